@@ -1,0 +1,1 @@
+"""Rows to token groups: readers, chat templates, the batch plan."""

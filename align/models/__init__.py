@@ -1,0 +1,1 @@
+"""The policy, its tree forward and its log-probabilities."""

@@ -1,0 +1,1 @@
+"""Procedural tasks; later engines, judges and scored groups."""

@@ -1,0 +1,1 @@
+"""Objectives, the one loop, the reference cache."""
