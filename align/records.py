@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from align.config import InputError
 
 ROLES = ("system", "user", "assistant", "tool")
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class Demonstration:
     """A dialogue to imitate: every assistant message is supervised and nothing else."""
 
     messages: tuple[Message, ...]
-    metadata: Mapping[str, Any] = field(default=NOTHING, hash=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         said = [message for message in self.messages if message.role == "assistant"]
@@ -48,7 +45,7 @@ class Response:
 
     content: str
     reward: float | None = None
-    attributes: Mapping[str, float] = field(default=NOTHING, hash=False)  # a missing label is left out
+    attributes: Mapping[str, float] = field(default_factory=dict, hash=False)  # a missing label is left out
 
     def __post_init__(self) -> None:
         if not self.content.strip():
@@ -70,7 +67,7 @@ class Comparison:
     prompt: tuple[Message, ...]
     responses: tuple[Response, ...]
     chosen: int | None = None
-    metadata: Mapping[str, Any] = field(default=NOTHING, hash=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.prompt or not any(message.content.strip() for message in self.prompt):
@@ -89,7 +86,7 @@ class Prompt:
     """A dialogue to be answered, with what a checker needs to know."""
 
     messages: tuple[Message, ...]
-    metadata: Mapping[str, Any] = field(default=NOTHING, hash=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1].role == "assistant":
