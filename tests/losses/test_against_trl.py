@@ -1,0 +1,104 @@
+"""The label losses against the losses that TRL's own DPOTrainer computes on the same tiny models and rows."""
+
+import importlib
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from align.losses.preference import preference_loss
+
+pytestmark = [
+    pytest.mark.slow,
+    # TRL itself uses a name that transformers is about to drop
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
+]
+
+WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnop"]
+ROWS = [
+    {"prompt": "a b c", "chosen": " d e", "rejected": " f g h i"},
+    {"prompt": "a", "chosen": " p o n m", "rejected": " k"},
+    {"prompt": "b p", "chosen": " c c c", "rejected": " a b j"},
+    {"prompt": "b p", "chosen": " a b j", "rejected": " c c c"},
+]
+
+# TRL's name, what it is told, our name, what that is told. `aot_unpaired` sorts a batch before it compares, so for one
+# row it is cDPO; `exo_pair` is the forward KL to the smoothed label, so to rewards whose gap has a sigmoid of 0.8.
+SAME = [
+    ("sigmoid", {"beta": 0.3}, "dpo", {"beta": 0.3}),
+    ("sigmoid_norm", {"beta": 2.0}, "dpo_norm", {"beta": 2.0}),
+    ("hinge", {"beta": 0.05}, "hinge", {"beta": 0.05}),
+    ("ipo", {"beta": 0.3}, "ipo", {"beta": 0.3, "per_token": True}),
+    ("robust", {"beta": 0.3, "label_smoothing": 0.2}, "robust", {"beta": 0.3, "label_smoothing": 0.2}),
+    ("aot_unpaired", {"beta": 0.3, "label_smoothing": 0.2}, "cdpo", {"beta": 0.3, "label_smoothing": 0.2}),
+    ("exo_pair", {"beta": 0.3, "label_smoothing": 0.2}, "rpo_fwd_kl", {"beta": 0.3, "eta": math.log(4)}),
+]
+
+
+def tiny_llama(seed):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.5,  # so that policy and reference differ by several nats
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def word_tokenizer():
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def response_logp(model, prompt, response):
+    """Log-probability of a response and its end, one plain forward over the unpadded row."""
+    prompt_ids = [WORDS.index(word) for word in prompt.split()]
+    response_ids = [WORDS.index(word) for word in [*response.split(), "<eos>"]]
+    logps_TV = model(torch.tensor([prompt_ids + response_ids])).logits[0].log_softmax(dim=-1)
+    return sum(logps_TV[len(prompt_ids) + i - 1, token] for i, token in enumerate(response_ids))
+
+
+def row_logps(model, row):
+    return torch.stack([response_logp(model, row["prompt"], row[side]) for side in ("chosen", "rejected")])[None]
+
+
+@pytest.mark.parametrize(("trl_name", "trl_settings", "name", "settings"), SAME)
+def test_loss_and_gradient_are_those_of_trl(trl_name, trl_settings, name, settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("CI", "1")  # TRL's trainers report their use over the network, but not from tests
+    trl = importlib.import_module("trl")  # takes seconds, so not when tests are only collected
+    ours, reference = tiny_llama(1), tiny_llama(2)
+    policy = tiny_llama(1)
+    config = trl.DPOConfig(
+        output_dir=str(tmp_path), loss_type=[trl_name], bf16=False, use_cpu=True, report_to=[], **trl_settings
+    )
+    trainer = trl.DPOTrainer(
+        model=policy,
+        ref_model=tiny_llama(2),
+        args=config,
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=word_tokenizer(),
+    )
+    loss = preference_loss(name, **settings)
+    leads = []
+    for row, tokens in zip(ROWS, trainer.train_dataset, strict=True):
+        trl_loss = trainer.compute_loss(policy, trainer.data_collator([tokens]))
+        lengths_BK = torch.tensor([[len(row[side].split()) + 1 for side in ("chosen", "rejected")]])
+        policy_BK, reference_BK = row_logps(ours, row), row_logps(reference, row).detach()
+        loss_B = loss(policy_BK, reference_BK, torch.tensor([[1.0, 0.0]]), lengths_BK)
+        torch.testing.assert_close(loss_B[0], trl_loss, rtol=1e-5, atol=1e-5)
+        gradients = torch.autograd.grad(loss_B.sum(), list(ours.parameters()))
+        trl_gradients = torch.autograd.grad(trl_loss, list(policy.parameters()))
+        torch.testing.assert_close(gradients, trl_gradients, rtol=1e-4, atol=1e-5)
+        leads.append((policy_BK - reference_BK).diff().item())
+    assert min(leads) < -1 < 1 < max(leads)  # both signs of the lead were seen
