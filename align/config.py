@@ -6,17 +6,20 @@ import difflib
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml import YAMLError
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
+
+OVERRIDE = re.compile(r"[^.=]+(\.[^.=]+)*=")
 
 
 class InputError(ValueError):
@@ -52,7 +55,7 @@ def dotted(path: str, kind: str) -> Any:  # noqa: ANN401 - a user's own object h
     module_name, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: an empty or relative name
         raise InputError(f"{kind} {path!r} cannot be imported as module:name: {error}") from error
 
 
@@ -63,55 +66,76 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
-    wrong = [override for override in overrides if "=" not in override or override.startswith("=")]
+    wrong = [override for override in overrides if not OVERRIDE.match(override)]
     if wrong:
         raise InputError(f"override {wrong[0]!r} is not of the form key.sub=value")
+    where = str(path)
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path}: {one_line(error)}") from error
-    if not isinstance(plain, dict):
-        raise InputError(f"{path}: a recipe is a mapping, not a {type(plain).__name__}")
-    return {str(key): value for key, value in plain.items()}
+        recipe = OmegaConf.load(path)
+        if not isinstance(recipe, DictConfig):
+            raise InputError("a recipe is a mapping of names to values, not a list")
+        for override in overrides:
+            where = f"override {override!r}"
+            recipe.merge_with_dotlist([override])
+        where = str(path)
+        plain = OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise InputError(f"{where}: {one_line(error)}") from error
+    return json.loads(json.dumps(plain))  # the key 1 of YAML is "1", as in the hash
 
 
 def build(settings: type[S], values: Mapping[str, Any], where: str) -> S:
-    """`settings` made from plain values; the first thing wrong with them becomes one line that names its place."""
+    """`settings` made from plain values; the first thing wrong with them becomes one line that names its place.
+
+    Values are taken as JSON: a list may become a tuple and a text a path, but no text a number and no number a switch.
+    """
     try:
-        return settings.model_validate(dict(values), strict=False)
+        return settings.model_validate_json(json.dumps(values, default=_plain), strict=True)
     except ValidationError as error:
         raise InputError(_explain(error, settings, where)) from error
 
 
 def _explain(error: ValidationError, settings: type[Settings], where: str) -> str:
     first = error.errors()[0]
-    place = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
+    path = [str(part) for part in first["loc"]]
+    place = ".".join([where, *path]).strip(".")
     if first["type"] == "extra_forbidden":
-        names = _fields_at(settings, [str(part) for part in first["loc"][:-1]])
-        return f"{place}: unknown key; {nearest(str(first['loc'][-1]), names)}"
+        return f"{place}: unknown key; {nearest(path[-1], _fields_at([settings], path[:-1]))}"
     if first["type"] == "missing":
         return f"{place}: this key is required and not there"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {message} (got {str(first['input'])[:80]!r})"
+    message = one_line(first["msg"].removeprefix("Value error, "))
+    return f"{place}: {message} (got {repr(first['input'])[:80]})"
 
 
-def _fields_at(settings: type[Settings], path: list[str]) -> list[str]:
-    """Field names of the nested settings that `path` leads to."""
+def _fields_at(kinds: list[type[Settings]], path: list[str]) -> set[str]:
+    """Field names of the settings that `path` leads to; of all of them where a place may hold several."""
     for part in path:
-        field = settings.model_fields.get(part)
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        nested = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Settings)]
-        if nested:
-            settings = nested[0]
-    return list(settings.model_fields)
+        named = [kind for kind in kinds if kind.__name__ == part]  # pydantic's word for a member of a union
+        fields = [kind.model_fields[part].annotation for kind in kinds if part in kind.model_fields]
+        kinds = named or [found for field in fields for found in _settings_in(field)] or kinds
+    return {name for kind in kinds for name in kind.model_fields}
+
+
+def _settings_in(annotation: object) -> list[type[Settings]]:
+    """The settings that a field may hold, itself or in a list, mapping or union."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _settings_in(inner)]
 
 
 def stable_hash(value: object) -> str:
     """Sixteen hex digits that depend on the content of a JSON-like value or settings, not on order or process."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    text = json.dumps(plain, sort_keys=True, ensure_ascii=True, default=str)
+    text = json.dumps(value, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    """What JSON can hold in place of settings or a path."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"settings are made of plain values and paths, not of {type(value).__name__}")
 
 
 def one_line(error: BaseException | str) -> str:

@@ -1,0 +1,232 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field, model_validator
+
+from align.config import InputError, Settings, build, dotted, nearest, one_line, pick, read_recipe, stable_hash
+
+
+class Schedule(Settings):
+    kind: Literal["cosine", "constant"] = "cosine"
+    warm_up: float = Field(0.1, ge=0, lt=1)
+
+
+class Training(Settings):
+    lr: float
+    num_steps: int = 1
+    bf16: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def beta_two_is_the_slower(self):
+        if self.betas[0] > self.betas[1]:
+            raise ValueError("the second beta is at least the first")
+        return self
+
+
+class Recipe(Settings):
+    folder: Path = Path("runs")
+    training: Training
+    rounds: tuple[Training, ...] = ()
+    by_name: dict[str, Training] = {}
+    last: list[Schedule] | None = None
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+OVERRIDES = [
+    ("training.lr=1e-5", {"training": {"lr": 0.00001, "num_steps": 7}, "rounds": [{"lr": 1}, {"lr": 2}]}),
+    ("training={num_steps: 8}", {"training": {"lr": 0.5, "num_steps": 8}, "rounds": [{"lr": 1}, {"lr": 2}]}),
+    ("rounds.1.lr=3", {"training": {"lr": 0.5, "num_steps": 7}, "rounds": [{"lr": 1}, {"lr": 3}]}),
+    ("rounds=[]", {"training": {"lr": 0.5, "num_steps": 7}, "rounds": []}),
+    ("training=off", {"training": False, "rounds": [{"lr": 1}, {"lr": 2}]}),
+    ("a.b=x=y", {"training": {"lr": 0.5, "num_steps": 7}, "rounds": [{"lr": 1}, {"lr": 2}], "a": {"b": "x=y"}}),
+]
+
+
+@pytest.mark.parametrize(("override", "expected"), OVERRIDES)
+def test_an_override_changes_what_it_names_and_nothing_else(recipe, override, expected):
+    path = recipe("training: {lr: 0.5, num_steps: 7}\nrounds: [{lr: 1}, {lr: 2}]")
+    assert read_recipe(path, [override]) == expected
+
+
+@pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.0e-5", ".00001", "0.00001", "+1e-05"])
+def test_a_small_number_is_a_number_in_the_file_and_in_an_override(recipe, number):
+    from_file = read_recipe(recipe(f"lr: {number}"))
+    from_override = read_recipe(recipe("lr: 1"), [f"lr={number}"])
+    assert from_file == from_override == {"lr": 10**-5}
+    assert type(from_file["lr"]) is float
+
+
+def test_a_value_taken_from_elsewhere_follows_the_override(recipe):
+    path = recipe("lr: 1\nsft: {lr: '${lr}', folder: 'runs/${name}'}\nname: a")
+    assert read_recipe(path, ["lr=2", "name=b"])["sft"] == {"lr": 2, "folder": "runs/b"}
+
+
+def test_keys_are_text_at_every_depth(recipe):
+    assert read_recipe(recipe("1: {2: a, b: c}")) == {"1": {"2": "a", "b": "c"}}
+
+
+WRONG_RECIPES = [
+    ("- 1\n- 2", [], "mapping"),
+    ("- 1\n- 2", ["a=1"], "mapping"),
+    ("a: [1", [], "line 1"),
+    ("a: 1\na: 2", [], "duplicate key a"),
+    ("a: ${b}", [], "'b' not found"),
+    ("a: ${a}", [], "Recursive"),
+    ("a: ???", [], "mandatory"),
+    ("a: [1]", ["a.3=1"], "override 'a.3=1': list index out of range"),
+    ("a: [1]", ["a.b=1"], "override 'a.b=1'"),
+    ("a: 1", ["b=[1,"], "override 'b=[1,'"),
+    ("a: 1", ["lr"], "'lr' is not of the form key.sub=value"),
+    ("a: 1", ["=1"], "'=1' is not of the form"),
+    ("a: 1", ["a.=1"], "'a.=1' is not of the form"),
+    ("a: 1", ["a..b=1"], "'a..b=1' is not of the form"),
+]
+
+
+@pytest.mark.parametrize(("text", "overrides", "said"), WRONG_RECIPES)
+def test_a_recipe_that_cannot_be_read_is_answered_in_one_line(recipe, text, overrides, said):
+    with pytest.raises(InputError) as caught:
+        read_recipe(recipe(text), overrides)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["absent.yaml", "."])
+def test_a_recipe_that_is_no_file_is_named(tmp_path, name):
+    with pytest.raises(InputError, match="no such recipe"):
+        read_recipe(tmp_path / name)
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00a: \xff")
+    with pytest.raises(InputError, match=r"recipe\.yaml"):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
+GOOD = {"training": {"lr": 1e-5}}
+
+UNKNOWN_KEYS = [
+    ({**GOOD, "foldr": "x"}, "r.yaml.foldr", "folder"),
+    ({"training": {"lr": 1, "num_step": 3}}, "r.yaml.training.num_step", "num_steps"),
+    ({"training": {"lr": 1, "schedule": {"warmup": 0}}}, "r.yaml.training.schedule.warmup", "warm_up"),
+    ({**GOOD, "rounds": [{"lr": 1}, {"lr": 1, "bf_16": True}]}, "r.yaml.rounds.1.bf_16", "bf16"),
+    ({**GOOD, "by_name": {"dpo": {"lr": 1, "beta": 1}}}, "r.yaml.by_name.dpo.beta", "betas"),
+    ({**GOOD, "last": [{"kinds": "cosine"}]}, "r.yaml.last.0.kinds", "kind"),
+]
+
+
+@pytest.mark.parametrize(("values", "place", "right"), UNKNOWN_KEYS)
+def test_an_unknown_key_is_answered_with_its_place_and_the_nearest_right_one(values, place, right):
+    with pytest.raises(InputError) as caught:
+        build(Recipe, values, "r.yaml")
+    assert str(caught.value).startswith(f"{place}: unknown key; did you mean {right!r}? there are: ")
+
+
+WRONG_VALUES = [
+    ({"training": {}}, "training.lr: this key is required"),
+    ({"training": {"lr": "fast"}}, "training.lr: Input should be a valid number (got 'fast')"),
+    ({"training": {"lr": "1e-5"}}, "training.lr: Input should be a valid number (got '1e-5')"),
+    ({"training": {"lr": True}}, "training.lr: Input should be a valid number (got True)"),
+    ({"training": {"lr": 1, "num_steps": 1.5}}, "training.num_steps: Input should be a valid integer (got 1.5)"),
+    ({"training": {"lr": 1, "num_steps": "3"}}, "training.num_steps: Input should be a valid integer (got '3')"),
+    ({"training": {"lr": 1, "num_steps": False}}, "training.num_steps: Input should be a valid integer (got False)"),
+    ({"training": {"lr": 1, "bf16": "yes"}}, "training.bf16: Input should be a valid boolean (got 'yes')"),
+    ({"training": {"lr": 1, "bf16": 1}}, "training.bf16: Input should be a valid boolean (got 1)"),
+    ({"training": {"lr": 1, "betas": [0.9]}}, "training.betas.1: this key is required"),
+    ({"training": {"lr": 1, "betas": [0.9, 0.8]}}, "training: the second beta is at least the first"),
+    ({"training": {"lr": 1, "schedule": {"kind": "cos"}}}, "schedule.kind: Input should be 'cosine' or 'constant'"),
+    ({"training": {"lr": 1, "schedule": {"warm_up": 1}}}, "schedule.warm_up: Input should be less than 1 (got 1)"),
+    ({"training": None}, "training: Input should be an object (got None)"),
+    ({**GOOD, "folder": 3}, "folder: Input should be a valid string (got 3)"),
+    ({**GOOD, "rounds": "many"}, "rounds: Input should be a valid array (got 'many')"),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), WRONG_VALUES)
+def test_a_wrong_value_is_answered_with_its_place_and_itself(values, said):
+    with pytest.raises(InputError) as caught:
+        build(Recipe, values, "r.yaml")
+    assert str(caught.value).startswith("r.yaml.")
+    assert said in str(caught.value)
+
+
+def test_settings_take_yaml_kinds_for_their_own():
+    made = build(Recipe, {"training": {"lr": 1, "betas": [0, 1]}, "folder": "a/b", "last": None}, "r.yaml")
+    assert (made.training.lr, type(made.training.lr)) == (1.0, float)
+    assert (made.training.betas, made.folder) == ((0.0, 1.0), Path("a/b"))
+
+
+def test_settings_do_not_change():
+    made = build(Recipe, GOOD, "r.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        made.training.lr = 2
+
+
+def test_a_recipe_hashes_alike_in_any_order_and_unlike_when_any_value_differs():
+    one = build(Recipe, {"folder": "a", "training": {"lr": 1, "num_steps": 2}}, "")
+    other = build(Recipe, {"training": {"num_steps": 2, "lr": 1.0}, "folder": "a"}, "")
+    assert stable_hash(one) == stable_hash(other)
+    variants = [
+        {**GOOD, "folder": "b"},
+        {**GOOD, "rounds": [{"lr": 1}]},
+        {**GOOD, "rounds": [{"lr": 1}, {"lr": 1}]},
+        *({"training": {"lr": 1e-5} | change} for change in ({"lr": 2e-5}, {"bf16": True}, {"betas": [0.8, 0.9]})),
+    ]
+    hashes = {stable_hash(build(Recipe, values, "")) for values in [GOOD, *variants]}
+    assert len(hashes) == 1 + len(variants)
+
+
+HASHED = {"b": [1, 2.5, None, "é"], "a": {"y": True, "x": float("inf")}}
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_a_hash_is_the_same_in_another_process(seed):
+    code = f"from align.config import stable_hash; inf = float('inf'); print(stable_hash({HASHED!r}), end='')"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+    )
+    assert run.stdout == stable_hash(HASHED)
+    assert stable_hash({"a": Path("x")}) == stable_hash({"a": "x"})
+
+
+@pytest.mark.parametrize("unstable", [{1, 2}, object(), len])
+def test_a_value_without_a_stable_form_has_no_hash(unstable):
+    with pytest.raises(TypeError, match="plain values"):
+        stable_hash({"a": unstable})
+
+
+def test_a_dotted_path_brings_in_the_object_itself():
+    assert dotted("pathlib:Path", "thing") is Path
+
+
+@pytest.mark.parametrize("path", ["", "json", "json:", ":dumps", ".json:dumps", "json:nothing", "no.such:thing"])
+def test_a_dotted_path_that_leads_nowhere_is_named(path):
+    with pytest.raises(InputError) as caught:
+        dotted(path, "loss")
+    assert f"loss {path!r} cannot be imported as module:name" in str(caught.value)
+
+
+def test_a_wrong_name_is_answered_with_the_nearest_and_all_there_are():
+    table = {"rpo_sq": 1, "dpo": 2, "ipo": 3}
+    assert pick(table, "dpo", "loss") == 2
+    with pytest.raises(InputError, match=r"no loss is called 'rpo_sqr'; did you mean 'rpo_sq'\? there are: dpo, ipo"):
+        pick(table, "rpo_sqr", "loss")
+    assert nearest("quite else", table) == "there are: dpo, ipo, rpo_sq"
+
+
+def test_an_error_of_many_lines_becomes_one():
+    assert one_line(ValueError("first\n   second\tthird\r\n")) == "first second third"
