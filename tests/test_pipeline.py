@@ -1,0 +1,223 @@
+import json
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from align.artifacts import manifest, working_folder
+from align.config import InputError, RunError
+from align.pipeline import Step, fingerprints, order, run
+
+# base -> code -> chat -> dpo -> rpo, with a reward model beside
+CHAIN = {
+    "base": (),
+    "code": ("base",),
+    "reward": ("base",),
+    "chat": ("code",),
+    "dpo": ("chat",),
+    "rpo": ("dpo", "reward"),
+}
+
+
+def chain(**keys):
+    return [Step(name, inputs, keys.get(name, "k")) for name, inputs in CHAIN.items()]
+
+
+def letter(step, working, inputs):
+    """A step whose content tells its own key and, through its inputs, all that came before."""
+    before = {name: (folder / "letter").read_text() for name, folder in inputs.items()}
+    (working / "letter").write_text(f"{step.name}:{step.key}({','.join(before.values())})")
+    return {"num_inputs": len(before)}
+
+
+def ran(steps, root, until=None):
+    """The steps that were executed, in their order."""
+    executed = []
+
+    def execute(step, working, inputs):
+        executed.append(step.name)
+        return letter(step, working, inputs)
+
+    run(steps, root, execute=execute, announce=lambda _: None, until=until)
+    return executed
+
+
+def test_steps_in_order_stay_as_they_were_given():
+    assert order(chain()) == chain()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_order_they_are_given_in_each_step_follows_its_inputs(seed):
+    steps = chain()
+    random.Random(seed).shuffle(steps)
+    placed = [step.name for step in order(steps)]
+    assert sorted(placed) == sorted(CHAIN)
+    for name, inputs in CHAIN.items():
+        assert all(placed.index(needed) < placed.index(name) for needed in inputs)
+
+
+WRONG = [
+    ([Step("a", ("b",), ""), Step("b", ("a",), "")], ["ring", "a -> b -> a"]),
+    ([Step("a", ("a",), "")], ["ring", "a -> a"]),
+    ([Step("x", ("c",), ""), *(Step(n, (m,), "") for n, m in ["ab", "bc", "ca"])], ["ring", "c -> a -> b -> c"]),
+    ([Step("sft", (), ""), Step("dpo", ("sfft",), "")], ["'dpo'", "'sfft'", "did you mean 'sft'?"]),
+    ([Step("a", (), ""), Step("a", (), "other")], ["two steps are called 'a'"]),
+]
+
+
+@pytest.mark.parametrize(("steps", "said"), WRONG)
+def test_steps_that_cannot_be_ordered_are_named_before_anything_runs(tmp_path, steps, said):
+    with pytest.raises(InputError) as caught:
+        ran(steps, tmp_path)
+    assert all(words in str(caught.value) for words in said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".hidden", "a b", "a\n", "sft.partial"])
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(InputError, match="becomes a folder"):
+        Step(name, (), "k")
+
+
+def test_a_step_finds_its_inputs_whole_and_leaves_a_manifest(tmp_path):
+    made = run(chain(), tmp_path, execute=letter, announce=lambda _: None)
+    assert (tmp_path / "rpo" / "letter").read_text() == "rpo:k(dpo:k(chat:k(code:k(base:k()))),reward:k(base:k()))"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CHAIN)
+    assert made == {name: json.loads((tmp_path / name / "manifest.json").read_text()) for name in CHAIN}
+    assert {name: told["num_inputs"] for name, told in made.items()} == {n: len(needs) for n, needs in CHAIN.items()}
+    for name, inputs in CHAIN.items():
+        assert made[name]["inputs"] == {needed: made[needed]["fingerprint"] for needed in inputs}
+
+
+def test_what_is_finished_is_skipped_and_said_so(tmp_path):
+    run(chain(), tmp_path, execute=letter, announce=lambda _: None)
+    said = []
+    made = run(chain(), tmp_path, execute=None, announce=said.append)
+    assert said == [f"{name}: finished before, skipped" for name in CHAIN]
+    assert made == {name: manifest(tmp_path / name) for name in CHAIN}
+
+
+AFTER_A_CHANGE = [
+    ("base", ["base", "code", "reward", "chat", "dpo", "rpo"]),
+    ("code", ["code", "chat", "dpo", "rpo"]),
+    ("reward", ["reward", "rpo"]),
+    ("chat", ["chat", "dpo", "rpo"]),
+    ("dpo", ["dpo", "rpo"]),
+    ("rpo", ["rpo"]),
+]
+
+
+@pytest.mark.parametrize(("changed", "expected"), AFTER_A_CHANGE)
+def test_a_changed_step_runs_again_with_what_follows_and_nothing_else(tmp_path, changed, expected):
+    assert ran(chain(), tmp_path) == list(CHAIN)
+    assert ran(chain(**{changed: "other"}), tmp_path) == expected
+    again = tmp_path / "from nothing"
+    assert ran(chain(**{changed: "other"}), again) == list(CHAIN)
+    for name in CHAIN:
+        assert (tmp_path / name / "letter").read_text() == (again / name / "letter").read_text()
+
+
+def test_a_new_step_runs_alone_and_another_input_is_a_change(tmp_path):
+    ran(chain(), tmp_path)
+    more = [*chain(), Step("rpo-2", ("rpo", "reward"), "k")]
+    assert ran(more, tmp_path) == ["rpo-2"]
+    assert ran([*chain(), Step("rpo-2", ("rpo",), "k")], tmp_path) == ["rpo-2"]
+
+
+def test_the_order_of_giving_is_no_change(tmp_path):
+    ran(chain(), tmp_path)
+    assert ran(chain()[::-1], tmp_path) == []
+    assert fingerprints(chain()) == fingerprints(chain()[::-1])
+
+
+def test_a_run_may_end_at_a_named_step_and_go_on_later(tmp_path):
+    assert ran(chain(), tmp_path, until="reward") == ["base", "code", "reward"]
+    assert ran(chain(), tmp_path) == ["chat", "dpo", "rpo"]
+    with pytest.raises(InputError, match=r"no step is called 'rewart'; did you mean 'reward'\?"):
+        ran(chain(), tmp_path, until="rewart")
+
+
+def test_a_folder_that_no_step_made_is_left_alone(tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").touch()
+    with pytest.raises(InputError, match="code is there and no step made it"):
+        ran(chain(), tmp_path)
+    assert (tmp_path / "code" / "mine.py").exists()
+
+
+@pytest.mark.parametrize("failing", CHAIN)
+def test_a_failed_step_leaves_the_earlier_ones_whole_and_goes_on_from_its_working_folder(tmp_path, failing):
+    def execute(step, working, inputs):
+        if step.name == failing and not (working / "checkpoint").exists():
+            (working / "checkpoint").write_text("half way")
+            raise RunError("the loss is nan")
+        return letter(step, working, inputs)
+
+    names = list(CHAIN)
+    with pytest.raises(RunError, match="the loss is nan"):
+        run(chain(), tmp_path, execute=execute, announce=lambda _: None)
+    whole = names[: names.index(failing)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*whole, f"{failing}.partial"])
+    said = []
+    run(chain(), tmp_path, execute=execute, announce=said.append)
+    assert said[len(whole)] == f"{failing}: continues where it was stopped"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CHAIN)
+
+
+def test_what_was_begun_with_other_settings_is_cleared_and_said_so(tmp_path):
+    def fail(step, working, inputs):
+        (working / "checkpoint").write_text("of other settings")
+        raise RunError("killed")
+
+    with pytest.raises(RunError):
+        run([Step("sft", (), "one")], tmp_path, execute=fail, announce=lambda _: None)
+    said = []
+    run([Step("sft", (), "two")], tmp_path, execute=letter, announce=said.append)
+    assert said == ["sft: runs from its start: what it had begun was of other settings or inputs"]
+    assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["letter", "manifest.json"]
+
+
+def test_until_it_is_made_anew_a_changed_step_keeps_its_older_folder(tmp_path):
+    def look(step, working, inputs):
+        assert (tmp_path / "sft" / "letter").read_text() == "sft:one()"
+        return letter(step, working, inputs)
+
+    ran([Step("sft", (), "one")], tmp_path)
+    said = []
+    run([Step("sft", (), "two")], tmp_path, execute=look, announce=said.append)
+    assert said == ["sft: its settings or inputs changed, runs"]
+    assert (tmp_path / "sft" / "letter").read_text() == "sft:two()"
+
+
+# A child that counts to six in three steps and is killed, by nobody's leave, at a count of its own.
+COUNTING = """
+import os, signal, sys
+from pathlib import Path
+from align.artifacts import append_line
+from align.pipeline import Step, run
+root, last = Path(sys.argv[1]), int(sys.argv[2])
+def execute(step, working, inputs):
+    log = working / "counts.jsonl"
+    for count in range(len(log.read_text().splitlines()) if log.exists() else 0, 6):
+        append_line(log, [step.name, count])
+        append_line(root / "all.jsonl", [step.name, count])
+        if len((root / "all.jsonl").read_text().splitlines()) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+steps = [Step("a", (), "k"), Step("b", ("a",), "k"), Step("c", ("a", "b"), "k")]
+run(steps, root, execute=execute, announce=print)
+"""
+
+
+@pytest.mark.parametrize("last", [1, 6, 9, 12, 18])
+def test_killed_anywhere_and_run_again_each_count_is_made_once(tmp_path, last):
+    command = [sys.executable, "-c", COUNTING, tmp_path]
+    killed = subprocess.run([*command, str(last)], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert working_folder(tmp_path / "abc"[(last - 1) // 6]).is_dir()
+    subprocess.run([*command, "0"], check=True, capture_output=True)
+    everything = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert everything == [[name, count] for name in "abc" for count in range(6)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "all.jsonl", "b", "c"]
