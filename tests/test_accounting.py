@@ -1,0 +1,159 @@
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from align.accounting import (
+    Decoder,
+    Work,
+    decoder,
+    forward_flops,
+    padded,
+    saved_per_token,
+    training_flops,
+    training_memory,
+)
+from align.config import InputError
+
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SIZES = {"vocab_size": 131, "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3, **SPECIAL}
+GROUPED = {**SIZES, "num_attention_heads": 6, "num_key_value_heads": 2}
+GPT2 = {"vocab_size": 131, "n_embd": 48, "n_layer": 3, "n_head": 4, **SPECIAL}
+
+CONFIGS = {
+    "llama": transformers.LlamaConfig(**GROUPED, tie_word_embeddings=False),
+    "llama, one key-value head for each": transformers.LlamaConfig(**SIZES, num_attention_heads=4),
+    "llama, tied": transformers.LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "qwen2": transformers.Qwen2Config(**GROUPED),
+    "qwen3, heads wider than hidden": transformers.Qwen3Config(**GROUPED, head_dim=24),
+    "gemma": transformers.GemmaConfig(**GROUPED, head_dim=16),
+    "gemma2": transformers.Gemma2Config(**GROUPED, head_dim=16),
+    "gemma3": transformers.Gemma3TextConfig(**GROUPED, head_dim=16),
+    "gpt2": transformers.GPT2Config(**GPT2),
+    "gpt2, inner": transformers.GPT2Config(**GPT2, n_inner=72),
+    "opt": transformers.OPTConfig(
+        **SPECIAL,
+        vocab_size=131,
+        hidden_size=48,
+        ffn_dim=112,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        word_embed_proj_dim=48,
+    ),
+    "gpt_neox": transformers.GPTNeoXConfig(**SIZES, num_attention_heads=4),
+}
+
+
+def causal_model(config):
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_weights_counted_are_the_matrices_that_torch_has(name):
+    model, counted = causal_model(CONFIGS[name]), decoder(CONFIGS[name].to_dict())
+    embedded = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    matrices = [weight for weight in model.parameters() if weight.ndim == 2 and id(weight) not in embedded]
+    positions = sum(weight.numel() for key, weight in model.named_parameters() if "wpe" in key or "positions" in key)
+    assert counted.num_linear == sum(weight.numel() for weight in matrices) - positions
+    assert counted.num_weights - counted.num_linear == len(embedded) * 131 * 48
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_operations_counted_are_those_that_torch_counts(name):
+    model, counted = causal_model(CONFIGS[name]), decoder(CONFIGS[name].to_dict())
+    tokens = torch.randint(131, (2, 29))
+    with FlopCounterMode(display=False) as forward:
+        logits = model(input_ids=tokens, use_cache=False).logits
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    work = padded([29, 11])
+    assert forward.get_total_flops() == forward_flops(counted, work)
+    assert forward.get_total_flops() + backward.get_total_flops() == training_flops(counted, work)
+
+
+def test_only_what_is_attended_and_reaches_the_head_is_counted():
+    model = decoder(CONFIGS["llama"].to_dict())
+    nothing = forward_flops(model, Work(0, 0, 0))
+    token, pair, target = (forward_flops(model, Work(*unit)) for unit in [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+    assert nothing == 0
+    assert forward_flops(model, Work(5, 7, 3)) == 5 * token + 7 * pair + 3 * target
+
+
+def test_large_models_come_out_near_their_names():
+    llama = transformers.LlamaConfig(num_key_value_heads=8, vocab_size=128256, intermediate_size=14336)
+    assert decoder(llama.to_dict()).num_weights == pytest.approx(8.03e9, rel=1e-3)
+    assert decoder(transformers.GPT2Config().to_dict()).num_weights == pytest.approx(124.4e6, rel=0.01)
+    assert decoder(transformers.NemotronConfig().to_dict()).gated is False
+
+
+WRONG_CONFIGS = [
+    ({}, "no hidden_size"),
+    ({"hidden_size": 8, "num_attention_heads": 2}, "no num_hidden_layers"),
+    (transformers.MixtralConfig().to_dict(), "num_local_experts is 8"),
+]
+
+
+@pytest.mark.parametrize(("config", "said"), WRONG_CONFIGS)
+def test_a_model_whose_cost_is_not_known_is_refused(config, said):
+    with pytest.raises(InputError, match=said):
+        decoder(config)
+
+
+def kept_bytes(config, num_tokens, *, checkpointing=False):
+    """Bytes that autograd keeps of a plain forward, each storage once, weights left out."""
+    model = transformers.AutoModel.from_config(config, attn_implementation="sdpa").train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model(input_ids=torch.randint(131, (1, num_tokens)), use_cache=False)[0]
+    assert hidden.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for where, tensor in kept.items() if where not in weights)
+
+
+NO_DROPOUT = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+KEPT = [  # the share of the estimate that the formula may miss
+    (transformers.LlamaConfig(**GROUPED), 0.02),
+    (transformers.LlamaConfig(**{**GROUPED, "num_hidden_layers": 1}), 0.03),
+    (transformers.GemmaConfig(**GROUPED, head_dim=16), 0.02),
+    (transformers.GPT2Config(**GPT2, **NO_DROPOUT), 0.15),
+]
+
+
+@pytest.mark.parametrize(("config", "tolerance"), KEPT)
+def test_the_numbers_kept_for_the_backward_pass_are_near_those_that_autograd_keeps(config, tolerance):
+    counted = saved_per_token(decoder(config.to_dict()))
+    assert kept_bytes(config, 64) / 64 / 4 == pytest.approx(counted, rel=tolerance)
+
+
+def test_a_training_steps_memory_is_what_its_tensors_take():
+    model = causal_model(CONFIGS["llama"]).to(torch.float64)
+    tokens = torch.randint(131, (1, 8))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(input_ids=tokens).logits.sum().backward()
+    optimizer.step()
+    matrices = [weight for weight in model.parameters() if weight.ndim == 2]
+    told = training_memory(decoder(CONFIGS["llama"].to_dict()), 8, head_chunk=4, weight_bytes=8)
+    assert told.weights == sum(weight.nbytes for weight in matrices)
+    assert told.gradients == sum(weight.grad.nbytes for weight in matrices)
+    moments = [optimizer.state[weight][key] for weight in matrices for key in ("exp_avg", "exp_avg_sq")]
+    assert told.moments == sum(moment.nbytes for moment in moments)
+    assert told.head == 2 * torch.zeros(4, 131).nbytes
+
+
+def test_adapters_and_checkpoints_spare_what_they_say():
+    model = Decoder(hidden=8, layers=10, query_width=8, kv_width=4, intermediate=16, vocab=100)
+    full = training_memory(model, 1000, head_chunk=10)
+    adapters = training_memory(model, 1000, head_chunk=10, trainable=50)
+    checkpoints = training_memory(model, 1000, head_chunk=10, checkpointing=True, activation_bytes=2)
+    assert (adapters.gradients, adapters.moments) == (50 * 4, 2 * 50 * 4)
+    assert adapters._replace(gradients=full.gradients, moments=full.moments) == full
+    assert checkpoints._replace(activations=full.activations) == full
+    assert full.activations == 10 * 1000 * 4 * (48 + 24 + 64) + 1000 * 4 * 24
+    assert checkpoints.activations == 1000 * 2 * (10 * 8 + 48 + 24 + 64 + 24)
