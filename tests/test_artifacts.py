@@ -150,33 +150,17 @@ def test_a_fingerprint_is_the_sha256_of_what_is_in_a_file(tmp_path):
     assert fingerprint(tmp_path / "a") == fingerprint_bytes(b"abc" * 100_000) == expected
 
 
-def change_content(folder):
-    (folder / "b" / "c").write_text("other")
+CHANGES = {
+    "content": lambda folder: (folder / "b" / "c").write_text("other"),
+    "an empty file": lambda folder: (folder / "empty").touch(),
+    "a name": lambda folder: (folder / "a").rename(folder / "z"),
+    "a place": lambda folder: (folder / "b" / "c").rename(folder / "c"),
+    "a swap": lambda folder: [(folder / name).write_text(text) for name, text in [("a", "two"), ("b/c", "one")]],
+    "a boundary": lambda folder: [(folder / name).write_text(text) for name, text in [("a", "onet"), ("b/c", "wo")]],
+}
 
 
-def add_empty(folder):
-    (folder / "empty").touch()
-
-
-def rename(folder):
-    (folder / "a").rename(folder / "z")
-
-
-def move(folder):
-    (folder / "b" / "c").rename(folder / "c")
-
-
-def swap(folder):
-    (folder / "a").write_text("two")
-    (folder / "b" / "c").write_text("one")
-
-
-def shift_a_boundary(folder):
-    (folder / "a").write_text("onet")
-    (folder / "b" / "c").write_text("wo")
-
-
-@pytest.mark.parametrize("change", [change_content, add_empty, rename, move, swap, shift_a_boundary])
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_folders_fingerprint_changes_with_any_name_or_content(tmp_path, change):
     made = []
     for name in ("first", "second"):
@@ -185,7 +169,7 @@ def test_a_folders_fingerprint_changes_with_any_name_or_content(tmp_path, change
         (tmp_path / name / "a").write_text("one")
         made.append(fingerprint(tmp_path / name))
     assert made[0] == made[1]
-    change(tmp_path / "second")
+    CHANGES[change](tmp_path / "second")
     assert fingerprint(tmp_path / "second") != made[0]
 
 
