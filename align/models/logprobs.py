@@ -1,0 +1,160 @@
+"""Token log-probabilities straight from hidden states and the LM head's weight, a tile of the vocabulary at a time.
+
+Shape legend: N positions with a target, D width, V vocabulary, J tiles of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+# Elements of one tile of logits: 4 MiB in fp32, which stays in the cache of a CPU core pair.
+TILE_CPU = 1 << 20
+# On a GPU larger tiles keep the matrix product busy: 256 MiB in fp32, half of a tile of TRL 1.16 (4096 x 32768).
+TILE_GPU = 1 << 26
+MAX_ROWS = 8192  # positions a tile spans at most, so that a tile is never a sliver of the vocabulary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitTransform:
+    """What a model does to its logits after the LM head: multiply by `scale`, then cap * tanh(logit / cap)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The transformed logits; in place where there is nothing to keep."""
+        if self.scale != 1.0:
+            logits = logits.mul_(self.scale)
+        if self.softcap:
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def slope(self, transformed: Tensor) -> Tensor | float:
+        """Derivative of the transformed with respect to the raw logits."""
+        if self.softcap:
+            return (1 - (transformed / self.softcap).square()) * self.scale
+        return self.scale
+
+
+def token_logps(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, transform: LogitTransform
+) -> Tensor:
+    """Log of softmax(hidden @ weight.T + bias)[target], fp32 (fp64 for fp64 inputs), shape [N].
+
+    Never holds more than one tile of logits; the backward pass computes each tile again.
+    """
+    return cast(Tensor, _TokenLogps.apply(hidden_ND, weight_VD, bias_V, targets_N, transform))
+
+
+def install(head: nn.Linear, transform: LogitTransform) -> None:
+    """Let the LM head answer `head(hidden, targets=...)` with log-probabilities, from inside its own forward.
+
+    Its weight is then gathered in both passes by whatever shards it (ZeRO-3, FSDP), since it is used within the module.
+    """
+
+    def forward(self: nn.Linear, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        if targets is None:
+            return nn.functional.linear(hidden, self.weight, self.bias)
+        return token_logps(hidden, self.weight, self.bias, targets, transform)
+
+    head.forward = types.MethodType(forward, head)
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - autograd's context
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        transform: LogitTransform,
+    ) -> Tensor:
+        exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+        tiles = _tiles(hidden_ND, weight_VD)
+        lse_JN = hidden_ND.new_empty(len(tiles), len(hidden_ND), dtype=exact)
+        for rows in _row_blocks(hidden_ND):
+            for tile, columns in enumerate(tiles):
+                logits = _logits(hidden_ND[rows], weight_VD, bias_V, columns, transform, exact)
+                # The largest probability is 1 / sum(exp(logit - max)); softmax is the fastest exponential there is.
+                lse_JN[tile, rows] = logits.amax(dim=-1) - logits.softmax(dim=-1).amax(dim=-1).log()
+        lse_N = lse_JN.logsumexp(dim=0)
+        target_N = (hidden_ND.to(exact) * weight_VD[targets_N].to(hidden_ND.dtype).to(exact)).sum(dim=-1)
+        if bias_V is not None:
+            target_N = target_N + bias_V[targets_N].to(exact)
+        target_N = transform.forward(target_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, lse_JN, lse_N, target_N)
+        ctx.transform = transform
+        return target_N - lse_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's context
+        hidden_ND, weight_VD, bias_V, targets_N, lse_JN, lse_N, target_N = ctx.saved_tensors
+        transform, exact, grad_N = ctx.transform, lse_N.dtype, grads[0]
+        need_weight, need_bias = ctx.needs_input_grad[1:3]
+        # The target's own term: one row of the weight for each position.
+        push_N = grad_N * transform.slope(target_N)
+        d_hidden_ND = push_N[:, None] * weight_VD[targets_N].to(exact)
+        d_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if need_weight else None
+        d_bias_V = None
+        if need_bias:
+            d_bias_V = torch.zeros_like(bias_V, dtype=exact).index_add_(0, targets_N, push_N)
+        if d_weight_VD is not None:
+            d_weight_VD.index_add_(0, targets_N, push_N[:, None] * hidden_ND.to(exact))
+        # The softmax's term, tile by tile: a tile's softmax times the tile's share of the whole sum.
+        share_JN = -grad_N * (lse_JN - lse_N).exp()
+        for rows in _row_blocks(hidden_ND):
+            for tile, columns in enumerate(_tiles(hidden_ND, weight_VD)):
+                logits = _logits(hidden_ND[rows], weight_VD, bias_V, columns, transform, exact)
+                d_logits = logits.softmax(dim=-1).mul_(share_JN[tile, rows, None])
+                if transform.scale != 1.0 or transform.softcap:
+                    d_logits = d_logits.mul_(transform.slope(logits))
+                if d_bias_V is not None:
+                    d_bias_V[columns] += d_logits.sum(dim=0)
+                d_logits = d_logits.to(hidden_ND.dtype)
+                _add_product(d_hidden_ND[rows], d_logits, weight_VD[columns].to(hidden_ND.dtype))
+                if d_weight_VD is not None:
+                    _add_product(d_weight_VD[columns], d_logits.T, hidden_ND[rows])
+        d_weight = d_weight_VD.to(weight_VD.dtype) if d_weight_VD is not None else None
+        d_bias = d_bias_V.to(bias_V.dtype) if d_bias_V is not None else None
+        return d_hidden_ND.to(hidden_ND.dtype), d_weight, d_bias, None, None
+
+
+def _logits(
+    hidden: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    columns: slice,
+    transform: LogitTransform,
+    exact: torch.dtype,
+) -> Tensor:
+    """One tile of transformed logits, in the dtype that sums are taken in."""
+    logits = (hidden @ weight_VD[columns].to(hidden.dtype).T).to(exact)
+    if bias_V is not None:
+        logits += bias_V[columns].to(exact)
+    return transform.forward(logits)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to `total` in the dtype of `total`."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _row_blocks(hidden_ND: Tensor) -> list[slice]:
+    num_blocks = -(-len(hidden_ND) // MAX_ROWS)
+    return [slice(block * MAX_ROWS, (block + 1) * MAX_ROWS) for block in range(num_blocks)]
+
+
+def _tiles(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
+    """Slices of the vocabulary, so that a tile of logits has at most the device's number of elements."""
+    elements = TILE_GPU if hidden_ND.is_cuda else TILE_CPU
+    width = max(1, elements // max(1, min(len(hidden_ND), MAX_ROWS)))
+    return [slice(start, start + width) for start in range(0, len(weight_VD), width)]

@@ -1,0 +1,117 @@
+"""Which forward a model can take: static refusals, then a measurement on a few short sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from align.config import InputError, RunError
+from align.data.chat import TokenSequence
+from align.models import tree_attention
+from align.models.policy import Policy
+from align.models.tree import plain_batch, tree_batch
+
+# Layer types of transformers' configurations whose attention a layout can describe (facts of each: tests/models).
+_TREE_LAYERS = {"full_attention", "sliding_attention"}
+# Configuration fields that announce a recurrent, chunked or otherwise stateful model.
+_STATEFUL = ("attention_chunk_size", "layers_block_type", "hybrid_override_pattern", "conv_L_cache", "mamba_d_state")
+
+PROBE_LENGTH = 48  # tokens of a probed sequence; logits of all its positions are held at once
+TOLERANCE = 5e-4  # nats a token in fp32; a wrong mask or a missed soft-cap is off by 1e-2 and more
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """The forward that a step uses, and why not the tree where it is the plain twin."""
+
+    name: Literal["tree", "plain"]
+    reason: str = ""
+
+
+def refusal(policy: Policy, longest: int) -> str | None:
+    """What about the architecture the tree forward cannot do for sequences of up to `longest` tokens, if anything."""
+    model, config = policy.base, policy.base.config.get_text_config()
+    kind = type(model).__name__
+    can_set = model._can_set_attn_implementation()  # pyright: ignore[reportPrivateUsage] - there is no public way to ask
+    if not (can_set and getattr(model, "_supports_attention_backend", False)):
+        return f"{kind} computes attention by itself and cannot take another"
+    odd = set(getattr(config, "layer_types", None) or ()) - _TREE_LAYERS
+    stateful = [name for name in _STATEFUL if getattr(config, name, None) is not None]
+    if odd or stateful or getattr(model, "_is_stateful", False):
+        return f"{kind} has {', '.join(sorted(odd) or stateful or ['state'])}, which is not attention over a path"
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < longest and getattr(config, "use_sliding_window", True):
+        return f"{kind} has a sliding window of {window} tokens and the longest sequence has {longest}"
+    return None
+
+
+@torch.no_grad()
+def choose_forward(policy: Policy, groups: Sequence[Sequence[TokenSequence]], wish: str) -> Forward:
+    """The forward for this model and data, after a measurement; the policy is left set to it.
+
+    `auto` takes the tree where it is exact and else the plain twin with the reason; `tree` raises the reason instead.
+    A forward that disagrees with the model's own logits stops the run.
+    """
+    longest = max(len(sequence.ids) for group in groups for sequence in group)
+    sample = [_short(sequence) for group in groups[:2] for sequence in group[:4]]
+    policy.use_forward("plain")
+    expected = _stock_logps(policy, sample)
+    _compare(policy(plain_batch(sample).to(_device(policy))), expected, "plain")
+    if wish == "plain":
+        return Forward("plain", "as set")
+    reason = refusal(policy, longest) or _measure_tree(policy, sample, expected)
+    if reason is None:
+        return Forward("tree")
+    policy.use_forward("plain")
+    if wish == "tree":
+        raise InputError(f"policy.forward is 'tree', and {reason}; 'auto' or 'plain' runs it padded")
+    return Forward("plain", reason)
+
+
+def _measure_tree(policy: Policy, sample: list[TokenSequence], expected: torch.Tensor) -> str | None:
+    """Run the sample as a tree; a refusal becomes the reason, a wrong number stops the run."""
+    policy.use_forward("tree")
+    before = tree_attention.calls()
+    try:
+        logps = policy(tree_batch(sample).to(_device(policy)))
+    except InputError as error:
+        return str(error)
+    layers = policy.base.config.get_text_config().num_hidden_layers
+    if tree_attention.calls() - before != layers:
+        return f"only {tree_attention.calls() - before} of {layers} layers called the tree's attention"
+    _compare(logps, expected, "tree")
+    return None
+
+
+def _stock_logps(policy: Policy, sample: list[TokenSequence]) -> torch.Tensor:
+    """Log-probabilities of the sample's targets from the model's own logits, one sequence at a time."""
+    found = []
+    for sequence in sample:
+        ids = torch.from_numpy(sequence.ids.astype("int64")).to(_device(policy))[None]
+        logps = policy.hf(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
+        trained = torch.from_numpy(sequence.trained[1:]).to(logps.device)
+        found.append(logps.gather(1, ids[0, 1:, None])[trained, 0])
+    return torch.cat(found)
+
+
+def _compare(logps: torch.Tensor, expected: torch.Tensor, name: str) -> None:
+    gap = (logps.float() - expected).abs().max().item() if len(expected) else 0.0
+    if not gap <= TOLERANCE:
+        raise RunError(
+            f"the {name} forward is off by {gap:.2g} nats a token from the model's own logits: it is not safe to train"
+        )
+
+
+def _short(sequence: TokenSequence) -> TokenSequence:
+    """The last tokens of the sequence, all but the first of them as targets."""
+    ids = sequence.ids[:PROBE_LENGTH]
+    trained = sequence.trained[:PROBE_LENGTH].copy()
+    trained[1:] = True
+    return TokenSequence(ids=ids, trained=trained)
+
+
+def _device(policy: Policy) -> torch.device:
+    return next(policy.parameters()).device

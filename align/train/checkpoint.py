@@ -1,0 +1,74 @@
+"""Checkpoints inside a step: all that a bit-identical resume needs, as safetensors and JSON, whole or not at all.
+
+Nothing in the loop draws random numbers and the order of the data is a function of the step, so weights, optimizer
+state and the number of steps taken are everything.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+
+from align.artifacts import read_json, whole_folder, write_json
+from align.config import RunError
+
+PREFIX = "checkpoint-"
+
+
+def save_checkpoint(folder: Path, step: int, *, model: nn.Module, optimizer: Optimizer, settings_hash: str) -> None:
+    """Write `checkpoint-<step>` beside the earlier one, and only then remove that."""
+    trained = {name: value.detach().contiguous() for name, value in model.named_parameters() if value.requires_grad}
+    moments: dict[str, torch.Tensor] = {}
+    for name, value in model.named_parameters():
+        for key, state in optimizer.state.get(value, {}).items():
+            moments[f"{key}/{name}"] = state.detach().contiguous()
+    with whole_folder(folder / f"{PREFIX}{step}") as writing:
+        save_file(trained, writing / "weights.safetensors")
+        save_file(moments, writing / "optimizer.safetensors")
+        write_json(writing / "state.json", {"step": step, "settings": settings_hash})
+    for older in _checkpoints(folder)[:-1]:
+        shutil.rmtree(older)
+
+
+def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer, settings_hash: str) -> int:
+    """Put the latest checkpoint's weights and optimizer state in place; the number of steps taken, 0 without one."""
+    found = _checkpoints(folder)
+    if not found:
+        return 0
+    state: dict[str, Any] = read_json(found[-1] / "state.json")
+    if state["settings"] != settings_hash:
+        raise RunError(f"{found[-1]}: belongs to other settings or data; remove it to start this step anew")
+    weights = load_file(found[-1] / "weights.safetensors")
+    moments = load_file(found[-1] / "optimizer.safetensors")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.requires_grad:
+                value.copy_(weights[name])
+                keys = [key for key in moments if key.partition("/")[2] == name]
+                optimizer.state[value] = {
+                    key.partition("/")[0]: moments[key].to(_state_device(key, value)) for key in keys
+                }
+    return int(state["step"])
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove every checkpoint: the finished step's own weights stand for them."""
+    for each in _checkpoints(folder):
+        shutil.rmtree(each)
+
+
+def _state_device(key: str, value: torch.Tensor) -> torch.device:
+    """The count of steps stays where AdamW keeps it for this parameter, the moments with the weights."""
+    return value.device if not key.startswith("step/") or value.is_cuda else torch.device("cpu")
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints from the earliest to the latest."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))

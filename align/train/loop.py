@@ -1,0 +1,288 @@
+"""The only loop: accumulate, clip, step, stop on non-finite, evaluate, log, save, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from align.artifacts import append_line
+from align.config import RunError, stable_hash
+from align.data.batching import groups_of_step, plan_step
+from align.data.chat import TokenGroup
+from align.models.policy import Policy, fingerprint
+from align.models.probe import Forward, choose_forward
+from align.models.tree import count_tokens, plain_batch, tree_batch
+from align.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+from align.train.objectives import GroupBatch, Objective, Tally, group_batch
+from align.train.reference import ReferenceCache, fill, sequence_key
+from align.train.runtime import Reporter, make_accelerator, peak_memory
+from align.train.settings import TrainSettings
+
+# How far the first preference loss of a step may be from its known value, relative to 1 + the value: the rounding of
+# sums over some hundred tokens.
+FIRST_LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one training step is made of."""
+
+    objective: Objective
+    train: Sequence[TokenGroup]
+    held_out: Sequence[TokenGroup] = ()
+    settings: TrainSettings
+    forward: str = "auto"  # auto, tree or plain
+    seed: int = 0
+    folder: Path  # where metrics and checkpoints are written
+    references: Path  # folder of the reference cache
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a training step ended."""
+
+    num_steps: int
+    forward: Forward
+    first: Mapping[str, float]  # metrics of the first optimizer step
+    last: Mapping[str, float]  # and of the last one, with those of the held-out rows
+    weights: str  # fingerprint of the policy that entered
+
+
+class Loop:
+    """One training step over fixed groups; the same numbers however it is cut into micro-batches and ranks."""
+
+    def __init__(self, policy: Policy, job: Job, report: Reporter) -> None:
+        self.job, self.report, self.policy = job, report, policy
+        self.accelerator = make_accelerator(job.settings, job.folder)
+        self.weights = fingerprint(policy)
+        policy.to(self.accelerator.device)
+        self.groups = [*job.train, *job.held_out]  # a group is known by its index in here
+        self.forward = choose_forward(policy, [group.sequences for group in self.groups], job.forward)
+        if self.forward.name == "plain":
+            report.note(f"plain padded forward: {self.forward.reason}")
+        self.make = tree_batch if self.forward.name == "tree" else plain_batch
+        self.sizes = [self._size(group) for group in self.groups]
+        self.trainable = [value for value in policy.parameters() if value.requires_grad]
+        self.model, self.optimizer = self.accelerator.prepare(policy, self._optimizer())
+        self.num_steps = job.settings.num_steps(len(job.train))
+        self.references = self._fill_references() if job.objective.needs_reference else None
+        rows = [[sequence_key(each) for each in group.sequences] + [str(group.rewards)] for group in job.train]
+        self.identity = stable_hash([job.settings.identity(), self.weights, job.seed, rows])
+
+    def run(self) -> Outcome:
+        """Train to the end, from the latest checkpoint if there is one."""
+        job, settings = self.job, self.job.settings
+        done = load_checkpoint(
+            job.folder, model=self.policy, optimizer=self.optimizer.optimizer, settings_hash=self.identity
+        )
+        lines = _metrics_until(job.folder / "metrics.jsonl", done, write=self.accelerator.is_main_process)
+        if done:
+            self.report.note(f"resumed after step {done} of {self.num_steps}")
+        if settings.trackers:
+            self.accelerator.init_trackers("align", config=settings.identity())
+        self.report.phase("train", self.num_steps, done)
+        saved = time.monotonic()
+        for step in range(done, self.num_steps):
+            metrics = self.step(step)
+            final = step + 1 == self.num_steps
+            if job.held_out and (final or _every(step + 1, settings.evaluate_every)):
+                metrics |= {f"held_out/{name}": value for name, value in self.evaluate().items()}
+            if self.accelerator.is_main_process:
+                append_line(job.folder / "metrics.jsonl", metrics)
+            self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step + 1)
+            lines.append(metrics)
+            self.report.advance(1, metrics)
+            minutes = (time.monotonic() - saved) / 60
+            late = settings.checkpoint_minutes is not None and minutes >= settings.checkpoint_minutes
+            if not final and (late or _every(step + 1, settings.checkpoint_steps)):
+                self._save(step + 1)
+                saved = time.monotonic()
+        if settings.trackers:
+            self.accelerator.end_training()
+        return Outcome(self.num_steps, self.forward, lines[0], lines[-1], self.weights)
+
+    def step(self, step: int) -> dict[str, float]:
+        """Metrics of one optimizer step; the weights change only if loss and gradient are finite."""
+        began = time.monotonic()
+        job, settings = self.job, self.job.settings
+        indices = groups_of_step(step, len(job.train), settings.groups_per_step, seed=job.seed)
+        denominator = job.objective.denominator([self.groups[index] for index in indices])
+        rate = settings.learning_rate_at(step, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        totals: dict[str, Tally] = {}
+        loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        for batch, share, final in self._micro_batches(indices):
+            with nullcontext() if final else self.accelerator.no_sync(self.model):
+                result = job.objective(self.model, batch)
+                loss += result.loss.detach() * share
+                if final:
+                    self._stop_unless_finite(loss, "loss", step)
+                # Gradients are averaged over ranks; the sum over ranks is what is wanted.
+                self.accelerator.backward(result.loss * share * self.accelerator.num_processes / denominator)
+            _add(totals, result.tallies, share)
+            if step == 0 and share:
+                self._check_first(batch, result.tallies)
+        norm = self.accelerator.clip_grad_norm_(self.trainable, settings.max_grad_norm or math.inf)
+        norm = torch.as_tensor(norm)
+        self._stop_unless_finite(norm, "norm of the gradient", step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {
+            "step": step + 1,
+            "epoch": (step + 1) * settings.groups_per_step / len(job.train),
+            **self._means(loss / denominator, totals),
+            "grad_norm": float(norm),
+            "lr": rate,
+            "groups": len(indices),
+            "tokens_trained": sum(sum(self.groups[index].lengths) for index in indices),
+            "tokens_computed": int(self._sum(self._computed)),
+            "seconds": time.monotonic() - began,
+            "peak_memory_bytes": peak_memory(self.accelerator.device),
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Loss and tallies over the held-out groups."""
+        indices = range(len(self.job.train), len(self.groups))
+        totals: dict[str, Tally] = {}
+        loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        for batch, share, _ in self._micro_batches(indices):
+            result = self.job.objective(self.model, batch)
+            loss += result.loss * share
+            _add(totals, result.tallies, share)
+        return self._means(loss / self.job.objective.denominator([self.groups[index] for index in indices]), totals)
+
+    def _micro_batches(self, indices: Sequence[int]) -> Iterator[tuple[GroupBatch, int, bool]]:
+        """Micro-batches of this rank: (batch, 1, is the last); an empty share runs one group that counts 0.
+
+        All ranks must run equally many: gradients are reduced in the last one.
+        """
+        budget = self.job.settings.tokens_per_micro_batch
+        plan = plan_step(indices, self.sizes, token_budget=budget, num_ranks=self.accelerator.num_processes)
+        micros = plan.ranks[self.accelerator.process_index]
+        self._computed = 0
+        for number, micro in enumerate(micros, start=1):
+            members = [self.groups[index] for index in micro or indices[:1]]
+            known = [self.references.of(group) for group in members] if self.references is not None else None
+            batch = group_batch(members, known, self.make).to(self.accelerator.device)
+            self._computed += batch.tokens.num_tokens
+            yield batch, int(bool(micro)), number == len(micros)
+
+    def _fill_references(self) -> ReferenceCache:
+        cache = ReferenceCache(self.job.references, weights=self.weights, precision=self.job.settings.precision)
+        missing = cache.missing(self.groups)
+        self.report.note(f"references: {len(self.groups) - len(missing)} of {len(self.groups)} groups are cached")
+        if missing:
+            self.report.phase("reference", len(missing))
+            budget = self.job.settings.tokens_per_micro_batch
+            work = fill(
+                cache,
+                self.model,
+                self.groups,
+                sizes=self.sizes,
+                make=self.make,
+                token_budget=budget,
+                accelerator=self.accelerator,
+            )
+            for done in work:
+                self.report.advance(done)
+        return cache
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        settings = self.job.settings
+        matrices = [value for value in self.trainable if value.dim() > 1]
+        others = [value for value in self.trainable if value.dim() <= 1]
+        parts = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(
+            parts,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def _size(self, group: TokenGroup) -> int:
+        """Tokens that the group takes: its tree's rows, or its sequences' lengths where it is run plain."""
+        if self.forward.name == "tree":
+            return count_tokens(group.sequences)
+        return sum(len(sequence.ids) for sequence in group.sequences)
+
+    def _check_first(self, batch: GroupBatch, tallies: Mapping[str, Tally]) -> None:
+        """Policy and reference are the same weights here, so the preference loss has a known value."""
+        expected_B = self.job.objective.first_loss(batch)
+        if expected_B is None:
+            return
+        found, expected = float(tallies["loss/preference"].total), float(expected_B.sum())
+        tolerance = FIRST_LOSS_TOLERANCE[self.job.settings.precision] * (len(expected_B) + abs(expected))
+        if not abs(found - expected) <= tolerance:
+            raise RunError(
+                f"step 1: the preference loss is {found:.6f} and must be {expected:.6f} before any update: "
+                f"the cached references in {self.job.references} are not this policy's"
+            )
+
+    def _stop_unless_finite(self, value: Tensor, what: str, step: int) -> None:
+        """Stop all ranks together."""
+        if not math.isfinite(self._sum(value)):
+            raise RunError(f"step {step + 1}: the {what} is {float(value)}; the weights are as before this step")
+
+    def _sum(self, value: Tensor | float) -> float:
+        """Sum over ranks."""
+        tensor = torch.as_tensor(value, dtype=torch.float64, device=self.accelerator.device)
+        return float(cast(Tensor, self.accelerator.reduce(tensor, reduction="sum")))
+
+    def _means(self, loss: Tensor, totals: Mapping[str, Tally]) -> dict[str, float]:
+        """The loss and every tally's mean over all ranks; every rank has the same names, for each ran a micro-batch."""
+        names = sorted(totals)
+        sums = torch.stack(
+            [loss, *(part for name in names for part in (totals[name].total, totals[name].count))]
+        ).double()
+        loss_sum, *flat = cast(Tensor, self.accelerator.reduce(sums, reduction="sum")).tolist()
+        pairs = zip(names, flat[::2], flat[1::2], strict=True)
+        return {"loss": loss_sum, **{name: total / count if count else 0.0 for name, total, count in pairs}}
+
+    def _save(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.job.folder,
+                step,
+                model=self.policy,
+                optimizer=self.optimizer.optimizer,
+                settings_hash=self.identity,
+            )
+        self.accelerator.wait_for_everyone()
+
+
+def finish(folder: Path) -> None:
+    """Remove what only a resume needs, once the trained policy itself is on disk."""
+    remove_checkpoints(folder)
+
+
+def _add(totals: dict[str, Tally], tallies: Mapping[str, Tally], share: int) -> None:
+    for name, tally in tallies.items():
+        mine = Tally(tally.total * share, tally.count * share)
+        totals[name] = totals[name] + mine if name in totals else mine
+
+
+def _every(step: int, period: int | None) -> bool:
+    return period is not None and step % period == 0
+
+
+def _metrics_until(path: Path, step: int, *, write: bool) -> list[dict[str, float]]:
+    """The lines of the steps that the checkpoint holds; what was logged after it is computed again."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    kept = [line for line in lines if line["step"] <= step]
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return kept

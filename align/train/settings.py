@@ -1,0 +1,51 @@
+"""How a step trains: optimizer, schedule, batch, precision, evaluation and checkpoints."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from align.config import Settings
+from align.data.batching import steps_per_epoch
+
+
+class TrainSettings(Settings):
+    """Settings of the loop. AdamW (Loshchilov & Hutter 2019) decays matrices, not norms and biases."""
+
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    final_share: float = Field(default=0.0, ge=0, le=1)  # of the learning rate, at the end of cosine and linear
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    groups_per_step: int = Field(default=64, ge=1)
+    tokens_per_micro_batch: int = Field(default=2048, ge=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)  # as in NeMo-Aligner's published settings
+    epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)  # 0: measured, not clipped
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: matrix products in bf16 over fp32 weights
+    evaluate_every: int | None = Field(default=None, ge=1)  # optimizer steps; always after the last one
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    checkpoint_minutes: float | None = Field(default=15.0, gt=0)
+    trackers: list[str] = Field(default_factory=list[str])  # accelerate's names: tensorboard, wandb, trackio
+
+    def learning_rate_at(self, step: int, num_steps: int) -> float:
+        """Learning rate of optimizer step `step`, from 0; the first step of a warm-up of n has 1/n of it."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        passed = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
+        falling = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * passed)) / 2, "linear": 1 - passed}[self.schedule]
+        return self.learning_rate * (self.final_share + (1 - self.final_share) * falling)
+
+    def num_steps(self, num_groups: int) -> int:
+        """Optimizer steps of the whole run over `num_groups` groups."""
+        whole = math.ceil(self.epochs * steps_per_epoch(num_groups, self.groups_per_step))
+        return min(whole, self.max_steps) if self.max_steps is not None else whole
+
+    def identity(self) -> dict[str, object]:
+        """The settings that decide the numbers; those left out decide only how and when they are computed or kept."""
+        left_out = {"tokens_per_micro_batch", "evaluate_every", "checkpoint_steps", "checkpoint_minutes", "trackers"}
+        return self.model_dump(mode="json", exclude=left_out)
