@@ -1,0 +1,38 @@
+"""A small byte-level BPE trained on the spot, for models that start from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from align.config import InputError
+
+TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
+SPECIAL = [TURN_START, TURN_END, PAD]
+SMALLEST = len(SPECIAL) + 256  # every byte is a token
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, chat_template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of at most `vocab_size` tokens that can write any text; a turn's end is its end of sequence."""
+    if vocab_size < SMALLEST:
+        raise InputError(f"vocab_size is {vocab_size}; 256 bytes and the special tokens need {SMALLEST}")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=TURN_END,
+        pad_token=PAD,
+        additional_special_tokens=[TURN_START],
+        chat_template=chat_template,
+        clean_up_tokenization_spaces=False,
+    )
