@@ -1,0 +1,230 @@
+"""Rows to records, and back: the formats that are known, how one is recognised, and the native form."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from align.config import InputError, RunError, dotted, nearest, one_line, pick
+from align.data.comparisons import (
+    EmptyResponses,
+    group,
+    helpsteer,
+    judged_pair,
+    merged,
+    openassistant,
+    preference,
+    rated,
+    reviewed_answers,
+    sampling_report,
+    steerlm,
+    unpaired,
+)
+from align.data.dialogues import demonstration, dialogue, prompt_only, seed_tasks
+from align.data.rows import Located, Row, located_rows, read_rows
+from align.records import Demonstration, Message, Prompt, Record
+
+__all__ = ["READERS", "Reader", "Reading", "read", "read_rows", "write"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How the rows of one format become records."""
+
+    columns: tuple[str, ...]  # sets of columns, each separated by spaces: a row has all of one of them
+    read: Callable[[Row], Iterator[Record]]
+    join: Callable[[Iterable[Located]], Iterator[Located]] | None = None  # rows that belong together, to one
+    merge: bool = False  # neighbouring rows of one prompt are one comparison
+
+    def matches(self, row: Row) -> bool:
+        """Whether the row has the columns that this format needs."""
+        return any(set(columns.split()) <= row.keys() for columns in self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a source held."""
+
+    records: list[Record]
+    format: str
+    num_rows: int
+    dropped: Mapping[str, int]  # reason -> rows dropped for it, or shortened by an empty response
+
+
+def read(
+    path: str, *, format: str = "auto", split: str | None = None, limit: int | None = None, invalid: str = "error"
+) -> Reading:
+    """The first `limit` records of a file, folder or hub dataset.
+
+    `format` is a name of READERS, `auto`, or a reader of the user's own as `module:name`. A row that cannot be read
+    ends the reading with an InputError, or is dropped and counted where `invalid` is `drop`; a group of three or
+    more then loses no more than its empty responses.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; at least one record has to be read")
+    if invalid not in ("error", "drop"):
+        raise InputError(f"invalid is {invalid!r}; {nearest(invalid, ('error', 'drop'))}")
+    rows = located_rows(path, split=split)
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{path}: holds no rows")
+    name = _recognised(first) if format == "auto" else format
+    reader = dotted(name, "reader") if ":" in name else pick(READERS, name, "format")
+    if not isinstance(reader, Reader):
+        raise InputError(f"reader {name!r} is a {type(reader).__name__}; a Reader is needed")
+    reading = _Reading(name, reader, drops=invalid == "drop")
+    records = list(islice(reading.records(chain([first], rows)), limit))
+    if not records:
+        raise InputError(f"{path}: none of the {reading.num_rows} rows can be read: {next(iter(reading.dropped))}")
+    return Reading(records, name, reading.num_rows, dict(reading.dropped))
+
+
+def _recognised(first: Located) -> str:
+    """The name of the first format that has the row's columns."""
+    for name, reader in READERS.items():
+        if reader.matches(first.row):
+            return name
+    sharing = [
+        f"{name} ({' or '.join(reader.columns)})"
+        for name, reader in READERS.items()
+        if any(first.row.keys() & set(columns.split()) for columns in reader.columns)
+    ]
+    raise InputError(f"{first.place}: no format has {_columns(first.row)}; there are {', '.join(sharing or READERS)}")
+
+
+def _columns(row: Row) -> str:
+    names = [name if len(name) <= 40 else f"{name[:37]}..." for name in row]
+    return f"the columns {', '.join(names[:12])}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+class _Reading:
+    """A reading in progress: it counts what it meets."""
+
+    def __init__(self, name: str, reader: Reader, *, drops: bool) -> None:
+        self.num_rows = 0
+        self.dropped: Counter[str] = Counter()
+        self._name, self._reader, self._drops = name, reader, drops
+
+    def records(self, rows: Iterable[Located]) -> Iterator[Record]:
+        """The records of the rows."""
+        counted = self._matching(rows)
+        joined = self._reader.join(counted) if self._reader.join else counted
+        single = chain.from_iterable(map(self._read, joined))
+        return merged(single) if self._reader.merge else single
+
+    def _matching(self, rows: Iterable[Located]) -> Iterator[Located]:
+        for located in rows:
+            self.num_rows += 1
+            if self._reader.matches(located.row):
+                yield located
+            else:
+                needed = " or ".join(self._reader.columns)
+                self._wrong(located, InputError(f"{self._name} needs {needed}; there are {_columns(located.row)}"))
+
+    def _read(self, located: Located) -> list[Record]:
+        try:
+            records = list(self._reader.read(located.row))
+            if not records:
+                raise InputError("the row holds no record")
+            return records
+        except InputError as error:
+            self._wrong(located, error)
+            return [error.remaining] if isinstance(error, EmptyResponses) else []
+
+    def _wrong(self, located: Located, error: InputError) -> None:
+        if not self._drops:
+            raise InputError(f"{located.place}: {error}") from error
+        self.dropped[str(error)] += 1
+
+
+def native(row: Row) -> Iterator[Record]:
+    """A record as `write` writes it."""
+    if "responses" in row:
+        return group(row)
+    return dialogue(row) if "messages" in row else prompt_only(row)
+
+
+def native_row(record: Record) -> dict[str, Any]:
+    """The row that `native` reads back as the record."""
+    metadata = dict(record.metadata)
+    if isinstance(record, Prompt):
+        return {"prompt": _turns(record.messages), "metadata": metadata}
+    if isinstance(record, Demonstration):
+        if record.messages[-1].role != "assistant":
+            raise InputError("a demonstration that waits for an answer would read back as a prompt")
+        return {"messages": _turns(record.messages), "metadata": metadata}
+    responses = [
+        {"content": one.content, "reward": one.reward, "attributes": dict(one.attributes)} for one in record.responses
+    ]
+    return {"prompt": _turns(record.prompt), "responses": responses, "chosen": record.chosen, "metadata": metadata}
+
+
+def _turns(said: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": one.role, "content": one.content} for one in said]
+
+
+def _as_text(value: object) -> str:
+    """Dates and decimals, which tables hold and JSON does not, as text."""
+    if not isinstance(value, date | time | Decimal):
+        raise TypeError(f"metadata holds a {type(value).__name__}, which JSON has no form for")
+    return str(value)
+
+
+def write(path: Path | str, records: Iterable[Record]) -> None:
+    """Write the records in the native form, one JSON object a line; the file appears whole or not at all."""
+    target = Path(path)
+    if target.suffix != ".jsonl":
+        raise InputError(f"{target}: records are written as .jsonl, not as {target.suffix or 'a file without suffix'}")
+    partial = target.with_name(f".{target.name}.partial-{uuid4().hex[:8]}")  # as artifacts names what a kill leaves
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            for record in records:
+                stream.write(json.dumps(native_row(record), allow_nan=False, default=_as_text) + "\n")
+        os.replace(partial, target)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{target}: cannot be written: {one_line(error)}") from error
+    except OSError as error:
+        raise RunError(f"{target}: cannot be written: {one_line(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# The first format that has a row's columns reads it, so the special stand before the general.
+READERS = {
+    "openassistant": Reader(("message_tree_id prompt", "message_id text role replies"), openassistant),
+    "nemo_aligner": Reader(("prompt chosen_response rejected_response",), preference),
+    "nemo_rl": Reader(("context completions",), group),
+    "preference": Reader(("chosen rejected", "chosen_messages rejected_messages"), preference),
+    "unpaired": Reader(("messages label", "prompt completion label"), unpaired),
+    "steerlm": Reader(("text label",), steerlm, merge=True),
+    "helpsteer": Reader(("prompt response helpfulness",), helpsteer, merge=True),
+    "just_eval": Reader(("prompt response ratings", "input output_cand parsed_result"), rated),
+    "just_eval_pairs": Reader(("input output_A output_B parsed_result",), judged_pair),
+    "ultrafeedback": Reader(("instruction completions",), group),
+    "alpaca_eval": Reader(("instruction responses",), group),
+    "acecode": Reader(("question inferences",), group),
+    "completions": Reader(("prompt completions", "raw_text completions"), group),
+    "sampling_report": Reader(("prompt results",), sampling_report),
+    "vicuna_eval": Reader(("question_id text", "question_id answer1_id score"), native, join=reviewed_answers),
+    "self_instruct": Reader(("instruction instances",), seed_tasks),
+    "alpaca": Reader(("instruction output", "instruction response"), demonstration),
+    "mbpp": Reader(("text code", "prompt code"), demonstration),
+    "question_answer": Reader(("question answer", "problem solution"), demonstration),
+    "prompt_completion": Reader(
+        ("prompt completion", "prompt response", "prompt output", "input output", "query response"), demonstration
+    ),
+    "native": Reader(("prompt responses", "messages metadata", "prompt metadata"), native),
+    "messages": Reader(("messages", "conversation"), dialogue),
+    "sharegpt": Reader(("conversations",), dialogue),
+    "topic_following": Reader(("conversation_json",), dialogue),
+    "prompt": Reader(("prompt",), prompt_only),
+}

@@ -1,0 +1,169 @@
+import csv
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from pyarrow import ipc, parquet
+
+from align.config import InputError
+from align.data.rows import read_rows
+
+ROWS = [{"prompt": "Wie geht's?\nGut – 你好", "answer": "a,b"}, {"prompt": "second", "answer": 'with "quotes"'}]
+
+
+def as_csv(rows):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def as_parquet(rows):
+    sink = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+def as_arrow(rows, opening):
+    sink, table = io.BytesIO(), pa.Table.from_pylist(rows)
+    with opening(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def as_lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+KINDS = {
+    "list.json": lambda rows: json.dumps(rows, indent=2).encode(),
+    "object.json": lambda rows: json.dumps({"version": 1, "data": rows}).encode(),
+    "lines.json": as_lines,
+    "lines.jsonl": as_lines,
+    "blank_lines.jsonl": lambda rows: as_lines(rows).replace(b"\n", b"\r\n\r\n"),
+    "byte_order_mark.jsonl": lambda rows: b"\xef\xbb\xbf" + as_lines(rows),
+    "table.csv": as_csv,
+    "table.parquet": as_parquet,
+    "stream.arrow": lambda rows: as_arrow(rows, ipc.new_stream),
+    "file.arrow": lambda rows: as_arrow(rows, ipc.new_file),
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, zipped):
+    content = KINDS[name](ROWS)
+    path = tmp_path / (name + ".gz" * zipped)
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    assert list(read_rows(str(path))) == ROWS
+
+
+def test_a_single_object_is_one_row_and_a_bare_string_a_prompt(tmp_path):
+    (tmp_path / "one.json").write_text('{"prompt": "a", "answers": [{"x": 1}]}')
+    (tmp_path / "strings.jsonl").write_text('"a"\n"b"\n')
+    assert list(read_rows(str(tmp_path / "one.json"))) == [{"prompt": "a", "answers": [{"x": 1}]}]
+    assert list(read_rows(str(tmp_path / "strings.jsonl"))) == [{"prompt": "a"}, {"prompt": "b"}]
+
+
+def test_a_cell_of_a_csv_may_be_longer_than_the_libraries_own_limit(tmp_path):
+    (tmp_path / "long.csv").write_bytes(as_csv([{"text": "x" * 200_000}]))
+    assert [len(row["text"]) for row in read_rows(str(tmp_path / "long.csv"))] == [200_000]
+
+
+def test_a_folder_is_its_data_files_by_name_and_nothing_beside_them(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / ".cache").mkdir()
+    for name, rows in {
+        "b.jsonl": ROWS[1:],
+        "a.json.gz": ROWS[:1],
+        "part/c.csv": ROWS[:1],
+        ".cache/d.jsonl": ROWS,
+    }.items():
+        content = as_csv(rows) if name.endswith("csv") else as_lines(rows)
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    for name in ("README.md", "manifest.json", "state.json", "dataset_info.json"):
+        (tmp_path / name).write_text("{}")
+    assert list(read_rows(str(tmp_path))) == [*ROWS, ROWS[0]]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train.jsonl", "test.jsonl"), ("train/0.jsonl", "test/0.jsonl"), ("train-0-of-1.jsonl", "test_all.jsonl")],
+)
+def test_splits_are_never_mixed(tmp_path, names):
+    for name, row in zip(names, ROWS, strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(as_lines([row]))
+    assert [list(read_rows(str(tmp_path), split=split)) for split in ("train", "test")] == [ROWS[:1], ROWS[1:]]
+    with pytest.raises(InputError, match="holds several splits; name one of test, train"):
+        list(read_rows(str(tmp_path)))
+    with pytest.raises(InputError, match="no file of split 'dev' here"):
+        list(read_rows(str(tmp_path), split="dev"))
+    with pytest.raises(InputError, match="a file has no split 'train'"):
+        list(read_rows(str(tmp_path / names[0]), split="train"))
+
+
+BROKEN = {
+    "cut.jsonl": (as_lines(ROWS)[:-9], "line 2: not valid JSON"),
+    "cut.json": (json.dumps(ROWS, indent=1).encode()[:-20], "line 8: not valid JSON"),
+    "cut_lines.json": (as_lines(ROWS)[:-9], "line 2: not valid JSON"),
+    "cut.jsonl.gz": (gzip.compress(as_lines(ROWS * 999))[:-30], "cannot be read after row"),
+    "plain.jsonl.gz": (as_lines(ROWS), "cannot be read after row 0: Not a gzipped file"),
+    "cut.parquet": (as_parquet(ROWS)[:-40], "cannot be read after row 0"),
+    "cut.arrow": (as_arrow(ROWS, ipc.new_stream)[:100], "cannot be read after row 0"),
+    "latin.jsonl": ('{"prompt": "ä"}'.encode("latin-1"), "cannot be read after row 0: 'utf-8' codec"),
+    "ragged.csv": (b"a,b\n1,2\n1,2,3\n", "cannot be read after row 1: the next row has more or fewer fields"),
+    "short.csv": (b"a,b\n1\n", "cannot be read after row 0: the next row has more or fewer fields"),
+    "open_quote.csv": (b'a,b\n1,"2\n', "cannot be read after row 0: unexpected end of data"),
+    "numbers.jsonl": (b'{"a": 1}\n3\n', "row 2 is a int; a row is an object with named columns"),
+    "deep.json": (b"[" * 100_000, "cannot be read after row 0"),
+    "model.bin": (b"\0\1", "not a data file; those end in .json, .jsonl, .csv, .parquet, .arrow, or that and .gz"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named_with_the_place(tmp_path, name):
+    content, message = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        list(read_rows(str(tmp_path / name)))
+    assert f"{name}: {message}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_path_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="nothing.jsonl: no such file or folder"):
+        list(read_rows(str(tmp_path / "nothing.jsonl")))
+    with pytest.raises(InputError, match="empty: no file here; data files end in"):
+        list(read_rows(str(tmp_path / "empty")))
+
+
+HUB = """
+import sys
+from align.config import InputError
+from align.data.rows import hub_rows, read_rows
+print([row for _, row in hub_rows(sys.argv[1], config=None, split=None)])
+try:
+    next(read_rows("no-such-owner/no-such-set"))
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_hub_id_is_loaded_by_datasets_and_named_where_that_fails(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_bytes(as_lines(ROWS))
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "PATH": os.environ["PATH"]}
+    ran = subprocess.run(
+        [sys.executable, "-c", HUB, "./set"], cwd=tmp_path, env=offline, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows, error = ran.stdout.splitlines()
+    assert rows == str(ROWS)
+    assert error.startswith("no-such-owner/no-such-set: no such file or folder, and no dataset of that id")

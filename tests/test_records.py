@@ -1,0 +1,73 @@
+import dataclasses
+
+import pytest
+
+from align.config import InputError
+from align.records import Comparison, Demonstration, Message, Prompt, Response
+
+ASK = Message("user", "Name a prime.")
+SAY = Message("assistant", "Seven.")
+GOOD, BAD = Response("Seven.", 1.0), Response("Eight.", 0.0)
+
+REFUSED = {
+    "a role that nobody has": (lambda: Message("narrator", "Once"), "'narrator'"),
+    "a demonstration in which nothing is answered": (lambda: Demonstration((ASK,)), "needs an assistant message"),
+    "a demonstration of nothing": (lambda: Demonstration(()), "needs an assistant message"),
+    "a blank answer": (lambda: Demonstration((ASK, Message("assistant", " \n"))), "an assistant message is empty"),
+    "one blank answer of two": (
+        lambda: Demonstration((ASK, SAY, ASK, Message("assistant", ""))),
+        "an assistant message is empty",
+    ),
+    "an empty response": (lambda: Response("\t"), "a response is empty"),
+    "a reward that is not a number": (lambda: Response("x", float("nan")), "reward is nan"),
+    "an infinite reward": (lambda: Response("x", float("-inf")), "reward is -inf"),
+    "an attribute that is not a number": (
+        lambda: Response("x", None, {"coherence": float("nan")}),
+        "coherence is nan; a finite number is needed",
+    ),
+    "a comparison without a prompt": (lambda: Comparison((), (GOOD,)), "needs a prompt"),
+    "a blank prompt": (lambda: Comparison((Message("user", "  "),), (GOOD,)), "needs a prompt"),
+    "a comparison of nothing": (lambda: Comparison((ASK,), ()), "at least one response"),
+    "a group that is rewarded in part": (
+        lambda: Comparison((ASK,), (GOOD, Response("Eight."))),
+        "some responses of a comparison have a reward and some have none",
+    ),
+    "a choice that is not there": (
+        lambda: Comparison((ASK,), (GOOD, BAD), 2),
+        "chosen is 2, and there are 2 responses",
+    ),
+    "a choice counted from the end": (lambda: Comparison((ASK,), (GOOD, BAD), -1), "chosen is -1"),
+    "a prompt that is answered already": (lambda: Prompt((ASK, SAY)), "to be answered"),
+    "an empty prompt": (lambda: Prompt(()), "to be answered"),
+}
+
+
+@pytest.mark.parametrize("make, message", REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_trained_on_is_refused_in_one_line(make, message):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_choice_may_disagree_with_the_rewards():
+    flipped = Comparison((ASK,), (BAD, GOOD), chosen=0)
+    assert flipped.responses[flipped.chosen].reward < max(response.reward for response in flipped.responses)
+
+
+def test_records_of_equal_content_are_equal_and_one_in_a_set():
+    first = Comparison((ASK,), (GOOD, BAD), 0, {"source": "a"})
+    again = Comparison(
+        (Message("user", "Name a prime."),), (Response("Seven.", 1.0), Response("Eight.", 0.0)), 0, {"source": "a"}
+    )
+    assert first == again and len({first, again}) == 1
+
+
+@pytest.mark.parametrize("record", [ASK, GOOD, Demonstration((ASK, SAY)), Comparison((ASK,), (GOOD,)), Prompt((ASK,))])
+def test_a_record_cannot_be_changed(record):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(record, dataclasses.fields(record)[0].name, None)
+
+
+def test_a_record_says_nothing_of_what_is_not_known():
+    assert dict(Response("x").attributes) == {} and Response("x").reward is None
+    assert dict(Comparison((ASK,), (GOOD,)).metadata) == {} and Comparison((ASK,), (GOOD,)).chosen is None
