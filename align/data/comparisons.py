@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from align.config import InputError
 from align.data.dialogues import (
+    SYSTEM_COLUMNS,
+    Asked,
     Messages,
     asked,
     listed,
@@ -20,6 +22,7 @@ from align.data.dialogues import (
     rest,
     shortened,
     spoken,
+    with_system,
 )
 from align.data.rows import Located, Row
 from align.records import Comparison, Record, Response
@@ -89,14 +92,15 @@ def pair_rewards(row: Row) -> tuple[float | None, float | None]:
 
 def unpaired(row: Row) -> Iterator[Record]:
     """One answer that was liked (reward 1) or not (reward 0); Ethayarajh et al. 2024 (KTO)."""
-    reward = LABELS.get(str(row["label"]).lower())
+    label = "label" if "label" in row else "kto_tag"
+    reward = LABELS.get(str(row[label]).lower())
     if reward is None:
-        raise InputError(f"label is {shortened(row['label'])}; true or false is needed")
-    column = "messages" if "messages" in row else "completion"
-    prompt = asked(row)
-    value = row[column] if column == "completion" else listed(row[column], column)
-    whole, content = answer(prompt.messages, value, column)
-    yield Comparison(whole, (Response(content, reward),), None, rest(row, {*prompt.columns, column, "label"}))
+        raise InputError(f"{label} is {shortened(row[label])}; true or false is needed")
+    column = next(name for name in ("messages", "conversations", "completion", "output") if name in row)
+    is_whole = column in ("messages", "conversations")
+    prompt = Asked(with_system(row, ()), SYSTEM_COLUMNS) if is_whole else asked(row)
+    before, content = answer(prompt.messages, listed(row[column], column) if is_whole else row[column], column)
+    yield Comparison(before, (Response(content, reward),), None, rest(row, {*prompt.columns, column, label}))
 
 
 def group(row: Row) -> Iterator[Record]:
@@ -154,7 +158,7 @@ def number(value: Any, name: str) -> float | None:  # noqa: ANN401 - a cell of w
         return None
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} is {shortened(value)}; a number is needed") from error
 
 
@@ -273,7 +277,7 @@ def reviewed_answers(rows: Iterable[Located]) -> Iterator[Located]:
         raise InputError(f"{place}: there are no questions; name the folder that holds them with answers and reviews")
     for place, row in answers:
         if str(row["question_id"]) not in questions:
-            raise InputError(f"{place}: there is no question {row['question_id']}")
+            raise InputError(f"{place}: there is no question {shortened(row['question_id'])}")
         reviews = scores.get(str(row["answer_id"]))
         item = {"content": row["text"], "model": row.get("model"), "reward": mean(reviews) if reviews else None}
         questions[str(row["question_id"])].row.setdefault("responses", []).append(item)

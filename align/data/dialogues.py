@@ -100,7 +100,7 @@ def message(turn: Any) -> Message:  # noqa: ANN401 - a turn as it stands in the 
 def speaker(name: str) -> str:
     """The role that a file's `name` for it means."""
     if name.lower() not in SPEAKERS:
-        raise InputError(f"a message's role is {name!r}; known are {', '.join(SPEAKERS)}")
+        raise InputError(f"a message's role is {shortened(name)}; known are {', '.join(SPEAKERS)}")
     return SPEAKERS[name.lower()]
 
 
@@ -164,7 +164,7 @@ def refuse_untrained(turns: list[Any]) -> None:
     """Raise where an assistant message is marked as not to be trained, for a demonstration trains them all."""
     for turn in turns:
         marks = {name: turn[name] for name in TRAINED_FIELDS if turn.get(name) is not None}
-        partial = [f"{name} {value}" for name, value in marks.items() if value != 1]
+        partial = [f"{name} {shortened(value)}" for name, value in marks.items() if value != 1]
         if partial and message(turn).role == "assistant":
             raise InputError(f"an assistant message carries {partial[0]}, and a demonstration trains every one in full")
 
@@ -233,7 +233,7 @@ def dialogue(row: Row) -> Iterator[Record]:
         return
     refuse_untrained(turns)
     if row.get("mask") and speaker(str(row["mask"])) == "assistant":  # NeMo-Aligner's name for who is not trained
-        raise InputError(f"mask is {row['mask']!r}, and a demonstration trains what the assistant says")
+        raise InputError(f"mask is {shortened(row['mask'])}, and a demonstration trains what the assistant says")
     yield Demonstration(said, metadata)
 
 
@@ -241,7 +241,7 @@ def demonstration(row: Row) -> Iterator[Record]:
     """A request and its answer."""
     pairs = [(name, key) for name, keys in ANSWERS.items() for key in keys if {name, key} <= row.keys()]
     if not pairs:
-        raise InputError(f"an answer is missing: there are {', '.join(row)}")
+        raise InputError(f"there is no answer among {shortened(list(row))}")
     request, reply = pairs[0]
     prompt = asked(row, (request,))
     if not row.get("history") and any(one.role == "assistant" for one in prompt.messages):

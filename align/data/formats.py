@@ -102,7 +102,7 @@ def _recognised(first: Located) -> str:
 
 
 def _columns(row: Row) -> str:
-    names = [name if len(name) <= 40 else f"{name[:37]}..." for name in row]
+    names = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(one_line, row)]
     return f"the columns {', '.join(names[:12])}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
@@ -204,7 +204,9 @@ READERS = {
     "nemo_aligner": Reader(("prompt chosen_response rejected_response",), preference),
     "nemo_rl": Reader(("context completions",), group),
     "preference": Reader(("chosen rejected", "chosen_messages rejected_messages"), preference),
-    "unpaired": Reader(("messages label", "prompt completion label"), unpaired),
+    "unpaired": Reader(
+        ("messages label", "prompt completion label", "conversations kto_tag", "instruction output kto_tag"), unpaired
+    ),
     "steerlm": Reader(("text label",), steerlm, merge=True),
     "helpsteer": Reader(("prompt response helpfulness",), helpsteer, merge=True),
     "just_eval": Reader(("prompt response ratings", "input output_cand parsed_result"), rated),

@@ -33,7 +33,7 @@ CONTAINERS = ("data", "rows", "examples", "records", "prompts")  # keys under wh
 SAVED_BESIDE = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # by `save_to_disk`
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![A-Za-z0-9])")
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?")
-UNREADABLE = (OSError, EOFError, UnicodeDecodeError, RecursionError, zlib.error, csv.Error, pa.ArrowException)
+UNREADABLE = (OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, pa.ArrowException)
 
 
 def read_rows(path: str, *, split: str | None = None) -> Iterator[dict[str, Any]]:
@@ -52,6 +52,8 @@ def located_rows(path: str, *, split: str | None = None) -> Iterator[Located]:
         try:
             for num_rows, row in enumerate(_file_rows(file), start=1):
                 yield Located(f"{file}: row {num_rows}", _as_row(row, f"{file}: row {num_rows}"))
+        except InputError:
+            raise
         except UNREADABLE as error:
             raise InputError(f"{file}: cannot be read after row {num_rows}: {one_line(error)}") from error
 

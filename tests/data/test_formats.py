@@ -169,6 +169,12 @@ ONE_ROW = [  # reader, row, the records that the row is
         Comparison(talk("ask", "say", "more"), (Response("good", 1.0),)),
     ),
     ("unpaired", {"prompt": "ask", "completion": "bad", "label": 0}, group(("bad", 0.0))),
+    ("unpaired", {"instruction": "ask", "input": "", "output": "good", "kto_tag": "true"}, group(("good", 1.0))),
+    (
+        "unpaired",
+        {"conversations": sharegpt("ask", "bad"), "system": "s", "kto_tag": False},
+        Comparison(talk("=s", "ask"), (Response("bad", 0.0),)),
+    ),
     (
         "helpsteer",
         {
@@ -420,6 +426,10 @@ WRONG = {
     "a NaN reward": (
         {"prompt": "a", "responses": [{"content": "b", "reward": float("nan")}]},
         "reward is nan; a finite number is needed",
+    ),
+    "a reward beyond all numbers": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 10**400},
+        "margin is 1000",
     ),
     "one reward of two": (
         {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1},

@@ -122,6 +122,7 @@ BROKEN = {
     "short.csv": (b"a,b\n1\n", "cannot be read after row 0: the next row has more or fewer fields"),
     "open_quote.csv": (b'a,b\n1,"2\n', "cannot be read after row 0: unexpected end of data"),
     "numbers.jsonl": (b'{"a": 1}\n3\n', "row 2 is a int; a row is an object with named columns"),
+    "digits.jsonl": (b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", "cannot be read after row 1: Exceeds the limit"),
     "deep.json": (b"[" * 100_000, "cannot be read after row 0"),
     "model.bin": (b"\0\1", "not a data file; those end in .json, .jsonl, .csv, .parquet, .arrow, or that and .gz"),
 }
