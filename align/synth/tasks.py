@@ -1,7 +1,6 @@
 """Procedural tasks: instructions that a program makes and a program can check. They are the quickstart's data.
 
-A row depends on nothing but (kind, purpose, seed, split, index). What it asks for is held as plain values ("facts"),
-which travel as its metadata, so that a row written to a file and read back can still be graded.
+A row depends on its (kind, purpose, seed, split, index) alone; its metadata is enough to grade a response to it.
 """
 
 from __future__ import annotations
@@ -9,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
-from align.config import InputError, pick, stable_hash
+from align.config import InputError, pick
 from align.records import Comparison, Demonstration, Message, Prompt, Response
 
-Facts = Mapping[str, Any]
+Facts = Mapping[str, Any]  # what a row asks for, in plain values; it travels as the row's metadata
 
 SPLITS = {"train": range(2, 10), "validation": range(1, 2), "test": range(1)}  # tenths of all that can be asked
+DRAWS = 4  # instructions drawn for each different one, at most
 MOST_RESPONSES = 6  # the task with the fewest ways to be answered well or badly has six
 
 # General: list, repeat or count words under one to three constraints.
@@ -58,8 +59,7 @@ def _draw_general(rng: Random) -> Facts:
     values = {"capitals": [""], "separator": list(SEPARATORS), "ending": list(MARKS)}
     if task == "list":
         values |= {"order": [""], "without": TOPICS[topic]}
-    names = rng.sample(list(values), rng.randint(1, 3))
-    constraints = [[name, rng.choice(values[name])] for name in names]
+    constraints = [[name, rng.choice(values[name])] for name in rng.sample(list(values), rng.randint(1, 3))]
     return {"task": task, "subject": rng.choice(subjects[task]), "count": count, "constraints": constraints}
 
 
@@ -146,7 +146,6 @@ KEEP: dict[str, tuple[str, Callable[[int], bool]]] = {  # what is asked -> its s
 }
 CHANGE: dict[str, tuple[str, Callable[[int], int]]] = {
     **{f"add {n} to each": (f"{{}} + {n}", lambda v, n=n: v + n) for n in DIGITS},
-    **{f"take {n} from each": (f"{{}} - {n}", lambda v, n=n: v - n) for n in DIGITS},
     **{f"multiply each by {n}": (f"{{}} * {n}", lambda v, n=n: v * n) for n in DIGITS},
 }
 RETURN: dict[str, tuple[str, Callable[[list[int]], Any]]] = {
@@ -221,14 +220,15 @@ CHECKS = {"general": _check_general}
 
 def split_of(instruction: str) -> str:
     """The split of an instruction and of all its reorderings: it depends on the sorted words alone."""
-    tenth = int(stable_hash(sorted(re.findall(r"\w+", instruction))), 16) % 10
+    words = " ".join(sorted(re.findall(r"\w+", instruction)))
+    tenth = int.from_bytes(hashlib.sha256(words.encode()).digest()) % 10
     return next(split for split, tenths in SPLITS.items() if tenth in tenths)
 
 
 class _Row(NamedTuple):
     facts: Facts
     prompt: tuple[Message, ...]
-    rng: Random  # goes on to make the row's answers
+    answer: Callable[[], str]  # another one at each call
 
 
 def _rows(kind: str, purpose: str, *, num_rows: int, seed: int, split: str) -> Iterator[_Row]:
@@ -242,20 +242,26 @@ def _rows(kind: str, purpose: str, *, num_rows: int, seed: int, split: str) -> I
         while split_of(makers.say(facts)) != split:
             facts = makers.draw(rng)
         prompt = (Message("user", makers.say(facts)),)
-        yield _Row({"kind": kind, **facts, "origin": f"align.synth.tasks {place}"}, prompt, rng)
+        facts = {"kind": kind, **facts, "origin": f"align.synth.tasks {place}"}
+        yield _Row(facts, prompt, partial(makers.answer, facts, rng))
 
 
 def prompts(kind: str, *, num_rows: int, seed: int, split: str) -> list[Prompt]:
-    """Instructions to be answered; their metadata is what `grade` needs."""
-    rows = _rows(kind, "prompts", num_rows=num_rows, seed=seed, split=split)
-    return [Prompt(row.prompt, row.facts) for row in rows]
+    """Different instructions to be answered; their metadata is what `grade` needs."""
+    found: dict[tuple[Message, ...], Facts] = {}
+    for row in _rows(kind, "prompts", num_rows=DRAWS * num_rows, seed=seed, split=split):
+        if len(found) == num_rows:
+            break
+        found.setdefault(row.prompt, row.facts)
+    if len(found) < num_rows:
+        raise InputError(f"num_rows is {num_rows}, and {split} gave only {len(found)} different {kind} prompts")
+    return [Prompt(prompt, facts) for prompt, facts in found.items()]
 
 
 def demonstrations(kind: str, *, num_rows: int, seed: int, split: str = "train") -> list[Demonstration]:
     """Instructions with one answer each, deliberately imperfect."""
     rows = _rows(kind, "demonstrations", num_rows=num_rows, seed=seed, split=split)
-    answer = KINDS[kind].answer
-    return [Demonstration((*row.prompt, Message("assistant", answer(row.facts, row.rng))), row.facts) for row in rows]
+    return [Demonstration((*row.prompt, Message("assistant", row.answer())), row.facts) for row in rows]
 
 
 def comparisons(kind: str, *, num_rows: int, num_responses: int, seed: int, split: str = "train") -> list[Comparison]:
@@ -269,7 +275,7 @@ def comparisons(kind: str, *, num_rows: int, num_responses: int, seed: int, spli
 def _responses(row: _Row, num_responses: int) -> tuple[Response, ...]:
     found: dict[str, Response] = {}
     while len(found) < num_responses:
-        answer = KINDS[row.facts["kind"]].answer(row.facts, row.rng)
+        answer = row.answer()
         response = Response(answer, reward(grade(row.facts, answer)))
         alike = {other.reward for other in found.values()} == {response.reward}
         if len(found) < num_responses - 1 or not alike:

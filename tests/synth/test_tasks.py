@@ -80,11 +80,11 @@ def test_no_instruction_of_one_split_is_a_reordering_of_another_splits(kind):
             "".join(sorted(asked(row)))
             for maker in (prompts, demonstrations)
             for seed in (0, 1)
-            for row in made(maker, kind, 500, seed, split)
+            for row in made(maker, kind, 300, seed, split)
         }
         for split in SPLITS
     }
-    assert min(map(len, bags.values())) > 250, "too few different instructions to mean anything"
+    assert min(map(len, bags.values())) > 200, "too few different instructions to mean anything"
     assert len(set.union(*bags.values())) == sum(map(len, bags.values()))
 
 
@@ -102,6 +102,11 @@ def test_a_row_depends_on_its_address_and_not_on_how_many_were_asked_for(maker, 
     assert all(split_of(asked(row)) == split for row in rows)
     others = made(maker, "general", 40, seed=1, split=split)
     assert sum(asked(row) == asked(other) for row, other in zip(rows, others, strict=True)) < 5
+
+
+def test_no_prompt_is_asked_twice():
+    rows = prompts("general", num_rows=600, seed=0, split="test")
+    assert len({asked(row) for row in rows}) == 600
 
 
 def test_the_first_row_is_the_same_on_every_machine():
@@ -178,8 +183,6 @@ def as_a_reader_would(instruction, values):
                 values = [value for value in values if (value - int(number)) * (1 if side == "above" else -1) > 0]
             case ["add", number, "to", "each"]:
                 values = [value + int(number) for value in values]
-            case ["take", number, "from", "each"]:
-                values = [value - int(number) for value in values]
             case ["multiply", "each", "by", number]:
                 values = [value * int(number) for value in values]
             case ["return", "the", *what]:
@@ -218,6 +221,11 @@ def test_the_corpus_says_every_word_that_an_instruction_or_an_answer_uses():
     ("call", "says"),
     [
         (lambda: prompts("generel", num_rows=1, seed=0, split="test"), "did you mean 'general'"),
+        (
+            lambda: prompts("general", num_rows=2500, seed=0, split="test"),
+            "num_rows is 2500, and test gave only",
+        ),
+        (lambda: demonstrations("codes", num_rows=1, seed=0), "did you mean 'code'"),
         (lambda: prompts("general", num_rows=1, seed=0, split="valid"), "did you mean 'validation'"),
         (lambda: comparisons("general", num_rows=1, num_responses=7, seed=0), "num_responses is 7; it can be 2 to 6"),
         (lambda: comparisons("code", num_rows=1, num_responses=4, seed=0), "there are: general"),
