@@ -46,8 +46,11 @@ def token_logps(
 ) -> Tensor:
     """Log of softmax(hidden @ weight.T + bias)[target], fp32 (fp64 for fp64 inputs), shape [N].
 
-    Never holds more than one tile of logits; the backward pass computes each tile again.
+    Never holds more than one tile of logits; the backward pass computes each tile again. Under autocast the products
+    run in its dtype in both passes, as a linear layer's would.
     """
+    if torch.is_autocast_enabled(hidden_ND.device.type):
+        hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
     return cast(Tensor, _TokenLogps.apply(hidden_ND, weight_VD, bias_V, targets_N, transform))
 
 
@@ -78,40 +81,36 @@ class _TokenLogps(torch.autograd.Function):
         exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         tiles = _tiles(hidden_ND, weight_VD)
         lse_JN = hidden_ND.new_empty(len(tiles), len(hidden_ND), dtype=exact)
+        target_N = hidden_ND.new_zeros(len(hidden_ND), dtype=exact)
         for rows in _row_blocks(hidden_ND):
             for tile, columns in enumerate(tiles):
                 logits = _logits(hidden_ND[rows], weight_VD, bias_V, columns, transform, exact)
                 # The largest probability is 1 / sum(exp(logit - max)); softmax is the fastest exponential there is.
                 lse_JN[tile, rows] = logits.amax(dim=-1) - logits.softmax(dim=-1).amax(dim=-1).log()
+                # From the same rounded logits, so that the log-probability of a sure token is 0 in bf16 too.
+                column_N1, inside_N1 = _column(targets_N[rows], columns)
+                target_N[rows] += logits.gather(1, column_N1).masked_fill_(~inside_N1, 0).squeeze(1)
         lse_N = lse_JN.logsumexp(dim=0)
-        target_N = (hidden_ND.to(exact) * weight_VD[targets_N].to(hidden_ND.dtype).to(exact)).sum(dim=-1)
-        if bias_V is not None:
-            target_N = target_N + bias_V[targets_N].to(exact)
-        target_N = transform.forward(target_N)
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, lse_JN, lse_N, target_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, lse_JN, lse_N)
         ctx.transform = transform
         return target_N - lse_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's context
-        hidden_ND, weight_VD, bias_V, targets_N, lse_JN, lse_N, target_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, targets_N, lse_JN, lse_N = ctx.saved_tensors
         transform, exact, grad_N = ctx.transform, lse_N.dtype, grads[0]
         need_weight, need_bias = ctx.needs_input_grad[1:3]
-        # The target's own term: one row of the weight for each position.
-        push_N = grad_N * transform.slope(target_N)
-        d_hidden_ND = push_N[:, None] * weight_VD[targets_N].to(exact)
+        d_hidden_ND = torch.zeros_like(hidden_ND, dtype=exact)
         d_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if need_weight else None
-        d_bias_V = None
-        if need_bias:
-            d_bias_V = torch.zeros_like(bias_V, dtype=exact).index_add_(0, targets_N, push_N)
-        if d_weight_VD is not None:
-            d_weight_VD.index_add_(0, targets_N, push_N[:, None] * hidden_ND.to(exact))
-        # The softmax's term, tile by tile: a tile's softmax times the tile's share of the whole sum.
+        d_bias_V = torch.zeros_like(bias_V, dtype=exact) if need_bias else None
+        # A tile's softmax times its share of the whole sum; the target's 1 is taken off before anything is rounded.
         share_JN = -grad_N * (lse_JN - lse_N).exp()
         for rows in _row_blocks(hidden_ND):
             for tile, columns in enumerate(_tiles(hidden_ND, weight_VD)):
                 logits = _logits(hidden_ND[rows], weight_VD, bias_V, columns, transform, exact)
                 d_logits = logits.softmax(dim=-1).mul_(share_JN[tile, rows, None])
+                column_N1, inside_N1 = _column(targets_N[rows], columns)
+                d_logits.scatter_add_(1, column_N1, grad_N[rows, None] * inside_N1)
                 if transform.scale != 1.0 or transform.softcap:
                     d_logits = d_logits.mul_(transform.slope(logits))
                 if d_bias_V is not None:
@@ -140,6 +139,13 @@ def _logits(
     return transform.forward(logits)
 
 
+def _column(targets_N: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Where each target stands in a tile, and 1 or 0 for whether it is in there; both [N, 1]."""
+    column_N1 = targets_N[:, None] - columns.start
+    inside_N1 = (column_N1 >= 0) & (column_N1 < columns.stop - columns.start)
+    return column_N1 * inside_N1, inside_N1
+
+
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left @ right to `total` in the dtype of `total`."""
     if total.dtype == left.dtype:
@@ -157,4 +163,4 @@ def _tiles(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
     """Slices of the vocabulary, so that a tile of logits has at most the device's number of elements."""
     elements = TILE_GPU if hidden_ND.is_cuda else TILE_CPU
     width = max(1, elements // max(1, min(len(hidden_ND), MAX_ROWS)))
-    return [slice(start, start + width) for start in range(0, len(weight_VD), width)]
+    return [slice(start, min(start + width, len(weight_VD))) for start in range(0, len(weight_VD), width)]

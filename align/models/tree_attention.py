@@ -34,6 +34,7 @@ _WITHOUT_EFFECT = {
     "is_causal",
 }
 _HONOURED = {"softcap", "sliding_window"}
+_VARLEN_WIDTHS = range(8, 257, 8)  # head widths that PyTorch's CUDA flash kernel takes without padding
 _calls = {"tree": 0}  # attention calls that saw a layout; read by the start-up probe
 
 
@@ -62,11 +63,12 @@ def tree_attention(  # noqa: PLR0913 - the signature is transformers' AttentionI
         )
     refuse(module, tree, attention_mask, dropout, kwargs)
     _calls["tree"] += 1
+    query, key, value = (_ready(each) for each in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     softcap = cast("float | None", kwargs.get("softcap"))
     if softcap or query.shape[-1] != value.shape[-1]:
         return matrix_attention(query, key, value, tree, scale, softcap).transpose(1, 2), None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] in _VARLEN_WIDTHS:
         return varlen_attention(query, key, value, tree, scale), None
     if query.device.type == "cpu":
         blocks = cast("Callable[..., Tensor]", BlockAttention.apply)
@@ -94,6 +96,17 @@ def refuse(
         raise InputError(
             f"{type(module).__name__}: the tree forward does not do {reason}: set policy.forward to 'plain'"
         )
+
+
+def _ready(heads: Tensor) -> Tensor:
+    """In autocast's dtype, as PyTorch's own attention would take it, with each head's row in one piece.
+
+    Rotary embeddings leave fp32 queries and keys beside half-precision values, and the kernels read past a last
+    dimension that is not in one piece.
+    """
+    if torch.is_autocast_enabled(heads.device.type):
+        heads = heads.to(torch.get_autocast_dtype(heads.device.type))
+    return heads if heads.stride(-1) == 1 else heads.contiguous()
 
 
 class BlockAttention(torch.autograd.Function):
@@ -215,9 +228,10 @@ def matrix_attention(
     groups = query.shape[1] // key.shape[1]
     keys, values = _repeat(key, groups), _repeat(value, groups)
     outputs: list[Tensor] = []
-    rows_of_span = tree.paths.kv_rows.split(tree.paths.cu_keys.diff().tolist())
-    for span, rows_M in zip(tree.spans, rows_of_span, strict=True):
-        length = span.stop - span.start
+    lengths = [span.stop - span.start for span in tree.spans]
+    reach = [sum(lengths[node] for node in span.ancestors) + span.stop - span.start for span in tree.spans]
+    rows_of_span = tree.paths.kv_rows.split(reach)
+    for span, length, rows_M in zip(tree.spans, lengths, rows_of_span, strict=True):
         scores = query[:, :, span.start : span.stop] @ keys[:, :, rows_M].transpose(-1, -2) * scale
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
