@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,6 +32,11 @@ from align.models.logprobs import LogitTransform, install
 from align.models.tree import TokenBatch
 
 GGUF = "gguf:"
+
+# What transformers raises for files and configurations that it cannot make a model of.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
+# Names that a configuration takes beside its own fields.
+_ALSO_CONFIG = {"model_type", "rope_theta", "rope_scaling"}
 
 
 class LoraSettings(Settings):
@@ -63,6 +73,7 @@ class Policy(nn.Module):
                 f"the LM head of {type(self.base).__name__} is a {type(head).__name__}, not a plain linear layer"
             )
         install(head, logit_transform(self.base.config))
+        self._plain_attention: str = self._attention
 
     @property
     def base(self) -> PreTrainedModel:
@@ -72,12 +83,16 @@ class Policy(nn.Module):
     @property
     def is_tree(self) -> bool:
         """Whether attention runs over root paths (`use_forward` says)."""
-        return getattr(self.base.config, "_attn_implementation", None) == tree_attention.NAME
+        return self._attention == tree_attention.NAME
+
+    @property
+    def _attention(self) -> str:
+        return cast(str, self.base.config._attn_implementation)  # pyright: ignore[reportPrivateUsage] - no public name
 
     def use_forward(self, name: Literal["tree", "plain"]) -> None:
         """Switch between the tree and its plain twin."""
         if self.is_tree != (name == "tree"):
-            self.base.set_attn_implementation(tree_attention.NAME if name == "tree" else "sdpa")
+            self.base.set_attn_implementation(tree_attention.NAME if name == "tree" else self._plain_attention)
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Log-probability of each target in nats, fp32, shape [N]."""
@@ -91,6 +106,8 @@ class Policy(nn.Module):
         if batch.layout is not None:
             where = {"tree": batch.layout}
         decoder = cast(nn.Module, self.base.get_decoder())
+        if decoder is self.base:  # Llama 4 names a part that its text model does not have
+            decoder = cast(nn.Module, self.base.model)
         output = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **where)
         return output.last_hidden_state
 
@@ -99,7 +116,8 @@ def logit_transform(config: PretrainedConfig) -> LogitTransform:
     """What the architecture does to its logits, from the names its configuration uses for it."""
     text = config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
-    return LogitTransform(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))
+    softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
+    return LogitTransform(scale=scale, softcap=softcap)
 
 
 def load_policy(settings: PolicySettings) -> tuple[Policy, PreTrainedTokenizerBase]:
@@ -114,8 +132,7 @@ def load_policy(settings: PolicySettings) -> tuple[Policy, PreTrainedTokenizerBa
     hf: PreTrainedModel | PeftModel = model
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    adapter = Path(settings.path or "") / "adapter_config.json"
-    if adapter.is_file():
+    if settings.path is not None and _is_adapter(settings.path):
         hf = PeftModel.from_pretrained(model, str(settings.path), is_trainable=True)
     elif settings.lora is not None:
         hf = _with_adapters(model, settings.lora, settings.seed)
@@ -139,18 +156,25 @@ def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
 
 
 def _load(path: str) -> PreTrainedModel:
-    adapter = Path(path) / "adapter_config.json"
-    if adapter.is_file():
+    if _is_adapter(path):
         path = str(LoraConfig.from_pretrained(path).base_model_name_or_path)
-    if path.startswith(GGUF):
-        return _load_gguf(gguf_file(path))
     try:
+        if path.startswith(GGUF):
+            return _load_gguf(gguf_file(path))
         config = without_dropout(AutoConfig.from_pretrained(path, trust_remote_code=False))
-        return AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
+        options = {"config": config, "dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    except InputError:
+        raise
+    except _UNREADABLE as error:
         raise InputError(f"policy: no model can be read from {path!r}: {one_line(error)[:300]}") from error
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise InputError(f"policy: {path!r} lacks {len(missing)} of the model's weights, {missing[0]} for one")
+    return loaded[0]
+
+
+def _is_adapter(path: str) -> bool:
+    return (Path(path) / "adapter_config.json").is_file()
 
 
 def gguf_file(path: str) -> Path:
@@ -162,13 +186,14 @@ def gguf_file(path: str) -> Path:
 
 
 def _load_gguf(file: Path) -> PreTrainedModel:
-    """The de-quantised weights in a fresh model: as loaded they count as quantised, and transformers does not save them."""
+    """The de-quantised weights in a fresh model: as loaded, they are marked quantised and cannot be saved."""
     loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     values = loaded.config.to_dict()
     plain = {key: value for key, value in values.items() if key not in ("quantization_config", "_name_or_path")}
     model = AutoModelForCausalLM.from_config(without_dropout(type(loaded.config).from_dict(plain)), dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
+    model.name_or_path = f"{GGUF}{file}"  # adapters that are saved alone name their base by it
     return model
 
 
@@ -177,23 +202,33 @@ def _fresh(values: Mapping[str, Any], seed: int) -> PreTrainedModel:
     kind = values.get("model_type")
     if not isinstance(kind, str):
         raise InputError("policy.fresh.model_type: name an architecture of transformers, such as llama")
+    if kind not in CONFIG_MAPPING:
+        raise InputError(f"policy.fresh.model_type: {kind!r}; {nearest(kind, CONFIG_MAPPING.keys())[:200]}")
+    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[kind])} | _ALSO_CONFIG
+    known |= CONFIG_MAPPING[kind].attribute_map.keys()
+    if unknown := sorted(values.keys() - known):
+        raise InputError(f"policy.fresh.{unknown[0]}: unknown key of {kind}; {nearest(unknown[0], known)}")
     try:
-        config = AutoConfig.for_model(**values)
-    except ValueError as error:
-        from transformers import CONFIG_MAPPING  # noqa: PLC0415 - a table of every architecture, needed for this error only
+        config = without_dropout(AutoConfig.for_model(**values))
+        with _seeded(seed):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except _UNREADABLE as error:
+        raise InputError(f"policy.fresh: {one_line(error)[:300]}") from error
 
-        raise InputError(f"policy.fresh.model_type: {kind!r}; {nearest(kind, CONFIG_MAPPING.keys())[:200]}") from error
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(without_dropout(config), dtype=torch.float32)
+
+@contextmanager
+def _seeded(seed: int) -> Generator[None]:
+    """The CPU's generator at `seed`, and as it was afterwards; no other device draws here."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _with_adapters(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftModel:
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with _seeded(seed):
         adapted = cast(PeftModel, get_peft_model(model, config))
     if type(model.get_output_embeddings()) is not nn.Linear:
         raise InputError("policy.lora.targets: the LM head takes no adapter; name other modules")
@@ -201,10 +236,10 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSettings, seed: int) -> Pef
 
 
 def without_dropout(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration with every dropout rate at 0: policy and reference must agree before the first update."""
+    """The configuration with every dropout and router noise at 0: policy and reference must agree at first."""
     for part in {id(each): each for each in (config, config.get_text_config())}.values():
         for name, value in part.to_dict().items():
-            if "drop" in name and isinstance(value, float):
+            if ("drop" in name or "jitter" in name) and isinstance(value, float):
                 setattr(part, name, 0.0)
     return config
 
@@ -229,7 +264,7 @@ def fingerprint(policy: Policy) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(policy.hf.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(memoryview(value.detach().cpu().contiguous().view(torch.uint8).flatten().numpy()))
+        digest.update(memoryview(value.detach().cpu().flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()[:16]
 
 
