@@ -42,13 +42,14 @@ def plan_step(groups: Sequence[int], sizes: Sequence[int], *, token_budget: int,
     `sizes[group]` is a group's number of tokens. Every rank gets the same number of micro-batches. A group larger than
     the budget makes a micro-batch of its own.
     """
-    tokens = sum(sizes[group] for group in groups)
-    rounds = max(1, -(-tokens // (token_budget * num_ranks)))
+    tokens = sum(min(sizes[group], token_budget) for group in groups)
+    most = -(-len(groups) // num_ranks)  # then every group is alone
+    rounds = min(most, -(-tokens // (token_budget * num_ranks)))
     while True:
         bins = _deal(groups, sizes, rounds * num_ranks)
         if all(len(each) <= 1 or sum(sizes[group] for group in each) <= token_budget for each in bins):
             break
-        rounds += max(1, rounds // 32)  # a large plan is not tried one round at a time
+        rounds = min(most, rounds + max(1, rounds // 32))  # a large plan is not tried one round at a time
     # Full bins and empty ones alternate over the ranks: the r-th largest bin goes to the rank with the least so far.
     shares: list[list[tuple[int, ...]]] = [[] for _ in range(num_ranks)]
     loads = [(0, rank) for rank in range(num_ranks)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from align.config import InputError, RunError
@@ -43,26 +44,31 @@ def refusal(policy: Policy, longest: int) -> str | None:
     if odd or stateful or getattr(model, "_is_stateful", False):
         return f"{kind} has {', '.join(sorted(odd) or stateful or ['state'])}, which is not attention over a path"
     window = getattr(config, "sliding_window", None)
-    if window is not None and window < longest and getattr(config, "use_sliding_window", True):
+    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    if window is not None and window < longest and windowed and getattr(config, "use_sliding_window", True):
         return f"{kind} has a sliding window of {window} tokens and the longest sequence has {longest}"
     return None
 
 
 @torch.no_grad()
-def choose_forward(policy: Policy, groups: Sequence[Sequence[TokenSequence]], wish: str) -> Forward:
+def choose_forward(
+    policy: Policy, groups: Sequence[Sequence[TokenSequence]], wish: str, *, precision: str = "fp32"
+) -> Forward:
     """The forward for this model and data, after a measurement; the policy is left set to it.
 
     `auto` takes the tree where it is exact and else the plain twin with the reason; `tree` raises the reason instead.
     A forward that disagrees with the model's own logits stops the run.
     """
     longest = max(len(sequence.ids) for group in groups for sequence in group)
-    sample = [_short(sequence) for group in groups[:2] for sequence in group[:4]]
+    sample = [short for group in groups[:2] for sequence in group[:2] for short in _branching(sequence)]
     policy.use_forward("plain")
     expected = _stock_logps(policy, sample)
-    _compare(policy(plain_batch(sample).to(_device(policy))), expected, "plain")
+    _compare(_logps(policy, sample), expected, "plain")
     if wish == "plain":
         return Forward("plain", "as set")
     reason = refusal(policy, longest) or _measure_tree(policy, sample, expected)
+    if reason is None and precision == "bf16":
+        _measure_rounding(policy, sample, expected)
     if reason is None:
         return Forward("tree")
     policy.use_forward("plain")
@@ -76,14 +82,30 @@ def _measure_tree(policy: Policy, sample: list[TokenSequence], expected: torch.T
     policy.use_forward("tree")
     before = tree_attention.calls()
     try:
-        logps = policy(tree_batch(sample).to(_device(policy)))
+        logps = _logps(policy, sample)
     except InputError as error:
         return str(error)
     layers = policy.base.config.get_text_config().num_hidden_layers
     if tree_attention.calls() - before != layers:
-        return f"only {tree_attention.calls() - before} of {layers} layers called the tree's attention"
+        return f"its {layers} layers called the tree's attention {tree_attention.calls() - before} times"
     _compare(logps, expected, "tree")
     return None
+
+
+def _measure_rounding(policy: Policy, sample: list[TokenSequence], expected: torch.Tensor) -> None:
+    """Stop if bf16 costs the tree more than its plain twin: on a GPU its kernel is another one than in fp32."""
+    gaps: list[float] = []
+    for name in ("plain", "tree"):
+        policy.use_forward(name)
+        with torch.autocast(_device(policy).type, torch.bfloat16):
+            gaps.append((_logps(policy, sample) - expected).square().mean().sqrt().item())
+    if not gaps[1] <= 2 * gaps[0] + TOLERANCE:
+        raise RunError(f"in bf16 the tree forward is off by {gaps[1]:.2g} nats a token, and its twin by {gaps[0]:.2g}")
+
+
+def _logps(policy: Policy, sample: list[TokenSequence]) -> torch.Tensor:
+    make = tree_batch if policy.is_tree else plain_batch
+    return policy(make(sample).to(_device(policy)))
 
 
 def _stock_logps(policy: Policy, sample: list[TokenSequence]) -> torch.Tensor:
@@ -105,12 +127,15 @@ def _compare(logps: torch.Tensor, expected: torch.Tensor, name: str) -> None:
         )
 
 
-def _short(sequence: TokenSequence) -> TokenSequence:
-    """The last tokens of the sequence, all but the first of them as targets."""
+def _branching(sequence: TokenSequence) -> tuple[TokenSequence, TokenSequence]:
+    """The sequence's first tokens as they are, and with the second half turned round, so that a tree has a branch.
+
+    The groups' own branches may lie far behind a long prompt.
+    """
     ids = sequence.ids[:PROBE_LENGTH]
-    trained = sequence.trained[:PROBE_LENGTH].copy()
-    trained[1:] = True
-    return TokenSequence(ids=ids, trained=trained)
+    half = len(ids) // 2
+    trained = np.arange(len(ids)) > 0
+    return TokenSequence(ids, trained), TokenSequence(np.concatenate([ids[:half], ids[half:][::-1]]), trained)
 
 
 def _device(policy: Policy) -> torch.device:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.data.chat import TokenSequence
+from align.data.chat import TokenSequence, common_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +139,6 @@ def count_tokens(sequences: Sequence[TokenSequence]) -> int:
     ids = sorted((sequence.ids for sequence in sequences), key=lambda ids: ids.astype(">u4").tobytes())
     shared = sum(common_prefix(first, second) for first, second in pairwise(ids))
     return sum(len(each) for each in ids) - shared
-
-
-def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
-    """How many tokens the two share from the start."""
-    length = min(len(first), len(second))
-    different = np.flatnonzero(first[:length] != second[:length])
-    return int(different[0]) if len(different) else length
 
 
 def _row(values: np.ndarray) -> Tensor:

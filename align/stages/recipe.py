@@ -1,0 +1,168 @@
+"""A recipe as frozen settings: the policy it starts from, its sources of rows, its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from align.artifacts import fingerprint
+from align.config import InputError, Settings, build, nearest, pick, read_recipe, stable_hash
+from align.models.policy import GGUF, PolicySettings
+from align.pipeline import Step, order
+from align.train.objectives import PreferenceSettings
+from align.train.settings import TrainSettings
+
+TASKS = "tasks:"  # prefix of a source's path that names procedural tasks
+
+
+class SourceSettings(Settings):
+    """Where rows come from and how they become tokens."""
+
+    path: str  # a file, a folder, a hub id, or tasks:KIND for rows that the project makes itself
+    format: str = "auto"
+    split: str | None = None
+    limit: int | None = Field(default=None, ge=1)  # rows read, or made
+    responses: int = Field(default=4, ge=1)  # of each prompt, where the rows are made
+    invalid: Literal["error", "drop"] = "error"
+    seed: int = 0  # of rows that are made, beside the recipe's own
+    held_out: float = Field(default=0.0, ge=0, lt=1)  # share of the prompts kept for evaluation
+    max_length: int | None = Field(default=None, ge=2)  # tokens; the model's own limit where left out
+    max_prompt_length: int | None = Field(default=None, ge=1)
+    overlong: Literal["drop", "cut_prompt", "cut_response", "error"] = "drop"
+
+
+class ImportStep(Settings):
+    """Put a policy into a folder: from elsewhere, or fresh with a tokenizer trained on the spot."""
+
+    stage: Literal["import"]
+    vocab_size: int | None = Field(default=None, ge=1)  # of a tokenizer trained on the procedural tasks' texts
+
+
+class TrainStep(Settings):
+    """Supervised fine-tuning of a policy on demonstrations."""
+
+    stage: Literal["sft"]
+    policy: str | None = None  # an earlier step; the latest that makes a policy where left out, else the recipe's
+    data: str  # a name under `data`
+    train: TrainSettings
+
+
+class PreferenceStep(Settings):
+    """Preference optimization of a policy against itself as it enters the step."""
+
+    stage: Literal["preference"]
+    policy: str | None = None
+    data: str
+    train: TrainSettings
+    loss: PreferenceSettings = PreferenceSettings()
+
+
+class EvaluateStep(Settings):
+    """How each of several policies answers prompts whose answers a program can check."""
+
+    stage: Literal["evaluate"]
+    policies: list[str]
+    data: str
+    max_new_tokens: int = Field(default=64, ge=1)
+
+
+AnyStep = ImportStep | TrainStep | PreferenceStep | EvaluateStep
+SETTINGS: dict[str, type[AnyStep]] = {
+    "import": ImportStep,
+    "sft": TrainStep,
+    "preference": PreferenceStep,
+    "evaluate": EvaluateStep,
+}
+
+
+class Recipe(Settings):
+    """A whole recipe, checked."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # its folder under `runs`
+    runs: str = "runs"
+    seed: int = 0
+    policy: PolicySettings
+    data: dict[str, SourceSettings] = Field(default_factory=dict[str, SourceSettings])
+    steps: dict[str, AnyStep] = Field(min_length=1)
+
+    @field_validator("steps", mode="plain")
+    @classmethod
+    def _by_stage(cls, value: object, info: ValidationInfo) -> dict[str, AnyStep]:
+        if not isinstance(value, Mapping):
+            raise InputError("steps is a mapping from a step's name to its settings")
+        return {str(name): _step(str(name), given) for name, given in value.items()}
+
+    @property
+    def root(self) -> Path:
+        """Folder of the run."""
+        return Path(self.runs) / self.run
+
+    def inputs(self, name: str) -> tuple[str, ...]:
+        """Steps whose folders the step reads."""
+        step = self.steps[name]
+        if isinstance(step, EvaluateStep):
+            return tuple(step.policies)
+        return (policy,) if (policy := self.policy_of(name)) is not None else ()
+
+    def policy_of(self, name: str) -> str | None:
+        """The step whose policy the step starts from; None where it starts from the recipe's own."""
+        step = self.steps[name]
+        if isinstance(step, ImportStep | EvaluateStep):
+            return None
+        if step.policy is not None:
+            return step.policy
+        names = list(self.steps)
+        before = [other for other in names[: names.index(name)] if not isinstance(self.steps[other], EvaluateStep)]
+        return before[-1] if before else None
+
+    def source(self, name: str) -> SourceSettings:
+        """The source of rows called `name`."""
+        return pick(self.data, name, "source of data")
+
+    def pipeline(self) -> list[Step]:
+        """The steps for the pipeline, each with the hash of everything that decides its content."""
+        steps = [Step(name, self.inputs(name), stable_hash(self._content(name))) for name in self.steps]
+        return order(steps)
+
+    def _content(self, name: str) -> list[Any]:
+        step = self.steps[name]
+        content: list[Any] = [self.seed, step.model_dump(mode="json")]
+        if not isinstance(step, EvaluateStep):
+            content.append(self.policy.model_dump(mode="json"))
+        if not isinstance(step, ImportStep):
+            source = self.source(step.data)
+            content += [source.model_dump(mode="json"), _content_of(source.path)]
+        if self.policy_of(name) is None and self.policy.path is not None and not isinstance(step, EvaluateStep):
+            content.append(_content_of(self.policy.path.removeprefix(GGUF)))
+        return content
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at `path`, checked: every key known, every source and step that is named there."""
+    recipe = build(Recipe, read_recipe(path, overrides), "")
+    for name, step in recipe.steps.items():
+        for needed in recipe.inputs(name):
+            pick(recipe.steps, needed, "step")
+            if isinstance(recipe.steps[needed], EvaluateStep):
+                raise InputError(f"steps.{name}: step {needed!r} evaluates and makes no policy")
+        if not isinstance(step, ImportStep):
+            recipe.source(step.data)
+    order(recipe.pipeline())
+    return recipe
+
+
+def _step(name: str, given: object) -> AnyStep:
+    if isinstance(given, Settings):
+        return given  # pyright: ignore[reportReturnType] - pydantic hands back what it has checked
+    if not isinstance(given, Mapping) or "stage" not in given:
+        raise InputError(f"steps.{name}: a step needs a stage; {nearest('', SETTINGS)}")
+    return build(pick(SETTINGS, str(given["stage"]), "stage"), given, f"steps.{name}")
+
+
+def _content_of(path: str) -> str:
+    """The content hash of a local file or folder; a hub id stands for itself."""
+    local = Path(path).expanduser()
+    return fingerprint(local) if local.exists() else path

@@ -1,0 +1,157 @@
+"""The stages that make a policy: import, sft, preference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from align.artifacts import versions
+from align.data.templates import apply_template
+from align.data.tokenizer import train_tokenizer
+from align.models.policy import Policy, PolicySettings, load_policy, load_tokenizer, quiet_transformers, save_policy
+from align.stages.recipe import ImportStep, PreferenceStep, Recipe, TrainStep
+from align.stages.sources import Rows, rows
+from align.synth import tasks
+from align.train.checkpoint import remove_checkpoints
+from align.train.loop import Job, Loop, Outcome
+from align.train.objectives import Objective, PreferenceObjective, SupervisedObjective
+from align.train.runtime import Reporter
+
+REFERENCES = "references"  # folder of the run that holds the cached reference log-probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where a step runs."""
+
+    recipe: Recipe
+    name: str
+    working: Path
+    inputs: Mapping[str, Path]
+    report: Reporter
+
+
+def import_policy(context: Context) -> dict[str, Any]:
+    """Write the recipe's policy as a plain folder; a fresh one gets a tokenizer trained on the spot if it has none."""
+    step = context.recipe.steps[context.name]
+    assert isinstance(step, ImportStep)
+    quiet_transformers()
+    settings = with_tokenizer(context.recipe.policy, step, context.working)
+    policy, tokenizer = load_policy(settings)
+    apply_template(tokenizer, settings.chat_template)
+    save_policy(policy, tokenizer, context.working)
+    weights = sum(value.numel() for value in policy.parameters())
+    return {**_common(context), "weights": weights, "tokens": len(tokenizer)}
+
+
+def with_tokenizer(settings: PolicySettings, step: ImportStep, folder: Path) -> PolicySettings:
+    """The settings with a tokenizer trained into `folder` where one is asked for."""
+    if step.vocab_size is None:
+        return settings
+    tokenizer = train_tokenizer(tasks.corpus(), vocab_size=step.vocab_size, chat_template="")
+    apply_template(tokenizer, settings.chat_template or "chatml")
+    tokenizer.save_pretrained(str(folder))
+    fresh = settings.fresh
+    if fresh is not None:  # a fresh model is made for this tokenizer
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+        fresh = {"vocab_size": len(tokenizer), **ids, **fresh}
+    return settings.model_copy(update={"tokenizer": str(folder), "fresh": fresh, "chat_template": None})
+
+
+def train(context: Context) -> dict[str, Any]:
+    """Train the step's policy and write it as a plain folder."""
+    recipe, step = context.recipe, context.recipe.steps[context.name]
+    assert isinstance(step, TrainStep | PreferenceStep)
+    quiet_transformers()
+    settings = policy_settings(recipe, context.name, context.inputs)
+    policy, tokenizer = load_policy(settings)
+    apply_template(tokenizer, settings.chat_template)
+    data = rows(step, recipe.source(step.data), tokenizer, seed=recipe.seed, model_limit=length_limit(policy))
+    context.report.note(describe(data.counts, data.format))
+    job = Job(
+        objective=objective_of(step),
+        train=data.train,
+        held_out=data.held_out,
+        settings=step.train,
+        forward=settings.forward,
+        seed=recipe.seed,
+        folder=context.working,
+        references=recipe.root / REFERENCES,
+    )
+    loop = Loop(policy, job, context.report)
+    outcome = loop.run()
+    if loop.accelerator.is_main_process:
+        save_policy(policy, tokenizer, context.working, merge=settings.lora is None or settings.lora.merge)
+        remove_checkpoints(context.working)
+    loop.accelerator.wait_for_everyone()
+    return {**_common(context), **_account(data, outcome), "device": str(loop.accelerator.device)}
+
+
+def objective_of(step: TrainStep | PreferenceStep) -> Objective:
+    """What the step optimizes."""
+    return SupervisedObjective() if isinstance(step, TrainStep) else PreferenceObjective(step.loss)
+
+
+def policy_settings(recipe: Recipe, name: str, inputs: Mapping[str, Path]) -> PolicySettings:
+    """The recipe's policy, or the folder of the step that this one starts from, run in the same way."""
+    before = recipe.policy_of(name)
+    if before is None:
+        return recipe.policy
+    moved = {"path": str(inputs[before]), "fresh": None, "tokenizer": None, "chat_template": None}
+    return recipe.policy.model_copy(update=moved)
+
+
+def tokenizer_of(recipe: Recipe, name: str, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that the step will see, with its chat template, before any step has run."""
+    settings = recipe.policy
+    before = recipe.policy_of(name)
+    while before is not None:
+        step = recipe.steps[before]
+        if isinstance(step, ImportStep):
+            settings = with_tokenizer(settings, step, folder)
+        before = recipe.policy_of(before)
+    tokenizer = load_tokenizer(settings)
+    apply_template(tokenizer, settings.chat_template)
+    return tokenizer
+
+
+def length_limit(policy: Policy) -> int | None:
+    """Positions that the model can tell apart, where its configuration says so."""
+    return getattr(policy.base.config.get_text_config(), "max_position_embeddings", None)
+
+
+def describe(counts: Mapping[str, int], form: str = "") -> str:
+    """The account of the rows in one line."""
+    read = f"{counts['rows']} rows read{f' as {form}' if form else ''}"
+    said = [read, f"{counts['trained']} trained", f"{counts['held_out']} held out"]
+    known = {"rows", "records", "trained", "held_out"}
+    return ", ".join([*said, *(f"{name} {number}" for name, number in sorted(counts.items()) if name not in known)])
+
+
+def _common(context: Context) -> dict[str, Any]:
+    step = context.recipe.steps[context.name]
+    return {
+        "stage": step.stage,
+        "settings": step.model_dump(mode="json"),
+        "seed": context.recipe.seed,
+        "versions": versions(),
+    }
+
+
+def _account(data: Rows, outcome: Outcome) -> dict[str, Any]:
+    """What training leaves in the manifest."""
+    return {
+        "rows": data.counts,
+        "format": data.format,
+        "optimizer_steps": outcome.num_steps,
+        "forward": {"name": outcome.forward.name, "reason": outcome.forward.reason},
+        "reference": outcome.weights,
+        "first": dict(outcome.first),
+        "last": dict(outcome.last),
+        "threads": torch.get_num_threads(),
+    }
