@@ -199,6 +199,16 @@ def _load_gguf(file: Path) -> PreTrainedModel:
 
 def _fresh(values: Mapping[str, Any], seed: int) -> PreTrainedModel:
     """A model with random weights that depend on the configuration and the seed only."""
+    config = fresh_config(values)
+    try:
+        with _seeded(seed):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except _UNREADABLE as error:
+        raise InputError(f"policy.fresh: {one_line(error)[:300]}") from error
+
+
+def fresh_config(values: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration that the values describe; `model_type` names the architecture."""
     kind = values.get("model_type")
     if not isinstance(kind, str):
         raise InputError("policy.fresh.model_type: name an architecture of transformers, such as llama")
@@ -209,9 +219,7 @@ def _fresh(values: Mapping[str, Any], seed: int) -> PreTrainedModel:
     if unknown := sorted(values.keys() - known):
         raise InputError(f"policy.fresh.{unknown[0]}: unknown key of {kind}; {nearest(unknown[0], known)}")
     try:
-        config = without_dropout(AutoConfig.for_model(**values))
-        with _seeded(seed):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return without_dropout(AutoConfig.for_model(**values))
     except _UNREADABLE as error:
         raise InputError(f"policy.fresh: {one_line(error)[:300]}") from error
 

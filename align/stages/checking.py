@@ -18,7 +18,7 @@ from align.data.batching import groups_of_step, imbalance, plan_step
 from align.data.chat import TokenGroup
 from align.data.preview import preview
 from align.models.logprobs import TILE_CPU
-from align.models.policy import GGUF, gguf_file, quiet_transformers
+from align.models.policy import GGUF, fresh_config, gguf_file, quiet_transformers
 from align.models.tree import count_tokens, tree_batch
 from align.stages.recipe import EvaluateStep, ImportStep, PreferenceStep, Recipe, TrainStep
 from align.stages.sources import rows
@@ -136,7 +136,7 @@ def model_config(recipe: Recipe, vocab_size: int) -> PretrainedConfig:
     """The configuration of the recipe's policy, without its weights."""
     settings = recipe.policy
     if settings.fresh is not None:
-        return AutoConfig.for_model(**{"vocab_size": vocab_size, **settings.fresh})
+        return fresh_config({"vocab_size": vocab_size, **settings.fresh})
     path = str(settings.path)
     try:
         if path.startswith(GGUF):
@@ -149,10 +149,10 @@ def model_config(recipe: Recipe, vocab_size: int) -> PretrainedConfig:
 
 def matrix_rate(size: int = 1024, repeats: int = 3) -> float:
     """Floating-point operations a second of a square matrix product in fp32, the best of a few."""
-    left = torch.ones(size, size)
+    matrix = torch.ones(size, size)
     best = 0.0
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        left @ left
+        torch.mm(matrix, matrix)
         best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
