@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from align.config import InputError, RunError
+from align.config import InputError, RunError, nearest
 from align.train.settings import TrainSettings
 
 
@@ -45,25 +47,34 @@ class Silence:
         """Nothing."""
 
 
+OTHER_WAYS = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # of accelerate, to shard a model over processes
+
+
 def make_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
     """Join accelerate in one process or DDP; on a CPU with gloo, which a bare Accelerator would silently not join."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise InputError("the launch file asks for DeepSpeed; this version trains in one process or under DDP")
+    asked = [name for name in OTHER_WAYS if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"]
+    if asked:
+        raise InputError(f"the launch file asks for {asked[0]}; this version trains in one process or under DDP")
+    known = [str(name) for name in get_available_trackers()]
+    missing = [name for name in settings.trackers if name not in known]
+    if missing:
+        raise InputError(f"train.trackers: no tracker called {missing[0]!r} is installed; {nearest(missing[0], known)}")
     options: dict[str, Any] = {}
     if not torch.cuda.is_available():
         options["cpu"] = True
         if "RANK" in os.environ:
             options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
-    try:
-        accelerator = Accelerator(
-            mixed_precision="bf16" if settings.precision == "bf16" else "no",
-            step_scheduler_with_optimizer=False,
-            log_with=list(settings.trackers) or None,
-            project_dir=str(folder),
-            **options,
-        )
-    except ValueError as error:
-        raise InputError(f"train.trackers {settings.trackers}: {error}") from error
+    # The steps of a recipe share a process, and each has its own precision, which accelerate keeps in a global.
+    AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage] - there is no public way
+    accelerator = Accelerator(
+        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        # The loop accumulates by itself; left out, a number in the launch file would divide the loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        step_scheduler_with_optimizer=False,
+        log_with=list(settings.trackers) or None,
+        project_dir=str(folder),
+        **options,
+    )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != world or (world > 1 and accelerator.distributed_type == DistributedType.NO):
         raise RunError(f"{world} processes were launched and accelerate joined {accelerator.num_processes}")
