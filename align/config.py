@@ -33,7 +33,7 @@ class RunError(RuntimeError):
 class Settings(BaseModel):
     """Base of every group of settings: frozen, complete, and strict about names and types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from align.config import Settings
 from align.data.batching import steps_per_epoch
+
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
 
 
 class TrainSettings(Settings):
@@ -23,7 +25,7 @@ class TrainSettings(Settings):
     groups_per_step: int = Field(default=64, ge=1)
     tokens_per_micro_batch: int = Field(default=2048, ge=1)
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)  # as in NeMo-Aligner's published settings
+    betas: tuple[Decay, Decay] = (0.9, 0.98)  # as in NeMo-Aligner's published settings
     epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, ge=0)  # 0: measured, not clipped
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: matrix products in bf16 over fp32 weights
@@ -42,7 +44,8 @@ class TrainSettings(Settings):
 
     def num_steps(self, num_groups: int) -> int:
         """Optimizer steps of the whole run over `num_groups` groups."""
-        whole = math.ceil(self.epochs * steps_per_epoch(num_groups, self.groups_per_step))
+        steps = self.epochs * steps_per_epoch(num_groups, self.groups_per_step)
+        whole = math.ceil(steps * (1 - 1e-12))  # 1.1 epochs of 50 steps are 55, though 1.1 * 50 is a little more
         return min(whole, self.max_steps) if self.max_steps is not None else whole
 
     def identity(self) -> dict[str, object]:
