@@ -19,6 +19,7 @@ from align.artifacts import read_json, whole_folder, write_json
 from align.config import RunError
 
 PREFIX = "checkpoint-"
+STATE = "state.json"
 
 
 def save_checkpoint(folder: Path, step: int, *, model: nn.Module, optimizer: Optimizer, settings_hash: str) -> None:
@@ -31,9 +32,9 @@ def save_checkpoint(folder: Path, step: int, *, model: nn.Module, optimizer: Opt
     with whole_folder(folder / f"{PREFIX}{step}") as writing:
         save_file(trained, writing / "weights.safetensors")
         save_file(moments, writing / "optimizer.safetensors")
-        write_json(writing / "state.json", {"step": step, "settings": settings_hash})
+        write_json(writing / STATE, {"step": step, "settings": settings_hash})
     for older in _checkpoints(folder)[:-1]:
-        shutil.rmtree(older)
+        _remove(older)
 
 
 def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer, settings_hash: str) -> int:
@@ -41,7 +42,7 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer, set
     found = _checkpoints(folder)
     if not found:
         return 0
-    state: dict[str, Any] = read_json(found[-1] / "state.json")
+    state: dict[str, Any] = read_json(found[-1] / STATE)
     if state["settings"] != settings_hash:
         raise RunError(f"{found[-1]}: belongs to other settings or data; remove it to start this step anew")
     weights = load_file(found[-1] / "weights.safetensors")
@@ -59,8 +60,8 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer, set
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove every checkpoint: the finished step's own weights stand for them."""
-    for each in _checkpoints(folder):
-        shutil.rmtree(each)
+    for each in folder.glob(f"{PREFIX}*"):
+        _remove(each)
 
 
 def _state_device(key: str, value: torch.Tensor) -> torch.device:
@@ -68,7 +69,13 @@ def _state_device(key: str, value: torch.Tensor) -> torch.device:
     return value.device if not key.startswith("step/") or value.is_cuda else torch.device("cpu")
 
 
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, `state.json` first: what a kill leaves of it is not taken for a whole one."""
+    (checkpoint / STATE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints from the earliest to the latest."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    found = [path.parent for path in folder.glob(f"{PREFIX}*/{STATE}")]
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
