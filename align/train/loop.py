@@ -16,12 +16,12 @@ from torch import Tensor
 
 from align.artifacts import append_line
 from align.config import RunError, stable_hash
-from align.data.batching import groups_of_step, plan_step
+from align.data.batching import groups_of_step, plan_step, steps_per_epoch
 from align.data.chat import TokenGroup
 from align.models.policy import Policy, fingerprint
 from align.models.probe import Forward, choose_forward
 from align.models.tree import count_tokens, plain_batch, tree_batch
-from align.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+from align.train.checkpoint import load_checkpoint, save_checkpoint
 from align.train.objectives import GroupBatch, Objective, Tally, group_batch
 from align.train.reference import ReferenceCache, fill, sequence_key
 from align.train.runtime import Reporter, make_accelerator, peak_memory
@@ -75,8 +75,9 @@ class Loop:
         self.model, self.optimizer = self.accelerator.prepare(policy, self._optimizer())
         self.num_steps = job.settings.num_steps(len(job.train))
         self.references = self._fill_references() if job.objective.needs_reference else None
-        rows = [[sequence_key(each) for each in group.sequences] + [str(group.rewards)] for group in job.train]
-        self.identity = stable_hash([job.settings.identity(), self.weights, job.seed, rows])
+        rows = [[*map(sequence_key, group.sequences), str((group.rewards, group.chosen))] for group in job.train]
+        numbers = [job.settings.identity(), job.objective.identity(), self.weights, job.seed]
+        self.identity = stable_hash([*numbers, rows])
 
     def run(self) -> Outcome:
         """Train to the end, from the latest checkpoint if there is one."""
@@ -84,11 +85,13 @@ class Loop:
         done = load_checkpoint(
             job.folder, model=self.policy, optimizer=self.optimizer.optimizer, settings_hash=self.identity
         )
+        if self._sum(done) != done * self.accelerator.num_processes:
+            raise RunError(f"{job.folder}: ranks find different checkpoints in it; do all nodes share the folder?")
         lines = _metrics_until(job.folder / "metrics.jsonl", done, write=self.accelerator.is_main_process)
         if done:
             self.report.note(f"resumed after step {done} of {self.num_steps}")
         if settings.trackers:
-            self.accelerator.init_trackers("align", config=settings.identity())
+            self.accelerator.init_trackers("align", {name: str(value) for name, value in settings.identity().items()})
         self.report.phase("train", self.num_steps, done)
         saved = time.monotonic()
         for step in range(done, self.num_steps):
@@ -139,7 +142,7 @@ class Loop:
         self.optimizer.zero_grad()
         return {
             "step": step + 1,
-            "epoch": (step + 1) * settings.groups_per_step / len(job.train),
+            "epoch": (step + 1) / steps_per_epoch(len(job.train), settings.groups_per_step),
             **self._means(loss / denominator, totals),
             "grad_norm": float(norm),
             "lr": rate,
@@ -184,18 +187,17 @@ class Loop:
         self.report.note(f"references: {len(self.groups) - len(missing)} of {len(self.groups)} groups are cached")
         if missing:
             self.report.phase("reference", len(missing))
-            budget = self.job.settings.tokens_per_micro_batch
-            work = fill(
-                cache,
-                self.model,
-                self.groups,
-                sizes=self.sizes,
-                make=self.make,
-                token_budget=budget,
-                accelerator=self.accelerator,
-            )
-            for done in work:
-                self.report.advance(done)
+        work = fill(
+            cache,
+            self.model,
+            self.groups,
+            sizes=self.sizes,
+            make=self.make,
+            token_budget=self.job.settings.tokens_per_micro_batch,
+            accelerator=self.accelerator,
+        )
+        for done in work:
+            self.report.advance(done)
         return cache
 
     def _optimizer(self) -> torch.optim.AdamW:
@@ -233,8 +235,9 @@ class Loop:
 
     def _stop_unless_finite(self, value: Tensor, what: str, step: int) -> None:
         """Stop all ranks together."""
-        if not math.isfinite(self._sum(value)):
-            raise RunError(f"step {step + 1}: the {what} is {float(value)}; the weights are as before this step")
+        total = self._sum(value)
+        if not math.isfinite(total):
+            raise RunError(f"step {step + 1}: the {what} is {total}; the weights are as before this step")
 
     def _sum(self, value: Tensor | float) -> float:
         """Sum over ranks."""
@@ -252,6 +255,7 @@ class Loop:
         return {"loss": loss_sum, **{name: total / count if count else 0.0 for name, total, count in pairs}}
 
     def _save(self, step: int) -> None:
+        """Nobody waits for the first rank: by their own clocks the others may not know that it saves."""
         if self.accelerator.is_main_process:
             save_checkpoint(
                 self.job.folder,
@@ -260,12 +264,6 @@ class Loop:
                 optimizer=self.optimizer.optimizer,
                 settings_hash=self.identity,
             )
-        self.accelerator.wait_for_everyone()
-
-
-def finish(folder: Path) -> None:
-    """Remove what only a resume needs, once the trained policy itself is on disk."""
-    remove_checkpoints(folder)
 
 
 def _add(totals: dict[str, Tally], tallies: Mapping[str, Tally], share: int) -> None:
@@ -280,9 +278,9 @@ def _every(step: int, period: int | None) -> bool:
 
 def _metrics_until(path: Path, step: int, *, write: bool) -> list[dict[str, float]]:
     """The lines of the steps that the checkpoint holds; what was logged after it is computed again."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    kept = [line for line in lines if line["step"] <= step]
+    lines = path.read_bytes().splitlines(keepends=True)[:step] if path.is_file() else []
     if write:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    return kept
+        with path.open("ab") as file:
+            file.truncate(sum(map(len, lines)))  # at once: another rank reads the same lines before and after
+    return [json.loads(line) for line in lines]

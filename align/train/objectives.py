@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from align.config import Settings
+from align.config import InputError, Settings
 from align.data.chat import TokenGroup, TokenSequence
 from align.losses.preference import preference_loss
 from align.models.tree import TokenBatch
@@ -61,6 +61,10 @@ class Objective(Protocol):
     """What is optimized."""
 
     needs_reference: bool
+
+    def identity(self) -> object:
+        """What decides its numbers: a checkpoint belongs to one identity."""
+        ...
 
     def denominator(self, groups: Sequence[TokenGroup]) -> float:
         """What a step's loss sum over `groups` is divided by."""
@@ -121,6 +125,10 @@ class SupervisedObjective:
 
     needs_reference = False
 
+    def identity(self) -> object:
+        """Its name: it has no settings."""
+        return "supervised"
+
     def denominator(self, groups: Sequence[TokenGroup]) -> float:
         """Supervised tokens of the step."""
         return float(sum(sum(group.lengths) for group in groups))
@@ -152,6 +160,10 @@ class PreferenceObjective:
         self.loss = preference_loss(settings.name, **settings.settings)
         self.needs_reference = self.loss.uses_reference
 
+    def identity(self) -> object:
+        """Its settings."""
+        return self.settings.model_dump()
+
     def denominator(self, groups: Sequence[TokenGroup]) -> float:
         """Groups of the step."""
         return float(len(groups))
@@ -161,6 +173,11 @@ class PreferenceObjective:
         logps_BK = response_logps(policy, batch)
         rewards_BK = self._rewards(batch)
         preference_B = self.loss(logps_BK, batch.reference_BK, rewards_BK, batch.lengths_BK, batch.mask_BK)
+        if preference_B.shape != (len(batch.sizes),):
+            raise InputError(
+                f"preference loss {self.settings.name!r} returned shape {list(preference_B.shape)} for "
+                f"{len(batch.sizes)} groups; one value a group is needed"
+            )
         best_B = first_largest(rewards_BK.masked_fill(~batch.mask_BK, -torch.inf))
         worst_B = first_largest((-rewards_BK).masked_fill(~batch.mask_BK, -torch.inf))
         nll_B = -pick(logps_BK, best_B)

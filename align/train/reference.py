@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from align.artifacts import read_json, write_json
@@ -84,9 +85,8 @@ def fill(
     accelerator: Accelerator,
 ) -> Iterator[int]:
     """Compute what is missing, every rank its share; yields the number of groups done after each micro-batch."""
-    missing = cache.missing(groups)
-    if not missing:
-        return
+    # What the first rank finds missing all compute: another run may be adding to the folder while they look.
+    (missing,) = broadcast_object_list([cache.missing(groups)])
     plan = plan_step(missing, sizes, token_budget=token_budget, num_ranks=accelerator.num_processes)
     found: dict[str, tuple[float, int]] = {}
     flushed = time.monotonic()
