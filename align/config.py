@@ -96,7 +96,11 @@ def build(settings: type[S], values: Mapping[str, Any], where: str) -> S:
 
 
 def _explain(error: ValidationError, settings: type[Settings], where: str) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    first = errors[0]
+    if first["type"] == "missing":  # perhaps it is there under a misspelled name
+        beside = [each for each in errors if each["loc"][:-1] == first["loc"][:-1]]
+        first = next((each for each in beside if each["type"] == "extra_forbidden"), first)
     path = [str(part) for part in first["loc"]]
     place = ".".join([where, *path]).strip(".")
     if first["type"] == "extra_forbidden":
