@@ -36,6 +36,7 @@ class Step:
 
     loss: Tensor  # a sum
     tallies: Mapping[str, Tally]
+    logps_BK: Tensor | None = None  # of the responses, where they have references: before any update the two agree
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,6 @@ class Objective(Protocol):
 
     def __call__(self, policy: nn.Module, batch: GroupBatch) -> Step:
         """Loss sum and tallies of one micro-batch."""
-        ...
-
-    def first_loss(self, batch: GroupBatch) -> Tensor | None:
-        """What `loss/preference` must be of each group while the policy is its own reference, [B]; None if unknown."""
         ...
 
 
@@ -138,10 +135,6 @@ class SupervisedObjective:
         loss = -response_logps(policy, batch).sum()
         return Step(loss, {"nll": Tally(loss.detach(), batch.lengths_BK.sum())})
 
-    def first_loss(self, batch: GroupBatch) -> Tensor | None:
-        """None: it depends on the policy."""
-        return None
-
 
 class PreferenceSettings(Settings):
     """The preference loss and the weight of the supervised term on the best response."""
@@ -171,7 +164,8 @@ class PreferenceObjective:
     def __call__(self, policy: nn.Module, batch: GroupBatch) -> Step:
         """Preference loss and supervised term, summed over the groups."""
         logps_BK = response_logps(policy, batch)
-        rewards_BK = self._rewards(batch)
+        # Where only the order of the rewards matters, a labelled response comes first in it.
+        rewards_BK = batch.rewards_BK if self.loss.uses_rewards else batch.labels_BK
         preference_B = self.loss(logps_BK, batch.reference_BK, rewards_BK, batch.lengths_BK, batch.mask_BK)
         if preference_B.shape != (len(batch.sizes),):
             raise InputError(
@@ -199,15 +193,7 @@ class PreferenceObjective:
         values_B["rewards/accuracies"] = (values_B["rewards/margins"] > 0).double()
         num_groups = loss.new_tensor(len(batch.sizes))
         tallies = {name: Tally(value_B.detach().sum(), num_groups) for name, value_B in values_B.items()}
-        return Step(loss, tallies)
-
-    def first_loss(self, batch: GroupBatch) -> Tensor | None:
-        """The loss where policy and reference agree, [B]; None for a loss without a reference."""
-        return self.loss.first_loss(self._rewards(batch), batch.lengths_BK, batch.mask_BK)
-
-    def _rewards(self, batch: GroupBatch) -> Tensor:
-        """What the loss is told: the rewards, or a labelled response put first where only their order matters."""
-        return batch.rewards_BK if self.loss.uses_rewards else batch.labels_BK
+        return Step(loss, tallies, logps_BK.detach())
 
 
 def first_largest(values_BK: Tensor) -> Tensor:
