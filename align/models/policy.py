@@ -102,6 +102,8 @@ class Policy(nn.Module):
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """Last hidden states [R, L, D], of every token computed."""
+        # The model's own attention would swallow the layout and attend to everything before.
+        assert self.is_tree == (batch.layout is not None), "a tree batch goes with use_forward('tree')"
         where: dict[str, Any] = {"attention_mask": batch.attention_mask}
         if batch.layout is not None:
             where = {"tree": batch.layout}

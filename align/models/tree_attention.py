@@ -9,6 +9,7 @@ Shape legend: B = 1, H query heads, G key heads, T rows, D head width, M rows of
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -34,6 +35,8 @@ _WITHOUT_EFFECT = {
     "is_causal",
 }
 _HONOURED = {"softcap", "sliding_window"}
+# PyTorch 2.11 takes grouped heads without being asked; later versions ask.
+_GROUPED_HEADS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 _VARLEN_WIDTHS = range(8, 257, 8)  # head widths that PyTorch's CUDA flash kernel takes without padding
 _calls = {"tree": 0}  # attention calls that saw a layout; read by the start-up probe
 
@@ -216,7 +219,7 @@ def varlen_attention(
         paths.max_keys,
         scale=scale,
         window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **_GROUPED_HEADS,
     )
     return output_THD[None]
 

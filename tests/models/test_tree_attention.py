@@ -1,5 +1,6 @@
 """Attention over root paths: its ways of computing against one softmax a row, and what it refuses."""
 
+import inspect
 import math
 from functools import partial
 
@@ -17,9 +18,12 @@ WIDTHS = [4, 7, 16]
 
 
 def documented_varlen(  # noqa: PLR0913 - the signature is PyTorch's
-    query_THD, key_TGD, value_TGD, cu_queries, cu_keys, max_queries, max_keys, *, scale, window_size, enable_gqa
+    query_THD, key_TGD, value_TGD, cu_queries, cu_keys, max_queries, max_keys, *, scale, window_size, enable_gqa=True
 ):
-    """What `varlen_attn` is documented to do, and what its CUDA kernel asks of its arguments."""
+    """What `varlen_attn` is documented to do, and what its CUDA kernel asks of its arguments.
+
+    Grouped heads are allowed by default as in PyTorch 2.11, where the keyword does not exist.
+    """
     assert query_THD.dim() == key_TGD.dim() == value_TGD.dim() == 3
     assert query_THD.dtype == key_TGD.dtype == value_TGD.dtype
     assert query_THD.is_contiguous() and key_TGD.is_contiguous() and value_TGD.is_contiguous()
@@ -129,6 +133,17 @@ def test_variable_length_attention_is_one_softmax_a_row(  # noqa: PLR0913 - a ta
     found = with_gradients(varlen_attention, inputs, layout, 0.25, kernel)
     expected = with_gradients(lambda *heads: row_by_row(*heads, batch, 0.25).transpose(1, 2), inputs)
     assert max(largest_errors(found, expected)) <= tolerance
+
+
+def test_the_arguments_fit_the_kernel_that_is_installed():
+    batch = tree_batch(SEQUENCES["a pair"])
+    signature = inspect.signature(varlen_attn)
+
+    def bound(*arguments, **keywords):
+        signature.bind(*arguments, **keywords)
+        return documented_varlen(*arguments, **keywords)
+
+    varlen_attention(*random_heads((4, 2), 16, batch.num_tokens), batch.layout, 0.25, bound)
 
 
 @pytest.mark.parametrize("sequences", ["13 responses", "many"])
