@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from align.artifacts import fingerprint
 from align.config import InputError, Settings, build, nearest, pick, read_recipe, stable_hash
+from align.losses.preference import preference_loss
 from align.models.policy import GGUF, PolicySettings
 from align.pipeline import Step, order
 from align.train.objectives import PreferenceSettings
@@ -86,14 +87,7 @@ class Recipe(Settings):
     seed: int = 0
     policy: PolicySettings
     data: dict[str, SourceSettings] = Field(default_factory=dict[str, SourceSettings])
-    steps: dict[str, AnyStep] = Field(min_length=1)
-
-    @field_validator("steps", mode="plain")
-    @classmethod
-    def _by_stage(cls, value: object, info: ValidationInfo) -> dict[str, AnyStep]:
-        if not isinstance(value, Mapping):
-            raise InputError("steps is a mapping from a step's name to its settings")
-        return {str(name): _step(str(name), given) for name, given in value.items()}
+    steps: dict[str, AnyStep] = Field(default_factory=dict[str, AnyStep])
 
     @property
     def root(self) -> Path:
@@ -142,21 +136,30 @@ class Recipe(Settings):
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at `path`, checked: every key known, every source and step that is named there."""
-    recipe = build(Recipe, read_recipe(path, overrides), "")
-    for name, step in recipe.steps.items():
+    values = read_recipe(path, overrides)
+    given = values.get("steps")
+    if not isinstance(given, Mapping) or not given:
+        raise InputError(f"{path}: steps: a mapping from a step's name to its settings is needed, not {given!r}")
+    # Each step is checked by its own stage's settings, so that an error names the step and the stage's own keys.
+    steps = {str(name): _step(str(name), settings) for name, settings in given.items()}
+    recipe = build(Recipe, {**values, "steps": {}}, "").model_copy(update={"steps": steps})
+    for name, step in steps.items():
         for needed in recipe.inputs(name):
             pick(recipe.steps, needed, "step")
             if isinstance(recipe.steps[needed], EvaluateStep):
                 raise InputError(f"steps.{name}: step {needed!r} evaluates and makes no policy")
         if not isinstance(step, ImportStep):
             recipe.source(step.data)
+        if isinstance(step, PreferenceStep):
+            try:
+                preference_loss(step.loss.name, **step.loss.settings)
+            except InputError as error:
+                raise InputError(f"steps.{name}.loss: {error}") from error
     order(recipe.pipeline())
     return recipe
 
 
 def _step(name: str, given: object) -> AnyStep:
-    if isinstance(given, Settings):
-        return given  # pyright: ignore[reportReturnType] - pydantic hands back what it has checked
     if not isinstance(given, Mapping) or "stage" not in given:
         raise InputError(f"steps.{name}: a step needs a stage; {nearest('', SETTINGS)}")
     return build(pick(SETTINGS, str(given["stage"]), "stage"), given, f"steps.{name}")
