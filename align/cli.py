@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -162,17 +163,10 @@ def _said(metrics: Mapping[str, float]) -> str:
 
 
 def _training_table(made: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(title="Training", title_justify="left")
-    for name in (
-        "step",
-        "rows",
-        "steps",
-        "loss, first → last",
-        "held-out loss",
-        "held-out margin",
-        "held-out accuracy",
-    ):
-        table.add_column(name, justify="left" if name == "step" else "right")
+    title = "Training: loss of the first and the last optimizer step, then of the held-out rows"
+    table = Table(title=title, box=SIMPLE)
+    for name in ("step", "rows", "steps", "loss", "held-out loss", "margin", "accuracy"):
+        table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
     for step, manifest in made.items():
         if "last" in manifest:
             last = manifest["last"]
@@ -184,12 +178,13 @@ def _training_table(made: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _score_table(made: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(title="Share of held-out prompts whose every check the greedy response passes", title_justify="left")
+    table = Table(title="Held-out prompts whose greedy response passes every check", box=SIMPLE)
     for name in ("policy", "task", "pass rate", "95 % interval", "prompts"):
         table.add_column(name, justify="left" if name in ("policy", "task") else "right")
     for manifest in made.values():
-        for step, scores in manifest.get("scores", {}).items():
-            for task, found in scores.items():
+        scores: Mapping[str, Any] = manifest.get("scores", {})
+        for step in manifest["settings"]["policies"] if scores else ():
+            for task, found in scores[step].items():
                 interval = f"{found['low']:.1%} to {found['high']:.1%}"
                 table.add_row(step, task, f"{found['value']:.1%}", interval, str(found["n"]))
     return table

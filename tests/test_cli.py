@@ -163,7 +163,7 @@ def test_a_second_run_does_nothing_and_a_changed_step_runs_again_with_what_follo
     changed = align("run", str(path), "steps.rpo.loss.settings.eta=2.0")
     assert changed.returncode == 0, changed.stderr
     assert changed.stderr.count("finished before, skipped") == 3
-    assert "references: 24 of 24 groups are cached" in changed.stderr or "references: 30 of 30" in changed.stderr
+    assert "references: 0 groups to compute, 30 known or repeated" in changed.stderr
     assert align("run", str(path)).returncode == 0  # put back for the other tests
 
 

@@ -184,7 +184,9 @@ class Loop:
     def _fill_references(self) -> ReferenceCache:
         cache = ReferenceCache(self.job.references, weights=self.weights, precision=self.job.settings.precision)
         missing = cache.missing(self.groups)
-        self.report.note(f"references: {len(self.groups) - len(missing)} of {len(self.groups)} groups are cached")
+        self.report.note(
+            f"references: {len(missing)} groups to compute, {len(self.groups) - len(missing)} known or repeated"
+        )
         if missing:
             self.report.phase("reference", len(missing))
         work = fill(
