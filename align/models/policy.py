@@ -238,8 +238,11 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSettings, seed: int) -> Pef
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
-    with _seeded(seed):
-        adapted = cast(PeftModel, get_peft_model(model, config))
+    try:
+        with _seeded(seed):
+            adapted = cast(PeftModel, get_peft_model(model, config))
+    except ValueError as error:
+        raise InputError(f"policy.lora.targets: {one_line(error)[:300]}") from error
     if type(model.get_output_embeddings()) is not nn.Linear:
         raise InputError("policy.lora.targets: the LM head takes no adapter; name other modules")
     return adapted
@@ -265,7 +268,9 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path
     base = policy.base if not isinstance(hf, PreTrainedModel) else hf
     base.generation_config.eos_token_id = tokenizer.eos_token_id
     base.generation_config.pad_token_id = tokenizer.pad_token_id
-    hf.save_pretrained(str(folder), safe_serialization=True)
+    # The vocabulary is never resized, and peft would ask the hub whether it was.
+    options: dict[str, Any] = {"save_embedding_layers": False} if isinstance(hf, PeftModel) else {}
+    hf.save_pretrained(str(folder), safe_serialization=True, **options)
     tokenizer.save_pretrained(str(folder))
 
 

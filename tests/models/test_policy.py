@@ -1,0 +1,399 @@
+"""Where a policy comes from, what a saved one says, and every way its source can be wrong."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from tiny_models import SEQUENCES, SMALL, TREE, stock_logps, tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+from align.config import InputError
+from align.models.policy import (
+    LoraSettings,
+    Policy,
+    PolicySettings,
+    fingerprint,
+    load_policy,
+    load_tokenizer,
+    save_policy,
+)
+from align.models.tree import plain_batch, tree_batch
+
+FETCH = Path(__file__).parents[2] / ".." / "shared" / "tools" / "smollm2.sh"
+FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
+IDS = torch.arange(3, 20)[None]
+
+
+@pytest.fixture
+def settings(tokenizer_folder):
+    """Settings of a fresh policy, changed by name."""
+    return lambda **changes: PolicySettings(**{"fresh": FRESH, "tokenizer": str(tokenizer_folder)} | changes)
+
+
+@pytest.fixture
+def model_folder(tmp_path, settings):
+    policy, tokenizer = load_policy(settings())
+    save_policy(policy, tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def smollm2():
+    """Path of SmolLM2-135M-Instruct, fetched if need be; without it the test is skipped."""
+    if not FETCH.is_file():
+        pytest.skip(f"{FETCH} is not there: it fetches SmolLM2-135M-Instruct")
+    try:
+        return subprocess.run(["bash", FETCH], capture_output=True, text=True, timeout=300, check=True).stdout.strip()
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        pytest.skip(f"SmolLM2-135M-Instruct cannot be fetched: {error}")
+
+
+def weights(policy):
+    return policy.hf.state_dict()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def perturbed(policy):
+    """The policy with every adapter weight drawn at random; fresh adapters change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in policy.named_parameters():
+        if "lora_" in name:
+            value.data = 0.1 * torch.randn(value.shape, generator=generator)
+    return policy
+
+
+def test_a_fresh_policy_depends_on_its_seed_and_on_nothing_else(settings):
+    torch.manual_seed(1)
+    first, _ = load_policy(settings(seed=7))
+    torch.manual_seed(2)
+    second, _ = load_policy(settings(seed=7))
+    other, _ = load_policy(settings(seed=8))
+    assert all(torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
+    assert not torch.equal(weights(first)["lm_head.weight"], weights(other)["lm_head.weight"])
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings()])
+def test_making_a_policy_leaves_the_global_generator_alone(settings, lora):
+    before = torch.get_rng_state()
+    load_policy(settings(lora=lora))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_new_adapters_depend_on_the_seed(settings):
+    found = [weights(load_policy(settings(lora=LoraSettings(rank=4), seed=seed))[0]) for seed in (7, 7)]
+    adapters = [name for name in found[0] if "lora_A" in name]
+    assert len(adapters) == 14, "seven linear layers in two blocks, and not the LM head"
+    assert all(torch.equal(found[0][name], found[1][name]) and found[0][name].any() for name in adapters)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("forward", ["plain", "tree"])
+def test_a_saved_policy_loads_anywhere_bit_for_bit(settings, tmp_path, tied, forward):
+    policy, tokenizer = load_policy(settings(fresh=FRESH | {"tie_word_embeddings": tied}))
+    policy.use_forward("plain")
+    expected = logits(policy.hf)
+    policy.use_forward(forward)
+    save_policy(policy, tokenizer, tmp_path / "saved")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(loaded), expected)
+    assert loaded.dtype == torch.float32
+    written = (tmp_path / "saved" / "config.json").read_text()
+    assert "attn_implementation" not in written and "align" not in written
+    assert json.loads(written)["tie_word_embeddings"] == tied
+    assert [file.name for file in (tmp_path / "saved").iterdir() if file.suffix in (".bin", ".pt", ".pkl")] == []
+
+
+def test_tokenizer_template_and_end_of_sequence_are_saved_with_it(model_folder, tokenizer_folder):
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (tokenizer_folder, model_folder))
+    assert after.chat_template == before.chat_template
+    assert after.get_vocab() == before.get_vocab()
+    generation = json.loads((model_folder / "generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["pad_token_id"]) == (before.eos_token_id, before.pad_token_id)
+
+
+def test_a_policy_that_was_saved_and_loaded_has_the_same_fingerprint(settings, model_folder):
+    loaded, _ = load_policy(PolicySettings(path=str(model_folder)))
+    assert fingerprint(loaded) == fingerprint(load_policy(settings())[0])
+
+
+def test_every_weight_changes_the_fingerprint(settings):
+    policy = perturbed(load_policy(settings(lora=LoraSettings(rank=2)))[0])
+    seen = {fingerprint(policy)}
+    for _, value in policy.named_parameters():
+        value.data.flatten()[-1] += 2**-10
+        seen.add(fingerprint(policy))
+    assert len(seen) == 1 + len(list(policy.parameters())) > 30
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_merged_adapters_say_what_the_adapted_policy_says(settings, tmp_path, checkpointing):
+    policy, tokenizer = load_policy(settings(lora=LoraSettings(rank=4), gradient_checkpointing=checkpointing))
+    fresh = logits(policy.hf)
+    expected = logits(perturbed(policy).hf)
+    assert not torch.allclose(expected, fresh, atol=0.01)
+    save_policy(policy, tokenizer, tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_saved_alone_load_again_and_can_be_trained_on(model_folder, tmp_path):
+    policy, tokenizer = load_policy(PolicySettings(path=str(model_folder), lora=LoraSettings(rank=4)))
+    expected = logits(perturbed(policy).hf)
+    save_policy(policy, tokenizer, tmp_path / "adapters", merge=False)
+    assert not (tmp_path / "adapters" / "model.safetensors").exists()
+    again, _ = load_policy(PolicySettings(path=str(tmp_path / "adapters")))
+    assert torch.equal(logits(again.hf), expected)
+    assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapters")), expected)
+    assert {name for name, value in again.named_parameters() if value.requires_grad} == {
+        name for name, value in policy.named_parameters() if value.requires_grad
+    }
+
+
+def test_an_adapter_in_the_current_folder_is_not_this_policys(settings, tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    load_policy(settings())
+
+
+def test_dropout_and_router_noise_are_off_everywhere(settings):
+    fresh = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300, "attn_pdrop": 0.3}
+    policy, _ = load_policy(settings(fresh=fresh))
+    rates = {module.p for module in policy.modules() if isinstance(module, torch.nn.Dropout)}
+    assert policy.training and rates == {0.0}
+    assert torch.equal(logits(policy.hf), logits(policy.hf))
+    assert {name: value for name, value in policy.base.config.to_dict().items() if "pdrop" in name and value} == {}
+    noisy = FRESH | {"model_type": "phimoe", "num_local_experts": 4, "router_jitter_noise": 0.1}
+    policy, _ = load_policy(settings(fresh={name: value for name, value in noisy.items() if name != "head_dim"}))
+    assert torch.equal(logits(policy.hf), logits(policy.hf))
+
+
+def test_a_checkpoints_dropout_is_off_too(settings, tmp_path):
+    policy, tokenizer = load_policy(settings())
+    save_policy(policy, tokenizer, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"attention_dropout": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    policy, _ = load_policy(PolicySettings(path=str(tmp_path)))
+    assert torch.equal(logits(policy.hf), logits(policy.hf))
+
+
+def test_checkpointing_is_on_where_it_is_asked_for(settings):
+    for wanted in (False, True):
+        policy, _ = load_policy(settings(gradient_checkpointing=wanted))
+        assert policy.base.is_gradient_checkpointing == wanted
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_back_from_the_tree_the_models_own_attention_returns(kind):
+    policy = Policy(tiny_model(*TREE[kind]))
+    own = policy.base.config._attn_implementation
+    policy.use_forward("tree")
+    assert policy.is_tree
+    policy.use_forward("plain")
+    assert policy.base.config._attn_implementation == own
+
+
+def test_a_batch_for_the_other_forward_is_refused():
+    policy = Policy(tiny_model("llama"))
+    with pytest.raises(AssertionError):
+        policy(tree_batch(SEQUENCES["a pair"]))
+    policy.use_forward("tree")
+    with pytest.raises(AssertionError):
+        policy(plain_batch(SEQUENCES["a pair"]))
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def without_head(folder):
+    model = LlamaForSequenceClassification(LlamaConfig(**FRESH, num_labels=5))
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def with_config(**changes):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+BROKEN = {
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model can be read"),
+    "cut weights": (lambda folder: truncated(folder / "model.safetensors"), "no model can be read"),
+    "another size": (with_config(hidden_size=64), "no model can be read"),
+    "a value of the wrong kind": (with_config(hidden_size="wide"), "no model can be read"),
+    "a kind that nobody knows": (with_config(model_type="lama"), "no model can be read"),
+    "no causal model": (with_config(model_type="t5"), "no model can be read"),
+    "a configuration that is no JSON": (lambda folder: truncated(folder / "config.json"), "no model can be read"),
+    "a head that was not saved": (without_head, "lacks 1 of the model's weights, lm_head.weight"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer can be read"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_folder_ends_in_one_line(model_folder, how, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    change, words = BROKEN[how]
+    change(model_folder)
+    with pytest.raises(InputError) as error:
+        load_policy(PolicySettings(path=str(model_folder)))
+    assert words in str(error.value) and str(model_folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+WRONG_FRESH = {
+    "no model_type": ({"model_type": None}, "fresh.model_type: name an architecture"),
+    "a model_type that nobody knows": ({"model_type": "lama"}, "'lama'; did you mean 'llama'?"),
+    "an unknown key": ({"hidden_sise": 32}, "fresh.hidden_sise: unknown key of llama; did you mean 'hidden_size'?"),
+    "a value of the wrong kind": ({"hidden_size": "wide"}, "expected int, got str"),
+    "heads that do not fit": ({"hidden_size": 30}, "not a multiple of the number of attention heads"),
+    "an activation that nobody knows": ({"hidden_act": "relux"}, "relux"),
+    "no causal model": ({"model_type": "t5", "num_key_value_heads": None}, "T5Config"),
+}
+
+
+@pytest.mark.parametrize("how", WRONG_FRESH)
+def test_a_wrong_configuration_ends_in_one_line(settings, how):
+    changes, words = WRONG_FRESH[how]
+    fresh = FRESH | changes
+    if changes.get("model_type") == "t5":
+        fresh = {"model_type": "t5"}
+    with pytest.raises(InputError) as error:
+        load_policy(settings(fresh=fresh))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value) and "policy.fresh" in str(error.value)
+
+
+def test_path_or_fresh_is_given_and_not_both(settings):
+    for wrong in (PolicySettings(), settings(path="somewhere")):
+        with pytest.raises(InputError, match="either path .* or fresh"):
+            load_policy(wrong)
+
+
+def test_a_fresh_policy_needs_a_tokenizer():
+    with pytest.raises(InputError, match=r"policy\.tokenizer"):
+        load_tokenizer(PolicySettings(fresh=FRESH))
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(settings):
+    with pytest.raises(InputError, match="tokenizer has 259 tokens and the model 100 embeddings"):
+        load_policy(settings(fresh=FRESH | {"vocab_size": 100}))
+
+
+def test_a_path_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="'/no/such/model'"):
+        load_policy(PolicySettings(path="/no/such/model"))
+
+
+def test_an_adapter_on_the_lm_head_is_refused(settings):
+    with pytest.raises(InputError, match="the LM head takes no adapter"):
+        load_policy(settings(lora=LoraSettings(targets=["lm_head", "q_proj"])))
+
+
+def test_adapters_for_layers_that_are_not_there_are_refused(settings):
+    with pytest.raises(InputError, match="no_such_layer"):
+        load_policy(settings(lora=LoraSettings(targets=["no_such_layer"])))
+
+
+def test_a_gguf_that_is_not_there_or_is_none_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.gguf: no such GGUF file"):
+        load_policy(PolicySettings(path=f"gguf:{tmp_path}/nowhere.gguf"))
+    (tmp_path / "letter.gguf").write_text("Dear reader")
+    with pytest.raises(InputError, match=r"letter\.gguf"):
+        load_policy(PolicySettings(path=f"gguf:{tmp_path}/letter.gguf"))
+    with pytest.raises(InputError, match=r"letter\.gguf"):
+        load_tokenizer(PolicySettings(path=f"gguf:{tmp_path}/letter.gguf"))
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path):
+    """A GGUF file of a random Llama, with its weights by llama.cpp's names."""
+    width, wide, heads, tokens = 32, 48, 4, 300
+    shapes = {"token_embd": (tokens, width), "output": (tokens, width), "output_norm": (width,)}
+    for layer in range(2):
+        block = {"attn_norm": (width,), "ffn_norm": (width,), "ffn_down": (width, wide)}
+        block |= {f"attn_{name}": (width, width) for name in ("q", "k", "v", "output")}
+        block |= {"ffn_gate": (wide, width), "ffn_up": (wide, width)}
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
+    draw = np.random.default_rng(0)
+    drawn = {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(wide)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(tokens)
+    for name, value in drawn.items():
+        writer.add_tensor(f"{name}.weight", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return f"gguf:{tmp_path}/tiny.gguf", drawn
+
+
+def test_a_gguf_file_becomes_a_plain_folder(tiny_gguf, tokenizer_folder, tmp_path):
+    path, drawn = tiny_gguf
+    policy, tokenizer = load_policy(PolicySettings(path=path, tokenizer=str(tokenizer_folder)))
+    for name, there in {"output": "lm_head", "blk.1.ffn_up": "model.layers.1.mlp.up_proj"}.items():
+        assert torch.equal(weights(policy)[f"{there}.weight"], torch.from_numpy(drawn[name]))
+    save_policy(policy, tokenizer, tmp_path / "saved")
+    assert "gguf" not in (tmp_path / "saved" / "config.json").read_text()
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), logits(policy.hf))
+    assert fingerprint(load_policy(PolicySettings(path=str(tmp_path / "saved")))[0]) == fingerprint(policy)
+
+
+def test_adapters_on_a_gguf_base_load_again(tiny_gguf, tokenizer_folder, tmp_path):
+    settings = PolicySettings(path=tiny_gguf[0], tokenizer=str(tokenizer_folder), lora=LoraSettings(rank=2))
+    policy, tokenizer = load_policy(settings)
+    expected = logits(perturbed(policy).hf)
+    save_policy(policy, tokenizer, tmp_path / "adapters", merge=False)
+    again, _ = load_policy(PolicySettings(path=str(tmp_path / "adapters")))
+    assert torch.equal(logits(again.hf), expected)
+
+
+def test_a_cut_gguf_file_ends_in_one_line(tiny_gguf, tokenizer_folder, tmp_path):
+    with (tmp_path / "tiny.gguf").open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) // 2)
+    with pytest.raises(InputError, match=r"no model can be read from 'gguf:.*tiny\.gguf'"):
+        load_policy(PolicySettings(path=tiny_gguf[0], tokenizer=str(tokenizer_folder)))
+
+
+@pytest.mark.package
+@pytest.mark.slow
+def test_a_published_gguf_file_knows_what_it_should(tmp_path):
+    policy, tokenizer = load_policy(PolicySettings(path=f"gguf:{smollm2()}"))
+    assert sum(value.numel() for value in policy.parameters()) == 134_515_008  # as published for SmolLM2-135M
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = policy.hf(input_ids=ids).logits
+    assert tokenizer.decode(expected[0, -1].argmax()) == " Paris"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    save_policy(policy, tokenizer, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids=ids).logits, expected)
+
+
+def test_stock_logits_are_what_the_policy_answers(settings):
+    policy, _ = load_policy(settings())
+    sequences = SEQUENCES["many"]
+    expected = stock_logps(policy.base, sequences)
+    for name, make in (("plain", plain_batch), ("tree", tree_batch)):
+        policy.use_forward(name)
+        torch.testing.assert_close(policy(make(sequences)), expected, atol=1e-5, rtol=1e-5)
