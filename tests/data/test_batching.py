@@ -1,0 +1,137 @@
+"""The batch plan: every group once, within the budget, the same for all ranks, whatever the sizes."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from align.data import batching
+from align.data.batching import groups_of_step, imbalance, order, plan_step, steps_per_epoch
+
+SIZES = {
+    "alike": [100] * 40,
+    "one": [7],
+    "two": [3, 900],
+    "real": [int(random.Random(0).lognormvariate(6.5, 0.7)) + 20 for _ in range(64)],
+    "a giant": [10_000, *[20] * 30],
+    "all over the budget": [5_000] * 9,
+    "half a budget and a little": [520] * 33,
+    "small": list(range(1, 50)),
+}
+BUDGETS = [1, 64, 512, 1000, 4096, 10**9]
+RANKS = [1, 2, 3, 8, 64]
+
+
+def micro_batches(plan):
+    return [micro for share in plan.ranks for micro in share]
+
+
+@pytest.mark.parametrize("num_ranks", RANKS)
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", SIZES)
+def test_every_group_is_planned_once_within_the_budget_and_ranks_run_equally_often(name, budget, num_ranks):
+    sizes = SIZES[name]
+    groups = random.Random(1).sample(range(len(sizes)), len(sizes))
+    plan = plan_step(groups, sizes, token_budget=budget, num_ranks=num_ranks)
+    assert plan.groups == tuple(groups)
+    assert Counter(group for micro in micro_batches(plan) for group in micro) == Counter(groups)
+    assert len(plan.ranks) == num_ranks
+    assert len({len(share) for share in plan.ranks}) == 1
+    for micro in micro_batches(plan):
+        assert len(micro) <= 1 or sum(sizes[group] for group in micro) <= budget
+
+
+@pytest.mark.parametrize("num_ranks", RANKS)
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", SIZES)
+def test_empty_micro_batches_are_only_what_equal_numbers_need(name, budget, num_ranks):
+    plan = plan_step(range(len(SIZES[name])), SIZES[name], token_budget=budget, num_ranks=num_ranks)
+    num_empty = sum(not micro for micro in micro_batches(plan))
+    assert num_empty < num_ranks, "an empty micro-batch runs a group for nothing"
+
+
+def test_a_group_over_the_budget_adds_no_rounds():
+    plan = plan_step(range(8), [5_000] * 8, token_budget=512, num_ranks=2)
+    assert [len(share) for share in plan.ranks] == [4, 4]
+
+
+def test_few_micro_batches_are_made():
+    sizes = SIZES["real"]
+    for budget in (2048, 4096, 16384):
+        fewest = -(-sum(sizes) // budget)
+        plan = plan_step(range(len(sizes)), sizes, token_budget=budget)
+        assert fewest <= len(plan.ranks[0]) <= 1.25 * fewest + 1
+
+
+def test_the_plan_depends_on_the_order_of_groups_in_nothing_but_their_list():
+    sizes = SIZES["real"]
+    first = plan_step(range(64), sizes, token_budget=4096, num_ranks=3)
+    second = plan_step(range(63, -1, -1), sizes, token_budget=4096, num_ranks=3)
+    assert first.ranks == second.ranks
+    assert second.groups == tuple(range(63, -1, -1))
+
+
+def test_sizes_of_other_groups_do_not_matter():
+    sizes = [10**6, *SIZES["small"]]
+    groups = [3, 5, 8, 20]
+    alone = plan_step(groups, sizes, token_budget=64, num_ranks=2)
+    assert alone == plan_step(groups, [0, *SIZES["small"]], token_budget=64, num_ranks=2)
+
+
+@pytest.mark.parametrize(("num_groups", "num_ranks", "most"), [(256, 2, 1.02), (256, 8, 1.1), (64, 2, 1.06)])
+def test_ranks_get_nearly_equal_tokens_on_realistic_lengths(num_groups, num_ranks, most):
+    draw = random.Random(2)
+    for _ in range(50):
+        sizes = [int(draw.lognormvariate(6.5, 0.7)) + 20 for _ in range(num_groups)]
+        plan = plan_step(range(num_groups), sizes, token_budget=8192, num_ranks=num_ranks)
+        loads = [sum(sizes[group] for micro in share for group in micro) for share in plan.ranks]
+        assert max(loads) / (sum(sizes) / num_ranks) <= most
+        assert imbalance(plan, sizes) == pytest.approx(max(loads) / (sum(sizes) / num_ranks))
+
+
+@pytest.mark.parametrize("budget", [600, 2048, 8192])
+def test_ten_thousand_groups_are_dealt_a_few_times_only(budget, monkeypatch):
+    draw = random.Random(3)
+    sizes = [int(draw.lognormvariate(6.5, 0.7)) + 20 for _ in range(10_000)]
+    dealt = []
+    deal = batching._deal
+    monkeypatch.setattr(batching, "_deal", lambda *arguments: dealt.append(1) or deal(*arguments))
+    plan_step(range(10_000), sizes, token_budget=budget, num_ranks=64)
+    assert len(dealt) < 64, "dealing is n log n; how often it is tried may not grow with n"
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 7, 100])
+def test_the_order_depends_on_seed_and_epoch_only(num_groups):
+    random.seed(1)
+    first = order(num_groups, seed=3, epoch=2)
+    random.seed(2)
+    assert order(num_groups, seed=3, epoch=2) == first
+    assert sorted(first) == list(range(num_groups))
+    if num_groups == 100:
+        others = [order(100, seed=3, epoch=1), order(100, seed=2, epoch=2), order(100, seed=2, epoch=3)]
+        assert len({tuple(each) for each in [first, *others]}) == 4
+        assert first != sorted(first)
+
+
+def test_the_order_is_the_same_on_every_machine():
+    golden = [5, 6, 0, 1, 2, 7, 3, 4]  # another order would be another run for whoever resumes on a newer version
+    assert order(8, seed=0, epoch=0) == golden
+
+
+@pytest.mark.parametrize("groups_per_step", [1, 3, 8, 20])
+def test_an_epoch_takes_every_group_once_and_the_next_one_anew(groups_per_step):
+    num_groups = 20
+    steps = steps_per_epoch(num_groups, groups_per_step)
+    taken = [groups_of_step(step, num_groups, groups_per_step, seed=5) for step in range(3 * steps)]
+    for epoch in range(3):
+        of_epoch = [group for step in taken[epoch * steps : (epoch + 1) * steps] for group in step]
+        assert of_epoch == order(num_groups, seed=5, epoch=epoch)
+    assert all(len(step) <= groups_per_step for step in taken)
+    assert sum(len(step) < groups_per_step for step in taken) == (3 if num_groups % groups_per_step else 0)
+
+
+def test_a_steps_groups_do_not_depend_on_the_plan_or_on_other_steps():
+    late = groups_of_step(11, 50, 8, seed=1)
+    for step in range(11):
+        groups_of_step(step, 50, 8, seed=1)
+    assert groups_of_step(11, 50, 8, seed=1) == late

@@ -1,0 +1,215 @@
+"""Which forward is taken, for which reason, and what stops a run before it starts."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import MORE_TREE, PLAIN, SEQUENCES, TREE, random_sequences, stock_logps, tiny_model, token_sequences
+from transformers import AttentionInterface
+
+from align.config import InputError, RunError
+from align.models import logprobs, probe, tree_attention
+from align.models.logprobs import LogitTransform
+from align.models.policy import Policy
+from align.models.probe import Forward, choose_forward
+from align.models.tree import plain_batch, tree_batch
+
+GROUPS = [token_sequences("ABCDEFG|HIJKL ABCDEFG|MNO ABCDEFG|MNP"), token_sequences("AQ|R AQ|STU")]
+FLAT = [sequence for group in GROUPS for sequence in group]
+
+
+def answer(policy, sequences, forward):
+    make = {"tree": tree_batch, "plain": plain_batch}[forward.name]
+    assert policy.is_tree == (forward.name == "tree"), "the policy is left set to what was chosen"
+    return policy(make(sequences))
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_auto_takes_the_tree_where_it_is_exact(kind):
+    policy = Policy(tiny_model(*TREE[kind]))
+    assert choose_forward(policy, GROUPS, "auto") == Forward("tree")
+    assert policy.is_tree
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MORE_TREE)
+def test_auto_takes_the_tree_in_other_architectures(kind):
+    assert choose_forward(Policy(tiny_model(*MORE_TREE[kind])), GROUPS, "auto") == Forward("tree")
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_what_the_tree_cannot_do_the_twin_does_exactly(kind):
+    model_type, settings, words = PLAIN[kind]
+    model = tiny_model(model_type, settings)
+    expected = stock_logps(copy.deepcopy(model), FLAT)
+    policy = Policy(model)
+    forward = choose_forward(policy, GROUPS, "auto")
+    assert forward.name == "plain"
+    assert words in forward.reason and len(forward.reason) > 20
+    torch.testing.assert_close(answer(policy, FLAT, forward), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_where_the_tree_is_demanded_its_refusal_is_an_error(kind):
+    model_type, settings, words = PLAIN[kind]
+    policy = Policy(tiny_model(model_type, settings))
+    with pytest.raises(InputError, match="^policy.forward is 'tree', and ") as error:
+        choose_forward(policy, GROUPS, "tree")
+    assert words in str(error.value)
+
+
+def test_the_twin_is_taken_where_it_is_asked_for():
+    policy = Policy(tiny_model("llama"))
+    assert choose_forward(policy, GROUPS, "plain").name == "plain"
+    assert not policy.is_tree
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("mistral", {}),
+        ("gemma2", {}),
+        ("gemma3_text", {}),
+        ("qwen2", {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}),
+    ],
+)
+def test_a_sliding_window_is_taken_by_the_tree_if_no_sequence_is_longer(kind, settings):
+    longest = max(len(sequence.ids) for sequence in FLAT)
+    for window, name in ((longest, "tree"), (longest - 1, "plain")):
+        model = tiny_model(kind, settings | {"sliding_window": window})
+        expected = stock_logps(copy.deepcopy(model), FLAT)
+        policy = Policy(model)
+        forward = choose_forward(policy, GROUPS, "auto")
+        assert forward.name == name
+        torch.testing.assert_close(answer(policy, FLAT, forward), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 4}),
+        ("qwen3", {"sliding_window": 4}),
+        ("gemma3_text", {"sliding_window": 4, "layer_types": ["full_attention", "full_attention"]}),
+    ],
+)
+def test_a_window_that_no_layer_uses_refuses_nothing(kind, settings):
+    assert choose_forward(Policy(tiny_model(kind, settings)), GROUPS, "auto") == Forward("tree")
+
+
+def test_a_window_met_after_the_probe_is_refused_then():
+    policy = Policy(tiny_model("mistral", {"sliding_window": 20}))
+    choose_forward(policy, GROUPS, "auto")
+    with pytest.raises(InputError, match="sliding window of 20 tokens, shorter than the longest sequence"):
+        policy(tree_batch(token_sequences("ABCDEFGHIJ|KLMNOPQRSTU")))
+
+
+def to_rows_before(module, query, key, value, attention_mask, *, tree=None, scaling=None, **keywords):
+    """Causal attention over the whole row: siblings see each other."""
+    tree_attention._calls["tree"] += tree is not None
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    output = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return output.transpose(1, 2), None
+
+
+def with_another_scale(module, query, key, value, attention_mask, *, scaling=None, **keywords):
+    return tree_attention.tree_attention(module, query, key, value, attention_mask, scaling=scaling * 0.7, **keywords)
+
+
+def wrong_in_bf16(module, query, key, value, attention_mask, **keywords):
+    wrong = torch.is_autocast_enabled("cpu")
+    function = to_rows_before if wrong else tree_attention.tree_attention
+    return function(module, query, key, value, attention_mask, **keywords)
+
+
+@pytest.fixture
+def registered():
+    """Registers another function under the tree's name, for one test."""
+    yield lambda function: AttentionInterface.register(tree_attention.NAME, function)
+    AttentionInterface.register(tree_attention.NAME, tree_attention.tree_attention)
+
+
+# transformers draws weights at 0.02, where attention is nearly even and its scale hardly matters.
+@pytest.mark.parametrize(
+    ("wrong", "spread"), [(to_rows_before, 0.02), (to_rows_before, 0.1), (with_another_scale, 0.1)]
+)
+def test_a_wrong_attention_stops_the_run(wrong, spread, registered):
+    registered(wrong)
+    policy = Policy(tiny_model("llama", {"initializer_range": spread}))
+    with pytest.raises(RunError, match="the tree forward is off by .* nats a token"):
+        choose_forward(policy, GROUPS, "auto")
+
+
+def test_wrong_positions_stop_the_run(monkeypatch):
+    def by_row(sequences):
+        batch = tree_batch(sequences)
+        batch.position_ids.copy_(torch.arange(batch.num_tokens))
+        return batch
+
+    monkeypatch.setattr(probe, "tree_batch", by_row)
+    with pytest.raises(RunError, match="the tree forward is off by"):
+        choose_forward(Policy(tiny_model("llama")), GROUPS, "auto")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "believed"),
+    [
+        ("granite", {"logits_scaling": 3.0}, LogitTransform()),
+        ("gemma2", {"final_logit_softcapping": 3.0}, LogitTransform()),
+        ("llama", {}, LogitTransform(scale=1.1)),
+    ],
+)
+def test_a_head_that_does_something_else_to_its_logits_stops_the_run(kind, settings, believed):
+    policy = Policy(tiny_model(kind, settings))
+    logprobs.install(policy.base.get_output_embeddings(), believed)
+    with pytest.raises(RunError, match="the plain forward is off by"):
+        choose_forward(policy, GROUPS, "auto")
+
+
+def test_weights_that_are_not_numbers_stop_the_run():
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(RunError, match="off by nan"):
+        choose_forward(Policy(model), GROUPS, "auto")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma2"])
+def test_in_bf16_the_tree_passes_and_the_policy_is_left_on_it(kind):
+    policy = Policy(tiny_model(*TREE[kind]))
+    assert choose_forward(policy, GROUPS, "auto", precision="bf16") == Forward("tree")
+    assert policy.is_tree
+
+
+def test_an_attention_that_is_wrong_in_bf16_only_stops_the_run(registered):
+    registered(wrong_in_bf16)
+    policy = Policy(tiny_model("llama"))
+    choose_forward(policy, GROUPS, "auto")
+    with pytest.raises(RunError, match="in bf16 the tree forward is off by"):
+        choose_forward(policy, GROUPS, "auto", precision="bf16")
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [token_sequences("A|B")],
+        [token_sequences("ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKLMNOPQRSTUVWXYZ|AB ABCDEFGHIJ|CD")],
+        [SEQUENCES["duplicates"]],
+        [random_sequences(3, prompts=1, most_responses=13)],
+    ],
+)
+def test_any_data_can_be_probed_and_its_tree_has_a_branch(groups, monkeypatch):
+    made = []
+    monkeypatch.setattr(probe, "tree_batch", lambda sequences: made.append(tree_batch(sequences)) or made[-1])
+    assert choose_forward(Policy(tiny_model("llama")), groups, "auto") == Forward("tree")
+    longest = max(len(sequence.ids) for sequence in groups[0])
+    assert all(len(batch.layout.spans) > 1 for batch in made) or longest < 4
+    assert all(batch.layout.max_depth <= probe.PROBE_LENGTH for batch in made)
+
+
+def test_probing_changes_neither_weights_nor_gradients_nor_the_mode():
+    policy = Policy(tiny_model("llama")).train()
+    before = copy.deepcopy(policy.state_dict())
+    choose_forward(policy, GROUPS, "auto")
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+    assert all(value.grad is None and value.requires_grad for value in policy.parameters())
+    assert policy.training
