@@ -129,6 +129,7 @@ def preview(
 
 def main() -> None:
     """Run the command; what is wrong ends in one line: status 2 for bad input, 1 for a failed run."""
+    sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked for last
     try:
         app(standalone_mode=True)
     except (ValueError, RuntimeError) as error:

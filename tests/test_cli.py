@@ -1,14 +1,18 @@
 """The command line from outside: one clear line and the right status for whatever is wrong, and a whole small run."""
 
+import io
 import json
-import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,16 +37,27 @@ steps:
 """
 
 
-def align(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "align", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})},
-        timeout=240,
-        check=False,
-    )
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def align(*arguments: str) -> Ended:
+    """The command in this process: what it imports is imported once for all tests."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    status = 0
+    with redirect_stdout(stdout), redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["align", *arguments])
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.chdir(ROOT)
+        try:
+            main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return Ended(status, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture
@@ -195,6 +210,14 @@ def test_check_counts_the_tokens_that_training_then_computes(finished: tuple[Pat
     expected = int(said.split("rpo\n")[1].split("tokens")[1].split(" an epoch")[0].replace(",", ""))
     # Micro-batches may share a prefix between groups, so training computes at most what a tree a group would.
     assert sum(line["tokens_computed"] for line in whole) <= expected
+
+
+def test_a_child_process_ends_with_the_status_and_the_line_too():
+    ended = subprocess.run(
+        [sys.executable, "-m", "align", "check", "no.yaml"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "align: no.yaml: no such recipe"
 
 
 def test_help_answers_before_anything_heavy_is_imported():
