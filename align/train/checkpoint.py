@@ -29,6 +29,8 @@ def save_checkpoint(folder: Path, step: int, *, model: nn.Module, optimizer: Opt
     for name, value in model.named_parameters():
         for key, state in optimizer.state.get(value, {}).items():
             moments[f"{key}/{name}"] = state.detach().contiguous()
+    for half in folder.glob(f".{PREFIX}*"):  # as large as a whole one, of a life that was killed while it wrote
+        shutil.rmtree(half)
     with whole_folder(folder / f"{PREFIX}{step}") as writing:
         save_file(trained, writing / "weights.safetensors")
         save_file(moments, writing / "optimizer.safetensors")

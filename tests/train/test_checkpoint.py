@@ -1,0 +1,253 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from tiny_training import (
+    Killed,
+    Recorder,
+    comparisons,
+    demonstrations,
+    group,
+    llama,
+    loop,
+    metrics,
+    numbers,
+    policy,
+    preference,
+    same,
+    supervised,
+    weights,
+)
+
+from align.config import RunError
+from align.models.policy import Policy
+from align.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+
+STEPS = 6
+RUNS = {
+    "sft": (supervised(), demonstrations(18)),
+    "rpo": (preference("rpo_bwd_kl", beta=0.1, sft_weight=0.02), comparisons(18, sizes=(2, 3))),
+}
+
+
+def start(folder, name, *, stop_after=None, model=None, **changes):
+    """A run of six steps over two epochs, which evaluates and may be stopped."""
+    objective, train = RUNS[name]
+    job = {"held_out": comparisons(3, seed=9)}
+    settings = {"groups_per_step": 6, "epochs": 2, "evaluate_every": 2, "tokens_per_micro_batch": 120} | changes
+    return loop(folder, objective, train, model=model, report=Recorder(stop_after), job=job, **settings)
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    """Numbers and weights of a run of each name that nobody kills, and that keeps no checkpoint."""
+    whole = {}
+    for name in RUNS:
+        folder = tmp_path_factory.mktemp(name)
+        trained = start(folder, name)
+        trained.run()
+        whole[name] = numbers(folder), weights(trained.policy)
+    return whole
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("killed_after", range(1, STEPS))
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_after_any_step_and_resumed_is_never_killed(tmp_path, never_killed, name, killed_after, every):
+    with pytest.raises(Killed):
+        start(tmp_path, name, stop_after=killed_after, checkpoint_steps=every).run()
+    again = start(tmp_path, name, checkpoint_steps=every)
+    again.run()
+    lines, trained = never_killed[name]
+    assert numbers(tmp_path) == lines
+    assert same(weights(again.policy), trained)
+    # It went on from the last checkpoint before the kill: that of the step itself was still to come.
+    kept = (killed_after - 1) // every * every
+    assert [line["step"] for line in again.report.steps] == list(range(kept + 1, STEPS + 1))
+    assert [note for note in again.report.notes if "resumed" in note] == [f"resumed after step {kept} of 6"] * bool(
+        kept
+    )
+
+
+def test_killed_again_and_again_is_never_killed(tmp_path, never_killed):
+    for killed_after in (2, 3, 4, 5):
+        with pytest.raises(Killed):
+            start(tmp_path, "rpo", stop_after=killed_after, checkpoint_steps=1).run()
+    again = start(tmp_path, "rpo", checkpoint_steps=1)
+    again.run()
+    assert (numbers(tmp_path), len(again.report.steps)) == (never_killed["rpo"][0], 2)
+    assert same(weights(again.policy), never_killed["rpo"][1])
+
+
+def with_adapters():
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Policy(get_peft_model(llama(), config)).train()
+
+
+@pytest.mark.parametrize("model", [with_adapters, lambda: policy(tie_word_embeddings=True)], ids=["adapters", "tied"])
+def test_adapters_and_tied_weights_resume_as_well(tmp_path, model):
+    whole = start(tmp_path / "whole", "rpo", model=model())
+    whole.run()
+    with pytest.raises(Killed):
+        start(tmp_path / "killed", "rpo", model=model(), stop_after=3, checkpoint_steps=2).run()
+    again = start(tmp_path / "killed", "rpo", model=model(), checkpoint_steps=2)
+    again.run()
+    assert len(again.report.steps) == 4
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    assert same(weights(again.policy), weights(whole.policy))
+
+
+def test_half_a_last_line_of_metrics_is_written_anew(tmp_path, never_killed):
+    with pytest.raises(Killed):
+        start(tmp_path, "sft", stop_after=4, checkpoint_steps=3).run()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    start(tmp_path, "sft").run()
+    assert numbers(tmp_path) == never_killed["sft"][0]
+
+
+def test_minutes_bring_a_checkpoint_too(tmp_path):
+    with pytest.raises(Killed):
+        start(tmp_path, "sft", stop_after=3, checkpoint_minutes=1e-9).run()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def trained_a_little(folder):
+    """A policy with its optimizer, three steps on."""
+    made = start(folder, "sft", max_steps=3)
+    made.run()
+    return made.policy, made.optimizer.optimizer
+
+
+def fresh():
+    """A policy and an optimizer that have seen nothing."""
+    model = policy(seed=7)
+    return model, torch.optim.AdamW(model.parameters(), fused=True)
+
+
+def test_a_checkpoint_holds_weights_and_optimizer_bit_for_bit(tmp_path):
+    model, optimizer = trained_a_little(tmp_path)
+    save_checkpoint(tmp_path, 3, model=model, optimizer=optimizer, settings_hash="a")
+    other, empty = fresh()
+    assert load_checkpoint(tmp_path, model=other, optimizer=empty, settings_hash="a") == 3
+    assert same(weights(other), weights(model))
+    count = 0
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert optimizer.state[mine].keys() == empty.state[theirs].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for key, value in optimizer.state[mine].items():
+            assert torch.equal(value, empty.state[theirs][key])
+            count += 1
+    assert count == 3 * len(list(model.parameters()))
+
+
+def test_only_the_latest_checkpoint_is_kept_until_none_is_needed(tmp_path):
+    model, optimizer = trained_a_little(tmp_path)
+    for step in (9, 10, 11):  # by number and not by name
+        save_checkpoint(tmp_path, step, model=model, optimizer=optimizer, settings_hash="a")
+        assert [path.name for path in tmp_path.glob("*checkpoint*")] == [f"checkpoint-{step}"]
+    remove_checkpoints(tmp_path)
+    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer, settings_hash="b") == 0
+    assert list(tmp_path.glob("*checkpoint*")) == []
+
+
+def test_a_failure_while_a_checkpoint_is_written_leaves_the_earlier_one(tmp_path):
+    model, optimizer = trained_a_little(tmp_path)
+    save_checkpoint(tmp_path, 1, model=model, optimizer=optimizer, settings_hash="a")
+    with pytest.raises(TypeError):  # raised by the last of the three files, when the first two are written
+        save_checkpoint(tmp_path, 2, model=model, optimizer=optimizer, settings_hash=object())
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-1"]
+    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer, settings_hash="a") == 1
+
+
+def test_what_a_kill_leaves_of_a_removed_checkpoint_is_not_resumed_from(tmp_path):
+    model, optimizer = trained_a_little(tmp_path)
+    save_checkpoint(tmp_path, 1, model=model, optimizer=optimizer, settings_hash="a")
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "weights.safetensors").write_bytes(b"half")
+    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer, settings_hash="a") == 1
+    save_checkpoint(tmp_path, 2, model=model, optimizer=optimizer, settings_hash="a")
+    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer, settings_hash="a") == 2
+    (tmp_path / "checkpoint-2" / "state.json").unlink()
+    remove_checkpoints(tmp_path)
+    assert list(tmp_path.glob("*checkpoint*")) == []
+
+
+GROUPS = comparisons(8)
+OTHER_REWARDS = [group([1], [[2], [3]], rewards=(1.0, 0.0)), *GROUPS[1:]]
+LABELLED = [group([1], [[2], [3]], rewards=(1.0, 0.0), chosen=1), *GROUPS[1:]]
+
+# What another run differs in, and what it is made with: (objective, train, settings, further fields of the job)
+OTHERS = {
+    "learning rate": (preference("dpo"), OTHER_REWARDS, {"learning_rate": 1e-3}, {}),
+    "schedule": (preference("dpo"), OTHER_REWARDS, {"schedule": "linear"}, {}),
+    "length": (preference("dpo"), OTHER_REWARDS, {"epochs": 5}, {}),
+    "order": (preference("dpo"), OTHER_REWARDS, {}, {"seed": 1}),
+    "loss": (preference("ipo"), OTHER_REWARDS, {}, {}),
+    "loss settings": (preference("dpo", beta=0.2), OTHER_REWARDS, {}, {}),
+    "supervised term": (preference("dpo", sft_weight=0.1), OTHER_REWARDS, {}, {}),
+    "objective": (supervised(), OTHER_REWARDS, {}, {}),
+    "tokens": (preference("dpo"), GROUPS, {}, {}),
+    "rewards": (preference("dpo"), [group([1], [[2], [3]], rewards=(1.0, 0.5)), *GROUPS[1:]], {}, {}),
+    "label": (preference("dpo"), LABELLED, {}, {}),
+    "trained tokens": (preference("dpo"), [group([1, 2], [[3], [3]], rewards=(1.0, 0.0)), *GROUPS[1:]], {}, {}),
+}
+
+
+def stopped(folder):
+    with pytest.raises(Killed):
+        loop(folder, preference("dpo"), OTHER_REWARDS, report=Recorder(3), epochs=4, checkpoint_steps=1).run()
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_checkpoint_of_other_settings_or_data_is_refused_in_one_line(tmp_path, what):
+    objective, train, settings, job = OTHERS[what]
+    stopped(tmp_path)
+    other = loop(tmp_path, objective, train, job=job, **({"epochs": 4} | settings))
+    before = weights(other.policy)
+    with pytest.raises(RunError) as error:
+        other.run()
+    assert "checkpoint-2: belongs to other settings or data; remove it" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert same(before, weights(other.policy))
+    assert len(metrics(tmp_path)) == 3
+
+
+def test_a_checkpoint_of_another_policy_is_refused(tmp_path):
+    stopped(tmp_path)
+    with pytest.raises(RunError, match="belongs to other settings or data"):
+        loop(tmp_path, preference("dpo"), OTHER_REWARDS, model=policy(1), epochs=4).run()
+
+
+def test_what_changes_no_number_may_change_before_a_resume(tmp_path):
+    stopped(tmp_path)
+    settings = {"tokens_per_micro_batch": 50, "evaluate_every": 1, "checkpoint_steps": 2, "checkpoint_minutes": 3.0}
+    again = loop(tmp_path, preference("dpo"), OTHER_REWARDS, job={"held_out": GROUPS[:2]}, epochs=4, **settings)
+    again.run()
+    assert [line["step"] for line in again.report.steps] == [3, 4]
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_moments_of_chance_does_what_one_does_that_is_not(tmp_path):
+    script = Path(__file__).with_name("killed_runs.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    told = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert told.returncode == 0, told.stderr[-2000:]
+    kills = json.loads(told.stdout.splitlines()[-1])
+    print(kills)
+    assert len(kills) >= 5
+    assert any(kill["writing"] for kill in kills)  # a checkpoint was being written
+    assert list(tmp_path.glob("killed/.*")) == []  # and what was written of it is gone
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    assert len(numbers(tmp_path / "whole")) == 12
+    killed, whole = (load_file(tmp_path / name / "trained.safetensors") for name in ("killed", "whole"))
+    assert same(killed, whole)

@@ -1,0 +1,228 @@
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import pytest
+import torch
+from tiny_training import Recorder, comparisons, demonstrations, group, llama, loop, policy, preference, supervised
+
+from align.config import RunError
+from align.models.tree import count_tokens, plain_batch, tree_batch
+from align.train.reference import ReferenceCache, fill, sequence_key
+from align.train.runtime import make_accelerator
+from align.train.settings import TrainSettings
+
+
+class Counting:
+    """A policy that counts the sequences it is asked about, by their length; each token costs it 0.5."""
+
+    def __init__(self):
+        self.asked = Counter()
+
+    def __call__(self, batch):
+        self.asked.update(torch.bincount(batch.sequence_N, minlength=batch.num_sequences).tolist())
+        return torch.full(batch.targets_N.shape, -0.5)
+
+
+def cache_of(folder):
+    return ReferenceCache(folder, weights="abc", precision="fp32")
+
+
+def filled(folder, groups, budget=100):
+    """The cache of the folder with the groups in it, and what the policy was asked."""
+    cache, counting = cache_of(folder), Counting()
+    accelerator = make_accelerator(TrainSettings(learning_rate=1.0), folder)
+    sizes = [count_tokens(each.sequences) for each in groups]
+    work = fill(cache, counting, groups, sizes=sizes, make=tree_batch, token_budget=budget, accelerator=accelerator)
+    return cache, counting.asked, sum(work)
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10**6])
+def test_ten_added_rows_compute_ten(tmp_path, budget):
+    groups = comparisons(40, sizes=(2, 3))
+    _, asked, done = filled(tmp_path, groups[:30], budget)
+    assert (asked.total(), done) == (sum(len(each.sequences) for each in groups[:30]), 30)
+    cache, asked, done = filled(tmp_path, groups, budget)
+    assert asked == Counter(length for each in groups[30:] for length in each.lengths)
+    assert done == 10
+    assert filled(tmp_path, groups[::-1], budget)[1:] == (Counter(), 0)  # in another order: nothing
+    for each in groups:
+        assert cache.of(each) == [-0.5 * length for length in each.lengths]
+
+
+def test_what_stands_in_several_rows_is_computed_once(tmp_path):
+    one, other = comparisons(2)
+    twice = [one, other, one]
+    _, asked, done = filled(tmp_path, twice)
+    assert (asked.total(), done) == (4, 2)
+    mixed = type(one)((one.sequences[0], other.sequences[1]), None, None, ({}, {}), 3)
+    assert filled(tmp_path, [mixed])[1:] == (Counter(), 0)  # known responses in a group of their own
+
+
+def test_a_response_is_known_by_its_tokens_and_by_which_of_them_are_trained():
+    made = [group([1, 2], [[3]]), group([1], [[2, 3]]), group([1, 2], [[4]]), group([1, 2, 3], [[0]])]
+    assert len({sequence_key(each.sequences[0]) for each in made}) == 4
+    assert sequence_key(group([1, 2], [[3]]).sequences[0]) == sequence_key(made[0].sequences[0])
+
+
+# A second run over the same rows, and how many groups of it are new: (objective, settings, job)
+AGAIN = {
+    "learning rate": (preference("dpo"), {"learning_rate": 1e-5}, {}),
+    "loss": (preference("rpo_sq", eta=3.0, sft_weight=0.5), {}, {}),
+    "order": (preference("dpo"), {}, {"seed": 5}),
+    "forward": (preference("dpo"), {}, {"forward": "plain"}),
+    "batch": (preference("dpo"), {"groups_per_step": 2, "tokens_per_micro_batch": 1}, {}),
+    "held out": (preference("dpo"), {}, {"held_out": comparisons(5)}),
+}
+
+
+def forwards(model):
+    """A counter of the policy's calls."""
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("what", AGAIN)
+def test_another_rate_loss_or_order_computes_no_reference(tmp_path, what):
+    objective, settings, job = AGAIN[what]
+    train = comparisons(12)
+    loop(tmp_path / "first", preference("dpo"), train, references=tmp_path / "cache")
+    without = forwards(model := policy())
+    loop(tmp_path / "sft", supervised(), train, model=model, job=job, **settings)  # the start-up probe alone
+    calls = forwards(model := policy())
+    again = loop(tmp_path / "again", objective, train, model=model, references=tmp_path / "cache", job=job, **settings)
+    assert len(calls) == len(without)
+    assert [name for name, *_ in again.report.phases] == []
+    assert any("references: 0 groups to compute" in note for note in again.report.notes)
+
+
+def test_other_weights_or_precision_have_a_folder_of_their_own(tmp_path):
+    train = comparisons(6)
+    makes = [(policy(0), "fp32"), (policy(1), "fp32"), (policy(0), "bf16"), (policy(0), "fp32")]
+    found = []
+    for number, (model, precision) in enumerate(makes):
+        folder = tmp_path / str(number)
+        made = loop(folder, preference("dpo"), train, model=model, precision=precision, references=tmp_path / "cache")
+        found.append((made.references.folder.name, len(made.report.phases), sum(made.references.values.values())))
+    names, computed, sums = zip(*found, strict=True)
+    assert names[3] == names[0]
+    assert len({*names}) == len({*sums}) == 3
+    assert computed == (1, 1, 1, 0)
+    assert {folder.name for folder in (tmp_path / "cache").iterdir()} == set(names)
+
+
+@pytest.mark.parametrize("forward", ["tree", "plain"])
+def test_what_is_cached_is_what_the_policy_says_in_double_precision(tmp_path, forward):
+    train = comparisons(10, sizes=(1, 2, 5), longest=80)
+    values = loop(tmp_path, preference("dpo"), train, job={"forward": forward}).references.values
+    model = llama().double()
+    for each in (each for one in train for each in one.sequences):
+        ids = torch.from_numpy(each.ids).long()
+        logps = model(input_ids=ids[None]).logits[0].log_softmax(dim=-1)
+        total = sum(logps[at - 1, ids[at]].item() for at in range(1, len(ids)) if each.trained[at])
+        assert values[sequence_key(each)] == pytest.approx(total, rel=1e-6, abs=1e-6)
+    assert len(values) == len({sequence_key(each) for one in train for each in one.sequences})
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path):
+    def write(writer):
+        cache = cache_of(tmp_path)
+        for number in range(20):
+            cache.store({f"{writer}-{number}": (float(number), writer)})
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cache_of(tmp_path).values == {f"{writer}-{number}": number for writer in range(4) for number in range(20)}
+
+
+BROKEN = ['{"a": [1.0', "", "[1, 2]", '{"a": 1.0}', '{"a": null}', '{"a": ["x", 1]}', '{"a": [1.0, 2, 3]}', "\x00"]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_file_is_named_in_one_line(tmp_path, text):
+    cache = cache_of(tmp_path)
+    cache.store({"b": (1.0, 1)})
+    (cache.folder / "0123.json").write_text(text)
+    with pytest.raises(RunError) as error:
+        cache_of(tmp_path)
+    assert str(error.value) == f"{cache.folder / '0123.json'}: not a file of cached references; delete it"
+
+
+def test_a_writer_that_stops_halfway_leaves_no_file_that_is_read(tmp_path):
+    cache = cache_of(tmp_path)
+    cache.store({"a": (1.0, 1)})
+    (part,) = cache.folder.glob("*.json")
+    (cache.folder / f".{part.name}.partial-01234567").write_text(part.read_text()[:5])  # as a kill would leave it
+    assert cache_of(tmp_path).values == {"a": 1.0}
+
+
+def test_work_that_is_broken_off_is_found_again_up_to_the_last_flush(tmp_path, monkeypatch):
+    monkeypatch.setattr("align.train.reference.FLUSH_S", -1.0)  # after every micro-batch
+    groups = comparisons(12)
+    cache, counting = cache_of(tmp_path), Counting()
+    accelerator = make_accelerator(TrainSettings(learning_rate=1.0), tmp_path)
+    sizes = [count_tokens(each.sequences) for each in groups]
+    work = fill(cache, counting, groups, sizes=sizes, make=plain_batch, token_budget=1, accelerator=accelerator)
+    for _ in range(5):
+        next(work)
+    work.close()
+    assert len(cache_of(tmp_path).missing(groups)) == 12 - 5
+    assert filled(tmp_path, groups)[2] == 7
+
+
+def test_a_folder_that_keeps_nothing_is_told_of(tmp_path):
+    groups = comparisons(3)
+
+    class Forgetful(ReferenceCache):
+        def store(self, found):
+            pass  # as the writes of another node would be seen on a folder that is not shared
+
+    cache = Forgetful(tmp_path, weights="abc", precision="fp32")
+    accelerator = make_accelerator(TrainSettings(learning_rate=1.0), tmp_path)
+    sizes = [count_tokens(each.sequences) for each in groups]
+    with pytest.raises(RunError, match="3 references are missing after all ranks wrote; do all nodes share"):
+        list(fill(cache, Counting(), groups, sizes=sizes, make=tree_batch, token_budget=9, accelerator=accelerator))
+
+
+# Stores files of 5,000 values each until it is killed, and says so when the first one is written.
+WRITER = """
+import sys
+from pathlib import Path
+from align.train.reference import ReferenceCache
+cache = ReferenceCache(Path(sys.argv[1]), weights="abc", precision="fp32")
+for number in range(10**6):
+    cache.store({f"{number}-{key}": (float(key), 1) for key in range(5000)})
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_writer_killed_in_the_act_leaves_whole_files_only(tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with writer:
+        stored = [writer.stdout.readline() for _ in range(3)]
+        deadline = time.monotonic() + 20
+        while not list((tmp_path / "abc-fp32").glob(".*.partial-*")) and time.monotonic() < deadline:
+            pass  # until it is in the middle of a file
+        writer.kill()
+    values = cache_of(tmp_path).values
+    assert len(values) % 5000 == 0
+    assert len(values) >= 5000 * len(stored)
+    assert {json.dumps(value) for key, value in values.items() if key.endswith("-17")} == {"17.0"}
+
+
+def test_a_run_without_a_reference_caches_none(tmp_path):
+    recorder = Recorder()
+    made = loop(tmp_path, preference("simpo"), comparisons(4), report=recorder)
+    made.run()
+    assert made.references is None
+    assert not (tmp_path / "references").exists()
+    supervised_run = loop(tmp_path / "sft", supervised(), demonstrations(4))
+    assert supervised_run.references is None

@@ -1,0 +1,136 @@
+import math
+
+import pytest
+import torch
+from transformers import (
+    get_cosine_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from align.config import InputError, build
+from align.train.settings import TrainSettings
+
+# Rate of step 0 to 11 with a warm-up of 4 and a learning rate of 8, worked out by hand where that is easy
+BY_HAND = [
+    ({"schedule": "constant"}, {0: 2.0, 1: 4.0, 3: 8.0, 4: 8.0, 11: 8.0}),
+    ({"schedule": "linear"}, {0: 2.0, 3: 8.0, 4: 8.0, 5: 7.0, 8: 4.0, 11: 1.0}),
+    ({"schedule": "linear", "final_share": 0.5}, {3: 8.0, 4: 8.0, 8: 6.0, 11: 4.5}),
+    ({"schedule": "cosine"}, {0: 2.0, 3: 8.0, 4: 8.0, 6: 4 + math.sqrt(8), 8: 4.0, 10: 4 - math.sqrt(8)}),
+    ({"schedule": "cosine", "final_share": 0.25}, {4: 8.0, 8: 5.0}),
+]
+
+
+@pytest.mark.parametrize(("changes", "rates"), BY_HAND)
+def test_the_learning_rate_warms_up_and_falls_as_worked_out_by_hand(changes, rates):
+    settings = TrainSettings(learning_rate=8.0, warmup_steps=4, **changes)
+    assert {step: settings.learning_rate_at(step, 12) for step in rates} == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5, 19, 30])
+@pytest.mark.parametrize(
+    ("changes", "theirs"),
+    [
+        ({"schedule": "cosine"}, get_cosine_schedule_with_warmup),
+        ({"schedule": "linear"}, get_linear_schedule_with_warmup),
+        (
+            {"schedule": "cosine", "final_share": 0.1},
+            lambda *args: get_cosine_with_min_lr_schedule_with_warmup(*args, min_lr_rate=0.1),
+        ),
+    ],
+)
+def test_the_schedule_is_that_of_transformers_one_step_ahead_while_it_warms_up(changes, theirs, warmup):
+    settings = TrainSettings(learning_rate=0.5, warmup_steps=warmup, **changes)
+    scheduler = theirs(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5), warmup, 20)
+    expected = []
+    for _ in range(21):
+        expected.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    # Their first step has a rate of 0 and changes nothing; ours has 1 / warmup.
+    ahead = [expected[step + (step < warmup)] for step in range(20)]
+    assert [settings.learning_rate_at(step, 20) for step in range(20)] == pytest.approx(ahead)
+
+
+NUM_STEPS = [
+    # groups, groups a step, settings, steps
+    (10, 4, {}, 3),
+    (10, 4, {"epochs": 2}, 6),
+    (10, 4, {"epochs": 1.5}, 5),
+    (8, 4, {"epochs": 0.5}, 1),
+    (8, 4, {"epochs": 0.01}, 1),
+    (3, 64, {"epochs": 4}, 4),
+    (50, 1, {"epochs": 1.1}, 55),  # 1.1 * 50 is a little more than 55 in floating point
+    (10, 1, {"epochs": 0.1}, 1),
+    (10, 4, {"epochs": 2, "max_steps": 5}, 5),
+    (10, 4, {"epochs": 1, "max_steps": 5}, 3),
+]
+
+
+@pytest.mark.parametrize(("groups", "per_step", "changes", "steps"), NUM_STEPS)
+def test_a_run_has_as_many_steps_as_its_epochs_ask_for(groups, per_step, changes, steps):
+    assert TrainSettings(learning_rate=1.0, groups_per_step=per_step, **changes).num_steps(groups) == steps
+
+
+WRONG = [
+    ({}, "train.learning_rate: this key is required"),
+    ({"learning_rate": 0}, "train.learning_rate: Input should be greater than 0 (got 0)"),
+    ({"learning_rate": math.inf}, "train.learning_rate: Input should be a finite number (got inf)"),
+    ({"learning_rate": math.nan}, "train.learning_rate: Input should be"),
+    ({"learning_rate": "1e-3"}, "train.learning_rate: Input should be a valid number (got '1e-3')"),
+    ({"learnin_rate": 1}, "train.learnin_rate: unknown key; did you mean 'learning_rate'?"),
+    ({"learning_rate": 1, "epochs": math.inf}, "train.epochs: Input should be a finite number"),
+    ({"learning_rate": 1, "epochs": 0}, "train.epochs: Input should be greater than 0"),
+    ({"learning_rate": 1, "betas": [0.9, 1.0]}, "train.betas.1: Input should be less than 1 (got 1.0)"),
+    ({"learning_rate": 1, "betas": [0.9]}, "train.betas"),
+    ({"learning_rate": 1, "schedule": "cosin"}, "train.schedule: Input should be 'constant', 'cosine' or 'linear'"),
+    ({"learning_rate": 1, "precision": "fp16"}, "train.precision: Input should be 'fp32' or 'bf16'"),
+    ({"learning_rate": 1, "warmup_steps": -1}, "train.warmup_steps"),
+    ({"learning_rate": 1, "warmup_steps": 0.5}, "train.warmup_steps"),
+    ({"learning_rate": 1, "final_share": 2}, "train.final_share"),
+    ({"learning_rate": 1, "groups_per_step": 0}, "train.groups_per_step"),
+    ({"learning_rate": 1, "tokens_per_micro_batch": 0}, "train.tokens_per_micro_batch"),
+    ({"learning_rate": 1, "max_steps": 0}, "train.max_steps"),
+    ({"learning_rate": 1, "checkpoint_minutes": 0}, "train.checkpoint_minutes"),
+    ({"learning_rate": 1, "max_grad_norm": -1}, "train.max_grad_norm"),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), WRONG)
+def test_a_wrong_setting_is_named_in_one_line(values, said):
+    with pytest.raises(InputError) as error:
+        build(TrainSettings, values, "train")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
+    base = {"learning_rate": 1.0}
+    changed = {
+        "schedule": "cosine",
+        "warmup_steps": 1,
+        "final_share": 0.5,
+        "epochs": 2.0,
+        "max_steps": 7,
+        "groups_per_step": 3,
+        "weight_decay": 0.5,
+        "betas": (0.1, 0.2),
+        "epsilon": 0.1,
+        "max_grad_norm": 7.0,
+        "precision": "bf16",
+        "tokens_per_micro_batch": 7,
+        "evaluate_every": 7,
+        "checkpoint_steps": 7,
+        "checkpoint_minutes": 7.0,
+        "trackers": ["tensorboard"],
+    }
+    assert {"learning_rate", *changed} == set(TrainSettings.model_fields)  # each setting was thought of
+    identity = TrainSettings(**base).identity()
+    without = {name for name, value in changed.items() if TrainSettings(**base, **{name: value}).identity() == identity}
+    assert without == {
+        "tokens_per_micro_batch",
+        "evaluate_every",
+        "checkpoint_steps",
+        "checkpoint_minutes",
+        "trackers",
+    }

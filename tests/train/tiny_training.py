@@ -1,0 +1,161 @@
+"""Tiny random policies, token groups made by hand, and whole runs over them; also for child processes of tests."""
+
+import json
+import random
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from align.data.chat import TokenGroup, TokenSequence
+from align.models.policy import Policy
+from align.train.loop import Job, Loop
+from align.train.objectives import PreferenceObjective, PreferenceSettings, SupervisedObjective
+from align.train.settings import TrainSettings
+
+VOCABULARY = 120
+
+
+class Killed(Exception):
+    """What a Recorder raises in place of a kill."""
+
+
+class Recorder:
+    """A reporter that keeps what it is told, and ends the run after step `stop_after`, where one is given."""
+
+    def __init__(self, stop_after=None):
+        self.notes, self.phases, self.steps, self.stop_after = [], [], [], stop_after
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def phase(self, name, total, done=0):
+        self.phases.append((name, total, done))
+
+    def advance(self, units, metrics=None):
+        if metrics is not None:
+            self.steps.append(metrics)
+            if metrics["step"] == self.stop_after:
+                raise Killed
+
+
+# What two runs of the same numbers may differ in: a clock and a meter
+NOT_NUMBERS = ("seconds", "peak_memory_bytes")
+
+
+def llama(seed=0, **changes):
+    """A random Llama whose weights are large enough for its log-probabilities to differ from uniform."""
+    values = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": False,
+        "attn_implementation": "sdpa",
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(LlamaConfig(**(values | changes)))
+
+
+def policy(seed=0, **changes):
+    return Policy(llama(seed, **changes)).train()
+
+
+def sequence(prompt, response):
+    """Token ids of which those of the response are trained."""
+    ids = np.array([*prompt, *response], dtype=np.int32)
+    trained = np.arange(len(ids)) >= len(prompt)
+    return TokenSequence(ids, trained)
+
+
+def group(prompt, responses, rewards=None, chosen=None, row=0):
+    sequences = tuple(sequence(prompt, response) for response in responses)
+    return TokenGroup(sequences, rewards and tuple(rewards), chosen, ({},) * len(sequences), row)
+
+
+def comparisons(number, *, sizes=(2,), longest=24, seed=0):
+    """Groups of unequal lengths and sizes with rewards; every fifth shares the prompt of the one before it."""
+    draw = random.Random(seed)
+    tokens = lambda low, high: [draw.randrange(VOCABULARY) for _ in range(draw.randint(low, high))]  # noqa: E731
+    groups, prompt = [], []
+    for row in range(number):
+        prompt = prompt if row % 5 == 4 else tokens(2, 12)
+        responses = [tokens(1, longest) for _ in range(draw.choice(sizes))]
+        groups.append(group(prompt, responses, [draw.gauss(0, 1) for _ in responses], row=row))
+    return groups
+
+
+def demonstrations(number, *, longest=40, seed=0):
+    """One sequence a row, without rewards; from one supervised token to `longest`."""
+    return [
+        TokenGroup(each.sequences, None, None, each.attributes, each.row)
+        for each in comparisons(number, sizes=(1,), longest=longest, seed=seed)
+    ]
+
+
+def preference(name, *, sft_weight=0.0, sft_per_token=False, **settings):
+    return PreferenceObjective(
+        PreferenceSettings(name=name, settings=settings, sft_weight=sft_weight, sft_per_token=sft_per_token)
+    )
+
+
+def settings(**changes):
+    """Training settings under which clipping, warm-up and decay all act."""
+    values = {
+        "learning_rate": 3e-3,
+        "schedule": "cosine",
+        "warmup_steps": 3,
+        "groups_per_step": 8,
+        "tokens_per_micro_batch": 10**6,
+        "max_grad_norm": 1.0,
+        "checkpoint_minutes": None,
+    }
+    return TrainSettings(**(values | changes))
+
+
+def loop(folder, objective, train, *, model=None, report=None, references=None, job=None, **changes):
+    """A loop over `train` that writes to `folder`; `job` holds further fields of Job, `changes` are settings."""
+    made = Job(
+        objective=objective,
+        train=train,
+        settings=settings(**changes),
+        folder=folder,
+        references=references or folder / "references",
+        **(job or {}),
+    )
+    return Loop(model or policy(), made, report or Recorder())
+
+
+def supervised():
+    return SupervisedObjective()
+
+
+def metrics(folder):
+    """Every line of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(folder):
+    """The lines without what a clock or a meter has put there."""
+    return [{name: value for name, value in line.items() if name not in NOT_NUMBERS} for line in metrics(folder)]
+
+
+def weights(trained):
+    """A copy of all weights by name."""
+    return {name: value.detach().clone() for name, value in trained.hf.state_dict().items()}
+
+
+def gap(first, second):
+    """Largest difference between two sets of weights."""
+    assert first.keys() == second.keys()
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def same(first, second):
+    """Whether two sets of weights are equal bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
