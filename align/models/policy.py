@@ -73,6 +73,8 @@ class Policy(nn.Module):
                 f"the LM head of {type(self.base).__name__} is a {type(head).__name__}, not a plain linear layer"
             )
         install(head, logit_transform(self.base.config))
+        if getattr(self.base.config.get_text_config(), "attn_logit_softcapping", None) and self._attention == "sdpa":
+            self.base.set_attn_implementation("eager")  # transformers 5.20 drops the cap under sdpa, 5.23 refuses it
         self._plain_attention: str = self._attention
 
     @property

@@ -72,7 +72,6 @@ MORE_TREE = {
     "exaone4": ("exaone4", {"sliding_window": 64}),
     "gemma4": ("gemma4_text", {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8}),
     "glm4": ("glm4", {}),
-    "gpt_bigcode": ("gpt_bigcode", GPT),
     "gpt_neox": ("gpt_neox", {}),
     "granite": ("granite", GRANITE),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2, **GRANITE}),
