@@ -1,16 +1,11 @@
 """Where a policy comes from, what a saved one says, and every way its source can be wrong."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
-from tiny_models import SEQUENCES, SMALL, TREE, stock_logps, tiny_model
+from tiny_models import SEQUENCES, SMALL, TREE, perturbed, stock_logps, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from align.config import InputError
@@ -25,7 +20,6 @@ from align.models.policy import (
 )
 from align.models.tree import plain_batch, tree_batch
 
-FETCH = Path(__file__).parents[2] / ".." / "shared" / "tools" / "smollm2.sh"
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
 IDS = torch.arange(3, 20)[None]
 
@@ -43,16 +37,6 @@ def model_folder(tmp_path, settings):
     return tmp_path / "model"
 
 
-def smollm2():
-    """Path of SmolLM2-135M-Instruct, fetched if need be; without it the test is skipped."""
-    if not FETCH.is_file():
-        pytest.skip(f"{FETCH} is not there: it fetches SmolLM2-135M-Instruct")
-    try:
-        return subprocess.run(["bash", FETCH], capture_output=True, text=True, timeout=300, check=True).stdout.strip()
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        pytest.skip(f"SmolLM2-135M-Instruct cannot be fetched: {error}")
-
-
 def weights(policy):
     return policy.hf.state_dict()
 
@@ -60,15 +44,6 @@ def weights(policy):
 def logits(model):
     with torch.no_grad():
         return model(input_ids=IDS).logits
-
-
-def perturbed(policy):
-    """The policy with every adapter weight drawn at random; fresh adapters change nothing."""
-    generator = torch.Generator().manual_seed(0)
-    for name, value in policy.named_parameters():
-        if "lora_" in name:
-            value.data = 0.1 * torch.randn(value.shape, generator=generator)
-    return policy
 
 
 def test_a_fresh_policy_depends_on_its_seed_and_on_nothing_else(settings):
@@ -306,88 +281,6 @@ def test_an_adapter_on_the_lm_head_is_refused(settings):
 def test_adapters_for_layers_that_are_not_there_are_refused(settings):
     with pytest.raises(InputError, match="no_such_layer"):
         load_policy(settings(lora=LoraSettings(targets=["no_such_layer"])))
-
-
-def test_a_gguf_that_is_not_there_or_is_none_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.gguf: no such GGUF file"):
-        load_policy(PolicySettings(path=f"gguf:{tmp_path}/nowhere.gguf"))
-    (tmp_path / "letter.gguf").write_text("Dear reader")
-    with pytest.raises(InputError, match=r"letter\.gguf"):
-        load_policy(PolicySettings(path=f"gguf:{tmp_path}/letter.gguf"))
-    with pytest.raises(InputError, match=r"letter\.gguf"):
-        load_tokenizer(PolicySettings(path=f"gguf:{tmp_path}/letter.gguf"))
-
-
-@pytest.fixture
-def tiny_gguf(tmp_path):
-    """A GGUF file of a random Llama, with its weights by llama.cpp's names."""
-    width, wide, heads, tokens = 32, 48, 4, 300
-    shapes = {"token_embd": (tokens, width), "output": (tokens, width), "output_norm": (width,)}
-    for layer in range(2):
-        block = {"attn_norm": (width,), "ffn_norm": (width,), "ffn_down": (width, wide)}
-        block |= {f"attn_{name}": (width, width) for name in ("q", "k", "v", "output")}
-        block |= {"ffn_gate": (wide, width), "ffn_up": (wide, width)}
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
-    draw = np.random.default_rng(0)
-    drawn = {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
-    writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(wide)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(tokens)
-    for name, value in drawn.items():
-        writer.add_tensor(f"{name}.weight", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return f"gguf:{tmp_path}/tiny.gguf", drawn
-
-
-def test_a_gguf_file_becomes_a_plain_folder(tiny_gguf, tokenizer_folder, tmp_path):
-    path, drawn = tiny_gguf
-    policy, tokenizer = load_policy(PolicySettings(path=path, tokenizer=str(tokenizer_folder)))
-    for name, there in {"output": "lm_head", "blk.1.ffn_up": "model.layers.1.mlp.up_proj"}.items():
-        assert torch.equal(weights(policy)[f"{there}.weight"], torch.from_numpy(drawn[name]))
-    save_policy(policy, tokenizer, tmp_path / "saved")
-    assert "gguf" not in (tmp_path / "saved" / "config.json").read_text()
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), logits(policy.hf))
-    assert fingerprint(load_policy(PolicySettings(path=str(tmp_path / "saved")))[0]) == fingerprint(policy)
-
-
-def test_adapters_on_a_gguf_base_load_again(tiny_gguf, tokenizer_folder, tmp_path):
-    settings = PolicySettings(path=tiny_gguf[0], tokenizer=str(tokenizer_folder), lora=LoraSettings(rank=2))
-    policy, tokenizer = load_policy(settings)
-    expected = logits(perturbed(policy).hf)
-    save_policy(policy, tokenizer, tmp_path / "adapters", merge=False)
-    again, _ = load_policy(PolicySettings(path=str(tmp_path / "adapters")))
-    assert torch.equal(logits(again.hf), expected)
-
-
-def test_a_cut_gguf_file_ends_in_one_line(tiny_gguf, tokenizer_folder, tmp_path):
-    with (tmp_path / "tiny.gguf").open("r+b") as file:
-        file.truncate(file.seek(0, os.SEEK_END) // 2)
-    with pytest.raises(InputError, match=r"no model can be read from 'gguf:.*tiny\.gguf'"):
-        load_policy(PolicySettings(path=tiny_gguf[0], tokenizer=str(tokenizer_folder)))
-
-
-@pytest.mark.package
-@pytest.mark.slow
-def test_a_published_gguf_file_knows_what_it_should(tmp_path):
-    policy, tokenizer = load_policy(PolicySettings(path=f"gguf:{smollm2()}"))
-    assert sum(value.numel() for value in policy.parameters()) == 134_515_008  # as published for SmolLM2-135M
-    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
-    with torch.no_grad():
-        expected = policy.hf(input_ids=ids).logits
-    assert tokenizer.decode(expected[0, -1].argmax()) == " Paris"
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
-    save_policy(policy, tokenizer, tmp_path)
-    with torch.no_grad():
-        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids=ids).logits, expected)
 
 
 def test_stock_logits_are_what_the_policy_answers(settings):

@@ -9,6 +9,7 @@ from tiny_models import (
     SEQUENCES,
     TREE,
     eager_copy,
+    perturbed,
     random_sequences,
     stock_logps,
     tiny_model,
@@ -127,10 +128,7 @@ def test_lora_tree_and_twin_are_the_stock_model(checkpointing):
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    generator = torch.Generator().manual_seed(0)
-    for name, value in adapted.named_parameters():
-        if "lora_B" in name:
-            value.data = 0.3 * torch.randn(value.shape, generator=generator)
+    perturbed(adapted)
     base = eager_copy(adapted.get_base_model())  # holds the same adapters
     plain = values_and_gradients(base, stock_logps(base, sequences))
     expected = {name if name == "log-probabilities" else f"base_model.model.{name}": plain[name] for name in plain}

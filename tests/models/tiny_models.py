@@ -202,3 +202,12 @@ def eager_copy(model):
     twin = copy.deepcopy(model)
     twin.set_attn_implementation("eager")
     return twin
+
+
+def perturbed(adapted):
+    """The same model with every adapter weight drawn at random; fresh adapters change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in adapted.named_parameters():
+        if "lora_" in name:
+            value.data = 0.1 * torch.randn(value.shape, generator=generator)
+    return adapted

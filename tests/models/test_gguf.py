@@ -1,0 +1,113 @@
+"""A GGUF file as a policy: loaded, saved as a plain folder, and wrong in every way."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tiny_models import perturbed
+from transformers import AutoModelForCausalLM
+
+from align.config import InputError
+from align.models.policy import LoraSettings, PolicySettings, fingerprint, load_policy, load_tokenizer, save_policy
+
+FETCH = Path(__file__).parents[2] / ".." / "shared" / "tools" / "smollm2.sh"
+IDS = torch.arange(3, 20)[None]
+
+
+def logits(model, ids=IDS):
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def smollm2():
+    """Path of SmolLM2-135M-Instruct, fetched if need be; without it the test is skipped."""
+    if not FETCH.is_file():
+        pytest.skip(f"{FETCH} is not there: it fetches SmolLM2-135M-Instruct")
+    try:
+        return subprocess.run(["bash", FETCH], capture_output=True, text=True, timeout=300, check=True).stdout.strip()
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        pytest.skip(f"SmolLM2-135M-Instruct cannot be fetched: {error}")
+
+
+def test_a_gguf_that_is_not_there_or_is_none_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.gguf: no such GGUF file"):
+        load_policy(PolicySettings(path=f"gguf:{tmp_path}/nowhere.gguf"))
+    (tmp_path / "letter.gguf").write_text("Dear reader")
+    with pytest.raises(InputError, match=r"letter\.gguf"):
+        load_policy(PolicySettings(path=f"gguf:{tmp_path}/letter.gguf"))
+    with pytest.raises(InputError, match=r"letter\.gguf"):
+        load_tokenizer(PolicySettings(path=f"gguf:{tmp_path}/letter.gguf"))
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path):
+    """A GGUF file of a random Llama, with its weights by llama.cpp's names."""
+    width, wide, heads, tokens = 32, 48, 4, 300
+    shapes = {"token_embd": (tokens, width), "output": (tokens, width), "output_norm": (width,)}
+    for layer in range(2):
+        block = {"attn_norm": (width,), "ffn_norm": (width,), "ffn_down": (width, wide)}
+        block |= {f"attn_{name}": (width, width) for name in ("q", "k", "v", "output")}
+        block |= {"ffn_gate": (wide, width), "ffn_up": (wide, width)}
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
+    draw = np.random.default_rng(0)
+    drawn = {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(wide)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(tokens)
+    for name, value in drawn.items():
+        writer.add_tensor(f"{name}.weight", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return f"gguf:{tmp_path}/tiny.gguf", drawn
+
+
+def test_a_gguf_file_becomes_a_plain_folder(tiny_gguf, tokenizer_folder, tmp_path):
+    path, drawn = tiny_gguf
+    policy, tokenizer = load_policy(PolicySettings(path=path, tokenizer=str(tokenizer_folder)))
+    for name, there in {"output": "lm_head", "blk.1.ffn_up": "model.layers.1.mlp.up_proj"}.items():
+        assert torch.equal(policy.hf.state_dict()[f"{there}.weight"], torch.from_numpy(drawn[name]))
+    save_policy(policy, tokenizer, tmp_path / "saved")
+    assert "gguf" not in (tmp_path / "saved" / "config.json").read_text()
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), logits(policy.hf))
+    assert fingerprint(load_policy(PolicySettings(path=str(tmp_path / "saved")))[0]) == fingerprint(policy)
+
+
+def test_adapters_on_a_gguf_base_load_again(tiny_gguf, tokenizer_folder, tmp_path):
+    settings = PolicySettings(path=tiny_gguf[0], tokenizer=str(tokenizer_folder), lora=LoraSettings(rank=2))
+    policy, tokenizer = load_policy(settings)
+    expected = logits(perturbed(policy).hf)
+    save_policy(policy, tokenizer, tmp_path / "adapters", merge=False)
+    again, _ = load_policy(PolicySettings(path=str(tmp_path / "adapters")))
+    assert torch.equal(logits(again.hf), expected)
+
+
+def test_a_cut_gguf_file_ends_in_one_line(tiny_gguf, tokenizer_folder, tmp_path):
+    with (tmp_path / "tiny.gguf").open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) // 2)
+    with pytest.raises(InputError, match=r"no model can be read from 'gguf:.*tiny\.gguf'"):
+        load_policy(PolicySettings(path=tiny_gguf[0], tokenizer=str(tokenizer_folder)))
+
+
+@pytest.mark.package
+@pytest.mark.slow
+def test_a_published_gguf_file_knows_what_it_should(tmp_path):
+    policy, tokenizer = load_policy(PolicySettings(path=f"gguf:{smollm2()}"))
+    assert sum(value.numel() for value in policy.parameters()) == 134_515_008  # as published for SmolLM2-135M
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    expected = logits(policy.hf, ids)
+    assert tokenizer.decode(expected[0, -1].argmax()) == " Paris"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    save_policy(policy, tokenizer, tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), ids), expected)
