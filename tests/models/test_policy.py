@@ -92,7 +92,18 @@ def test_tokenizer_template_and_end_of_sequence_are_saved_with_it(model_folder, 
     assert after.chat_template == before.chat_template
     assert after.get_vocab() == before.get_vocab()
     generation = json.loads((model_folder / "generation_config.json").read_text())
-    assert (generation["eos_token_id"], generation["pad_token_id"]) == (before.eos_token_id, before.pad_token_id)
+    assert generation["pad_token_id"] == before.pad_token_id
+
+
+STOPS = [(1, None, 1), (None, 9, [1, 9]), ([7, 8], 9, [1, 7, 8, 9])]
+
+
+@pytest.mark.parametrize(("before", "end_of_turn", "after"), STOPS)
+def test_generation_stops_at_eos_at_the_end_of_a_turn_and_where_it_did(tmp_path, settings, before, end_of_turn, after):
+    policy, tokenizer = load_policy(settings(fresh=FRESH | {"eos_token_id": before}))
+    assert tokenizer.eos_token_id == 1
+    save_policy(policy, tokenizer, tmp_path, end_of_turn=end_of_turn)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == after
 
 
 def test_a_policy_that_was_saved_and_loaded_has_the_same_fingerprint(settings, model_folder):
