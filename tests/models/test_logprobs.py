@@ -100,6 +100,17 @@ def test_a_sure_token_has_no_positive_log_probability_in_bf16(monkeypatch):
     assert token_logps(*inputs, LogitTransform()).max() <= 0
 
 
+def test_autocast_takes_both_passes_to_half_precision():
+    inputs = drawn(16, 8, 100, dtype=torch.float32)
+    expected = with_gradients(lambda hidden, *rest: token_logps(hidden.bfloat16(), *rest), inputs, LogitTransform())
+    with torch.autocast("cpu", torch.bfloat16):
+        logps = token_logps(*inputs, LogitTransform())
+    gradients = torch.autograd.grad(logps, inputs[:3], torch.linspace(0.5, 2, len(logps)))
+    assert logps.dtype == torch.float32
+    for one, other in zip([logps, *gradients], expected, strict=True):
+        assert torch.equal(one.double(), other)
+
+
 def test_logits_of_ten_thousand_stay_finite(tiles):
     weight = torch.tensor([[1e4], [-1e4], [0.0], [9.99e3]], requires_grad=True)
     hidden = torch.tensor([[1.0], [-1.0], [1.0], [1.0]], requires_grad=True)
