@@ -66,7 +66,8 @@ class Loop:
         self.weights = fingerprint(policy)
         policy.to(self.accelerator.device)
         self.groups = [*job.train, *job.held_out]  # a group is known by its index in here
-        self.forward = choose_forward(policy, [group.sequences for group in self.groups], job.forward)
+        sequences = [group.sequences for group in self.groups]
+        self.forward = choose_forward(policy, sequences, job.forward, precision=job.settings.precision)
         if self.forward.name == "plain":
             report.note(f"plain padded forward: {self.forward.reason}")
         self.make = tree_batch if self.forward.name == "tree" else plain_batch

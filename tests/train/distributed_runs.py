@@ -17,6 +17,7 @@ from tiny_training import (
     preference,
     supervised,
     weights,
+    with_adapters,
 )
 
 # Clocks differ: the first rank finds it time for a checkpoint when the other does not.
@@ -33,6 +34,7 @@ CASES = {
     ),
     # Steps of one group: a rank has none
     "alone": (preference("dpo"), comparisons(10), {"groups_per_step": 1, "epochs": 1}),
+    "adapters": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3}),
 }
 
@@ -42,7 +44,7 @@ def run_case(folder, name):
     objective, train, settings = CASES[name]
 
     def make(stop_after=None):
-        model = policy()
+        model = with_adapters() if name == "adapters" else policy()
         if name == "rpo":
             model.base.gradient_checkpointing_enable({"use_reentrant": False})
         job = {"held_out": comparisons(3, sizes=(2, 3), seed=9)}
@@ -65,6 +67,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for case in CASES:
         made = run_case(Path(sys.argv[1]) / case, case)
-    joined = made.accelerator
-    print(joined.distributed_type, joined.num_processes, type(made.model).__name__, flush=True)
+        assert (made.accelerator.num_processes, type(made.model).__name__) == (2, "DistributedDataParallel")
     os._exit(0)  # torch with gloo aborts at random while the interpreter comes down

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_training import (
     Killed,
@@ -14,7 +13,6 @@ from tiny_training import (
     comparisons,
     demonstrations,
     group,
-    llama,
     loop,
     metrics,
     numbers,
@@ -23,10 +21,10 @@ from tiny_training import (
     same,
     supervised,
     weights,
+    with_adapters,
 )
 
 from align.config import RunError
-from align.models.policy import Policy
 from align.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 
 STEPS = 6
@@ -85,20 +83,21 @@ def test_killed_again_and_again_is_never_killed(tmp_path, never_killed):
     assert same(weights(again.policy), never_killed["rpo"][1])
 
 
-def with_adapters():
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return Policy(get_peft_model(llama(), config)).train()
+KINDS = {
+    "adapters": (with_adapters, "fp32"),
+    "tied": (lambda: policy(tie_word_embeddings=True), "fp32"),
+    "bf16": (policy, "bf16"),
+}
 
 
-@pytest.mark.parametrize("model", [with_adapters, lambda: policy(tie_word_embeddings=True)], ids=["adapters", "tied"])
-def test_adapters_and_tied_weights_resume_as_well(tmp_path, model):
-    whole = start(tmp_path / "whole", "rpo", model=model())
+@pytest.mark.parametrize(("model", "precision"), KINDS.values(), ids=KINDS.keys())
+def test_adapters_tied_weights_and_half_precision_resume_as_well(tmp_path, model, precision):
+    changes = {"checkpoint_steps": 2, "precision": precision}
+    whole = start(tmp_path / "whole", "rpo", model=model(), **changes)
     whole.run()
     with pytest.raises(Killed):
-        start(tmp_path / "killed", "rpo", model=model(), stop_after=3, checkpoint_steps=2).run()
-    again = start(tmp_path / "killed", "rpo", model=model(), checkpoint_steps=2)
+        start(tmp_path / "killed", "rpo", model=model(), stop_after=3, **changes).run()
+    again = start(tmp_path / "killed", "rpo", model=model(), **changes)
     again.run()
     assert len(again.report.steps) == 4
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")

@@ -3,7 +3,6 @@ from functools import cache
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from tiny_training import (
     Recorder,
     comparisons,
@@ -18,11 +17,11 @@ from tiny_training import (
     same,
     supervised,
     weights,
+    with_adapters,
 )
 
 from align.config import InputError, RunError
 from align.data.batching import groups_of_step
-from align.models.policy import Policy
 from align.train.objectives import Step
 from align.train.reference import ReferenceCache
 
@@ -270,11 +269,12 @@ def test_an_epoch_ends_with_its_last_step_though_that_is_smaller(tmp_path):
     assert values(lines, "groups") == [8, 8, 8, 8, 4] * 2
 
 
-def test_gradient_clipping_and_optimizer_are_those_of_torch(tmp_path):
+def test_gradient_clipping_schedule_and_optimizer_are_those_of_torch(tmp_path):
     # The same steps by hand: the model's own logits, torch's clipping, one plain AdamW with a list of decays
     train = demonstrations(24)
+    rates = [1.5e-3, 3e-3, 3e-3, 1.5e-3]  # two steps up, and of two steps down the last one ends at 0
     settings = {"weight_decay": 0.3, "betas": (0.8, 0.95), "epsilon": 1e-6, "max_grad_norm": 0.5}
-    trained = loop(tmp_path, supervised(), train, warmup_steps=0, schedule="constant", **settings)
+    trained = loop(tmp_path, supervised(), train, groups_per_step=6, warmup_steps=2, schedule="linear", **settings)
     trained.run()
     model = llama()
     norms = [value for name, value in model.named_parameters() if "norm" in name]
@@ -287,15 +287,18 @@ def test_gradient_clipping_and_optimizer_are_those_of_torch(tmp_path):
         foreach=False,
         fused=False,
     )
-    for step, line in enumerate(metrics(tmp_path)):
+    for step, (line, rate) in enumerate(zip(metrics(tmp_path), rates, strict=True)):
         total, count = 0.0, 0
-        for index in groups_of_step(step, 24, 8, seed=0):
+        for index in groups_of_step(step, 24, 6, seed=0):
             each = train[index].sequences[0]
             ids = torch.from_numpy(each.ids).long()
             labels = ids.masked_fill(~torch.from_numpy(each.trained), -100)
             logits = model(input_ids=ids[None]).logits[0, :-1]
             total = total + torch.nn.functional.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum")
             count += int(each.trained.sum())
+        assert line["lr"] == pytest.approx(rate)
+        for part in optimizer.param_groups:
+            part["lr"] = rate
         optimizer.zero_grad()
         (total / count).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -396,13 +399,6 @@ def test_recomputing_activations_changes_no_number(tmp_path, at_once, name, forw
     other_lines, other = run(tmp_path, name, model=model, job={"forward": forward})
     assert values(lines, "loss") == pytest.approx(values(other_lines, "loss"), rel=0, abs=1e-6)
     assert gap(trained, other) <= 5e-5
-
-
-def with_adapters():
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return Policy(get_peft_model(llama(), config)).train()
 
 
 def test_adapters_learn_while_the_base_stands_still_and_is_the_reference(tmp_path):

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.data.chat import TokenGroup, TokenSequence
@@ -64,6 +65,14 @@ def llama(seed=0, **changes):
 
 def policy(seed=0, **changes):
     return Policy(llama(seed, **changes)).train()
+
+
+def with_adapters():
+    """A policy whose base stands still under adapters with weights of their own."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Policy(get_peft_model(llama(), config)).train()
 
 
 def sequence(prompt, response):
