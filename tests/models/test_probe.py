@@ -96,6 +96,14 @@ def test_a_window_that_no_layer_uses_refuses_nothing(kind, settings):
     assert choose_forward(Policy(tiny_model(kind, settings)), GROUPS, "auto") == Forward("tree")
 
 
+@pytest.mark.parametrize(("window", "name"), [(53, "tree"), (52, "plain")])
+def test_a_window_is_held_against_sequences_longer_than_the_probes(window, name):
+    groups = [token_sequences("AB" * 26 + "|C")]
+    assert len(groups[0][0].ids) == 53 > probe.PROBE_LENGTH
+    policy = Policy(tiny_model("mistral", {"sliding_window": window}))
+    assert choose_forward(policy, groups, "auto").name == name
+
+
 def test_a_window_met_after_the_probe_is_refused_then():
     policy = Policy(tiny_model("mistral", {"sliding_window": 20}))
     choose_forward(policy, GROUPS, "auto")

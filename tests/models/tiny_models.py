@@ -104,8 +104,12 @@ PLAIN = {
     "mamba": ("mamba", {"state_size": 4}, "computes attention by itself"),
     "stablelm": ("stablelm", {}, "computes attention by itself"),
     "nemotron": ("nemotron", {}, "does not hand forward keywords"),
-    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, "conv"),
-    "recurrent_gemma": ("recurrent_gemma", {"logits_soft_cap": 3.0, "block_types": ["recurrent", "attention"]}, ""),
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, "has conv, which"),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        {"logits_soft_cap": 3.0, "block_types": ["recurrent", "attention"]},
+        "linear_attention",
+    ),
     "qwen3_next": (
         "qwen3_next",
         {
@@ -117,7 +121,7 @@ PLAIN = {
             "linear_value_head_dim": 8,
             "shared_expert_intermediate_size": 16,
         },
-        "",
+        "computes attention by itself",
     ),
     "llama4": (
         "llama4_text",
