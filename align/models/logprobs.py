@@ -16,6 +16,7 @@ from torch import Tensor, nn
 TILE_CPU = 1 << 20
 # On a GPU larger tiles keep the matrix product busy: 256 MiB in fp32, half of a tile of TRL 1.16 (4096 x 32768).
 TILE_GPU = 1 << 26
+LINE = 64  # a tile is a multiple of this wide: matrix products over odd widths are slower
 MAX_ROWS = 8192  # positions a tile spans at most, so that a tile is never a sliver of the vocabulary
 
 
@@ -162,5 +163,6 @@ def _row_blocks(hidden_ND: Tensor) -> list[slice]:
 def _tiles(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
     """Slices of the vocabulary, so that a tile of logits has at most the device's number of elements."""
     elements = TILE_GPU if hidden_ND.is_cuda else TILE_CPU
-    width = max(1, elements // max(1, min(len(hidden_ND), MAX_ROWS)))
+    width = elements // max(1, min(len(hidden_ND), MAX_ROWS))
+    width = max(1, width - width % LINE) if width > LINE else max(1, width)
     return [slice(start, min(start + width, len(weight_VD))) for start in range(0, len(weight_VD), width)]

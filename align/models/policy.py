@@ -259,16 +259,27 @@ def without_dropout(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
-def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path, *, merge: bool = True) -> None:
+def save_policy(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    merge: bool = True,
+    end_of_turn: int | None = None,
+) -> None:
     """Write a folder that `from_pretrained` loads: safetensors, tokenizer with chat template, generation config.
 
-    With `merge` adapters are folded into the weights, in place: the policy is not to be trained on afterwards.
+    Generation stops at what it stopped at before, at EOS and at `end_of_turn`, the token that trained responses end
+    with. With `merge` adapters are folded into the weights, in place: the policy is not to be trained on afterwards.
     """
     hf = policy.hf
     if isinstance(hf, PeftModel) and merge:
         hf = cast(PreTrainedModel, hf.merge_and_unload())
     base = policy.base if not isinstance(hf, PreTrainedModel) else hf
-    base.generation_config.eos_token_id = tokenizer.eos_token_id
+    stops = base.generation_config.eos_token_id
+    stops = [*(stops if isinstance(stops, list) else [stops]), tokenizer.eos_token_id, end_of_turn]
+    stops = sorted({stop for stop in stops if stop is not None})
+    base.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
     base.generation_config.pad_token_id = tokenizer.pad_token_id
     # The vocabulary is never resized, and peft would ask the hub whether it was.
     options: dict[str, Any] = {"save_embedding_layers": False} if isinstance(hf, PeftModel) else {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import versions
+from align.data.chat import TokenGroup
 from align.data.templates import apply_template
 from align.data.tokenizer import train_tokenizer
 from align.models.policy import Policy, PolicySettings, load_policy, load_tokenizer, quiet_transformers, save_policy
@@ -86,10 +88,18 @@ def train(context: Context) -> dict[str, Any]:
     loop = Loop(policy, job, context.report)
     outcome = loop.run()
     if loop.accelerator.is_main_process:
-        save_policy(policy, tokenizer, context.working, merge=settings.lora is None or settings.lora.merge)
+        merge = settings.lora is None or settings.lora.merge
+        save_policy(policy, tokenizer, context.working, merge=merge, end_of_turn=end_of_turn(data.train))
         remove_checkpoints(context.working)
     loop.accelerator.wait_for_everyone()
     return {**_common(context), **_account(data, outcome), "device": str(loop.accelerator.device)}
+
+
+def end_of_turn(groups: Sequence[TokenGroup]) -> int | None:
+    """The token that most sequences end with; None where no token ends more than half of them."""
+    ends = Counter(int(sequence.ids[-1]) for group in groups for sequence in group.sequences)
+    token, times = ends.most_common(1)[0]
+    return token if 2 * times > ends.total() else None
 
 
 def objective_of(step: TrainStep | PreferenceStep) -> Objective:
