@@ -15,7 +15,7 @@ SIZES = {
     "real": [int(random.Random(0).lognormvariate(6.5, 0.7)) + 20 for _ in range(64)],
     "a giant": [10_000, *[20] * 30],
     "all over the budget": [5_000] * 9,
-    "half a budget and a little": [520] * 33,
+    "half a budget and a little": [520] * 205,
     "small": list(range(1, 50)),
 }
 BUDGETS = [1, 64, 512, 1000, 4096, 10**9]
@@ -89,14 +89,20 @@ def test_ranks_get_nearly_equal_tokens_on_realistic_lengths(num_groups, num_rank
         assert imbalance(plan, sizes) == pytest.approx(max(loads) / (sum(sizes) / num_ranks))
 
 
-@pytest.mark.parametrize("budget", [600, 2048, 8192])
-def test_ten_thousand_groups_are_dealt_a_few_times_only(budget, monkeypatch):
+def test_groups_over_the_budget_are_dealt_evenly_too():
+    sizes = [100 * size for size in range(1, 65)]
+    assert imbalance(plan_step(range(64), sizes, token_budget=1, num_ranks=8), sizes) <= 1.01
+
+
+@pytest.mark.parametrize(("budget", "num_ranks"), [(600, 64), (2048, 64), (8192, 64), (600, 1), (1000, 1)])
+@pytest.mark.parametrize("alike", [False, True])
+def test_ten_thousand_groups_are_dealt_a_few_times_only(budget, num_ranks, alike, monkeypatch):
     draw = random.Random(3)
-    sizes = [int(draw.lognormvariate(6.5, 0.7)) + 20 for _ in range(10_000)]
+    sizes = [520 if alike else int(draw.lognormvariate(6.5, 0.7)) + 20 for _ in range(10_000)]
     dealt = []
     deal = batching._deal
     monkeypatch.setattr(batching, "_deal", lambda *arguments: dealt.append(1) or deal(*arguments))
-    plan_step(range(10_000), sizes, token_budget=budget, num_ranks=64)
+    plan_step(range(10_000), sizes, token_budget=budget, num_ranks=num_ranks)
     assert len(dealt) < 64, "dealing is n log n; how often it is tried may not grow with n"
 
 
