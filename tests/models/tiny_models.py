@@ -123,6 +123,16 @@ PLAIN = {
         },
         "computes attention by itself",
     ),
+    "minimax": (
+        "minimax",
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "block_size": 8,
+        },
+        "has linear_attention, which",
+    ),
     "llama4": (
         "llama4_text",
         {"num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 4},
