@@ -276,9 +276,9 @@ def save_policy(
     if isinstance(hf, PeftModel) and merge:
         hf = cast(PreTrainedModel, hf.merge_and_unload())
     base = policy.base if not isinstance(hf, PreTrainedModel) else hf
-    stops = base.generation_config.eos_token_id
-    stops = [*(stops if isinstance(stops, list) else [stops]), tokenizer.eos_token_id, end_of_turn]
-    stops = sorted({stop for stop in stops if stop is not None})
+    known = cast("int | list[int] | None", base.generation_config.eos_token_id)
+    before = known if isinstance(known, list) else [known]
+    stops = sorted({stop for stop in (*before, cast(int, tokenizer.eos_token_id), end_of_turn) if stop is not None})
     base.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
     base.generation_config.pad_token_id = tokenizer.pad_token_id
     # The vocabulary is never resized, and peft would ask the hub whether it was.
