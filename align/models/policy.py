@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from align.config import InputError, Settings, nearest, one_line
 from align.models import tree_attention
@@ -69,9 +69,8 @@ class Policy(nn.Module):
         self.hf = hf
         head = self.base.get_output_embeddings()
         if type(head) is not nn.Linear:
-            raise InputError(
-                f"the LM head of {type(self.base).__name__} is a {type(head).__name__}, not a plain linear layer"
-            )
+            kind = type(self.base).__name__
+            raise InputError(f"the LM head of {kind} is a {type(head).__name__}, not a plain linear layer")
         install(head, logit_transform(self.base.config))
         if getattr(self.base.config.get_text_config(), "attn_logit_softcapping", None) and self._attention == "sdpa":
             self.base.set_attn_implementation("eager")  # transformers 5.20 drops the cap under sdpa, 5.23 refuses it
@@ -106,9 +105,7 @@ class Policy(nn.Module):
         """Last hidden states [R, L, D], of every token computed."""
         # The model's own attention would swallow the layout and attend to everything before.
         assert self.is_tree == (batch.layout is not None), "a tree batch goes with use_forward('tree')"
-        where: dict[str, Any] = {"attention_mask": batch.attention_mask}
-        if batch.layout is not None:
-            where = {"tree": batch.layout}
+        where = {"attention_mask": batch.attention_mask} if batch.layout is None else {"tree": batch.layout}
         decoder = cast(nn.Module, self.base.get_decoder())
         if decoder is self.base:  # Llama 4 names a part that its text model does not have
             decoder = cast(nn.Module, self.base.model)
@@ -218,8 +215,8 @@ def fresh_config(values: Mapping[str, Any]) -> PretrainedConfig:
         raise InputError("policy.fresh.model_type: name an architecture of transformers, such as llama")
     if kind not in CONFIG_MAPPING:
         raise InputError(f"policy.fresh.model_type: {kind!r}; {nearest(kind, CONFIG_MAPPING.keys())[:200]}")
-    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[kind])} | _ALSO_CONFIG
-    known |= CONFIG_MAPPING[kind].attribute_map.keys()
+    made = CONFIG_MAPPING[kind]
+    known = {field.name for field in dataclasses.fields(made)} | made.attribute_map.keys() | _ALSO_CONFIG
     if unknown := sorted(values.keys() - known):
         raise InputError(f"policy.fresh.{unknown[0]}: unknown key of {kind}; {nearest(unknown[0], known)}")
     try:
@@ -276,9 +273,9 @@ def save_policy(
     if isinstance(hf, PeftModel) and merge:
         hf = cast(PreTrainedModel, hf.merge_and_unload())
     base = policy.base if not isinstance(hf, PreTrainedModel) else hf
-    known = cast("int | list[int] | None", base.generation_config.eos_token_id)
-    before = known if isinstance(known, list) else [known]
-    stops = sorted({stop for stop in (*before, cast(int, tokenizer.eos_token_id), end_of_turn) if stop is not None})
+    before: Any = base.generation_config.eos_token_id
+    known: list[Any] = [*(before if isinstance(before, list) else [before]), tokenizer.eos_token_id, end_of_turn]
+    stops = sorted({stop for stop in known if stop is not None})
     base.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
     base.generation_config.pad_token_id = tokenizer.pad_token_id
     # The vocabulary is never resized, and peft would ask the hub whether it was.
@@ -298,8 +295,5 @@ def fingerprint(policy: Policy) -> str:
 
 def quiet_transformers() -> None:
     """No bars and no advice from the libraries below: what is worth saying, align says."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers.utils import logging  # noqa: PLC0415 - a module named like the standard library's
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
