@@ -34,26 +34,42 @@ def num_lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill(child, folder, draw):
-    """What the run was doing when it was killed, or None if it came to its end before."""
+def partials(folder):
+    return len(list(folder.glob(".checkpoint-*.partial-*")))
+
+
+def kill(child, folder, delay_s):
+    """What the run was doing when it was killed, or None if it came to its end before.
+
+    Killed `delay_s` seconds after its first step; without a delay, as soon as it is seen to write a checkpoint.
+    """
     before = num_lines(folder / "metrics.jsonl")
     while num_lines(folder / "metrics.jsonl") <= before:  # each life takes one step at least
         if os.waitpid(child, os.WNOHANG) != (0, 0):
             return None
         time.sleep(0.001)
-    time.sleep(draw.uniform(0, 0.1))
+    if delay_s is None:
+        while not partials(folder):
+            if os.waitpid(child, os.WNOHANG) != (0, 0):
+                return None
+    else:
+        time.sleep(delay_s)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
         return None
-    writing = len(list(folder.glob(".checkpoint-*.partial-*")))
-    return {"lines": num_lines(folder / "metrics.jsonl"), "writing": writing}
+    return {"lines": num_lines(folder / "metrics.jsonl"), "writing": partials(folder)}
 
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     os.waitpid(live(root / "whole"), 0)
     draw, kills = random.Random(0), []
-    while (found := kill(live(root / "killed"), root / "killed", draw)) is not None:
+    while True:
+        # Every second life ends while it writes, the others at any moment of a step.
+        delay_s = draw.uniform(0, 0.02) if len(kills) % 2 else None
+        found = kill(live(root / "killed"), root / "killed", delay_s)
+        if found is None:
+            break
         kills.append(found)
     print(json.dumps(kills))

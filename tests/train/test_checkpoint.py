@@ -243,7 +243,8 @@ def test_a_process_killed_at_moments_of_chance_does_what_one_does_that_is_not(tm
     assert told.returncode == 0, told.stderr[-2000:]
     kills = json.loads(told.stdout.splitlines()[-1])
     print(kills)
-    assert kills  # how many, and at what, is the machine's pace
+    assert len(kills) >= 5
+    assert any(kill["writing"] for kill in kills)  # a checkpoint was being written
     assert list(tmp_path.glob("killed/.*")) == []  # and what was written of it is gone
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     assert len(numbers(tmp_path / "whole")) == 12
