@@ -14,15 +14,15 @@ from transformers import AutoConfig, PretrainedConfig
 
 from align.accounting import Decoder, Work, decoder, forward_flops, training_flops, training_memory
 from align.config import InputError
-from align.data.batching import groups_of_step, imbalance, plan_step
+from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
 from align.data.chat import TokenGroup
 from align.data.preview import preview
 from align.models.logprobs import TILE_CPU
 from align.models.policy import GGUF, fresh_config, gguf_file, quiet_transformers
-from align.models.tree import count_tokens, tree_batch
+from align.models.tree import tree_batch
 from align.stages.recipe import EvaluateStep, ImportStep, PreferenceStep, Recipe, TrainStep
 from align.stages.sources import rows
-from align.stages.training import objective_of, tokenizer_of
+from align.stages.training import length_limit, objective_of, tokenizer_of
 
 # Share of a large matrix product's rate that a training step reaches on a CPU (README, comparison with TRL).
 EFFICIENCY = 0.6
@@ -74,23 +74,24 @@ def _estimate(recipe: Recipe, name: str, step: TrainStep | PreferenceStep, rate:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tokenizer_of(recipe, name, Path(folder))
     config = model_config(recipe, len(tokenizer))
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = length_limit(config)
     data = rows(step, recipe.source(step.data), tokenizer, seed=recipe.seed, model_limit=limit)
     model, settings = decoder(config.to_dict()), step.train
     objective = objective_of(step)
     num_steps = settings.num_steps(len(data.train))
-    epochs = num_steps / settings.num_steps(len(data.train)) * settings.epochs
-    work = _work(data.train)
+    epochs = num_steps / steps_per_epoch(len(data.train), settings.groups_per_step)
+    works = [_work(group) for group in data.train]
+    work = Work(*map(sum, zip(*works, strict=True)))
+    sizes = [each.tokens for each in works]
     flops = epochs * training_flops(model, work)
     if objective.needs_reference:
         flops += forward_flops(model, work)
-    sizes = [count_tokens(group.sequences) for group in data.train]
     return Estimate(
         name=name,
         counts=data.counts,
         optimizer_steps=num_steps,
         longest=max(len(each.ids) for group in data.train for each in group.sequences),
-        tokens=sum(sizes),
+        tokens=work.tokens,
         unshared=sum(len(each.ids) for group in data.train for each in group.sequences),
         flops=flops,
         memory=_memory(recipe, model, max(settings.tokens_per_micro_batch, max(sizes))),
@@ -99,15 +100,10 @@ def _estimate(recipe: Recipe, name: str, step: TrainStep | PreferenceStep, rate:
     )
 
 
-def _work(groups: Sequence[TokenGroup]) -> Work:
-    """What one pass over the groups has to do, each as a tree of its own."""
-    tokens = pairs = targets = 0
-    for group in groups:
-        batch = tree_batch(group.sequences)
-        tokens += batch.num_tokens
-        pairs += int(batch.position_ids.sum()) + batch.num_tokens
-        targets += len(batch.targets_N)
-    return Work(tokens, pairs, targets)
+def _work(group: TokenGroup) -> Work:
+    """What one forward pass over the group has to do, as a tree of its own."""
+    batch = tree_batch(group.sequences)
+    return Work(batch.num_tokens, int(batch.position_ids.sum()) + batch.num_tokens, len(batch.targets_N))
 
 
 def _memory(recipe: Recipe, model: Decoder, tokens: int) -> int:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from align.artifacts import versions
 from align.data.chat import TokenGroup
 from align.data.templates import apply_template
 from align.data.tokenizer import train_tokenizer
-from align.models.policy import Policy, PolicySettings, load_policy, load_tokenizer, quiet_transformers, save_policy
+from align.models.policy import PolicySettings, load_policy, load_tokenizer, quiet_transformers, save_policy
 from align.stages.recipe import ImportStep, PreferenceStep, Recipe, TrainStep
 from align.stages.sources import Rows, rows
 from align.synth import tasks
@@ -73,7 +73,8 @@ def train(context: Context) -> dict[str, Any]:
     settings = policy_settings(recipe, context.name, context.inputs)
     policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
-    data = rows(step, recipe.source(step.data), tokenizer, seed=recipe.seed, model_limit=length_limit(policy))
+    limit = length_limit(policy.base.config)
+    data = rows(step, recipe.source(step.data), tokenizer, seed=recipe.seed, model_limit=limit)
     context.report.note(describe(data.counts, data.format))
     job = Job(
         objective=objective_of(step),
@@ -130,9 +131,9 @@ def tokenizer_of(recipe: Recipe, name: str, folder: Path) -> PreTrainedTokenizer
     return tokenizer
 
 
-def length_limit(policy: Policy) -> int | None:
+def length_limit(config: PretrainedConfig) -> int | None:
     """Positions that the model can tell apart, where its configuration says so."""
-    return getattr(policy.base.config.get_text_config(), "max_position_embeddings", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def describe(counts: Mapping[str, int], form: str = "") -> str:
