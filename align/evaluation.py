@@ -26,12 +26,6 @@ class Score(NamedTuple):
     n: int
 
 
-class Task(NamedTuple):
-    """How a response to a prompt is graded: 0 to 1."""
-
-    grade: Callable[[Prompt, str], float]
-
-
 def score(grades: Sequence[float], *, seed: int = 0) -> Score:
     """The mean of the grades with its 95 % percentile interval over resampled prompts."""
     draw = random.Random(seed)
@@ -78,7 +72,7 @@ def evaluate(
     max_new_tokens: int,
 ) -> Score:
     """How the model's greedy responses to the prompts of `task` are graded."""
-    grade = pick(TASKS, task, "evaluation").grade
+    grade = pick(TASKS, task, "evaluation")
     responses = respond(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
     return score([grade(prompt, response) for prompt, response in zip(prompts, responses, strict=True)])
 
@@ -93,4 +87,5 @@ def _verified(prompt: Prompt, response: str) -> float:
     return float(all(tasks.grade(metadata, response)))
 
 
-TASKS = {"general": Task(_verified)}
+# How a response to a prompt of the task is graded, 0 to 1.
+TASKS: dict[str, Callable[[Prompt, str], float]] = {"general": _verified}

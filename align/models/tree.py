@@ -73,6 +73,11 @@ class TokenBatch:
     num_sequences: int
     num_tokens: int  # tokens computed, padding not counted
 
+    def sums(self, logps_N: Tensor) -> Tensor:
+        """Sum of each sequence's targets in fp64, so that a long sum loses nothing, shape [S]."""
+        sums_S = torch.zeros(self.num_sequences, dtype=torch.float64, device=logps_N.device)
+        return sums_S.index_add(0, self.sequence_N, logps_N.double())
+
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch with its tensors on `device`."""
         names = ("input_ids", "position_ids", "rows_N", "targets_N", "sequence_N")

@@ -118,8 +118,7 @@ class Recipe(Settings):
 
     def pipeline(self) -> list[Step]:
         """The steps for the pipeline, each with the hash of everything that decides its content."""
-        steps = [Step(name, self.inputs(name), stable_hash(self._content(name))) for name in self.steps]
-        return order(steps)
+        return [Step(name, self.inputs(name), stable_hash(self._content(name))) for name in self.steps]
 
     def _content(self, name: str) -> list[Any]:
         step = self.steps[name]
@@ -155,7 +154,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
                 preference_loss(step.loss.name, **step.loss.settings)
             except InputError as error:
                 raise InputError(f"steps.{name}.loss: {error}") from error
-    order(recipe.pipeline())
+    order([Step(name, recipe.inputs(name), key="") for name in steps])
     return recipe
 
 

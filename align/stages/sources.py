@@ -72,8 +72,10 @@ def rows(
     counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
     if isinstance(step, PreferenceStep):
         groups = _comparable(groups, step, counts, source.path)
-    train = [group for group in groups if not _is_held_out(group, source.held_out)]
-    held_out = [group for group in groups if _is_held_out(group, source.held_out)]
+    train: list[TokenGroup] = []
+    held_out: list[TokenGroup] = []
+    for group in groups:
+        (held_out if _is_held_out(group, source.held_out) else train).append(group)
     counts["trained"], counts["held_out"] = len(train), len(held_out)
     if not train:
         said = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))

@@ -109,10 +109,8 @@ def group_batch(
 
 
 def response_logps(policy: nn.Module, batch: GroupBatch) -> Tensor:
-    """Summed log-probability of each response in nats, fp64 so that a long sum loses nothing, shape [B, K]."""
-    logps_N = policy(batch.tokens)
-    sums_S = torch.zeros(batch.tokens.num_sequences, dtype=torch.float64, device=logps_N.device)
-    sums_S = sums_S.index_add(0, batch.tokens.sequence_N, logps_N.double())
+    """Summed log-probability of each response in nats, fp64, shape [B, K]."""
+    sums_S = batch.tokens.sums(policy(batch.tokens))
     rows = [nn.functional.pad(each, (0, batch.mask_BK.shape[1] - len(each))) for each in sums_S.split(batch.sizes)]
     return torch.stack(rows)
 

@@ -95,9 +95,7 @@ def fill(
         members = [groups[index] for index in micro or missing[:1]]
         sequences = [sequence for group in members for sequence in group.sequences]
         batch = make(sequences).to(accelerator.device)
-        logps_N = policy(batch).double()
-        sums_S = torch.zeros(len(sequences), dtype=torch.float64, device=logps_N.device)
-        totals = sums_S.index_add(0, batch.sequence_N, logps_N).tolist()
+        totals = batch.sums(policy(batch)).tolist()
         for sequence, total in zip(sequences, totals, strict=True):
             found[sequence_key(sequence)] = (total, int(sequence.trained.sum()))
         if time.monotonic() - flushed > FLUSH_S:
