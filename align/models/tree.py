@@ -58,7 +58,7 @@ class TreeLayout:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """A model input and the tokens whose log-probabilities are asked for.
+    """A model input and the tokens that are asked about: their log-probabilities, or what is said after the last.
 
     As a tree it is one row of T tokens with a layout; as its plain twin it is S padded rows with a mask.
     """
@@ -70,6 +70,7 @@ class TokenBatch:
     rows_N: Tensor  # position, in the flattened [R * L], whose hidden state predicts the target
     targets_N: Tensor  # target token id
     sequence_N: Tensor  # index of the sequence that the target belongs to
+    last_S: Tensor  # position, in the flattened [R * L], of each sequence's last token
     num_sequences: int
     num_tokens: int  # tokens computed, padding not counted
 
@@ -80,7 +81,7 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch with its tensors on `device`."""
-        names = ("input_ids", "position_ids", "rows_N", "targets_N", "sequence_N")
+        names = ("input_ids", "position_ids", "rows_N", "targets_N", "sequence_N", "last_S")
         moved = {name: getattr(self, name).to(device) for name in names}
         mask = self.attention_mask.to(device) if self.attention_mask is not None else None
         layout = self.layout.to(device) if self.layout is not None else None
@@ -156,7 +157,8 @@ def _targets(sequences: Sequence[TokenSequence], paths: Sequence[np.ndarray]) ->
     rows = np.concatenate([path[at - 1] for path, at in zip(paths, where, strict=True)])
     ids = np.concatenate([sequence.ids[at] for sequence, at in zip(sequences, where, strict=True)])
     owner = np.repeat(np.arange(len(sequences)), [len(at) for at in where])
-    named = {"rows_N": rows, "targets_N": ids, "sequence_N": owner}
+    last = np.array([path[-1] for path in paths])
+    named = {"rows_N": rows, "targets_N": ids, "sequence_N": owner, "last_S": last}
     return {name: torch.from_numpy(values.astype(np.int64)) for name, values in named.items()}
 
 

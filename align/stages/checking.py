@@ -17,8 +17,8 @@ from align.config import InputError
 from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
 from align.data.chat import TokenGroup
 from align.data.preview import preview
+from align.models.loading import GGUF, fresh_config, gguf_file, quiet_transformers
 from align.models.logprobs import TILE_CPU
-from align.models.policy import GGUF, fresh_config, gguf_file, quiet_transformers
 from align.models.tree import tree_batch
 from align.stages.recipe import EvaluateStep, ImportStep, PreferenceStep, Recipe, TrainStep
 from align.stages.sources import rows

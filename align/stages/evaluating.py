@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align.artifacts import versions
 from align.config import InputError
 from align.evaluation import evaluate
-from align.models.policy import quiet_transformers
+from align.models.loading import quiet_transformers
 from align.records import Prompt
 from align.stages.recipe import TASKS, EvaluateStep
 from align.stages.sources import records

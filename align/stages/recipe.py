@@ -11,7 +11,7 @@ from pydantic import Field
 from align.artifacts import fingerprint
 from align.config import InputError, Settings, build, nearest, pick, read_recipe, stable_hash
 from align.losses.preference import preference_loss
-from align.models.policy import GGUF, PolicySettings
+from align.models.loading import GGUF, PolicySettings
 from align.pipeline import Step, order
 from align.train.objectives import PreferenceSettings
 from align.train.settings import TrainSettings

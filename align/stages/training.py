@@ -15,7 +15,8 @@ from align.artifacts import versions
 from align.data.chat import TokenGroup
 from align.data.templates import apply_template
 from align.data.tokenizer import train_tokenizer
-from align.models.policy import PolicySettings, load_policy, load_tokenizer, quiet_transformers, save_policy
+from align.models.loading import PolicySettings, load_tokenizer, quiet_transformers
+from align.models.policy import load_policy, save_policy
 from align.stages.recipe import ImportStep, PreferenceStep, Recipe, TrainStep
 from align.stages.sources import Rows, rows
 from align.synth import tasks

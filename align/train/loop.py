@@ -18,7 +18,7 @@ from align.artifacts import append_line
 from align.config import RunError, stable_hash
 from align.data.batching import groups_of_step, plan_step, steps_per_epoch
 from align.data.chat import TokenGroup
-from align.models.policy import Policy, fingerprint
+from align.models.backbone import Backbone, fingerprint
 from align.models.probe import Forward, choose_forward
 from align.models.tree import count_tokens, plain_batch, tree_batch
 from align.train.checkpoint import load_checkpoint, save_checkpoint
@@ -60,7 +60,7 @@ class Outcome:
 class Loop:
     """One training step over fixed groups; the same numbers however it is cut into micro-batches and ranks."""
 
-    def __init__(self, policy: Policy, job: Job, report: Reporter) -> None:
+    def __init__(self, policy: Backbone, job: Job, report: Reporter) -> None:
         self.job, self.report, self.policy = job, report, policy
         self.accelerator = make_accelerator(job.settings, job.folder)
         self.weights = fingerprint(policy)

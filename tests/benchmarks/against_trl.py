@@ -48,7 +48,8 @@ from align.config import InputError
 from align.data.batching import plan_step
 from align.data.chat import ChatEncoder, TokenSequence
 from align.data.formats import read
-from align.models.policy import PolicySettings, load_policy, quiet_transformers, save_policy
+from align.models.loading import PolicySettings, quiet_transformers
+from align.models.policy import load_policy, save_policy
 from align.records import Comparison, Record, Response
 from tests.benchmarks.sides import PRODUCT_SIDE, SIDES, Row, StepReport, Task
 

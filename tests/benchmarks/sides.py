@@ -27,7 +27,8 @@ from transformers import (
 
 from align.data.batching import groups_of_step
 from align.data.chat import TokenGroup, TokenSequence
-from align.models.policy import PolicySettings, load_policy
+from align.models.loading import PolicySettings
+from align.models.policy import load_policy
 from align.train.loop import Job, Loop
 from align.train.objectives import PreferenceObjective, PreferenceSettings
 from align.train.runtime import Silence, peak_memory

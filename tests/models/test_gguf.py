@@ -12,7 +12,9 @@ from tiny_models import perturbed
 from transformers import AutoModelForCausalLM
 
 from align.config import InputError
-from align.models.policy import LoraSettings, PolicySettings, fingerprint, load_policy, load_tokenizer, save_policy
+from align.models.backbone import fingerprint
+from align.models.loading import LoraSettings, PolicySettings, load_tokenizer
+from align.models.policy import load_policy, save_policy
 
 FETCH = Path(__file__).parents[2] / ".." / "shared" / "tools" / "smollm2.sh"
 IDS = torch.arange(3, 20)[None]

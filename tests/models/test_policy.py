@@ -9,15 +9,9 @@ from tiny_models import SEQUENCES, SMALL, TREE, perturbed, stock_logps, tiny_mod
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from align.config import InputError
-from align.models.policy import (
-    LoraSettings,
-    Policy,
-    PolicySettings,
-    fingerprint,
-    load_policy,
-    load_tokenizer,
-    save_policy,
-)
+from align.models.backbone import fingerprint
+from align.models.loading import LoraSettings, PolicySettings, load_tokenizer
+from align.models.policy import Policy, load_policy, save_policy
 from align.models.tree import plain_batch, tree_batch
 
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}

@@ -17,7 +17,8 @@ from tiny_models import (
 )
 
 from align.models import tree_attention
-from align.models.policy import Policy, without_dropout
+from align.models.loading import without_dropout
+from align.models.policy import Policy
 from align.models.tree import count_tokens, plain_batch, tree_batch
 
 DEVICES = [
