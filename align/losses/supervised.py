@@ -49,7 +49,7 @@ def scaled_bradley_terry(lead_B: Tensor, strength_B: Tensor) -> Tensor:
 
 # (reward of chosen - reward of rejected, strength of the preference from 0) -> loss_B
 BRADLEY_TERRY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "plain": plain_bradley_terry,
-    "margin": margin_bradley_terry,
-    "scaled": scaled_bradley_terry,
+    "bt": plain_bradley_terry,
+    "bt_margin": margin_bradley_terry,
+    "bt_scaled": scaled_bradley_terry,
 }

@@ -37,6 +37,11 @@ class Backbone(nn.Module, ABC):
         """What `forward` says of one sequence, by the forward of transformers itself."""
 
     @property
+    @abstractmethod
+    def head(self) -> nn.Module:
+        """What makes answers of hidden states."""
+
+    @property
     def base(self) -> PreTrainedModel:
         """The model itself, under the adapters where there are any."""
         return cast(PreTrainedModel, self.hf.get_base_model() if isinstance(self.hf, PeftModel) else self.hf)

@@ -67,7 +67,10 @@ def load_base(settings: PolicySettings) -> PreTrainedModel:
     if is_adapter(path):
         path = str(LoraConfig.from_pretrained(path).base_model_name_or_path)
     if not path.startswith(GGUF):
-        return load_pretrained(path, AutoModelForCausalLM)
+        model = load_pretrained(path, AutoModelForCausalLM)
+        if is_classifier(model.config):
+            raise InputError(f"policy: {path!r} holds a reward model, which is no policy")
+        return model
     try:
         return _load_gguf(gguf_file(path))
     except InputError:
@@ -76,10 +79,10 @@ def load_base(settings: PolicySettings) -> PreTrainedModel:
         raise InputError(f"policy: no model can be read from {path!r}: {one_line(error)[:300]}") from error
 
 
-def load_pretrained(path: str, kind: type[Any], config: PretrainedConfig | None = None) -> PreTrainedModel:
+def load_pretrained(path: str, kind: type[Any]) -> PreTrainedModel:
     """The model of a folder or hub id with all its weights, as one of transformers' Auto classes makes it."""
     try:
-        config = without_dropout(config or AutoConfig.from_pretrained(path, trust_remote_code=False))
+        config = without_dropout(AutoConfig.from_pretrained(path, trust_remote_code=False))
         options = {"config": config, "dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
         loaded: Any = kind.from_pretrained(path, output_loading_info=True, **options)
     except UNREADABLE as error:
@@ -115,6 +118,11 @@ def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
 def is_adapter(path: str) -> bool:
     """Whether the folder holds adapters alone."""
     return (Path(path) / "adapter_config.json").is_file()
+
+
+def is_classifier(config: PretrainedConfig) -> bool:
+    """Whether the configuration was saved with a sequence classifier, which a reward model is."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def gguf_file(path: str) -> Path:
@@ -192,6 +200,11 @@ def adapted(model: PreTrainedModel, settings: PolicySettings, *, task: str) -> P
             return cast(PeftModel, get_peft_model(model, config))
     except ValueError as error:
         raise InputError(f"policy.lora.targets: {one_line(error)[:300]}") from error
+
+
+def length_limit(config: PretrainedConfig) -> int | None:
+    """Positions that the model can tell apart, where its configuration says so."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def without_dropout(config: PretrainedConfig) -> PretrainedConfig:

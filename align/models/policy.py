@@ -31,11 +31,15 @@ class Policy(Backbone):
             raise InputError(f"the LM head of {kind} is a {type(head).__name__}, not a plain linear layer")
         install(head, logit_transform(self.base.config))
 
+    @property
+    def head(self) -> nn.Module:
+        """The LM head."""
+        return cast(nn.Module, self.base.get_output_embeddings())
+
     def forward(self, batch: TokenBatch) -> Tensor:
         """Log-probability of each target in nats, fp32, shape [N]."""
         hidden = self.hidden(batch)
-        head = cast(nn.Module, self.base.get_output_embeddings())
-        return head(hidden.flatten(0, 1)[batch.rows_N], targets=batch.targets_N)
+        return self.head(hidden.flatten(0, 1)[batch.rows_N], targets=batch.targets_N)
 
     def stock(self, sequence: TokenSequence) -> Tensor:
         """Log-probabilities of the sequence's targets from the model's own logits."""

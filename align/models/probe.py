@@ -21,9 +21,7 @@ _TREE_LAYERS = {"full_attention", "sliding_attention"}
 _STATEFUL = ("attention_chunk_size", "layers_block_type", "hybrid_override_pattern", "conv_L_cache", "mamba_d_state")
 
 PROBE_LENGTH = 48  # tokens of a probed sequence; logits of all its positions are held at once
-TOLERANCE = (
-    5e-4  # in fp32, in the unit of the model; a wrong mask or a missed soft-cap is off by 1e-2 and more
-)
+TOLERANCE = 5e-4  # in fp32, in the unit of the model; a wrong mask or a missed soft-cap is off by 1e-2 and more
 
 
 @dataclass(frozen=True, slots=True)

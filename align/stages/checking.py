@@ -17,12 +17,13 @@ from align.config import InputError
 from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
 from align.data.chat import TokenGroup
 from align.data.preview import preview
-from align.models.loading import GGUF, fresh_config, gguf_file, quiet_transformers
+from align.models.loading import GGUF, fresh_config, gguf_file, length_limit, quiet_transformers
 from align.models.logprobs import TILE_CPU
 from align.models.tree import tree_batch
-from align.stages.recipe import EvaluateStep, ImportStep, PreferenceStep, Recipe, TrainStep
+from align.stages.recipe import EvaluateStep, ImportStep, PreferenceStep, Recipe, RewardStep, TrainStep
+from align.stages.rewards import rating_of
 from align.stages.sources import rows
-from align.stages.training import length_limit, objective_of, tokenizer_of
+from align.stages.training import objective_of, tokenizer_of
 
 # Share of a large matrix product's rate that a training step reaches on a CPU (README, comparison with TRL).
 EFFICIENCY = 0.6
@@ -49,7 +50,7 @@ def check(recipe: Recipe) -> Iterator[Estimate]:
     quiet_transformers()
     rate = matrix_rate()
     for name, step in recipe.steps.items():
-        if isinstance(step, TrainStep | PreferenceStep):
+        if isinstance(step, TrainStep | PreferenceStep | RewardStep):
             yield _estimate(recipe, name, step, rate)
 
 
@@ -63,28 +64,30 @@ def preview_rows(recipe: Recipe, name: str, *, number: int) -> Iterator[Text]:
     free = source.model_copy(update={"max_length": None, "max_prompt_length": None})
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tokenizer_of(recipe, name, Path(folder))
-        cut = rows(step, source, tokenizer, seed=recipe.seed, model_limit=None)
-        whole = rows(step, free, tokenizer, seed=recipe.seed, model_limit=None)
+        names = rating_of(recipe, name).names if isinstance(step, RewardStep) else ()
+        cut = rows(step, source, tokenizer, seed=recipe.seed, model_limit=None, attributes=names)
+        whole = rows(step, free, tokenizer, seed=recipe.seed, model_limit=None, attributes=names)
     uncut = {group.row: group for group in (*whole.train, *whole.held_out)}
     for group in cut.train[:number]:
         yield preview(group, tokenizer, uncut=uncut[group.row])
 
 
-def _estimate(recipe: Recipe, name: str, step: TrainStep | PreferenceStep, rate: float) -> Estimate:
+def _estimate(recipe: Recipe, name: str, step: TrainStep | PreferenceStep | RewardStep, rate: float) -> Estimate:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tokenizer_of(recipe, name, Path(folder))
     config = model_config(recipe, len(tokenizer))
     limit = length_limit(config)
-    data = rows(step, recipe.source(step.data), tokenizer, seed=recipe.seed, model_limit=limit)
+    names = rating_of(recipe, name).names if isinstance(step, RewardStep) else ()
+    source = recipe.source(step.data)
+    data = rows(step, source, tokenizer, seed=recipe.seed, model_limit=limit, attributes=names)
     model, settings = decoder(config.to_dict()), step.train
-    objective = objective_of(step)
     num_steps = settings.num_steps(len(data.train))
     epochs = num_steps / steps_per_epoch(len(data.train), settings.groups_per_step)
-    works = [_work(group) for group in data.train]
+    works = [_work(group, head=not isinstance(step, RewardStep)) for group in data.train]
     work = Work(*map(sum, zip(*works, strict=True)))
     sizes = [each.tokens for each in works]
     flops = epochs * training_flops(model, work)
-    if objective.needs_reference:
+    if not isinstance(step, RewardStep) and objective_of(step).needs_reference:
         flops += forward_flops(model, work)
     return Estimate(
         name=name,
@@ -100,10 +103,10 @@ def _estimate(recipe: Recipe, name: str, step: TrainStep | PreferenceStep, rate:
     )
 
 
-def _work(group: TokenGroup) -> Work:
-    """What one forward pass over the group has to do, as a tree of its own."""
+def _work(group: TokenGroup, *, head: bool) -> Work:
+    """What one forward pass over the group has to do, as a tree of its own, with or without an LM head."""
     batch = tree_batch(group.sequences)
-    return Work(batch.num_tokens, int(batch.position_ids.sum()) + batch.num_tokens, len(batch.targets_N))
+    return Work(batch.num_tokens, int(batch.position_ids.sum()) + batch.num_tokens, len(batch.targets_N) if head else 0)
 
 
 def _memory(recipe: Recipe, model: Decoder, tokens: int) -> int:
@@ -122,7 +125,7 @@ def _memory(recipe: Recipe, model: Decoder, tokens: int) -> int:
     return sum(parts)
 
 
-def _imbalance(step: TrainStep | PreferenceStep, sizes: Sequence[int], seed: int) -> float:
+def _imbalance(step: TrainStep | PreferenceStep | RewardStep, sizes: Sequence[int], seed: int) -> float:
     settings = step.train
     first = groups_of_step(0, len(sizes), settings.groups_per_step, seed=seed)
     return imbalance(plan_step(first, sizes, token_budget=settings.tokens_per_micro_batch, num_ranks=8), sizes)

@@ -12,8 +12,10 @@ from align.artifacts import fingerprint
 from align.config import InputError, Settings, build, nearest, pick, read_recipe, stable_hash
 from align.losses.preference import preference_loss
 from align.models.loading import GGUF, PolicySettings
+from align.models.reward import HELPSTEER, HeadSettings, choose_rating
 from align.pipeline import Step, order
 from align.train.objectives import PreferenceSettings
+from align.train.reward_objective import RewardLoss
 from align.train.settings import TrainSettings
 
 TASKS = "tasks:"  # prefix of a source's path that names procedural tasks
@@ -61,20 +63,40 @@ class PreferenceStep(Settings):
     loss: PreferenceSettings = PreferenceSettings()
 
 
+class RewardStep(Settings):
+    """A reward model from responses whose attributes are rated, or of which one is better than another."""
+
+    stage: Literal["reward_model"]
+    policy: str | None = None  # an earlier step, of which a reward model's head is kept
+    data: str
+    train: TrainSettings
+    loss: RewardLoss = "regression"
+    head: HeadSettings = HeadSettings()
+    subset: str | None = None  # key of the rows' metadata by whose values the report counts pairs, too
+
+    @property
+    def default_attributes(self) -> tuple[str, ...]:
+        """What a new head rates where the settings name nothing."""
+        return HELPSTEER if self.loss == "regression" else ("reward",)
+
+
 class EvaluateStep(Settings):
     """How each of several policies answers prompts whose answers a program can check."""
 
     stage: Literal["evaluate"]
     policies: list[str]
     data: str
+    task: str | None = None  # an entry of TASKS; for procedural rows it is their kind
     max_new_tokens: int = Field(default=64, ge=1)
 
 
-AnyStep = ImportStep | TrainStep | PreferenceStep | EvaluateStep
+AnyStep = ImportStep | TrainStep | PreferenceStep | RewardStep | EvaluateStep
+NO_POLICY = (EvaluateStep, RewardStep)  # steps that no policy comes from
 SETTINGS: dict[str, type[AnyStep]] = {
     "import": ImportStep,
     "sft": TrainStep,
     "preference": PreferenceStep,
+    "reward_model": RewardStep,
     "evaluate": EvaluateStep,
 }
 
@@ -109,7 +131,7 @@ class Recipe(Settings):
         if step.policy is not None:
             return step.policy
         names = list(self.steps)
-        before = [other for other in names[: names.index(name)] if not isinstance(self.steps[other], EvaluateStep)]
+        before = [other for other in names[: names.index(name)] if not isinstance(self.steps[other], NO_POLICY)]
         return before[-1] if before else None
 
     def source(self, name: str) -> SourceSettings:
@@ -145,17 +167,28 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for name, step in steps.items():
         for needed in recipe.inputs(name):
             pick(recipe.steps, needed, "step")
-            if isinstance(recipe.steps[needed], EvaluateStep):
+            made_by = recipe.steps[needed]
+            if isinstance(made_by, EvaluateStep):
                 raise InputError(f"steps.{name}: step {needed!r} evaluates and makes no policy")
+            if isinstance(made_by, RewardStep) and not isinstance(step, RewardStep):
+                raise InputError(f"steps.{name}: step {needed!r} makes a reward model and no policy")
         if not isinstance(step, ImportStep):
             recipe.source(step.data)
-        if isinstance(step, PreferenceStep):
-            try:
-                preference_loss(step.loss.name, **step.loss.settings)
-            except InputError as error:
-                raise InputError(f"steps.{name}.loss: {error}") from error
+        _check_choices(name, step)
     order([Step(name, recipe.inputs(name), key="") for name in steps])
     return recipe
+
+
+def _check_choices(name: str, step: AnyStep) -> None:
+    """Whatever of a step's settings is wrong only together with others."""
+    try:
+        if isinstance(step, PreferenceStep):
+            preference_loss(step.loss.name, **step.loss.settings)
+        elif isinstance(step, RewardStep) and step.head.attributes is not None:
+            choose_rating(step.head, None, default=())
+    except InputError as error:
+        where = f"steps.{name}.loss: " if isinstance(step, PreferenceStep) else f"steps.{name}."
+        raise InputError(f"{where}{error}") from error
 
 
 def _step(name: str, given: object) -> AnyStep:

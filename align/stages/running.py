@@ -11,6 +11,7 @@ from align import artifacts, pipeline
 from align.config import InputError, pick
 from align.stages.evaluating import evaluate_policies
 from align.stages.recipe import Recipe
+from align.stages.rewards import train_reward_model
 from align.stages.training import Context, import_policy, train
 from align.train.runtime import Reporter
 
@@ -79,5 +80,6 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "import": import_policy,
     "sft": train,
     "preference": train,
+    "reward_model": train_reward_model,
     "evaluate": evaluate_policies,
 }

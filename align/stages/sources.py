@@ -14,8 +14,9 @@ from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import Reading, read
 from align.losses.preference import preference_loss
 from align.records import Comparison, Demonstration, Message, Prompt, Record
-from align.stages.recipe import TASKS, PreferenceStep, SourceSettings, TrainStep
+from align.stages.recipe import TASKS, PreferenceStep, RewardStep, SourceSettings, TrainStep
 from align.synth import tasks
+from align.train.reward_objective import BradleyTerryObjective
 
 HASH_SPACE = 1 << 32
 
@@ -28,6 +29,7 @@ class Rows:
     held_out: list[TokenGroup]
     counts: dict[str, int]
     format: str
+    records: list[Demonstration | Comparison]  # by the `row` of a group
 
 
 def records(source: SourceSettings, *, kind: type[Record], seed: int) -> Reading:
@@ -49,12 +51,13 @@ def records(source: SourceSettings, *, kind: type[Record], seed: int) -> Reading
 
 
 def rows(
-    step: TrainStep | PreferenceStep,
+    step: TrainStep | PreferenceStep | RewardStep,
     source: SourceSettings,
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int,
     model_limit: int | None,
+    attributes: Sequence[str] = (),
 ) -> Rows:
     """The step's token groups; a row of the wrong kind stops it, one that teaches nothing is dropped and counted."""
     kind = Demonstration if isinstance(step, TrainStep) else Comparison
@@ -72,6 +75,8 @@ def rows(
     counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
     if isinstance(step, PreferenceStep):
         groups = _comparable(groups, step, counts, source.path)
+    elif isinstance(step, RewardStep):
+        groups = _telling(groups, step, attributes, counts, source.path)
     train: list[TokenGroup] = []
     held_out: list[TokenGroup] = []
     for group in groups:
@@ -80,7 +85,7 @@ def rows(
     if not train:
         said = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
         raise InputError(f"data: {source.path}: no row is left to train on ({said})")
-    return Rows(train, held_out, dict(counts), reading.format)
+    return Rows(train, held_out, dict(counts), reading.format, usable)
 
 
 def _of_kind(
@@ -95,7 +100,7 @@ def _of_kind(
             best = record.responses[record.chosen]
         return Demonstration((*record.prompt, Message("assistant", best.content)), record.metadata)
     found = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "a prompt without a response"}
-    needs = "preference needs comparisons of responses" if kind is Comparison else "sft needs demonstrations"
+    needs = "this stage needs comparisons of responses" if kind is Comparison else "sft needs demonstrations"
     raise InputError(f"data: {source.path}: record {row} is {found[type(record)]}, and {needs}")
 
 
@@ -112,6 +117,30 @@ def _comparable(groups: list[TokenGroup], step: PreferenceStep, counts: Counter[
             counts["dropped:no response is preferred"] += 1
         else:
             kept.append(group)
+    return kept
+
+
+def _telling(
+    groups: list[TokenGroup], step: RewardStep, attributes: Sequence[str], counts: Counter[str], path: str
+) -> list[TokenGroup]:
+    """The groups that say something to a reward model's loss; the others are counted."""
+    if step.loss == "regression":
+        found = sorted({name for group in groups for known in group.attributes for name in known})
+        if unknown := [name for name in found if name not in attributes]:
+            raise InputError(
+                f"data: {path}: attribute {unknown[0]!r} is none of the model's ({', '.join(attributes)}); "
+                f"head.attributes names what the data rates: {', '.join(found)}"
+            )
+        if not found and groups:
+            raise InputError(f"data: {path}: no response has an attribute; regression needs {', '.join(attributes)}")
+        kept, lacks = [group for group in groups if any(group.attributes)], "no label"
+    else:
+        if step.loss != "bt" and (unrated := [group for group in groups if group.rewards is None]):
+            raise InputError(f"data: {path}: record {unrated[0].row} has no rewards, and {step.loss} takes its margin")
+        has_pair = BradleyTerryObjective(step.loss, ()).has_pair
+        kept, lacks = [group for group in groups if has_pair(group)], "no response is preferred"
+    if len(kept) < len(groups):
+        counts[f"dropped:{lacks}"] = len(groups) - len(kept)
     return kept
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import versions
 from align.data.chat import TokenGroup
 from align.data.templates import apply_template
 from align.data.tokenizer import train_tokenizer
-from align.models.loading import PolicySettings, load_tokenizer, quiet_transformers
+from align.models.loading import PolicySettings, length_limit, load_tokenizer, quiet_transformers
 from align.models.policy import load_policy, save_policy
-from align.stages.recipe import ImportStep, PreferenceStep, Recipe, TrainStep
+from align.stages.recipe import ImportStep, PreferenceStep, Recipe, RewardStep, TrainStep
 from align.stages.sources import Rows, rows
 from align.synth import tasks
 from align.train.checkpoint import remove_checkpoints
@@ -49,7 +49,7 @@ def import_policy(context: Context) -> dict[str, Any]:
     apply_template(tokenizer, settings.chat_template)
     save_policy(policy, tokenizer, context.working)
     weights = sum(value.numel() for value in policy.parameters())
-    return {**_common(context), "weights": weights, "tokens": len(tokenizer)}
+    return {**about(context), "weights": weights, "tokens": len(tokenizer)}
 
 
 def with_tokenizer(settings: PolicySettings, step: ImportStep, folder: Path) -> PolicySettings:
@@ -77,24 +77,33 @@ def train(context: Context) -> dict[str, Any]:
     limit = length_limit(policy.base.config)
     data = rows(step, recipe.source(step.data), tokenizer, seed=recipe.seed, model_limit=limit)
     context.report.note(describe(data.counts, data.format))
-    job = Job(
-        objective=objective_of(step),
-        train=data.train,
-        held_out=data.held_out,
-        settings=step.train,
-        forward=settings.forward,
-        seed=recipe.seed,
-        folder=context.working,
-        references=recipe.root / REFERENCES,
-    )
-    loop = Loop(policy, job, context.report)
+    loop = Loop(policy, job_of(context, objective_of(step), data, settings), context.report)
     outcome = loop.run()
     if loop.accelerator.is_main_process:
         merge = settings.lora is None or settings.lora.merge
         save_policy(policy, tokenizer, context.working, merge=merge, end_of_turn=end_of_turn(data.train))
         remove_checkpoints(context.working)
     loop.accelerator.wait_for_everyone()
-    return {**_common(context), **_account(data, outcome), "device": str(loop.accelerator.device)}
+    return {**about(context), **account(data, outcome), "device": str(loop.accelerator.device)}
+
+
+def job_of(
+    context: Context, objective: Objective, data: Rows, settings: PolicySettings, *, head_rate: float = 1.0
+) -> Job:
+    """What the step gives to the loop."""
+    step = context.recipe.steps[context.name]
+    assert isinstance(step, TrainStep | PreferenceStep | RewardStep)
+    return Job(
+        objective=objective,
+        train=data.train,
+        held_out=data.held_out,
+        settings=step.train,
+        forward=settings.forward,
+        seed=context.recipe.seed,
+        head_rate=head_rate,
+        folder=context.working,
+        references=context.recipe.root / REFERENCES,
+    )
 
 
 def end_of_turn(groups: Sequence[TokenGroup]) -> int | None:
@@ -132,11 +141,6 @@ def tokenizer_of(recipe: Recipe, name: str, folder: Path) -> PreTrainedTokenizer
     return tokenizer
 
 
-def length_limit(config: PretrainedConfig) -> int | None:
-    """Positions that the model can tell apart, where its configuration says so."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
 def describe(counts: Mapping[str, int], form: str = "") -> str:
     """The account of the rows in one line."""
     read = f"{counts['rows']} rows read{f' as {form}' if form else ''}"
@@ -145,7 +149,8 @@ def describe(counts: Mapping[str, int], form: str = "") -> str:
     return ", ".join([*said, *(f"{name} {number}" for name, number in sorted(counts.items()) if name not in known)])
 
 
-def _common(context: Context) -> dict[str, Any]:
+def about(context: Context) -> dict[str, Any]:
+    """What every stage says of itself in the manifest."""
     step = context.recipe.steps[context.name]
     return {
         "stage": step.stage,
@@ -155,7 +160,7 @@ def _common(context: Context) -> dict[str, Any]:
     }
 
 
-def _account(data: Rows, outcome: Outcome) -> dict[str, Any]:
+def account(data: Rows, outcome: Outcome) -> dict[str, Any]:
     """What training leaves in the manifest."""
     return {
         "rows": data.counts,
@@ -165,5 +170,6 @@ def _account(data: Rows, outcome: Outcome) -> dict[str, Any]:
         "reference": outcome.weights,
         "first": dict(outcome.first),
         "last": dict(outcome.last),
+        "kept": dict(outcome.kept),
         "threads": torch.get_num_threads(),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +13,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from align.artifacts import append_line
-from align.config import RunError, stable_hash
+from align.artifacts import METRICS, append_line
+from align.config import InputError, RunError, stable_hash
 from align.data.batching import groups_of_step, plan_step, steps_per_epoch
 from align.data.chat import TokenGroup
 from align.models.backbone import Backbone, fingerprint
 from align.models.probe import Forward, choose_forward
 from align.models.tree import count_tokens, plain_batch, tree_batch
-from align.train.checkpoint import load_checkpoint, save_checkpoint
+from align.train.checkpoint import load_best, load_checkpoint, metrics_until, save_best, save_checkpoint
 from align.train.objectives import GroupBatch, Objective, Step, Tally, group_batch
+from align.train.optimizer import make_optimizer
 from align.train.reference import ReferenceCache, fill, sequence_key
 from align.train.runtime import Reporter, make_accelerator, peak_memory
 from align.train.settings import TrainSettings
@@ -42,6 +42,7 @@ class Job:
     settings: TrainSettings
     forward: str = "auto"  # auto, tree or plain
     seed: int = 0
+    head_rate: float = 1.0  # learning rate of the head over that of the other weights
     folder: Path  # where metrics and checkpoints are written
     references: Path  # folder of the reference cache
 
@@ -54,6 +55,7 @@ class Outcome:
     forward: Forward
     first: Mapping[str, float]  # metrics of the first optimizer step
     last: Mapping[str, float]  # and of the last one, with those of the held-out rows
+    kept: Mapping[str, float]  # and of the one whose weights the policy is left with
     weights: str  # fingerprint of the policy that entered
 
 
@@ -62,6 +64,9 @@ class Loop:
 
     def __init__(self, policy: Backbone, job: Job, report: Reporter) -> None:
         self.job, self.report, self.policy = job, report, policy
+        self.keeps_best = job.settings.keep == "best"
+        if self.keeps_best and not job.held_out:
+            raise InputError("train.keep is 'best', and no row is held out to tell by: set held_out of the source")
         self.accelerator = make_accelerator(job.settings, job.folder)
         self.weights = fingerprint(policy)
         policy.to(self.accelerator.device)
@@ -73,12 +78,14 @@ class Loop:
         self.make = tree_batch if self.forward.name == "tree" else plain_batch
         self.sizes = [self._size(group) for group in self.groups]
         self.trainable = [value for value in policy.parameters() if value.requires_grad]
-        self.model, self.optimizer = self.accelerator.prepare(policy, self._optimizer())
+        self.model, self.optimizer = self.accelerator.prepare(
+            policy, make_optimizer(policy, job.settings, job.head_rate)
+        )
         self.num_steps = job.settings.num_steps(len(job.train))
         self.references = self._fill_references() if job.objective.needs_reference else None
-        rows = [[*map(sequence_key, group.sequences), str((group.rewards, group.chosen))] for group in job.train]
-        numbers = [job.settings.identity(), job.objective.identity(), self.weights, job.seed]
-        self.identity = stable_hash([*numbers, rows])
+        numbers = [job.settings.identity(), job.objective.identity(), job.head_rate, self.weights, job.seed]
+        decisive = self.groups if self.keeps_best else job.train
+        self.identity = stable_hash([*numbers, *map(_group_key, decisive)])
 
     def run(self) -> Outcome:
         """Train to the end, from the latest checkpoint if there is one."""
@@ -88,7 +95,7 @@ class Loop:
         )
         if self._sum(done) != done * self.accelerator.num_processes:
             raise RunError(f"{job.folder}: ranks find different checkpoints in it; do all nodes share the folder?")
-        lines = _metrics_until(job.folder / "metrics.jsonl", done, write=self.accelerator.is_main_process)
+        lines = metrics_until(job.folder / METRICS, done, write=self.accelerator.is_main_process)
         if done:
             self.report.note(f"resumed after step {done} of {self.num_steps}")
         if settings.trackers:
@@ -100,8 +107,10 @@ class Loop:
             final = step + 1 == self.num_steps
             if job.held_out and (final or _every(step + 1, settings.evaluate_every)):
                 metrics |= {f"held_out/{name}": value for name, value in self.evaluate().items()}
+                if self.keeps_best and metrics is _best([*lines, metrics]) and self.accelerator.is_main_process:
+                    save_best(job.folder, step + 1, model=self.policy)
             if self.accelerator.is_main_process:
-                append_line(job.folder / "metrics.jsonl", metrics)
+                append_line(job.folder / METRICS, metrics)
             self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step + 1)
             lines.append(metrics)
             self.report.advance(1, metrics)
@@ -112,7 +121,18 @@ class Loop:
                 saved = time.monotonic()
         if settings.trackers:
             self.accelerator.end_training()
-        return Outcome(self.num_steps, self.forward, lines[0], lines[-1], self.weights)
+        return Outcome(self.num_steps, self.forward, lines[0], lines[-1], self._keep(lines), self.weights)
+
+    def _keep(self, lines: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+        """Metrics of the step whose weights are to stay, after these have been put in place."""
+        if not self.keeps_best:
+            return lines[-1]
+        best = _best(lines)
+        if best is None:
+            raise RunError("the loss of the held-out rows was never a finite number: no weights are the best")
+        self.accelerator.wait_for_everyone()  # until the first rank has written them
+        load_best(self.job.folder, int(best["step"]), model=self.policy)
+        return best
 
     def step(self, step: int) -> dict[str, float]:
         """Metrics of one optimizer step; the weights change only if loss and gradient are finite."""
@@ -122,7 +142,7 @@ class Loop:
         denominator = job.objective.denominator([self.groups[index] for index in indices])
         rate = settings.learning_rate_at(step, self.num_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         totals: dict[str, Tally] = {}
         loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for batch, share, final in self._micro_batches(indices):
@@ -203,20 +223,6 @@ class Loop:
             self.report.advance(done)
         return cache
 
-    def _optimizer(self) -> torch.optim.AdamW:
-        settings = self.job.settings
-        matrices = [value for value in self.trainable if value.dim() > 1]
-        others = [value for value in self.trainable if value.dim() <= 1]
-        parts = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(
-            parts,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-
     def _size(self, group: TokenGroup) -> int:
         """Tokens that the group takes: its tree's rows, or its sequences' lengths where it is run plain."""
         if self.forward.name == "tree":
@@ -273,15 +279,17 @@ def _add(totals: dict[str, Tally], tallies: Mapping[str, Tally], share: int) -> 
         totals[name] = totals[name] + mine if name in totals else mine
 
 
+def _best(lines: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+    """The first of those with the lowest loss on the held-out rows; None where none has a finite one."""
+    known = [line for line in lines if math.isfinite(line.get("held_out/loss", math.nan))]
+    return min(known, key=lambda line: line["held_out/loss"], default=None)
+
+
+def _group_key(group: TokenGroup) -> list[str]:
+    """All of a group that decides a number."""
+    labels = [sorted(known.items()) for known in group.attributes]
+    return [*map(sequence_key, group.sequences), str((group.rewards, group.chosen, labels))]
+
+
 def _every(step: int, period: int | None) -> bool:
     return period is not None and step % period == 0
-
-
-def _metrics_until(path: Path, step: int, *, write: bool) -> list[dict[str, float]]:
-    """The lines of the steps that the checkpoint holds; what was logged after it is computed again."""
-    lines = path.read_bytes().splitlines(keepends=True)[:step] if path.is_file() else []
-    if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            file.truncate(sum(map(len, lines)))  # at once: another rank reads the same lines before and after
-    return [json.loads(line) for line in lines]

@@ -6,7 +6,7 @@ Shape legend: B groups of the micro-batch, K responses of the largest, S sequenc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -45,6 +45,7 @@ class GroupBatch:
 
     tokens: TokenBatch
     sizes: tuple[int, ...]  # responses of each group; their sequences follow each other
+    attributes: tuple[Mapping[str, float], ...]  # of each response, in the order of the sequences
     rewards_BK: Tensor  # fp64; 0 where nothing is known
     labels_BK: Tensor  # fp64: the rewards with a labelled response, where there is one, put above all others
     reference_BK: Tensor  # fp64 sums; 0 where there is no reference
@@ -55,7 +56,7 @@ class GroupBatch:
         """The same batch with its tensors on `device`."""
         names = ("rewards_BK", "labels_BK", "reference_BK", "lengths_BK", "mask_BK")
         moved = {name: getattr(self, name).to(device) for name in names}
-        return GroupBatch(tokens=self.tokens.to(device), sizes=self.sizes, **moved)
+        return replace(self, tokens=self.tokens.to(device), **moved)
 
 
 class Objective(Protocol):
@@ -92,14 +93,13 @@ def group_batch(
         lengths_BK[row, :size] = torch.tensor(group.lengths, dtype=torch.float64)
         if group.rewards is not None:
             rewards_BK[row, :size] = torch.tensor(group.rewards, dtype=torch.float64)
-        labels_BK[row, :size] = rewards_BK[row, :size] - rewards_BK[row, :size].max()
-        if group.chosen is not None:
-            labels_BK[row, group.chosen] = 1.0
+        labels_BK[row, :size] = torch.tensor(label_order(group), dtype=torch.float64)
         if references is not None:
             reference_BK[row, :size] = torch.tensor(references[row], dtype=torch.float64)
     return GroupBatch(
         tokens=make([sequence for group in groups for sequence in group.sequences]),
         sizes=tuple(len(group.sequences) for group in groups),
+        attributes=tuple(known for group in groups for known in group.attributes),
         rewards_BK=rewards_BK,
         labels_BK=labels_BK,
         reference_BK=reference_BK,
@@ -108,11 +108,24 @@ def group_batch(
     )
 
 
+def label_order(group: TokenGroup) -> list[float]:
+    """The rewards, of which the largest is 0, with a labelled response, where there is one, put above all others."""
+    rewards = group.rewards or (0.0,) * len(group.sequences)
+    order = [reward - max(rewards) for reward in rewards]
+    if group.chosen is not None:
+        order[group.chosen] = 1.0
+    return order
+
+
+def by_group(values_S: Tensor, batch: GroupBatch) -> Tensor:
+    """A value of each sequence by group, 0 where a group is smaller, shape [B, K]."""
+    rows = [nn.functional.pad(each, (0, batch.mask_BK.shape[1] - len(each))) for each in values_S.split(batch.sizes)]
+    return torch.stack(rows)
+
+
 def response_logps(policy: nn.Module, batch: GroupBatch) -> Tensor:
     """Summed log-probability of each response in nats, fp64, shape [B, K]."""
-    sums_S = batch.tokens.sums(policy(batch.tokens))
-    rows = [nn.functional.pad(each, (0, batch.mask_BK.shape[1] - len(each))) for each in sums_S.split(batch.sizes)]
-    return torch.stack(rows)
+    return by_group(batch.tokens.sums(policy(batch.tokens)), batch)
 
 
 class SupervisedObjective:

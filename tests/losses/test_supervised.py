@@ -44,12 +44,12 @@ def test_attributes_without_a_label_count_for_nothing():
 @pytest.mark.parametrize(
     ("form", "lead", "strength", "value"),
     [
-        ("plain", 2, 3, 0.126928),
-        ("margin", 2, 3, 1.313262),
-        ("scaled", 2, 3, 0.380784),
-        ("plain", -1, 2, 1.313262),
-        ("margin", -1, 2, 3.048587),
-        ("scaled", -1, 2, 2.626523),
+        ("bt", 2, 3, 0.126928),
+        ("bt_margin", 2, 3, 1.313262),
+        ("bt_scaled", 2, 3, 0.380784),
+        ("bt", -1, 2, 1.313262),
+        ("bt_margin", -1, 2, 3.048587),
+        ("bt_scaled", -1, 2, 2.626523),
     ],
 )
 def test_bradley_terry_has_the_values_that_were_checked_by_hand(form, lead, strength, value):

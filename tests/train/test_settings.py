@@ -120,6 +120,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "precision": "bf16",
         "tokens_per_micro_batch": 7,
         "evaluate_every": 7,
+        "keep": "best",
         "checkpoint_steps": 7,
         "checkpoint_minutes": 7.0,
         "trackers": ["tensorboard"],
@@ -134,3 +135,6 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "checkpoint_minutes",
         "trackers",
     }
+    # Where the best of the evaluated weights are kept, it matters which are evaluated.
+    best = [TrainSettings(**base, keep="best", evaluate_every=every).identity() for every in (None, 7)]
+    assert best[0] != best[1]

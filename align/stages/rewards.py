@@ -1,0 +1,129 @@
+"""The stage that makes a reward model, and what it reports on the rows that were held out."""
+
+from __future__ import annotations
+
+from statistics import StatisticsError, correlation, mean
+from typing import Any
+
+from align.config import InputError
+from align.data.chat import TokenGroup
+from align.data.templates import apply_template
+from align.evaluation import score
+from align.models.loading import length_limit, quiet_transformers
+from align.models.reward import (
+    Rating,
+    RewardModel,
+    choose_rating,
+    load_reward_model,
+    save_reward_model,
+    saved_rating,
+    score_groups,
+    set_padding,
+)
+from align.records import Comparison
+from align.stages.pairs import accuracy, pairs_of
+from align.stages.recipe import Recipe, RewardStep
+from align.stages.sources import Rows, rows
+from align.stages.training import Context, about, account, describe, job_of, policy_settings
+from align.train.checkpoint import remove_checkpoints
+from align.train.loop import Loop
+from align.train.reward_objective import reward_objective
+
+
+def train_reward_model(context: Context) -> dict[str, Any]:
+    """Train a reward model, report on the held-out rows, and write it as a plain folder."""
+    recipe, step = context.recipe, context.recipe.steps[context.name]
+    assert isinstance(step, RewardStep)
+    quiet_transformers()
+    settings = policy_settings(recipe, context.name, context.inputs)
+    model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
+    apply_template(tokenizer, settings.chat_template)
+    rating, limit = model.rating, length_limit(model.base.config)
+    source = recipe.source(step.data)
+    data = rows(step, source, tokenizer, seed=recipe.seed, model_limit=limit, attributes=rating.names)
+    subsets = _subsets(data, step.subset)
+    set_padding(model, tokenizer, {int(one.ids[-1]) for group in data.train for one in group.sequences})
+    context.report.note(describe(data.counts, data.format))
+    worth = dict(zip(rating.names, rating.weights, strict=True))
+    context.report.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in worth.items())}")
+    objective = reward_objective(step.loss, rating.names, rating.weights)
+    loop = Loop(model, job_of(context, objective, data, settings, head_rate=step.head.rate), context.report)
+    outcome = loop.run()
+    found: dict[str, Any] = {}
+    if loop.accelerator.is_main_process:
+        found = _report(model, data, subsets) if data.held_out else {}
+        save_reward_model(model, tokenizer, context.working)
+        remove_checkpoints(context.working)
+    loop.accelerator.wait_for_everyone()
+    device = str(loop.accelerator.device)
+    return {**about(context), **account(data, outcome), "device": device, "aggregate": worth, "report": found}
+
+
+def rating_of(recipe: Recipe, name: str) -> Rating:
+    """What the step's model will rate, before any step has run."""
+    step = recipe.steps[name]
+    assert isinstance(step, RewardStep)
+    before = recipe.policy_of(name)
+    if before is None:
+        saved = saved_rating(recipe.policy.path)
+    else:
+        saved = rating_of(recipe, before) if isinstance(recipe.steps[before], RewardStep) else None
+    return choose_rating(step.head, saved, default=step.default_attributes)
+
+
+def _subsets(data: Rows, key: str | None) -> dict[int, str]:
+    """The subset of each held-out row that names one."""
+    if key is None:
+        return {}
+    found = {group.row: data.records[group.row].metadata.get(key) for group in data.held_out}
+    if data.held_out and not any(value is not None for value in found.values()):
+        keys = sorted({name for group in data.held_out for name in data.records[group.row].metadata})
+        raise InputError(f"subset: no held-out row has {key!r} in its metadata; there are: {', '.join(keys) or 'none'}")
+    return {row: str(value) for row, value in found.items() if value is not None}
+
+
+def _report(model: RewardModel, data: Rows, subsets: dict[int, str]) -> dict[str, Any]:
+    """Errors by attribute, and accuracy of the reward over pairs, on the held-out rows."""
+    rating = model.rating
+    scores = score_groups(model, data.held_out)
+    worth = dict(zip(rating.names, rating.weights, strict=True))
+    pairs = [
+        pair
+        for group, scores_KA in zip(data.held_out, scores, strict=True)
+        if isinstance(record := data.records[group.row], Comparison)
+        for pair in pairs_of(group.row, record, rating.rewards(scores_KA), worth=worth, subset=subsets.get(group.row))
+    ]
+    attributes: list[dict[str, Any]] = []
+    for index, name in enumerate(rating.names):
+        known = [
+            (predicted, labels[name])
+            for group, scores_KA in zip(data.held_out, scores, strict=True)
+            for predicted, labels in zip(scores_KA[:, index].tolist(), group.attributes, strict=True)
+            if name in labels
+        ]
+        trained = _labels(data.train, name)
+        if known and trained:
+            attributes.append({"attribute": name, **_errors(known, mean(trained))})
+    return {"attributes": attributes, "pairs": accuracy(pairs)}
+
+
+def _labels(groups: list[TokenGroup], name: str) -> list[float]:
+    return [labels[name] for group in groups for labels in group.attributes if name in labels]
+
+
+def _errors(known: list[tuple[float, float]], constant: float) -> dict[str, Any]:
+    """Squared errors of the model and of who always says `constant`, the mean of the rows trained on."""
+    squares = [(predicted - label) ** 2 for predicted, label in known]
+    naive = [(constant - label) ** 2 for _, label in known]
+    try:
+        together = correlation(*zip(*known, strict=True))
+    except StatisticsError:  # fewer than two, or one of them never changes
+        together = None
+    gain = score([before - after for before, after in zip(naive, squares, strict=True)])
+    return {
+        "n": len(known),
+        "mse": mean(squares),
+        "mse_of_mean": mean(naive),
+        "gain": gain._asdict(),  # how much smaller the squared error is, with its interval
+        "pearson": together,
+    }

@@ -1,0 +1,33 @@
+"""The optimizer of the loop."""
+
+from __future__ import annotations
+
+from torch.optim import AdamW
+
+from align.models.backbone import Backbone
+from align.train.settings import TrainSettings
+
+
+def make_optimizer(model: Backbone, settings: TrainSettings, head_rate: float = 1.0) -> AdamW:
+    """AdamW over what is trained; a part's `rate` is its share of the step's learning rate.
+
+    Matrices decay and the rest does not; with another `head_rate` than 1 the model's head is a part of its own.
+    """
+    trainable = [value for value in model.parameters() if value.requires_grad]
+    head = {id(value) for value in model.head.parameters()} if head_rate != 1 else set[int]()
+    parts = [
+        {
+            "params": [value for value in trainable if (value.dim() > 1, id(value) in head) == (is_matrix, is_head)],
+            "weight_decay": settings.weight_decay if is_matrix else 0.0,
+            "rate": head_rate if is_head else 1.0,
+        }
+        for is_head in (False, True)
+        for is_matrix in (True, False)
+    ]
+    return AdamW(
+        [part for part in parts if part["params"]],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.epsilon,
+        fused=True,
+    )
