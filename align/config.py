@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -66,18 +66,27 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
+    return _plain_values(lambda: OmegaConf.load(path), overrides, str(path))
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """What `key.sub=value` settings say by themselves."""
+    return _plain_values(lambda: OmegaConf.create({}), overrides, "settings")
+
+
+def _plain_values(load: Callable[[], Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
     wrong = [override for override in overrides if not OVERRIDE.match(override)]
     if wrong:
         raise InputError(f"override {wrong[0]!r} is not of the form key.sub=value")
-    where = str(path)
+    source = where
     try:
-        recipe = OmegaConf.load(path)
+        recipe = load()
         if not isinstance(recipe, DictConfig):
             raise InputError("a recipe is a mapping of names to values, not a list")
         for override in overrides:
             where = f"override {override!r}"
             recipe.merge_with_dotlist([override])
-        where = str(path)
+        where = source
         plain = OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise InputError(f"{where}: {one_line(error)}") from error
