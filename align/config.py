@@ -69,9 +69,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return _plain_values(lambda: OmegaConf.load(path), overrides, str(path))
 
 
-def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """What `key.sub=value` settings say by themselves."""
-    return _plain_values(lambda: OmegaConf.create({}), overrides, "settings")
+def read_overrides(overrides: Sequence[str], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The defaults with `key.sub=value` settings applied."""
+    return _plain_values(lambda: OmegaConf.create(dict(defaults or {})), overrides, "settings")
 
 
 def _plain_values(load: Callable[[], Any], overrides: Sequence[str], where: str) -> dict[str, Any]:

@@ -1,19 +1,18 @@
-"""The stage that compares policies, and the table that a run ends with."""
+"""The stage that compares policies on the prompts of a task."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from align.artifacts import versions
-from align.config import InputError
-from align.evaluation import evaluate
+from align.evaluation.tasks import grade_all, scores
 from align.models.loading import quiet_transformers
-from align.records import Prompt
+from align.stages.generating import RowSettings
+from align.stages.grading import ask_policy, task_rows
 from align.stages.recipe import TASKS, EvaluateStep
-from align.stages.sources import records
 from align.stages.training import Context
+from align.synth.engine import LocalSettings, TransformersEngine
+from align.synth.samples import SamplingSettings
 
 
 def evaluate_policies(context: Context) -> dict[str, Any]:
@@ -22,18 +21,16 @@ def evaluate_policies(context: Context) -> dict[str, Any]:
     assert isinstance(step, EvaluateStep)
     quiet_transformers()
     source = recipe.source(step.data)
-    if not source.path.startswith(TASKS):
-        raise InputError(f"data.{step.data}: evaluation takes prompts of {TASKS}KIND, not {source.path}")
-    task = source.path.removeprefix(TASKS)
-    found = records(source, kind=Prompt, seed=recipe.seed).records
-    prompts = [record for record in found if isinstance(record, Prompt)]
-    context.report.phase("evaluate", len(step.policies))
-    scores: dict[str, dict[str, Any]] = {}
+    how = RowSettings(format=source.format, split=source.split, invalid=source.invalid, seed=recipe.seed + source.seed)
+    task = step.task or source.path.removeprefix(TASKS)
+    rows = task_rows(task, source.path, how, limit=source.limit)
+    sampling = SamplingSettings(temperature=0.0, max_new_tokens=step.max_new_tokens)
+    found: dict[str, dict[str, Any]] = {}
     for name in step.policies:
-        folder = str(context.inputs[name])
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        result = evaluate(task, model, tokenizer, prompts, max_new_tokens=step.max_new_tokens)
-        scores[name] = {task: result._asdict()}
-        context.report.advance(1)
-    return {"stage": step.stage, "settings": step.model_dump(mode="json"), "scores": scores, "versions": versions()}
+        local = LocalSettings(path=str(context.inputs[name]), precision="fp32")
+        engine = TransformersEngine.load(local, name=name)
+        answers = ask_policy(task, rows, engine, sampling=sampling, kept=None, report=context.report)
+        grades = [grade for _, grade in grade_all(task, rows, answers)]
+        rates = scores(task, answers, grades).items()
+        found[name] = {task if len(rates) == 1 else f"{task} {rate}": value._asdict() for rate, value in rates}
+    return {"stage": step.stage, "settings": step.model_dump(mode="json"), "scores": found, "versions": versions()}

@@ -19,6 +19,7 @@ from align.synth.samples import Sample, prompt_key
 from align.synth.verdicts import Group, Judge, Verdict
 
 PAIR = 2  # responses that a comparison needs
+FINAL_MARKS = ("#### ", "\\boxed{")  # how solutions of GSM8K and of MATH say which answer is the final one
 
 
 class GroupSettings(Settings):
@@ -64,15 +65,15 @@ class Account:
 
 
 def prompt_of(record: Record) -> Prompt:
-    """What the record asks; a demonstration's last answer, where it ends with a final one, is the one to be found."""
+    """What the record asks; where a demonstration marks its final answer (GSM8K, MATH), it is the one to be found."""
     if isinstance(record, Prompt):
         return record
     if isinstance(record, Comparison):
         return Prompt(record.prompt, record.metadata)
     last = max(index for index, message in enumerate(record.messages) if message.role == "assistant")
-    metadata = dict(record.metadata)
-    if "answer" not in metadata and (answer := final_answer(record.messages[last].content)) is not None:
-        metadata["answer"] = answer
+    metadata, said = dict(record.metadata), record.messages[last].content
+    if "answer" not in metadata and any(mark in said for mark in FINAL_MARKS):
+        metadata["answer"] = final_answer(said)
     return Prompt(record.messages[:last], metadata)
 
 

@@ -142,7 +142,15 @@ def test_preferences_are_read_from_the_last_mark(answer, value):
 
 @pytest.mark.parametrize(
     ("answer", "value"),
-    [("[[7]]", 7), ("[[ 7.5 ]]", 7.5), ("[[0]]", None), ("[[11]]", None), ("[[-3]]", None), ("7", None), ("[[x]]", None)],
+    [
+        ("[[7]]", 7),
+        ("[[ 7.5 ]]", 7.5),
+        ("[[0]]", None),
+        ("[[11]]", None),
+        ("[[-3]]", None),
+        ("7", None),
+        ("[[x]]", None),
+    ],
 )
 def test_ratings_are_numbers_from_one_to_ten(answer, value):
     assert read_rating(answer) == value

@@ -207,6 +207,11 @@ def test_every_kind_of_record_asks_something():
     assert prompt_of(Demonstration(said)).messages == said[:1]
 
 
+def test_a_number_in_a_chat_is_no_known_answer():
+    said = (Message("user", "When?"), Message("assistant", "Perhaps in 1984."))
+    assert "answer" not in prompt_of(Demonstration(said)).metadata
+
+
 def test_the_final_answer_of_a_demonstration_is_what_is_to_be_found():
     said = (Message("user", "How many?"), Message("assistant", "So it is\n#### 72"))
     assert prompt_of(Demonstration(said)).metadata["answer"] == "72"

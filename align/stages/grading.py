@@ -1,0 +1,260 @@
+"""`align evaluate`: a policy, or responses that are there already, graded by a task."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from align.artifacts import writing
+from align.config import InputError, Settings, nearest, pick, stable_hash
+from align.data.chat import ChatEncoder
+from align.data.formats import read, read_rows
+from align.data.templates import apply_template
+from align.evaluation.harness import harness
+from align.evaluation.likelihood import LIKELIHOODS
+from align.evaluation.scores import Score
+from align.evaluation.tasks import TASKS, Grade, Row, check_rows, grade_all, scores
+from align.evaluation.winning import win_rates
+from align.models.loading import PolicySettings, length_limit, quiet_transformers
+from align.models.policy import load_policy
+from align.records import Comparison, Demonstration
+from align.stages.generating import RowSettings, beside, content_of, read_prompts
+from align.stages.recipe import TASKS as PROCEDURAL
+from align.synth.engines import EngineSettings, make_engine
+from align.synth.journal import Journal
+from align.synth.judges import How, JudgeSettings, make_judge
+from align.synth.samples import Engine, SamplingSettings, prompt_key, resumed
+from align.train.runtime import Reporter
+
+HARNESS = "harness:"  # prefix of a task of lm-evaluation-harness
+WIN_RATE = "win_rate"
+NAMES = ("key", "task_id")  # columns that say which row a response answers
+TEXTS = ("response", "completion", "output")
+
+
+class EvaluateSettings(Settings):
+    """How a policy is asked and judged."""
+
+    sampling: SamplingSettings = SamplingSettings(temperature=0.0)
+    engine: EngineSettings = EngineSettings()
+    rows: RowSettings = RowSettings()
+    judges: list[JudgeSettings] = Field(default_factory=list[JudgeSettings])  # of the win rate
+    combine: How = "precedence"
+    max_length: int | None = Field(default=None, ge=2)  # tokens of a row whose likelihood is asked for
+    tasks_folder: str | None = None  # lm-evaluation-harness's task files of one's own
+
+
+def task_names() -> list[str]:
+    """Every task that there is."""
+    return [*TASKS, *LIKELIHOODS, WIN_RATE]
+
+
+class Asked(NamedTuple):
+    """What is to be graded by which task."""
+
+    task: str
+    data: str | None = None
+    policy: str | None = None
+    responses: tuple[str, ...] = ()  # files
+    limit: int | None = None  # rows
+
+    def needed(self, what: str) -> str:
+        """What the task cannot do without."""
+        if (value := getattr(self, what)) is None:
+            raise InputError(f"task {self.task}: --{what} is needed")
+        return str(value)
+
+
+def evaluate(asked: Asked, out: Path | None, *, settings: EvaluateSettings, report: Reporter) -> dict[str, Any]:
+    """What is known of the policy or the responses: `{task, scores: {name: {value, low, high, n}}, …}`."""
+    quiet_transformers()
+    task = asked.task
+    if task.startswith(HARNESS):
+        return _by_harness(asked, settings)
+    names = [*TASKS, *LIKELIHOODS, WIN_RATE]
+    if task not in names:
+        raise InputError(f"no task is called {task!r}; {nearest(task, [*names, HARNESS + 'NAME'])}")
+    if task in LIKELIHOODS:
+        return _likelihood(asked, settings)
+    if task == WIN_RATE:
+        return _wins(asked, settings, report)
+    rows = task_rows(task, asked.needed("data"), settings.rows, limit=asked.limit)
+    if (asked.policy is None) != (len(asked.responses) == 1):
+        raise InputError(f"task {task}: give either --policy or one file of --responses")
+    if asked.policy is not None:
+        answers = _asked(task, rows, asked.policy, settings, out=out, report=report)
+    else:
+        answers = match(task, rows, asked.responses[0])
+    return _graded(task, rows, answers, out=out, report=report)
+
+
+def task_rows(task: str, data: str, how: RowSettings, *, limit: int | None) -> list[Row]:
+    """The task's rows, checked for what it needs."""
+    pick(TASKS, task, "task")
+    if data.startswith(PROCEDURAL):
+        prompts = read_prompts(data, how, limit=limit)
+        rows: list[Row] = [{**prompt.metadata, "prompt": prompt.messages[-1].content} for prompt in prompts]
+    else:
+        rows = list(islice(read_rows(data, split=how.split), limit))
+    if not rows:
+        raise InputError(f"{data}: holds no rows")
+    check_rows(task, rows, data)
+    return rows
+
+
+def ask_policy(
+    task: str,
+    rows: Sequence[Row],
+    engine: Engine,
+    *,
+    sampling: SamplingSettings,
+    kept: Journal | None,
+    report: Reporter,
+) -> list[tuple[int, str]]:
+    """(row number, response) of every response of the policy; a journal keeps them, and gives those that it has."""
+    prompts = [TASKS[task].prompt(row) for row in rows]
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for number, prompt in enumerate(prompts):
+        numbers[prompt_key(prompt)].append(number)
+    report.phase("sample", len(numbers) * sampling.num_responses)
+    found: list[tuple[int, str]] = []
+    for sample in engine.sample(prompts, sampling) if kept is None else resumed(engine, prompts, sampling, kept):
+        report.advance(1)
+        found += ((number, sample.text) for number in numbers[sample.key])
+    report.note(f"{engine.name}: {engine.speed.tokens_per_s:,.0f} tokens/s")
+    return found
+
+
+def _asked(
+    task: str, rows: Sequence[Row], policy: str, settings: EvaluateSettings, *, out: Path | None, report: Reporter
+) -> list[tuple[int, str]]:
+    """The policy's responses; they are kept beside `out` where there is one."""
+    engine, sampling = make_engine(policy, settings.engine), settings.sampling
+    if out is None:
+        return ask_policy(task, rows, engine, sampling=sampling, kept=None, report=report)
+    asked = {"sampling": sampling.model_dump(), "engine": settings.engine.model_dump()}
+    made_with = {"policy": content_of(policy), "rows": stable_hash([dict(row) for row in rows]), **asked}
+    with Journal(beside(out, "samples"), made_with) as journal:
+        return ask_policy(task, rows, engine, sampling=sampling, kept=journal, report=report)
+
+
+def match(task: str, rows: Sequence[Row], path: str) -> list[tuple[int, str]]:
+    """(row number, response) of every response in a file, by `key` or `task_id`, or else by the prompt."""
+    by_name: dict[str, list[int]] = defaultdict(list)
+    by_prompt: dict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        name = next((str(row[each]) for each in NAMES if row.get(each) is not None), str(number))
+        by_name[name].append(number)
+        for text in {TASKS[task].ask(row), str(row.get("prompt") or row.get("question") or row.get("text"))}:
+            by_prompt[text].append(number)
+    found: list[tuple[int, str]] = []
+    for place, row in enumerate(read_rows(path)):
+        where = f"{path}: row {place}"
+        text = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
+        if text is None:
+            raise InputError(f"{where}: has no {' or '.join(TEXTS[:2])} in text")
+        name = next((str(row[each]) for each in NAMES if row.get(each) is not None), None)
+        candidates = by_name.get(name, []) if name is not None else by_prompt.get(str(row.get("prompt")), [])
+        if len(candidates) > 1 and row.get("prompt") is not None:
+            candidates = [number for number in candidates if number in by_prompt.get(str(row["prompt"]), [])]
+        if len(candidates) != 1:
+            said = f"{name!r} names" if name is not None else "its prompt is that of"
+            raise InputError(f"{where}: {said} {len(candidates)} rows of the data; one is needed")
+        found.append((candidates[0], text))
+    if not found:
+        raise InputError(f"{path}: holds no responses")
+    return found
+
+
+def _graded(
+    task: str,
+    rows: Sequence[Row],
+    answers: Sequence[tuple[int, str]],
+    *,
+    out: Path | None,
+    report: Reporter,
+) -> dict[str, Any]:
+    kind = pick(TASKS, task, "task")
+    report.phase("grade", len(answers))
+    lines: list[dict[str, Any]] = []
+    grades: list[Grade] = []
+    for number, grade in grade_all(task, rows, answers):
+        grades.append(grade)
+        lines.append({kind.name: rows[number].get(kind.name, number), **grade.line})
+        report.advance(1)
+    unanswered = len(rows) - len({number for number, _ in answers})
+    if unanswered:
+        report.note(f"{unanswered} of {len(rows)} rows have no response and are not in the rates")
+    if out is not None:
+        write_lines(out, lines)
+    more = {"rows": len(rows), "responses": len(answers), "unanswered": unanswered, "out": str(out) if out else None}
+    return _summary(task, scores(task, answers, grades), **more)
+
+
+def write_lines(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write the lines as JSON; the file appears whole."""
+    partial = out.with_name(f".{out.name}.partial")
+    with writing(out):
+        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        partial.replace(out)
+
+
+def _by_harness(asked: Asked, settings: EvaluateSettings) -> dict[str, Any]:
+    folder = Path(settings.tasks_folder) if settings.tasks_folder else None
+    name = asked.task.removeprefix(HARNESS)
+    return _summary(asked.task, harness(asked.needed("policy"), [name], folder=folder, limit=asked.limit))
+
+
+def _likelihood(asked: Asked, settings: EvaluateSettings) -> dict[str, Any]:
+    policy, tokenizer = load_policy(PolicySettings(path=asked.needed("policy")))
+    apply_template(tokenizer)
+    data, how = asked.needed("data"), settings.rows
+    reading = read(data, format=how.format, split=how.split, limit=asked.limit, invalid=how.invalid)
+    usable = [record for record in reading.records if isinstance(record, Comparison | Demonstration)]
+    encoder = ChatEncoder(tokenizer, max_length=settings.max_length or length_limit(policy.base.config))
+    groups = list(encoder.encode_all(usable))
+    if not groups:
+        raise InputError(f"{data}: no row has a response of which the likelihood could be told")
+    counts = {name: number for name, number in encoder.counts.items() if name != "rows"}
+    without = {"prompts without a response": len(reading.records) - len(usable)}
+    left_out = {**reading.dropped, **{name: number for name, number in without.items() if number}, **counts}
+    return _summary(asked.task, LIKELIHOODS[asked.task](policy, groups), rows=reading.num_rows, left_out=left_out)
+
+
+def _wins(asked: Asked, settings: EvaluateSettings, report: Reporter) -> dict[str, Any]:
+    data = asked.needed("data")
+    if len(asked.responses) != 2:  # noqa: PLR2004
+        raise InputError(f"task {WIN_RATE}: give --responses twice: the policy's and the baseline's")
+    judge = make_judge(settings.judges, how=settings.combine)
+    prompts = {prompt.messages[-1].content: prompt for prompt in read_prompts(data, settings.rows, limit=asked.limit)}
+    ours, theirs = (_by_prompt(path) for path in asked.responses)
+    both = [text for text in prompts if text in ours and text in theirs]
+    if not both:
+        raise InputError(f"task {WIN_RATE}: no prompt of {data} is answered in both files")
+    report.note(f"{len(both)} of {len(prompts)} prompts are answered in both files")
+    found = win_rates([(prompts[text], (ours[text], theirs[text])) for text in both], judge)
+    rates = {name: value for name, value in found.items() if isinstance(value, Score)}
+    return _summary(WIN_RATE, rates, undecided=found["undecided"], unanswered=len(prompts) - len(both))
+
+
+def _by_prompt(path: str) -> dict[str, str]:
+    """Each prompt's response; a prompt with two is one too many."""
+    found: dict[str, str] = {}
+    for place, row in enumerate(read_rows(path)):
+        text = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
+        if text is None or not isinstance(row.get("prompt"), str):
+            raise InputError(f"{path}: row {place}: a prompt and a response are needed, both in text")
+        if row["prompt"] in found:
+            raise InputError(f"{path}: row {place}: its prompt has a response already")
+        found[row["prompt"]] = text
+    return found
+
+
+def _summary(task: str, found: Mapping[str, Score], **more: object) -> dict[str, Any]:
+    return {"task": task, **more, "scores": {name: value._asdict() for name, value in found.items()}}

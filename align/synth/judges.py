@@ -1,0 +1,146 @@
+"""The table of judges, and several of them as one: by weights, or by precedence."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from align.config import InputError, Settings, build, dotted, nearest, pick, read_overrides
+from align.synth.checked import ground_truth_judge, verifier_judge
+from align.synth.code_tests import ExecutedTests, executed_tests_judge
+from align.synth.engines import EngineSettings, make_engine
+from align.synth.llm_judge import LlmJudge
+from align.synth.reward_judge import reward_model_judge
+from align.synth.verdicts import Group, Judge, Verdict
+
+GROUPS_AT_ONCE = 64  # that every judge sees before the first of them is done
+
+How = Literal["precedence", "weights"]
+
+
+class JudgeSettings(Settings):
+    """One judge of several."""
+
+    name: str  # a row of JUDGES, or a user's own as module:make
+    weight: float = 1.0  # of its reward in the sum, where judges are combined by weights
+    settings: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    @field_validator("weight")
+    @classmethod
+    def _not_zero(cls, weight: float) -> float:
+        if weight == 0:
+            raise ValueError("a weight of 0 would leave the judge without a say; leave the judge out")
+        return weight
+
+
+def judge_of(text: str) -> dict[str, Any]:
+    """A judge as its settings from `NAME key=value …`."""
+    name, *words = shlex.split(text) or [""]
+    given = read_overrides(words)
+    weight = {"weight": given.pop("weight")} if "weight" in given else {}
+    return {"name": name, **weight, "settings": given}
+
+
+def make_judge(judges: Sequence[JudgeSettings], *, how: How = "precedence") -> Judge:
+    """The judge that the settings describe; several become one."""
+    if not judges:
+        raise InputError("judges: at least one is needed")
+    made = [(one.name, one.weight, _make(one)) for one in judges]
+    names = [name for name, _, _ in made]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"judges: {doubled[0]!r} stands there twice; each is named once")
+    if len(made) == 1 and (how == "precedence" or made[0][1] == 1):
+        return made[0][2]
+    return Precedence({name: judge for name, _, judge in made}) if how == "precedence" else Weighted(made)
+
+
+def _make(given: JudgeSettings) -> Judge:
+    make = dotted(given.name, "judge") if ":" in given.name else pick(JUDGES, given.name, "judge")
+    try:
+        inspect.signature(make).bind(**given.settings)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(make).parameters) or "none"
+        raise InputError(f"judge {given.name!r}: {error}; its settings are {known}") from error
+    return make(**given.settings)
+
+
+class Precedence:
+    """For each prompt the first judge that knows anything of its responses; rewards of two judges never mix.
+
+    As in the Nemotron-4 report (sec. 3.2.3): ground truth before a verifier before a model.
+    """
+
+    def __init__(self, judges: Mapping[str, Judge]) -> None:
+        self.judges = judges
+
+    def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
+        """Verdicts of each group, with the judge that gave them under `judge` in `raw`."""
+        for start in range(0, len(groups), GROUPS_AT_ONCE):
+            part = groups[start : start + GROUPS_AT_ONCE]
+            found: dict[int, tuple[Verdict, ...]] = {}
+            said: dict[int, list[str]] = {index: [] for index in range(len(part))}
+            for name, judge in self.judges.items():
+                waiting = [index for index in range(len(part)) if index not in found]
+                for index, verdicts in zip(waiting, judge([part[index] for index in waiting]), strict=True):
+                    if any(verdict.reward is not None for verdict in verdicts):
+                        found[index] = tuple(_named(verdict, name) for verdict in verdicts)
+                    else:
+                        said[index].append(f"{name}: {verdicts[0].why}")
+            for index, (_, responses) in enumerate(part):
+                nobody = Verdict(None, why="no judge knows it: " + "; ".join(said[index]))
+                yield found.get(index, (nobody,) * len(responses))
+
+
+class Weighted:
+    """The weighted sum of all judges' rewards; a response that one of them says nothing of gets none."""
+
+    def __init__(self, judges: Sequence[tuple[str, float, Judge]]) -> None:
+        self.judges = judges
+
+    def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
+        """Verdicts of each group; `raw` has each judge's reward and its own raw verdict."""
+        for start in range(0, len(groups), GROUPS_AT_ONCE):
+            part = groups[start : start + GROUPS_AT_ONCE]
+            all_judges = [judge(part) for _, _, judge in self.judges]
+            for verdicts_of_group in zip(*all_judges, strict=True):
+                yield tuple(map(self._sum, zip(*verdicts_of_group, strict=True)))
+
+    def _sum(self, verdicts: tuple[Verdict, ...]) -> Verdict:
+        named = [(name, weight, verdict) for (name, weight, _), verdict in zip(self.judges, verdicts, strict=True)]
+        raw = {name: {"reward": verdict.reward, "raw": verdict.raw} for name, _, verdict in named}
+        attributes = {key: value for _, _, verdict in named for key, value in verdict.attributes.items()}
+        known = [weight * verdict.reward for _, weight, verdict in named if verdict.reward is not None]
+        if len(known) == len(named):
+            return Verdict(sum(known), attributes, "; ".join(f"{name}: {one.why}" for name, _, one in named), raw)
+        silent = next((name, verdict) for name, _, verdict in named if verdict.reward is None)
+        return Verdict(None, attributes, f"{silent[0]} says nothing: {silent[1].why}", raw)
+
+
+def _named(verdict: Verdict, judge: str) -> Verdict:
+    return Verdict(verdict.reward, verdict.attributes, verdict.why, {"judge": judge, "raw": verdict.raw})
+
+
+def _executed_tests(**settings: Any) -> Judge:  # noqa: ANN401 - checked as ExecutedTests
+    return executed_tests_judge(build(ExecutedTests, settings, "judge executed_tests"))
+
+
+def _llm(model: str, *, engine: Mapping[str, Any] | None = None, **settings: Any) -> LlmJudge:  # noqa: ANN401 - LlmJudge's
+    """A chat model as the judge: a folder or hub id, or the name that a server knows it by."""
+    known = [name for name in inspect.signature(LlmJudge).parameters if name != "engine"]
+    if unknown := [name for name in settings if name not in known]:
+        raise InputError(f"judge llm: unknown setting {unknown[0]!r}; {nearest(unknown[0], known)}")
+    return LlmJudge(make_engine(model, build(EngineSettings, engine or {}, "judge llm: engine")), **settings)
+
+
+# What a judge is made by, from its settings.
+JUDGES: dict[str, Callable[..., Judge]] = {
+    "ground_truth": ground_truth_judge,
+    "executed_tests": _executed_tests,
+    "verifier": verifier_judge,
+    "reward_model": reward_model_judge,
+    "llm": _llm,
+}

@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from align.config import InputError
+from align.data.formats import read_rows
+from align.evaluation.tasks import TASKS, check_rows, grade_all, scores
+
+MBPP = Path(__file__).parents[3] / "shared" / "data" / "mbpp" / "mbpp_train.jsonl"
+
+IFEVAL = {
+    "key": 7,
+    "prompt": "Say it in small letters and without commas.",
+    "instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"],
+    "kwargs": [{}, {}],
+}
+HUMANEVAL = {
+    "task_id": "HumanEval/0",
+    "prompt": 'def add(a, b):\n    """The sum."""\n',
+    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(-1, 1) == 0\n",
+    "entry_point": "add",
+}
+CODE = {"task_id": 3, "text": "Write a function add that adds.", "test_list": ["assert add(1, 2) == 3"]}
+SUM = {"question": "What is 6 times 7?", "answer": "It is 6*7.\n#### 42"}
+OWN = {"prompt": "List two animals.", "kind": "general"}
+
+# task -> (row, a response that is right, one that is wrong)
+CASES = {
+    "ifeval": (IFEVAL, "all of this is written in small letters", "Here, now"),
+    "gsm8k": (SUM, "6 * 7 = 42, so the answer is 42.", "The answer is 41."),
+    "humaneval": (HUMANEVAL, "    return a + b\n", "    return a - b\n"),
+    "mbpp": (CODE, "```python\ndef add(a, b):\n    return a + b\n```", "def add(a, b):\n    return 4"),
+}
+
+
+def graded(task, rows, answers):
+    return [grade for _, grade in grade_all(task, rows, answers)]
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_a_right_and_a_wrong_response_are_told_apart(task):
+    row, right, wrong = CASES[task]
+    answers = [(0, right), (1, wrong)]
+    grades = graded(task, [row, row], answers)
+    assert {name: found.value for name, found in scores(task, answers, grades).items() if "instruction" not in name} in (
+        {"correct": 0.5},
+        {"pass@1": 0.5},
+        {"prompt_strict": 0.5, "prompt_loose": 0.5},
+    )
+    json.dumps([dict(grade.line) for grade in grades])
+
+
+def test_every_task_is_tried_here():
+    assert set(CASES) == set(TASKS) - {"general"}
+
+
+def test_verdicts_have_the_published_form():
+    (grade,) = graded("ifeval", [IFEVAL], [(0, "all, of this is in small letters")])
+    assert grade.line == {"strict": [False, True], "loose": [False, True]}
+    (grade,) = graded("mbpp", [CODE], [(0, CASES["mbpp"][1])])
+    assert grade.line["correct"] is True
+    (grade,) = graded("mbpp", [CODE], [(0, CASES["mbpp"][2])])
+    assert grade.line["correct"] is False
+    assert grade.line["why"]
+
+
+def test_instructions_are_counted_one_by_one_and_prompts_whole():
+    single = {**IFEVAL, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    answers = [(0, "all, of this is in small letters"), (1, "No comma")]
+    found = scores("ifeval", answers, graded("ifeval", [IFEVAL, single], answers))
+    assert found["prompt_strict"].value == 1 / 2
+    assert found["instruction_strict"].value == 2 / 3
+
+
+def test_of_several_answers_to_a_question_the_mean_counts():
+    rows = [SUM, SUM]
+    answers = [(0, "42"), (0, "41"), (0, "42"), (0, "40"), (1, "42")]
+    assert scores("gsm8k", answers, graded("gsm8k", rows, answers))["correct"].value == (0.5 + 1) / 2
+
+
+def test_pass_at_k_is_told_for_as_many_samples_as_every_problem_has():
+    right, wrong = CASES["humaneval"][1:]
+    answers = [(0, wrong)] * 9 + [(0, right)]
+    found = scores("humaneval", answers, graded("humaneval", [HUMANEVAL], answers))
+    assert {name: one.value for name, one in found.items()} == {"pass@1": pytest.approx(0.1), "pass@10": 1.0}
+
+
+def test_a_row_without_what_the_task_needs_is_named():
+    with pytest.raises(InputError, match=r"file: row 1 has no test_list"):
+        check_rows("mbpp", [CODE, {"task_id": 4}], "file")
+
+
+def test_a_question_whose_answer_is_not_there_is_named():
+    with pytest.raises(InputError, match="no final answer"):
+        graded("gsm8k", [{"question": "Why?", "answer": "It is because of that."}], [(0, "42")])
+
+
+@pytest.mark.slow
+def test_every_reference_solution_of_mbpp_passes_and_a_broken_one_fails():
+    if not MBPP.exists():
+        pytest.skip(f"{MBPP.name} is not here")
+    rows = list(read_rows(str(MBPP)))
+    answers = [(number, row["code"]) for number, row in enumerate(rows)]
+    grades = graded("mbpp", rows, answers)
+    assert [number for number, grade in enumerate(grades) if not grade.line["correct"]] == []
+    assert len(grades) == 474
+    broken = [(number, text.replace("return ", "return not ")) for number, text in answers[:40]]
+    assert sum(grade.line["correct"] for grade in graded("mbpp", rows, broken)) <= 2
