@@ -22,6 +22,9 @@ class EngineSettings(Settings):
 
 def make_engine(policy: str, settings: EngineSettings = EngineSettings()) -> Engine:  # noqa: B008 - frozen
     """The engine of a folder, hub id or gguf:FILE, or of the name by which a server knows a model."""
+    for name, key in (("local", "path"), ("server", "model")):
+        if key in getattr(settings, name):
+            raise InputError(f"engine.{name}.{key}: is the policy's own name, {policy!r} here; leave it out")
     if settings.server:
         if settings.local:
             raise InputError("engine: give local or server, not both")

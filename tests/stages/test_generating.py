@@ -1,0 +1,258 @@
+"""`align generate` and `align evaluate` from outside, with a small model made on the spot."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from align.data.formats import read
+from align.records import Comparison
+from test_cli import SMALL, align
+
+IFEVAL = [
+    {"key": 11, "prompt": "List two animals.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+    {
+        "key": 12,
+        "prompt": "List one city.",
+        "instruction_id_list": ["change_case:english_capital", "length_constraints:number_words"],
+        "kwargs": [{}, {"num_words": 9, "relation": "less than"}],
+    },
+]
+SUMS = [{"question": "What is 6 times 7?", "answer": "#### 42"}, {"question": "And 5 and 5?", "answer": "#### 10"}]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """A random model with its tokenizer, as `align run` leaves it."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "small.yaml").write_text(SMALL.format(runs=folder).partition("  sft: {stage")[0])
+    ended = align("run", str(folder / "small.yaml"))
+    assert ended.returncode == 0, ended.stderr
+    return str(folder / "small" / "base")
+
+
+def rows(path: Path, content):
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return str(path)
+
+
+def lines(path: Path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def generate(policy, out, *more, data="tasks:general"):
+    limit = ("--limit", "6") if data.startswith("tasks:") else ()
+    return align("generate", "--policy", policy, "--data", data, "--out", str(out), *limit, *more)
+
+
+SHORT = ("sampling.max_new_tokens=12", "engine.local.precision=fp32")
+JUDGED = ("--judge", "verifier reward=both")
+
+
+def test_prompts_become_scored_groups_that_the_readers_know(policy, tmp_path):
+    ended = generate(policy, tmp_path / "groups.jsonl", *JUDGED, *SHORT, "sampling.num_responses=6")
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    assert (summary["counts"]["prompts"], summary["counts"]["responses"]) == (6, 36)
+    text = (tmp_path / "groups.jsonl").read_text()
+    groups = read(str(tmp_path / "groups.jsonl")).records if text else []
+    assert len(groups) == summary["counts"].get("groups", 0)
+    for group in groups:
+        assert isinstance(group, Comparison)
+        rewards = [response.reward for response in group.responses]
+        assert rewards == sorted(rewards, reverse=True)
+        assert rewards[0] > rewards[-1]
+        assert [origin["policy"] for origin in group.metadata["origins"]] == [policy] * len(rewards)
+
+
+def test_the_same_call_again_asks_nothing_and_gives_the_same(policy, tmp_path):
+    out = tmp_path / "groups.jsonl"
+    first = generate(policy, out, *JUDGED, *SHORT)
+    before = out.read_bytes(), (tmp_path / ".groups.jsonl.samples").read_bytes()
+    second = generate(policy, out, *JUDGED, *SHORT)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert (out.read_bytes(), (tmp_path / ".groups.jsonl.samples").read_bytes()) == before
+    assert "tokens/s" in first.stderr
+    assert "tokens/s" not in second.stderr
+
+
+def test_a_call_that_lost_half_of_its_samples_ends_with_the_same_file(policy, tmp_path):
+    out, kept = tmp_path / "groups.jsonl", tmp_path / ".groups.jsonl.samples"
+    generate(policy, out, *SHORT)
+    whole, samples = out.read_bytes(), kept.read_bytes()
+    kept.write_bytes(samples[: len(samples) // 2])
+    assert generate(policy, out, *SHORT, "engine.local.batch_size=3").returncode == 2  # other settings: refused
+    assert generate(policy, out, *SHORT).returncode == 0
+    assert out.read_bytes() == whole
+
+
+def test_without_a_judge_responses_have_no_rewards(policy, tmp_path):
+    assert generate(policy, tmp_path / "groups.jsonl", *SHORT).returncode == 0
+    groups = read(str(tmp_path / "groups.jsonl")).records
+    assert {response.reward for group in groups for response in group.responses} == {None}
+
+
+def test_settings_left_out_keep_their_defaults(policy, tmp_path):
+    ended = generate(policy, tmp_path / "groups.jsonl", *SHORT)
+    assert json.loads(ended.stdout.splitlines()[-1])["counts"]["responses"] == 6 * 4
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("sampling.num_responses=0",), "num_responses"),
+        (("sampling.temprature=1",), "temperature"),
+        (("--judge", "oracle"), "oracle"),
+        (("--judge", "ground_truth missing=error"), "answer"),
+        (("groups.keep=some",), "keep"),
+        (("engine.server.base_url=http://127.0.0.1:9/v1",), "127.0.0.1:9"),
+        (("engine.local.path=x",), "path"),
+    ],
+)
+def test_what_cannot_be_generated_is_said_in_one_line(policy, tmp_path, more, said):
+    ended = generate(policy, tmp_path / "groups.jsonl", "sampling.max_new_tokens=12", *more)
+    assert ended.returncode == 2
+    assert said in ended.stderr.splitlines()[-1]
+    assert not (tmp_path / "groups.jsonl").exists()
+
+
+def test_a_policy_that_is_not_there_is_named(tmp_path):
+    ended = generate(str(tmp_path / "nobody"), tmp_path / "groups.jsonl", *SHORT)
+    assert ended.returncode == 2
+    assert "nobody" in ended.stderr
+
+
+def test_a_file_of_somebody_else_is_not_written_over(policy, tmp_path):
+    (tmp_path / "groups.jsonl").write_text("mine\n")
+    ended = generate(policy, tmp_path / "groups.jsonl", *SHORT)
+    assert ended.returncode == 2
+    assert (tmp_path / "groups.jsonl").read_text() == "mine\n"
+
+
+def evaluate(task, *more):
+    return align("evaluate", "--task", task, *map(str, more))
+
+
+def summary_of(ended):
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def test_responses_that_are_there_are_graded_without_a_policy(tmp_path):
+    data = rows(tmp_path / "data.jsonl", IFEVAL)
+    answers = [{"key": 12, "prompt": "", "response": "THIS IS THE CITY OF MY HEART"}, {"key": 11, "prompt": "", "response": "cats, dogs"}]
+    said = rows(tmp_path / "said.jsonl", answers)
+    summary = summary_of(evaluate("ifeval", "--data", data, "--responses", said, "--out", tmp_path / "out.jsonl"))
+    assert lines(tmp_path / "out.jsonl") == [
+        {"key": 12, "strict": [True, True], "loose": [True, True]},
+        {"key": 11, "strict": [False], "loose": [False]},
+    ]
+    values = {name: found["value"] for name, found in summary["scores"].items()}
+    assert values["prompt_strict"] == 1 / 2
+    assert values["instruction_strict"] == pytest.approx(2 / 3)
+    assert summary["unanswered"] == 0
+
+
+def test_responses_find_their_rows_by_the_prompt_or_by_the_number(tmp_path):
+    data = rows(tmp_path / "data.jsonl", SUMS)
+    by_prompt = rows(tmp_path / "a.jsonl", [{"prompt": "And 5 and 5?", "completion": "It is 10."}])
+    by_number = rows(tmp_path / "b.jsonl", [{"key": 1, "response": "It is 10."}, {"key": 0, "response": "41"}])
+    first = summary_of(evaluate("gsm8k", "--data", data, "--responses", by_prompt, "--out", tmp_path / "o.jsonl"))
+    assert (first["scores"]["correct"]["value"], first["unanswered"]) == (1, 1)
+    assert lines(tmp_path / "o.jsonl")[0]["correct"] is True
+    second = summary_of(evaluate("gsm8k", "--data", data, "--responses", by_number))
+    assert second["scores"]["correct"]["value"] == 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([{"key": 99, "response": "x"}], "row 0: '99' names 0 rows"),
+        ([{"key": 11, "response": "x"}, {"response": "x", "prompt": "Never asked."}], "row 1: its prompt"),
+        ([{"key": 11, "text": "x"}], "response"),
+        ([], "holds no"),
+    ],
+)
+def test_a_response_to_nothing_is_named(tmp_path, answers, said):
+    data, file = rows(tmp_path / "data.jsonl", IFEVAL), rows(tmp_path / "said.jsonl", answers)
+    ended = evaluate("ifeval", "--data", data, "--responses", file, "--out", tmp_path / "out.jsonl")
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "said"),
+    [
+        ("ifevil", (), "ifeval"),
+        ("ifeval", (), "--data"),
+        ("ifeval", ("--data", "DATA"), "--policy or one file of --responses"),
+        ("gsm8k", ("--data", "DATA", "--responses", "DATA"), "row 0 has no question"),
+        ("nll", ("--data", "DATA"), "--policy"),
+        ("win_rate", ("--data", "DATA"), "twice"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_in_one_line(tmp_path, task, more, said):
+    data = rows(tmp_path / "data.jsonl", IFEVAL)
+    ended = evaluate(task, *(data if part == "DATA" else part for part in more))
+    assert ended.returncode == 2
+    assert said in ended.stderr.splitlines()[-1]
+
+
+def test_a_policy_is_asked_and_graded(policy, tmp_path):
+    data = rows(tmp_path / "data.jsonl", IFEVAL)
+    more = ("sampling.max_new_tokens=8", "engine.local.precision=fp32")
+    ended = evaluate("ifeval", "--data", data, "--policy", policy, "--out", tmp_path / "out.jsonl", *more)
+    summary = summary_of(ended)
+    assert (summary["rows"], summary["responses"]) == (2, 2)
+    assert [len(line["strict"]) for line in sorted(lines(tmp_path / "out.jsonl"), key=lambda line: line["key"])] == [
+        1,
+        2,
+    ]
+
+
+def test_the_likelihood_of_rows_is_that_of_plain_transformers(policy, tmp_path):
+    import torch  # noqa: PLC0415 - beside its use
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    pairs = [{"prompt": "List two animals.", "chosen": "cat dog", "rejected": "a"} for _ in range(3)]
+    data = rows(tmp_path / "pairs.jsonl", pairs)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy).eval(), AutoTokenizer.from_pretrained(policy)
+    found: dict[str, tuple[float, int]] = {}
+    for name in ("chosen", "rejected"):
+        chat = [{"role": "user", "content": "List two animals."}, {"role": "assistant", "content": pairs[0][name]}]
+        before = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template(chat, tokenize=False).rstrip("\n")
+        start, ids = len(tokenizer(before)["input_ids"]), tokenizer(whole, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logps = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[start - 1 :]
+        found[name] = float(logps.sum()), len(logps)
+    nll = -sum(total for total, _ in found.values()) / sum(length for _, length in found.values())
+    scores = summary_of(evaluate("nll", "--data", data, "--policy", policy))["scores"]
+    assert scores["nll"]["value"] == pytest.approx(nll, rel=1e-4)
+    accuracies = summary_of(evaluate("preference", "--data", data, "--policy", policy))["scores"]
+    means = {name: total / length for name, (total, length) in found.items()}
+    assert accuracies["accuracy_summed"]["value"] == float(found["chosen"][0] > found["rejected"][0])
+    assert accuracies["accuracy_per_token"]["value"] == float(means["chosen"] > means["rejected"])
+
+
+def longer():
+    from align.synth.verdicts import Verdict  # noqa: PLC0415 - a user's module
+
+    return lambda groups: [tuple(Verdict(float(len(text))) for text in responses) for _, responses in groups]
+
+
+def test_a_win_rate_counts_what_both_have_answered(tmp_path):
+    prompts = [{"prompt": f"Question {number}"} for number in range(5)]
+    data = rows(tmp_path / "data.jsonl", prompts)
+    ours = rows(tmp_path / "a.jsonl", [{**row, "response": "long answer"} for row in prompts[:4]])
+    theirs = rows(
+        tmp_path / "b.jsonl", [{**row, "response": "short" * (1 + 3 * (n > 2))} for n, row in enumerate(prompts)]
+    )
+    judge = f"{__name__}:longer"
+    summary = summary_of(
+        evaluate("win_rate", "--data", data, "--responses", ours, "--responses", theirs, "--judge", judge)
+    )
+    assert summary["scores"]["win_rate"]["value"] == 3 / 4
+    assert (summary["undecided"], summary["unanswered"]) == (0, 1)
+    assert summary["scores"]["win_rate_length_controlled"]["value"] < 3 / 4
