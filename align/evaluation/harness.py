@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from align.config import InputError, one_line
 from align.evaluation.scores import Score
 
@@ -20,17 +22,18 @@ def harness(
     `folder` holds task files of the user's own. Their data must be there already where there is no network.
     """
     try:
-        import lm_eval  # noqa: PLC0415 - an extra, and slow to import
+        from lm_eval.evaluator import simple_evaluate  # noqa: PLC0415 - an extra, and slow to import
         from lm_eval.tasks import TaskManager  # noqa: PLC0415
     except ImportError as error:
         raise InputError('lm-evaluation-harness is not installed: pip install "align[harness]"') from error
     manager: Any = TaskManager(include_path=str(folder) if folder else None)
     if unknown := [name for name in names if not manager.match_tasks([name])]:
         raise InputError(f"lm-evaluation-harness has no task {unknown[0]!r}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found: Any = lm_eval.simple_evaluate(
+        found: Any = simple_evaluate(
             model="hf",
-            model_args={"pretrained": model, "trust_remote_code": False, "device": "cpu"},
+            model_args={"pretrained": model, "trust_remote_code": False, "device": device},
             tasks=list(names),
             task_manager=manager,
             limit=limit,

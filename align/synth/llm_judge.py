@@ -120,7 +120,7 @@ class LlmJudge:
     ) -> list[tuple[float | None, str]]:
         """What was read from the answer to each question, with the last answer's text."""
         found: dict[int, tuple[float | None, str]] = {}
-        talks = [(Message("user", question),) for question in questions]
+        talks: list[tuple[Message, ...]] = [(Message("user", question),) for question in questions]
         for attempt in count(1):
             waiting = [index for index in range(len(questions)) if index not in found or found[index][0] is None]
             if not waiting or attempt > self.attempts:

@@ -43,7 +43,9 @@ def test_a_right_and_a_wrong_response_are_told_apart(task):
     row, right, wrong = CASES[task]
     answers = [(0, right), (1, wrong)]
     grades = graded(task, [row, row], answers)
-    assert {name: found.value for name, found in scores(task, answers, grades).items() if "instruction" not in name} in (
+    assert {
+        name: found.value for name, found in scores(task, answers, grades).items() if "instruction" not in name
+    } in (
         {"correct": 0.5},
         {"pass@1": 0.5},
         {"prompt_strict": 0.5, "prompt_loose": 0.5},
