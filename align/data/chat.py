@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.config import InputError, pick
 from align.data.templates import BREAK, Rendered, Renderer, Turn, adds_bos
-from align.records import Comparison, Demonstration
+from align.records import Comparison, Demonstration, Message
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -103,6 +103,15 @@ class ChatEncoder:
         numbered = enumerate(records)
         while batch := list(islice(numbered, RECORDS_AT_ONCE)):
             yield from (group for group in self._encode(batch) if group is not None)
+
+    def prompt_ids(self, messages: Sequence[Message], row: int) -> Ids:
+        """The tokens that a response to the messages follows; they are counted, dropped and cut nowhere."""
+        text = self._renderer.prompt(messages, row)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        tokens = self._backend.encode(text, add_special_tokens=False)
+        ids = _ids(tokens)
+        return _without_breaks(text, tokens, ids, np.zeros(len(ids), np.bool_))[0]
 
     def _encode(self, batch: Sequence[tuple[int, Demonstration | Comparison]]) -> list[TokenGroup | None]:
         rendered = [self._render(record, row) for row, record in batch]

@@ -82,6 +82,10 @@ class Renderer:
             if token.content in self.control and not (token.normalized or token.lstrip or token.single_word)
         )
 
+    def prompt(self, messages: Sequence[Message], row: int) -> str:
+        """The messages with the header of the turn that answers them."""
+        return self._render([self._chat(messages)], row, generation_prompt=True)[0]
+
     def comparison(self, prompt: Sequence[Message], responses: Sequence[str], row: int) -> list[Rendered]:
         """The prompt with each of the responses."""
         chat = self._chat(prompt)
