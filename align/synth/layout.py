@@ -62,7 +62,7 @@ def number_bullet_lists(response: str, *, num_bullets: Count) -> bool:
 
 
 def number_highlighted_sections(response: str, *, num_highlights: Count) -> bool:
-    """At least so many `*passages*` of one line are marked; as published, bold ones are looked for a second time."""
+    """At least so many `*passages*` or `**passages**` of one line are marked; as published, `***both***` are two."""
     single = re.findall(r"\*[^\n\*]*\*", response)
     double = re.findall(r"\*\*[^\n\*]*\*\*", response)
     texts = [mark.strip("*") for mark in single] + [mark.removeprefix("**").removesuffix("**") for mark in double]
