@@ -6,7 +6,6 @@ Threat model: the program is written by a model that is rewarded for passing, in
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from align.config import InputError, Settings, one_line
+from align.config import InputError, Settings
 from align.records import Prompt
 from align.synth.sandbox import MODULES, Limits, Sandbox
 from align.synth.verdicts import Group, Judge, Verdict
@@ -32,6 +31,10 @@ CODE_STARTS = ("def ", "async def ", "class ", "import ", "from ", "@")
 MOST_RESULTS = 4 << 20  # bytes that the tests may say of themselves
 LIMITS = Limits()
 NUM_CORES = os.cpu_count() or 1
+
+
+class BrokenTests(InputError):
+    """A test is not Python: whoever gave it is wrong, not the program."""
 
 
 class Outcome(NamedTuple):
@@ -69,21 +72,9 @@ def run_tests(
     A test is Python that raises nothing if it holds; `setup` runs before the first. A name of Python's own (`sum`) is
     the program's only as the `entry_point`, or in a test that uses no other name of the program.
     """
-    if why := broken(tests, setup):
-        raise InputError(why)
     program = code if isinstance(code, Candidates) else Candidates([("", code)], cut=False)
     order = {"tests": list(tests), "setup": setup, "entry_point": entry_point}
     return tuple(_run(program._asdict(), order, limits)) if tests else ()
-
-
-def broken(tests: Sequence[str], setup: str) -> str:
-    """Which of the tests is not Python, and why; "" where all are."""
-    for place, source in [("the tests' setup", setup), *((f"test {i}", test) for i, test in enumerate(tests, 1))]:
-        try:
-            ast.parse(source)
-        except (SyntaxError, ValueError) as error:
-            return f"{place} is not Python: {one_line(error)}: {one_line(source)[:80]}"
-    return ""
 
 
 def _run(program_order: Mapping[str, Any], tests_order: Mapping[str, Any], limits: Limits) -> list[Outcome]:
@@ -98,7 +89,9 @@ def _run(program_order: Mapping[str, Any], tests_order: Mapping[str, Any], limit
         for end in (asked, ask, answered, answer, result):
             end.close()  # so that each process sees when the other ends
         reports = [json.loads(line) for line in _lines(results, deadline)]
-        whys = [why for _, why in sorted(reports)]
+        whys = [why for _, why in reports]
+        if reports and reports[0][0] == -1:
+            raise BrokenTests(whys[0])
         if any(why.startswith("the program ended") for why in whys):
             how = program.ended(deadline).why
             whys = [why.replace("the program ended", f"the program {how}", 1) for why in whys]
@@ -189,12 +182,14 @@ def grade_by_tests(metadata: Mapping[str, Any], response: str, settings: Execute
         raise InputError("a prompt's tests are a text or a list of texts, its setup and entry_point are texts")
     if entry_point:
         tests = [_with_call(test, entry_point) for test in tests]
-    if why := broken(tests, setup) if tests else "the prompt has no tests":
-        return Verdict(None, why=why)
-    program = candidates(response)
-    return verdict(
-        run_tests(program, tests, setup=setup, entry_point=entry_point, limits=settings.limits), reward=settings.reward
-    )
+    if not tests:
+        return Verdict(None, why="the prompt has no tests")
+    program, limits = candidates(response), settings.limits
+    try:
+        outcomes = run_tests(program, tests, setup=setup, entry_point=entry_point, limits=limits)
+    except BrokenTests as error:
+        return Verdict(None, why=str(error))
+    return verdict(outcomes, reward=settings.reward)
 
 
 def grade_humaneval(row: Mapping[str, Any], completion: str, *, limits: Limits = LIMITS) -> Verdict:
@@ -204,8 +199,12 @@ def grade_humaneval(row: Mapping[str, Any], completion: str, *, limits: Limits =
     """
     prompt, test, entry_point = _texts(row, ("prompt", "test", "entry_point"))
     program, tests = candidates(completion, before=prompt), [_with_call(test, entry_point)]
-    setup = f"{prompt}\n    pass\n" if broken([], prompt) else prompt  # one without a docstring has no body yet
-    return verdict(run_tests(program, tests, setup=setup, entry_point=entry_point, limits=limits), reward="all")
+    try:
+        outcomes = run_tests(program, tests, setup=prompt, entry_point=entry_point, limits=limits)
+    except BrokenTests:  # a prompt without a docstring is no function yet
+        setup = f"{prompt}\n    pass\n"
+        outcomes = run_tests(program, tests, setup=setup, entry_point=entry_point, limits=limits)
+    return verdict(outcomes, reward="all")
 
 
 def grade_mbpp(row: Mapping[str, Any], response: str, *, limits: Limits = LIMITS) -> Verdict:

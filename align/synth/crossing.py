@@ -9,8 +9,9 @@ What crosses: values of the classes in `PLAIN`. An object of any other class sta
 JSON and not pickle: unpickling lets the sender set attributes of the receiver's classes, `Counter.__eq__` among them.
 
 What a test must see to, as in one process. Where it compares two objects of the program's own classes, their `__eq__`
-decides. Where it derives the expected value from an argument after the call, the program may have changed that. Where
-it looks at no value, whatever does not raise passes. And a program that knows the tests by heart can answer them.
+decides. Where it uses a name that neither it nor Python defines, the program does. Where it derives the expected value
+from an argument after the call, the program may have changed that. Where it looks at no value, whatever does not raise
+passes. And a program that knows the tests by heart can answer them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ PLAIN: dict[str, Callable[[Any], list[Any]]] = {
 }
 
 
-def _call(target: Any, *parts: Any, **named: Any) -> Any:  # noqa: ANN401 - any function
+def _call(target: Any, /, *parts: Any, **named: Any) -> Any:  # noqa: ANN401 - any function
     return target(*parts, **named)
 
 
@@ -94,7 +95,7 @@ class RemoteObject:
 
 
 def _forward(name: str, *, together: bool) -> Callable[..., Any]:
-    def method(self: Any, *parts: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the program makes
+    def method(self: Any, /, *parts: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the program makes
         if together and type(parts[0]) is not RemoteObject:
             return NotImplemented
         return self._line.ask(name, self, *parts, **named)
@@ -121,12 +122,12 @@ class Line:
         self.last: Any = None
         self.over = ""
 
-    def ask(self, operation: str, *parts: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the program makes
+    def ask(self, operation: str, /, *parts: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the program makes
         """What the other side's `operation` gives, or the error that it raises."""
         if self.over:
             raise Ended(self.over)
         sent = {name: self.out(part) for name, part in named.items()}
-        self.send({"ask": operation, "parts": [self.out(part) for part in parts], "named": sent})
+        self.send(_packed({"ask": operation, "parts": [self.out(part) for part in parts], "named": sent}))
         while "ask" in (message := self.receive()):
             self.answer(message)
         if "error" in message:
@@ -147,20 +148,17 @@ class Line:
                 for part, before in zip(parts, message["parts"], strict=True)
             ]
             changed = [[i, part] for i, part in enumerate(after) if part != message["parts"][i]]
-            reply = {"value": value, "changed": changed}
+            reply = _packed({"value": value, "changed": changed})
         except Ended:
             raise
         except BaseException as error:  # noqa: B036 - it goes to the caller, as errors do
-            reply = {"error": [[kind.__name__ for kind in type(error).__mro__], str(error)[:MOST_SHOWN]]}
+            reply = _packed({"error": [[kind.__name__ for kind in type(error).__mro__], str(error)[:MOST_SHOWN]]})
         self.send(reply)
 
-    def send(self, message: object) -> None:
+    def send(self, message: bytes) -> None:
         """Write one message."""
-        data = json.dumps(message).encode()
-        if len(data) > MOST_BYTES:
-            raise self.end(f"has more to say than {MOST_BYTES >> 20} MB at once")
         try:
-            self.writes.write(LENGTH.pack(len(data)) + data)
+            self.writes.write(message)
             self.writes.flush()
         except OSError as error:  # a broken pipe
             raise self.end("ended") from error
@@ -223,6 +221,14 @@ class Line:
             raise ValueError(f"{tag!r} crosses to no one")
         module, _, name = tag.partition(".")
         return getattr(importlib.import_module(module), name)(*[self.into(part) for part in content])
+
+
+def _packed(message: object) -> bytes:
+    """A message with its length before it."""
+    data = json.dumps(message).encode()
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES >> 20} MB at once")
+    return LENGTH.pack(len(data)) + data
 
 
 REFILLED = (list, dict, set, bytearray)

@@ -38,13 +38,11 @@ def main(order: Mapping[str, Any]) -> None:
 def chosen(order: Mapping[str, Any], names: Collection[str]) -> str:
     """The last candidate that parses and defines one of the names, else the longest that parses, else the first."""
     candidates: list[tuple[str, str]] = order["codes"]
-    fitting = [(before, code) for before, code in candidates if parsed(before + code)]
-    defining = [before + code for before, code in fitting if defined(code) & set(names)]
-    if defining:
-        return defining[-1]
+    fitting = [pair for pair in candidates if parsed("".join(pair))]
     if not fitting and order["cut"]:
-        fitting = list(cut(*candidates[0]))
-    return "".join(max(fitting, key=lambda pair: len(pair[1])) if fitting else candidates[0])
+        fitting = [shorter for pair in candidates for shorter in cut(*pair)]
+    defining = [pair for pair in fitting if defined(pair[1]) & set(names)]
+    return "".join(defining[-1] if defining else max(fitting or candidates[:1], key=lambda pair: len(pair[1])))
 
 
 def cut(before: str, code: str) -> Iterator[tuple[str, str]]:

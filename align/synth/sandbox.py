@@ -33,8 +33,13 @@ PYTHON = (sys.executable, "-s", "-S", "-P", "-c")  # no packages, no folder of a
 MODULES = ("align.synth.program_side", "align.synth.tests_side")  # what may run in a sandbox
 PROJECT = str(Path(__file__).parents[2])
 JAILS = f"import sys; sys.path.append({PROJECT!r}); from align.synth.jail import serve; serve({MODULES})"
-# Sets have one order in every run, and threads share one heap's address space. Taken away before the program starts.
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
+# What the interpreter needs to start; sets have one order in every run, and threads share one heap's address space.
+# All of it is taken away before the program starts.
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "MALLOC_ARENA_MAX": "1",
+    **{name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ},
+}
 PACKAGES = ("site-packages", "dist-packages")  # lie inside the standard library's folder and are no part of it
 GRACE_S = 10.0  # for ending a process that is told to end
 FORBIDDEN = (
@@ -176,7 +181,7 @@ def standard_library() -> tuple[list[tuple[str, str]], list[str]]:
 
     A shared library is shown by every name that it has in its folder, as the loader may look for any of them.
     """
-    said = subprocess.run([*PYTHON, ASK], capture_output=True, text=True, check=True, env={})
+    said = subprocess.run([*PYTHON, ASK], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     folders, libraries = json.loads(said.stdout)
     tops = [folder for folder in folders if not any(Path(other) in Path(folder).parents for other in folders)]
     names = {

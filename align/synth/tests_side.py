@@ -20,10 +20,24 @@ OWN = "tests"  # the module of what the tests define
 def main(order: Mapping[str, Any]) -> None:
     """Run the tests one after the other in one namespace; a line of JSON each, as soon as it is known."""
     run = Tests(order["entry_point"])
+    sources = [order["setup"], *order["tests"]]
     with os.fdopen(5, "w", buffering=1) as results:
-        wrong = run.start([order["setup"], *order["tests"]])
+        if why := broken(sources):
+            print(json.dumps([-1, why]), file=results)
+            return
+        wrong = run.start(sources)
         for index, test in enumerate(order["tests"]):
             print(json.dumps([index, wrong or run.outcome(test)]), file=results)
+
+
+def broken(sources: list[str]) -> str:
+    """Which of the setup and the tests is not Python, and why; "" where all are."""
+    for index, source in enumerate(sources):
+        try:
+            compile(source, "<test>", "exec")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            return f"{f'test {index}' if index else 'the setup'} is not Python: {reason(error)}, in {shown(source)}"
+    return ""
 
 
 class Tests:
