@@ -1,15 +1,15 @@
-"""The command line: `run`, `train`, `check`, `preview`. It parses before anything heavy is imported."""
+"""The command line. It parses before anything heavy is imported."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -65,13 +65,12 @@ def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run a recipe's steps in order; finished ones are skipped, a stopped one goes on where it was."""
     from align.stages.recipe import load_recipe  # noqa: PLC0415 - imports torch: --help must not wait for it
     from align.stages.running import run_recipe  # noqa: PLC0415
+    from align.stages.tables import run_tables  # noqa: PLC0415
 
     loaded = load_recipe(recipe, overrides or ())
     made = _on_screen(lambda screen: run_recipe(loaded, screen))
     console = Console()
-    for table in (_training_table(made), _score_table(made)):
-        if table.row_count:
-            console.print(table)
+    _show(console, run_tables(made))
     console.print(f"Written to {loaded.root}", highlight=False, soft_wrap=True)
 
 
@@ -127,6 +126,71 @@ def preview(
         console.print(text)
 
 
+@app.command()
+def score(
+    model: Annotated[str, typer.Option(help="A reward model: folder or hub id.", show_default=False)],
+    data: Annotated[str, typer.Option(help="Rows with responses: file, folder or hub id.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where the rated rows go, as .jsonl.", show_default=False)],
+    limit: Annotated[int | None, typer.Option(min=1, help="Rate the first rows only.", show_default=False)] = None,
+    format: Annotated[str, typer.Option(help="How the rows are read; found by their columns.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="Of a folder or hub id.", show_default=False)] = None,
+    invalid: Annotated[str, typer.Option(help="Rows that cannot be read: error or drop.")] = "error",
+) -> None:
+    """Rate every response of a file by a reward model; the same command goes on where it was stopped."""
+    from align.stages.scoring import score_file  # noqa: PLC0415 - imports torch
+    from align.stages.tables import scored_tables  # noqa: PLC0415
+
+    options: dict[str, Any] = {"format": format, "split": split, "limit": limit, "invalid": invalid}
+    summary = _on_screen(lambda screen: score_file(model, data, out, report=screen, **options))
+    _show(Console(stderr=True), scored_tables(summary))
+    print(json.dumps(summary))
+
+
+@app.command()
+def generate(
+    policy: Annotated[
+        list[str], typer.Option(help="Folder, hub id, gguf:FILE or a server's model.", show_default=False)
+    ],
+    data: Annotated[str, typer.Option(help="Prompts: file, folder, hub id or tasks:KIND.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where the groups go, as .jsonl.", show_default=False)],
+    judge: Annotated[list[str] | None, typer.Option(help="'NAME key=value …'; the first that knows judges.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first rows only.", show_default=False)] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Sample responses of policies and have them judged; the same command goes on where it was stopped."""
+    from align.stages import generating  # noqa: PLC0415 - imports torch
+    from align.stages.tables import generated_tables  # noqa: PLC0415
+
+    settings = generating.settings_of(generating.GenerateSettings, judge or (), overrides or ())
+    summary = _on_screen(
+        lambda screen: generating.generate(policy, data, out, settings=settings, limit=limit, report=screen)
+    )
+    _show(Console(stderr=True), generated_tables(summary))
+    print(json.dumps(summary))
+
+
+@app.command()
+def evaluate(
+    task: Annotated[str, typer.Option(help="What is graded; a wrong name is answered with all.", show_default=False)],
+    data: Annotated[str | None, typer.Option(help="The task's rows: file, folder, hub id.", show_default=False)] = None,
+    policy: Annotated[str | None, typer.Option(help="Folder, hub id or gguf:FILE.", show_default=False)] = None,
+    responses: Annotated[list[Path] | None, typer.Option(help="Responses that are there.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Where each verdict goes.", show_default=False)] = None,
+    judge: Annotated[list[str] | None, typer.Option(help="Of a win rate: 'NAME key=value …'.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first rows only.", show_default=False)] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Grade a policy by a task, or responses that are there already; ends with one JSON line."""
+    from align.stages import generating, grading  # noqa: PLC0415 - imports torch
+    from align.stages.tables import evaluated_tables  # noqa: PLC0415
+
+    settings = generating.settings_of(grading.EvaluateSettings, judge or (), overrides or ())
+    asked = grading.Asked(task, data, policy, tuple(map(str, responses or ())), limit)
+    summary = _on_screen(lambda screen: grading.evaluate(asked, out, settings=settings, report=screen))
+    _show(Console(stderr=True), evaluated_tables(summary))
+    print(json.dumps(summary))
+
+
 def main() -> None:
     """Run the command; what is wrong ends in one line: status 2 for bad input, 1 for a failed run."""
     sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked for last
@@ -155,37 +219,15 @@ def _on_screen(work: Callable[[Screen], Any]) -> Any:  # noqa: ANN401 - whatever
         return work(screen)
 
 
+def _show(console: Console, tables: Iterable[Table]) -> None:
+    for table in tables:
+        if table.row_count:
+            console.print(table)
+
+
 def _said(metrics: Mapping[str, float]) -> str:
     """A training step in a few words."""
     said = [f"loss {metrics['loss']:.4f}"]
     if "rewards/margins" in metrics:
         said += [f"margin {metrics['rewards/margins']:+.3f}", f"accuracy {metrics['rewards/accuracies']:.2f}"]
     return "  ".join([*said, f"{metrics['tokens_computed'] / metrics['seconds']:,.0f} tokens/s"])
-
-
-def _training_table(made: Mapping[str, Mapping[str, Any]]) -> Table:
-    title = "Training: loss of the first and the last optimizer step, then of the held-out rows"
-    table = Table(title=title, box=SIMPLE)
-    for name in ("step", "rows", "steps", "loss", "held-out loss", "margin", "accuracy"):
-        table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
-    for step, manifest in made.items():
-        if "last" in manifest:
-            last = manifest["last"]
-            known = ("held_out/loss", "held_out/rewards/margins", "held_out/rewards/accuracies")
-            held_out = [f"{last[name]:.3f}" if name in last else "" for name in known]
-            losses = f"{manifest['first']['loss']:.3f} → {last['loss']:.3f}"
-            table.add_row(step, f"{manifest['rows']['trained']:,}", str(manifest["optimizer_steps"]), losses, *held_out)
-    return table
-
-
-def _score_table(made: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(title="Held-out prompts whose greedy response passes every check", box=SIMPLE)
-    for name in ("policy", "task", "pass rate", "95 % interval", "prompts"):
-        table.add_column(name, justify="left" if name in ("policy", "task") else "right")
-    for manifest in made.values():
-        scores: Mapping[str, Any] = manifest.get("scores", {})
-        for step in manifest["settings"]["policies"] if scores else ():
-            for task, found in scores[step].items():
-                interval = f"{found['low']:.1%} to {found['high']:.1%}"
-                table.add_row(step, task, f"{found['value']:.1%}", interval, str(found["n"]))
-    return table

@@ -88,11 +88,11 @@ def generate(
     return {"out": str(out), "policies": list(policies), **account.report(), "tokens_per_s": speeds}
 
 
-def check_out(out: Path) -> None:
-    """Raise for a file that is not to be written over."""
+def check_out(out: Path, what: str = "samples") -> None:
+    """Raise for a file that is not to be written over: it is there, and nothing of the command's beside it."""
     if out.suffix != ".jsonl":
         raise InputError(f"{out}: rows are written as .jsonl, not as {out.suffix or 'a file without suffix'}")
-    if out.exists() and not beside(out, "samples").exists():
+    if out.exists() and not beside(out, what).exists():
         raise InputError(f"{out}: is there, and not from this command: name another file, or move it away")
 
 

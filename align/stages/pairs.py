@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from statistics import mean
 from typing import Any, NamedTuple
 
 from align.evaluation import score
@@ -59,7 +58,7 @@ def own_rewards(comparison: Comparison, worth: Mapping[str, float]) -> list[floa
 
 
 def accuracy(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """The share of pairs that are put right, a mean over prompts with its interval: overall, by margin, by subset."""
+    """The share of pairs that are put right, with its interval: overall, by margin and by subset."""
     if not pairs:
         return {}
     found: dict[str, Any] = {"all": _share(pairs), "by_margin": [], "by_subset": []}
@@ -81,4 +80,5 @@ def _share(pairs: Sequence[Pair]) -> dict[str, float]:
     rights: dict[int, list[float]] = {}
     for pair in pairs:
         rights.setdefault(pair.row, []).append(pair.right)
-    return {**score([mean(each) for each in rights.values()])._asdict(), "pairs": len(pairs)}
+    found = score([sum(each) for each in rights.values()], [len(each) for each in rights.values()])
+    return {**found._asdict(), "pairs": len(pairs)}

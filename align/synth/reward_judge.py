@@ -62,8 +62,9 @@ class RewardModelJudge:
                 rated = iter(self._rated(scores[index]))
                 yield tuple(next(rated) if text.strip() else Verdict(None, why=EMPTY) for text in texts)
             else:
-                why = f"{TOO_LONG}: {lengths[index]} tokens, and the model takes {self.limit}"
-                yield (Verdict(None, why=why if index in lengths else EMPTY),) * len(texts)
+                longest = lengths.get(index)
+                why = EMPTY if longest is None else f"{TOO_LONG}: {longest} tokens, and the model takes {self.limit}"
+                yield (Verdict(None, why=why),) * len(texts)
 
     def _rated(self, scores_KA: torch.Tensor) -> list[Verdict]:
         columns = zip(self.rating.rewards(scores_KA), scores_KA.tolist(), strict=True)

@@ -1,0 +1,69 @@
+"""Which pairs the data sets apart, and how often a reward does so too."""
+
+import pytest
+
+from align.records import Comparison, Message, Response
+from align.stages.pairs import Pair, accuracy, pairs_of
+
+PROMPT = (Message("user", "say"),)
+WORTH = {"true": 1.0, "long": -0.5}
+
+
+def comparison(*rewards, chosen=None, attributes=None):
+    rated = attributes or [{}] * len(rewards)
+    responses = tuple(Response(f"r{at}", reward, rated[at]) for at, reward in enumerate(rewards))
+    return Comparison(PROMPT, responses, chosen)
+
+
+def found(one, rewards):
+    return [(pair.margin, pair.right) for pair in pairs_of(0, one, rewards, worth=WORTH)]
+
+
+def test_every_pair_of_different_rewards_counts_and_a_tie_does_not():
+    one = comparison(3.0, 1.0, 1.0, 2.0)
+    assert found(one, [9.0, 1.0, 5.0, 7.0]) == [(2.0, 1), (2.0, 1), (1.0, 1), (1.0, 1), (1.0, 1)]
+    assert found(one, [0.0, 1.0, 5.0, 0.0]) == [(2.0, 0), (2.0, 0), (1.0, 0.5), (1.0, 0), (1.0, 0)]
+    assert found(comparison(2.0, 2.0), [1.0, 0.0]) == []
+
+
+def test_a_label_goes_before_the_rewards_and_its_margin_may_be_negative():
+    assert found(comparison(3.0, 1.0, chosen=1), [0.0, 1.0]) == [(-2.0, 1)]
+    assert found(comparison(2.0, 2.0, chosen=0), [0.0, 1.0]) == [(0.0, 0)]
+    # Without rewards a label is worth 1; of the other two nothing is known.
+    assert found(comparison(None, None, None, chosen=2), [0.0, 0.5, 1.0]) == [(1.0, 1), (1.0, 1)]
+
+
+def test_attributes_stand_in_where_all_of_them_are_known():
+    known = [{"true": 2.0, "long": 2.0}, {"true": 2.0, "long": 4.0}]
+    assert found(comparison(None, None, attributes=known), [1.0, 0.0]) == [(1.0, 1)]
+    assert found(comparison(None, None, attributes=[known[0], {"true": 2.0}]), [1.0, 0.0]) == []
+
+
+def test_rates_are_shares_of_pairs_with_an_interval_over_prompts():
+    pairs = [Pair(0, 1.0, 1.0), Pair(0, 1.0, 1.0), Pair(0, 1.0, 1.0), Pair(1, 1.0, 0.0)]
+    overall = accuracy(pairs)["all"]
+    assert overall["value"] == 0.75
+    assert (overall["n"], overall["pairs"]) == (2, 4)
+    assert (overall["low"], overall["high"]) == (0.0, 1.0)  # either prompt may be drawn twice
+    assert accuracy([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("margins", "bins"),
+    [
+        ([5, 3, 1, 2, 4, 6], [([1, 2], 2), ([3, 4], 2), ([5, 6], 2)]),
+        ([1] * 9, [([1, 1], 9)]),
+        ([1] * 5 + [2], [([1, 1], 5), ([2, 2], 1)]),
+        ([7], [([7, 7], 1)]),
+        ([-1, 0], [([-1, -1], 1), ([0, 0], 1)]),
+    ],
+)
+def test_margins_are_put_in_three_bins_and_equal_ones_in_the_same(margins, bins):
+    pairs = [Pair(row, float(margin), 1.0) for row, margin in enumerate(margins)]
+    assert [(each["margin"], each["pairs"]) for each in accuracy(pairs)["by_margin"]] == bins
+
+
+def test_subsets_are_counted_apart():
+    pairs = [Pair(0, 1.0, 1.0, "chat"), Pair(1, 1.0, 0.0, "maths"), Pair(2, 1.0, 1.0, "maths"), Pair(3, 1.0, 1.0)]
+    by_subset = {each["subset"]: (each["value"], each["pairs"]) for each in accuracy(pairs)["by_subset"]}
+    assert by_subset == {"chat": (1.0, 1), "maths": (0.5, 2)}

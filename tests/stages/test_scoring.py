@@ -1,0 +1,228 @@
+"""`align score` from outside: every row rated, once, in a form that trains; and one line for whatever is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_cli import ROOT, align
+
+from align.data.formats import read, write
+from align.data.tokenizer import train_tokenizer
+from align.models.loading import PolicySettings
+from align.models.policy import load_policy, save_policy
+from align.models.reward import HeadSettings, load_reward_model, save_reward_model, set_padding
+from align.records import Comparison, Demonstration, Message, Response
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FRESH = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 260,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two reward models and a policy on disk."""
+    root = tmp_path_factory.mktemp("models")
+    train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(root / "tokenizer")
+    for seed in (0, 1):
+        settings = PolicySettings(fresh=FRESH, tokenizer=str(root / "tokenizer"), seed=seed)
+        head = HeadSettings(attributes=("good", "long"), weights=(2.0, -1.0))
+        model, tokenizer = load_reward_model(settings, head)
+        set_padding(model, tokenizer, {1})
+        save_reward_model(model, tokenizer, root / f"reward{seed}")
+        save_policy(*load_policy(settings), root / "policy")
+    return root
+
+
+def said(text):
+    return (Message("user", text),)
+
+
+def comparisons(number):
+    return [
+        Comparison(
+            said(f"question {row}"),
+            tuple(Response(f"answer {letter} {row}", float(at)) for at, letter in enumerate("abcd"[: 2 + row % 3])),
+            0 if row % 2 else None,
+            {"kind": "odd" if row % 2 else "even"},
+        )
+        for row in range(number)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    write(path, comparisons(20))
+    return path
+
+
+def score(models, data, out, *more, model="reward0"):
+    ended = align("score", "--model", str(models / model), "--data", str(data), "--out", str(out), *more)
+    return ended, json.loads(ended.stdout.splitlines()[-1]) if ended.returncode == 0 else None
+
+
+def test_every_response_is_rated_and_the_rows_read_back(models, data, tmp_path):
+    ended, summary = score(models, data, tmp_path / "out.jsonl")
+    assert ended.returncode == 0, ended.stderr
+    before, after = comparisons(20), read(str(tmp_path / "out.jsonl")).records
+    assert [(one.prompt, one.chosen, one.metadata) for one in after] == [
+        (one.prompt, one.chosen, one.metadata) for one in before
+    ]
+    assert [[each.content for each in one.responses] for one in after] == [
+        [each.content for each in one.responses] for one in before
+    ]
+    responses = [each for one in after for each in one.responses]
+    for each in responses:
+        assert each.attributes.keys() == {"good", "long"}
+        assert each.reward == pytest.approx(2 * each.attributes["good"] - each.attributes["long"], abs=1e-5)
+    assert (summary["rows"], summary["rated"], summary["responses"]) == (20, 20, len(responses))
+    rewards = [each.reward for each in responses]
+    assert summary["reward"] == pytest.approx(
+        {"mean": sum(rewards) / len(rewards), "lowest": min(rewards), "highest": max(rewards)}
+    )
+    assert summary["attributes"]["good"] == pytest.approx(sum(r.attributes["good"] for r in responses) / len(responses))
+    assert "good" in ended.stderr and "mean reward" in ended.stderr
+
+
+def test_rewards_are_those_of_the_rendered_dialogue_alone(models, data, tmp_path):
+    score(models, data, tmp_path / "out.jsonl")
+    model, tokenizer = load_reward_model(PolicySettings(path=str(models / "reward0")))
+    for one in read(str(tmp_path / "out.jsonl")).records[:5]:
+        for each in one.responses:
+            turns = f"user\n{one.prompt[0].content}<|im_end|><|im_start|>assistant\n{each.content}<|im_end|>"
+            ids = tokenizer("<|im_start|>" + turns, return_tensors="pt", add_special_tokens=False)["input_ids"]
+            good, long = model.hf(input_ids=ids).logits[0].tolist()
+            assert each.reward == pytest.approx(2 * good - long, abs=2e-5)
+
+
+def test_the_agreement_is_counted_against_what_the_rows_said_before(models, data, tmp_path):
+    _, summary = score(models, data, tmp_path / "out.jsonl")
+    right = total = 0
+    for before, after in zip(comparisons(20), read(str(tmp_path / "out.jsonl")).records, strict=True):
+        order = [each.reward for each in before.responses]
+        if before.chosen is not None:
+            order[before.chosen] = 99.0
+        for one in range(len(order)):
+            for other in range(one):
+                total += 1
+                right += (order[one] > order[other]) == (after.responses[one].reward > after.responses[other].reward)
+    found = summary["agreement"]["all"]
+    assert (found["pairs"], found["n"]) == (total, 20)
+    assert found["value"] == pytest.approx(right / total)
+
+
+def test_any_format_with_responses_is_rated(models, tmp_path):
+    shown = [Demonstration((*said("a"), Message("assistant", "b"), *said("c"), Message("assistant", "d")), {"key": 1})]
+    write(tmp_path / "shown.jsonl", shown)
+    ended, summary = score(models, tmp_path / "shown.jsonl", tmp_path / "out.jsonl")
+    assert ended.returncode == 0, ended.stderr
+    (found,) = read(str(tmp_path / "out.jsonl")).records
+    assert [message.content for message in found.prompt] == ["a", "b", "c"]
+    assert found.responses[0].content == "d"
+    assert found.metadata == {"key": 1}
+    assert summary["agreement"] == {}
+
+
+def test_limit_rates_the_first_rows_and_a_higher_one_goes_on(models, data, tmp_path):
+    out = tmp_path / "out.jsonl"
+    _, first = score(models, data, out, "--limit", "7")
+    assert (first["rated_now"], len(read(str(out)).records)) == (7, 7)
+    _, second = score(models, data, out)
+    assert (second["rated_now"], second["rated"]) == (13, 20)
+    _, third = score(models, data, out)
+    assert third["rated_now"] == 0
+    _, whole = score(models, data, tmp_path / "whole.jsonl")
+    pairs = zip(read(str(out)).records, read(str(tmp_path / "whole.jsonl")).records, strict=True)
+    for one, other in pairs:
+        assert [each.reward for each in one.responses] == pytest.approx(
+            [each.reward for each in other.responses], abs=1e-5
+        )
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(models, tmp_path):
+    rows = comparisons(3)
+    rows[1] = Comparison(said("long"), (Response("x" * 300), Response("y")))
+    write(tmp_path / "data.jsonl", rows)
+    ended, summary = score(models, tmp_path / "data.jsonl", tmp_path / "out.jsonl")
+    assert ended.returncode == 0, ended.stderr
+    assert summary["left_out"] == {"too long": 1}
+    assert (summary["rows"], summary["rated"]) == (3, 2)
+    assert [one.prompt for one in read(str(tmp_path / "out.jsonl")).records] == [rows[0].prompt, rows[2].prompt]
+
+
+@pytest.mark.slow
+def test_a_killed_call_goes_on_where_it_was(models, tmp_path):
+    write(tmp_path / "data.jsonl", comparisons(600))
+    out, kept = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.ratings"
+    model, data = str(models / "reward0"), str(tmp_path / "data.jsonl")
+    command = [sys.executable, "-m", "align", "score", "--model", model, "--data", data, "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not kept.exists() or kept.read_bytes().count(b"\n") < 100:
+        assert child.poll() is None
+        time.sleep(0.001)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not out.exists()
+    done = kept.read_bytes().count(b"\n") - 1
+    ended, summary = score(models, data, out)
+    assert ended.returncode == 0, ended.stderr
+    assert 0 < summary["rated_now"] <= 600 - done
+    assert [one.prompt[0].content for one in read(str(out)).records] == [f"question {row}" for row in range(600)]
+
+
+WRONG = {
+    "a policy in place of a reward model": (lambda o: o | {"model": "policy"}, "not a reward model"),
+    "a folder that is not there": (lambda o: o | {"model": "nowhere"}, "no model can be read"),
+    "rows that are not there": (lambda o: o | {"data": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+    "prompts alone": (lambda o: o | {"data": "prompts.jsonl"}, "record 0: a prompt without a response"),
+    "another kind of file": (lambda o: o | {"out": "out.csv"}, "written as .jsonl, not as .csv"),
+    "a file that something else has made": (lambda o: o | {"out": "data.jsonl"}, "is there, and not from this command"),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_what_is_wrong_is_one_line_with_status_two(models, data, tmp_path, how):
+    change, words = WRONG[how]
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n")
+    given = change({"model": "reward0", "data": "data.jsonl", "out": "out.jsonl"})
+    ended, _ = score(models, tmp_path / given["data"], tmp_path / given["out"], model=given["model"])
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("align:")]
+    assert ended.returncode == 2, ended.stderr
+    assert len(lines) == 1 and words in lines[0]
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_ratings_of_another_model_or_of_other_rows_are_not_gone_on_with(models, data, tmp_path, what):
+    out = tmp_path / "out.jsonl"
+    score(models, data, out)
+    before = out.read_bytes()
+    if what == "data":
+        write(data, comparisons(21))
+    ended, _ = score(models, data, out, model="reward1" if what == "model" else "reward0")
+    assert ended.returncode == 2
+    assert f"was begun with {what}" in ended.stderr
+    assert out.read_bytes() == before
+
+
+def test_a_demonstration_that_begins_with_its_answer_is_named(models, tmp_path):
+    write(tmp_path / "data.jsonl", [Demonstration((Message("assistant", "b"),))])
+    ended, _ = score(models, tmp_path / "data.jsonl", tmp_path / "out.jsonl")
+    assert ended.returncode == 2
+    assert "data.jsonl: record 0: a comparison needs a prompt" in ended.stderr
