@@ -1,1 +1,1 @@
-"""Procedural tasks; later engines, judges and scored groups."""
+"""Procedural tasks, engines that sample, judges that rate, and the groups that both make."""
