@@ -151,7 +151,7 @@ class Line:
             reply = _packed({"value": value, "changed": changed})
         except Ended:
             raise
-        except BaseException as error:  # noqa: B036 - it goes to the caller, as errors do
+        except BaseException as error:  # SystemExit too goes to the caller
             reply = _packed({"error": [[kind.__name__ for kind in type(error).__mro__], str(error)[:MOST_SHOWN]]})
         self.send(reply)
 

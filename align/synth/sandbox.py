@@ -146,7 +146,7 @@ class Sandbox:
 
     def _why(self, code: int, cpu_s: float) -> str:
         if code == -signal.SIGKILL and cpu_s > self._limits.cpu_s - 0.1:
-            return f"used up its {self._limits.cpu_s} s of CPU time"
+            return f"used up {self._limits.cpu_s} s of CPU time"
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 

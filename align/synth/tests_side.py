@@ -54,7 +54,7 @@ class Tests:
         names = sorted({name for source in sources for name in self.wanted(source)})
         try:
             self.line.ask("load", names)
-        except Exception as error:  # noqa: BLE001 - the program's own
+        except Exception as error:  # whatever the program raises
             return f"the program does not load: {reason(error)}"
         except Ended:
             return f"{self.ended()} while it was loaded"
@@ -68,7 +68,7 @@ class Tests:
             exec(compile(source, "<test>", "exec"), self.namespace)
         except Ended:
             pass
-        except BaseException as error:  # noqa: BLE001 - SystemExit too is an outcome
+        except BaseException as error:  # SystemExit too is an outcome
             return self.failed(source, error)
         return self.ended() if self.line.over else ""
 

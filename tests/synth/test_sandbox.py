@@ -125,8 +125,8 @@ def f(x):
 # name -> (program, what the reason of the first test says[, the tests])
 ATTACKS = {
     # Never coming to an end
-    "endless loop": ("while True: pass", "used up its 1 s of CPU time while it was loaded"),
-    "endless loop in a call": ("def f(x):\n    while True: pass", "the program used up its 1 s of CPU time$"),
+    "endless loop": ("while True: pass", "used up 1 s of CPU time while it was loaded"),
+    "endless loop in a call": ("def f(x):\n    while True: pass", "the program used up 1 s of CPU time$"),
     "endless loop that ignores signals": (
         """
 import signal
@@ -136,7 +136,7 @@ for number in range(1, 65):
 signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
 while True: pass
 """,
-        "used up its 1 s",
+        "used up 1 s",
     ),
     "endless loop after raising the limit": (
         """
@@ -145,10 +145,10 @@ try: resource.setrlimit(resource.RLIMIT_CPU, (99, 99))
 except ValueError: pass
 while True: pass
 """,
-        "used up its 1 s",
+        "used up 1 s",
     ),
-    "endless work that Python cannot interrupt": ("import re\nre.match('(a+)+b', 'a' * 99)", "used up its 1 s"),
-    "endless printing": ("while True: print('x' * 100000)", "used up its 1 s"),
+    "endless work that Python cannot interrupt": ("import re\nre.match('(a+)+b', 'a' * 99)", "used up 1 s"),
+    "endless printing": ("while True: print('x' * 100000)", "used up 1 s"),
     "endless answer": ("def f(x):\n    while True: yield x", "used up", ["assert list(f(2)) == [4]"]),
     "endless threads": (
         "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
@@ -372,7 +372,7 @@ def test_tests_that_never_end_fail_and_are_not_the_programs_fault():
         "def f(x): return x", ["assert f(4) == 4", "while True: pass", "assert f(4) == 4"], limits=LIMITS
     )
     assert [outcome.passed for outcome in outcomes] == [True, False, False]
-    assert outcomes[1].why == "the tests used up its 1 s of CPU time"
+    assert outcomes[1].why == "the tests used up 1 s of CPU time"
 
 
 def alone(code, *, limits=LIMITS):
