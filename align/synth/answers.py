@@ -153,7 +153,7 @@ class _Quantity(NamedTuple):
 
 def _quantity(text: str) -> _Quantity | None:
     """The number that a text is, with its unit; None where it is more than that."""
-    match = QUANTITY.fullmatch(text)
+    match = QUANTITY.fullmatch(" ".join(text.split()))  # else the ways to part a run of spaces are many
     if not match or not (match["whole"] or match["part"] or match["top"]):
         return None
     if match["top"]:

@@ -1,4 +1,8 @@
-"""What the published verifiers ask of a text's language: which one it is, its sentences, its tokens."""
+"""What the published verifiers ask of a text's language: which one it is, its sentences, its words.
+
+NLTK counts, as in the published code, so that the same NLTK gives the same verdicts. Its versions differ a little: from
+3.10 on, sentences may end in curly quotation marks, and combining marks and characters like `½` are read otherwise.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from nltk.data import PathPointer, find
 from nltk.data import path as folders
 from nltk.tokenize.destructive import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktSentenceTokenizer, load_punkt_params
+from nltk.tokenize.regexp import RegexpTokenizer
 
 from align.config import InputError
 
@@ -38,6 +43,11 @@ def known_languages() -> list[str]:
 def count_sentences(text: str) -> int:
     """Sentences by NLTK's English Punkt model."""
     return len(_punkt().tokenize(text))
+
+
+def count_words(text: str) -> int:
+    r"""Runs of letters, digits and underscores (`\w+`)."""
+    return len(RegexpTokenizer(r"\w+").tokenize(text))
 
 
 def word_tokens(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from align.synth.language import count_sentences, detected_language, known_languages, word_tokens
+from align.synth.language import count_sentences, count_words, detected_language, known_languages, word_tokens
 
 
 def compiles(pattern: str) -> str:
@@ -99,7 +99,7 @@ def number_sentences(response: str, *, num_sentences: Count, relation: Relation)
 
 def number_words(response: str, *, num_words: Count, relation: Relation) -> bool:
     r"""Runs of letters, digits and underscores (`\w+`) are less than or at least so many: `don't` is two."""
-    return _holds(len(re.findall(r"\w+", response)), relation, num_words)
+    return _holds(count_words(response), relation, num_words)
 
 
 def no_comma(response: str) -> bool:
