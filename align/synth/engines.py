@@ -30,4 +30,5 @@ def make_engine(policy: str, settings: EngineSettings = EngineSettings()) -> Eng
             raise InputError("engine: give local or server, not both")
         asked = build(ServerSettings, {**settings.server, "model": policy}, "engine.server")
         return OpenAIEngine(asked, name=policy)
-    return TransformersEngine.load(build(LocalSettings, {**settings.local, "path": policy}, "engine.local"), name=policy)
+    local = build(LocalSettings, {**settings.local, "path": policy}, "engine.local")
+    return TransformersEngine.load(local, name=policy)

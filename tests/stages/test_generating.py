@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from test_cli import SMALL, align
 
 from align.data.formats import read
 from align.records import Comparison
-from test_cli import SMALL, align
 
 IFEVAL = [
     {"key": 11, "prompt": "List two animals.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
@@ -140,7 +140,10 @@ def summary_of(ended):
 
 def test_responses_that_are_there_are_graded_without_a_policy(tmp_path):
     data = rows(tmp_path / "data.jsonl", IFEVAL)
-    answers = [{"key": 12, "prompt": "", "response": "THIS IS THE CITY OF MY HEART"}, {"key": 11, "prompt": "", "response": "cats, dogs"}]
+    answers = [
+        {"key": 12, "prompt": "", "response": "THIS IS THE CITY OF MY HEART"},
+        {"key": 11, "prompt": "", "response": "cats, dogs"},
+    ]
     said = rows(tmp_path / "said.jsonl", answers)
     summary = summary_of(evaluate("ifeval", "--data", data, "--responses", said, "--out", tmp_path / "out.jsonl"))
     assert lines(tmp_path / "out.jsonl") == [
