@@ -8,8 +8,9 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import httpx2
 from pydantic import Field, model_validator
@@ -32,7 +33,8 @@ class ServerSettings(Settings):
     """Which server, and how it is asked.
 
     vLLM takes what a request leaves open from the model's own generation settings: start it with
-    `--generation-config vllm`, or send {"top_k": -1, "repetition_penalty": 1.0} in `body`.
+    `--generation-config vllm`, or send {"top_k": -1, "repetition_penalty": 1.0} in `body`. `transformers serve` heeds
+    the temperature only where the model's settings say do_sample: send {"generation_config": '{"do_sample": true}'}.
     """
 
     base_url: str  # up to and with /v1
@@ -48,6 +50,16 @@ class ServerSettings(Settings):
         if taken := sorted(self.body.keys() & OWN_FIELDS):
             raise ValueError(f"body sets {taken[0]}, which the sampling settings set")
         return self
+
+
+class Answer(NamedTuple):
+    """What a server says to a request."""
+
+    choice: Mapping[str, Any]
+    usage: Mapping[str, Any]
+
+
+Ask = Callable[[Mapping[str, Any]], Answer]
 
 
 class _Passing(Exception):
@@ -70,12 +82,7 @@ class OpenAIEngine:
         self.speed = Speed()
         self._settings = settings
         self._url = settings.base_url.rstrip("/")
-        most = settings.concurrency
-        self._client = httpx2.Client(
-            headers=_authorization(settings.api_key_env),
-            timeout=httpx2.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s)),
-            limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
-        )
+        self._headers = _authorization(settings.api_key_env)
         self._check_server()
 
     def sample(
@@ -90,19 +97,19 @@ class OpenAIEngine:
         numbers = range(settings.num_responses)
         wanted = iter([(key, number) for key in by_key for number in numbers if (key, number) not in done])
         answers: queue.Queue[Sample | BaseException | None] = queue.Queue()
-        lock, over = threading.Lock(), threading.Event()
+        over = threading.Event()
 
         def work() -> None:
-            while not over.is_set():
-                with lock:
-                    key, number = next(wanted, (None, 0))
-                if key is None:
-                    break
-                try:
-                    answers.put(self._one(by_key[key], number, settings, over))
-                except BaseException as error:  # raised in the caller's thread
-                    over.set()
-                    answers.put(error)
+            try:
+                with self._client() as client:
+                    ask = partial(self._patiently, partial(self._post, client), over)
+                    for key, number in wanted:  # which all workers take from
+                        if over.is_set():
+                            break
+                        answers.put(self._one(by_key[key], number, settings, ask))
+            except BaseException as error:  # raised in the caller's thread
+                over.set()
+                answers.put(error)
             answers.put(None)
 
         # Daemons: a program that is interrupted does not wait for the server.
@@ -111,6 +118,12 @@ class OpenAIEngine:
             yield from self._gathered(answers, workers)
         finally:
             over.set()
+
+    def _client(self) -> httpx2.Client:
+        timeout_s = self._settings.timeout_s
+        return httpx2.Client(
+            headers=self._headers, timeout=httpx2.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s))
+        )
 
     def _gathered(
         self, answers: queue.Queue[Sample | BaseException | None], workers: Sequence[threading.Thread]
@@ -133,7 +146,7 @@ class OpenAIEngine:
         if failure:
             raise failure
 
-    def _one(self, prompt: Prompt, number: int, settings: SamplingSettings, over: threading.Event) -> Sample:
+    def _one(self, prompt: Prompt, number: int, settings: SamplingSettings, ask: Ask) -> Sample:
         key = prompt_key(prompt)
         seed = sample_seed(settings, self.name, key, number)
         request = {
@@ -146,18 +159,18 @@ class OpenAIEngine:
             "seed": seed,
             **({"stop": settings.stop} if settings.stop else {}),
         }
-        choice, usage = self._patiently(request, over)
+        choice, usage = ask(request)
         text, stopped = before_stop(choice["message"]["content"] or "", settings.stop)
         finish = "stop" if stopped else str(choice.get("finish_reason"))
         return Sample(key, number, self.name, text, usage.get("completion_tokens"), finish, seed)
 
-    def _patiently(self, request: Mapping[str, Any], over: threading.Event) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _patiently(self, ask: Ask, over: threading.Event, request: Mapping[str, Any]) -> Answer:
         """The answer, after as many tries as are allowed; none is begun once all is over."""
         tries = 0
         while True:
             tries += 1
             try:
-                return self._post(request)
+                return ask(request)
             except _Passing as error:
                 if tries > self._settings.retries or over.wait(_wait_s(tries, error.told_s)):
                     raise RunError(
@@ -165,10 +178,10 @@ class OpenAIEngine:
                         "what is done is kept, and the next call goes on from there"
                     ) from error
 
-    def _post(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _post(self, client: httpx2.Client, request: Mapping[str, Any]) -> Answer:
         """The first choice of an answer, and what it cost."""
         try:
-            response = self._client.post(f"{self._url}/chat/completions", json=request)
+            response = client.post(f"{self._url}/chat/completions", json=request)
         except httpx2.TimeoutException as error:
             raise _Passing(f"no word in {self._settings.timeout_s:g} s ({type(error).__name__})") from error
         except httpx2.RequestError as error:
@@ -185,12 +198,13 @@ class OpenAIEngine:
                 raise TypeError("its content is not text")
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise _Passing(f"{type(error).__name__} in the answer {said!r}") from error
-        return choice, usage
+        return Answer(choice, usage)
 
     def _check_server(self) -> None:
         """Stop at once where no request could succeed; a server need not list its models."""
         try:
-            response = self._client.get(f"{self._url}/models")
+            with self._client() as client:
+                response = client.get(f"{self._url}/models")
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
             raise InputError(
                 f"no server answers at {self._settings.base_url!r} ({type(error).__name__}: {one_line(error)}): "

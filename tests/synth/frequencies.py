@@ -1,0 +1,33 @@
+"""Whether outcomes come as often as a distribution says (Pearson's chi-square test), and such a distribution."""
+
+import math
+from collections import Counter
+
+
+def shares_by_definition(logits, temperature, top_p):
+    """The probability of each token that top-p leaves, in double precision and by a plain loop."""
+    scaled = [float(logit) / temperature for logit in logits]
+    most = max(scaled)
+    weights = [math.exp(each - most) for each in scaled]
+    total = sum(weights)
+    kept, mass = [], 0.0
+    for token in sorted(range(len(weights)), key=lambda token: -weights[token]):
+        if mass >= top_p:
+            break
+        kept.append(token)
+        mass += weights[token] / total
+    return {token: weights[token] / total / mass for token in kept}
+
+
+def are_drawn_from(outcomes, shares):
+    """Whether all outcomes can be, and Pearson's statistic is within four standard deviations; rare ones are one."""
+    counts = Counter(outcomes)
+    common = {outcome: share * len(outcomes) for outcome, share in shares.items() if share * len(outcomes) >= 5}
+    pairs = [(counts[outcome], wanted) for outcome, wanted in common.items()]
+    rare = len(outcomes) - sum(common.values())
+    if rare >= 5:
+        pairs.append((len(outcomes) - sum(counts[outcome] for outcome in common), rare))
+    assert len(pairs) > 4, "too few kinds of outcomes to say anything"
+    statistic = sum((seen - wanted) ** 2 / wanted for seen, wanted in pairs)
+    freedom = len(pairs) - 1
+    return counts.keys() <= shares.keys() and abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)

@@ -1,0 +1,89 @@
+"""A file of finished items: nothing is done twice, whatever a kill leaves behind."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from align.config import InputError, RunError
+from align.synth.journal import Journal
+
+MADE_WITH = {"settings": {"temperature": 0.7, "stop": ["\n"]}, "policies": ["a", "b"], "data": "3f"}
+ITEMS = {"a/1/0": {"text": "naïve — 日本語 🙂\n"}, "a/1/1": ["", None, 0.5], "b/2/0": "ok"}
+
+
+def filled(path, items=None):
+    with Journal(path, MADE_WITH) as journal:
+        for key, value in (ITEMS if items is None else items).items():
+            journal.add(key, value)
+    return path.read_bytes()
+
+
+def test_what_was_finished_is_there_in_the_next_call(tmp_path):
+    filled(tmp_path / "new" / "journal.jsonl")
+    with Journal(tmp_path / "new" / "journal.jsonl", MADE_WITH) as journal:
+        assert journal.done == ITEMS
+
+
+def test_a_kill_at_any_byte_costs_the_line_that_was_being_written_and_nothing_else(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    whole = filled(path)
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        num_whole = max(0, sum(end <= size for end in ends) - 1)  # the first line holds no item
+        with Journal(path, MADE_WITH) as journal:
+            assert list(journal.done) == list(ITEMS)[:num_whole], size
+            for key in ITEMS.keys() - journal.done.keys():
+                journal.add(key, ITEMS[key])
+        with Journal(path, MADE_WITH) as journal:
+            assert journal.done == ITEMS, size
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"settings": {"temperature": 1.0, "stop": ["\n"]}}, r"begun with settings.temperature 0.7, and .* has 1.0"),
+        ({"policies": ["a"]}, r'policies \["a", "b"\], and this call has \["a"\]'),
+        ({"data": "40"}, r'data "3f", and this call has "40"'),
+        ({"seed": 1}, r"seed null, and this call has 1"),
+    ],
+)
+def test_a_file_that_was_made_with_something_else_is_refused_with_what_differs(tmp_path, change, said):
+    before = filled(tmp_path / "journal.jsonl")
+    with pytest.raises(InputError, match=said) as caught:
+        Journal(tmp_path / "journal.jsonl", {**MADE_WITH, **change})
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ['{"prompt": "precious"}\n', "precious", '[{"prompt": 1}]'])
+def test_somebody_elses_file_is_left_alone(tmp_path, content):
+    path = tmp_path / "data.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match="not a file of finished items"):
+        Journal(path, MADE_WITH)
+    assert path.read_text() == content
+
+
+def test_a_line_that_is_broken_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    lines = filled(path).split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:2], lines[2][:5], *lines[3:]]))
+    with pytest.raises(InputError, match="line 3 is not whole"):
+        Journal(path, MADE_WITH)
+
+
+def test_two_processes_do_not_write_to_one_file(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    code = f"from align.synth.journal import Journal; Journal(__import__('pathlib').Path({str(path)!r}), {MADE_WITH!r})"
+    with Journal(path, MADE_WITH):
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert f"{RunError.__name__}: {path}: another process is writing to it" in other.stderr
+    Journal(path, MADE_WITH).close()
+
+
+def test_each_item_is_a_line_of_json_of_its_own(tmp_path):
+    lines = filled(tmp_path / "journal.jsonl").decode().splitlines()
+    assert [json.loads(line) for line in lines[1:]] == [[key, value] for key, value in ITEMS.items()]
