@@ -92,7 +92,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("make", "settings", "said"), BAD, ids=str)
+@pytest.mark.parametrize(("make", "settings", "said"), BAD)
 def test_a_wrong_setting_is_refused_in_one_line(make, settings, said):
     with pytest.raises(InputError) as refused:
         make(**settings)
