@@ -7,7 +7,7 @@ group, A attributes, D width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -82,9 +82,14 @@ class RewardModel(Backbone):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Attributes of each sequence, shape [S, A], from the hidden state of its last token."""
-        last_SD = self.hidden(batch).flatten(0, 1)[batch.last_S]
+        last_SD = self.last_hidden(batch)
         with torch.autocast(last_SD.device.type, enabled=False):  # in bf16 a score of 4 is off by up to 0.016
-            return self.head(last_SD.to(next(self.head.parameters()).dtype))
+            return self.head(last_SD)
+
+    def last_hidden(self, batch: TokenBatch) -> Tensor:
+        """What the head sees of each sequence, shape [S, D], in the head's own precision."""
+        last_SD = self.hidden(batch).flatten(0, 1)[batch.last_S]
+        return last_SD.to(next(self.head.parameters()).dtype)
 
     def stock(self, sequence: TokenSequence) -> Tensor:
         """Attributes of the sequence as transformers pools and scores it."""
@@ -217,12 +222,32 @@ def save_reward_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, fo
 @torch.no_grad()
 def score_groups(model: RewardModel, groups: Sequence[TokenGroup], *, token_budget: int = 4096) -> list[Tensor]:
     """Attributes of the responses of each group, [K, A] in fp32 on the CPU; a group's responses share their prompt."""
+    found: dict[int, Tensor] = {}
+    for micro, batch in _batches(model, groups, token_budget):
+        sizes = [len(groups[index].sequences) for index in micro]
+        found |= dict(zip(micro, model(batch).float().cpu().split(sizes), strict=True))
+    return [found[index] for index in range(len(groups))]
+
+
+@torch.no_grad()
+def start_at(model: RewardModel, means: Sequence[float], groups: Sequence[TokenGroup]) -> None:
+    """Make a head that says `means` of the mean of what it sees of the groups, and so of almost any response.
+
+    Transformers' heads have no bias. The last hidden states have most of their length in common instead, along which
+    a head from nothing has a long way to go.
+    """
+    seen = torch.cat([model.last_hidden(batch) for _, batch in _batches(model, groups, 4096)])
+    mean_D = seen.mean(dim=0)
+    (weight_AD,) = (value for value in model.head.parameters() if value.requires_grad)
+    weight_AD.copy_(weight_AD.new_tensor(means)[:, None] * mean_D / mean_D.square().sum())
+
+
+def _batches(
+    model: RewardModel, groups: Sequence[TokenGroup], token_budget: int
+) -> Iterator[tuple[tuple[int, ...], TokenBatch]]:
+    """Indices of groups and their sequences as one input, in the forward that the model is set to."""
     sequences = [group.sequences for group in groups]
     sizes = [count_tokens(each) if model.is_tree else sum(len(one.ids) for one in each) for each in sequences]
-    found: dict[int, Tensor] = {}
+    make = tree_batch if model.is_tree else plain_batch
     for micro in plan_step(range(len(groups)), sizes, token_budget=token_budget).ranks[0]:
-        members = [sequences[index] for index in micro]
-        make = tree_batch if model.is_tree else plain_batch
-        scores_SA = model(make([one for each in members for one in each]).to(model.device)).float().cpu()
-        found |= dict(zip(micro, scores_SA.split([len(each) for each in members]), strict=True))
-    return [found[index] for index in range(len(groups))]
+        yield micro, make([one for index in micro for one in sequences[index]]).to(model.device)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from statistics import StatisticsError, correlation, mean
 from typing import Any
 
+from accelerate.utils import broadcast
+
 from align.config import InputError
+from align.data.batching import order
 from align.data.chat import TokenGroup
 from align.data.templates import apply_template
 from align.evaluation import score
@@ -19,15 +22,18 @@ from align.models.reward import (
     saved_rating,
     score_groups,
     set_padding,
+    start_at,
 )
 from align.records import Comparison
 from align.stages.pairs import accuracy, pairs_of
 from align.stages.recipe import Recipe, RewardStep
 from align.stages.sources import Rows, rows
 from align.stages.training import Context, about, account, describe, job_of, policy_settings
-from align.train.checkpoint import remove_checkpoints
+from align.train.checkpoint import is_begun, remove_checkpoints
 from align.train.loop import Loop
 from align.train.reward_objective import reward_objective
+
+BEGIN_WITH = 64  # groups of whose hidden states the mean is taken
 
 
 def train_reward_model(context: Context) -> dict[str, Any]:
@@ -48,6 +54,9 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     context.report.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in worth.items())}")
     objective = reward_objective(step.loss, rating.names, rating.weights)
     loop = Loop(model, job_of(context, objective, data, settings, head_rate=step.head.rate), context.report)
+    if step.loss == "regression" and saved_rating(settings.path) is None and not is_begun(context.working):
+        with loop.accelerator.autocast():
+            _begin(model, data, recipe.seed)
     outcome = loop.run()
     found: dict[str, Any] = {}
     if loop.accelerator.is_main_process:
@@ -58,6 +67,15 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     loop.accelerator.wait_for_everyone()
     device = str(loop.accelerator.device)
     return {**about(context), **account(data, outcome), "device": device, "aggregate": worth, "report": found}
+
+
+def _begin(model: RewardModel, data: Rows, seed: int) -> None:
+    """Start a new head as the mean predictor of the rows to train on."""
+    labels = [_labels(data.train, name) for name in model.rating.names]
+    some = order(len(data.train), seed=seed, epoch=0)[:BEGIN_WITH]
+    start_at(model, [mean(known) if known else 0.0 for known in labels], [data.train[index] for index in some])
+    for value in model.head.parameters():
+        broadcast(value.data)  # the same on all ranks, to the last bit
 
 
 def rating_of(recipe: Recipe, name: str) -> Rating:

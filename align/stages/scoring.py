@@ -49,14 +49,14 @@ def score_file(
         report.note(f"{len(asked)} rows to rate, {len(asked) - len(missing)} rated before")
         report.phase("score", len(asked), len(asked) - len(missing))
         groups = [(asked[row][0], [one.content for one in asked[row][1].responses]) for row in missing]
-        for row, verdicts in zip(missing, judge(groups), strict=True):
-            journal.add(str(row), [[verdict.reward, dict(verdict.attributes), verdict.why] for verdict in verdicts])
+        for row, said in zip(missing, judge(groups), strict=True):
+            journal.add(str(row), [[verdict.reward, dict(verdict.attributes), verdict.why] for verdict in said])
             report.advance(1)
         verdicts = [[Verdict(*found) for found in journal.done[str(row)]] for row in range(len(asked))]
     worth = dict(zip(judge.rating.names, judge.rating.weights, strict=True))
     rated = [row for row, found in enumerate(verdicts) if all(each.reward is not None for each in found)]
     write(out, (_rated(asked[row][1], verdicts[row]) for row in rated))
-    left_out = Counter(verdicts[row][0].why.partition(":")[0] for row in range(len(asked)) if row not in set(rated))
+    left_out = Counter(found[0].why.partition(":")[0] for found in verdicts if found[0].reward is None)
     return {
         "model": model,
         "data": data,

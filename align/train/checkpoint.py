@@ -77,6 +77,11 @@ def load_best(folder: Path, step: int, *, model: nn.Module) -> None:
     _put(model, load_file(folder / BEST / WEIGHTS))
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return bool(_checkpoints(folder))
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Remove every checkpoint: the finished step's own weights stand for them."""
     for each in [*folder.glob(f"{PREFIX}*"), *folder.glob(BEST)]:

@@ -33,7 +33,7 @@ class RegressionObjective:
 
     def denominator(self, groups: Sequence[TokenGroup]) -> float:
         """Labels of the step."""
-        return float(sum(name in known for group in groups for known in group.attributes for name in self.names))
+        return float(max(1, sum(name in known for one in groups for known in one.attributes for name in self.names)))
 
     def __call__(self, policy: nn.Module, batch: GroupBatch) -> Step:
         """Sum of squared errors, and its mean for each attribute."""

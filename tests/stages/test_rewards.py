@@ -167,6 +167,14 @@ def is_held_out(ids, share):
     return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
+def test_regression_starts_near_the_mean_predictor(finished):
+    root, _ = finished
+    first = json.loads((root / "rate" / "metrics.jsonl").read_text().splitlines()[0])
+    labels = [row["responses"][0]["attributes"].get("shout") for row in rated_rows()]
+    spread = statistics.pvariance([label for label in labels if label is not None])
+    assert first["mse/shout"] < 2 * spread < statistics.mean(label**2 for label in labels if label is not None)
+
+
 def test_the_best_of_the_evaluated_weights_are_kept(finished):
     root, _ = finished
     found = manifest(root, "rate")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tiny_rewards import NAMES, WEIGHTS, rated
+from tiny_rewards import model as reward_model
 from tiny_training import (
     Killed,
     Recorder,
@@ -19,6 +21,8 @@ from tiny_training import (
     weights,
     with_adapters,
 )
+
+from align.train.reward_objective import reward_objective
 
 # Clocks differ: the first rank finds it time for a checkpoint when the other does not.
 OFTEN = 1e-9 if os.environ.get("RANK", "0") == "0" else None
@@ -35,6 +39,11 @@ CASES = {
     # Steps of one group: a rank has none
     "alone": (preference("dpo"), comparisons(10), {"groups_per_step": 1, "epochs": 1}),
     "adapters": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
+    "reward": (
+        reward_objective("regression", NAMES, WEIGHTS),
+        rated(33),
+        {"tokens_per_micro_batch": 200, "keep": "best", "evaluate_every": 1, "learning_rate": 2e-2},
+    ),
     "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3}),
 }
 
@@ -44,10 +53,11 @@ def run_case(folder, name):
     objective, train, settings = CASES[name]
 
     def make(stop_after=None):
-        model = with_adapters() if name == "adapters" else policy()
+        model = {"adapters": with_adapters, "reward": reward_model}.get(name, policy)()
         if name == "rpo":
             model.base.gradient_checkpointing_enable({"use_reentrant": False})
-        job = {"held_out": comparisons(3, sizes=(2, 3), seed=9)}
+        held_out = rated(3, seed=9) if name == "reward" else comparisons(3, sizes=(2, 3), seed=9)
+        job = {"held_out": held_out}
         changes = {"epochs": 2, "evaluate_every": 3} | settings
         return loop(folder, objective, train, model=model, report=Recorder(stop_after), job=job, **changes)
 

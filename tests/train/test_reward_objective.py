@@ -1,59 +1,17 @@
 """What a reward model is trained by: values and gradients against transformers' own forward, one response at a time."""
 
 import math
-import random
 from dataclasses import replace
 from itertools import combinations
 
 import pytest
 import torch
-from tiny_training import VOCABULARY, Recorder, comparisons, gap, group, loop, metrics, weights
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from tiny_rewards import NAMES, WEIGHTS, classifier, model, rated
+from tiny_training import Recorder, comparisons, gap, group, loop, metrics, weights
 
-from align.models.reward import Rating, RewardModel
 from align.models.tree import plain_batch, tree_batch
 from align.train.objectives import group_batch
 from align.train.reward_objective import reward_objective
-
-NAMES = ("clear", "true", "long")
-WEIGHTS = (0.5, 1.0, -0.25)
-BIG = 10**6
-
-
-def classifier(seed=0, names=NAMES):
-    values = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.1,
-        "pad_token_id": None,
-        "attn_implementation": "sdpa",
-        "num_labels": len(names),
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LlamaForSequenceClassification(LlamaConfig(**values))
-
-
-def model(seed=0, names=NAMES, weights=WEIGHTS):
-    return RewardModel(classifier(seed, names), Rating(names, weights)).train()
-
-
-def rated(number, *, sizes=(1, 2, 3), missing=0.3, seed=0):
-    """Groups whose responses have labels of which some are missing; the first response of all has every one."""
-    draw = random.Random(seed)
-    made = []
-    for one in comparisons(number, sizes=sizes, seed=seed):
-        labels = [
-            {name: round(draw.uniform(0, 4), 1) for name in NAMES if not made or draw.random() > missing}
-            for _ in one.sequences
-        ]
-        made.append(replace(one, attributes=tuple(labels)))
-    return made
 
 
 def alone(hf, one):

@@ -1,0 +1,43 @@
+"""The benchmark of scoring runs and both of its sides give the same scores; how fast is not asserted anywhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from align.data.tokenizer import train_tokenizer
+from align.models.loading import PolicySettings
+from align.models.policy import load_policy, save_policy
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FRESH = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 260}
+
+
+def test_both_ways_score_the_same_tokens_alike(tmp_path):
+    train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(tmp_path / "tokenizer")
+    fresh = FRESH | {"num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.1}
+    save_policy(*load_policy(PolicySettings(fresh=fresh, tokenizer=str(tmp_path / "tokenizer"))), tmp_path / "model")
+    rows = [{"prompt": f"say {row}", "chosen": f"yes {row}", "rejected": "x" * (5 + row)} for row in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "rows.jsonl"), "--prompts", "5"]
+    command = [sys.executable, "-m", "tests.benchmarks.scoring", *options, "--response-tokens", "4", "--threads", "1"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["prompts"], found["responses"]) == (5, 4)
+    # "yes " and "xxxx" are 4 tokens, of which the last of this turn and its end make one more; a letter is a token.
+    prompt = len("user\nsay 0") + 2 + 1 + len("assistant\n")
+    assert found["tokens_one_by_one"] == 5 * 4 * (prompt + 4 + 1)
+    assert found["tokens_tree"] == 5 * (prompt + 2 * (4 + 1))  # two distinct responses
+    assert found["max_score_difference"] <= 1e-5
+    assert found["speedup"] > 0

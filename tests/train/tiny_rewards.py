@@ -1,0 +1,49 @@
+"""Tiny random reward models, and groups whose responses are rated; also for child processes of tests."""
+
+import random
+from dataclasses import replace
+
+import torch
+from tiny_training import VOCABULARY, comparisons
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from align.models.reward import Rating, RewardModel
+
+NAMES = ("clear", "true", "long")
+WEIGHTS = (0.5, 1.0, -0.25)
+
+
+def classifier(seed=0, names=NAMES):
+    values = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.1,
+        "pad_token_id": None,
+        "attn_implementation": "sdpa",
+        "num_labels": len(names),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForSequenceClassification(LlamaConfig(**values))
+
+
+def model(seed=0, names=NAMES, weights=WEIGHTS):
+    return RewardModel(classifier(seed, names), Rating(names, weights)).train()
+
+
+def rated(number, *, sizes=(1, 2, 3), missing=0.3, seed=0):
+    """Groups whose responses have labels of which some are missing; the first response of all has every one."""
+    draw = random.Random(seed)
+    made = []
+    for one in comparisons(number, sizes=sizes, seed=seed):
+        labels = [
+            {name: round(draw.uniform(0, 4), 1) for name in NAMES if not made or draw.random() > missing}
+            for _ in one.sequences
+        ]
+        made.append(replace(one, attributes=tuple(labels)))
+    return made
