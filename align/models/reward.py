@@ -7,7 +7,7 @@ group, A attributes, D width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -219,35 +219,27 @@ def save_reward_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, fo
     tokenizer.save_pretrained(str(folder))
 
 
-@torch.no_grad()
 def score_groups(model: RewardModel, groups: Sequence[TokenGroup], *, token_budget: int = 4096) -> list[Tensor]:
     """Attributes of the responses of each group, [K, A] in fp32 on the CPU; a group's responses share their prompt."""
-    found: dict[int, Tensor] = {}
-    for micro, batch in _batches(model, groups, token_budget):
-        sizes = [len(groups[index].sequences) for index in micro]
-        found |= dict(zip(micro, model(batch).float().cpu().split(sizes), strict=True))
-    return [found[index] for index in range(len(groups))]
+    return _of_each(groups, model, model.__call__, token_budget)
+
+
+def last_states(model: RewardModel, groups: Sequence[TokenGroup], *, token_budget: int = 4096) -> list[Tensor]:
+    """What the head sees of the responses of each group, [K, D] in fp32 on the CPU."""
+    return _of_each(groups, model, model.last_hidden, token_budget)
 
 
 @torch.no_grad()
-def start_at(model: RewardModel, means: Sequence[float], groups: Sequence[TokenGroup]) -> None:
-    """Make a head that says `means` of the mean of what it sees of the groups, and so of almost any response.
-
-    Transformers' heads have no bias. The last hidden states have most of their length in common instead, along which
-    a head from nothing has a long way to go.
-    """
-    seen = torch.cat([model.last_hidden(batch) for _, batch in _batches(model, groups, 4096)])
-    mean_D = seen.mean(dim=0)
-    (weight_AD,) = (value for value in model.head.parameters() if value.requires_grad)
-    weight_AD.copy_(weight_AD.new_tensor(means)[:, None] * mean_D / mean_D.square().sum())
-
-
-def _batches(
-    model: RewardModel, groups: Sequence[TokenGroup], token_budget: int
-) -> Iterator[tuple[tuple[int, ...], TokenBatch]]:
-    """Indices of groups and their sequences as one input, in the forward that the model is set to."""
+def _of_each(
+    groups: Sequence[TokenGroup], model: RewardModel, answer: Callable[[TokenBatch], Tensor], token_budget: int
+) -> list[Tensor]:
+    """The rows of `answer` that belong to each group, from micro-batches in the forward that the model is set to."""
     sequences = [group.sequences for group in groups]
     sizes = [count_tokens(each) if model.is_tree else sum(len(one.ids) for one in each) for each in sequences]
     make = tree_batch if model.is_tree else plain_batch
+    found: dict[int, Tensor] = {}
     for micro in plan_step(range(len(groups)), sizes, token_budget=token_budget).ranks[0]:
-        yield micro, make([one for index in micro for one in sequences[index]]).to(model.device)
+        batch = make([one for index in micro for one in sequences[index]]).to(model.device)
+        rows = answer(batch).float().cpu().split([len(sequences[index]) for index in micro])
+        found |= dict(zip(micro, rows, strict=True))
+    return [found[index] for index in range(len(groups))]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from statistics import StatisticsError, correlation, mean
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast
 
 from align.config import InputError
@@ -12,17 +14,18 @@ from align.data.batching import order
 from align.data.chat import TokenGroup
 from align.data.templates import apply_template
 from align.evaluation import score
+from align.models.head_start import start_head
 from align.models.loading import length_limit, quiet_transformers
 from align.models.reward import (
     Rating,
     RewardModel,
     choose_rating,
+    last_states,
     load_reward_model,
     save_reward_model,
     saved_rating,
     score_groups,
     set_padding,
-    start_at,
 )
 from align.records import Comparison
 from align.stages.pairs import accuracy, pairs_of
@@ -31,9 +34,9 @@ from align.stages.sources import Rows, rows
 from align.stages.training import Context, about, account, describe, job_of, policy_settings
 from align.train.checkpoint import is_begun, remove_checkpoints
 from align.train.loop import Loop
-from align.train.reward_objective import reward_objective
+from align.train.reward_objective import BradleyTerryObjective, RewardObjective, label_table, reward_objective
 
-BEGIN_WITH = 64  # groups of whose hidden states the mean is taken
+BEGIN_WITH = 512  # groups that a new head is fitted to before training
 
 
 def train_reward_model(context: Context) -> dict[str, Any]:
@@ -54,9 +57,9 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     context.report.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in worth.items())}")
     objective = reward_objective(step.loss, rating.names, rating.weights)
     loop = Loop(model, job_of(context, objective, data, settings, head_rate=step.head.rate), context.report)
-    if step.loss == "regression" and saved_rating(settings.path) is None and not is_begun(context.working):
+    if saved_rating(settings.path) is None and not is_begun(context.working):
         with loop.accelerator.autocast():
-            _begin(model, data, recipe.seed)
+            _begin(model, data, objective, recipe.seed)
     outcome = loop.run()
     found: dict[str, Any] = {}
     if loop.accelerator.is_main_process:
@@ -69,11 +72,22 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     return {**about(context), **account(data, outcome), "device": device, "aggregate": worth, "report": found}
 
 
-def _begin(model: RewardModel, data: Rows, seed: int) -> None:
-    """Start a new head as the mean predictor of the rows to train on."""
-    labels = [_labels(data.train, name) for name in model.rating.names]
-    some = order(len(data.train), seed=seed, epoch=0)[:BEGIN_WITH]
-    start_at(model, [mean(known) if known else 0.0 for known in labels], [data.train[index] for index in some])
+def _begin(model: RewardModel, data: Rows, objective: RewardObjective, seed: int) -> None:
+    """Start a new head at what a linear probe of some rows to train on finds."""
+    some = [data.train[index] for index in order(len(data.train), seed=seed, epoch=0)[:BEGIN_WITH]]
+    states = last_states(model, some)
+    if isinstance(objective, BradleyTerryObjective):
+        ends = [objective.extremes(group) for group in some]
+        leads = [states_KD[end[0]] - states_KD[end[1]] for states_KD, end in zip(states, ends, strict=True) if end]
+        # A lead of 1 in the reward, in equal parts by attribute
+        share = [1 / (weight * len(objective.weights)) if weight else math.nan for weight in objective.weights]
+        start_head(model, torch.stack(leads), torch.tensor(share).expand(len(leads), -1))
+    else:
+        start_head(
+            model,
+            torch.cat(states),
+            label_table([known for group in some for known in group.attributes], model.rating.names),
+        )
     for value in model.head.parameters():
         broadcast(value.data)  # the same on all ranks, to the last bit
 

@@ -6,7 +6,7 @@ Shape legend: B groups of the micro-batch, K responses of the largest, S sequenc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -38,8 +38,7 @@ class RegressionObjective:
     def __call__(self, policy: nn.Module, batch: GroupBatch) -> Step:
         """Sum of squared errors, and its mean for each attribute."""
         predicted_SA: Tensor = policy(batch.tokens).double()
-        rows = [[known.get(name, math.nan) for name in self.names] for known in batch.attributes]
-        label_SA = torch.tensor(rows, dtype=torch.float64).to(predicted_SA.device)
+        label_SA = label_table(batch.attributes, self.names).to(predicted_SA.device)
         total_A, count_A = attribute_squares(predicted_SA.T, label_SA.T)
         columns = zip(self.names, total_A.detach(), count_A, strict=True)
         return Step(total_A.sum(), {f"mse/{name}": Tally(total, count) for name, total, count in columns})
@@ -62,10 +61,14 @@ class BradleyTerryObjective:
         """The loss, and what each attribute is worth in the reward."""
         return [self.name, self.weights]
 
+    def extremes(self, group: TokenGroup) -> tuple[int, int] | None:
+        """The best and the worst response, by what the loss follows; None where the data sets none apart."""
+        order = label_order(group) if self.follows_label else list(group.rewards or ())
+        return (order.index(max(order)), order.index(min(order))) if len(set(order)) > 1 else None
+
     def has_pair(self, group: TokenGroup) -> bool:
         """Whether the group holds two responses that the data sets apart."""
-        order = label_order(group) if self.follows_label else (group.rewards or ())
-        return len(set(order)) > 1
+        return self.extremes(group) is not None
 
     def denominator(self, groups: Sequence[TokenGroup]) -> float:
         """Groups with a pair."""
@@ -98,8 +101,15 @@ class BradleyTerryObjective:
         return Step(mean_B(loss_BKK).sum(), tallies)
 
 
-def reward_objective(
-    loss: RewardLoss, names: Sequence[str], weights: Sequence[float]
-) -> RegressionObjective | BradleyTerryObjective:
+RewardObjective = RegressionObjective | BradleyTerryObjective
+
+
+def label_table(attributes: Sequence[Mapping[str, float]], names: Sequence[str]) -> Tensor:
+    """The labels of each response in fp64, NaN where one is missing, shape [S, A]."""
+    rows = [[known.get(name, math.nan) for name in names] for known in attributes]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def reward_objective(loss: RewardLoss, names: Sequence[str], weights: Sequence[float]) -> RewardObjective:
     """What a reward model of these attributes and weights is trained by."""
     return RegressionObjective(names) if loss == "regression" else BradleyTerryObjective(loss, weights)

@@ -43,6 +43,8 @@ from align.records import Comparison, Prompt
 from align.synth.engine import DTYPES, TransformersEngine, in_precision
 from align.synth.samples import SamplingSettings
 
+LOOKED_AT = 2000  # rows, of which the first short enough are taken
+
 
 def main() -> None:
     """Measure and report."""
@@ -96,7 +98,7 @@ def choose(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> t
     """The first prompts that are short enough, no two the same, with their tokens."""
     encoder = ChatEncoder(tokenizer)
     found: dict[tuple[int, ...], Prompt] = {}
-    for number, record in enumerate(read(options.data, invalid="drop").records):
+    for number, record in enumerate(read(options.data, limit=LOOKED_AT, invalid="drop").records):
         messages = record.prompt if isinstance(record, Comparison) else record.messages
         while messages and messages[-1].role == "assistant":
             messages = messages[:-1]

@@ -26,7 +26,6 @@ from align.models.reward import (
     saved_rating,
     score_groups,
     set_padding,
-    start_at,
 )
 from align.models.tree import plain_batch, tree_batch
 
@@ -289,16 +288,3 @@ def test_the_last_token_of_each_sequence_is_where_its_path_ends():
 
 def test_weights_by_name_are_the_published_ones():
     assert list(PUBLISHED_WEIGHTS.values()) == [0.3, 0.74, 0.46, 0.47, -0.33]
-
-
-def test_a_head_that_starts_at_the_means_says_them_of_the_mean_response(settings):
-    made = [random_sequences(seed, prompts=1, most_responses=3) for seed in range(6)]
-    groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
-    means = [4.0, 3.0, 2.0, 1.0, -2.5]
-    for lora in (None, LoraSettings(rank=2)):
-        model, _ = load_reward_model(settings(lora=lora))
-        for forward in ("tree", "plain"):
-            model.use_forward(forward)
-            start_at(model, means, groups)
-            scores = torch.cat(score_groups(model, groups))
-            torch.testing.assert_close(scores.mean(dim=0), torch.tensor(means), rtol=0, atol=1e-4)

@@ -1,0 +1,43 @@
+"""Where the head of a reward model starts: a ridge regression on what the decoder already knows.
+
+Training a head from nothing together with its decoder distorts the decoder first (Kumar et al. 2022). The heads of
+transformers have no bias, and neither has the regression: last hidden states have most of their length in common.
+Shape legend: N rows, D width, A attributes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from align.models.reward import RewardModel
+
+# Penalties that are tried, as shares of the mean square of a singular value.
+PENALTIES = torch.logspace(-6, 1, 29, dtype=torch.float64)
+
+
+@torch.no_grad()
+def start_head(model: RewardModel, states_ND: Tensor, label_NA: Tensor) -> None:
+    """Set each attribute's weights to the ridge regression of its known labels; without any they stay as they are."""
+    (weight_AD,) = (value for value in model.head.parameters() if value.requires_grad)
+    for weight_D, label_N in zip(weight_AD, label_NA.double().T, strict=True):
+        known_N = ~label_N.isnan()
+        if known_N.any():
+            weight_D.copy_(ridge(states_ND[known_N].double(), label_N[known_N]))
+
+
+def ridge(states_ND: Tensor, label_N: Tensor) -> Tensor:
+    """Weights of the regression without a bias, shape [D], under the penalty with the least leave-one-out error.
+
+    That error is residual / (1 - leverage), for all rows and penalties from one decomposition (Allen 1974, PRESS).
+    """
+    left_NR, singular_R, right_RD = torch.linalg.svd(states_ND, full_matrices=False)
+    square_R, along_R = singular_R.square(), left_NR.T @ label_N
+    errors: list[float] = []
+    for penalty in PENALTIES * square_R.mean():
+        shrunk_R = square_R / (square_R + penalty)
+        leverage_N = left_NR.square() @ shrunk_R
+        left_out_N = (label_N - left_NR @ (shrunk_R * along_R)) / (1 - leverage_N)
+        errors.append(float(left_out_N.square().mean()))
+    best = PENALTIES[errors.index(min(errors))] * square_R.mean()
+    return right_RD.T @ (singular_R / (square_R + best) * along_R)

@@ -1,0 +1,81 @@
+"""The head's start: a ridge regression, by brute force and in what it reaches."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import SMALL, random_sequences
+
+from align.data.chat import TokenGroup
+from align.models.head_start import PENALTIES, ridge, start_head
+from align.models.loading import LoraSettings, PolicySettings
+from align.models.reward import last_states, load_reward_model, score_groups
+
+FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
+
+
+def drawn(number, width, *, noise, seed=0):
+    """Rows far from the origin, and labels that depend on them."""
+    draw = torch.Generator().manual_seed(seed)
+    states = torch.randn(number, width, generator=draw, dtype=torch.float64) + 3
+    truth = torch.randn(width, generator=draw, dtype=torch.float64)
+    return states, states @ truth + noise * torch.randn(number, generator=draw, dtype=torch.float64)
+
+
+def by_normal_equations(states, labels, penalty):
+    return torch.linalg.solve(states.T @ states + penalty * torch.eye(states.shape[1]).double(), states.T @ labels)
+
+
+def left_out_error(states, labels, penalty):
+    """Mean squared error of each row by the regression of all others."""
+    rows = range(len(states))
+    others = [torch.tensor([row != each for each in rows]) for row in rows]
+    errors = [
+        labels[row] - states[row] @ by_normal_equations(states[kept], labels[kept], penalty)
+        for row, kept in zip(rows, others, strict=True)
+    ]
+    return torch.stack(errors).square().mean().item()
+
+
+@pytest.mark.parametrize(("number", "width", "noise"), [(30, 6, 1.0), (12, 20, 0.5), (25, 8, 30.0)])
+def test_the_penalty_is_that_of_the_least_error_on_rows_left_out(number, width, noise):
+    states, labels = drawn(number, width, noise=noise)
+    scale = torch.linalg.svdvals(states).square().mean()
+    penalty = min(PENALTIES * scale, key=lambda each: left_out_error(states, labels, each))
+    torch.testing.assert_close(
+        ridge(states, labels), by_normal_equations(states, labels, penalty), rtol=1e-6, atol=1e-8
+    )
+
+
+def test_labels_without_noise_are_met_exactly():
+    states, labels = drawn(40, 6, noise=0.0)
+    torch.testing.assert_close(states @ ridge(states, labels), labels, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_a_head_starts_at_the_regression_of_its_known_labels(tokenizer_folder, lora):
+    model, _ = load_reward_model(PolicySettings(fresh=FRESH, tokenizer=str(tokenizer_folder), lora=lora))
+    made = [random_sequences(seed, prompts=1, most_responses=3) for seed in range(30)]
+    groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
+    model.use_forward("tree")
+    before = torch.cat(score_groups(model, groups))
+    states = torch.cat(last_states(model, groups))
+    labels = torch.full((len(states), 5), math.nan, dtype=torch.float64)
+    labels[:, 0] = 4.0
+    labels[::2, 1] = states[::2, 0].double()
+    labels[3, 2] = 2.0
+    start_head(model, states, labels)
+    after = torch.cat(score_groups(model, groups))
+    assert after[:, 0].mean() == pytest.approx(4.0, abs=0.2)
+    torch.testing.assert_close(after[::2, 1], states[::2, 0], rtol=0, atol=0.1)
+    assert after[3, 2] == pytest.approx(2.0, abs=0.1)
+    torch.testing.assert_close(after[:, 3:], before[:, 3:])  # of these nothing is known
+
+
+def test_states_are_what_the_head_sees(tokenizer_folder):
+    model, _ = load_reward_model(PolicySettings(fresh=FRESH, tokenizer=str(tokenizer_folder)))
+    made = [random_sequences(seed, prompts=1, most_responses=4) for seed in range(7)]
+    groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
+    states, scores = last_states(model, groups, token_budget=30), score_groups(model, groups)
+    for states_KD, scores_KA in zip(states, scores, strict=True):
+        torch.testing.assert_close(states_KD @ model.head.weight.T, scores_KA, rtol=1e-4, atol=1e-5)
