@@ -3,8 +3,8 @@
 What is computed for a row does not depend on its companions, to the last bit, in fp32 and in bf16: a prompt is computed
 by itself, attention sees as many keys as the row's own position asks for, in blocks of WIDTH, and the rows of every
 product are a multiple of ROWS. That this is enough is measured (tests/synth/test_slots.py), not proven, and on CPUs
-with one number of threads. It does not hold on a GPU, nor for models that need transformers' eager attention (soft-capped
-scores, sinks): there the last bits of a row depend on the batch, and a near-tie may fall the other way.
+with one number of threads. It does not hold on a GPU, nor for models that need transformers' eager attention
+(soft-capped scores, sinks): there the last bits of a row depend on the batch, and a near-tie may fall the other way.
 
 Shape legend: S slots, A rows decoded, H query heads, G key heads, L positions, D head width, V vocabulary.
 """
