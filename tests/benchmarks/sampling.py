@@ -73,10 +73,10 @@ def main() -> None:
         tokens = sum(sample.num_tokens or 0 for sample in engine.sample(prompts, settings))
         ours = tokens / (time.perf_counter() - start)
         assert tokens == options.prompts * options.new_tokens
+        print(f"block {block}: generate {theirs:.1f} tokens/s, align {ours:.1f}", flush=True)
         if block:  # the first one warms up
             rates["generate"].append(theirs)
             rates["align"].append(ours)
-            print(f"block {block}: generate {theirs:.1f} tokens/s, align {ours:.1f}", flush=True)
     report(options, rates, sum(map(len, ids)))
 
 
