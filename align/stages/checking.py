@@ -12,7 +12,7 @@ import torch
 from rich.text import Text
 from transformers import AutoConfig, PretrainedConfig
 
-from align.accounting import Decoder, Work, decoder, forward_flops, training_flops, training_memory
+from align.accounting.formulas import Decoder, Work, decoder, forward_flops, training_flops, training_memory
 from align.config import InputError
 from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
 from align.data.chat import TokenGroup

@@ -43,7 +43,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from align.accounting import Work, decoder, forward_flops, training_flops
+from align.accounting.formulas import Work, decoder, forward_flops, training_flops
 from align.config import InputError
 from align.data.batching import plan_step
 from align.data.chat import ChatEncoder, TokenSequence

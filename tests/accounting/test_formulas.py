@@ -3,7 +3,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from align.accounting import (
+from align.accounting.formulas import (
     Decoder,
     Work,
     decoder,
