@@ -119,12 +119,16 @@ def _executed(
 
 def _procedural(items: Sequence[tuple[Row, str]]) -> Iterator[Grade]:
     """Whether every check of the project's own tasks holds."""
-    for row, response in items:
-        yield _correct(all(tasks.grade(row, response)), {})
+    for verdicts in tasks.grades(items):
+        yield _correct(all(verdicts), {})
 
 
 def _correct(passed: bool, more: Mapping[str, Any]) -> Grade:
     return Grade({"correct": passed, **more}, {CORRECT: (float(passed), 1)})
+
+
+def _ask_procedural(row: Row) -> str:
+    return str(row["prompt"])
 
 
 def _ask_mbpp(row: Row) -> str:
@@ -148,5 +152,6 @@ TASKS: dict[str, Task] = {
         ("prompt", "test", "entry_point"), "task_id", _ask_humaneval, _executed(grade_humaneval), samples=True
     ),
     "mbpp": Task(("test_list",), "task_id", _ask_mbpp, _executed(grade_mbpp), samples=True),
-    "general": Task(("prompt", "kind"), "origin", lambda row: str(row["prompt"]), _procedural),
+    "general": Task(("prompt", "kind"), "origin", _ask_procedural, _procedural),
+    "code": Task(("prompt", "kind", "examples"), "origin", _ask_procedural, _procedural),
 }

@@ -51,11 +51,12 @@ class VerifierJudge:
 
     def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
         """Verdicts of each group; `raw` has one a check, strict and loose."""
+        graded = iter(_of_tasks(groups))
         for prompt, responses in groups:
             if asked := _at(prompt, lambda prompt: instructions(prompt.metadata, self.table)):
                 yield tuple(self._of_instructions(asked, response) for response in responses)
-            elif prompt.metadata.get("kind") in tasks.CHECKS:
-                yield tuple(self._of_task(prompt, response) for response in responses)
+            elif _is_task(prompt):
+                yield tuple(self._of_task(next(graded)) for _ in responses)
             else:
                 yield (Verdict(None, why="the prompt has no instructions that a program can check"),) * len(responses)
 
@@ -64,8 +65,8 @@ class VerifierJudge:
         loose = [instruction.followed(response, loose=True) for instruction in asked]
         return self._verdict(strict, loose, [instruction.name for instruction in asked])
 
-    def _of_task(self, prompt: Prompt, response: str) -> Verdict:
-        checks = list(tasks.grade(prompt.metadata, response))  # a task is answered exactly: there is no looser reading
+    def _of_task(self, verdicts: tasks.Verdicts) -> Verdict:
+        checks = list(verdicts)  # a task is answered exactly: there is no looser reading
         return self._verdict(checks, checks, [f"check {place}" for place in range(len(checks))])
 
     def _verdict(self, strict: Followed, loose: Followed, names: Sequence[str]) -> Verdict:
@@ -73,6 +74,17 @@ class VerifierJudge:
         broken = [name for name, followed in zip(names, counted, strict=True) if not followed]
         why = f"{len(names) - len(broken)} of {len(names)} followed" + (f", not {', '.join(broken)}" if broken else "")
         return Verdict(REWARDS[self.settings.reward](counted), why=why, raw={"strict": strict, "loose": loose})
+
+
+def _is_task(prompt: Prompt) -> bool:
+    return prompt.metadata.get("kind") in tasks.KINDS
+
+
+def _of_tasks(groups: Sequence[Group]) -> list[tasks.Verdicts]:
+    """Verdicts on all responses to procedural tasks, made together since programs among them run side by side."""
+    return tasks.grades(
+        [(prompt.metadata, response) for prompt, responses in groups if _is_task(prompt) for response in responses]
+    )
 
 
 class GroundTruthJudge:

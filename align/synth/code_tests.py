@@ -24,7 +24,7 @@ from align.records import Prompt
 from align.synth.sandbox import MODULES, Limits, Sandbox
 from align.synth.verdicts import Group, Judge, Verdict
 
-PROGRAM, TESTS = MODULES
+PROGRAM, TESTS, _ = MODULES
 FENCES = ("```", "~~~")
 PYTHON = ("", "python", "py", "python3", "py3")  # what a block of Python is called, if anything
 CODE_STARTS = ("def ", "async def ", "class ", "import ", "from ", "@")
@@ -80,9 +80,9 @@ def run_tests(
 def _run(program_order: Mapping[str, Any], tests_order: Mapping[str, Any], limits: Limits) -> list[Outcome]:
     deadline = time.monotonic() + limits.wall_s
     with ExitStack() as stack:
-        asked, ask = _pipe(stack)
-        answered, answer = _pipe(stack)
-        results, result = _pipe(stack)
+        asked, ask = pipe(stack)
+        answered, answer = pipe(stack)
+        results, result = pipe(stack)
         ends = [asked.fileno(), answer.fileno()], [answered.fileno(), ask.fileno(), result.fileno()]
         program = stack.enter_context(Sandbox(PROGRAM, program_order, descriptors=ends[0], limits=limits))
         tests = stack.enter_context(Sandbox(TESTS, tests_order, descriptors=ends[1], limits=limits))
@@ -102,7 +102,8 @@ def _run(program_order: Mapping[str, Any], tests_order: Mapping[str, Any], limit
         return [Outcome(not why, why) for why in whys]
 
 
-def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+def pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    """A pipe's ends to read from and to write to, closed with the stack."""
     reads, writes = os.pipe()
     return stack.enter_context(open(reads, "rb", buffering=0)), stack.enter_context(open(writes, "wb", buffering=0))
 

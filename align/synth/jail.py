@@ -6,6 +6,7 @@ Every layer is there before the module's `main` runs, or the child ends and `mis
 - a user who is no one outside (`nobody` where root starts it), no capability, no way to gain one, no dumps;
 - limits on CPU time, memory, file size, open files and threads;
 - a list of the system calls that are allowed (`syscall_filter`): no new process, no exec, no socket.
+A module that forks runs no program itself and can write nowhere; each of its children takes the last layer on itself.
 The child dies with its jail, and the jail with the process that serves jails.
 """
 
@@ -24,6 +25,7 @@ import sys
 import types
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 ROOT = "/proc"  # where the new root is put up: a folder that is always there and that nothing is taken from
@@ -136,7 +138,8 @@ def build_root(order: Mapping[str, Any]) -> None:
     for inside in order["hidden"]:
         mount(f"an empty {inside}", "hidden", ROOT + inside, kind="tmpfs", options="mode=755,size=4k")
     set_attributes(ROOT, add=MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, recursive=True)
-    set_attributes(folder, take=MOUNT_ATTR_RDONLY)
+    if not order["forks"]:  # what one program writes would be there for the next
+        set_attributes(folder, take=MOUNT_ATTR_RDONLY)
     os.chdir(ROOT)
     pivot = ctypes.c_long(PIVOT_ROOT[os.uname().machine])
     call("the root's place (pivot_root)", libc.syscall, pivot, b".", b".")
@@ -188,6 +191,19 @@ def filter_calls(code: bytes) -> None:
     prctl("a filter of system calls (seccomp)", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(header))
 
 
+def see_that_it_holds(lock: Callable[[], None]) -> None:
+    """Try a layer in a child; `Missing` where the child cannot have it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            lock()
+        except Missing:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        raise Missing("a filter of system calls (seccomp)")
+
+
 def keep_descriptors(wanted: Sequence[int]) -> int:
     """Nothing is open but an empty standard input and output, and `wanted` from 3 on."""
     empty = os.open(os.devnull, os.O_RDWR)
@@ -209,7 +225,8 @@ def run_locked_up(order: Mapping[str, Any], line: socket.socket, wanted: Sequenc
         if select.select([parent_lives], [], [], 0)[0]:  # end of file: it ended before we asked
             os._exit(1)
         set_limits(order)
-        filter_calls(b64decode(order["filter"]))
+        lock = partial(filter_calls, b64decode(order["filter"]))
+        see_that_it_holds(lock) if order["forks"] else lock()
     except (Missing, OSError) as error:
         os.write(report, json.dumps({"missing": str(error)}).encode() + b"\n")
         os._exit(1)
@@ -217,7 +234,7 @@ def run_locked_up(order: Mapping[str, Any], line: socket.socket, wanted: Sequenc
     os.environ.clear()
     sys.argv[:] = [""]
     sys.modules["__main__"] = types.ModuleType("__main__")
-    sys.modules[order["module"]].main(order["argument"])
+    sys.modules[order["module"]].main(order["argument"], *([lock] if order["forks"] else []))
     os._exit(0)
 
 

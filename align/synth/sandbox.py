@@ -30,7 +30,8 @@ from align.config import InputError, RunError, Settings
 from align.synth.syscall_filter import syscall_filter
 
 PYTHON = (sys.executable, "-s", "-S", "-P", "-c")  # no packages, no folder of a script
-MODULES = ("align.synth.program_side", "align.synth.tests_side")  # what may run in a sandbox
+MODULES = ("align.synth.program_side", "align.synth.tests_side", "align.synth.calls_side")  # what may run in a sandbox
+FORKING = MODULES[2:]  # run no program themselves, but start children that lock themselves up to run one
 PROJECT = str(Path(__file__).parents[2])
 JAILS = f"import sys; sys.path.append({PROJECT!r}); from align.synth.jail import serve; serve({MODULES})"
 # What the interpreter needs to start; sets have one order in every run, and threads share one heap's address space.
@@ -94,6 +95,7 @@ class Sandbox:
         server = jails()
         read_only, hidden = standard_library()
         order = {"module": module, "argument": argument, "read_only": read_only, "hidden": hidden}
+        order["forks"] = module in FORKING
         order["filter"] = b64encode(syscall_filter()).decode()
         self._order = json.dumps(order | limits.model_dump()).encode() + b"\n"
         self._limits, self._heard = limits, b""

@@ -26,7 +26,7 @@ kill 62 129, tgkill 234 131, tkill 200 130, pause 34 -, alarm 37 -, getitimer 36
 futex 202 98, set_robust_list 273 99, set_tid_address 218 96, rseq 334 293, arch_prctl 158 -, sched_yield 24 124,
 sched_getaffinity 204 123, exit 60 93, exit_group 231 94, wait4 61 260, waitid 247 95, restart_syscall 219 128,
 nanosleep 35 101, clock_nanosleep 230 115, clock_gettime 228 113, clock_getres 229 114, gettimeofday 96 169,
-time 201 -, times 100 153, getrusage 98 165, getrlimit 97 163, prlimit64 302 261, sysinfo 99 179, uname 63 160,
+time 201 -, times 100 153, getrusage 98 165, getrlimit 97 163, sysinfo 99 179, uname 63 160,
 getrandom 318 278, getcpu 309 168,
 getpid 39 172, getppid 110 173, gettid 186 178, getuid 102 174, geteuid 107 175, getgid 104 176, getegid 108 177,
 getgroups 115 158, getpgrp 111 -,
@@ -37,6 +37,7 @@ getpeername 52 205,
 """
 ONLY_THREADS = {"x86_64": 56, "aarch64": 220}  # clone: of a thread, never of a process
 ONLY_UNIX = {"x86_64": 53, "aarch64": 199}  # socketpair: asyncio wakes itself by one
+OWN_LIMITS = {"x86_64": 302, "aarch64": 261}  # prlimit64: of the caller (0), never of another process
 ABSENT = {"x86_64": 435, "aarch64": 435}  # clone3: its flags lie in memory, so libc must go back to clone
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 
@@ -61,6 +62,7 @@ def syscall_filter() -> bytes:
         (LOAD, 0, 0, NUMBER),
         *_argument(ONLY_THREADS[machine], CLONE_THREAD | CLONE_NEW_ANY, CLONE_THREAD),
         *_argument(ONLY_UNIX[machine], 0xFFFFFFFF, AF_UNIX),
+        *_argument(OWN_LIMITS[machine], 0xFFFFFFFF, 0),
         *_if_number(ABSENT[machine], FAIL | errno.ENOSYS),
         *(step for number in allowed for step in _if_number(number, ALLOW)),
         (RETURN, 0, 0, FAIL | errno.EPERM),

@@ -23,6 +23,7 @@ HUMANEVAL = {
 }
 CODE = {"task_id": 3, "text": "Write a function add that adds.", "test_list": ["assert add(1, 2) == 3"]}
 SUM = {"question": "What is 6 times 7?", "answer": "It is 6*7.\n#### 42"}
+ADDED = {"prompt": "Write Python for a list x.", "kind": "code", "examples": [["[1, 2]", "[3, 4]"], ["[]", "[]"]]}
 OWN = {"prompt": "List two animals.", "kind": "general"}
 
 # task -> (row, a response that is right, one that is wrong)
@@ -31,6 +32,7 @@ CASES = {
     "gsm8k": (SUM, "6 * 7 = 42, so the answer is 42.", "The answer is 41."),
     "humaneval": (HUMANEVAL, "    return a + b\n", "    return a - b\n"),
     "mbpp": (CODE, "```python\ndef add(a, b):\n    return a + b\n```", "def add(a, b):\n    return 4"),
+    "code": (ADDED, "lambda x: [v + 2 for v in x]", "lambda x: [v * 3 for v in x]"),
 }
 
 

@@ -46,8 +46,18 @@ def test_the_verifier_judges_a_procedural_task_by_its_own_checks():
     assert len({reward for verdicts in judged for reward in rewards(verdicts)}) > 2
 
 
+def test_the_verifier_judges_programs_together_with_other_responses():
+    facts = {"kind": "code", "examples": [["[1, 2]", "3"], ["[]", "0"]]}
+    words = tasks.prompts("general", num_rows=1, seed=0, split="test")[0]
+    groups = [(prompt(**facts), ["sum", "lambda x: sum(x)", "len"]), (words, ["?"]), (prompt(**facts), ["len", "sum"])]
+    share, other, again = verifier_judge()(groups)
+    assert rewards(share) == [1, 1, 0.5]
+    assert rewards(other) == [0]
+    assert rewards(again) == [0.5, 1]
+
+
 def test_the_verifier_abstains_where_nothing_can_be_checked():
-    for metadata in ({}, {"instructions": []}, {"kind": "code", "steps": []}, {"answer": "5"}):
+    for metadata in ({}, {"instructions": []}, {"kind": "poem"}, {"answer": "5"}):
         [verdicts] = verifier_judge()([(prompt(**metadata), ["a", "b"])])
         assert rewards(verdicts) == [None, None]
         assert "no instructions" in verdicts[0].why

@@ -410,9 +410,9 @@ def test_what_a_program_hoards_is_bounded_by_its_limit(hoard):
 def test_system_calls_that_are_not_listed_are_refused():
     """Every number up to 500 but those of the table, and two that the kernel keeps from filters and kills for."""
     listed = {int(row.split()[1]) for row in CALLS.split(",") if row.strip()}
-    clone, socketpair, clone3 = 56, 53, 435
+    clone, socketpair, clone3, prlimit = 56, 53, 435, 302
     uretprobe, uprobe = 335, 336
-    refused = sorted(set(range(500)) - listed - {clone, socketpair, clone3, uretprobe, uprobe})
+    refused = sorted(set(range(500)) - listed - {clone, socketpair, clone3, prlimit, uretprobe, uprobe})
     program = """
 import ctypes, errno
 libc = ctypes.CDLL(None, use_errno=True)
@@ -424,6 +424,8 @@ def g(number, first): return libc.syscall(number, first, 0, 0, 0, 0, 0), ctypes.
         f"assert [g({clone}, flags) for flags in (0, 17, 0x4111, 0x10010000)] == [(-1, 1)] * 4",
         f"assert g({socketpair}, 2) == (-1, 1)",
         f"assert g({clone3}, 0) == (-1, 38)",
+        f"assert [g({prlimit}, process) for process in (1, 2, -1)] == [(-1, 1)] * 3",
+        "import resource\nassert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)",
     ]
     assert len(refused) > 350
     assert run_tests(program, tests) == ((True, ""),) * len(tests)

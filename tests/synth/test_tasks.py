@@ -1,11 +1,35 @@
 import json
 import re
 from collections import Counter
+from itertools import combinations
 
 import pytest
 
 from align.config import InputError
-from align.synth.tasks import KINDS, comparisons, corpus, demonstrations, grade, prompts, reward, split_of
+from align.models.reward import PUBLISHED_WEIGHTS
+from align.synth.code_tests import run_tests
+from align.synth.tasks import (
+    KINDS,
+    attributes,
+    comparisons,
+    corpus,
+    demonstrations,
+    grade,
+    grades,
+    prompts,
+    reward,
+    split_of,
+)
+
+
+def why_not():
+    """The reason that this machine gives for having no sandbox, "" where it has one."""
+    try:
+        run_tests("", ["pass"])
+    except InputError as error:
+        return str(error)
+    return ""
+
 
 SPLITS = ("train", "validation", "test")
 
@@ -66,6 +90,71 @@ def test_a_response_is_graded_as_a_reader_would(metadata, response, verdicts):
     assert grade(metadata, response) == tuple(verdict == "y" for verdict in verdicts)
 
 
+ODD_SUM = {"kind": "code", "examples": [["[3, 8, 1]", "8"], ["[2]", "0"], ["[]", "0"]]}  # keep the odd, add 2, sum
+GRADED_CODE = [  # verdicts by hand, one an example
+    ("lambda x: sum([v + 2 for v in x if v % 2 == 1])", "yyy"),
+    ("lambda x: sum(v + 2 for v in x if v % 2)", "yyy"),
+    ("lambda x: sum([v + 2 for v in x])", "nny"),
+    ("lambda x: len([v + 2 for v in x if v % 2 == 1])", "nyy"),
+    ("lambda x: max([v + 2 for v in x if v % 2 == 1])", "nnn"),  # 5; of nothing there is no largest
+    ("lambda x: str(sum([v + 2 for v in x if v % 2 == 1]))", "nnn"),
+    ("lambda x: float(sum([v + 2 for v in x if v % 2 == 1]))", "nnn"),
+    ("lambda x: 0", "nyy"),
+    ("lambda x: sum([v + 2 for v in x", "nnn"),
+    ("List three animals", "nnn"),
+    ("", "nnn"),
+    ("print(8)", "nnn"),
+    ("exit(0)", "nnn"),
+]
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_program_is_graded_by_what_it_returns():
+    rows = [(ODD_SUM, response) for response, _ in GRADED_CODE]
+    expected = [tuple(verdict == "y" for verdict in verdicts) for _, verdicts in GRADED_CODE]
+    assert grades(rows) == expected
+    assert grade(*rows[2]) == expected[2]
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_responses_of_both_kinds_are_graded_together_as_one_by_one():
+    rows = [
+        row for pair in zip(*(demonstrations(kind, num_rows=8, seed=0) for kind in KINDS), strict=True) for row in pair
+    ]
+    asked_and_said = [(row.metadata, row.messages[1].content) for row in [*rows, *rows[:5]]]
+    assert grades(asked_and_said) == [grade(*one) for one in asked_and_said]
+    assert grades([]) == []
+
+
+def test_attributes_are_what_their_formulas_say():
+    # helpfulness 4 * reward, correctness 4 * 3/4, coherence 4 * 1/4 (one check holds before the first that fails),
+    # complexity 3 different words / 2, verbosity 17 characters / 20
+    verdicts, said = (True, False, True, True), "cat, Cat, dog, ox"
+    assert attributes(verdicts, said) == pytest.approx(
+        {"helpfulness": 1.5, "correctness": 3.0, "coherence": 1.0, "complexity": 1.5, "verbosity": 0.85}
+    )
+    assert attributes((True, True), "cat " * 40) == pytest.approx(
+        {"helpfulness": 4.0, "correctness": 4.0, "coherence": 4.0, "complexity": 0.5, "verbosity": 4.0}
+    )
+
+
+def test_the_published_weights_prefer_what_the_checks_prefer():
+    groups = comparisons("general", num_rows=400, num_responses=4, seed=0)
+    agree = [
+        (one.reward > other.reward) == (published(one) > published(other))
+        for group in groups
+        for one, other in combinations(group.responses, 2)
+        if one.reward != other.reward
+    ]
+    assert len(agree) > 1000
+    assert sum(agree) / len(agree) > 0.97
+
+
+def published(response):
+    assert all(0 <= value <= 4 for value in response.attributes.values())
+    return sum(PUBLISHED_WEIGHTS[name] * value for name, value in response.attributes.items())
+
+
 @pytest.mark.parametrize(
     ("verdicts", "value"), [((True,) * 4, 1.0), ((True, True, True, False), 0.375), ((False,), 0.0)]
 )
@@ -94,6 +183,13 @@ def test_an_instruction_and_its_reordering_share_a_split():
         assert split_of(", ".join([opening, *reversed(wishes)]) + ".") == "train"
 
 
+def test_a_program_and_its_steps_in_another_order_share_a_split():
+    for split in SPLITS:
+        for row in prompts("code", num_rows=300, seed=0, split=split):
+            opening, steps = asked(row).removesuffix(".").split(": ")
+            assert split_of(f"{opening}: {', '.join(reversed(steps.split(', ')))}.") == split
+
+
 @pytest.mark.parametrize("maker", [prompts, demonstrations, comparisons])
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_row_depends_on_its_address_and_not_on_how_many_were_asked_for(maker, split):
@@ -104,8 +200,10 @@ def test_a_row_depends_on_its_address_and_not_on_how_many_were_asked_for(maker, 
     assert sum(asked(row) == asked(other) for row, other in zip(rows, others, strict=True)) < 5
 
 
-def test_no_prompt_is_asked_twice():
-    rows = prompts("general", num_rows=600, seed=0, split="test")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_no_prompt_is_asked_twice(kind, split):
+    rows = prompts(kind, num_rows=600, seed=0, split=split)
     assert len({asked(row) for row in rows}) == 600
 
 
@@ -229,7 +327,8 @@ def test_the_corpus_says_every_word_that_an_instruction_or_an_answer_uses():
         (lambda: prompts("general", num_rows=1, seed=0, split="valid"), "did you mean 'validation'"),
         (lambda: comparisons("general", num_rows=1, num_responses=7, seed=0), "num_responses is 7; it can be 2 to 6"),
         (lambda: comparisons("code", num_rows=1, num_responses=4, seed=0), "there are: general"),
-        (lambda: grade({}, "cat"), "there are: general"),
+        (lambda: grade({}, "cat"), "there are: code, general"),
+        (lambda: grade({"kind": "code"}, "cat"), "a code task has examples"),
     ],
 )
 def test_a_wrong_name_or_number_is_answered_with_the_right_ones(call, says):
