@@ -1,1 +1,1 @@
-"""What training costs: formulas, a meter of energy, and the ledger of a step."""
+"""What training costs: by formula, by meter, and written down for each step and for the run."""

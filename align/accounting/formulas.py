@@ -1,12 +1,12 @@
-"""What training costs, by formula: arithmetic operations and bytes of memory. No torch."""
+"""What training costs, by formula: arithmetic operations, bytes of memory and bytes on the wire. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from align.config import InputError
+from align.config import InputError, pick
 
 UNGATED = frozenset({"gpt2", "gpt_neox", "nemotron", "opt", "phi", "starcoder2"})  # model types with one matrix up
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -47,6 +47,32 @@ class Work(NamedTuple):
     tokens: int  # through the layers
     attended_pairs: int  # (query, key) pairs in one layer
     targets: int  # positions through the head
+
+
+class Passes(NamedTuple):
+    """How often (N - 1) / N of a tensor leaves each of N devices: gather and reduce-scatter are one, all-reduce two."""
+
+    trained_per_step: int = 0  # of the trained weights, or their gradient, in an optimizer step
+    trained_per_micro_batch: int = 0
+    weights_per_micro_batch: int = 0  # of all weights
+
+
+# Rajbhandari et al. 2020 (ZeRO), sec. 7, has stages 1 and 2 scatter the gradient and gather the new weights. Counted in
+# DeepSpeed 0.19.8, both all-reduce it, stage 2 after each micro-batch; stage 3 gathers in either pass, and scatters.
+WIRE = {
+    "ddp": Passes(trained_per_step=2),
+    "zero1": Passes(trained_per_step=2 + 1),
+    "zero2": Passes(trained_per_step=1, trained_per_micro_batch=2),
+    "zero3": Passes(trained_per_micro_batch=1, weights_per_micro_batch=2),
+}
+
+
+def added(works: Iterable[Work]) -> Work:
+    """All of it together."""
+    tokens, pairs, targets = 0, 0, 0
+    for work in works:
+        tokens, pairs, targets = tokens + work.tokens, pairs + work.attended_pairs, targets + work.targets
+    return Work(tokens, pairs, targets)
 
 
 class Memory(NamedTuple):
@@ -147,3 +173,27 @@ def training_memory(
         activations=activation_bytes * saved_per_token(model, checkpointing=checkpointing) * micro_batch_tokens,
         head=2 * FP32 * head_chunk * model.vocab,
     )
+
+
+def wire_bytes(
+    strategy: str,
+    processes: int,
+    *,
+    weights: int,
+    trained: int | None = None,
+    steps: int = 1,
+    micro_batches: int = 1,
+    weight_bytes: int = FP32,
+) -> int:
+    """Bytes that each device sends in `steps` optimizer steps with `micro_batches` micro-batches of its own in all.
+
+    Around a ring, which moves the least there is to move (Patarasuk & Yuan 2009). Left out are the scalars of a norm,
+    and under ZeRO-3 the gathers of evaluation, of saving and of a second forward pass for checkpointed activations.
+    """
+    if processes < 1:
+        raise InputError(f"at least 1 process trains, not {processes}")
+    passes = pick(WIRE, strategy, "way to spread training over devices")
+    trained = weights if trained is None else trained
+    moved = trained * (steps * passes.trained_per_step + micro_batches * passes.trained_per_micro_batch)
+    moved += weights * micro_batches * passes.weights_per_micro_batch
+    return moved * weight_bytes * (processes - 1) // processes

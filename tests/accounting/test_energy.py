@@ -1,0 +1,172 @@
+import glob
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from align.accounting.energy import EnergyMeter
+from align.accounting.settings import AccountingSettings
+from align.config import InputError
+
+needs_codecarbon = pytest.mark.skipif(importlib.util.find_spec("codecarbon") is None, reason="codecarbon is not there")
+
+CARELESS_USE = """
+import json, time
+from codecarbon import OfflineEmissionsTracker
+from align.accounting.energy import EnergyMeter
+from align.accounting.settings import AccountingSettings
+
+peer = OfflineEmissionsTracker(
+    country_iso_code="FRA", output_methods=[], allow_multiple_runs=True, log_level="critical", gpu_ids=[]
+)
+with EnergyMeter(AccountingSettings(country="FRA")) as meter:
+    peer.start()
+    before = meter.reading
+    end = time.process_time() + 3
+    while time.process_time() < end:
+        pass
+    used = meter.reading - before
+    peer.stop()
+told = peer.final_emissions_data
+energy = told.cpu_energy if used.measured else told.cpu_energy + told.ram_energy
+print(json.dumps([used.kwh, energy, used.co2_kg / used.kwh, told.emissions / told.energy_consumed]))
+"""
+
+QUIET_USE = """
+import socket, time
+from align.accounting.energy import EnergyMeter
+from align.accounting.settings import AccountingSettings
+
+def refuse(*_):
+    raise AssertionError("the meter went to the network")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+with EnergyMeter(AccountingSettings(country="FRA")) as meter:
+    time.sleep(1.5)
+assert meter.reading.kwh > 0, meter.reading
+assert meter.reading.kwh < 1e-2, meter.reading
+"""
+
+TIMED_USE = """
+import json, time
+from align.accounting.settings import AccountingSettings
+
+began = time.perf_counter()
+from align.accounting.energy import EnergyMeter
+with EnergyMeter(AccountingSettings(country="FRA")) as meter:
+    started = time.perf_counter() - began
+    for _ in range(2 * 20):
+        meter.reading
+    read = time.perf_counter() - began - started
+    busy = time.process_time()
+    time.sleep(5)
+    idle = (time.process_time() - busy) / 5
+print(json.dumps([started, read, idle]))
+"""
+
+
+def run(code, folder, **environment):
+    command = [sys.executable, "-W", "error", "-c", code]
+    env = {**os.environ, "HOME": str(folder), **environment}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+@needs_codecarbon
+def test_the_meter_agrees_with_codecarbon_as_others_use_it(tmp_path):
+    done = run(CARELESS_USE, tmp_path)
+    assert done.returncode == 0, done.stderr
+    kwh, peer_kwh, kg_per_kwh, peer_kg_per_kwh = json.loads(done.stdout)
+    assert kwh == pytest.approx(peer_kwh, rel=0.2)  # they do not look at the load in the same moment
+    assert kg_per_kwh == pytest.approx(peer_kg_per_kwh)
+
+
+@needs_codecarbon
+def test_the_meter_is_quiet_and_leaves_nothing_behind_whatever_the_environment_wants(tmp_path):
+    wishes = {
+        "EMISSIONS_ENDPOINT": "http://127.0.0.1:9",
+        "PUE": "1e6",
+        "FORCE_CPU_POWER": "1e9",
+        "SAVE_TO_FILE": "true",
+    }
+    done = run(QUIET_USE, tmp_path, **{f"CODECARBON_{name}": value for name, value in wishes.items()})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_codecarbon
+def test_the_readings_of_the_parts_add_up_to_the_whole_and_say_whether_they_are_measured():
+    readings = []
+    with EnergyMeter(AccountingSettings(grid_g_per_kwh=250)) as meter:
+        for _ in range(4):
+            readings.append(meter.reading)
+            time.sleep(0.2)
+    parts = [later - earlier for earlier, later in zip(readings, [*readings[1:], meter.reading], strict=True)]
+    assert all(part.kwh > 0 for part in parts)
+    assert sum(part.kwh for part in parts) == pytest.approx((meter.reading - readings[0]).kwh)
+    assert meter.reading.co2_kg == pytest.approx(meter.reading.kwh / 4)
+    counters = [path for path in glob.glob("/sys/class/powercap/intel-rapl*/energy_uj") if os.access(path, os.R_OK)]
+    assert meter.reading.measured == bool(counters)
+    assert ("estimate" in meter.reading.source) != meter.reading.measured
+
+
+@needs_codecarbon
+def test_a_run_of_six_minutes_spends_under_three_per_cent_on_its_meter(tmp_path):
+    done = run(TIMED_USE, tmp_path)
+    assert done.returncode == 0, done.stderr
+    started, read, idle = json.loads(done.stdout)
+    print(f"start {started:.2f} s, 40 readings {read:.3f} s, and while it runs {idle:.2%} of a core")
+    assert started + read + idle * 360 < 0.03 * 360
+
+
+@needs_codecarbon
+def test_without_a_country_co2_is_not_known_and_a_wrong_one_is_refused():
+    with EnergyMeter(AccountingSettings()) as meter:
+        pass
+    assert (meter.reading.co2_kg, "no" in meter.reading.source) == (None, True)
+    assert "CO2 not known: neither a country nor" in meter.reading.source
+    with pytest.raises(InputError, match="no grid is known for 'XXX'"), EnergyMeter(AccountingSettings(country="XXX")):
+        pass
+
+
+def test_without_codecarbon_nothing_is_made_up(monkeypatch):
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    with EnergyMeter(AccountingSettings(country="FRA", grid_g_per_kwh=50)) as meter:
+        used = meter.reading - meter.reading
+    assert (used.kwh, used.co2_kg, used.measured) == (None, None, False)
+    assert used.source == "not measured: codecarbon is not installed; pip install 'align[energy]'"
+    assert meter.reading == used
+
+
+def test_gpus_that_are_not_there_are_not_measured():
+    with EnergyMeter(AccountingSettings(), gpus=["00000000-0000-0000-0000-000000000000"]) as meter:
+        pass
+    assert meter.reading.kwh is None
+    assert meter.reading.source.startswith("not measured: ")
+    assert "NVML" in meter.reading.source or "nvidia-ml-py" in meter.reading.source
+
+
+@pytest.mark.gpu
+def test_a_gpus_counter_is_near_its_power_over_time():
+    torch = pytest.importorskip("torch")
+    nvml = pytest.importorskip("pynvml")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    uuid = str(torch.cuda.get_device_properties(0).uuid)
+    nvml.nvmlInit()
+    handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    matrix, watts = torch.ones(4096, 4096, device="cuda"), []
+    for _ in range(50):
+        matrix @ matrix
+    with EnergyMeter(AccountingSettings(), gpus=[uuid]) as meter:
+        began = time.perf_counter()
+        while time.perf_counter() - began < 5:
+            matrix @ matrix
+            torch.cuda.synchronize()
+            watts.append(nvml.nvmlDeviceGetPowerUsage(handle) / 1000)
+        seconds = time.perf_counter() - began
+    assert meter.reading.measured
+    assert meter.reading.kwh * 3.6e6 == pytest.approx(sum(watts) / len(watts) * seconds, rel=0.25)
