@@ -1,0 +1,125 @@
+"""The page in a real browser: nothing wider than the screen, nothing run that a model wrote."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import escape, unescape
+
+import pytest
+from run_folders import make_run
+
+from align.report import write_report
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # root may not have one
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--no-first-run",
+)
+PHONE, DESK = 360, 1200  # CSS pixels of width
+SMALLEST_LETTERS = 8  # CSS pixels, of a chart's text
+HOSTILE = "<script>document.body.dataset.hacked = 1</script><img src=x onerror='document.body.dataset.hacked = 1'>"
+LONG_WORD = "antidisestablishmentarianism" * 20
+
+MEASURE = """
+<script>
+addEventListener("load", () => {
+  document.querySelectorAll("details").forEach(each => each.open = true)
+  const wide = [...document.querySelectorAll("body *")].filter(each => !each.closest("table")
+    && each.getBoundingClientRect().right > innerWidth + 0.5).map(each => each.tagName + "." + each.className)
+  const charts = [...document.querySelectorAll("svg.chart")]
+  const letters = charts.flatMap(chart => [...chart.querySelectorAll("text")].map(text =>
+    parseFloat(getComputedStyle(text).fontSize) * chart.clientWidth / chart.viewBox.baseVal.width))
+  parent.document.documentElement.dataset.measured = JSON.stringify({
+    inner: innerWidth, scroll: document.documentElement.scrollWidth, wide,
+    charts: charts.map(each => [each.clientWidth, each.clientHeight]), letters: Math.min(...letters),
+    columns: new Set(charts.map(each => Math.round(each.getBoundingClientRect().left))).size,
+    hacked: document.body.dataset.hacked || null, scripts: document.scripts.length,
+    paper: getComputedStyle(document.body).backgroundColor,
+    ink: getComputedStyle(document.querySelector("svg.chart text")).fill,
+  })
+})
+</script></body>"""
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
+
+
+def measured(page, tmp_path, *, width, flags=()):
+    """What a script that is only in the test's copy of the page finds in it.
+
+    The page stands in a frame, since a window of this browser is never narrower than 500 pixels.
+    """
+    text = page.read_text("utf-8")
+    policy = re.search(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", text)
+    inside = escape(text.replace(policy[0], "").replace("</body>", MEASURE))
+    frame = tmp_path / "frame.html"
+    style = f"width: {width}px; height: 800px; border: 0"
+    page_around = f'<!DOCTYPE html><meta charset="utf-8"><iframe style="{style}" srcdoc="{inside}"></iframe>'
+    frame.write_text(page_around, "utf-8")
+    return json.loads(unescape(re.search(r'data-measured="([^"]*)"', dumped(frame, tmp_path, flags))[1]))
+
+
+def dumped(page, tmp_path, flags=()):
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    call = [BROWSER, *FLAGS, *flags, profile, "--window-size=1400,900", "--dump-dom", page.as_uri()]
+    return subprocess.run(call, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    one = make_run(folder / "one", run="a-name-of-a-run-that-goes-on-and-on", prompt=HOSTILE, response=LONG_WORD)
+    two = make_run(folder / "two", run="other", seed=8, response=HOSTILE)
+    part = make_run(folder / "part", done=("base", "code_sft"))
+    return {
+        "one": write_report(one),
+        "both": write_report(one, folder / "both.html", compare=two),
+        "part": write_report(part),
+    }
+
+
+@pytest.mark.parametrize("name", ["one", "both", "part"])
+def test_a_phone_shows_the_page_without_scrolling_sideways(pages, tmp_path, name):
+    found = measured(pages[name], tmp_path, width=PHONE)
+    assert found["inner"] == PHONE
+    assert found["scroll"] == PHONE
+    assert found["wide"] == []
+    assert found["charts"] and all(width > 250 and height > 80 for width, height in found["charts"])
+    assert found["letters"] >= SMALLEST_LETTERS
+    assert found["columns"] <= 2  # one on the page, one in what unfolds
+    assert found["hacked"] is None and found["scripts"] == 1  # the test's own
+
+
+def test_a_desk_shows_charts_side_by_side(pages, tmp_path):
+    found = measured(pages["one"], tmp_path, width=DESK)
+    assert found["inner"] == found["scroll"] == DESK
+    assert found["wide"] == []
+    assert found["columns"] >= 4
+    assert found["letters"] >= SMALLEST_LETTERS
+
+
+def test_dark_screens_get_a_dark_page_with_light_letters_in_its_charts(pages, tmp_path):
+    def brightness(colour):
+        return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+
+    dark = measured(pages["part"], tmp_path, width=PHONE, flags=["--blink-settings=preferredColorScheme=0"])
+    light = measured(pages["part"], tmp_path, width=PHONE, flags=["--blink-settings=preferredColorScheme=1"])
+    assert brightness(dark["paper"]) < 60 and brightness(dark["ink"]) > 180
+    assert brightness(light["paper"]) > 240 and brightness(light["ink"]) < 60
+
+
+def test_the_page_itself_runs_no_script_at_all(pages, tmp_path):
+    copy = tmp_path / "with_script.html"
+    script = "<script>document.documentElement.dataset.measured = 1</script></body>"
+    copy.write_text(pages["part"].read_text("utf-8").replace("</body>", script), "utf-8")
+    dom = dumped(copy, tmp_path)
+    assert "<script>" in dom and "data-measured" not in dom

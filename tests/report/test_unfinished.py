@@ -1,0 +1,130 @@
+import json
+
+import pytest
+from page_parts import Page
+from run_folders import POLICIES, STEPS, make_run, metrics, write, write_lines
+
+from align.config import InputError
+from align.report import write_report
+from align.report.reading import read_run
+
+EVALUATIONS = [f"evaluate-{name}" for name in POLICIES]
+ABSENT = {
+    "results": "No policy of this run has been evaluated yet.",
+    "curves": "No step of this run has trained yet.",
+    "rewards": "No step of this run has generated responses",
+    "samples": "No evaluation of this run kept the responses of two policies.",
+    "ledger": "This run kept no ledger.",
+    "rows": "No finished step of this run has read rows.",
+}
+
+
+def page(folder):
+    return Page(write_report(folder).read_text("utf-8"))
+
+
+def test_a_run_that_has_only_begun_says_what_is_not_there(tmp_path):
+    found = page(make_run(tmp_path, done=("base",)))
+    for section, said in ABSENT.items():
+        assert said in found.sections[section]
+    assert "1 of 14 steps finished" in found.sections["head"]
+
+
+@pytest.mark.parametrize("last", [2, 5, 6, 10])
+def test_a_run_that_was_stopped_anywhere_has_a_page(tmp_path, last):
+    done = list(STEPS)[:last]
+    found = page(make_run(tmp_path, done=done))
+    states = {name: state for (name,), (state,) in found.column("steps", "state").items()}
+    assert states == {name: "finished" if name in done else "not begun" for name in STEPS}
+
+
+def test_a_step_that_is_still_training_has_its_curves_and_says_so(tmp_path):
+    folder = make_run(tmp_path, done=("base", "code_sft", "sft", "rate"))
+    lines = list(metrics("preference", 12))
+    write(folder / "dpo.partial" / "manifest.json", {"fingerprint": "0f"})
+    write_lines(folder / "dpo.partial" / "metrics.jsonl", lines)
+    with (folder / "dpo.partial" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 13, "lo')  # killed while it wrote
+    found = page(folder)
+    assert found.column("steps", "state")["dpo",] == ["not finished"]
+    assert found.column("steps", "optimizer steps")["dpo",] == ["12"]
+    assert found.column("steps", "loss")["dpo",] == [f"{lines[0]['loss']:.3f} → {lines[-1]['loss']:.3f}"]
+    assert found.titles.count("Reward margin") == 1
+
+
+def test_a_broken_line_before_others_is_named(tmp_path):
+    folder = make_run(tmp_path, done=("base", "code_sft"))
+    path = folder / "code_sft" / "metrics.jsonl"
+    path.write_text("{\n" + path.read_text())
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 1 cannot be read as JSON"):
+        write_report(folder)
+
+
+def test_steps_come_in_the_order_of_their_inputs_where_the_recipe_was_not_kept(tmp_path):
+    folder = make_run(tmp_path)
+    for name in ("recipe.json", "table.json", "changes.json", "ledger.json"):
+        (folder / name).unlink()
+    run = read_run(folder)
+    names = [step.name for step in run.steps]
+    assert sorted(names) == sorted(STEPS)
+    chain = ["base", "code_sft", "sft", "dpo", "answers1", "rpo1", "answers2", "rpo2", "evaluate-rpo2"]
+    assert [name for name in names if name in chain] == chain
+    assert list(run.table) == POLICIES
+    found = page(folder)
+    assert "This run kept no recipe." in found.sections["recipe"]
+    assert found.column("ledger", "time")["whole run",] == ["1 h 40 min"]
+
+
+def test_steps_come_in_the_order_of_their_inputs_where_the_recipe_was_sorted(tmp_path):
+    folder = make_run(tmp_path, done=("base", "code_sft"))
+    recipe = json.loads((folder / "recipe.json").read_text())
+    (folder / "recipe.json").write_text(json.dumps(recipe, sort_keys=True))
+    names = [step.name for step in read_run(folder).steps]
+    assert [name for name in names if name in ("sft", "dpo", "rpo1", "rpo2")] == ["sft", "dpo", "rpo1", "rpo2"]
+    assert names.index("rpo1") > names.index("answers1") > names.index("dpo")
+
+
+def test_a_rate_of_several_parts_is_told_in_parts(tmp_path):
+    folder = make_run(tmp_path, done=EVALUATIONS)
+    for name in POLICIES:
+        parts = {"prompt_strict": [0, 1], "instruction_strict": [2, 3]}
+        line = {"policy": name, "prompt": "Two lines.", "response": name, "parts": parts, "reward": 0.25}
+        write_lines(folder / f"evaluate-{name}" / "ifeval.jsonl", [line])
+    ((_, _, told),) = [sample for sample in page(folder).samples if sample[1][0] == "Two lines."]
+    assert told[1] == ["base", "prompt strict 0 of 1, instruction strict 2 of 3", "reward 0.25"]
+
+
+def test_a_long_response_says_how_much_is_left_out(tmp_path):
+    found = page(make_run(tmp_path, done=("base", *EVALUATIONS, "answers1"), response="word " * 1000))
+    texts = [text for _, (_, *responses), _ in found.samples for text in responses]
+    assert texts and all(len(text) < 2100 for text in texts)
+    assert all("more characters)" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ({}, "is no run: it holds neither recipe.json nor a step's manifest.json"),
+        ({"notes.txt": "x"}, "is no run"),
+        ({"manifest.json": "{}"}, "is the folder of one step; the run is"),
+        ({"recipe.json": "[]"}, "recipe.json: holds a list, where an object is needed"),
+        ({"recipe.json": "{"}, "cannot be read as JSON"),
+        (None, "no such folder; a report is made of a run's folder"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_told_in_one_line(tmp_path, inside, said):
+    folder = tmp_path / "somewhere"
+    if inside is not None:
+        folder.mkdir()
+        for name, text in inside.items():
+            (folder / name).write_text(text)
+    with pytest.raises(InputError) as error:
+        write_report(folder)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (folder / "report.html").exists()
+
+
+def test_a_page_is_not_written_over_a_folder(tmp_path):
+    folder = make_run(tmp_path, done=("base",))
+    with pytest.raises(InputError, match="is a folder; the page needs the name of a file"):
+        write_report(folder, folder / "base")
