@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from align.screen import Screen
 
 app = typer.Typer(
     add_completion=False,
@@ -21,67 +22,60 @@ app = typer.Typer(
     help="From a base language model to an aligned one: SFT, DPO and reward-aware preference optimization (RPO).",
 )
 
+WIDE = 160  # columns of a table in a file
+
 RecipeArgument = Annotated[Path, typer.Argument(help="A recipe, as YAML.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.sub=value …", show_default=False)]
 StepOption = Annotated[str, typer.Option("--step", help="The step's name in the recipe.", show_default=False)]
 
 
-class Screen:
-    """Progress for people: lines for what is worth saying, a bar with speed and time left for what takes long."""
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="The last step to be run.", show_default=False)] = None,
+    again: Annotated[
+        str | None,
+        typer.Option("--from", help="Run this step and what depends on it, finished or not.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes.")] = False,
+) -> None:
+    """Run a recipe's steps in order; finished ones are skipped, a stopped one goes on where it was."""
+    from align.stages.checking import disk_need  # noqa: PLC0415 - imports torch: --help must not wait for it
+    from align.stages.running import Command, planned, run_recipe  # noqa: PLC0415
+    from align.stages.tables import plan_table, run_tables  # noqa: PLC0415
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bar = Progress(
-            TextColumn("{task.description:>9}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[said]}"),
-            console=console,
-            transient=True,
-        )
-        self.task: TaskID | None = None
+    command, console = Command(recipe, tuple(overrides or ())), wide_console()
+    loaded = command.load()
+    if dry_run:
+        from align.stages.checking import check as estimates  # noqa: PLC0415
 
-    def note(self, text: str) -> None:
-        """One line above the bar."""
-        self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def phase(self, name: str, total: int, done: int = 0) -> None:
-        """A new bar in place of the last."""
-        if self.task is not None:
-            self.bar.remove_task(self.task)
-        self.task = self.bar.add_task(name, total=total, completed=done, said="")
-
-    def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
-        """Move the bar on."""
-        if self.task is not None:
-            self.bar.update(self.task, advance=units)
-            if metrics:
-                self.bar.update(self.task, said=_said(metrics))
+        _show(console, plan_table(planned(loaded, until, again), list(estimates(loaded))))
+        return
+    made = _on_screen(lambda screen: run_recipe(command, screen, need=disk_need(loaded), until=until, again=again))
+    _show(console, run_tables(made, loaded.root))
+    console.print(f"Written to {loaded.root}; report in {loaded.root / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Run a recipe's steps in order; finished ones are skipped, a stopped one goes on where it was."""
-    from align.stages.recipe import load_recipe  # noqa: PLC0415 - imports torch: --help must not wait for it
-    from align.stages.running import run_recipe  # noqa: PLC0415
-    from align.stages.tables import run_tables  # noqa: PLC0415
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
+    compare: Annotated[Path | None, typer.Option(help="Another run, beside it.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="RUN/report.html where left out.", show_default=False)] = None,
+) -> None:
+    """Write a run as one page: its table, curves, rewards, costs, samples and rows."""
+    from align.report import write_report  # noqa: PLC0415 - imports matplotlib
 
-    loaded = load_recipe(recipe, overrides or ())
-    made = _on_screen(lambda screen: run_recipe(loaded, screen))
-    console = Console()
-    _show(console, run_tables(made))
-    console.print(f"Written to {loaded.root}", highlight=False, soft_wrap=True)
+    print(write_report(run, out, compare=compare))
 
 
 @app.command()
 def train(recipe: RecipeArgument, step: StepOption, overrides: Overrides = None) -> None:
     """Run one step whose inputs are finished; what `accelerate launch -m align train …` calls on every process."""
-    from align.stages.recipe import load_recipe  # noqa: PLC0415 - imports torch
-    from align.stages.running import run_step  # noqa: PLC0415
+    from align.stages.running import Command, run_step  # noqa: PLC0415 - imports torch
 
-    loaded = load_recipe(recipe, overrides or ())
-    _on_screen(lambda screen: run_step(loaded, step, screen))
+    command = Command(recipe, tuple(overrides or ()))
+    _on_screen(lambda screen: run_step(command, step, screen))
 
 
 @app.command()
@@ -93,16 +87,24 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
     console = Console()
     for each in estimates(load_recipe(recipe, overrides or ())):
-        console.print(f"[bold]{each.name}[/]")
-        lines = {
-            "rows": describe(each.counts),
-            "tokens": f"{each.tokens:,} an epoch ({each.unshared:,} without sharing), longest {each.longest:,}",
-            "optimizer steps": f"{each.optimizer_steps:,}",
-            "memory": f"{each.memory / 2**30:.1f} GiB at the peak, estimated",
-            "arithmetic": f"{each.flops:.2e} FLOPs",
-            "time": f"{each.seconds / 60:.1f} minutes on this machine's CPU, estimated",
-            "imbalance": f"{each.imbalance:.3f} over 8 ranks",
-        }
+        console.print(f"[bold]{each.name}[/]  {each.stage}", highlight=False)
+        most, training = "at most " if each.bound else "", each.training
+        lines = {"rows": f"{most}{each.rows:,}"}
+        if training is not None:
+            lines["rows"] = describe(training.counts, training.format)
+            lines["tokens"] = (
+                f"{each.tokens:,} an epoch ({training.unshared:,} without sharing), longest {training.longest:,}"
+            )
+            lines["optimizer steps"] = f"{training.optimizer_steps:,}"
+            lines["memory"] = f"{training.memory / 2**30:.1f} GiB at the peak, estimated"
+        elif each.tokens:
+            lines["tokens"] = f"{most}{each.tokens:,}"
+        if each.flops:
+            lines["arithmetic"] = f"{most}{each.flops:.2e} FLOPs"
+            lines["time"] = f"{most}{each.seconds / 60:.1f} minutes on this machine's CPU, estimated"
+        lines["disk"] = f"{(each.disk + each.spare) / 2**30:.2f} GiB, of which {each.disk / 2**30:.2f} stay"
+        if training is not None:
+            lines["imbalance"] = f"{training.imbalance:.3f} over 8 ranks"
         for name, text in lines.items():
             console.print(f"  {name:<16} {text}", highlight=False, soft_wrap=True)
 
@@ -115,14 +117,12 @@ def preview(
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
 ) -> None:
     """Show a step's first rows as coloured tokens: what is trained, shared by responses, and cut."""
-    from align.config import pick  # noqa: PLC0415 - beside the imports that it follows
-    from align.stages.checking import preview_rows  # noqa: PLC0415 - imports torch
+    from align.stages.previewing import preview_rows  # noqa: PLC0415 - imports torch
     from align.stages.recipe import load_recipe  # noqa: PLC0415
 
     loaded = load_recipe(recipe, overrides or ())
-    pick(loaded.steps, step, "step")
     console = Console()
-    for text in preview_rows(loaded, step, number=rows):
+    for text in preview_rows(loaded, loaded.written_as(step)[-1], number=rows):
         console.print(text)
 
 
@@ -214,20 +214,17 @@ def _fail(text: str, status: int) -> None:
 def _on_screen(work: Callable[[Screen], Any]) -> Any:  # noqa: ANN401 - whatever the work returns
     """Do the work under a progress bar; of several processes the first alone is seen."""
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
-    screen = Screen(console)
-    with screen.bar:
+    with Screen(console) as screen:
         return work(screen)
+
+
+def wide_console() -> Console:
+    """Where tables go: as wide as the terminal, and outside of one wide enough for each of them."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def _show(console: Console, tables: Iterable[Table]) -> None:
     for table in tables:
         if table.row_count:
             console.print(table)
-
-
-def _said(metrics: Mapping[str, float]) -> str:
-    """A training step in a few words."""
-    said = [f"loss {metrics['loss']:.4f}"]
-    if "rewards/margins" in metrics:
-        said += [f"margin {metrics['rewards/margins']:+.3f}", f"accuracy {metrics['rewards/accuracies']:.2f}"]
-    return "  ".join([*said, f"{metrics['tokens_computed'] / metrics['seconds']:,.0f} tokens/s"])

@@ -7,18 +7,20 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
-from yaml import YAMLError
+from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLError, compose
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
 
+PLACE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*): ")  # how an error that knows its place in a recipe begins
 OVERRIDE = re.compile(r"[^.=]+(\.[^.=]+)*=")
 
 
@@ -67,6 +69,43 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
     return _plain_values(lambda: OmegaConf.load(path), overrides, str(path))
+
+
+@contextmanager
+def located(path: Path, overrides: Sequence[str]) -> Generator[None]:
+    """A block whose errors begin with the line of the recipe that they are about, or with the override."""
+    try:
+        yield
+    except InputError as error:
+        place = PLACE.match(str(error))
+        parts = place[1].split(".") if place else []
+        prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+        said = next((each for each in overrides if each.partition("=")[0] in prefixes), None)
+        if said is not None:
+            raise InputError(f"override {said!r}: {error}") from error
+        lines = lines_of(path)
+        line = next((lines[prefix] for prefix in prefixes if prefix in lines), None)
+        raise InputError(f"{path}{f':{line}' if line else ''}: {error}") from error
+
+
+def lines_of(path: Path) -> dict[str, int]:
+    """The line on which each key of a YAML file stands, by its dotted place."""
+    found: dict[str, int] = {}
+
+    def walk(node: Node | None, place: str) -> None:
+        if isinstance(node, MappingNode):
+            children = [(str(key.value), key, value) for key, value in node.value if isinstance(key, ScalarNode)]
+        elif isinstance(node, SequenceNode):
+            children = [(str(number), value, value) for number, value in enumerate(node.value)]
+        else:
+            return
+        for name, at, value in children:
+            inner = f"{place}.{name}".lstrip(".")
+            found[inner] = at.start_mark.line + 1
+            walk(value, inner)
+
+    walk(compose(path.read_text("utf-8"), Loader=SafeLoader), "")
+    return found
 
 
 def read_overrides(overrides: Sequence[str], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:

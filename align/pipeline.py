@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import platform
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 from align import artifacts
-from align.config import InputError, nearest, pick, stable_hash
+from align.config import InputError, RunError, nearest, pick, stable_hash
+
+LOCK = ".lock"
+NEW, STOPPED, RUNNING, FINISHED = "waiting", "stopped", "running", "finished"  # states of a step
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.partial)")
 
@@ -36,27 +44,30 @@ def order(steps: Sequence[Step]) -> list[Step]:
     names = [step.name for step in steps]
     for step in steps:
         if names.count(step.name) > 1:
-            raise InputError(f"two steps are called {step.name!r}; a name is given once")
+            raise InputError(f"steps.{step.name}: two steps are called {step.name!r}; a name is given once")
         for name in step.inputs:
             if name not in names:
-                raise InputError(f"step {step.name!r} needs {name!r}, which is no step; {nearest(name, names)}")
+                raise InputError(
+                    f"steps.{step.name}: step {step.name!r} needs {name!r}, which is no step; {nearest(name, names)}"
+                )
     placed: dict[str, Step] = {}
     while len(placed) < len(steps):
         waiting = [step for step in steps if step.name not in placed]
         ready = next((step for step in waiting if all(name in placed for name in step.inputs)), None)
         if ready is None:
-            raise InputError(f"steps need each other in a ring: {_ring(waiting)}")
+            ring = _ring(waiting)
+            raise InputError(f"steps.{ring[0]}: steps need each other in a ring: {' -> '.join(ring)}")
         placed[ready.name] = ready
     return list(placed.values())
 
 
-def _ring(waiting: Sequence[Step]) -> str:
-    """One ring among steps of which each waits for another, as `a -> b -> a`."""
+def _ring(waiting: Sequence[Step]) -> list[str]:
+    """One ring among steps of which each waits for another: its first is its last."""
     needs = {step.name: step.inputs for step in waiting}
     path = [waiting[0].name]
     while path.count(path[-1]) == 1:
         path.append(next(name for name in needs[path[-1]] if name in needs))
-    return " -> ".join(path[path.index(path[-1]) :])
+    return path[path.index(path[-1]) :]
 
 
 def fingerprints(steps: Sequence[Step]) -> dict[str, str]:
@@ -67,52 +78,138 @@ def fingerprints(steps: Sequence[Step]) -> dict[str, str]:
     return found
 
 
+class Planned(NamedTuple):
+    """A step and what will become of it."""
+
+    step: Step
+    state: str  # FINISHED, STOPPED or NEW
+    why: str  # it is run, or is not
+
+
+def plan(steps: Sequence[Step], root: Path, *, until: str | None = None, again: str | None = None) -> list[Planned]:
+    """What `run` would do with each step up to `until`, in order; `again` and all that depends on it is not skipped."""
+    ordered, marks = order(steps), fingerprints(steps)
+    places = {step.name: place for place, step in enumerate(ordered)}
+    redone = dependents(steps, again) if again is not None else set[str]()
+    last = pick(places, until, "step") if until is not None else len(ordered) - 1
+    return [_planned(step, root / step.name, marks[step.name], step.name in redone) for step in ordered[: last + 1]]
+
+
+def dependents(steps: Sequence[Step], name: str) -> set[str]:
+    """The step and every step that reads something of it, directly or not."""
+    pick({step.name: step for step in steps}, name, "step")
+    found = {name}
+    for step in order(steps):
+        if found & set(step.inputs):
+            found.add(step.name)
+    return found
+
+
+def _planned(step: Step, target: Path, mark: str, is_redone: bool) -> Planned:
+    there, begun = artifacts.manifest(target), artifacts.manifest(artifacts.working_folder(target))
+    if there is not None and there.get("fingerprint") == mark and not is_redone:
+        return Planned(step, FINISHED, "finished before, skipped")
+    if begun is not None and begun.get("fingerprint") == mark and not is_redone:
+        return Planned(step, STOPPED, "continues where it was stopped")
+    if begun is not None and begun.get("fingerprint") != mark:
+        return Planned(step, NEW, "runs from its start: what it had begun was of other settings or inputs")
+    if there is None:
+        return Planned(step, NEW, "runs")
+    return Planned(step, NEW, "runs again, as asked" if is_redone else "its settings or inputs changed, runs")
+
+
 def run(
     steps: Sequence[Step],
     root: Path,
     *,
     execute: Execute,
     announce: Callable[[str], None],
+    watch: Callable[[str, str], None] = lambda name, state: None,
     until: str | None = None,
+    again: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The manifest of every step up to `until` by name, after `execute` has made those that were not there.
 
     `execute(step, working folder, folder of each input)` continues from what it finds in the working folder,
-    and returns what the manifest is to say.
+    and returns what the manifest is to say. `watch(step, state)` is told whenever a step's state changes.
     """
-    ordered = order(steps)
-    marks = fingerprints(steps)
-    if until is not None:
-        ordered = ordered[: 1 + pick({step.name: place for place, step in enumerate(ordered)}, until, "step")]
+    planned, marks = plan(steps, root, until=until, again=again), fingerprints(steps)
+    if again is not None:
+        _forget([root / step.name for step, state, _ in planned if state == NEW])
+    for step, state, _ in planned:
+        watch(step.name, state)
     made: dict[str, dict[str, Any]] = {}
-    for step in ordered:
+    for step, state, why in planned:
         target, mark = root / step.name, marks[step.name]
         found = artifacts.manifest(target)
-        if found is not None and found.get("fingerprint") == mark:
-            announce(f"{step.name}: finished before, skipped")
+        announce(f"{step.name}: {why}")
+        if state == FINISHED:
+            assert found is not None
             made[step.name] = found
             continue
         if found is None and target.exists():
             raise InputError(f"{target} is there and no step made it: move it away, or call the step something else")
         working = artifacts.working_folder(target)
-        how = _open(working, mark)
-        announce(f"{step.name}: {how}" if found is None else f"{step.name}: its settings or inputs changed, {how}")
+        _open(working, mark)
+        watch(step.name, RUNNING)
         with artifacts.writing(working):
             content = execute(step, working, {name: root / name for name in step.inputs})
         inputs = {name: marks[name] for name in step.inputs}
         made[step.name] = {**content, "step": step.name, "key": step.key, "inputs": inputs, "fingerprint": mark}
         artifacts.complete(working, target, manifest=made[step.name])
+        watch(step.name, FINISHED)
     return made
 
 
-def _open(working: Path, mark: str) -> str:
-    """How the step starts in its working folder, which is cleared of an attempt with another fingerprint."""
-    how = "runs"
-    if working.exists():
-        if (artifacts.manifest(working) or {}).get("fingerprint") == mark:
-            return "continues where it was stopped"
-        shutil.rmtree(working)
-        how = "runs from its start: what it had begun was of other settings or inputs"
+def _forget(targets: Sequence[Path]) -> None:
+    """Make the folders unfinished for good, so that a kill in between leaves none of them to be skipped."""
+    for target in targets:
+        shutil.rmtree(artifacts.working_folder(target), ignore_errors=True)
+        if (known := artifacts.manifest(target)) is not None:
+            artifacts.write_json(target / artifacts.MANIFEST, {**known, "fingerprint": None})
+
+
+def _open(working: Path, mark: str) -> None:
+    """Make the working folder ready, cleared of an attempt with another fingerprint."""
+    if (artifacts.manifest(working) or {}).get("fingerprint") == mark:
+        return
+    shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     artifacts.write_json(working / artifacts.MANIFEST, {"fingerprint": mark})
-    return how
+
+
+@contextmanager
+def held(root: Path, announce: Callable[[str], None]) -> Generator[None]:
+    """A block in which no other pipeline may write below `root`; who holds it stands in the lock file.
+
+    The system takes the lock back when its holder ends, however it ends, so that a stale one is known for what it is.
+    """
+    with artifacts.writing(root / LOCK):
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / LOCK).open("a+", encoding="utf-8")
+    with file:
+        before = _holder(file)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                announce(f"{root}: its file system has no locks; see to it that no other pipeline writes to it")
+            else:
+                raise RunError(
+                    f"{root}: a pipeline is running here already, {before}; wait for it, or name this run otherwise "
+                    "(run=NAME)"
+                ) from error
+        if before:
+            announce(f"{root}: the lock of {before} was left behind; that pipeline is gone, and this one goes on")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _holder(file: TextIO) -> str:
+    file.seek(0)
+    return file.read().strip()

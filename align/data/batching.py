@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -17,10 +17,10 @@ class StepPlan:
     ranks: tuple[tuple[tuple[int, ...], ...], ...]  # [rank][micro-batch] -> group indices
 
 
-def order(num_groups: int, *, seed: int, epoch: int) -> list[int]:
-    """A permutation of the groups that depends on (seed, epoch) only."""
+def order(num_groups: int, *, seed: int, epoch: int, place: str = "order") -> list[int]:
+    """A permutation of the groups that depends on (seed, place, epoch) only."""
     indices = list(range(num_groups))
-    digest = hashlib.sha256(repr((seed, "order", epoch)).encode()).digest()
+    digest = hashlib.sha256(repr((seed, place, epoch)).encode()).digest()
     random.Random(digest).shuffle(indices)
     return indices
 
@@ -30,10 +30,21 @@ def steps_per_epoch(num_groups: int, groups_per_step: int) -> int:
     return -(-num_groups // groups_per_step)
 
 
-def groups_of_step(step: int, num_groups: int, groups_per_step: int, *, seed: int) -> tuple[int, ...]:
-    """The groups of optimizer step `step` (from 0), whatever was computed before it."""
+def groups_of_step(
+    step: int,
+    num_groups: int,
+    groups_per_step: int,
+    *,
+    seed: int = 0,
+    epoch_of: Callable[[int], Sequence[int]] | None = None,
+) -> tuple[int, ...]:
+    """The groups of optimizer step `step` (from 0), whatever was computed before it.
+
+    An epoch is the permutation of `order`, or `num_groups` indices as `epoch_of` gives them, a mixture's for example.
+    """
     epoch, within = divmod(step, steps_per_epoch(num_groups, groups_per_step))
-    return tuple(order(num_groups, seed=seed, epoch=epoch)[within * groups_per_step : (within + 1) * groups_per_step])
+    indices = epoch_of(epoch) if epoch_of is not None else order(num_groups, seed=seed, epoch=epoch)
+    return tuple(indices[within * groups_per_step : (within + 1) * groups_per_step])
 
 
 def plan_step(groups: Sequence[int], sizes: Sequence[int], *, token_budget: int, num_ranks: int = 1) -> StepPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,32 +42,36 @@ def likelihoods(
     return [found[index] for index in range(len(groups))]
 
 
-def negative_log_likelihood(policy: Policy, groups: Sequence[TokenGroup]) -> dict[str, Score]:
-    """Nats a supervised token, over all responses."""
-    of_groups = likelihoods(policy, groups)
-    totals = [-sum(one.logp for one in each) for each in of_groups]
-    return {"nll": score(totals, [sum(one.length for one in each) for each in of_groups])}
+Parts = dict[str, tuple[float, float]]  # rate -> (sum, of how many), of one prompt
 
 
-def preference_accuracy(policy: Policy, groups: Sequence[TokenGroup]) -> dict[str, Score]:
+def negative_log_likelihood(policy: Policy, groups: Sequence[TokenGroup]) -> Iterator[Parts]:
+    """Nats over supervised tokens, of all responses of each group."""
+    for each in likelihoods(policy, groups):
+        yield {"nll": (-sum(one.logp for one in each), sum(one.length for one in each))}
+
+
+def preference_accuracy(policy: Policy, groups: Sequence[TokenGroup]) -> Iterator[Parts]:
     """How often the preferred of two responses is the likelier one: by the sum over its tokens, and by their mean.
 
     Every two responses of a group whose rewards differ count, or the preferred one against each other one where the
-    rows name it without rewards.
+    rows name it without rewards; a group without such a pair gives no parts.
     """
-    summed: list[float] = []
-    averaged: list[float] = []
-    counts: list[int] = []
     for group, each in zip(groups, likelihoods(policy, groups), strict=True):
         pairs = _ordered(group)
-        if pairs:
-            counts.append(len(pairs))
-            summed.append(sum(each[best].logp > each[worst].logp for best, worst in pairs))
-            means = [one.logp / one.length for one in each]
-            averaged.append(sum(means[best] > means[worst] for best, worst in pairs))
-    if not counts:
+        summed = sum(each[best].logp > each[worst].logp for best, worst in pairs)
+        means = [one.logp / one.length for one in each]
+        averaged = sum(means[best] > means[worst] for best, worst in pairs)
+        told: Parts = {"accuracy_summed": (summed, len(pairs)), "accuracy_per_token": (averaged, len(pairs))}
+        yield told if pairs else {}
+
+
+def rates(parts: Sequence[Parts]) -> dict[str, Score]:
+    """Each rate over all groups, with its interval over groups."""
+    known = [each for each in parts if each]
+    if not known:
         raise InputError("preference accuracy: no row says which of two responses is the better one")
-    return {"accuracy_summed": score(summed, counts), "accuracy_per_token": score(averaged, counts)}
+    return {name: score([each[name][0] for each in known], [each[name][1] for each in known]) for name in known[0]}
 
 
 def _ordered(group: TokenGroup) -> list[tuple[int, int]]:

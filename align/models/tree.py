@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align.accounting.formulas import Work
 from align.data.chat import TokenSequence, common_prefix
 
 
@@ -73,6 +74,13 @@ class TokenBatch:
     last_S: Tensor  # position, in the flattened [R * L], of each sequence's last token
     num_sequences: int
     num_tokens: int  # tokens computed, padding not counted
+
+    def work(self) -> Work:
+        """What a forward pass over the batch has to do, padding not counted; a token attends to its whole prefix."""
+        attended = self.position_ids + 1
+        if self.attention_mask is not None:
+            attended = attended * self.attention_mask
+        return Work(self.num_tokens, int(attended.sum()), len(self.targets_N))
 
     def sums(self, logps_N: Tensor) -> Tensor:
         """Sum of each sequence's targets in fp64, so that a long sum loses nothing, shape [S]."""

@@ -3,104 +3,241 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from rich.text import Text
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from align.accounting.formulas import Decoder, Work, decoder, forward_flops, training_flops, training_memory
+from align.accounting.formulas import (
+    FP32,
+    Decoder,
+    Work,
+    added,
+    decoder,
+    forward_flops,
+    training_flops,
+    training_memory,
+)
 from align.config import InputError
 from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
-from align.data.chat import TokenGroup
-from align.data.preview import preview
+from align.data.chat import ChatEncoder, TokenGroup
+from align.evaluation.likelihood import LIKELIHOODS
+from align.evaluation.tasks import TASKS
 from align.models.loading import GGUF, fresh_config, gguf_file, length_limit, quiet_transformers
 from align.models.logprobs import TILE_CPU
-from align.models.tree import tree_batch
-from align.stages.recipe import EvaluateStep, ImportStep, PreferenceStep, Recipe, RewardStep, TrainStep
+from align.models.tree import count_tokens, tree_batch
+from align.records import Prompt
+from align.stages.costs import matrix_rate
+from align.stages.evaluating import kind_of
+from align.stages.grading import likelihood_rows, task_rows
+from align.stages.groups import asked_prompts
+from align.stages.recipe import Recipe
 from align.stages.rewards import rating_of
-from align.stages.sources import rows
-from align.stages.training import objective_of, tokenizer_of
+from align.stages.sources import step_rows
+from align.stages.steps import (
+    MAKES,
+    POLICY,
+    REWARD_MODEL,
+    EvaluateStep,
+    GenerateStep,
+    ImportStep,
+    PreferenceStep,
+    RewardStep,
+    ScoreStep,
+    TrainStep,
+)
+from align.stages.training import imported, objective_of, tokenizer_of
 
-# Share of a large matrix product's rate that a training step reaches on a CPU (README, comparison with TRL).
-EFFICIENCY = 0.6
+# Shares of a large matrix product's rate on a CPU: of a training step (README, comparison with TRL), and of sampling,
+# which reads all weights for each token of a batch.
+EFFICIENCY, SAMPLING_EFFICIENCY = 0.6, 0.05
+CHECKPOINTS = 6  # models' sizes on the disk at once: weights and two moments, of a checkpoint and of the one before it
+TEXT_BYTES = 8  # of a token in a file of responses and in what is kept beside it until it is whole
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a training step will take."""
+    """What a step will take; of what is made on the way the most that it can be."""
 
     name: str
+    stage: str
+    rows: int  # that it trains on, answers or judges
+    tokens: int = 0  # computed (in one epoch, where it trains), each distinct (prefix, token) of a group once
+    flops: float = 0.0  # of the whole step, reference pass included
+    seconds: float = 0.0
+    disk: int = 0  # bytes that it leaves behind
+    spare: int = 0  # bytes of its checkpoints, while it runs
+    bound: bool = False  # whether rows and tokens are the most that an earlier step can make
+    training: Training | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What is known of a training step whose rows are there."""
+
     counts: dict[str, int]
+    format: str
     optimizer_steps: int
     longest: int  # tokens of the longest sequence
-    tokens: int  # computed in one epoch, each distinct (prefix, token) of a group once
-    unshared: int  # the same if responses did not share their prompt
-    flops: float  # of the whole step, reference pass included
+    unshared: int  # tokens of an epoch if responses did not share their prompt
     memory: int  # bytes at the peak
-    seconds: float
     imbalance: float  # largest over mean tokens of one of eight ranks in the first optimizer step
 
 
 def check(recipe: Recipe) -> Iterator[Estimate]:
-    """An estimate of each training step in turn; the first thing wrong with the recipe is raised."""
+    """An estimate of each step in turn; the first thing wrong with the recipe is raised."""
     quiet_transformers()
-    rate = matrix_rate()
     for name, step in recipe.steps.items():
-        if isinstance(step, TrainStep | PreferenceStep | RewardStep):
-            yield _estimate(recipe, name, step, rate)
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = tokenizer_of(recipe, name, Path(folder))
+        config = model_config(recipe, name, len(tokenizer))
+        model = decoder(config.to_dict())
+        size = model.num_weights * FP32
+        if isinstance(step, ImportStep):
+            yield Estimate(name=name, stage=step.stage, rows=0, disk=size)
+        elif isinstance(step, TrainStep | PreferenceStep | RewardStep):
+            made_by = next((each for each in recipe.sources_of(name) if each in recipe.steps), None)
+            if made_by is None:
+                yield _of_training(recipe, name, tokenizer, config, model)
+            else:
+                yield _of_training_to_come(recipe, name, made_by, tokenizer, model)
+        else:
+            yield _of_answers(recipe, name, tokenizer, model)
 
 
-def preview_rows(recipe: Recipe, name: str, *, number: int) -> Iterator[Text]:
-    """The first rows of a step as coloured tokens."""
+def disk_need(recipe: Recipe) -> tuple[int, int]:
+    """Bytes that the run's models will take, and those of the largest step's checkpoints while it runs."""
     quiet_transformers()
+    sizes: list[int] = []
+    for name, step in recipe.steps.items():
+        if MAKES[step.stage] in (POLICY, REWARD_MODEL):
+            with tempfile.TemporaryDirectory() as folder:
+                tokenizer = tokenizer_of(recipe, name, Path(folder))
+            sizes.append(decoder(model_config(recipe, name, len(tokenizer)).to_dict()).num_weights * FP32)
+    return sum(sizes), CHECKPOINTS * max(sizes, default=0)
+
+
+def _of_training(
+    recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, model: Decoder
+) -> Estimate:
     step = recipe.steps[name]
-    if isinstance(step, ImportStep | EvaluateStep):
-        raise InputError(f"step {name!r} trains on no rows; preview shows those of a training step")
-    source = recipe.source(step.data)
-    free = source.model_copy(update={"max_length": None, "max_prompt_length": None})
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = tokenizer_of(recipe, name, Path(folder))
-        names = rating_of(recipe, name).names if isinstance(step, RewardStep) else ()
-        cut = rows(step, source, tokenizer, seed=recipe.seed, model_limit=None, attributes=names)
-        whole = rows(step, free, tokenizer, seed=recipe.seed, model_limit=None, attributes=names)
-    uncut = {group.row: group for group in (*whole.train, *whole.held_out)}
-    for group in cut.train[:number]:
-        yield preview(group, tokenizer, uncut=uncut[group.row])
-
-
-def _estimate(recipe: Recipe, name: str, step: TrainStep | PreferenceStep | RewardStep, rate: float) -> Estimate:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = tokenizer_of(recipe, name, Path(folder))
-    config = model_config(recipe, len(tokenizer))
-    limit = length_limit(config)
+    assert isinstance(step, TrainStep | PreferenceStep | RewardStep)
     names = rating_of(recipe, name).names if isinstance(step, RewardStep) else ()
-    source = recipe.source(step.data)
-    data = rows(step, source, tokenizer, seed=recipe.seed, model_limit=limit, attributes=names)
-    model, settings = decoder(config.to_dict()), step.train
-    num_steps = settings.num_steps(len(data.train))
-    epochs = num_steps / steps_per_epoch(len(data.train), settings.groups_per_step)
+    data = step_rows(recipe, name, tokenizer, model_limit=length_limit(config), attributes=names)
+    settings = step.train
+    num_rows = data.mixture.num_rows if data.mixture is not None else len(data.train)
+    num_steps = settings.num_steps(num_rows)
+    epochs = num_steps / steps_per_epoch(num_rows, settings.groups_per_step)
+    chosen = data.mixture.epoch(0) if data.mixture is not None else range(len(data.train))
     works = [_work(group, head=not isinstance(step, RewardStep)) for group in data.train]
-    work = Work(*map(sum, zip(*works, strict=True)))
+    work = added(works[index] for index in chosen)
     sizes = [each.tokens for each in works]
     flops = epochs * training_flops(model, work)
     if not isinstance(step, RewardStep) and objective_of(step).needs_reference:
         flops += forward_flops(model, work)
+    memory = _memory(recipe, model, max(settings.tokens_per_micro_batch, max(sizes)))
     return Estimate(
         name=name,
-        counts=data.counts,
-        optimizer_steps=num_steps,
-        longest=max(len(each.ids) for group in data.train for each in group.sequences),
+        stage=step.stage,
+        rows=num_rows,
         tokens=work.tokens,
-        unshared=sum(len(each.ids) for group in data.train for each in group.sequences),
         flops=flops,
-        memory=_memory(recipe, model, max(settings.tokens_per_micro_batch, max(sizes))),
-        seconds=flops / (rate * EFFICIENCY),
-        imbalance=_imbalance(step, sizes, recipe.seed),
+        seconds=flops / (matrix_rate(precision=settings.precision) * EFFICIENCY),
+        disk=model.num_weights * FP32,
+        spare=CHECKPOINTS * model.num_weights * FP32,
+        training=Training(
+            counts=data.counts,
+            format=data.format,
+            optimizer_steps=num_steps,
+            longest=max(len(each.ids) for group in data.train for each in group.sequences),
+            unshared=sum(len(each.ids) for index in chosen for each in data.train[index].sequences),
+            memory=memory,
+            imbalance=_imbalance(step, sizes, recipe.seed),
+        ),
     )
+
+
+def _of_training_to_come(
+    recipe: Recipe, name: str, made_by: str, tokenizer: PreTrainedTokenizerBase, model: Decoder
+) -> Estimate:
+    """Of a step whose rows an earlier one will make: if all prompts became groups, and responses as long as may be."""
+    step, maker = recipe.steps[name], recipe.steps[made_by]
+    assert isinstance(step, TrainStep | PreferenceStep | RewardStep)
+    if isinstance(maker, ScoreStep):
+        rows, tokens = _given(recipe, maker, tokenizer)
+    else:
+        assert isinstance(maker, GenerateStep)
+        rows, drawn, prompts_tokens = _to_be_drawn(recipe, made_by, maker, tokenizer)
+        tokens = prompts_tokens + drawn
+    work = Work(tokens, tokens * max(1, tokens // max(1, rows)) // 2, tokens)
+    flops = step.train.epochs * training_flops(model, work) + forward_flops(model, work)
+    return Estimate(
+        name=name,
+        stage=step.stage,
+        rows=rows,
+        tokens=tokens,
+        flops=flops,
+        seconds=flops / (matrix_rate(precision=step.train.precision) * EFFICIENCY),
+        disk=model.num_weights * FP32,
+        spare=CHECKPOINTS * model.num_weights * FP32,
+        bound=True,
+    )
+
+
+def _of_answers(recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase, model: Decoder) -> Estimate:
+    """Of a step that answers prompts or judges what is there."""
+    step = recipe.steps[name]
+    rows, tokens, drawn, precision = 0, 0, 0, "bf16"
+    if isinstance(step, GenerateStep):
+        rows, drawn, tokens = _to_be_drawn(recipe, name, step, tokenizer)
+        precision = str(step.engine.local.get("precision", precision))
+    elif isinstance(step, ScoreStep):
+        rows, tokens = _given(recipe, step, tokenizer)
+    else:
+        assert isinstance(step, EvaluateStep)
+        for task in step.tasks.values():
+            source, kind, precision = recipe.source(task.data), kind_of(recipe, task), task.precision
+            if kind in LIKELIHOODS:
+                groups, _ = likelihood_rows(source, tokenizer, model_limit=None, seed=recipe.seed)
+                rows, tokens = rows + len(groups), tokens + sum(count_tokens(group.sequences) for group in groups)
+            else:
+                asked = [TASKS[kind].prompt(row) for row in task_rows(kind, source, seed=recipe.seed)]
+                rows, drawn = rows + len(asked), drawn + len(asked) * task.max_new_tokens
+                tokens += _tokens_of(asked, tokenizer)
+    whole = tokens + drawn
+    flops = float(forward_flops(model, Work(whole, whole * max(1, whole // max(1, rows)) // 2, whole)))
+    return Estimate(
+        name=name,
+        stage=step.stage,
+        rows=rows,
+        tokens=whole,
+        flops=flops,
+        seconds=flops / (matrix_rate(precision=precision) * SAMPLING_EFFICIENCY),
+        disk=whole * TEXT_BYTES,
+        bound=drawn > 0,
+    )
+
+
+def _to_be_drawn(
+    recipe: Recipe, name: str, step: GenerateStep, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, int, int]:
+    """(prompts, tokens of responses at most, tokens of prompts) of a step that samples."""
+    asked = asked_prompts(recipe, step)
+    num_policies = len(recipe.policies_of(name)) + len(step.models)
+    responses = len(asked) * step.sampling.num_responses * num_policies
+    return len(asked), responses * step.sampling.max_new_tokens, _tokens_of(asked, tokenizer)
+
+
+def _given(recipe: Recipe, step: ScoreStep, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """(rows, tokens) of a step that judges rows that are there."""
+    groups, _ = likelihood_rows(recipe.source(step.data), tokenizer, model_limit=None, seed=recipe.seed)
+    return len(groups), sum(count_tokens(group.sequences) for group in groups)
+
+
+def _tokens_of(asked: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> int:
+    encoder = ChatEncoder(tokenizer)
+    return sum(len(encoder.prompt_ids(prompt.messages, place)) for place, prompt in enumerate(asked))
 
 
 def _work(group: TokenGroup, *, head: bool) -> Work:
@@ -131,9 +268,11 @@ def _imbalance(step: TrainStep | PreferenceStep | RewardStep, sizes: Sequence[in
     return imbalance(plan_step(first, sizes, token_budget=settings.tokens_per_micro_batch, num_ranks=8), sizes)
 
 
-def model_config(recipe: Recipe, vocab_size: int) -> PretrainedConfig:
-    """The configuration of the recipe's policy, without its weights."""
+def model_config(recipe: Recipe, name: str, vocab_size: int) -> PretrainedConfig:
+    """The configuration of the model that the step makes, trains or asks, without its weights."""
     settings = recipe.policy
+    for step in (recipe.steps[each] for each in recipe.lineage(name)):
+        settings = imported(recipe, step) if isinstance(step, ImportStep) else settings
     if settings.fresh is not None:
         return fresh_config({"vocab_size": vocab_size, **settings.fresh})
     path = str(settings.path)
@@ -144,14 +283,3 @@ def model_config(recipe: Recipe, vocab_size: int) -> PretrainedConfig:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"policy: no configuration can be read from {path!r}") from error
-
-
-def matrix_rate(size: int = 1024, repeats: int = 3) -> float:
-    """Floating-point operations a second of a square matrix product in fp32, the best of a few."""
-    matrix = torch.ones(size, size)
-    best = 0.0
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        torch.mm(matrix, matrix)
-        best = max(best, 2 * size**3 / (time.perf_counter() - began))
-    return best

@@ -1,36 +1,159 @@
-"""The stage that compares policies on the prompts of a task."""
+"""The stage that tells how a policy answers, and how much each policy has changed against the one before it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from align.artifacts import versions
-from align.evaluation.tasks import grade_all, scores
-from align.models.loading import quiet_transformers
-from align.stages.generating import RowSettings
-from align.stages.grading import ask_policy, task_rows
-from align.stages.recipe import TASKS, EvaluateStep
-from align.stages.training import Context
+import numpy as np
+import torch
+
+from align.accounting.formulas import Work, added
+from align.config import InputError, nearest
+from align.data.templates import apply_template
+from align.evaluation.likelihood import LIKELIHOODS, Parts, rates
+from align.evaluation.scores import Score, interval
+from align.evaluation.tasks import CORRECT, TASKS, grade_all, scores
+from align.models.loading import PolicySettings, length_limit, quiet_transformers
+from align.models.policy import load_policy
+from align.models.tree import tree_batch
+from align.stages.grading import ask_policy, likelihood_rows, task_rows, write_lines
+from align.stages.groups import sampling_done
+from align.stages.recipe import TASKS as PROCEDURAL
+from align.stages.recipe import Recipe
+from align.stages.steps import EvaluateStep, TaskSettings
+from align.stages.training import Context, about
 from align.synth.engine import LocalSettings, TransformersEngine
+from align.synth.journal import Journal
 from align.synth.samples import SamplingSettings
 
+Scores = dict[str, Score]
 
-def evaluate_policies(context: Context) -> dict[str, Any]:
-    """Scores of each policy on the step's prompts, `{policy: {task: {value, low, high, n}}}`."""
-    step, recipe = context.recipe.steps[context.name], context.recipe
+
+def evaluate_policy(context: Context) -> dict[str, Any]:
+    """Scores of the step's policy, `{policy: {task: {value, low, high, n}}}`, and a file of verdicts for each task."""
+    step = context.recipe.steps[context.name]
     assert isinstance(step, EvaluateStep)
     quiet_transformers()
-    source = recipe.source(step.data)
-    how = RowSettings(format=source.format, split=source.split, invalid=source.invalid, seed=recipe.seed + source.seed)
-    task = step.task or source.path.removeprefix(TASKS)
-    rows = task_rows(task, source.path, how, limit=source.limit)
-    sampling = SamplingSettings(temperature=0.0, max_new_tokens=step.max_new_tokens)
+    (policy,) = step.policies
+    engines: dict[str, TransformersEngine] = {}
+    found: dict[str, dict[str, float]] = {}
+    columns: dict[str, tuple[str, str]] = {}
+    more = Work(0, 0, 0)
+    for name, task in step.tasks.items():
+        kind = kind_of(context.recipe, task)
+        if kind in LIKELIHOODS:
+            told, more = _likely(context, name, task, more)
+        else:
+            if task.precision not in engines:
+                local = LocalSettings(path=str(context.inputs[policy]), precision=task.precision)
+                engines[task.precision] = TransformersEngine.load(local, name=policy)
+            told = _answered(context, name, task, engines[task.precision])
+        chosen = {rate: value for rate, value in told.items() if task.rates is None or rate in task.rates}
+        if unknown := [rate for rate in task.rates or () if rate not in told]:
+            raise InputError(f"steps.{context.name}.tasks.{name}.rates: {unknown[0]!r}; {nearest(unknown[0], told)}")
+        for rate, value in chosen.items():
+            told_alone = len(chosen) == 1 and (kind not in LIKELIHOODS or rate in name)
+            column = name if told_alone else f"{name} {rate}"
+            found[column] = value._asdict()
+            columns[column] = (name, CORRECT if rate.startswith("pass@") else rate)
+    speeds = [engine.speed for engine in engines.values()]
+    precision = next(iter(engines), "fp32")
+    done = sampling_done(context.inputs[policy], speeds, precision, more)
+    return {**about(context), "scores": {policy: found}, "columns": columns, "done": done}
+
+
+def kind_of(recipe: Recipe, task: TaskSettings) -> str:
+    """The entry of TASKS or LIKELIHOODS that the evaluation is."""
+    source = recipe.source(task.data)
+    own = source.path.removeprefix(PROCEDURAL) if source.path.startswith(PROCEDURAL) else None
+    kind = task.task or own or ("ifeval" if source.constraints is not None else None)
+    known = [*TASKS, *LIKELIHOODS]
+    if kind not in known:
+        raise InputError(f"no task is called {kind!r}; {nearest(str(kind), known)}")
+    return kind
+
+
+def _answered(context: Context, name: str, task: TaskSettings, engine: TransformersEngine) -> Scores:
+    recipe, kind = context.recipe, kind_of(context.recipe, task)
+    rows = task_rows(kind, recipe.source(task.data), seed=recipe.seed)
+    sampling = SamplingSettings(temperature=task.temperature, max_new_tokens=task.max_new_tokens)
+    with Journal(context.working / f".{name}.samples", {"sampling": sampling.model_dump()}) as journal:
+        answers = ask_policy(kind, rows, engine, sampling=sampling, kept=journal, report=context.report)
+    answers.sort()
+    graded = list(grade_all(kind, rows, answers))
+    lines = [
+        {"policy": engine.name, "prompt": TASKS[kind].ask(rows[number]), "response": text, "parts": grade.parts}
+        for (number, text), (_, grade) in zip(answers, graded, strict=True)
+    ]
+    write_lines(context.working / f"{name}.jsonl", lines)
+    (context.working / f".{name}.samples").unlink()
+    return scores(kind, answers, [grade for _, grade in graded])
+
+
+def _likely(context: Context, name: str, task: TaskSettings, before: Work) -> tuple[Scores, Work]:
+    step, recipe = context.recipe.steps[context.name], context.recipe
+    assert isinstance(step, EvaluateStep)
+    policy, tokenizer = load_policy(PolicySettings(path=str(context.inputs[step.policies[0]])))
+    apply_template(tokenizer)
+    limit = length_limit(policy.base.config)
+    groups, account = likelihood_rows(recipe.source(task.data), tokenizer, model_limit=limit, seed=recipe.seed)
+    context.report.note(
+        f"{name}: {account['rows']} rows read, {len(groups)} told, {account['left_out'] or 'none'} left out"
+    )
+    context.report.phase(name, len(groups))
+    if torch.cuda.is_available():
+        policy.to("cuda")
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
+        parts: list[Parts] = []
+        for each in LIKELIHOODS[kind_of(recipe, task)](policy, groups):
+            parts.append(each)
+            context.report.advance(1)
+    lines = [
+        {"policy": step.policies[0], "row": group.row, "parts": each} for group, each in zip(groups, parts, strict=True)
+    ]
+    write_lines(context.working / f"{name}.jsonl", lines)
+    return rates(parts), added([before, *(tree_batch(group.sequences).work() for group in groups)])
+
+
+def changes(recipe: Recipe, made: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each policy and column the change against the evaluated policy that it comes from, over the same prompts.
+
+    `{policy: {column: {value, low, high, n, from}}}`, with the 95 % bootstrap interval of the paired difference.
+    """
+    columns: dict[str, dict[str, tuple[Path, str]]] = {}  # policy -> column -> its file, and its part of a line
+    for name, manifest in made.items():
+        for column, (task, part) in manifest.get("columns", {}).items():
+            policy = next(iter(manifest["scores"]))
+            columns.setdefault(policy, {})[column] = (recipe.root / name / f"{task}.jsonl", part)
     found: dict[str, dict[str, Any]] = {}
-    for name in step.policies:
-        local = LocalSettings(path=str(context.inputs[name]), precision="fp32")
-        engine = TransformersEngine.load(local, name=name)
-        answers = ask_policy(task, rows, engine, sampling=sampling, kept=None, report=context.report)
-        grades = [grade for _, grade in grade_all(task, rows, answers)]
-        rates = scores(task, answers, grades).items()
-        found[name] = {task if len(rates) == 1 else f"{task} {rate}": value._asdict() for rate, value in rates}
-    return {"stage": step.stage, "settings": step.model_dump(mode="json"), "scores": found, "versions": versions()}
+    for policy, own in columns.items():
+        before = recipe.policy_of(policy)
+        while before is not None and before not in columns:
+            before = recipe.policy_of(before)
+        if before is None:
+            continue
+        for column in own:
+            if column in columns[before]:
+                then, now = (_parts_in(*of[column]) for of in (columns[before], own))
+                found.setdefault(policy, {})[column] = {**_change(then, now), "from": before}
+    return found
+
+
+def _parts_in(path: Path, part: str) -> list[tuple[float, float]]:
+    """(passed, of how many) of every prompt that has the part."""
+    lines = [json.loads(line)["parts"] for line in path.read_text("utf-8").splitlines()]
+    return [(parts[part][0], parts[part][1]) for parts in lines if part in parts]
+
+
+def _change(then: Sequence[tuple[float, float]], now: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    values = np.asarray(list(zip(then, now, strict=True)), dtype=np.float64)  # [prompts, then or now, passed or of]
+
+    def difference(chosen: np.ndarray) -> float:
+        (passed, of), (passed_now, of_now) = values[chosen].sum(axis=0)
+        return float(passed_now / of_now - passed / of)
+
+    low, high = interval(difference, len(values))
+    return Score(difference(np.arange(len(values))), low, high, len(values))._asdict()

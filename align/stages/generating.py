@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
 from align.artifacts import fingerprint
-from align.config import InputError, Settings, build, one_line, read_overrides
+from align.config import InputError, Settings, build, read_overrides
 from align.data.formats import write
 from align.models.loading import GGUF, quiet_transformers
 from align.records import Prompt
 from align.stages.recipe import SourceSettings
-from align.stages.sources import records
+from align.stages.sources import prompts
+from align.synth.constrained import ConstraintSettings
 from align.synth.engines import EngineSettings, make_engine
 from align.synth.journal import Journal
 from align.synth.judges import How, JudgeSettings, judge_of, make_judge
-from align.synth.preferences import Account, GroupSettings, comparisons, judged, prompt_of, unjudged
-from align.synth.samples import Sample, SamplingSettings, prompt_key, resumed
+from align.synth.preferences import Account, GroupSettings, comparisons, judged, unjudged
+from align.synth.samples import Sample, SamplingSettings, Speed, prompt_key, resumed
+from align.synth.verdicts import Judge
 from align.train.runtime import Reporter
 
 
@@ -30,6 +32,13 @@ class RowSettings(Settings):
     split: str | None = None
     invalid: Literal["error", "drop"] = "error"
     seed: int = 0  # of procedural rows
+    constraints: ConstraintSettings | None = None  # verifiable instructions to put behind the prompts
+
+    def source(self, path: str, limit: int | None = None) -> SourceSettings:
+        """The rows of `path`, read so."""
+        return SourceSettings(
+            path=path, limit=limit, **{name: getattr(self, name) for name in RowSettings.model_fields}
+        )
 
 
 class GenerateSettings(Settings):
@@ -70,22 +79,59 @@ def generate(
     """
     quiet_transformers()
     check_out(out)
+    if not policies or len(set(policies)) < len(policies):
+        raise InputError(f"policy: name at least one, and each once, not {', '.join(policies) or 'none'}")
     judge = make_judge(settings.judges, how=settings.combine) if settings.judges else None
-    prompts = read_prompts(data, settings.rows, limit=limit)
-    account = Account()
+    asked = prompts(settings.rows.source(data, limit), seed=0)
     origin = {"policies": {policy: content_of(policy) for policy in policies}, "data": content_of(data)}
     made_with = {**origin, "sampling": settings.sampling.model_dump(), "engine": settings.engine.model_dump()}
-    speeds: dict[str, float] = {}
+    account, speeds = Account(), dict[str, Speed]()
     with Journal(beside(out, "samples"), made_with) as journal:
-        samples = list(sampled(policies, prompts, settings, journal=journal, report=report, speeds=speeds))
+        engines = {policy: policy for policy in policies}
+        samples = list(sampled(engines, asked, settings, journal=journal, report=report, speeds=speeds))
     if judge is None:
-        write(out, unjudged(prompts, samples, account))
+        write(out, unjudged(asked, samples, account))
     else:
-        report.phase("judge", len({prompt_key(prompt) for prompt in prompts}))
-        with Journal(beside(out, "verdicts"), {"judges": _judged_with(settings), "combine": settings.combine}) as kept:
-            scored = _counted(judged(prompts, samples, judge, journal=kept, account=account), report)
-            write(out, comparisons(scored, settings.groups, account))
-    return {"out": str(out), "policies": list(policies), **account.report(), "tokens_per_s": speeds}
+        write_judged(out, asked, samples, judge, settings, account=account, report=report)
+    told = {policy: speed.tokens_per_s for policy, speed in speeds.items() if speed.seconds}
+    return {"out": str(out), "policies": list(policies), **account.report(), "tokens_per_s": told}
+
+
+class Judging(Protocol):
+    """Settings of who judges, and of what becomes a comparison."""
+
+    @property
+    def judges(self) -> Sequence[JudgeSettings]:
+        """One or several."""
+        ...
+
+    @property
+    def combine(self) -> How:
+        """What several make together."""
+        ...
+
+    @property
+    def groups(self) -> GroupSettings:
+        """What is kept."""
+        ...
+
+
+def write_judged(
+    out: Path,
+    asked: Sequence[Prompt],
+    samples: Sequence[Sample],
+    judge: Judge,
+    settings: Judging,
+    *,
+    account: Account,
+    report: Reporter,
+) -> None:
+    """Write the samples with their verdicts as comparisons; the verdicts are kept beside `out` as they come."""
+    report.phase("judge", len({prompt_key(prompt) for prompt in asked}))
+    made_with = {"judges": _judged_with(settings.judges), "combine": settings.combine}
+    with Journal(beside(out, "verdicts"), made_with) as kept:
+        scored = _counted(judged(asked, samples, judge, journal=kept, account=account), report)
+        write(out, comparisons(scored, settings.groups, account))
 
 
 def check_out(out: Path, what: str = "samples") -> None:
@@ -107,50 +153,50 @@ def content_of(path: str) -> str:
     return fingerprint(local) if local.exists() else path
 
 
-def read_prompts(data: str, how: RowSettings, *, limit: int | None) -> list[Prompt]:
-    """The prompts of a file, folder, hub id or of the procedural tasks."""
-    source = SourceSettings(path=data, format=how.format, split=how.split, invalid=how.invalid, limit=limit)
-    prompts: list[Prompt] = []
-    for number, record in enumerate(records(source, kind=Prompt, seed=how.seed).records):
-        try:
-            prompts.append(prompt_of(record))
-        except InputError as error:
-            raise InputError(f"{data}: record {number}: {one_line(error)}") from error
-    return prompts
+class Sampling(Protocol):
+    """Settings of how responses are made."""
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """How they are drawn."""
+        ...
+
+    @property
+    def engine(self) -> EngineSettings:
+        """How the policies run."""
+        ...
 
 
 def sampled(
-    policies: Sequence[str],
-    prompts: Sequence[Prompt],
-    settings: GenerateSettings,
+    policies: Mapping[str, str],
+    asked: Sequence[Prompt],
+    settings: Sampling,
     *,
     journal: Journal,
     report: Reporter,
-    speeds: dict[str, float],
+    speeds: dict[str, Speed],
 ) -> Iterator[Sample]:
-    """The responses of each policy, one policy in memory at a time; `speeds` gets the tokens a second of each."""
-    if not policies or len(set(policies)) < len(policies):
-        raise InputError(f"policy: name at least one, and each once, not {', '.join(policies) or 'none'}")
-    num_prompts = len({prompt_key(prompt) for prompt in prompts})
-    for policy in policies:
-        engine = make_engine(policy, settings.engine)
+    """The responses of each policy, by name and path, one in memory at a time; `speeds` gets the speed of each."""
+    num_prompts = len({prompt_key(prompt) for prompt in asked})
+    for name, path in policies.items():
+        engine = make_engine(path, settings.engine, name=name)
         report.phase("sample", num_prompts * settings.sampling.num_responses)
-        for sample in resumed(engine, prompts, settings.sampling, journal):
+        for sample in resumed(engine, asked, settings.sampling, journal):
             report.advance(1)
             yield sample
+        speeds[name] = engine.speed
         if engine.speed.seconds:
-            speeds[policy] = engine.speed.tokens_per_s
-            report.note(f"{policy}: {engine.speed.tokens_per_s:,.0f} tokens/s")
+            report.note(f"{name}: {engine.speed.tokens_per_s:,.0f} tokens/s")
 
 
-def _judged_with(settings: GenerateSettings) -> list[Any]:
+def _judged_with(judges: Sequence[JudgeSettings]) -> list[Any]:
     """The judges' settings, with the content of every file or folder that they name."""
     return [
         {
             **one.model_dump(),
             "content": {key: content_of(value) for key, value in one.settings.items() if isinstance(value, str)},
         }
-        for one in settings.judges
+        for one in judges
     ]
 
 

@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
+from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import writing
 from align.config import InputError, Settings, nearest, pick, stable_hash
-from align.data.chat import ChatEncoder
-from align.data.formats import read, read_rows
+from align.data.chat import ChatEncoder, TokenGroup
+from align.data.formats import read_rows
 from align.data.templates import apply_template
 from align.evaluation.harness import harness
-from align.evaluation.likelihood import LIKELIHOODS
+from align.evaluation.likelihood import LIKELIHOODS, rates
 from align.evaluation.scores import Score
 from align.evaluation.tasks import TASKS, Grade, Row, check_rows, grade_all, scores
 from align.evaluation.winning import win_rates
 from align.models.loading import PolicySettings, length_limit, quiet_transformers
 from align.models.policy import load_policy
 from align.records import Comparison, Demonstration
-from align.stages.generating import RowSettings, beside, content_of, read_prompts
+from align.stages.generating import RowSettings, beside, content_of
 from align.stages.recipe import TASKS as PROCEDURAL
+from align.stages.recipe import SourceSettings
+from align.stages.sources import is_held_out, prompts, records
 from align.synth.engines import EngineSettings, make_engine
 from align.synth.journal import Journal
 from align.synth.judges import How, JudgeSettings, make_judge
@@ -84,7 +87,7 @@ def evaluate(asked: Asked, out: Path | None, *, settings: EvaluateSettings, repo
         return _likelihood(asked, settings)
     if task == WIN_RATE:
         return _wins(asked, settings, report)
-    rows = task_rows(task, asked.needed("data"), settings.rows, limit=asked.limit)
+    rows = task_rows(task, settings.rows.source(asked.needed("data"), asked.limit), seed=0)
     if (asked.policy is None) != (len(asked.responses) == 1):
         raise InputError(f"task {task}: give either --policy or one file of --responses")
     if asked.policy is not None:
@@ -94,17 +97,18 @@ def evaluate(asked: Asked, out: Path | None, *, settings: EvaluateSettings, repo
     return _graded(task, rows, answers, out=out, report=report)
 
 
-def task_rows(task: str, data: str, how: RowSettings, *, limit: int | None) -> list[Row]:
-    """The task's rows, checked for what it needs."""
+def task_rows(task: str, source: SourceSettings, *, seed: int) -> list[Row]:
+    """The task's rows, checked for what it needs; of procedural or constrained prompts what is known of each."""
     pick(TASKS, task, "task")
-    if data.startswith(PROCEDURAL):
-        prompts = read_prompts(data, how, limit=limit)
-        rows: list[Row] = [{**prompt.metadata, "prompt": prompt.messages[-1].content} for prompt in prompts]
+    if source.path.startswith(PROCEDURAL) or source.constraints is not None:
+        found = prompts(source, seed=seed)
+        rows: list[Row] = [{**prompt.metadata, "prompt": prompt.messages[-1].content} for prompt in found]
     else:
-        rows = list(islice(read_rows(data, split=how.split), limit))
+        last = None if source.limit is None else source.skip + source.limit
+        rows = list(islice(read_rows(source.path, split=source.split), source.skip, last))
     if not rows:
-        raise InputError(f"{data}: holds no rows")
-    check_rows(task, rows, data)
+        raise InputError(f"{source.path}: holds no rows")
+    check_rows(task, rows, source.path)
     return rows
 
 
@@ -118,13 +122,13 @@ def ask_policy(
     report: Reporter,
 ) -> list[tuple[int, str]]:
     """(row number, response) of every response of the policy; a journal keeps them, and gives those that it has."""
-    prompts = [TASKS[task].prompt(row) for row in rows]
+    asked = [TASKS[task].prompt(row) for row in rows]
     numbers: dict[str, list[int]] = defaultdict(list)
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(asked):
         numbers[prompt_key(prompt)].append(number)
     report.phase("sample", len(numbers) * sampling.num_responses)
     found: list[tuple[int, str]] = []
-    for sample in engine.sample(prompts, sampling) if kept is None else resumed(engine, prompts, sampling, kept):
+    for sample in engine.sample(asked, sampling) if kept is None else resumed(engine, asked, sampling, kept):
         report.advance(1)
         found += ((number, sample.text) for number in numbers[sample.key])
     report.note(f"{engine.name}: {engine.speed.tokens_per_s:,.0f} tokens/s")
@@ -214,17 +218,31 @@ def _by_harness(asked: Asked, settings: EvaluateSettings) -> dict[str, Any]:
 def _likelihood(asked: Asked, settings: EvaluateSettings) -> dict[str, Any]:
     policy, tokenizer = load_policy(PolicySettings(path=asked.needed("policy")))
     apply_template(tokenizer)
-    data, how = asked.needed("data"), settings.rows
-    reading = read(data, format=how.format, split=how.split, limit=asked.limit, invalid=how.invalid)
+    source = settings.rows.source(asked.needed("data"), asked.limit)
+    source = source.model_copy(update={"max_length": settings.max_length})
+    groups, account = likelihood_rows(source, tokenizer, model_limit=length_limit(policy.base.config))
+    return _summary(asked.task, rates(list(LIKELIHOODS[asked.task](policy, groups))), **account)
+
+
+def likelihood_rows(
+    source: SourceSettings, tokenizer: PreTrainedTokenizerBase, *, model_limit: int | None, seed: int = 0
+) -> tuple[list[TokenGroup], dict[str, Any]]:
+    """The rows whose likelihood can be told, and how many were read and left out.
+
+    Of a source of which training holds a share of the prompts back, these are the ones that are held back.
+    """
+    reading = records(source, kind=Demonstration, seed=seed)
     usable = [record for record in reading.records if isinstance(record, Comparison | Demonstration)]
-    encoder = ChatEncoder(tokenizer, max_length=settings.max_length or length_limit(policy.base.config))
+    encoder = ChatEncoder(tokenizer, max_length=source.max_length or model_limit, overlong=source.overlong)
     groups = list(encoder.encode_all(usable))
+    if source.held_out:
+        groups = [group for group in groups if is_held_out(group, source.held_out)]
     if not groups:
-        raise InputError(f"{data}: no row has a response of which the likelihood could be told")
+        raise InputError(f"{source.path}: no row has a response of which the likelihood could be told")
     counts = {name: number for name, number in encoder.counts.items() if name != "rows"}
     without = {"prompts without a response": len(reading.records) - len(usable)}
     left_out = {**reading.dropped, **{name: number for name, number in without.items() if number}, **counts}
-    return _summary(asked.task, LIKELIHOODS[asked.task](policy, groups), rows=reading.num_rows, left_out=left_out)
+    return groups, {"rows": reading.num_rows, "left_out": left_out}
 
 
 def _wins(asked: Asked, settings: EvaluateSettings, report: Reporter) -> dict[str, Any]:
@@ -232,15 +250,16 @@ def _wins(asked: Asked, settings: EvaluateSettings, report: Reporter) -> dict[st
     if len(asked.responses) != 2:  # noqa: PLR2004
         raise InputError(f"task {WIN_RATE}: give --responses twice: the policy's and the baseline's")
     judge = make_judge(settings.judges, how=settings.combine)
-    prompts = {prompt.messages[-1].content: prompt for prompt in read_prompts(data, settings.rows, limit=asked.limit)}
+    source = settings.rows.source(data, asked.limit)
+    known = {prompt.messages[-1].content: prompt for prompt in prompts(source, seed=0)}
     ours, theirs = (_by_prompt(path) for path in asked.responses)
-    both = [text for text in prompts if text in ours and text in theirs]
+    both = [text for text in known if text in ours and text in theirs]
     if not both:
         raise InputError(f"task {WIN_RATE}: no prompt of {data} is answered in both files")
-    report.note(f"{len(both)} of {len(prompts)} prompts are answered in both files")
-    found = win_rates([(prompts[text], (ours[text], theirs[text])) for text in both], judge)
-    rates = {name: value for name, value in found.items() if isinstance(value, Score)}
-    return _summary(WIN_RATE, rates, undecided=found["undecided"], unanswered=len(prompts) - len(both))
+    report.note(f"{len(both)} of {len(known)} prompts are answered in both files")
+    found = win_rates([(known[text], (ours[text], theirs[text])) for text in both], judge)
+    told = {name: value for name, value in found.items() if isinstance(value, Score)}
+    return _summary(WIN_RATE, told, undecided=found["undecided"], unanswered=len(known) - len(both))
 
 
 def _by_prompt(path: str) -> dict[str, str]:

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from align.accounting.settings import AccountingSettings
 from align.artifacts import fingerprint
-from align.config import InputError, Settings, build, nearest, pick, read_recipe, stable_hash
+from align.config import InputError, Settings, build, located, pick, read_recipe, stable_hash
+from align.data.mixing import shares_of
 from align.losses.preference import preference_loss
 from align.models.loading import GGUF, PolicySettings
-from align.models.reward import HELPSTEER, HeadSettings, choose_rating
+from align.models.reward import choose_rating
 from align.pipeline import Step, order
-from align.train.objectives import PreferenceSettings
-from align.train.reward_objective import RewardLoss
-from align.train.settings import TrainSettings
+from align.stages.expanding import expand
+from align.stages.steps import (
+    GROUPS,
+    MAKES,
+    POLICY,
+    REWARD_MODEL,
+    AnyStep,
+    EvaluateStep,
+    GenerateStep,
+    ImportStep,
+    PreferenceStep,
+    RewardStep,
+    ScoreStep,
+    TrainStep,
+    judge_steps,
+)
+from align.synth.constrained import ConstraintSettings
 
 TASKS = "tasks:"  # prefix of a source's path that names procedural tasks
+GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses
 
 
 class SourceSettings(Settings):
@@ -27,78 +44,16 @@ class SourceSettings(Settings):
     path: str  # a file, a folder, a hub id, or tasks:KIND for rows that the project makes itself
     format: str = "auto"
     split: str | None = None
-    limit: int | None = Field(default=None, ge=1)  # rows read, or made
+    skip: int = Field(default=0, ge=0)  # rows passed over first
+    limit: int | None = Field(default=None, ge=1)  # rows read after them, or made
     responses: int = Field(default=4, ge=1)  # of each prompt, where the rows are made
     invalid: Literal["error", "drop"] = "error"
     seed: int = 0  # of rows that are made, beside the recipe's own
+    constraints: ConstraintSettings | None = None  # verifiable instructions to put behind the prompts
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of the prompts kept for evaluation
     max_length: int | None = Field(default=None, ge=2)  # tokens; the model's own limit where left out
     max_prompt_length: int | None = Field(default=None, ge=1)
     overlong: Literal["drop", "cut_prompt", "cut_response", "error"] = "drop"
-
-
-class ImportStep(Settings):
-    """Put a policy into a folder: from elsewhere, or fresh with a tokenizer trained on the spot."""
-
-    stage: Literal["import"]
-    vocab_size: int | None = Field(default=None, ge=1)  # of a tokenizer trained on the procedural tasks' texts
-
-
-class TrainStep(Settings):
-    """Supervised fine-tuning of a policy on demonstrations."""
-
-    stage: Literal["sft"]
-    policy: str | None = None  # an earlier step; the latest that makes a policy where left out, else the recipe's
-    data: str  # a name under `data`
-    train: TrainSettings
-
-
-class PreferenceStep(Settings):
-    """Preference optimization of a policy against itself as it enters the step."""
-
-    stage: Literal["preference"]
-    policy: str | None = None
-    data: str
-    train: TrainSettings
-    loss: PreferenceSettings = PreferenceSettings()
-
-
-class RewardStep(Settings):
-    """A reward model from responses whose attributes are rated, or of which one is better than another."""
-
-    stage: Literal["reward_model"]
-    policy: str | None = None  # an earlier step, of which a reward model's head is kept
-    data: str
-    train: TrainSettings
-    loss: RewardLoss = "regression"
-    head: HeadSettings = HeadSettings()
-    subset: str | None = None  # key of the rows' metadata by whose values the report counts pairs, too
-
-    @property
-    def default_attributes(self) -> tuple[str, ...]:
-        """What a new head rates where the settings name nothing."""
-        return HELPSTEER if self.loss == "regression" else ("reward",)
-
-
-class EvaluateStep(Settings):
-    """How each of several policies answers prompts whose answers a program can check."""
-
-    stage: Literal["evaluate"]
-    policies: list[str]
-    data: str
-    task: str | None = None  # an entry of TASKS; for procedural rows it is their kind
-    max_new_tokens: int = Field(default=64, ge=1)
-
-
-AnyStep = ImportStep | TrainStep | PreferenceStep | RewardStep | EvaluateStep
-NO_POLICY = (EvaluateStep, RewardStep)  # steps that no policy comes from
-SETTINGS: dict[str, type[AnyStep]] = {
-    "import": ImportStep,
-    "sft": TrainStep,
-    "preference": PreferenceStep,
-    "reward_model": RewardStep,
-    "evaluate": EvaluateStep,
-}
 
 
 class Recipe(Settings):
@@ -107,97 +62,203 @@ class Recipe(Settings):
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # its folder under `runs`
     runs: str = "runs"
     seed: int = 0
+    accounting: AccountingSettings = AccountingSettings()
     policy: PolicySettings
     data: dict[str, SourceSettings] = Field(default_factory=dict[str, SourceSettings])
-    steps: dict[str, AnyStep] = Field(default_factory=dict[str, AnyStep])
+    steps: dict[str, AnyStep] = Field(default_factory=dict[str, AnyStep])  # as they are run: rounds one by one
+    origins: dict[str, str] = Field(default_factory=dict[str, str])  # the name under which each was written
 
     @property
     def root(self) -> Path:
         """Folder of the run."""
         return Path(self.runs) / self.run
 
+    def written_as(self, name: str) -> list[str]:
+        """The steps that `name` stands for: itself, or all that the recipe's step of this name has become."""
+        if name in self.steps:
+            return [name]
+        names = {origin: origin for origin in self.origins.values()}
+        pick({**names, **{each: each for each in self.steps}}, name, "step")
+        return [step for step, origin in self.origins.items() if origin == name]
+
     def inputs(self, name: str) -> tuple[str, ...]:
         """Steps whose folders the step reads."""
+        return tuple(dict.fromkeys(needed for needed, _ in self.needs(name)))
+
+    def needs(self, name: str) -> list[tuple[str, tuple[str, ...]]]:
+        """(step, what it may hold) of everything that the step reads of others."""
         step = self.steps[name]
-        if isinstance(step, EvaluateStep):
-            return tuple(step.policies)
-        return (policy,) if (policy := self.policy_of(name)) is not None else ()
+        policies, data, judges = [policy] if (policy := self.policy_of(name)) else [], list[str](), list[str]()
+        if isinstance(step, EvaluateStep | GenerateStep):
+            policies = self.policies_of(name)
+        if isinstance(step, TrainStep | PreferenceStep | RewardStep | ScoreStep):
+            data = [source for source in self.sources_of(name) if source in self.steps]
+        if isinstance(step, GenerateStep | ScoreStep):
+            judges = judge_steps(step.judges)
+        models = (POLICY, REWARD_MODEL)
+        return [
+            *((each, models if isinstance(step, RewardStep) else (POLICY,)) for each in policies),
+            *((each, (GROUPS,)) for each in data),
+            *((each, models) for each in judges),
+        ]
 
     def policy_of(self, name: str) -> str | None:
-        """The step whose policy the step starts from; None where it starts from the recipe's own."""
+        """The step whose policy the step trains; None where it starts from the recipe's own, or trains none."""
         step = self.steps[name]
-        if isinstance(step, ImportStep | EvaluateStep):
+        if not isinstance(step, TrainStep | PreferenceStep | RewardStep):
             return None
-        if step.policy is not None:
-            return step.policy
+        return step.policy if step.policy is not None else self._latest(name)
+
+    def policies_of(self, name: str) -> list[str]:
+        """The steps whose policies the step asks."""
+        step = self.steps[name]
+        assert isinstance(step, EvaluateStep | GenerateStep)
+        if isinstance(step, EvaluateStep):
+            return list(step.policies)
+        latest = self._latest(name)
+        return [latest] if not step.policies and not step.models and latest else step.policies
+
+    def lineage(self, name: str) -> Iterator[str]:
+        """The step and those whose models it comes from or asks, the earliest last."""
+        step: str | None = name
+        while step is not None:
+            yield step
+            asks = self.policies_of(step)[:1] if isinstance(self.steps[step], EvaluateStep | GenerateStep) else []
+            step = asks[0] if asks else self.policy_of(step)
+
+    def _latest(self, name: str) -> str | None:
         names = list(self.steps)
-        before = [other for other in names[: names.index(name)] if not isinstance(self.steps[other], NO_POLICY)]
+        before = [other for other in names[: names.index(name)] if MAKES[self.steps[other].stage] == POLICY]
         return before[-1] if before else None
 
+    def sources_of(self, name: str) -> dict[str, float]:
+        """Names of the rows that the step reads, sources or steps, with the share of each in an epoch."""
+        step = self.steps[name]
+        if isinstance(step, ImportStep):
+            return {}
+        if isinstance(step, EvaluateStep):
+            return {task.data: 1.0 for task in step.tasks.values()}
+        weights = {name: 1.0 for name in ([step.data] if isinstance(step.data, str) else list(step.data))}
+        if not isinstance(step, TrainStep):
+            return weights
+        own = step.data if isinstance(step.data, dict) else weights
+        share, replayed = (step.replay.share, self.replayed(name)) if step.replay else (0.0, {})
+        return shares_of(own, replayed, share)
+
+    def replayed(self, name: str) -> dict[str, float]:
+        """The data of the earlier supervised step that the step replays, with their weights there."""
+        step = self.steps[name]
+        assert isinstance(step, TrainStep) and step.replay is not None
+        names = list(self.steps)
+        before = [other for other in names[: names.index(name)] if isinstance(self.steps[other], TrainStep)]
+        if step.replay.step is None and not before:
+            raise InputError(f"steps.{name}.replay: no supervised step comes before this one")
+        earlier = step.replay.step or before[-1]
+        found = pick({other: self.steps[other] for other in before}, earlier, "earlier supervised step")
+        assert isinstance(found, TrainStep)
+        return {found.data: 1.0} if isinstance(found.data, str) else found.data
+
     def source(self, name: str) -> SourceSettings:
-        """The source of rows called `name`."""
+        """The rows called `name`: a source, or the groups that a step makes."""
+        step = self.steps.get(name)
+        if isinstance(step, GenerateStep | ScoreStep):
+            made = self.root / name / GROUPS_FILE
+            return SourceSettings(path=str(made), format="native", held_out=step.held_out, max_length=step.max_length)
         return pick(self.data, name, "source of data")
 
     def pipeline(self) -> list[Step]:
         """The steps for the pipeline, each with the hash of everything that decides its content."""
-        return [Step(name, self.inputs(name), stable_hash(self._content(name))) for name in self.steps]
+        known: dict[str, str] = {}
 
-    def _content(self, name: str) -> list[Any]:
+        def content_of(path: str) -> str:
+            """The content hash of a local file or folder; a hub id stands for itself."""
+            local = Path(path.removeprefix(GGUF)).expanduser()
+            if path not in known:
+                known[path] = fingerprint(local) if local.exists() else path
+            return known[path]
+
+        return [Step(name, self.inputs(name), stable_hash(self._content(name, content_of))) for name in self.steps]
+
+    def _content(self, name: str, content_of: Callable[[str], str]) -> list[Any]:
         step = self.steps[name]
-        content: list[Any] = [self.seed, step.model_dump(mode="json")]
-        if not isinstance(step, EvaluateStep):
+        content: list[Any] = [self.seed, step.model_dump(mode="json", exclude={"launch"})]
+        if MAKES[step.stage] in (POLICY, REWARD_MODEL):
             content.append(self.policy.model_dump(mode="json"))
-        if not isinstance(step, ImportStep):
-            source = self.source(step.data)
-            content += [source.model_dump(mode="json"), _content_of(source.path)]
-        if self.policy_of(name) is None and self.policy.path is not None and not isinstance(step, EvaluateStep):
-            content.append(_content_of(self.policy.path.removeprefix(GGUF)))
+            begins = step.path or self.policy.path if isinstance(step, ImportStep) else self.policy.path
+            if begins is not None and self.policy_of(name) is None:
+                content.append(content_of(begins))
+        for source, share in self.sources_of(name).items():
+            if source not in self.steps:
+                settings = self.source(source)
+                content += [share, settings.model_dump(mode="json"), content_of(settings.path)]
+        if isinstance(step, GenerateStep):
+            content += [content_of(model) for model in step.models]
+        if isinstance(step, GenerateStep | ScoreStep):
+            values = [value for judge in step.judges for value in judge.settings.values() if isinstance(value, str)]
+            content += [content_of(value) for value in values]
         return content
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at `path`, checked: every key known, every source and step that is named there."""
+    """The recipe at `path`, checked: every key known, every source and step that is named there, and of the right kind.
+
+    An error begins with the line in the file, or with the override, that is to be changed.
+    """
     values = read_recipe(path, overrides)
-    given = values.get("steps")
-    if not isinstance(given, Mapping) or not given:
-        raise InputError(f"{path}: steps: a mapping from a step's name to its settings is needed, not {given!r}")
-    # Each step is checked by its own stage's settings, so that an error names the step and the stage's own keys.
-    steps = {str(name): _step(str(name), settings) for name, settings in given.items()}
-    recipe = build(Recipe, {**values, "steps": {}}, "").model_copy(update={"steps": steps})
-    for name, step in steps.items():
-        for needed in recipe.inputs(name):
-            pick(recipe.steps, needed, "step")
-            made_by = recipe.steps[needed]
-            if isinstance(made_by, EvaluateStep):
-                raise InputError(f"steps.{name}: step {needed!r} evaluates and makes no policy")
-            if isinstance(made_by, RewardStep) and not isinstance(step, RewardStep):
-                raise InputError(f"steps.{name}: step {needed!r} makes a reward model and no policy")
-        if not isinstance(step, ImportStep):
-            recipe.source(step.data)
-        _check_choices(name, step)
-    order([Step(name, recipe.inputs(name), key="") for name in steps])
+    with located(path, overrides):
+        given = values.get("steps")
+        if not isinstance(given, Mapping) or not given:
+            raise InputError(f"steps: a mapping from a step's name to its settings is needed, not {given!r}")
+        if "origins" in values:
+            raise InputError("origins: unknown key")
+        expanded = expand(given)
+        recipe = build(Recipe, {**values, "steps": {}}, "")
+        recipe = recipe.model_copy(update={"steps": expanded.steps, "origins": expanded.origins})
+        for name in recipe.steps:
+            _check_step(recipe, name)
+        order([Step(name, recipe.inputs(name), key="") for name in recipe.steps])
     return recipe
 
 
-def _check_choices(name: str, step: AnyStep) -> None:
-    """Whatever of a step's settings is wrong only together with others."""
+def _check_step(recipe: Recipe, name: str) -> None:
+    """Everything that the step names is there and of the right kind, and its settings agree with each other."""
+    step, where = recipe.steps[name], f"steps.{recipe.origins[name]}"
     try:
+        _check_names(recipe, name)
         if isinstance(step, PreferenceStep):
+            where += ".loss"
             preference_loss(step.loss.name, **step.loss.settings)
         elif isinstance(step, RewardStep) and step.head.attributes is not None:
             choose_rating(step.head, None, default=())
+        elif isinstance(step, GenerateStep):
+            _check_prompts(recipe, step, recipe.policies_of(name))
     except InputError as error:
-        where = f"steps.{name}.loss: " if isinstance(step, PreferenceStep) else f"steps.{name}."
-        raise InputError(f"{where}{error}") from error
+        raise InputError(str(error) if str(error).startswith("steps.") else f"{where}: {error}") from error
 
 
-def _step(name: str, given: object) -> AnyStep:
-    if not isinstance(given, Mapping) or "stage" not in given:
-        raise InputError(f"steps.{name}: a step needs a stage; {nearest('', SETTINGS)}")
-    return build(pick(SETTINGS, str(given["stage"]), "stage"), given, f"steps.{name}")
+def _check_names(recipe: Recipe, name: str) -> None:
+    step = recipe.steps[name]
+    if step.launch is not None and not isinstance(step, TrainStep | PreferenceStep | RewardStep):
+        raise InputError(f"launch: a step of the stage {step.stage} runs in one process; leave it out")
+    for source in recipe.sources_of(name):
+        if source not in recipe.steps:
+            pick(recipe.data, source, "source of data")
+        elif source in recipe.data:
+            raise InputError(f"{source!r} is both a step and a source of data; call one of them something else")
+    for needed, kinds in recipe.needs(name):
+        found = MAKES[pick(recipe.steps, needed, "step").stage]
+        if found not in kinds:
+            raise InputError(f"step {needed!r} makes {found}, and {' or '.join(kinds)} is needed")
 
 
-def _content_of(path: str) -> str:
-    """The content hash of a local file or folder; a hub id stands for itself."""
-    local = Path(path).expanduser()
-    return fingerprint(local) if local.exists() else path
+def _check_prompts(recipe: Recipe, step: GenerateStep, policies: Sequence[str]) -> None:
+    sources = [step.data] if isinstance(step.data, str) else step.data
+    if not policies and not step.models:
+        raise InputError("no step before it makes a policy: name one under policies, or a model under models")
+    for source in step.prompts or {}:
+        pick({each: each for each in sources}, source, "source of its prompts")
+    if step.round and (step.prompts is None or set(step.prompts) != set(sources)):
+        raise InputError("prompts: how many prompts of each source a round takes must be said")
+    for source in sources:
+        if recipe.source(source).limit is None and recipe.source(source).path.startswith(TASKS) and not step.prompts:
+            raise InputError(f"data: {source} has no end; give its limit, or prompts: {{{source}: NUMBER}}")

@@ -29,9 +29,10 @@ from align.models.reward import (
 )
 from align.records import Comparison
 from align.stages.pairs import accuracy, pairs_of
-from align.stages.recipe import Recipe, RewardStep
-from align.stages.sources import Rows, rows
-from align.stages.training import Context, about, account, describe, job_of, policy_settings
+from align.stages.recipe import Recipe
+from align.stages.sources import Rows, step_rows
+from align.stages.steps import RewardStep
+from align.stages.training import Context, about, account, describe, done_of, job_of, policy_settings
 from align.train.checkpoint import is_begun, remove_checkpoints
 from align.train.loop import Loop
 from align.train.reward_objective import BradleyTerryObjective, RewardObjective, label_table, reward_objective
@@ -48,8 +49,7 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
     apply_template(tokenizer, settings.chat_template)
     rating, limit = model.rating, length_limit(model.base.config)
-    source = recipe.source(step.data)
-    data = rows(step, source, tokenizer, seed=recipe.seed, model_limit=limit, attributes=rating.names)
+    data = step_rows(recipe, context.name, tokenizer, model_limit=limit, attributes=rating.names)
     subsets = _subsets(data, step.subset)
     set_padding(model, tokenizer, {int(one.ids[-1]) for group in data.train for one in group.sequences})
     context.report.note(describe(data.counts, data.format))
@@ -68,8 +68,13 @@ def train_reward_model(context: Context) -> dict[str, Any]:
         save_reward_model(model, tokenizer, context.working)
         remove_checkpoints(context.working)
     loop.accelerator.wait_for_everyone()
-    device = str(loop.accelerator.device)
-    return {**about(context), **account(data, outcome), "device": device, "aggregate": worth, "report": found}
+    return {
+        **about(context),
+        **account(data, outcome),
+        "done": done_of(loop, outcome),
+        "aggregate": worth,
+        "report": found,
+    }
 
 
 def _begin(model: RewardModel, data: Rows, objective: RewardObjective, seed: int) -> None:

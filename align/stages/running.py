@@ -2,58 +2,209 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from align import artifacts, pipeline
-from align.config import InputError, pick
-from align.stages.evaluating import evaluate_policies
-from align.stages.recipe import Recipe
+from align.accounting.energy import EnergyMeter
+from align.accounting.ledger import Ledger, total
+from align.config import InputError, RunError
+from align.report import write_report
+from align.stages.costs import Meter
+from align.stages.evaluating import changes, evaluate_policy
+from align.stages.groups import generate_groups, score_groups
+from align.stages.recipe import Recipe, load_recipe
 from align.stages.rewards import train_reward_model
 from align.stages.training import Context, import_policy, train
 from align.train.runtime import Reporter
 
+INSIDE = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint, as its pipeline has it
+CONTENT = "content.json"  # what a launched child leaves for the pipeline to complete its step with
+GIB = 2**30
+LOOK_S = 0.5  # seconds between two looks at a launched child
 
-def run_recipe(recipe: Recipe, report: Reporter) -> dict[str, dict[str, Any]]:
-    """The manifest of every step, after those that were not finished have run; also `table.json` beside them."""
-    execute = _executor(recipe, report)
-    made = pipeline.run(recipe.pipeline(), recipe.root, execute=execute, announce=report.note)
-    artifacts.write_json(recipe.root / "table.json", table(made))
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How the recipe was given, for children to be given the same."""
+
+    recipe: Path
+    overrides: tuple[str, ...]
+
+    def load(self) -> Recipe:
+        """The recipe, checked."""
+        return load_recipe(self.recipe, self.overrides)
+
+
+class Watcher(Reporter, Protocol):
+    """A reporter who also sees the whole pipeline."""
+
+    def watch(self, step: str, state: str) -> None:
+        """A step has come into another state."""
+        ...
+
+
+def run_recipe(
+    command: Command,
+    report: Watcher,
+    *,
+    need: tuple[int, int],
+    until: str | None = None,
+    again: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The manifest of every step, after those that were not finished have run.
+
+    Beside the steps it leaves recipe.json, table.json, changes.json, ledger.json and report.html.
+    """
+    began, recipe = time.monotonic(), command.load()
+    last, first = _ends(recipe, until, again)
+    gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
+    with pipeline.held(recipe.root, report.note), EnergyMeter(recipe.accounting, gpus) as energy:
+        _tell_disk(recipe.root, *need, report=report)
+        artifacts.write_json(recipe.root / "recipe.json", recipe.model_dump(mode="json"))
+        before = {name: artifacts.manifest(recipe.root / name) for name in recipe.steps}
+        made = pipeline.run(
+            recipe.pipeline(),
+            recipe.root,
+            execute=_executor(recipe, report, energy, command),
+            announce=report.note,
+            watch=report.watch,
+            until=last,
+            again=first,
+        )
+        fresh = [manifest["ledger"]["seconds"] for name, manifest in made.items() if manifest != before[name]]
+        _conclude(recipe, made, wall_s=time.monotonic() - began, computing_s=sum(fresh))
     return made
 
 
-def run_step(recipe: Recipe, name: str, report: Reporter) -> None:
+def planned(recipe: Recipe, until: str | None, again: str | None) -> list[pipeline.Planned]:
+    """What `run_recipe` would do with each step."""
+    last, first = _ends(recipe, until, again)
+    return pipeline.plan(recipe.pipeline(), recipe.root, until=last, again=first)
+
+
+def _ends(recipe: Recipe, until: str | None, again: str | None) -> tuple[str | None, str | None]:
+    """The last step to be run and the first to be run again, by the names under which they are run."""
+    last = recipe.written_as(until)[-1] if until is not None else None
+    return last, recipe.written_as(again)[0] if again is not None else None
+
+
+def _tell_disk(root: Path, models: int, checkpoints: int, *, report: Reporter) -> None:
+    """Say what the run will need before it starts. A step keeps its latest checkpoint, and none when it is finished."""
+    free = shutil.disk_usage(root).free
+    report.note(
+        f"{root}: models take {models / GIB:.2f} GiB on the disk, checkpoints up to {checkpoints / GIB:.2f} more while "
+        f"a step runs; {free / GIB:.1f} GiB are free"
+    )
+    if models + checkpoints > free:
+        report.note("that is more than there is: the run will stop when the disk is full, and go on when there is room")
+
+
+def _conclude(recipe: Recipe, made: Mapping[str, Mapping[str, Any]], *, wall_s: float, computing_s: float) -> None:
+    """Write what is known of the whole run."""
+    root, ledgers = recipe.root, {name: Ledger.from_json(manifest["ledger"]) for name, manifest in made.items()}
+    artifacts.write_json(root / "table.json", table(made))
+    artifacts.write_json(root / "changes.json", changes(recipe, made))
+    last_call = {"wall_seconds": wall_s, "overhead_seconds": wall_s - computing_s}
+    steps = {name: ledger.to_json() for name, ledger in ledgers.items()}
+    whole = {"steps": steps, "total": total(list(ledgers.values())).to_json(), "last_call": last_call}
+    artifacts.write_json(root / "ledger.json", whole)
+    write_report(root)
+
+
+def run_step(command: Command, name: str, report: Watcher) -> None:
     """One step, whose inputs must be finished; called by every process of a launch, of which the first writes."""
-    pick(recipe.steps, name, "step")
+    recipe = command.load()
+    (name,) = recipe.written_as(name)[-1:]
     steps = {step.name: step for step in recipe.pipeline()}
     marks = pipeline.fingerprints(list(steps.values()))
-    needed = _before(steps, name)
+    needed = [other for other in steps if other in _before(steps, name)]
     for other in needed:
         found = artifacts.manifest(recipe.root / other)
         if found is None or found.get("fingerprint") != marks[other]:
             raise InputError(
                 f"step {name!r} needs {other!r}, which is not finished with these settings: align run first"
             )
-    inputs = {other: recipe.root / other for other in steps[name].inputs}
-    target = recipe.root / name
-    if (artifacts.manifest(target) or {}).get("fingerprint") == marks[name]:
+    target, inputs = recipe.root / name, {other: recipe.root / other for other in steps[name].inputs}
+    is_first, is_inside = int(os.environ.get("RANK", "0")) == 0, os.environ.get(INSIDE) == marks[name]
+    if (artifacts.manifest(target) or {}).get("fingerprint") == marks[name] and not is_inside:
         report.note(f"{name}: finished before, skipped")
         return
-    execute = _executor(recipe, report)
-    if int(os.environ.get("RANK", "0")) == 0:
-        chosen = [steps[other] for other in (*needed, name)]
-        pipeline.run(chosen, recipe.root, execute=execute, announce=report.note)
-    else:
-        execute(steps[name], artifacts.working_folder(target), inputs)
+    working = artifacts.working_folder(target)
+    context = Context(recipe, name, working, inputs, report)
+    if not is_first:
+        STAGES[recipe.steps[name].stage](context)
+        return
+    with EnergyMeter(recipe.accounting) as energy:
+        execute = _executor(recipe, report, energy, None)
+        if is_inside:
+            artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
+            return
+        with pipeline.held(recipe.root, report.note):
+            chosen = [steps[other] for other in (*needed, name)]
+            pipeline.run(chosen, recipe.root, execute=execute, announce=report.note, watch=report.watch)
 
 
-def _executor(recipe: Recipe, report: Reporter) -> pipeline.Execute:
+def _executor(recipe: Recipe, report: Watcher, energy: EnergyMeter, command: Command | None) -> pipeline.Execute:
+    """What makes a step's folder: in this process, or with a command in children that its launch file describes."""
+
     def execute(step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
-        return STAGES[recipe.steps[step.name].stage](Context(recipe, step.name, working, inputs, report))
+        settings = recipe.steps[step.name]
+        if settings.launch is not None and command is not None:
+            return _launched(command, step.name, settings.launch, _mark(recipe, step.name), working, report)
+        meter = Meter(working, report, energy)
+        content = STAGES[settings.stage](Context(recipe, step.name, working, inputs, meter))
+        done = content.pop("done")
+        ledger = meter.ledger(done, recipe.accounting).to_json()
+        return {**content, "device": done.device, "ledger": ledger, "lives": meter.lives}
 
     return execute
+
+
+def _mark(recipe: Recipe, name: str) -> str:
+    return pipeline.fingerprints(recipe.pipeline())[name]
+
+
+def _launched(command: Command, name: str, launch: str, mark: str, working: Path, report: Watcher) -> dict[str, Any]:
+    """What the step's children leave; their lines and metrics are passed on as they come."""
+    if not Path(launch).is_file():
+        raise InputError(f"steps.{name}.launch: {launch}: no such file for accelerate launch")
+    arguments = ["-m", "align", "train", str(command.recipe), "--step", name, *command.overrides]
+    call = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, *arguments]
+    (working / CONTENT).unlink(missing_ok=True)
+    metrics, seen = working / artifacts.METRICS, 0
+    report.note(f"{name}: accelerate launch --config_file {launch}")
+    report.phase("train", 0)
+    with (working / "launch.log").open("w", encoding="utf-8") as log:
+        child = subprocess.Popen(call, env={**os.environ, INSIDE: mark}, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while child.poll() is None:
+                time.sleep(LOOK_S)
+                lines = metrics.read_text("utf-8").splitlines(keepends=True) if metrics.is_file() else []
+                for line in [line for line in lines[seen:] if line.endswith("\n")]:
+                    report.advance(1, json.loads(line))
+                    seen += 1
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+    said = (working / "launch.log").read_text("utf-8").splitlines()
+    if child.returncode:
+        reason = next((line for line in said if line.startswith("align: ")), said[-1] if said else "it said nothing")
+        raise RunError(f"{name}: accelerate launch ended with status {child.returncode}: {reason}")
+    content: dict[str, Any] = artifacts.read_json(working / CONTENT)
+    (working / CONTENT).unlink()
+    return content
 
 
 def table(made: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -65,21 +216,23 @@ def table(made: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _before(steps: Mapping[str, pipeline.Step], name: str) -> list[str]:
-    """All steps that the step depends on, in the order given."""
+def _before(steps: Mapping[str, pipeline.Step], name: str) -> set[str]:
+    """All steps that the step depends on."""
     found: set[str] = set()
     waiting = list(steps[name].inputs)
     while waiting:
         other = waiting.pop()
         found.add(other)
         waiting += steps[other].inputs
-    return [other for other in steps if other in found]
+    return found
 
 
 STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "import": import_policy,
     "sft": train,
     "preference": train,
+    "generate": generate_groups,
+    "score": score_groups,
     "reward_model": train_reward_model,
-    "evaluate": evaluate_policies,
+    "evaluate": evaluate_policy,
 }

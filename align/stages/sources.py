@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
-from align.config import InputError
+from align.config import InputError, one_line
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import Reading, read
+from align.data.mixing import Mixture, told
 from align.losses.preference import preference_loss
 from align.records import Comparison, Demonstration, Message, Prompt, Record
-from align.stages.recipe import TASKS, PreferenceStep, RewardStep, SourceSettings, TrainStep
+from align.stages.recipe import TASKS, Recipe, SourceSettings
+from align.stages.steps import PreferenceStep, RewardStep, TrainStep
 from align.synth import tasks
+from align.synth.constrained import constrain
+from align.synth.preferences import prompt_of
 from align.train.reward_objective import BradleyTerryObjective
 
 HASH_SPACE = 1 << 32
@@ -30,24 +35,89 @@ class Rows:
     counts: dict[str, int]
     format: str
     records: list[Demonstration | Comparison]  # by the `row` of a group
+    mixture: Mixture | None = None  # of several sources, which follow each other in `train`
+
+
+def step_rows(
+    recipe: Recipe,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model_limit: int | None,
+    attributes: Sequence[str] = (),
+    free: bool = False,
+) -> Rows:
+    """The token groups of a step, of all its sources; `free` of the sources' limits of length."""
+    step = recipe.steps[name]
+    assert isinstance(step, TrainStep | PreferenceStep | RewardStep)
+    shares, parts = recipe.sources_of(name), list[Rows]()
+    for each in shares:
+        source = recipe.source(each)
+        if free:
+            source = source.model_copy(update={"max_length": None, "max_prompt_length": None})
+        parts.append(rows(step, source, tokenizer, seed=recipe.seed, model_limit=model_limit, attributes=attributes))
+    if len(parts) == 1:
+        return parts[0]
+    assert isinstance(step, TrainStep)
+    sizes = tuple(len(part.train) for part in parts)
+    mixture = Mixture(sizes, tuple(shares.values()), step.exhausted, recipe.seed)
+    counts = sum((Counter(part.counts) for part in parts), Counter[str]()) + Counter({"epoch": mixture.num_rows})
+    firsts = accumulate((len(part.records) for part in parts), initial=0)
+    moved = [
+        [[replace(group, row=first + group.row) for group in groups] for groups in (part.train, part.held_out)]
+        for first, part in zip(firsts, parts, strict=False)
+    ]
+    return Rows(
+        train=[group for train, _ in moved for group in train],
+        held_out=[group for _, held_out in moved for group in held_out],
+        counts=dict(counts),
+        format=told(mixture, list(shares)),
+        records=[record for part in parts for record in part.records],
+        mixture=mixture,
+    )
 
 
 def records(source: SourceSettings, *, kind: type[Record], seed: int) -> Reading:
     """The records of a source; procedural tasks are made as the kind that the stage needs."""
-    if not source.path.startswith(TASKS):
-        return read(source.path, format=source.format, split=source.split, limit=source.limit, invalid=source.invalid)
+    last = None if source.limit is None else source.skip + source.limit
+    reading = _made(source, last, kind, seed) if source.path.startswith(TASKS) else _read(source, last)
+    if source.skip:
+        if source.skip >= len(reading.records):
+            raise InputError(f"data: {source.path}: skip passes over {source.skip} rows, and there are no more")
+        reading = replace(reading, records=reading.records[source.skip :], num_rows=reading.num_rows - source.skip)
+    return reading
+
+
+def _read(source: SourceSettings, last: int | None) -> Reading:
+    return read(source.path, format=source.format, split=source.split, limit=last, invalid=source.invalid)
+
+
+def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: int) -> Reading:
     task, split = source.path.removeprefix(TASKS), source.split or "train"
-    if source.limit is None:
+    if last is None:
         raise InputError(f"data: {source.path} has no end; give limit, the number of rows to make")
     seed += source.seed
     made: Sequence[Record]
     if kind is Demonstration:
-        made = tasks.demonstrations(task, num_rows=source.limit, seed=seed, split=split)
+        made = tasks.demonstrations(task, num_rows=last, seed=seed, split=split)
     elif kind is Comparison:
-        made = tasks.comparisons(task, num_rows=source.limit, num_responses=source.responses, seed=seed, split=split)
+        made = tasks.comparisons(task, num_rows=last, num_responses=source.responses, seed=seed, split=split)
     else:
-        made = tasks.prompts(task, num_rows=source.limit, seed=seed, split=split)
+        made = tasks.prompts(task, num_rows=last, seed=seed, split=split)
     return Reading(records=list(made), format="tasks", num_rows=len(made), dropped={})
+
+
+def prompts(source: SourceSettings, *, seed: int) -> list[Prompt]:
+    """What the rows of a source ask, with verifiable instructions where the source puts some behind them."""
+    found: list[Prompt] = []
+    for number, record in enumerate(records(source, kind=Prompt, seed=seed).records):
+        try:
+            found.append(prompt_of(record))
+        except InputError as error:
+            raise InputError(f"{source.path}: record {number}: {one_line(error)}") from error
+    if source.constraints is None:
+        return found
+    return constrain(found, source.constraints, seed=seed + source.seed)
 
 
 def rows(
@@ -80,7 +150,7 @@ def rows(
     train: list[TokenGroup] = []
     held_out: list[TokenGroup] = []
     for group in groups:
-        (held_out if _is_held_out(group, source.held_out) else train).append(group)
+        (held_out if is_held_out(group, source.held_out) else train).append(group)
     counts["trained"], counts["held_out"] = len(train), len(held_out)
     if not train:
         said = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
@@ -111,13 +181,22 @@ def _comparable(groups: list[TokenGroup], step: PreferenceStep, counts: Counter[
     for group in groups:
         if len(group.sequences) < 2:  # noqa: PLR2004 - a comparison takes two
             counts["dropped:one response"] += 1
-        elif needs_values and group.rewards is None:
-            raise InputError(f"data: {path}: record {group.row} has no rewards, and {step.loss.name} aims at them")
+        elif group.rewards is None and (needs_values or step.min_chosen is not None):
+            wants = f"{step.loss.name} aims at them" if needs_values else "min_chosen looks at them"
+            raise InputError(f"data: {path}: record {group.row} has no rewards, and {wants}")
+        elif step.min_chosen is not None and _of_best(group) < step.min_chosen:
+            counts["dropped:best response too bad"] += 1
         elif not needs_values and group.chosen is None and len(set(group.rewards or ())) < 2:  # noqa: PLR2004
             counts["dropped:no response is preferred"] += 1
         else:
             kept.append(group)
     return kept
+
+
+def _of_best(group: TokenGroup) -> float:
+    """The reward of the response that the row prefers."""
+    assert group.rewards is not None
+    return group.rewards[group.chosen] if group.chosen is not None else max(group.rewards)
 
 
 def _telling(
@@ -144,7 +223,7 @@ def _telling(
     return kept
 
 
-def _is_held_out(group: TokenGroup, share: float) -> bool:
+def is_held_out(group: TokenGroup, share: float) -> bool:
     """Whether the prompt falls into the held-out share; all rows of a prompt fall on one side, always the same."""
     first = group.sequences[0]
     prompt = first.ids[: int(first.trained.argmax())]

@@ -17,11 +17,14 @@ from align.data.templates import apply_template
 from align.data.tokenizer import train_tokenizer
 from align.models.loading import PolicySettings, length_limit, load_tokenizer, quiet_transformers
 from align.models.policy import load_policy, save_policy
-from align.stages.recipe import ImportStep, PreferenceStep, Recipe, RewardStep, TrainStep
-from align.stages.sources import Rows, rows
+from align.stages.costs import Done, dimensions, sent
+from align.stages.recipe import Recipe
+from align.stages.sources import Rows, step_rows
+from align.stages.steps import ImportStep, PreferenceStep, RewardStep, TrainStep
 from align.synth import tasks
 from align.train.checkpoint import remove_checkpoints
-from align.train.loop import Job, Loop, Outcome
+from align.train.job import Job, Outcome
+from align.train.loop import Loop
 from align.train.objectives import Objective, PreferenceObjective, SupervisedObjective
 from align.train.runtime import Reporter
 
@@ -44,12 +47,20 @@ def import_policy(context: Context) -> dict[str, Any]:
     step = context.recipe.steps[context.name]
     assert isinstance(step, ImportStep)
     quiet_transformers()
-    settings = with_tokenizer(context.recipe.policy, step, context.working)
+    settings = with_tokenizer(imported(context.recipe, step), step, context.working)
     policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
     save_policy(policy, tokenizer, context.working)
     weights = sum(value.numel() for value in policy.parameters())
-    return {**about(context), "weights": weights, "tokens": len(tokenizer)}
+    done = Done(dimensions=dimensions(policy.base.config), weights=weights)
+    return {**about(context), "weights": weights, "tokens": len(tokenizer), "done": done}
+
+
+def imported(recipe: Recipe, step: ImportStep) -> PolicySettings:
+    """The policy that the step puts into its folder: the recipe's own, or another model run in the same way."""
+    if step.path is None:
+        return recipe.policy
+    return recipe.policy.model_copy(update={"path": step.path, "fresh": None, "tokenizer": None})
 
 
 def with_tokenizer(settings: PolicySettings, step: ImportStep, folder: Path) -> PolicySettings:
@@ -75,7 +86,7 @@ def train(context: Context) -> dict[str, Any]:
     policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
     limit = length_limit(policy.base.config)
-    data = rows(step, recipe.source(step.data), tokenizer, seed=recipe.seed, model_limit=limit)
+    data = step_rows(recipe, context.name, tokenizer, model_limit=limit)
     context.report.note(describe(data.counts, data.format))
     loop = Loop(policy, job_of(context, objective_of(step), data, settings), context.report)
     outcome = loop.run()
@@ -84,7 +95,7 @@ def train(context: Context) -> dict[str, Any]:
         save_policy(policy, tokenizer, context.working, merge=merge, end_of_turn=end_of_turn(data.train))
         remove_checkpoints(context.working)
     loop.accelerator.wait_for_everyone()
-    return {**about(context), **account(data, outcome), "device": str(loop.accelerator.device)}
+    return {**about(context), **account(data, outcome), "done": done_of(loop, outcome)}
 
 
 def job_of(
@@ -97,6 +108,7 @@ def job_of(
         objective=objective,
         train=data.train,
         held_out=data.held_out,
+        mixture=data.mixture,
         settings=step.train,
         forward=settings.forward,
         seed=context.recipe.seed,
@@ -130,12 +142,9 @@ def policy_settings(recipe: Recipe, name: str, inputs: Mapping[str, Path]) -> Po
 def tokenizer_of(recipe: Recipe, name: str, folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that the step will see, with its chat template, before any step has run."""
     settings = recipe.policy
-    before = recipe.policy_of(name)
-    while before is not None:
-        step = recipe.steps[before]
+    for step in (recipe.steps[each] for each in recipe.lineage(name)):
         if isinstance(step, ImportStep):
-            settings = with_tokenizer(settings, step, folder)
-        before = recipe.policy_of(before)
+            settings = with_tokenizer(imported(recipe, step), step, folder)
     tokenizer = load_tokenizer(settings)
     apply_template(tokenizer, settings.chat_template)
     return tokenizer
@@ -158,6 +167,26 @@ def about(context: Context) -> dict[str, Any]:
         "seed": context.recipe.seed,
         "versions": versions(),
     }
+
+
+def done_of(loop: Loop, outcome: Outcome) -> Done:
+    """What the training has computed, for the step's ledger."""
+    weights = sum(value.numel() for value in loop.policy.parameters())
+    trained = sum(value.numel() for value in loop.trainable)
+    processes = loop.accelerator.num_processes
+    steps = outcome.num_steps
+    return Done(
+        dimensions=dimensions(loop.policy.base.config),
+        weights=weights,
+        frozen=trained < weights,
+        tokens_trained=outcome.tokens_trained,
+        trained=outcome.trained,
+        observed=outcome.observed,
+        devices=processes,
+        precision=loop.job.settings.precision,
+        wire_bytes=sent(processes, weights=weights, trained=trained, steps=steps),
+        device=str(loop.accelerator.device),
+    )
 
 
 def account(data: Rows, outcome: Outcome) -> dict[str, Any]:

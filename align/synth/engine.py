@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -114,6 +115,8 @@ class TransformersEngine:
                 continue
             ids = self._encoder.prompt_ids(prompt.messages, place).tolist()
             self._check_length(place, len(ids), settings)
+            self.speed.prompt_tokens += len(ids)
+            self.speed.pairs_attended += len(ids) * (len(ids) + 1) // 2
             seeds = [sample_seed(settings, self.name, key, number) for number in range(settings.num_responses)]
             rows[key] = [
                 Row(key, number, seed, ids, uniforms(seed, settings.max_new_tokens))
@@ -196,6 +199,8 @@ class TransformersEngine:
 
     def _sample(self, row: Row, settings: SamplingSettings) -> Sample:
         text, _ = before_stop(self._text(row.ids), settings.stop)
+        drawn = len(row.ids)
+        self.speed.pairs_attended += drawn * len(row.prompt) + drawn * (drawn + 1) // 2
         return Sample(row.key, row.number, self.name, text, len(row.ids), row.finish, row.seed)
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -206,10 +211,10 @@ class TransformersEngine:
 
 def in_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its weights in `dtype`, as `from_pretrained` would have loaded them: buffers stay as they are."""
-    kept = set(model._keep_in_fp32_modules_strict or ())  # pyright: ignore[reportPrivateUsage] - no public name
+    patterns = model._keep_in_fp32_modules_strict or ()  # pyright: ignore[reportPrivateUsage] - no public name
     for name, value in model.named_parameters():
         value.requires_grad_(False)
-        if not kept & set(name.split(".")):
+        if not any(re.search(pattern.replace("*", ".*"), name) for pattern in patterns):  # as its loader matches them
             value.data = value.data.to(dtype)
     return model
 

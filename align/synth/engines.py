@@ -20,15 +20,18 @@ class EngineSettings(Settings):
     server: Mapping[str, Any] = Field(default_factory=dict[str, Any])  # as ServerSettings, less the model
 
 
-def make_engine(policy: str, settings: EngineSettings = EngineSettings()) -> Engine:  # noqa: B008 - frozen
-    """The engine of a folder, hub id or gguf:FILE, or of the name by which a server knows a model."""
-    for name, key in (("local", "path"), ("server", "model")):
-        if key in getattr(settings, name):
-            raise InputError(f"engine.{name}.{key}: is the policy's own name, {policy!r} here; leave it out")
+def make_engine(policy: str, settings: EngineSettings = EngineSettings(), *, name: str | None = None) -> Engine:  # noqa: B008 - frozen
+    """The engine of a folder, hub id or gguf:FILE, or of the name by which a server knows a model.
+
+    Its samples go by `name`, the policy's own where left out.
+    """
+    for where, key in (("local", "path"), ("server", "model")):
+        if key in getattr(settings, where):
+            raise InputError(f"engine.{where}.{key}: is the policy's own name, {policy!r} here; leave it out")
     if settings.server:
         if settings.local:
             raise InputError("engine: give local or server, not both")
         asked = build(ServerSettings, {**settings.server, "model": policy}, "engine.server")
-        return OpenAIEngine(asked, name=policy)
+        return OpenAIEngine(asked, name=name or policy)
     local = build(LocalSettings, {**settings.local, "path": policy}, "engine.local")
-    return TransformersEngine.load(local, name=policy)
+    return TransformersEngine.load(local, name=name or policy)

@@ -55,8 +55,10 @@ class Sample:
 class Speed:
     """How fast an engine has been so far, while somebody waited for it."""
 
-    tokens: int = 0
+    tokens: int = 0  # drawn
     seconds: float = 0.0
+    prompt_tokens: int = 0  # computed, each prompt once
+    pairs_attended: int = 0  # (query, key) pairs in one layer
 
     @property
     def tokens_per_s(self) -> float:

@@ -6,57 +6,32 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict
+from functools import lru_cache
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from align.accounting.formulas import Work, added
 from align.artifacts import METRICS, append_line
 from align.config import InputError, RunError, stable_hash
 from align.data.batching import groups_of_step, plan_step, steps_per_epoch
 from align.data.chat import TokenGroup
 from align.models.backbone import Backbone, fingerprint
-from align.models.probe import Forward, choose_forward
+from align.models.probe import choose_forward
 from align.models.tree import count_tokens, plain_batch, tree_batch
 from align.train.checkpoint import load_best, load_checkpoint, metrics_until, save_best, save_checkpoint
-from align.train.objectives import GroupBatch, Objective, Step, Tally, group_batch
+from align.train.job import Job, Outcome
+from align.train.objectives import GroupBatch, Step, Tally, group_batch
 from align.train.optimizer import make_optimizer
 from align.train.reference import ReferenceCache, fill, sequence_key
 from align.train.runtime import Reporter, make_accelerator, peak_memory
-from align.train.settings import TrainSettings
 
 # How far the policy and its references may be apart before the first update, in nats a token: what rounding does in
 # micro-batches of another cut. The loss itself would not show it: at a beta of 1e-3 it hardly depends on them.
 FIRST_GAP = {"fp32": 1e-3, "bf16": 5e-2}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What one training step is made of."""
-
-    objective: Objective
-    train: Sequence[TokenGroup]
-    held_out: Sequence[TokenGroup] = ()
-    settings: TrainSettings
-    forward: str = "auto"  # auto, tree or plain
-    seed: int = 0
-    head_rate: float = 1.0  # learning rate of the head over that of the other weights
-    folder: Path  # where metrics and checkpoints are written
-    references: Path  # folder of the reference cache
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a training step ended."""
-
-    num_steps: int
-    forward: Forward
-    first: Mapping[str, float]  # metrics of the first optimizer step
-    last: Mapping[str, float]  # and of the last one, with those of the held-out rows
-    kept: Mapping[str, float]  # and of the one whose weights the policy is left with
-    weights: str  # fingerprint of the policy that entered
+WORK = ("tokens_computed", "pairs_attended", "targets")  # names in the metrics of what `accounting` counts
 
 
 class Loop:
@@ -81,9 +56,12 @@ class Loop:
         self.model, self.optimizer = self.accelerator.prepare(
             policy, make_optimizer(policy, job.settings, job.head_rate)
         )
-        self.num_steps = job.settings.num_steps(len(job.train))
+        self.num_steps = job.settings.num_steps(job.num_rows)
+        self.epoch = lru_cache(maxsize=2)(job.epoch)  # the order of a large epoch is not made for each of its steps
+        self._referred = Work(0, 0, 0)
         self.references = self._fill_references() if job.objective.needs_reference else None
         numbers = [job.settings.identity(), job.objective.identity(), job.head_rate, self.weights, job.seed]
+        numbers += [] if job.mixture is None else [asdict(job.mixture)]
         decisive = self.groups if self.keeps_best else job.train
         self.identity = stable_hash([*numbers, *map(_group_key, decisive)])
 
@@ -121,7 +99,17 @@ class Loop:
                 saved = time.monotonic()
         if settings.trackers:
             self.accelerator.end_training()
-        return Outcome(self.num_steps, self.forward, lines[0], lines[-1], self._keep(lines), self.weights)
+        return Outcome(
+            num_steps=self.num_steps,
+            forward=self.forward,
+            first=lines[0],
+            last=lines[-1],
+            kept=self._keep(lines),
+            weights=self.weights,
+            trained=added(_work_of(line) for line in lines),
+            observed=added([self._referred, *(_work_of(line, "held_out/") for line in lines)]),
+            tokens_trained=sum(int(line["tokens_trained"]) for line in lines),
+        )
 
     def _keep(self, lines: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
         """Metrics of the step whose weights are to stay, after these have been put in place."""
@@ -138,7 +126,7 @@ class Loop:
         """Metrics of one optimizer step; the weights change only if loss and gradient are finite."""
         began = time.monotonic()
         job, settings = self.job, self.job.settings
-        indices = groups_of_step(step, len(job.train), settings.groups_per_step, seed=job.seed)
+        indices = groups_of_step(step, job.num_rows, settings.groups_per_step, epoch_of=self.epoch)
         denominator = job.objective.denominator([self.groups[index] for index in indices])
         rate = settings.learning_rate_at(step, self.num_steps)
         for group in self.optimizer.param_groups:
@@ -163,13 +151,13 @@ class Loop:
         self.optimizer.zero_grad()
         return {
             "step": step + 1,
-            "epoch": (step + 1) / steps_per_epoch(len(job.train), settings.groups_per_step),
+            "epoch": (step + 1) / steps_per_epoch(job.num_rows, settings.groups_per_step),
             **self._means(loss / denominator, totals),
             "grad_norm": float(norm),
             "lr": rate,
             "groups": len(indices),
             "tokens_trained": sum(sum(self.groups[index].lengths) for index in indices),
-            "tokens_computed": int(self._sum(self._computed)),
+            **self._work(),
             "seconds": time.monotonic() - began,
             "peak_memory_bytes": peak_memory(self.accelerator.device),
         }
@@ -184,7 +172,8 @@ class Loop:
             result = self.job.objective(self.model, batch)
             loss += result.loss * share
             _add(totals, result.tallies, share)
-        return self._means(loss / self.job.objective.denominator([self.groups[index] for index in indices]), totals)
+        denominator = self.job.objective.denominator([self.groups[index] for index in indices])
+        return self._means(loss / denominator, totals) | self._work()
 
     def _micro_batches(self, indices: Sequence[int]) -> Iterator[tuple[GroupBatch, int, bool]]:
         """Micro-batches of this rank: (batch, 1, is the last); an empty share runs one group that counts 0.
@@ -194,13 +183,17 @@ class Loop:
         budget = self.job.settings.tokens_per_micro_batch
         plan = plan_step(indices, self.sizes, token_budget=budget, num_ranks=self.accelerator.num_processes)
         micros = plan.ranks[self.accelerator.process_index]
-        self._computed = 0
+        self._computed = Work(0, 0, 0)
         for number, micro in enumerate(micros, start=1):
             members = [self.groups[index] for index in micro or indices[:1]]
             known = [self.references.of(group) for group in members] if self.references is not None else None
-            batch = group_batch(members, known, self.make).to(self.accelerator.device)
-            self._computed += batch.tokens.num_tokens
-            yield batch, int(bool(micro)), number == len(micros)
+            batch = group_batch(members, known, self.make)
+            self._computed = added([self._computed, batch.tokens.work()])
+            yield batch.to(self.accelerator.device), int(bool(micro)), number == len(micros)
+
+    def _work(self) -> dict[str, int]:
+        """What the last micro-batches of all ranks were, as `accounting` counts it."""
+        return {name: int(self._sum(part)) for name, part in zip(WORK, self._computed, strict=True)}
 
     def _fill_references(self) -> ReferenceCache:
         cache = ReferenceCache(self.job.references, weights=self.weights, precision=self.job.settings.precision)
@@ -221,6 +214,7 @@ class Loop:
         )
         for done in work:
             self.report.advance(done)
+        self._referred = Work(*(int(self._sum(part)) for part in cache.computed))
         return cache
 
     def _size(self, group: TokenGroup) -> int:
@@ -277,6 +271,10 @@ def _add(totals: dict[str, Tally], tallies: Mapping[str, Tally], share: int) -> 
     for name, tally in tallies.items():
         mine = Tally(tally.total * share, tally.count * share)
         totals[name] = totals[name] + mine if name in totals else mine
+
+
+def _work_of(line: Mapping[str, float], prefix: str = "") -> Work:
+    return Work(*(int(line.get(prefix + name, 0)) for name in WORK))
 
 
 def _best(lines: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:

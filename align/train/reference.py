@@ -17,13 +17,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from align.accounting.formulas import Work, added
 from align.artifacts import read_json, write_json
-from align.config import RunError
+from align.config import RunError, stable_hash
 from align.data.batching import plan_step
 from align.data.chat import TokenGroup, TokenSequence
 from align.models.tree import TokenBatch
 
 FLUSH_S = 60.0  # seconds of computing that a kill may lose
+BEGUN = "begun"  # names what a pass computes, until it is through
 
 
 def sequence_key(sequence: TokenSequence) -> str:
@@ -42,6 +44,7 @@ class ReferenceCache:
     def __init__(self, folder: Path, *, weights: str, precision: str) -> None:
         self.folder = folder / f"{weights}-{precision}"
         self.values: dict[str, float] = {}
+        self.computed = Work(0, 0, 0)  # by this process
         self.load()
 
     def load(self) -> None:
@@ -72,6 +75,31 @@ class ReferenceCache:
             seen.add(keys)
         return indices
 
+    def begin(self, groups: Sequence[TokenGroup]) -> list[int]:
+        """Indices of the groups to compute together: those that are missing, or as they were when a kill came.
+
+        What a micro-batch computes depends in its last bits on what else is in it, so a resumed pass is cut as it was.
+        """
+        missing = self.missing(groups)
+        if not missing:
+            return []
+        keys = [_group_key(group) for group in groups]
+        places = {key: index for index, key in reversed(list(enumerate(keys)))}
+        before: list[str] = read_json(self.folder / BEGUN) if (self.folder / BEGUN).is_file() else []
+        if {keys[index] for index in missing} <= set(before) <= places.keys():
+            return [places[key] for key in before]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / BEGUN, [keys[index] for index in missing])
+        return missing
+
+    def finish(self) -> None:
+        """Nothing is missing any more."""
+        (self.folder / BEGUN).unlink(missing_ok=True)
+
+
+def _group_key(group: TokenGroup) -> str:
+    return stable_hash([sequence_key(sequence) for sequence in group.sequences])
+
 
 @torch.no_grad()
 def fill(
@@ -86,15 +114,20 @@ def fill(
 ) -> Iterator[int]:
     """Compute what is missing, every rank its share; yields the number of groups done after each micro-batch."""
     # What the first rank finds missing all compute: another run may be adding to the folder while they look.
-    (missing,) = broadcast_object_list([cache.missing(groups)])
+    (missing,) = broadcast_object_list([cache.begin(groups) if accelerator.is_main_process else []])
     plan = plan_step(missing, sizes, token_budget=token_budget, num_ranks=accelerator.num_processes)
     found: dict[str, tuple[float, int]] = {}
     flushed = time.monotonic()
     for micro in plan.ranks[accelerator.process_index]:
         # An empty share runs one group all the same: sharded weights are gathered by all ranks or by none.
         members = [groups[index] for index in micro or missing[:1]]
+        if accelerator.num_processes == 1 and not cache.missing(members):
+            yield len(micro)
+            continue
         sequences = [sequence for group in members for sequence in group.sequences]
-        batch = make(sequences).to(accelerator.device)
+        batch = make(sequences)
+        cache.computed = added([cache.computed, batch.work()])
+        batch = batch.to(accelerator.device)
         totals = batch.sums(policy(batch)).tolist()
         for sequence, total in zip(sequences, totals, strict=True):
             found[sequence_key(sequence)] = (total, int(sequence.trained.sum()))
@@ -107,6 +140,8 @@ def fill(
     accelerator.wait_for_everyone()
     cache.load()
     left = cache.missing(groups)
+    if accelerator.is_main_process and not left:
+        cache.finish()
     if left:
         raise RunError(
             f"{cache.folder}: {len(left)} references are missing after all ranks wrote; do all nodes share the folder?"

@@ -47,6 +47,7 @@ class Silence:
         """Nothing."""
 
 
+STATUS, KIB = Path("/proc/self/status"), 1024
 OTHER_WAYS = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # of accelerate, to shard a model over processes
 
 
@@ -85,5 +86,9 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most this process has held, of the device's memory on a GPU and of main memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS and in KiB on Linux
+    if STATUS.is_file():  # which can begin anew, as `ru_maxrss` cannot
+        peak = next((line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        if peak is not None:
+            return int(peak.split()[1]) * KIB
+    unit = 1 if sys.platform == "darwin" else KIB  # ru_maxrss is in bytes on macOS and in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

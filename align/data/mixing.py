@@ -1,0 +1,104 @@
+"""A weighted mixture of sources: which row of which source comes when, as a function of the epoch alone."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from align.config import InputError
+from align.data.batching import order
+
+# What happens when a source has given all its rows: the epoch ends with the first that runs out (stop); it ends with
+# the last and the others begin anew (repeat); it ends with the last and what is left takes the place of what ran out,
+# each row once (down_weight).
+Exhausted = Literal["stop", "repeat", "down_weight"]
+
+ALMOST = 1e-9  # of rounding, where a number of rows is a quotient
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Sources side by side: a row is known by its index in all of them together, in the order of the sources."""
+
+    sizes: tuple[int, ...]  # rows of each source
+    shares: tuple[float, ...]  # of each source in an epoch; 1 in all
+    exhausted: Exhausted = "stop"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if any(share <= 0 for share in self.shares) or not math.isclose(sum(self.shares), 1):
+            raise InputError(f"the shares of a mixture are above 0 and 1 in all, not {self.shares}")
+        if not self.num_rows:
+            raise InputError(
+                f"a mixture of {self.sizes} rows in shares of {', '.join(f'{share:.3g}' for share in self.shares)} "
+                "ends before its first row: give more rows, other weights, or exhausted: repeat"
+            )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        lasts = [size / share for size, share in zip(self.sizes, self.shares, strict=True)]
+        if self.exhausted == "stop":
+            return math.floor(min(lasts) + ALMOST)
+        return math.ceil(max(lasts) - ALMOST) if self.exhausted == "repeat" else sum(self.sizes)
+
+    @property
+    def quotas(self) -> tuple[int, ...]:
+        """Rows of each source in an epoch: its share to within one row; with `down_weight` all that it has."""
+        if self.exhausted == "down_weight":
+            return self.sizes
+        exact = [share * self.num_rows for share in self.shares]
+        whole = [math.floor(each + ALMOST) for each in exact]
+        left = sorted(range(len(exact)), key=lambda source: whole[source] - exact[source])
+        for source in left[: self.num_rows - sum(whole)]:
+            whole[source] += 1
+        return tuple(whole)
+
+    def epoch(self, number: int) -> list[int]:
+        """The rows of an epoch in their order, every source spread evenly over as much of it as its share asks."""
+        quotas, starts = self.quotas, [sum(self.sizes[:source]) for source in range(len(self.sizes))]
+        weights = self.shares if self.exhausted == "down_weight" else quotas
+        digest = hashlib.sha256(repr((self.seed, "mixture", number)).encode()).digest()
+        draw = random.Random(digest)
+        # Stride scheduling (Waldspurger & Weihl 1995): who is due first gives the next row.
+        due = [(draw.random() / weight, source, 0) for source, weight in enumerate(weights) if quotas[source]]
+        heapq.heapify(due)
+        rows = [self._stream(source, number * quota, quota) for source, quota in enumerate(quotas)]
+        found: list[int] = []
+        while due:
+            at, source, given = heapq.heappop(due)
+            found.append(starts[source] + rows[source][given])
+            if given + 1 < quotas[source]:
+                heapq.heappush(due, (at + 1 / weights[source], source, given + 1))
+        return found
+
+    def _stream(self, source: int, start: int, number: int) -> list[int]:
+        """Rows of one source from place `start` of its passes, each of which is a permutation of its own."""
+        size, found = self.sizes[source], list[int]()
+        for passed in range(start // size, -(-(start + number) // size)):
+            found += order(size, seed=self.seed, epoch=passed, place=f"source {source}")
+        first = start % size
+        return found[first : first + number]
+
+
+def shares_of(weights: Mapping[str, float], replay: Mapping[str, float], share: float) -> dict[str, float]:
+    """Each source's share of an epoch, of which replayed sources have `share` in all."""
+    for name, weight in (*weights.items(), *replay.items()):
+        if not (weight > 0 and math.isfinite(weight)):
+            raise InputError(f"the weight of {name!r} is {weight}; a number above 0 is needed")
+    if both := sorted(weights.keys() & replay.keys()):
+        raise InputError(f"{both[0]!r} is one of the step's own sources, and cannot be replayed beside itself")
+    own = {name: (1 - share) * weight / sum(weights.values()) for name, weight in weights.items()}
+    return own | {name: share * weight / sum(replay.values()) for name, weight in replay.items()}
+
+
+def told(mixture: Mixture, names: Sequence[str]) -> str:
+    """The mixture in one line."""
+    parts = zip(names, mixture.quotas, mixture.sizes, strict=True)
+    rows = ", ".join(f"{quota:,} of {size:,} rows of {name}" for name, quota, size in parts)
+    return f"an epoch of {mixture.num_rows:,} rows: {rows} ({mixture.exhausted} when a source runs out)"

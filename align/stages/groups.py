@@ -1,0 +1,130 @@
+"""The stages that make groups of responses with rewards: fresh ones of a policy, or given ones judged anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from align.accounting.formulas import Work
+from align.config import InputError
+from align.models.loading import quiet_transformers
+from align.records import Comparison, Demonstration, Prompt, Record
+from align.stages.costs import NOTHING, Done, dimensions
+from align.stages.generating import beside, content_of, sampled, write_judged
+from align.stages.recipe import GROUPS_FILE, Recipe
+from align.stages.sources import prompts, records
+from align.stages.steps import GenerateStep, ScoreStep, with_folders
+from align.stages.training import Context, about
+from align.synth.journal import Journal
+from align.synth.judges import make_judge
+from align.synth.preferences import Account, prompt_of
+from align.synth.samples import Sample, Speed, prompt_key
+
+GIVEN = "given"  # whom responses are from that were there already
+
+
+def generate_groups(context: Context) -> dict[str, Any]:
+    """Sample, judge, and write what can be compared; both go on where a kill came."""
+    step, recipe = context.recipe.steps[context.name], context.recipe
+    assert isinstance(step, GenerateStep)
+    quiet_transformers()
+    asked = asked_prompts(recipe, step)
+    policies = {name: str(context.inputs[name]) for name in recipe.policies_of(context.name)}
+    policies |= {model: model for model in step.models}
+    out, account, speeds = context.working / GROUPS_FILE, Account(), dict[str, Speed]()
+    made_with = {"sampling": step.sampling.model_dump(), "models": [content_of(model) for model in step.models]}
+    with Journal(beside(out, "samples"), made_with) as journal:
+        samples = list(sampled(policies, asked, step, journal=journal, report=context.report, speeds=speeds))
+    _judge(context, step, asked, samples, account)
+    told = {name: speed.tokens_per_s for name, speed in speeds.items() if speed.seconds}
+    return {**about(context), "report": account.report(), "tokens_per_s": told, "done": _done(context, speeds)}
+
+
+def asked_prompts(recipe: Recipe, step: GenerateStep) -> list[Prompt]:
+    """The prompts of the step's round, of all its sources."""
+    found: list[Prompt] = []
+    for name in [step.data] if isinstance(step.data, str) else step.data:
+        source, number = recipe.source(name), (step.prompts or {}).get(name)
+        if number is None:
+            found += prompts(source, seed=recipe.seed)
+            continue
+        first, last = step.round * number, (step.round + 1) * number
+        if source.limit is None and source.constraints is None:
+            source = source.model_copy(update={"limit": last})
+        there = prompts(source, seed=recipe.seed)
+        if len(there) < last:
+            raise InputError(
+                f"data.{name}: round {step.round + 1} takes prompts {first + 1} to {last}, and there are {len(there)}"
+            )
+        found += there[first:last]
+    return found
+
+
+def score_groups(context: Context) -> dict[str, Any]:
+    """The given responses with the judge's rewards in place of their own."""
+    step, recipe = context.recipe.steps[context.name], context.recipe
+    assert isinstance(step, ScoreStep)
+    quiet_transformers()
+    source = recipe.source(step.data)
+    reading = records(source, kind=Comparison, seed=recipe.seed)
+    asked: list[Prompt] = []
+    samples: list[Sample] = []
+    for number, record in enumerate(reading.records):
+        texts = _responses(record, f"{source.path}: record {number}")
+        prompt = prompt_of(record)
+        key = prompt_key(prompt)
+        asked.append(prompt)
+        samples += [Sample(key, place, f"{GIVEN} {number}", text, None, GIVEN, 0) for place, text in enumerate(texts)]
+    account = Account()
+    _judge(context, step, asked, samples, account)
+    return {**about(context), "report": account.report(), "done": Done()}
+
+
+def _responses(record: Record, where: str) -> list[str]:
+    if isinstance(record, Comparison):
+        return [response.content for response in record.responses]
+    if isinstance(record, Demonstration):
+        return [[message.content for message in record.messages if message.role == "assistant"][-1]]
+    raise InputError(f"{where}: is a prompt without a response, and there is nothing to score")
+
+
+def _judge(
+    context: Context,
+    step: GenerateStep | ScoreStep,
+    asked: Sequence[Prompt],
+    samples: Sequence[Sample],
+    account: Account,
+) -> None:
+    out, judges = context.working / GROUPS_FILE, with_folders(step.judges, context.inputs)
+    settled = step.model_copy(update={"judges": judges})
+    judge = make_judge(judges, how=step.combine)
+    write_judged(out, asked, samples, judge, settled, account=account, report=context.report)
+    for what in ("samples", "verdicts"):
+        beside(out, what).unlink(missing_ok=True)
+
+
+def _done(context: Context, speeds: dict[str, Speed]) -> Done:
+    """What sampling has computed, where it was done in this process."""
+    step = context.recipe.steps[context.name]
+    assert isinstance(step, GenerateStep)
+    of = [folder for name, folder in context.inputs.items() if name in context.recipe.policies_of(context.name)]
+    if step.engine.server or step.models or not of:
+        return Done(dimensions="responses of models whose dimensions are not looked up, or of a server")
+    return sampling_done(of[0], list(speeds.values()), str(step.engine.local.get("precision", "bf16")))
+
+
+def sampling_done(folder: Path, speeds: Sequence[Speed], precision: str, more: Work = NOTHING) -> Done:
+    """What drawing samples from a policy took, and a forward pass over more."""
+    tokens = sum(speed.tokens + speed.prompt_tokens for speed in speeds) + more.tokens
+    pairs = sum(speed.pairs_attended for speed in speeds) + more.attended_pairs
+    targets = sum(speed.tokens for speed in speeds) + more.targets
+    size = dimensions(AutoConfig.from_pretrained(str(folder), trust_remote_code=False))
+    return Done(
+        dimensions=size,
+        weights=None if isinstance(size, str) else size.num_weights,
+        observed=Work(tokens, pairs, targets),
+        precision=precision,
+    )

@@ -1,0 +1,34 @@
+"""A step's first rows as a person can read them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.text import Text
+
+from align.config import InputError
+from align.data.preview import preview
+from align.models.loading import quiet_transformers
+from align.stages.recipe import Recipe
+from align.stages.rewards import rating_of
+from align.stages.sources import step_rows
+from align.stages.steps import PreferenceStep, RewardStep, TrainStep
+from align.stages.training import tokenizer_of
+
+
+def preview_rows(recipe: Recipe, name: str, *, number: int) -> Iterator[Text]:
+    """The first rows of a step as coloured tokens."""
+    quiet_transformers()
+    step = recipe.steps[name]
+    if not isinstance(step, TrainStep | PreferenceStep | RewardStep):
+        raise InputError(f"step {name!r} trains on no rows; preview shows those of a training step")
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = tokenizer_of(recipe, name, Path(folder))
+        names = rating_of(recipe, name).names if isinstance(step, RewardStep) else ()
+        cut = step_rows(recipe, name, tokenizer, model_limit=None, attributes=names)
+        whole = step_rows(recipe, name, tokenizer, model_limit=None, attributes=names, free=True)
+    uncut = {group.row: group for group in (*whole.train, *whole.held_out)}
+    for group in cut.train[:number]:
+        yield preview(group, tokenizer, uncut=uncut[group.row])

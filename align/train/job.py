@@ -1,0 +1,57 @@
+"""What one training step is made of, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.accounting.formulas import Work
+from align.data.batching import order
+from align.data.chat import TokenGroup
+from align.data.mixing import Mixture
+from align.models.probe import Forward
+from align.train.objectives import Objective
+from align.train.settings import TrainSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one training step is made of."""
+
+    objective: Objective
+    train: Sequence[TokenGroup]
+    held_out: Sequence[TokenGroup] = ()
+    mixture: Mixture | None = None  # which rows of `train` an epoch takes; each of them once where left out
+    settings: TrainSettings
+    forward: str = "auto"  # auto, tree or plain
+    seed: int = 0
+    head_rate: float = 1.0  # learning rate of the head over that of the other weights
+    folder: Path  # where metrics and checkpoints are written
+    references: Path  # folder of the reference cache
+
+    @property
+    def num_rows(self) -> int:
+        """Groups of an epoch."""
+        return self.mixture.num_rows if self.mixture is not None else len(self.train)
+
+    def epoch(self, number: int) -> list[int]:
+        """The groups of an epoch in their order, by index in `train`."""
+        if self.mixture is not None:
+            return self.mixture.epoch(number)
+        return order(len(self.train), seed=self.seed, epoch=number)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a training step ended."""
+
+    num_steps: int
+    forward: Forward
+    first: Mapping[str, float]  # metrics of the first optimizer step
+    last: Mapping[str, float]  # and of the last one, with those of the held-out rows
+    kept: Mapping[str, float]  # and of the one whose weights the policy is left with
+    weights: str  # fingerprint of the policy that entered
+    trained: Work  # forward and backward
+    observed: Work  # forward alone: references, as far as this process had to compute them, and held-out rows
+    tokens_trained: int
