@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.report.figures import Chart, Line, curves, histogram, score_dots
+from align.report.quantities import NATS, PLAIN, RATE
 from align.report.reading import SECOND, Run, Step
 from align.report.samples import Generated
 
@@ -69,7 +70,7 @@ def scores(runs: Mapping[str, Run]) -> Iterator[Chart]:
             (label, {policy: of[task] for policy, of in run.table.items() if task in of}) for label, run in runs.items()
         ]
         policies = [name for name in all_policies(runs.values()) if any(name in of for _, of in found)]
-        yield score_dots(task, policies, found, name=f"s-{number}")
+        yield score_dots(task, policies, found, unit=unit_of(task, runs.values()), name=f"s-{number}")
 
 
 def rewards(made: Mapping[str, Sequence[Generated]]) -> Iterator[tuple[Chart, Sequence[tuple[str, Generated]]]]:
@@ -94,6 +95,15 @@ def all_tasks(runs: Iterable[Run]) -> list[str]:
 def all_policies(runs: Iterable[Run]) -> list[str]:
     """The names of the evaluated policies, each once."""
     return list(dict.fromkeys(policy for run in runs for policy in run.table))
+
+
+def unit_of(task: str, runs: Iterable[Run]) -> str:
+    """NATS, RATE or PLAIN: what the task's values are, of all runs alike."""
+    known = list(runs)
+    values = [scores[task]["value"] for run in known for scores in run.table.values() if task in scores]
+    if any(task in run.in_nats for run in known):
+        return NATS
+    return RATE if all(0 <= value <= 1 for value in values) else PLAIN
 
 
 def _curve(curve: Curve, steps: Mapping[str, Step], name: str) -> Chart | None:

@@ -19,10 +19,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from align.report.quantities import NATS, PLAIN, RATE
+
 WIDTH, HEIGHT = 3.8, 2.3  # inches of 72 units
 ROW_HEIGHT = 0.32  # of a policy in a chart of scores
 MOST_POINTS = 600  # of a line; more than that and each point is the mean of as many steps
 BINS = 20
+UNITS = {RATE: "per cent", NATS: "nats a token, less is better", PLAIN: ""}
 
 # Stand-ins that no other colour has, each replaced by what the page calls it, so that dark pages have dark charts.
 INK, FAINT = "#010203", "#040506"
@@ -95,20 +98,21 @@ def curves(title: str, lines: Sequence[Line], *, name: str) -> Chart:
     )
 
 
-def score_dots(title: str, rows: Sequence[str], runs: Sequence[tuple[str, Mapping[str, Any]]], *, name: str) -> Chart:
+def score_dots(
+    title: str, rows: Sequence[str], runs: Sequence[tuple[str, Mapping[str, Any]]], *, unit: str, name: str
+) -> Chart:
     """Value and interval of each policy on one task; `runs` are (label, {policy: score})."""
-    rate = all(0 <= score["value"] <= 1 for _, scores in runs for score in scores.values()) and "nll" not in title
-    unit = 100 if rate else 1
+    scale = 100 if unit == RATE else 1
     with rc_context(STYLE):
         figure, axes = _figure(0.6 + ROW_HEIGHT * len(rows) * (1 if len(runs) == 1 else 1.4))
         for number, (_, scores) in enumerate(runs):
             for place, row in enumerate(rows):
                 if row in scores:
-                    _dot(axes, scores[row], place + 0.22 * number, colour=SERIES[number], unit=unit)
+                    _dot(axes, scores[row], place + 0.22 * number, colour=SERIES[number], scale=scale)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_xlabel("per cent" if rate else "nats a token, less is better" if "nll" in title else "")
+        axes.set_xlabel(UNITS[unit])
         axes.grid(visible=True, axis="x")
         svg = _svg(figure, name, title)
     legend = [(label, f"c{number + 1} marked") for number, (label, _) in enumerate(runs)]
@@ -163,8 +167,8 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _dot(axes: Axes, score: Mapping[str, Any], place: float, *, colour: str, unit: int) -> None:
-    value, low, high = (unit * (score.get(part) or 0) for part in ("value", "low", "high"))
+def _dot(axes: Axes, score: Mapping[str, Any], place: float, *, colour: str, scale: int) -> None:
+    value, low, high = (scale * (score.get(part) or 0) for part in ("value", "low", "high"))
     if score.get("low") is not None and score.get("high") is not None:
         axes.plot((low, high), (place, place), color=colour, linewidth=1.6)
     axes.plot((value,), (place,), color=colour, marker="o", markersize=5)

@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from align.artifacts import writing
 from align.config import InputError
 from align.report import charts, samples, spending, tables
-from align.report.quantities import change_text, duration, interval_text, is_nats, plain, scaled, score_text, share
+from align.report.quantities import RATE, change_text, duration, interval_text, plain, scaled, score_text, share
 from align.report.reading import FINISHED, FIRST, SECOND, Facts, Run, read_run
 
 PAGE = "report.html"
@@ -105,7 +105,7 @@ def _tiles(run: Run) -> Iterator[Tile]:
     """What a reader wants to know first: how far the first tasks have come, and what it took."""
     for task in run.tasks[:TILES]:
         known = [(policy, scores[task]) for policy, scores in run.table.items() if task in scores]
-        rate = not is_nats(task) and all(0 <= score["value"] <= 1 for _, score in known)
+        rate = charts.unit_of(task, [run]) == RATE
         (first, before), (last, after) = known[0], known[-1]
         value = score_text(after["value"], rate=rate)
         if first == last:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 UNKNOWN = "unknown"
+RATE, NATS, PLAIN = "rate", "nats", "plain"  # units of a score
 THOUSANDS = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -65,12 +66,9 @@ def duration(seconds: float | None) -> str:
 
 def share(value: float | None) -> str:
     """A share in [0, 1] as per cent."""
-    return UNKNOWN if value is None else f"{value:.1%}"
-
-
-def is_nats(task: str) -> bool:
-    """Whether the task's value is a negative log-likelihood, of which less is better."""
-    return "nll" in task.lower()
+    if value is None:
+        return UNKNOWN
+    return f"{value:.1%}" if value == 0 or abs(value) >= 0.001 else f"{100 * value:.2g}%"
 
 
 def score_text(value: float, *, rate: bool) -> str:

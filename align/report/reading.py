@@ -12,6 +12,7 @@ from align.artifacts import MANIFEST, METRICS, manifest, read_json, working_fold
 from align.config import InputError
 
 RECIPE, TABLE, CHANGES, LEDGER = "recipe.json", "table.json", "changes.json", "ledger.json"
+LIKELIHOOD = "nll"  # in the name of a rate or of a task
 PARTIAL = ".partial"  # ends the name of a folder that a step is still writing
 FIRST, SECOND = "run A", "run B"  # labels where there are two
 FINISHED, BEGUN, WAITING = "finished", "not finished", "not begun"
@@ -53,6 +54,15 @@ class Run:
     def tasks(self) -> list[str]:
         """Every task that a policy was evaluated on."""
         return list(dict.fromkeys(task for scores in self.table.values() for task in scores))
+
+    @property
+    def in_nats(self) -> set[str]:
+        """The tasks that tell a negative log-likelihood, of which less is better: by their rate, or by their name."""
+        rates: dict[str, str] = {task: task for task in self.tasks}
+        for step in self.steps:
+            columns: Mapping[str, Sequence[str]] = step.manifest.get("columns") or {}
+            rates |= {task: " ".join([task, *of]) for task, of in columns.items()}
+        return {task for task, rate in rates.items() if LIKELIHOOD in rate.lower()}
 
     def step(self, name: str) -> Step | None:
         """The step of that name, or None."""

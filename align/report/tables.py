@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.report.charts import all_policies, all_steps, all_tasks
+from align.report.charts import all_policies, all_steps, all_tasks, unit_of
 from align.report.quantities import (
+    NATS,
+    RATE,
     change_text,
     count,
     fixed,
     interval_text,
-    is_nats,
     plain,
     score_text,
 )
@@ -46,14 +47,14 @@ class Table:
 def results(runs: Mapping[str, Run]) -> Table | None:
     """Policies by tasks: value, interval, change against the policy before it; the best of a task is marked."""
     tasks = all_tasks(runs.values())
-    rates = {task: _is_rate(task, runs.values()) for task in tasks}
-    best = {task: _best(task, runs.values()) for task in tasks}
+    units = {task: unit_of(task, runs.values()) for task in tasks}
+    best = {task: _best(task, units[task], runs.values()) for task in tasks}
     rows: list[list[Cell]] = []
     for policy in all_policies(runs.values()):
         for label, run in runs.items():
             if policy in run.table:
                 beside = runs[FIRST] if label == SECOND else None
-                cells = [_result(run, policy, task, rate=rates[task], best=best[task], beside=beside) for task in tasks]
+                cells = [_result(run, policy, task, unit=units[task], best=best[task], beside=beside) for task in tasks]
                 rows.append([named(policy, label, *stage_of(run.step(policy))), *cells])
     return Table("results", ["policy", *tasks], rows) if rows else None
 
@@ -163,17 +164,16 @@ def stage_of(step: Step | None) -> list[str]:
     return [str(part) for part in (step.stage, name) if part] if step else []
 
 
-def _is_rate(task: str, runs: Iterable[Run]) -> bool:
+def _best(task: str, unit: str, runs: Iterable[Run]) -> float | None:
+    """The best value of the task; None where all are the same."""
     found = [scores[task]["value"] for run in runs for scores in run.table.values() if task in scores]
-    return not is_nats(task) and all(0 <= value <= 1 for value in found)
+    if min(found) == max(found):
+        return None
+    return min(found) if unit == NATS else max(found)
 
 
-def _best(task: str, runs: Iterable[Run]) -> float:
-    found = [scores[task]["value"] for run in runs for scores in run.table.values() if task in scores]
-    return min(found) if is_nats(task) else max(found)
-
-
-def _result(run: Run, policy: str, task: str, *, rate: bool, best: float, beside: Run | None) -> Cell:
+def _result(run: Run, policy: str, task: str, *, unit: str, best: float | None, beside: Run | None) -> Cell:
+    rate = unit == RATE
     score = run.table[policy].get(task)
     if score is None:
         return Cell("not evaluated", "quiet")
@@ -185,7 +185,7 @@ def _result(run: Run, policy: str, task: str, *, rate: bool, best: float, beside
         policies = list(run.table)
         above = policies[max(0, policies.index(policy) - 1)]
         since = f"since {change['from']}" if change.get("from", above) != above else ""
-        under += [(" ".join(part for part in (moved, since) if part), _direction(change, less=is_nats(task)))]
+        under += [(" ".join(part for part in (moved, since) if part), _direction(change, less=unit == NATS))]
         under += [(interval, "")]
     against = (beside.table.get(policy) or {}).get(task) if beside is not None else None
     if against:

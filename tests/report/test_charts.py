@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 
 from align.report.figures import BINS, MOST_POINTS, Line, curves, histogram, score_dots, thinned
-from align.report.quantities import change_text, duration, fixed, interval_text, plain, scaled, size
+from align.report.quantities import change_text, duration, fixed, interval_text, plain, scaled, share, size
 
 
 def paths(svg):
@@ -55,7 +55,7 @@ def test_histograms_of_a_run_have_one_scale_and_tell_shares():
 def test_names_are_drawn_as_they_are_written():
     rows = ["$a_b$", "<b>&"]
     scores = {name: {"value": 0.5, "low": None, "high": None} for name in rows}
-    svg = score_dots("task", rows, [("", scores)], name="x").svg
+    svg = score_dots("task", rows, [("", scores)], unit="rate", name="x").svg
     assert "$a_b$" in svg and "&lt;b&gt;&amp;" in svg and "<b>" not in svg
 
 
@@ -75,6 +75,9 @@ def test_drawing_leaves_the_settings_of_matplotlib_as_they_were():
         (scaled(3.21e15, "FLOP"), "3.21 PFLOP"),
         (scaled(12, "FLOP"), "12 FLOP"),
         (scaled(None), "unknown"),
+        (share(0.412), "41.2%"),
+        (share(0.0000288), "0.0029%"),
+        (share(0.0), "0.0%"),
         (size(3 * 2**30), "3 GiB"),
         (size(0), "0 B"),
         (duration(59.96), "60 s"),

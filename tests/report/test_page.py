@@ -68,6 +68,30 @@ def test_a_change_is_coloured_by_what_is_better_and_only_without_doubt(tmp_path)
     assert tones == ["better", "worse", "quiet"]
 
 
+def test_a_likelihood_is_known_by_its_rate_whatever_its_column_is_called(tmp_path):
+    folder = make_run(tmp_path, done=EVALUATIONS)
+    score = {"low": 0.1, "high": 0.9, "n": 40}
+    values = {"base": 0.75, "sft": 0.5, "dpo": 0.5, "rpo1": 0.625, "rpo2": 0.6}
+    for name, value in values.items():
+        path = folder / f"evaluate-{name}" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        scores = {"chat": {"value": value, **score}, "same": {"value": 0.5, **score}}
+        columns = {"chat": ["chat", "nll"], "same": ["same", "correct"]}
+        write(path, {**manifest, "scores": {name: scores}, "columns": columns})
+    text = write_report(folder).read_text()
+    found = Page(text)
+    assert [cell[0] for cell in found.column("results", "chat").values()] == [
+        "0.750",
+        "0.500",
+        "0.500",
+        "0.625",
+        "0.600",
+    ]
+    assert [cell[0] for cell in found.column("results", "same").values()] == ["50.0%"] * 5
+    best = [part.partition("</span>")[0] for part in text.split('<td class="best"><span>')[1:]]
+    assert best == ["0.500", "0.500"]  # less is better, and where all are the same none is best
+
+
 def test_a_change_against_another_policy_than_the_one_above_names_it(tmp_path):
     folder = make_run(tmp_path, done=EVALUATIONS)
     moved = {"general": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 60, "from": "base"}}
