@@ -2,9 +2,10 @@
 
 What is computed for a row does not depend on its companions, to the last bit, in fp32 and in bf16: a prompt is computed
 by itself, attention sees as many keys as the row's own position asks for, in blocks of WIDTH, and the rows of every
-product are a multiple of ROWS. That this is enough is measured (tests/synth/test_slots.py), not proven, and on CPUs
-with one number of threads. It does not hold on a GPU, nor for models that need transformers' eager attention
-(soft-capped scores, sinks): there the last bits of a row depend on the batch, and a near-tie may fall the other way.
+product are a multiple of ROWS, with fp32 weights always FP32_ROWS. That this is enough is measured
+(tests/synth/test_slots.py), not proven, and on CPUs with one number of threads. It does not hold on a GPU, nor for
+models that need transformers' eager attention (soft-capped scores, sinks): there the last bits of a row depend on the
+batch, and a near-tie may fall the other way.
 
 Shape legend: S slots, A rows decoded, H query heads, G key heads, L positions, D head width, V vocabulary.
 """
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import groupby
 from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -30,10 +32,15 @@ NAME = "align_slots"
 WIDTH = 64  # keys; the sum over a row's keys is taken in an order that depends on how many there are
 GROWTH = 512  # positions that the storage grows by; each time all of it is copied
 ROWS = 4  # MKL takes the last 1 to 3 of a product's fp32 rows with another kernel, and odd buffers with another yet
-
+# Rows of every forward with fp32 weights: MKL picks a kernel by their number, and where it takes another depends on the
+# CPU, the widths and the threads (on a Xeon at 11, 14, 16 or 57 rows). The kernel of bf16 products, oneDNN's, stays.
+FP32_ROWS = 16
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the logits' spread; a wrong mask is off by more
 _BY_POSITION = {DynamicLayer, DynamicSlidingWindowLayer}
+# The argument that takes keys and values, by the name that `generate` gives it: transformers 5.24 has another
+_ARGUMENTS = signature(cast(Any, GenerationMixin).prepare_inputs_for_generation).parameters
+CACHE = "cache" if "cache" in _ARGUMENTS else "past_key_values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +70,7 @@ def prefill(model: PreTrainedModel, ids: Sequence[int]) -> tuple[DynamicCache, T
     takes: Any = model._supports_logits_to_keep  # pyright: ignore[reportPrivateUsage] - there is no public name
     keep = {"logits_to_keep": 1} if takes() else {}
     cache = DynamicCache()
-    output: Any = model(
-        input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True, **keep
-    )
+    output: Any = model(input_ids=torch.tensor([ids], device=model.device), use_cache=True, **{CACHE: cache}, **keep)
     return cache, output.logits[:, -1]
 
 
@@ -90,7 +95,10 @@ class Slots(Generic[R]):
 
     def __init__(self, model: PreTrainedModel, size: int) -> None:
         self._model = model
-        self._size = _up(size, ROWS)
+        has_fp32 = model.device.type == "cpu" and any(value.dtype == torch.float32 for value in model.parameters())
+        self._multiple = FP32_ROWS if has_fp32 else ROWS
+        self._size = _up(size, self._multiple)
+        self._most = FP32_ROWS if has_fp32 else self._size  # rows of a forward
         self._layers: list[_SlotLayer] = []
         self._positions: list[int] = []  # of each row: where its next token goes
         self.rows: list[R] = []
@@ -124,34 +132,33 @@ class Slots(Generic[R]):
     @torch.no_grad()
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Logits [A, V] after one more token of each row."""
-        spare = _up(len(tokens), ROWS) - len(tokens)  # rows that are computed for their number only
+        spare = -len(tokens) % self._multiple  # rows that are computed for their number only
         device = self._model.device
         tokens_A = torch.tensor([*tokens, *[0] * spare], device=device)
         positions_A = torch.tensor([*self._positions, *[0] * spare], device=device)
-        runs = list(self._runs(len(tokens_A)))
+        widths = self._widths()
+        widths += widths[-1:] * spare
+        parts = [slice(start, start + self._most) for start in range(0, len(tokens_A), self._most)]
+        logits = [self._forward(tokens_A[part], positions_A[part], widths[part], part.start) for part in parts]
+        self._positions = [position + 1 for position in self._positions]
+        return torch.cat(logits)[: len(tokens)]
+
+    def _forward(self, tokens_A: Tensor, positions_A: Tensor, widths: Sequence[int], first: int) -> Tensor:
+        """Logits [A, V] of the rows from slot `first` on, those that see the most keys first."""
         for layer in self._layers:
-            layer.positions_A, layer.width = positions_A, runs[0].width
+            layer.first, layer.positions_A, layer.width = first, positions_A, widths[0]
         output: Any = self._model(
             input_ids=tokens_A[:, None],
-            attention_mask=self._masks(positions_A, runs[0].width),
+            attention_mask=self._masks(positions_A, widths[0]),
             position_ids=positions_A[:, None],
-            past_key_values=Cache(layers=cast("list[Any]", self._layers)),
             use_cache=True,
-            runs=runs,
+            runs=list(_runs(widths)),
+            **{CACHE: Cache(layers=cast("list[Any]", self._layers))},
         )
-        self._positions = [position + 1 for position in self._positions]
-        return output.logits[: len(tokens), -1]
+        return output.logits[:, -1]
 
     def _widths(self) -> list[int]:
         return [_up(position + 1, WIDTH) for position in self._positions]
-
-    def _runs(self, num_rows: int) -> Iterator[Run]:
-        """Runs over all rows, spare ones with the last."""
-        start = 0
-        for width, members in groupby(self._widths()):
-            stop = start + len(list(members))
-            yield Run(slice(start, stop if stop < len(self.rows) else num_rows), width)
-            start = stop
 
     def _swap(self, first: int, second: int) -> None:
         if first == second:
@@ -182,8 +189,9 @@ class Slots(Generic[R]):
 
 
 class _SlotLayer(DynamicLayer):
-    """One layer's keys and values [S, G, L, D], of which `update` writes a token a row and shows the rows in use."""
+    """One layer's keys and values [S, G, L, D], of which `update` writes a token a row and shows a forward's rows."""
 
+    first: int
     positions_A: Tensor
     width: int
 
@@ -209,10 +217,11 @@ class _SlotLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         """Keys and values of the rows, the new ones [A, G, 1, D] at their rows' positions."""
         self._reserve(self.width, key_states, value_states)
-        rows_A = torch.arange(len(self.positions_A), device=self.positions_A.device)
+        used = slice(self.first, self.first + len(self.positions_A))
+        rows_A = torch.arange(used.start, used.stop, device=self.positions_A.device)
         for stored, new in ((self._keys, key_states), (self._values, value_states)):
             stored[rows_A, :, self.positions_A] = new[:, :, 0]
-        return self._keys[: len(rows_A), :, : self.width], self._values[: len(rows_A), :, : self.width]
+        return self._keys[used, :, : self.width], self._values[used, :, : self.width]
 
     def get_seq_length(self) -> int:
         """No common length: positions and masks are given to the model ready-made."""
@@ -258,6 +267,15 @@ def slot_attention(  # noqa: PLR0913 - the signature is transformers' AttentionI
         for run in runs
     ]
     return torch.cat(found)[:, :, : grouped.shape[2]].reshape(num_rows, 1, num_heads, -1), None
+
+
+def _runs(widths: Sequence[int]) -> Iterator[Run]:
+    """Neighbours of one width."""
+    start = 0
+    for width, members in groupby(widths):
+        stop = start + len(list(members))
+        yield Run(slice(start, stop), width)
+        start = stop
 
 
 def _up(number: int, multiple: int) -> int:

@@ -1,6 +1,7 @@
 """Rows that come and go: each says what the model says of its sequence, to the last bit the same in any company."""
 
 import importlib.util
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.synth.engine import in_precision
-from align.synth.slots import WIDTH, Slots, prefill, prepare
+from align.synth.slots import FP32_ROWS, WIDTH, Slots, prefill, prepare
 
 MODELS = Path(__file__).parents[1] / "models" / "tiny_models.py"
 spec = importlib.util.spec_from_file_location("tiny_models_for_slots", MODELS)
 tiny_models = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tiny_models)
 
-HEADS = [(9, 3), (4, 4), (5, 1)]  # three query heads to a key head, one, and all
+# Three query heads to a key head, one, and all. Threads have buffers of their own, which PyTorch aligns in their own
+# way; two of them wait for each other at each of a thousand products, so one layout stands for all there.
+HEADS_AND_THREADS = [((9, 3), 2), ((9, 3), 1), ((4, 4), 1), ((5, 1), 1)]
 SLIDING = {
     "every layer": ("mistral", {"sliding_window": 5}),
     "some layers": ("gemma3_text", {"sliding_window": 5, "query_pre_attn_scalar": 8}),
@@ -23,11 +26,10 @@ SLIDING = {
 }
 
 
-@pytest.fixture
-def two_threads():
-    """Threads have buffers of their own, which PyTorch aligns in their own way."""
+@contextmanager
+def threads(number):
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(number)
     yield
     torch.set_num_threads(before)
 
@@ -75,19 +77,20 @@ def logits_of(model, rows, num_steps, size):
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("heads", HEADS)
-def test_a_row_is_the_same_to_the_last_bit_beside_any_others(two_threads, heads, precision):
+@pytest.mark.parametrize("heads, num_threads", HEADS_AND_THREADS)
+def test_a_row_is_the_same_to_the_last_bit_beside_any_others(heads, num_threads, precision):
     model = wide_model(heads, precision)
     assert prepare(model) == ""
-    lengths = [WIDTH + 3, 9, 2 * WIDTH + 1, WIDTH + 8, 30, 11, WIDTH - 1, 12, 70, WIDTH + 6, 8, 21, 3 * WIDTH - 2]
-    rows = list(enumerate(sequences(lengths, 512)))
-    together = logits_of(model, rows, 7, len(rows))
+    wider = [WIDTH + 3, 9, 2 * WIDTH + 1, WIDTH + 1, 30, 3 * WIDTH - 2]  # three come to see more keys on the way
+    rows = list(enumerate(sequences([*wider, *range(6, 6 + FP32_ROWS - 3)], 512)))  # more than one fp32 forward takes
     num_compared = 0
-    for order, size in ((rows, 1), (rows[::-1], 3), (rows, 5), (rows[1::2] + rows[::2], 8)):
-        other = logits_of(model, order, 7, size)
-        for number, _ in rows:
-            assert torch.equal(torch.stack(other[number]), torch.stack(together[number])), (number, size)
-            num_compared += len(other[number])
+    with threads(num_threads):
+        together = logits_of(model, rows, 4, len(rows))
+        for order, size in ((rows[:6], 1), (rows[::-2], 5), (rows[1::2] + rows[::2], 9)):
+            other = logits_of(model, order, 4, size)
+            for number, _ in order:
+                assert torch.equal(torch.stack(other[number]), torch.stack(together[number])), (number, size)
+                num_compared += len(other[number])
     print(f"compared {num_compared} rows of logits")
 
 
