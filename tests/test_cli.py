@@ -33,7 +33,7 @@ steps:
   sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-3, groups_per_step: 10}}}}
   dpo: {{stage: preference, data: pairs, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-4, groups_per_step: 8}}}}
   rpo: {{stage: preference, data: groups, train: {{learning_rate: 1.0e-4, groups_per_step: 8, checkpoint_steps: 1}}}}
-  table: {{stage: evaluate, policies: [sft, rpo], data: prompts, max_new_tokens: 8}}
+  table: {{stage: evaluate, policies: [sft, rpo], tasks: {{general: {{data: prompts, max_new_tokens: 8}}}}}}
 """
 
 
@@ -158,8 +158,11 @@ def test_a_run_leaves_policies_that_transformers_loads_and_a_table(finished: tup
         assert not list((root / step).glob("checkpoint-*"))
     table = json.loads((root / "table.json").read_text())
     assert {step: found["general"]["n"] for step, found in table.items()} == {"sft": 10, "rpo": 10}
-    for word in ("Training", "sft", "dpo", "rpo", "pass rate"):
+    for word in ("Training", "sft", "dpo", "rpo", "Stages and evaluations"):
         assert word in printed
+    shown = printed.partition("Stages and evaluations")[2]
+    for step in ("sft", "rpo"):
+        assert f"{step}  " in shown and f"{100 * table[step]['general']['value']:.1f} [" in shown
 
 
 def test_every_row_of_a_run_is_accounted_for(finished: tuple[Path, str, str]):
@@ -183,10 +186,10 @@ def test_a_second_run_does_nothing_and_a_changed_step_runs_again_with_what_follo
     path, _, _ = finished
     again = align("run", str(path))
     assert again.returncode == 0
-    assert again.stderr.count("finished before, skipped") == 5
+    assert again.stderr.count("finished before, skipped") == 6
     changed = align("run", str(path), "steps.rpo.loss.settings.eta=2.0")
     assert changed.returncode == 0, changed.stderr
-    assert changed.stderr.count("finished before, skipped") == 3
+    assert changed.stderr.count("finished before, skipped") == 4
     assert "references: 0 groups to compute, 30 known or repeated" in changed.stderr
     assert align("run", str(path)).returncode == 0  # put back for the other tests
 
@@ -216,7 +219,7 @@ def test_check_counts_the_tokens_that_training_then_computes(finished: tuple[Pat
     whole = [json.loads(line) for line in lines]
     groups = sum(line["groups"] for line in whole)
     assert f"{groups} trained" in said
-    expected = int(said.split("rpo\n")[1].split("tokens")[1].split(" an epoch")[0].replace(",", ""))
+    expected = int(said.split("rpo  preference\n")[1].split("tokens")[1].split(" an epoch")[0].replace(",", ""))
     # Micro-batches may share a prefix between groups, so training computes at most what a tree a group would.
     assert sum(line["tokens_computed"] for line in whole) <= expected
 
