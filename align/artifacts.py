@@ -61,12 +61,12 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON holds any type
         raise InputError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, sort_keys: bool = True) -> None:
     """Write `value` so that a reader sees all of it, or what was there before."""
     partial = _beside(path, "partial")
     with writing(path):
         try:
-            partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
+            partial.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", "utf-8")
             _sync(partial)
             os.replace(partial, path)
         finally:

@@ -83,4 +83,5 @@ def _ordered(group: TokenGroup) -> list[tuple[int, int]]:
     return [(best, worst) for best in size for worst in size if rewards[best] > rewards[worst]]
 
 
-LIKELIHOODS = {"nll": negative_log_likelihood, "preference": preference_accuracy}
+NLL = "nll"
+LIKELIHOODS = {NLL: negative_log_likelihood, "preference": preference_accuracy}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from align.config import InputError
@@ -27,6 +28,12 @@ class Grade:
 
     line: Mapping[str, Any]  # the verdict for people, as JSON
     parts: Mapping[str, tuple[float, float]]  # rate -> (passed, of how many)
+
+    @property
+    def reward(self) -> float:
+        """The share that passed, by the rate that counts the most parts of a response."""
+        passed, of = max(self.parts.values(), key=itemgetter(1))
+        return passed / of
 
 
 @dataclass(frozen=True, slots=True)

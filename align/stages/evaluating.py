@@ -13,7 +13,7 @@ import torch
 from align.accounting.formulas import Work, added
 from align.config import InputError, nearest
 from align.data.templates import apply_template
-from align.evaluation.likelihood import LIKELIHOODS, Parts, rates
+from align.evaluation.likelihood import LIKELIHOODS, NLL, Parts, rates
 from align.evaluation.scores import Score, interval
 from align.evaluation.tasks import CORRECT, TASKS, grade_all, scores
 from align.models.loading import PolicySettings, length_limit, quiet_transformers
@@ -85,7 +85,13 @@ def _answered(context: Context, name: str, task: TaskSettings, engine: Transform
     answers.sort()
     graded = list(grade_all(kind, rows, answers))
     lines = [
-        {"policy": engine.name, "prompt": TASKS[kind].ask(rows[number]), "response": text, "parts": grade.parts}
+        {
+            "policy": engine.name,
+            "prompt": TASKS[kind].ask(rows[number]),
+            "response": text,
+            "parts": grade.parts,
+            "reward": grade.reward,
+        }
         for (number, text), (_, grade) in zip(answers, graded, strict=True)
     ]
     write_lines(context.working / f"{name}.jsonl", lines)
@@ -99,7 +105,8 @@ def _likely(context: Context, name: str, task: TaskSettings, before: Work) -> tu
     policy, tokenizer = load_policy(PolicySettings(path=str(context.inputs[step.policies[0]])))
     apply_template(tokenizer)
     limit = length_limit(policy.base.config)
-    groups, account = likelihood_rows(recipe.source(task.data), tokenizer, model_limit=limit, seed=recipe.seed)
+    source, kind = recipe.source(task.data), kind_of(recipe, task)
+    groups, account = likelihood_rows(source, tokenizer, model_limit=limit, seed=recipe.seed, best=kind == NLL)
     context.report.note(
         f"{name}: {account['rows']} rows read, {len(groups)} told, {account['left_out'] or 'none'} left out"
     )
@@ -108,7 +115,7 @@ def _likely(context: Context, name: str, task: TaskSettings, before: Work) -> tu
         policy.to("cuda")
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
         parts: list[Parts] = []
-        for each in LIKELIHOODS[kind_of(recipe, task)](policy, groups):
+        for each in LIKELIHOODS[kind](policy, groups):
             parts.append(each)
             context.report.advance(1)
     lines = [

@@ -18,7 +18,7 @@ from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import read_rows
 from align.data.templates import apply_template
 from align.evaluation.harness import harness
-from align.evaluation.likelihood import LIKELIHOODS, rates
+from align.evaluation.likelihood import LIKELIHOODS, NLL, rates
 from align.evaluation.scores import Score
 from align.evaluation.tasks import TASKS, Grade, Row, check_rows, grade_all, scores
 from align.evaluation.winning import win_rates
@@ -28,7 +28,7 @@ from align.records import Comparison, Demonstration
 from align.stages.generating import RowSettings, beside, content_of
 from align.stages.recipe import TASKS as PROCEDURAL
 from align.stages.recipe import SourceSettings
-from align.stages.sources import is_held_out, prompts, records
+from align.stages.sources import is_held_out, preferred, prompts, records
 from align.synth.engines import EngineSettings, make_engine
 from align.synth.journal import Journal
 from align.synth.judges import How, JudgeSettings, make_judge
@@ -220,16 +220,23 @@ def _likelihood(asked: Asked, settings: EvaluateSettings) -> dict[str, Any]:
     apply_template(tokenizer)
     source = settings.rows.source(asked.needed("data"), asked.limit)
     source = source.model_copy(update={"max_length": settings.max_length})
-    groups, account = likelihood_rows(source, tokenizer, model_limit=length_limit(policy.base.config))
+    limit = length_limit(policy.base.config)
+    groups, account = likelihood_rows(source, tokenizer, model_limit=limit, best=asked.task == NLL)
     return _summary(asked.task, rates(list(LIKELIHOODS[asked.task](policy, groups))), **account)
 
 
 def likelihood_rows(
-    source: SourceSettings, tokenizer: PreTrainedTokenizerBase, *, model_limit: int | None, seed: int = 0
+    source: SourceSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model_limit: int | None,
+    seed: int = 0,
+    best: bool = False,
 ) -> tuple[list[TokenGroup], dict[str, Any]]:
     """The rows whose likelihood can be told, and how many were read and left out.
 
-    Of a source of which training holds a share of the prompts back, these are the ones that are held back.
+    Of a source of which training holds a share of the prompts back, these are the ones that are held back. With `best`
+    it is the preferred response of each row alone.
     """
     reading = records(source, kind=Demonstration, seed=seed)
     usable = [record for record in reading.records if isinstance(record, Comparison | Demonstration)]
@@ -237,6 +244,8 @@ def likelihood_rows(
     groups = list(encoder.encode_all(usable))
     if source.held_out:
         groups = [group for group in groups if is_held_out(group, source.held_out)]
+    if best:
+        groups = [preferred(group) for group in groups]
     if not groups:
         raise InputError(f"{source.path}: no row has a response of which the likelihood could be told")
     counts = {name: number for name, number in encoder.counts.items() if name != "rows"}

@@ -71,7 +71,7 @@ def run_recipe(
     gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
     with pipeline.held(recipe.root, report.note), EnergyMeter(recipe.accounting, gpus) as energy:
         _tell_disk(recipe.root, *need, report=report)
-        artifacts.write_json(recipe.root / "recipe.json", recipe.model_dump(mode="json"))
+        artifacts.write_json(recipe.root / "recipe.json", recipe.model_dump(mode="json"), sort_keys=False)
         before = {name: artifacts.manifest(recipe.root / name) for name in recipe.steps}
         made = pipeline.run(
             recipe.pipeline(),

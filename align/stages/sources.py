@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from operator import itemgetter
 
 from transformers import PreTrainedTokenizerBase
 
@@ -61,7 +62,9 @@ def step_rows(
     assert isinstance(step, TrainStep)
     sizes = tuple(len(part.train) for part in parts)
     mixture = Mixture(sizes, tuple(shares.values()), step.exhausted, recipe.seed)
-    counts = sum((Counter(part.counts) for part in parts), Counter[str]()) + Counter({"epoch": mixture.num_rows})
+    counts = Counter({"epoch": mixture.num_rows})
+    for part in parts:
+        counts.update(part.counts)
     firsts = accumulate((len(part.records) for part in parts), initial=0)
     moved = [
         [[replace(group, row=first + group.row) for group in groups] for groups in (part.train, part.held_out)]
@@ -197,6 +200,20 @@ def _of_best(group: TokenGroup) -> float:
     """The reward of the response that the row prefers."""
     assert group.rewards is not None
     return group.rewards[group.chosen] if group.chosen is not None else max(group.rewards)
+
+
+def preferred(group: TokenGroup) -> TokenGroup:
+    """The group with the response alone that its row names, else the best rewarded; as it is where neither is known."""
+    if group.chosen is None and group.rewards is None:
+        return group
+    best = group.chosen if group.chosen is not None else max(enumerate(group.rewards or ()), key=itemgetter(1))[0]
+    return replace(
+        group,
+        sequences=(group.sequences[best],),
+        rewards=None if group.rewards is None else (group.rewards[best],),
+        chosen=None,
+        attributes=(group.attributes[best],),
+    )
 
 
 def _telling(

@@ -122,7 +122,6 @@ def fill(
         # An empty share runs one group all the same: sharded weights are gathered by all ranks or by none.
         members = [groups[index] for index in micro or missing[:1]]
         if accelerator.num_processes == 1 and not cache.missing(members):
-            yield len(micro)
             continue
         sequences = [sequence for group in members for sequence in group.sequences]
         batch = make(sequences)

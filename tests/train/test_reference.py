@@ -174,7 +174,7 @@ def test_work_that_is_broken_off_is_found_again_up_to_the_last_flush(tmp_path, m
         next(work)
     work.close()
     assert len(cache_of(tmp_path).missing(groups)) == 12 - 5
-    assert filled(tmp_path, groups)[2] == 7
+    assert filled(tmp_path, groups, 1)[2] == 7
 
 
 def test_a_folder_that_keeps_nothing_is_told_of(tmp_path):
@@ -226,3 +226,32 @@ def test_a_run_without_a_reference_caches_none(tmp_path):
     assert not (tmp_path / "references").exists()
     supervised_run = loop(tmp_path / "sft", supervised(), demonstrations(4))
     assert supervised_run.references is None
+
+
+class Cut:
+    """A policy whose answers tell what else was in the micro-batch, as the last bits of real ones do."""
+
+    def __call__(self, batch):
+        return torch.full((len(batch.targets_N),), float(batch.num_tokens))
+
+
+def test_a_broken_pass_goes_on_in_the_micro_batches_that_it_was_cut_into(tmp_path, monkeypatch):
+    monkeypatch.setattr("align.train.reference.FLUSH_S", -1.0)  # after every micro-batch
+    groups = comparisons(24, sizes=(2, 3))
+    accelerator = make_accelerator(TrainSettings(learning_rate=1.0), tmp_path)
+    sizes = [count_tokens(each.sequences) for each in groups]
+
+    def work(cache):
+        return fill(cache, Cut(), groups, sizes=sizes, make=tree_batch, token_budget=60, accelerator=accelerator)
+
+    whole, broken = cache_of(tmp_path / "whole"), cache_of(tmp_path / "broken")
+    micros = len(list(work(whole)))
+    assert micros > 4, "one micro-batch cannot be cut in two ways"
+    begun = work(broken)
+    for _ in range(micros // 2):
+        next(begun)
+    begun.close()
+    resumed = cache_of(tmp_path / "broken")
+    assert len(list(work(resumed))) < micros
+    assert resumed.values == whole.values
+    assert not (resumed.folder / "begun").exists()
