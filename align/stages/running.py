@@ -72,18 +72,17 @@ def run_recipe(
     with pipeline.held(recipe.root, report.note), EnergyMeter(recipe.accounting, gpus) as energy:
         _tell_disk(recipe.root, *need, report=report)
         artifacts.write_json(recipe.root / "recipe.json", recipe.model_dump(mode="json"), sort_keys=False)
-        before = {name: artifacts.manifest(recipe.root / name) for name in recipe.steps}
+        computing_s: list[float] = []
         made = pipeline.run(
             recipe.pipeline(),
             recipe.root,
-            execute=_executor(recipe, report, energy, command),
+            execute=_timed(_executor(recipe, report, energy, command), computing_s),
             announce=report.note,
             watch=report.watch,
             until=last,
             again=first,
         )
-        fresh = [manifest["ledger"]["seconds"] for name, manifest in made.items() if manifest != before[name]]
-        _conclude(recipe, made, wall_s=time.monotonic() - began, computing_s=sum(fresh))
+        _conclude(recipe, made, began=began, computing_s=sum(computing_s))
     return made
 
 
@@ -110,16 +109,30 @@ def _tell_disk(root: Path, models: int, checkpoints: int, *, report: Reporter) -
         report.note("that is more than there is: the run will stop when the disk is full, and go on when there is room")
 
 
-def _conclude(recipe: Recipe, made: Mapping[str, Mapping[str, Any]], *, wall_s: float, computing_s: float) -> None:
-    """Write what is known of the whole run."""
+def _timed(execute: pipeline.Execute, seconds: list[float]) -> pipeline.Execute:
+    """The same, with the time that each call took added to `seconds`."""
+
+    def timed(step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
+        began = time.monotonic()
+        content = execute(step, working, inputs)
+        seconds.append(time.monotonic() - began)
+        return content
+
+    return timed
+
+
+def _conclude(recipe: Recipe, made: Mapping[str, Mapping[str, Any]], *, began: float, computing_s: float) -> None:
+    """Write what is known of the whole run, and as the last what it took beside its steps."""
     root, ledgers = recipe.root, {name: Ledger.from_json(manifest["ledger"]) for name, manifest in made.items()}
     artifacts.write_json(root / "table.json", table(made))
     artifacts.write_json(root / "changes.json", changes(recipe, made))
-    last_call = {"wall_seconds": wall_s, "overhead_seconds": wall_s - computing_s}
     steps = {name: ledger.to_json() for name, ledger in ledgers.items()}
-    whole = {"steps": steps, "total": total(list(ledgers.values())).to_json(), "last_call": last_call}
+    whole: dict[str, Any] = {"steps": steps, "total": total(list(ledgers.values())).to_json()}
     artifacts.write_json(root / "ledger.json", whole)
     write_report(root)
+    wall_s = time.monotonic() - began
+    whole["last_call"] = {"wall_seconds": wall_s, "overhead_seconds": wall_s - computing_s}
+    artifacts.write_json(root / "ledger.json", whole)
 
 
 def run_step(command: Command, name: str, report: Watcher) -> None:
