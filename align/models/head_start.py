@@ -1,7 +1,8 @@
 """Where the head of a reward model starts: a ridge regression on what the decoder already knows.
 
 Training a head from nothing together with its decoder distorts the decoder first (Kumar et al. 2022). The heads of
-transformers have no bias, and neither has the regression: last hidden states have most of their length in common.
+transformers have no bias, and neither has the regression: last hidden states have most of their length in common, so
+that a direction in them stands for a constant. The penalty pulls to the mean label along it, and not to 0.
 Shape legend: N rows, D width, A attributes.
 """
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from align.models.reward import RewardModel
 
 # Penalties that are tried, as shares of the mean square of a singular value.
-PENALTIES = torch.logspace(-6, 1, 29, dtype=torch.float64)
+PENALTIES = torch.logspace(-6, 3, 37, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -23,7 +24,14 @@ def start_head(model: RewardModel, states_ND: Tensor, label_NA: Tensor) -> None:
     for weight_D, label_N in zip(weight_AD, label_NA.double().T, strict=True):
         known_N = ~label_N.isnan()
         if known_N.any():
-            weight_D.copy_(ridge(states_ND[known_N].double(), label_N[known_N]))
+            weight_D.copy_(regression(states_ND[known_N].double(), label_N[known_N]))
+
+
+def regression(states_ND: Tensor, label_N: Tensor) -> Tensor:
+    """Weights, shape [D], that predict the mean label and what can be told of the distance from it."""
+    level = label_N.mean()
+    constant_D = ridge(states_ND, torch.ones_like(label_N))
+    return level * constant_D + ridge(states_ND, label_N - level)
 
 
 def ridge(states_ND: Tensor, label_N: Tensor) -> Tensor:

@@ -102,6 +102,8 @@ def _judge(
     settled = step.model_copy(update={"judges": judges})
     judge = make_judge(judges, how=step.combine)
     write_judged(out, asked, samples, judge, settled, account=account, report=context.report)
+    told = sorted(account.counts.items())
+    context.report.note("; ".join(f"{number:,} {name.replace(':', ' ')}" for name, number in told if number))
     for what in ("samples", "verdicts"):
         beside(out, what).unlink(missing_ok=True)
 

@@ -37,7 +37,7 @@ from align.train.checkpoint import is_begun, remove_checkpoints
 from align.train.loop import Loop
 from align.train.reward_objective import BradleyTerryObjective, RewardObjective, label_table, reward_objective
 
-BEGIN_WITH = 512  # groups that a new head is fitted to before training
+BEGIN_WITH = 1024  # groups that a new head is fitted to before training
 
 
 def train_reward_model(context: Context) -> dict[str, Any]:
