@@ -1,4 +1,4 @@
-"""Every recipe of the project: it loads, and with a tiny model and rows of the same form `align check` has an answer."""
+"""Every recipe of the project: it loads, and with a tiny model and rows of its form `align check` has an answer."""
 
 import json
 from pathlib import Path

@@ -30,7 +30,7 @@ from align.train.runtime import Reporter
 
 INSIDE = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint, as its pipeline has it
 CONTENT = "content.json"  # what a launched child leaves for the pipeline to complete its step with
-GIB = 2**30
+MIB = 2**20
 LOOK_S = 0.5  # seconds between two looks at a launched child
 
 
@@ -102,8 +102,8 @@ def _tell_disk(root: Path, models: int, checkpoints: int, *, report: Reporter) -
     """Say what the run will need before it starts. A step keeps its latest checkpoint, and none when it is finished."""
     free = shutil.disk_usage(root).free
     report.note(
-        f"{root}: models take {models / GIB:.2f} GiB on the disk, checkpoints up to {checkpoints / GIB:.2f} more while "
-        f"a step runs; {free / GIB:.1f} GiB are free"
+        f"{root}: models take {models / MIB:,.0f} MiB on the disk, checkpoints up to {checkpoints / MIB:,.0f} more "
+        f"while a step runs; {free / MIB:,.0f} are free"
     )
     if models + checkpoints > free:
         report.note("that is more than there is: the run will stop when the disk is full, and go on when there is room")
