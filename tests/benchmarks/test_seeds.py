@@ -1,10 +1,14 @@
 """Runs of several seeds as one table, on runs whose numbers are known."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.seeds import pooled
+sys.path.append(str(Path(__file__).parents[2]))  # as `python -m tests.benchmarks.seeds` finds it
+
+from tests.benchmarks.seeds import pooled  # noqa: E402 - after the line above
 
 
 def run_of(folder, passed):
