@@ -26,7 +26,8 @@ from align.train.objectives import Step
 from align.train.reference import ReferenceCache
 
 BIG = 10**6  # a token budget that takes a step at once
-CHANGING = {"tokens_computed", "seconds", "peak_memory_bytes"}  # what the way of computing decides
+# What the way of computing decides
+CHANGING = {"tokens_computed", "pairs_attended", "targets", "seconds", "peak_memory_bytes"}
 
 # Objective and data; every run of these has clipping, warm-up and a cosine active.
 RUNS = {
@@ -82,8 +83,12 @@ def test_a_tree_computes_each_prefix_once(at_once, tmp_path, name):
     paths = [{tuple(each.ids[: at + 1]) for each in one.sequences for at in range(len(each.ids))} for one in train]
     for step, (line, line_apart) in enumerate(zip(lines, apart, strict=True)):
         chosen = groups_of_step(step, len(train), 8, seed=0)
-        assert line["tokens_computed"] == len(set().union(*(paths[index] for index in chosen)))
+        together = set().union(*(paths[index] for index in chosen))
+        assert line["tokens_computed"] == len(together)
         assert line_apart["tokens_computed"] == sum(len(paths[index]) for index in chosen)
+        assert line["pairs_attended"] == sum(len(path) for path in together)  # a token attends to all before it
+        assert line_apart["pairs_attended"] == sum(len(path) for index in chosen for path in paths[index])
+        assert line["targets"] == line_apart["targets"] == line["tokens_trained"]
         assert line["tokens_trained"] == sum(sum(train[index].lengths) for index in chosen)
     assert sum(values(lines, "tokens_computed")) < sum(values(apart, "tokens_computed"))  # prompts that groups share
 
@@ -239,6 +244,7 @@ def test_a_line_of_metrics_says_what_a_small_step_is_worked_out_to_be(tmp_path):
     assert line.pop("peak_memory_bytes") > 10**7  # a process with torch in it holds more than that
     assert line.pop("grad_norm") > 0
     everything = [each for index in chosen for each in train[index].sequences]
+    prefixes = {tuple(each.ids[: at + 1]) for each in everything for at in range(len(each.ids))}
     assert line == pytest.approx(
         {
             "step": 4,
@@ -255,7 +261,9 @@ def test_a_line_of_metrics_says_what_a_small_step_is_worked_out_to_be(tmp_path):
             "lr": 1e-2,
             "groups": 2,
             "tokens_trained": sum(int(each.trained.sum()) for each in everything),
-            "tokens_computed": len({tuple(each.ids[: at + 1]) for each in everything for at in range(len(each.ids))}),
+            "tokens_computed": len(prefixes),
+            "pairs_attended": sum(map(len, prefixes)),
+            "targets": sum(int(each.trained.sum()) for each in everything),
         },
         abs=2e-5,
     )
@@ -353,7 +361,7 @@ def test_held_out_rows_are_measured_and_change_nothing(tmp_path, at_once, name):
         assert {part: line[part] for part in alone if part not in CHANGING} == {
             part: alone[part] for part in alone if part not in CHANGING
         }
-        extra = line.keys() - alone.keys()
+        extra = line.keys() - alone.keys() - {f"held_out/{name}" for name in CHANGING}
         assert {part: line[part] for part in extra} == pytest.approx({part: line_cut[part] for part in extra}, abs=1e-5)
 
 
