@@ -181,7 +181,10 @@ class Recipe(Settings):
 
     def _content(self, name: str, content_of: Callable[[str], str]) -> list[Any]:
         step = self.steps[name]
-        content: list[Any] = [self.seed, step.model_dump(mode="json", exclude={"launch"})]
+        settings = step.model_dump(mode="json", exclude={"launch"})
+        if isinstance(step, TrainStep | PreferenceStep | RewardStep):
+            settings["train"] = step.train.identity()  # without what decides only how it is computed
+        content: list[Any] = [self.seed, settings]
         if MAKES[step.stage] in (POLICY, REWARD_MODEL):
             content.append(self.policy.model_dump(mode="json"))
             begins = step.path or self.policy.path if isinstance(step, ImportStep) else self.policy.path
@@ -189,8 +192,8 @@ class Recipe(Settings):
                 content.append(content_of(begins))
         for source, share in self.sources_of(name).items():
             if source not in self.steps:
-                settings = self.source(source)
-                content += [share, settings.model_dump(mode="json"), content_of(settings.path)]
+                found = self.source(source)
+                content += [share, found.model_dump(mode="json"), content_of(found.path)]
         if isinstance(step, GenerateStep):
             content += [content_of(model) for model in step.models]
         if isinstance(step, GenerateStep | ScoreStep):
