@@ -7,7 +7,7 @@ import torch
 from tiny_models import SMALL, random_sequences
 
 from align.data.chat import TokenGroup
-from align.models.head_start import PENALTIES, ridge, start_head
+from align.models.head_start import PENALTIES, regression, ridge, start_head
 from align.models.loading import LoraSettings, PolicySettings
 from align.models.reward import last_states, load_reward_model, score_groups
 
@@ -50,6 +50,23 @@ def test_the_penalty_is_that_of_the_least_error_on_rows_left_out(number, width, 
 def test_labels_without_noise_are_met_exactly():
     states, labels = drawn(40, 6, noise=0.0)
     torch.testing.assert_close(states @ ridge(states, labels), labels, rtol=1e-4, atol=1e-3)
+
+
+def test_labels_that_nothing_tells_cost_little_more_than_by_the_mean_predictor():
+    draw = torch.Generator().manual_seed(0)
+    common = 3 * torch.randn(40, generator=draw, dtype=torch.float64)
+    spread = torch.logspace(0.5, -1, 40, dtype=torch.float64)
+    lost = {"mean": 0.0, "to the mean": 0.0, "to 0": 0.0}
+    for _ in range(20):
+        states = common + spread * torch.randn(120, 40, generator=draw, dtype=torch.float64)
+        labels = 4.5 + 0.4 * torch.randn(120, generator=draw, dtype=torch.float64)
+        fits = {"to the mean": regression(states[:60], labels[:60]), "to 0": ridge(states[:60], labels[:60])}
+        said = {name: states[60:] @ weights for name, weights in fits.items()} | {"mean": labels[:60].mean()}
+        for name, predicted in said.items():
+            lost[name] += (labels[60:] - predicted).square().mean().item()
+    print(lost)
+    assert lost["to the mean"] < 1.1 * lost["mean"]
+    assert lost["to 0"] > 1.3 * lost["mean"]
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
