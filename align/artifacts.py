@@ -104,10 +104,10 @@ def working_folder(target: Path) -> Path:
 def complete(working: Path, target: Path, *, manifest: Mapping[str, Any]) -> None:
     """Turn a step's working folder into `target`, its manifest last, without what kills have left in it."""
     with writing(target):
-        _remove_leftovers(working)
+        remove_leftovers(working)
         write_json(working / MANIFEST, dict(manifest))
         _rename(working, target)
-        _remove_leftovers(target.parent, of=target.name)
+        remove_leftovers(target.parent, of=target.name)
 
 
 def manifest(folder: Path) -> dict[str, Any] | None:
@@ -142,7 +142,7 @@ def versions() -> dict[str, str]:
 
 
 def _beside(path: Path, what: str) -> Path:
-    """A fresh hidden name in the same folder; `_remove_leftovers` knows it again."""
+    """A fresh hidden name in the same folder; `remove_leftovers` knows it again."""
     return path.with_name(f".{path.name}.{what}-{uuid4().hex[:8]}")
 
 
@@ -170,7 +170,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_leftovers(folder: Path, *, of: str = "*") -> None:
+def remove_leftovers(folder: Path, *, of: str = "*") -> None:
     """Remove what a kill left half-written below `folder`, or in it of one target."""
     search = folder.rglob if of == "*" else folder.glob
     for what in ("partial", "older"):

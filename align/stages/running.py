@@ -31,6 +31,7 @@ from align.train.runtime import Reporter
 INSIDE = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint, as its pipeline has it
 CONTENT = "content.json"  # what a launched child leaves for the pipeline to complete its step with
 MIB = 2**20
+LEAVES = ("recipe.json", "table.json", "changes.json", "ledger.json", "report.html")  # of a run, beside its steps
 LOOK_S = 0.5  # seconds between two looks at a launched child
 
 
@@ -64,12 +65,14 @@ def run_recipe(
 ) -> dict[str, dict[str, Any]]:
     """The manifest of every step, after those that were not finished have run.
 
-    Beside the steps it leaves recipe.json, table.json, changes.json, ledger.json and report.html.
+    Beside the steps it leaves the files of LEAVES.
     """
     began, recipe = time.monotonic(), command.load()
     last, first = _ends(recipe, until, again)
     gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
     with pipeline.held(recipe.root, report.note), EnergyMeter(recipe.accounting, gpus) as energy:
+        for name in LEAVES:  # what a kill has left of one
+            artifacts.remove_leftovers(recipe.root, of=name)
         _tell_disk(recipe.root, *need, report=report)
         artifacts.write_json(recipe.root / "recipe.json", recipe.model_dump(mode="json"), sort_keys=False)
         computing_s: list[float] = []

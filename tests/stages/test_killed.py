@@ -1,0 +1,65 @@
+"""A pipeline that is killed at moments of chance ends where an undisturbed one does, to the last bit."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("killed_pipeline.py")
+NUM_KILLS = 20
+
+# What two runs of the same numbers may differ in: clocks and meters, and how often a step was begun
+OF_TIME = {"seconds", "peak_memory_bytes", "tokens_per_s", "ledger", "lives"}
+ABOUT_THE_CALL = {"ledger.json", "report.html", ".lock"}
+
+
+def timeless(value):
+    """A JSON value without what a clock or a meter has put there."""
+    if isinstance(value, dict):
+        return {name: timeless(each) for name, each in value.items() if name not in OF_TIME}
+    return [timeless(each) for each in value] if isinstance(value, list) else value
+
+
+def contents(run):
+    """What every file of a run's folder says, by its name; the cached references all together."""
+    found, references = {}, {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file()):
+        name = path.relative_to(run).as_posix()
+        if name.startswith("references/"):  # files of unique names, as many as there were lives
+            references.setdefault(path.parent.name, {}).update(json.loads(path.read_text()))
+        elif path.name in ("manifest.json", "metrics.jsonl"):
+            lines = [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines()
+            found[name] = [timeless(json.loads(line)) for line in lines]
+        elif name not in ABOUT_THE_CALL:
+            found[name] = path.read_bytes()
+    return found | {"references": references}
+
+
+@pytest.mark.slow
+def test_a_pipeline_killed_at_moments_of_chance_ends_as_one_that_is_not(tmp_path):
+    seed = int(os.environ.get("KILLS", random.randrange(10**6)))  # KILLS=SEED repeats the moments, about
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, str(SCRIPT), str(tmp_path), str(seed), str(NUM_KILLS)]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    print(f"seed {seed}\n{told.stderr[-3000:]}")
+    assert told.returncode == 0
+    outcome = json.loads(told.stdout.splitlines()[-1])
+    where = Counter(step for kill in outcome["kills"] for step in kill["in"] or ["between"])
+    print(f"{len(outcome['kills'])} kills: {dict(where)}")
+    assert len(outcome["kills"]) == NUM_KILLS
+    assert len(where) >= 4  # steps of several kinds were hit
+    assert outcome["twice"] == []
+    whole = contents(tmp_path / "whole/runs/small")
+    assert len(whole) > 60 and all(whole["references"].values())
+    killed = sorted(tmp_path.glob("killed-*"))
+    assert killed
+    for run in killed:
+        found = contents(run / "runs/small")
+        assert found.keys() == whole.keys()
+        assert [name for name in whole if found[name] != whole[name]] == []
+    print(f"compared {len(whole)} files of {len(killed)} runs")
