@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -19,7 +19,7 @@ from align.accounting.formulas import (
     training_flops,
     training_memory,
 )
-from align.config import InputError
+from align.config import InputError, stable_hash
 from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
 from align.data.chat import ChatEncoder, TokenGroup
 from align.evaluation.likelihood import LIKELIHOODS
@@ -29,6 +29,7 @@ from align.models.logprobs import TILE_CPU
 from align.models.tree import count_tokens, tree_batch
 from align.records import Prompt
 from align.stages.costs import matrix_rate
+from align.stages.estimates import Estimate, Training
 from align.stages.evaluating import kind_of
 from align.stages.grading import likelihood_rows, task_rows
 from align.stages.groups import asked_prompts
@@ -45,6 +46,7 @@ from align.stages.steps import (
     PreferenceStep,
     RewardStep,
     ScoreStep,
+    TaskSettings,
     TrainStep,
 )
 from align.stages.training import imported, objective_of, tokenizer_of
@@ -56,42 +58,12 @@ CHECKPOINTS = 6  # models' sizes on the disk at once: weights and two moments, o
 TEXT_BYTES = 8  # of a token in a file of responses and in what is kept beside it until it is whole
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What a step will take; of what is made on the way the most that it can be."""
-
-    name: str
-    stage: str
-    rows: int  # that it trains on, answers or judges
-    tokens: int = 0  # computed (in one epoch, where it trains), each distinct (prefix, token) of a group once
-    flops: float = 0.0  # of the whole step, reference pass included
-    seconds: float = 0.0
-    disk: int = 0  # bytes that it leaves behind
-    spare: int = 0  # bytes of its checkpoints, while it runs
-    bound: bool = False  # whether rows and tokens are the most that an earlier step can make
-    training: Training | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """What is known of a training step whose rows are there."""
-
-    counts: dict[str, int]
-    format: str
-    optimizer_steps: int
-    longest: int  # tokens of the longest sequence
-    unshared: int  # tokens of an epoch if responses did not share their prompt
-    memory: int  # bytes at the peak
-    imbalance: float  # largest over mean tokens of one of eight ranks in the first optimizer step
-
-
 def check(recipe: Recipe) -> Iterator[Estimate]:
     """An estimate of each step in turn; the first thing wrong with the recipe is raised."""
     quiet_transformers()
+    models, asked = _Models(recipe), dict[str, _Asked]()
     for name, step in recipe.steps.items():
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer = tokenizer_of(recipe, name, Path(folder))
-        config = model_config(recipe, name, len(tokenizer))
+        tokenizer, config = models.of(name)
         model = decoder(config.to_dict())
         size = model.num_weights * FP32
         if isinstance(step, ImportStep):
@@ -103,18 +75,41 @@ def check(recipe: Recipe) -> Iterator[Estimate]:
             else:
                 yield _of_training_to_come(recipe, name, made_by, tokenizer, model)
         else:
-            yield _of_answers(recipe, name, tokenizer, model)
+            yield _of_answers(recipe, name, tokenizer, model, asked)
+
+
+class _Asked(NamedTuple):
+    """What an evaluation asks."""
+
+    rows: int
+    tokens: int  # of prompts, or of rows whose likelihood is told
+    drawn: int  # tokens of responses, at most
+
+
+class _Models:
+    """Tokenizers and configurations by the step that a model first comes from: each is made once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._known: dict[str, tuple[PreTrainedTokenizerBase, PretrainedConfig]] = {}
+
+    def of(self, name: str) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+        """Those of the model that the step makes, trains or asks."""
+        (first,) = list(self._recipe.lineage(name))[-1:]
+        first = first if isinstance(self._recipe.steps[first], ImportStep) else ""
+        if first not in self._known:
+            with tempfile.TemporaryDirectory() as folder:
+                tokenizer = tokenizer_of(self._recipe, name, Path(folder))
+            self._known[first] = tokenizer, model_config(self._recipe, name, len(tokenizer))
+        return self._known[first]
 
 
 def disk_need(recipe: Recipe) -> tuple[int, int]:
     """Bytes that the run's models will take, and those of the largest step's checkpoints while it runs."""
     quiet_transformers()
-    sizes: list[int] = []
-    for name, step in recipe.steps.items():
-        if MAKES[step.stage] in (POLICY, REWARD_MODEL):
-            with tempfile.TemporaryDirectory() as folder:
-                tokenizer = tokenizer_of(recipe, name, Path(folder))
-            sizes.append(decoder(model_config(recipe, name, len(tokenizer)).to_dict()).num_weights * FP32)
+    models = _Models(recipe)
+    making = [name for name, step in recipe.steps.items() if MAKES[step.stage] in (POLICY, REWARD_MODEL)]
+    sizes = [decoder(models.of(name)[1].to_dict()).num_weights * FP32 for name in making]
     return sum(sizes), CHECKPOINTS * max(sizes, default=0)
 
 
@@ -185,8 +180,10 @@ def _of_training_to_come(
     )
 
 
-def _of_answers(recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase, model: Decoder) -> Estimate:
-    """Of a step that answers prompts or judges what is there."""
+def _of_answers(
+    recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase, model: Decoder, known: dict[str, _Asked]
+) -> Estimate:
+    """Of a step that answers prompts or judges what is there; `known` holds what evaluations before it asked."""
     step = recipe.steps[name]
     rows, tokens, drawn, precision = 0, 0, 0, "bf16"
     if isinstance(step, GenerateStep):
@@ -197,14 +194,9 @@ def _of_answers(recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase, m
     else:
         assert isinstance(step, EvaluateStep)
         for task in step.tasks.values():
-            source, kind, precision = recipe.source(task.data), kind_of(recipe, task), task.precision
-            if kind in LIKELIHOODS:
-                groups, _ = likelihood_rows(source, tokenizer, model_limit=None, seed=recipe.seed)
-                rows, tokens = rows + len(groups), tokens + sum(count_tokens(group.sequences) for group in groups)
-            else:
-                asked = [TASKS[kind].prompt(row) for row in task_rows(kind, source, seed=recipe.seed)]
-                rows, drawn = rows + len(asked), drawn + len(asked) * task.max_new_tokens
-                tokens += _tokens_of(asked, tokenizer)
+            key, precision = stable_hash([task, tokenizer.name_or_path]), task.precision
+            known[key] = asked = known.get(key) or _asked(recipe, task, tokenizer)
+            rows, tokens, drawn = rows + asked.rows, tokens + asked.tokens, drawn + asked.drawn
     whole = tokens + drawn
     flops = float(forward_flops(model, Work(whole, whole * max(1, whole // max(1, rows)) // 2, whole)))
     return Estimate(
@@ -217,6 +209,15 @@ def _of_answers(recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase, m
         disk=whole * TEXT_BYTES,
         bound=drawn > 0,
     )
+
+
+def _asked(recipe: Recipe, task: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> _Asked:
+    source, kind = recipe.source(task.data), kind_of(recipe, task)
+    if kind in LIKELIHOODS:
+        groups, _ = likelihood_rows(source, tokenizer, model_limit=None, seed=recipe.seed)
+        return _Asked(len(groups), sum(count_tokens(group.sequences) for group in groups), 0)
+    prompts = [TASKS[kind].prompt(row) for row in task_rows(kind, source, seed=recipe.seed)]
+    return _Asked(len(prompts), _tokens_of(prompts, tokenizer), len(prompts) * task.max_new_tokens)
 
 
 def _to_be_drawn(

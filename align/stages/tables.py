@@ -11,7 +11,7 @@ from rich.table import Table
 
 from align.artifacts import read_json
 from align.pipeline import FINISHED, Planned
-from align.stages.checking import Estimate
+from align.stages.estimates import Estimate
 
 PLAN = ("step", "stage", "rows", "tokens", "FLOPs", "minutes", "MiB that stay", "what")
 
