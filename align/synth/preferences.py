@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from statistics import correlation, fmean, stdev
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from align.synth.journal import Journal
 from align.synth.samples import Sample, prompt_key
 from align.synth.verdicts import Group, Judge, Verdict
 
+CUT = "length"  # how a sample ended that was cut
 PAIR = 2  # responses that a comparison needs
 FINAL_MARKS = ("#### ", "\\boxed{")  # how solutions of GSM8K and of MATH say which answer is the final one
 
@@ -29,6 +30,7 @@ class GroupSettings(Settings):
     max_responses: int | None = Field(default=None, ge=2)  # of a prompt: the best, the worst, and between them evenly
     min_gap: float = Field(default=0.0, ge=0)  # between the best and the worst reward; a tie is always left out
     min_best: float | None = None  # reward of the best response
+    cut_reward: float | None = None  # of a response that was cut at max_new_tokens; the judge's where left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def judged(
 def comparisons(scored: Iterable[Scored], settings: GroupSettings, account: Account) -> Iterator[Comparison]:
     """The groups to train on, best response first; what is left out is counted by its reason."""
     for one in scored:
-        known = _distinct(one, account)
+        known = _distinct(one, settings, account)
         reason = _unfit([verdict.reward or 0.0 for _, verdict in known], settings)
         if reason:
             account.counts[f"groups:left out, {reason}"] += 1
@@ -137,10 +139,13 @@ def comparisons(scored: Iterable[Scored], settings: GroupSettings, account: Acco
         yield _comparison(one.prompt, kept)
 
 
-def _distinct(one: Scored, account: Account) -> list[tuple[Sample, Verdict]]:
+def _distinct(one: Scored, settings: GroupSettings, account: Account) -> list[tuple[Sample, Verdict]]:
     """The responses that have a reward, the best first, each text once."""
     found: dict[str, tuple[Sample, Verdict]] = {}
     for sample, verdict in zip(one.samples, one.verdicts, strict=True):
+        if settings.cut_reward is not None and sample.finish == CUT and verdict.reward is not None:
+            account.counts["responses:cut, with the reward for it"] += 1
+            verdict = replace(verdict, reward=settings.cut_reward, why=f"cut; {verdict.why}".removesuffix("; "))
         if verdict.reward is None:
             account.counts["responses:left out, no verdict"] += 1
         elif sample.text in found:

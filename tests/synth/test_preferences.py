@@ -106,6 +106,15 @@ def test_empty_repeated_and_unjudged_responses_are_counted(tmp_path):
     assert account.counts["responses:left out, no verdict"] == 1
 
 
+def test_a_response_that_was_cut_gets_the_reward_for_it_and_is_counted(tmp_path):
+    given = [sample(Q, 0, "bb"), sample(Q, 1, "cccc", finish="length"), sample(Q, 2, "?", finish="length")]
+    (group,), account = made(tmp_path, [Q], given, GroupSettings(cut_reward=-1.0))
+    assert [(response.content, response.reward) for response in group.responses] == [("bb", 2.0), ("cccc", -1.0)]
+    assert account.counts["responses:cut, with the reward for it"] == 1
+    (group,), _ = made(tmp_path / "kept", [Q], given)
+    assert [response.reward for response in group.responses] == [4.0, 2.0]
+
+
 def test_best_and_worst_alone_can_be_kept(tmp_path):
     (group,), account = made(tmp_path, [Q], samples(Q, "bb", "a", "ccc"), GroupSettings(keep="best_worst"))
     assert texts(group) == ["ccc", "a"]
