@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.config import InputError, build, nearest, pick
-from align.stages.steps import ALL, MAKES, POLICY, SETTINGS, STEP, AnyStep, EvaluateStep, RoundSettings
+from align.stages.steps import ALL, MAKES, POLICY, SETTINGS, STEP, AnyStep, EvaluateStep, PreferenceStep, RoundSettings
 
 ROUND_KEYS = tuple(RoundSettings.model_fields)
+PREFERENCE_KEYS = (*PreferenceStep.model_fields, *ROUND_KEYS)
 NAMES_STEPS = ("policy", "policies", "data", "step")  # keys whose values may be the names of steps
 
 
@@ -38,6 +39,8 @@ def expand(given: Mapping[Any, Any]) -> Expanded:
             raise InputError(f"{where}: a step needs a stage; {nearest('', SETTINGS)}")
         stage, settings = str(raw["stage"]), _renamed(raw, latest)
         kind = _pick_stage(stage, where)
+        if unknown := [key for key in settings if stage == "preference" and key not in PREFERENCE_KEYS]:
+            raise InputError(f"{where}.{unknown[0]}: unknown key; {nearest(unknown[0], PREFERENCE_KEYS)}")
         rounds = {key: settings[key] for key in ROUND_KEYS if key in settings}
         if stage == "preference" and rounds:
             plain = {key: value for key, value in settings.items() if key not in ROUND_KEYS}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
 from align.accounting.settings import AccountingSettings
 from align.artifacts import fingerprint
-from align.config import InputError, Settings, build, located, pick, read_recipe, stable_hash
+from align.config import PLACE, InputError, Settings, build, located, pick, read_recipe, stable_hash
 from align.data.mixing import shares_of
 from align.losses.preference import preference_loss
 from align.models.loading import GGUF, PolicySettings
@@ -26,14 +26,17 @@ from align.stages.steps import (
     EvaluateStep,
     GenerateStep,
     ImportStep,
+    Need,
     PreferenceStep,
     RewardStep,
     ScoreStep,
     TrainStep,
     judge_steps,
+    key_of,
 )
 from align.synth.constrained import ConstraintSettings
 
+T = TypeVar("T")
 TASKS = "tasks:"  # prefix of a source's path that names procedural tasks
 GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses
 
@@ -83,10 +86,10 @@ class Recipe(Settings):
 
     def inputs(self, name: str) -> tuple[str, ...]:
         """Steps whose folders the step reads."""
-        return tuple(dict.fromkeys(needed for needed, _ in self.needs(name)))
+        return tuple(dict.fromkeys(need.step for need in self.needs(name)))
 
-    def needs(self, name: str) -> list[tuple[str, tuple[str, ...]]]:
-        """(step, what it may hold) of everything that the step reads of others."""
+    def needs(self, name: str) -> list[Need]:
+        """Everything that the step reads of others."""
         step = self.steps[name]
         policies, data, judges = [policy] if (policy := self.policy_of(name)) else [], list[str](), list[str]()
         if isinstance(step, EvaluateStep | GenerateStep):
@@ -96,11 +99,17 @@ class Recipe(Settings):
         if isinstance(step, GenerateStep | ScoreStep):
             judges = judge_steps(step.judges)
         models = (POLICY, REWARD_MODEL)
+        several = isinstance(step, EvaluateStep) or (isinstance(step, GenerateStep) and not self.is_of_round(name))
+        key, trained = "policies" if several else "policy", models if isinstance(step, RewardStep) else (POLICY,)
         return [
-            *((each, models if isinstance(step, RewardStep) else (POLICY,)) for each in policies),
-            *((each, (GROUPS,)) for each in data),
-            *((each, models) for each in judges),
+            *(Need(each, trained, key) for each in policies),
+            *(Need(each, (GROUPS,), "data") for each in data),
+            *(Need(each, models, "judges") for each in judges),
         ]
+
+    def is_of_round(self, name: str) -> bool:
+        """Whether the step draws the samples of a preference step's round, which stand in the settings of that step."""
+        return isinstance(self.steps[name], GenerateStep) and self.origins[name] != name
 
     def policy_of(self, name: str) -> str | None:
         """The step whose policy the step trains; None where it starts from the recipe's own, or trains none."""
@@ -154,7 +163,8 @@ class Recipe(Settings):
         if step.replay.step is None and not before:
             raise InputError(f"steps.{name}.replay: no supervised step comes before this one")
         earlier = step.replay.step or before[-1]
-        found = pick({other: self.steps[other] for other in before}, earlier, "earlier supervised step")
+        known = {other: self.steps[other] for other in before}
+        found = _known(known, earlier, "earlier supervised step", f"steps.{name}.replay.step")
         assert isinstance(found, TrainStep)
         return {found.data: 1.0} if isinstance(found.data, str) else found.data
 
@@ -219,24 +229,33 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = recipe.model_copy(update={"steps": expanded.steps, "origins": expanded.origins})
         for name in recipe.steps:
             _check_step(recipe, name)
-        order([Step(name, recipe.inputs(name), key="") for name in recipe.steps])
+        try:
+            order([Step(name, recipe.inputs(name), key="") for name in recipe.steps])
+        except InputError as error:
+            name, _, said = str(error).removeprefix("steps.").partition(": ")
+            raise InputError(f"steps.{recipe.origins[name]}: {said}") from error
     return recipe
 
 
 def _check_step(recipe: Recipe, name: str) -> None:
     """Everything that the step names is there and of the right kind, and its settings agree with each other."""
-    step, where = recipe.steps[name], f"steps.{recipe.origins[name]}"
+    step, inner = recipe.steps[name], ""
     try:
         _check_names(recipe, name)
         if isinstance(step, PreferenceStep):
-            where += ".loss"
+            inner = ".loss"
             preference_loss(step.loss.name, **step.loss.settings)
         elif isinstance(step, RewardStep) and step.head.attributes is not None:
             choose_rating(step.head, None, default=())
         elif isinstance(step, GenerateStep):
             _check_prompts(recipe, step, recipe.policies_of(name))
     except InputError as error:
-        raise InputError(str(error) if str(error).startswith("steps.") else f"{where}: {error}") from error
+        said = str(error)
+        place = PLACE.match(said)
+        if recipe.is_of_round(name) and not said.startswith(("data", "policy")):
+            inner = ".generate"
+        where = f"steps.{recipe.origins[name]}{inner}{'.' if place else ': '}"
+        raise InputError(said if said.startswith("steps.") else f"{where}{said}") from error
 
 
 def _check_names(recipe: Recipe, name: str) -> None:
@@ -244,22 +263,30 @@ def _check_names(recipe: Recipe, name: str) -> None:
     if step.launch is not None and not isinstance(step, TrainStep | PreferenceStep | RewardStep):
         raise InputError(f"launch: a step of the stage {step.stage} runs in one process; leave it out")
     for source in recipe.sources_of(name):
+        key = key_of(step, source)
+        if source in recipe.steps and source in recipe.data:
+            raise InputError(f"{key}: {source!r} is both a step and a source of data; call one of them something else")
         if source not in recipe.steps:
-            pick(recipe.data, source, "source of data")
-        elif source in recipe.data:
-            raise InputError(f"{source!r} is both a step and a source of data; call one of them something else")
-    for needed, kinds in recipe.needs(name):
-        found = MAKES[pick(recipe.steps, needed, "step").stage]
-        if found not in kinds:
-            raise InputError(f"step {needed!r} makes {found}, and {' or '.join(kinds)} is needed")
+            _known(recipe.data, source, "source of data", key)
+    for need in recipe.needs(name):
+        found = MAKES[_known(recipe.steps, need.step, "step", need.key).stage]
+        if found not in need.kinds:
+            raise InputError(f"{need.key}: step {need.step!r} makes {found}, not {' or '.join(need.kinds)}")
+
+
+def _known(table: Mapping[str, T], name: str, kind: str, key: str) -> T:
+    try:
+        return pick(table, name, kind)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
 
 
 def _check_prompts(recipe: Recipe, step: GenerateStep, policies: Sequence[str]) -> None:
     sources = [step.data] if isinstance(step.data, str) else step.data
     if not policies and not step.models:
-        raise InputError("no step before it makes a policy: name one under policies, or a model under models")
+        raise InputError("policies: no step before it makes one: name one here, or a model under models")
     for source in step.prompts or {}:
-        pick({each: each for each in sources}, source, "source of its prompts")
+        _known({each: each for each in sources}, source, "source of its prompts", "prompts")
     if step.round and (step.prompts is None or set(step.prompts) != set(sources)):
         raise InputError("prompts: how many prompts of each source a round takes must be said")
     for source in sources:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -156,7 +156,7 @@ SETTINGS: dict[str, type[AnyStep]] = {
     "reward_model": RewardStep,
     "evaluate": EvaluateStep,
 }
-POLICY, REWARD_MODEL, GROUPS, SCORES = "policy", "reward model", "groups of responses", "scores"
+POLICY, REWARD_MODEL, GROUPS, SCORES = "a policy", "a reward model", "groups of responses", "scores"
 MAKES: dict[str, str] = {  # stage -> what its folder holds
     "import": POLICY,
     "sft": POLICY,
@@ -166,6 +166,21 @@ MAKES: dict[str, str] = {  # stage -> what its folder holds
     "reward_model": REWARD_MODEL,
     "evaluate": SCORES,
 }
+
+
+class Need(NamedTuple):
+    """Something that a step reads of another."""
+
+    step: str
+    kinds: tuple[str, ...]  # one of which it must make
+    key: str  # of the settings that name it
+
+
+def key_of(step: AnyStep, source: str) -> str:
+    """Where the step's settings name the source of its rows."""
+    if isinstance(step, EvaluateStep):
+        return next(f"tasks.{column}.data" for column, task in step.tasks.items() if task.data == source)
+    return f"data.{source}" if isinstance(step, TrainStep) and isinstance(step.data, dict) else "data"
 
 
 def judge_steps(judges: Sequence[JudgeSettings]) -> list[str]:

@@ -237,7 +237,7 @@ WRONG = {
     "no labels at all": (["steps.rate.data=pairs"], "no response has an attribute; regression needs shout, length"),
     "weights of the wrong length": (
         ["steps.rate.head.weights=[1.0]"],
-        "steps.rate.head.weights: 1 weights for 2 attributes (shout, length)",
+        "override 'steps.rate.head.weights=[1.0]': steps.rate.head.weights: 1 weights for 2 attributes (shout, length)",
     ),
     "an unknown loss": (["steps.rank.loss=bradley"], "steps.rank.loss"),
     "one response for a pair": (["steps.rank.data=rated"], "no row is left to train on"),
@@ -256,7 +256,7 @@ WRONG = {
     ),
     "a reward model for a policy": (
         ["steps.dpo={stage: preference, policy: rate, data: pairs, train: {learning_rate: 1e-4}}"],
-        "steps.dpo: step 'rate' makes a reward model and no policy",
+        "steps.dpo.policy: step 'rate' makes a reward model, not a policy",
     ),
     "a rate of nothing": (["steps.rate.head.rate=0"], "steps.rate.head.rate"),
 }
