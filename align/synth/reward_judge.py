@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from align.config import InputError, stable_hash
+from align.config import InputError, nearest, stable_hash
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.templates import apply_template
 from align.models.backbone import fingerprint
@@ -17,29 +17,32 @@ from align.records import Comparison, Response
 from align.synth.verdicts import Group, Verdict
 
 GROUPS_AT_ONCE = 64  # cut into micro-batches together; what a kill costs at most
+PRECISIONS = ("fp32", "bf16")
 TOO_LONG, EMPTY = "too long", "the response is empty"  # how reasons begin
 
 
-def reward_model_judge(path: str, *, token_budget: int = 4096) -> RewardModelJudge:
-    """The judge that the reward model at `path`, a folder or hub id, is."""
-    return RewardModelJudge(path, token_budget=token_budget)
+def reward_model_judge(path: str, *, token_budget: int = 4096, precision: str = "fp32") -> RewardModelJudge:
+    """The judge that the reward model at `path`, a folder or hub id, is; in bf16 its matrix products are."""
+    if precision not in PRECISIONS:
+        raise InputError(f"judge reward_model: no precision is called {precision!r}; {nearest(precision, PRECISIONS)}")
+    return RewardModelJudge(path, token_budget=token_budget, precision=precision)
 
 
 class RewardModelJudge:
     """A reward model as a judge. It rates a group whole, or says that it is too long for the model and cuts nothing."""
 
-    def __init__(self, path: str, *, token_budget: int) -> None:
+    def __init__(self, path: str, *, token_budget: int, precision: str = "fp32") -> None:
         quiet_transformers()
         saved = saved_rating(path)
         if saved is None:
             raise InputError(f"{path}: not a reward model (a sequence classifier); the stage reward_model makes one")
-        self.rating, self.token_budget = saved, token_budget
+        self.rating, self.token_budget, self.precision = saved, token_budget, precision
         self.model, self.tokenizer = load_reward_model(PolicySettings(path=path))
         template = apply_template(self.tokenizer)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = ChatEncoder(self.tokenizer)
         self.limit = length_limit(self.model.base.config)
-        self.identity = stable_hash([fingerprint(self.model), template, saved])  # of all that decides a verdict
+        self.identity = stable_hash([fingerprint(self.model), template, saved, precision])  # of what decides a verdict
         self.is_exact_as_tree: bool | None = None  # unknown before the first groups
 
     def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
@@ -75,8 +78,10 @@ class RewardModelJudge:
             return []
         sequences = [group.sequences for group in groups]
         if self.is_exact_as_tree is None:
-            self.is_exact_as_tree = choose_forward(self.model, sequences, "auto").name == "tree"
+            found = choose_forward(self.model, sequences, "auto", precision=self.precision)
+            self.is_exact_as_tree = found.name == "tree"
         longest = max(len(each.ids) for group in sequences for each in group)
         can = self.is_exact_as_tree and refusal(self.model, longest) is None
         self.model.use_forward("tree" if can else "plain")
-        return score_groups(self.model, groups, token_budget=self.token_budget)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return score_groups(self.model, groups, token_budget=self.token_budget)

@@ -124,3 +124,14 @@ def test_what_is_no_reward_model_is_one_line(folders, what):
     with pytest.raises(InputError) as error:
         reward_model_judge(str(folders / what))
     assert str(folders / what) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_in_bf16_it_says_nearly_the_same(folders):
+    exact = [verdict.reward for of in reward_model_judge(str(folders / "reward"))(GROUPS) for verdict in of]
+    half = reward_model_judge(str(folders / "reward"), precision="bf16")
+    rounded = [verdict.reward for of in half(GROUPS) for verdict in of]
+    assert rounded == pytest.approx(exact, abs=0.05)  # bf16 keeps eight bits, and rewards here are of the order of 1
+    assert rounded != exact
+    assert half.identity != reward_model_judge(str(folders / "reward")).identity
+    with pytest.raises(InputError, match="did you mean 'bf16'"):
+        reward_model_judge(str(folders / "reward"), precision="bf61")
