@@ -33,11 +33,8 @@ class Mixture:
     def __post_init__(self) -> None:
         if any(share <= 0 for share in self.shares) or not math.isclose(sum(self.shares), 1):
             raise InputError(f"the shares of a mixture are above 0 and 1 in all, not {self.shares}")
-        if not self.num_rows:
-            raise InputError(
-                f"a mixture of {self.sizes} rows in shares of {', '.join(f'{share:.3g}' for share in self.shares)} "
-                "ends before its first row: give more rows, other weights, or exhausted: repeat"
-            )
+        if not all(self.sizes):
+            raise InputError(f"a mixture of {self.sizes} rows: each source needs one at least")
 
     @property
     def num_rows(self) -> int:
