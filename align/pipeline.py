@@ -135,7 +135,7 @@ def run(
     """
     planned, marks = plan(steps, root, until=until, again=again), fingerprints(steps)
     if again is not None:
-        _forget([root / step.name for step, state, _ in planned if state == NEW])
+        _forget([root / name for name in dependents(steps, again)])  # those after `until` as well
     for step, state, _ in planned:
         watch(step.name, state)
     made: dict[str, dict[str, Any]] = {}
@@ -201,9 +201,9 @@ def held(root: Path, announce: Callable[[str], None]) -> Generator[None]:
                 ) from error
         if before:
             announce(f"{root}: the lock of {before} was left behind; that pipeline is gone, and this one goes on")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with artifacts.writing(root / LOCK):
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
         try:
             yield
         finally:

@@ -1,0 +1,185 @@
+"""One run folder and several calls: at once, one after the other, ended by a kill, asked to run a step again."""
+
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from align.config import InputError, RunError
+from align.pipeline import FINISHED, NEW, STOPPED, Step, dependents, held, plan, run
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from align.pipeline import held
+with held(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the run folder."""
+    with subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_pipeline_is_refused_with_who_holds_the_folder(tmp_path, holder):
+    with pytest.raises(RunError) as caught, held(tmp_path, print):
+        raise AssertionError("two hold it")
+    assert f"running here already, process {holder.pid} on {platform.node()};" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RunError, match=f"process {holder.pid} on"), held(tmp_path, print):  # and again
+        pass
+
+
+def test_what_a_killed_pipeline_has_left_is_known_for_stale_and_said(tmp_path, holder):
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    said = []
+    with held(tmp_path, said.append):
+        pass
+    assert said == [
+        f"{tmp_path}: the lock of process {holder.pid} on {platform.node()} was left behind; "
+        "that pipeline is gone, and this one goes on"
+    ]
+    with held(tmp_path, said.append):  # nothing is left of it
+        pass
+    assert len(said) == 1
+
+
+def test_the_folder_is_free_again_after_an_error(tmp_path):
+    with pytest.raises(InputError), held(tmp_path, print):
+        raise InputError("a step has failed")
+    taken = "from pathlib import Path; from align.pipeline import held\nwith held(Path('.'), print): print('held')"
+    other = subprocess.run([sys.executable, "-c", taken], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert other.stdout == "held\n"
+
+
+# base -> code -> chat -> dpo, with a reward model beside that dpo reads
+CHAIN = {"base": (), "code": ("base",), "reward": ("base",), "chat": ("code",), "dpo": ("chat", "reward")}
+STEPS = [Step(name, inputs, "k") for name, inputs in CHAIN.items()]
+
+
+def ran(root, steps=STEPS, **options):
+    """The steps that a call executes, in their order; each leaves a file of its key and its inputs' files."""
+    executed = []
+
+    def execute(step, working, inputs):
+        executed.append(step.name)
+        before = ",".join((folder / "letter").read_text() for folder in inputs.values())
+        (working / "letter").write_text(f"{step.name}:{step.key}({before})")
+        return {}
+
+    run(steps, root, execute=execute, announce=lambda _: None, **options)
+    return executed
+
+
+AGAIN = {
+    "base": ["base", "code", "reward", "chat", "dpo"],
+    "code": ["code", "chat", "dpo"],
+    "reward": ["reward", "dpo"],
+    "chat": ["chat", "dpo"],
+    "dpo": ["dpo"],
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_step_is_run_again_with_what_depends_on_it_and_nothing_else(tmp_path, name):
+    ran(tmp_path)
+    assert dependents(STEPS, name) == set(AGAIN[name])
+    assert ran(tmp_path, again=name) == AGAIN[name]
+    assert ran(tmp_path) == []
+
+
+def test_what_runs_again_may_end_early_and_the_rest_follows_later(tmp_path):
+    ran(tmp_path)
+    assert ran(tmp_path, again="code", until="chat") == ["code", "chat"]
+    assert ran(tmp_path) == ["dpo"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from align.pipeline import Step, run
+root, last = Path(sys.argv[1]), sys.argv[2]
+def execute(step, working, inputs):
+    if step.name == last:
+        os._exit(9)
+    (working / "letter").write_text("of the second call")
+    return {}
+chain = {"base": (), "code": ("base",), "reward": ("base",), "chat": ("code",), "dpo": ("chat", "reward")}
+run([Step(*each, "k") for each in chain.items()], root, execute=execute, announce=print, again="code")
+"""
+
+
+@pytest.mark.parametrize("last", AGAIN["code"])
+def test_killed_while_it_runs_again_none_of_it_is_skipped_later(tmp_path, last):
+    ran(tmp_path)
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path, last], capture_output=True)
+    assert killed.returncode == 9
+    assert ran(tmp_path) == AGAIN["code"][AGAIN["code"].index(last) :]
+
+
+def a_graph(draw):
+    """Up to nine steps, each of which reads some of those before it."""
+    names = [f"step-{number}" for number in range(draw.randint(1, 9))]
+    return [
+        Step(name, tuple(draw.sample(names[:at], draw.randint(0, min(at, 3)))), "k") for at, name in enumerate(names)
+    ]
+
+
+def changed(steps, draw):
+    """Some of the keys made anew, and the steps that this touches, found by going down all paths."""
+    chosen = {step.name for step in steps if draw.random() < 0.3}
+    after = [Step(step.name, step.inputs, "other" if step.name in chosen else step.key) for step in steps]
+    reads = {step.name: step.inputs for step in steps}
+
+    def touched(name):
+        return name in chosen or any(touched(needed) for needed in reads[name])
+
+    return after, {name for name in reads if touched(name)}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_plan_is_what_is_then_done_and_that_is_what_changed_and_its_dependents(tmp_path, seed):
+    draw = random.Random(seed)
+    steps = a_graph(draw)
+    assert {each.state for each in plan(steps, tmp_path)} == {NEW}
+    assert ran(tmp_path, steps) == [step.name for step in steps]
+    assert {each.state for each in plan(steps, tmp_path)} == {FINISHED}
+    after, touched = changed(steps, draw)
+    until = draw.choice([None, draw.choice(after).name])
+    again = draw.choice([None, None, draw.choice(after).name])
+    there = len(after) if until is None else [step.name for step in after].index(until) + 1
+    expected = touched if again is None else touched | dependents(after, again)
+    planned = plan(after, tmp_path, until=until, again=again)
+    assert [each.step for each in planned] == after[:there]
+    done = ran(tmp_path, after, until=until, again=again)
+    assert done == [each.step.name for each in planned if each.state != FINISHED]
+    assert set(done) == expected & {step.name for step in after[:there]}
+    fresh = tmp_path / "fresh"
+    ran(fresh, after, until=until)
+    for each in planned:
+        assert (tmp_path / each.step.name / "letter").read_text() == (fresh / each.step.name / "letter").read_text()
+
+
+def test_a_plan_tells_of_what_was_begun_and_touches_nothing(tmp_path):
+    def fail(step, working, inputs):
+        raise RunError("the loss is nan")
+
+    with pytest.raises(RunError):
+        run(STEPS[:1], tmp_path, execute=fail, announce=lambda _: None)
+    before = sorted(tmp_path.rglob("*"))
+    assert [each.state for each in plan(STEPS, tmp_path)] == [STOPPED, NEW, NEW, NEW, NEW]
+    assert {each.state for each in plan(STEPS, tmp_path, again="base")} == {NEW}
+    other = [Step("base", (), "other")]
+    assert plan(other, tmp_path)[0].why == "runs from its start: what it had begun was of other settings or inputs"
+    assert sorted(tmp_path.rglob("*")) == before
