@@ -9,7 +9,7 @@ import torch
 
 from align.config import InputError
 from align.data.batching import plan_step
-from align.data.chat import TokenGroup
+from align.data.chat import TokenGroup, TokenSequence
 from align.evaluation.scores import Score, score
 from align.models.policy import Policy
 from align.models.probe import choose_forward
@@ -25,11 +25,22 @@ class Likelihood(NamedTuple):
 
 @torch.no_grad()
 def likelihoods(
-    policy: Policy, groups: Sequence[TokenGroup], *, token_budget: int = 4096
+    policy: Policy, groups: Sequence[TokenGroup], *, token_budget: int = 4096, precision: str = "fp32"
 ) -> list[tuple[Likelihood, ...]]:
-    """Log-probability and length of each group's responses, which share their prompt."""
+    """Log-probability and length of each group's responses, which share their prompt; in bf16 matrix products are."""
     sequences = [group.sequences for group in groups]
-    is_tree = choose_forward(policy, sequences, "auto").name == "tree"
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return _likelihoods(policy, groups, sequences, token_budget, precision)
+
+
+def _likelihoods(
+    policy: Policy,
+    groups: Sequence[TokenGroup],
+    sequences: Sequence[Sequence[TokenSequence]],
+    token_budget: int,
+    precision: str,
+) -> list[tuple[Likelihood, ...]]:
+    is_tree = choose_forward(policy, sequences, "auto", precision=precision).name == "tree"
     make = tree_batch if is_tree else plain_batch
     sizes = [count_tokens(each) if is_tree else sum(len(one.ids) for one in each) for each in sequences]
     found: dict[int, tuple[Likelihood, ...]] = {}
@@ -45,19 +56,21 @@ def likelihoods(
 Parts = dict[str, tuple[float, float]]  # rate -> (sum, of how many), of one prompt
 
 
-def negative_log_likelihood(policy: Policy, groups: Sequence[TokenGroup]) -> Iterator[Parts]:
+def negative_log_likelihood(
+    policy: Policy, groups: Sequence[TokenGroup], *, precision: str = "fp32"
+) -> Iterator[Parts]:
     """Nats over supervised tokens, of all responses of each group."""
-    for each in likelihoods(policy, groups):
+    for each in likelihoods(policy, groups, precision=precision):
         yield {"nll": (-sum(one.logp for one in each), sum(one.length for one in each))}
 
 
-def preference_accuracy(policy: Policy, groups: Sequence[TokenGroup]) -> Iterator[Parts]:
+def preference_accuracy(policy: Policy, groups: Sequence[TokenGroup], *, precision: str = "fp32") -> Iterator[Parts]:
     """How often the preferred of two responses is the likelier one: by the sum over its tokens, and by their mean.
 
     Every two responses of a group whose rewards differ count, or the preferred one against each other one where the
     rows name it without rewards; a group without such a pair gives no parts.
     """
-    for group, each in zip(groups, likelihoods(policy, groups), strict=True):
+    for group, each in zip(groups, likelihoods(policy, groups, precision=precision), strict=True):
         pairs = _ordered(group)
         summed = sum(each[best].logp > each[worst].logp for best, worst in pairs)
         means = [one.logp / one.length for one in each]

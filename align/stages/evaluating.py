@@ -113,11 +113,10 @@ def _likely(context: Context, name: str, task: TaskSettings, before: Work) -> tu
     context.report.phase(name, len(groups))
     if torch.cuda.is_available():
         policy.to("cuda")
-    with torch.autocast(policy.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
-        parts: list[Parts] = []
-        for each in LIKELIHOODS[kind](policy, groups):
-            parts.append(each)
-            context.report.advance(1)
+    parts: list[Parts] = []
+    for each in LIKELIHOODS[kind](policy, groups, precision=task.precision):
+        parts.append(each)
+        context.report.advance(1)
     lines = [
         {"policy": step.policies[0], "row": group.row, "parts": each} for group, each in zip(groups, parts, strict=True)
     ]
