@@ -9,7 +9,7 @@ import torch
 
 from align.config import InputError
 from align.data.batching import plan_step
-from align.data.chat import TokenGroup, TokenSequence
+from align.data.chat import TokenGroup
 from align.evaluation.scores import Score, score
 from align.models.policy import Policy
 from align.models.probe import choose_forward
@@ -29,24 +29,15 @@ def likelihoods(
 ) -> list[tuple[Likelihood, ...]]:
     """Log-probability and length of each group's responses, which share their prompt; in bf16 matrix products are."""
     sequences = [group.sequences for group in groups]
-    with torch.autocast(policy.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return _likelihoods(policy, groups, sequences, token_budget, precision)
-
-
-def _likelihoods(
-    policy: Policy,
-    groups: Sequence[TokenGroup],
-    sequences: Sequence[Sequence[TokenSequence]],
-    token_budget: int,
-    precision: str,
-) -> list[tuple[Likelihood, ...]]:
     is_tree = choose_forward(policy, sequences, "auto", precision=precision).name == "tree"
     make = tree_batch if is_tree else plain_batch
     sizes = [count_tokens(each) if is_tree else sum(len(one.ids) for one in each) for each in sequences]
     found: dict[int, tuple[Likelihood, ...]] = {}
     for micro in plan_step(range(len(groups)), sizes, token_budget=token_budget).ranks[0]:
         batch = make([one for index in micro for one in sequences[index]]).to(policy.device)
-        totals = batch.sums(policy(batch)).split([len(sequences[index]) for index in micro])
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logps_N = policy(batch)
+        totals = batch.sums(logps_N).split([len(sequences[index]) for index in micro])
         for index, logps_K in zip(micro, totals, strict=True):
             pairs = zip(logps_K.tolist(), groups[index].lengths, strict=True)
             found[index] = tuple(Likelihood(logp, length) for logp, length in pairs)

@@ -35,6 +35,7 @@ def group(row, prompt, *responses):
 GROUPS = [group(0, [1, 2, 3], [4, 5], [6]), group(1, [9], [8, 7, 6, 5], [4, 3], [2, 2, 2])]
 
 
+@torch.no_grad()
 def by_transformers(policy, sequence):
     """Log-probability of the trained tokens, one sequence at a time, by its own logits."""
     ids = torch.from_numpy(sequence.ids.astype("int64"))[None]
