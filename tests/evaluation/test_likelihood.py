@@ -39,7 +39,7 @@ GROUPS = [group(0, [1, 2, 3], [4, 5], [6]), group(1, [9], [8, 7, 6, 5], [4, 3], 
 def by_transformers(policy, sequence):
     """Log-probability of the trained tokens, one sequence at a time, by its own logits."""
     ids = torch.from_numpy(sequence.ids.astype("int64"))[None]
-    fresh = LlamaForCausalLM(policy.base.config)
+    fresh = LlamaForCausalLM(LlamaConfig(**CONFIG))
     fresh.load_state_dict(policy.base.state_dict())
     logps = fresh.eval()(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(dim=-1)
     return sum(float(logps[at - 1, ids[0, at]]) for at in range(1, ids.shape[1]) if sequence.trained[at])
