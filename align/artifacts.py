@@ -105,6 +105,7 @@ def complete(working: Path, target: Path, *, manifest: Mapping[str, Any]) -> Non
     """Turn a step's working folder into `target`, its manifest last, without what kills have left in it."""
     with writing(target):
         remove_leftovers(working)
+        _sync_below(working)
         write_json(working / MANIFEST, dict(manifest))
         _rename(working, target)
         remove_leftovers(target.parent, of=target.name)
@@ -148,8 +149,7 @@ def _beside(path: Path, what: str) -> Path:
 
 def _rename(folder: Path, target: Path) -> None:
     """Give `folder`, once all of it is on the disk, the name `target`."""
-    for file in folder.rglob("*"):
-        _sync(file)
+    _sync_below(folder)
     _sync(folder)
     if target.exists():
         older = _beside(target, "older")
@@ -159,6 +159,12 @@ def _rename(folder: Path, target: Path) -> None:
     else:
         os.rename(folder, target)
     _sync(target.parent)
+
+
+def _sync_below(folder: Path) -> None:
+    """Wait until everything in the folder is on the disk."""
+    for file in folder.rglob("*"):
+        _sync(file)
 
 
 def _sync(path: Path) -> None:

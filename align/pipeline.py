@@ -152,10 +152,14 @@ def run(
         working = artifacts.working_folder(target)
         _open(working, mark)
         watch(step.name, RUNNING)
-        with artifacts.writing(working):
-            content = execute(step, working, {name: root / name for name in step.inputs})
-        inputs = {name: marks[name] for name in step.inputs}
-        made[step.name] = {**content, "step": step.name, "key": step.key, "inputs": inputs, "fingerprint": mark}
+        begun = artifacts.manifest(working)
+        if begun is not None and "step" in begun:  # it is whole, and a kill has kept its name from it
+            made[step.name] = begun
+        else:
+            with artifacts.writing(working):
+                content = execute(step, working, {name: root / name for name in step.inputs})
+            inputs = {name: marks[name] for name in step.inputs}
+            made[step.name] = {**content, "step": step.name, "key": step.key, "inputs": inputs, "fingerprint": mark}
         artifacts.complete(working, target, manifest=made[step.name])
         watch(step.name, FINISHED)
     return made
@@ -179,14 +183,14 @@ def _open(working: Path, mark: str) -> None:
 
 
 @contextmanager
-def held(root: Path, announce: Callable[[str], None]) -> Generator[None]:
+def held(root: Path, announce: Callable[[str], None], *, lock: str = LOCK) -> Generator[None]:
     """A block in which no other pipeline may write below `root`; who holds it stands in the lock file.
 
     The system takes the lock back when its holder ends, however it ends, so that a stale one is known for what it is.
     """
-    with artifacts.writing(root / LOCK):
+    with artifacts.writing(root / lock):
         root.mkdir(parents=True, exist_ok=True)
-        file = (root / LOCK).open("a+", encoding="utf-8")
+        file = (root / lock).open("a+", encoding="utf-8")
     with file:
         before = _holder(file)
         try:
@@ -201,7 +205,7 @@ def held(root: Path, announce: Callable[[str], None]) -> Generator[None]:
                 ) from error
         if before:
             announce(f"{root}: the lock of {before} was left behind; that pipeline is gone, and this one goes on")
-        with artifacts.writing(root / LOCK):
+        with artifacts.writing(root / lock):
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
         try:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from align.artifacts import manifest
 from align.config import InputError, RunError
 from align.pipeline import FINISHED, NEW, STOPPED, Step, dependents, held, plan, run
 
@@ -126,6 +127,29 @@ def test_killed_while_it_runs_again_none_of_it_is_skipped_later(tmp_path, last):
     killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path, last], capture_output=True)
     assert killed.returncode == 9
     assert ran(tmp_path) == AGAIN["code"][AGAIN["code"].index(last) :]
+
+
+UNNAMED = """
+import os, sys
+from pathlib import Path
+from align.pipeline import Step, run
+root = Path(sys.argv[1])
+def execute(step, working, inputs):
+    (working / "letter").write_text("whole")
+    return {"told": step.name}
+rename = os.rename
+os.rename = lambda old, new: os._exit(9) if Path(new).name == "code" else rename(old, new)
+run([Step("base", (), "k"), Step("code", ("base",), "k")], root, execute=execute, announce=print)
+"""
+
+
+def test_a_step_that_lacks_nothing_but_its_name_is_not_run_again(tmp_path):
+    assert subprocess.run([sys.executable, "-c", UNNAMED, tmp_path], capture_output=True).returncode == 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "code.partial"]
+    assert ran(tmp_path, STEPS[:2]) == []
+    assert (tmp_path / "code" / "letter").read_text() == "whole"
+    assert manifest(tmp_path / "code")["told"] == "code"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "code"]
 
 
 def a_graph(draw):
