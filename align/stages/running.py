@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from align.stages.training import Context, import_policy, train
 from align.train.runtime import Reporter
 
 INSIDE = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint, as its pipeline has it
+LAUNCHED = ".lock-launched"  # beside the pipeline's own
 CONTENT = "content.json"  # what a launched child leaves for the pipeline to complete its step with
 MIB = 2**20
 LEAVES = ("recipe.json", "table.json", "changes.json", "ledger.json", "report.html")  # of a run, beside its steps
@@ -160,15 +162,27 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
     context = Context(recipe, name, working, inputs, report)
     if not is_first:
         STAGES[recipe.steps[name].stage](context)
+        _leave_together()
         return
-    with EnergyMeter(recipe.accounting) as energy:
+    with (
+        # A launched child outlives a killed pipeline, and then holds off the child of the next
+        pipeline.held(recipe.root, report.note, lock=LAUNCHED if is_inside else pipeline.LOCK),
+        EnergyMeter(recipe.accounting) as energy,
+    ):
         execute = _executor(recipe, report, energy, None)
         if is_inside:
             artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
-            return
-        with pipeline.held(recipe.root, report.note):
+        else:
             chosen = [steps[other] for other in (*needed, name)]
             pipeline.run(chosen, recipe.root, execute=execute, announce=report.note, watch=report.watch)
+    _leave_together()
+
+
+def _leave_together() -> None:
+    """Let no process end before the first has written: a launcher that sees one end badly ends the others."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _executor(recipe: Recipe, report: Watcher, energy: EnergyMeter, command: Command | None) -> pipeline.Execute:
@@ -197,30 +211,40 @@ def _launched(command: Command, name: str, launch: str, mark: str, working: Path
         raise InputError(f"steps.{name}.launch: {launch}: no such file for accelerate launch")
     arguments = ["-m", "align", "train", str(command.recipe), "--step", name, *command.overrides]
     call = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, *arguments]
-    (working / CONTENT).unlink(missing_ok=True)
-    metrics, seen = working / artifacts.METRICS, 0
-    report.note(f"{name}: accelerate launch --config_file {launch}")
+    log, content = working / "launch.log", working / CONTENT
+    if not content.is_file():  # which a child may have left whose pipeline was killed
+        report.note(f"{name}: accelerate launch --config_file {launch}")
+        status = _followed(call, {**os.environ, INSIDE: mark}, log, working / artifacts.METRICS, report)
+        if not content.is_file():
+            said = log.read_text("utf-8").splitlines()
+            last = said[-1] if said else "it said nothing"
+            reason = next((line for line in said if line.startswith("align: ")), last)
+            raise RunError(f"{name}: accelerate launch ended with status {status}: {reason}")
+    found: dict[str, Any] = artifacts.read_json(content)
+    content.unlink()
+    return found
+
+
+def _followed(call: Sequence[str], environment: Mapping[str, str], log: Path, metrics: Path, report: Reporter) -> int:
+    """The status that the call ends with; every line of metrics is passed on as it comes."""
     report.phase("train", 0)
-    with (working / "launch.log").open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(call, env={**os.environ, INSIDE: mark}, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            while child.poll() is None:
-                time.sleep(LOOK_S)
-                lines = metrics.read_text("utf-8").splitlines(keepends=True) if metrics.is_file() else []
-                for line in [line for line in lines[seen:] if line.endswith("\n")]:
-                    report.advance(1, json.loads(line))
-                    seen += 1
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                child.wait()
-    said = (working / "launch.log").read_text("utf-8").splitlines()
-    if child.returncode:
-        reason = next((line for line in said if line.startswith("align: ")), said[-1] if said else "it said nothing")
-        raise RunError(f"{name}: accelerate launch ended with status {child.returncode}: {reason}")
-    content: dict[str, Any] = artifacts.read_json(working / CONTENT)
-    (working / CONTENT).unlink()
-    return content
+    seen = 0
+    with log.open("w", encoding="utf-8") as file:
+        child = subprocess.Popen(call, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        status = None
+        while status is None:
+            with suppress(subprocess.TimeoutExpired):
+                status = child.wait(LOOK_S)
+            lines = metrics.read_text("utf-8").splitlines(keepends=True) if metrics.is_file() else []
+            for line in [line for line in lines[seen:] if line.endswith("\n")]:
+                report.advance(1, json.loads(line))
+                seen += 1
+        return status
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
 
 
 def table(made: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

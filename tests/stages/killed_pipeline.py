@@ -23,10 +23,6 @@ from align.accounting import energy
 from align.stages import costs
 from align.stages.running import Command, run_recipe
 
-# Measurements of the machine, which take seconds of each life and are no content of a step
-costs.matrix_rate = lambda device, precision: 1e9
-energy._machine_counter = lambda: energy._Nothing("not of interest here")
-
 RECIPE = """
 run: small
 policy:
@@ -93,6 +89,9 @@ def live(folder, log):
     if child:
         return child
     os.chdir(folder)
+    # Measurements of the machine, which take seconds of each life and are no content of a step
+    costs.matrix_rate = lambda device, precision: 1e9
+    energy._machine_counter = lambda: energy._Nothing("not of interest here")
     try:
         run_recipe(Command(Path("small.yaml"), ()), Log(log), need=(0, 0))
     except BaseException as error:

@@ -1,0 +1,141 @@
+"""A step that its recipe has launched: two processes train it, the pipeline goes on as if it had run in place."""
+
+import io
+import json
+import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from align.stages.running import Command, run_recipe
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = "steps.sft.launch=launch/ddp-cpu-2.yaml"
+
+RECIPE = """
+run: small
+runs: {runs}
+policy:
+  fresh: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+          max_position_embeddings: 256, initializer_range: 0.05}}
+  chat_template: chatml
+data:
+  shown: {{path: "tasks:general", limit: 24}}
+  pairs: {{path: "tasks:general", limit: 12, responses: 2}}
+steps:
+  base: {{stage: import, vocab_size: 300}}
+  sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}
+  dpo: {{stage: preference, data: pairs, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}
+"""
+
+
+class Told:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self):
+        self.notes, self.steps, self.states = [], [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def phase(self, name, total, done=0):
+        pass
+
+    def advance(self, units, metrics=None):
+        self.steps += [metrics] if metrics else []
+
+    def watch(self, step, state):
+        self.states.append((step, state))
+
+
+def run(folder, *overrides):
+    """A run of the recipe in this process, from the root of the repository as launch files are named from it."""
+    folder.mkdir(exist_ok=True)
+    path, told = folder / "small.yaml", Told()
+    path.write_text(RECIPE.format(runs=folder / "runs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        made = run_recipe(Command(path, overrides), told, need=(0, 0))
+    return made, told
+
+
+def metrics(folder, step):
+    lines = (folder / "runs/small" / step / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The recipe run in this process, and with its second step launched."""
+    alone, launched = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("launched")
+    return (alone, *run(alone)), (launched, *run(launched, LAUNCH))
+
+
+def test_two_processes_leave_what_one_does(both):
+    (alone, made, _), (launched, made_by_two, told) = both
+    for step in ("sft", "dpo"):
+        losses, losses_of_two = ([line["loss"] for line in metrics(folder, step)] for folder in (alone, launched))
+        assert losses == pytest.approx(losses_of_two, rel=0, abs=2e-6)
+    assert made_by_two["sft"].keys() == made["sft"].keys()
+    assert made_by_two["sft"]["fingerprint"] == made["sft"]["fingerprint"]  # where it runs is no part of what it is
+    kept = json.loads((launched / "runs/small/sft/manifest.json").read_text())
+    assert kept == made_by_two["sft"]
+    assert (kept["ledger"]["devices"], made["sft"]["ledger"]["devices"]) == (2, 1)
+    num_weights = made["base"]["weights"]
+    assert kept["ledger"]["wire_bytes"] == 6 * num_weights * 4  # six steps, each half of the gradient out and in
+    assert made["sft"]["ledger"]["wire_bytes"] == 0
+    names = {path.name for path in (launched / "runs/small/sft").iterdir()}
+    assert names == {path.name for path in (alone / "runs/small/sft").iterdir()} | {"launch.log"}
+
+
+def test_the_progress_of_the_children_is_passed_on(both):
+    _, (launched, _, told) = both
+    assert [line["step"] for line in told.steps] == [1, 2, 3, 4, 5, 6, 1, 2, 3]
+    assert told.steps[:6] == metrics(launched, "sft")
+    assert ("sft", "running") in told.states and ("sft", "finished") in told.states
+
+
+def test_a_child_that_fails_is_one_line_with_status_one_and_the_step_goes_on_later(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    broken = "steps.sft.train.learning_rate=1.0e+30"  # the loss is no number after a step or two
+    stderr = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", ["align", "run", str(path), LAUNCH, broken])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 1
+    last = stderr.getvalue().splitlines()[-1]
+    assert last.startswith("align: sft: accelerate launch ended with status 1: align: step ")
+    assert "the weights are as before this step" in last
+    assert "Traceback" not in stderr.getvalue()
+    assert not (tmp_path / "runs/small/sft").exists()
+    made, told = run(tmp_path)
+    assert "sft: runs from its start: what it had begun was of other settings or inputs" in told.notes
+    assert set(made) == {"base", "sft", "dpo"}
+
+
+def test_what_a_child_has_finished_is_not_trained_again_when_its_pipeline_is_gone(tmp_path, both):
+    """As after a kill of the pipeline whose child went on: the last file of that is there, and nothing is launched."""
+    _, (launched, made, _) = both
+    folder = tmp_path / "runs/small"
+    run(tmp_path, "steps.sft.train.max_steps=1")  # for a base
+    finished = launched / "runs/small/sft"
+    os.rename(folder / "sft", folder / "sft.partial")
+    for file in finished.iterdir():
+        if file.name != "manifest.json":
+            (folder / "sft.partial" / file.name).write_bytes(file.read_bytes())
+    (folder / "sft.partial/manifest.json").write_text(json.dumps({"fingerprint": made["sft"]["fingerprint"]}))
+    of_pipeline = ("step", "key", "inputs", "fingerprint")
+    content = {name: value for name, value in made["sft"].items() if name not in of_pipeline}
+    (folder / "sft.partial/content.json").write_text(json.dumps(content))
+    again, told = run(tmp_path, LAUNCH)
+    assert not any("accelerate launch" in note for note in told.notes)
+    assert again["sft"] == made["sft"]
+    assert not (folder / "sft/content.json").exists()
