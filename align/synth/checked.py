@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field
@@ -23,6 +24,7 @@ class VerifierSettings(Settings):
 
     reward: Literal["share", "all", "both"] = "share"  # see REWARDS
     loose: bool = False  # reward what IFEval follows loosely
+    min_words: int = Field(default=0, ge=0)  # a shorter response is worth 0: what says nothing breaks few instructions
     verifiers: dict[str, str] = Field(default_factory=dict[str, str])  # a user's own: the rows' name -> module:name
 
 
@@ -63,7 +65,10 @@ class VerifierJudge:
     def _of_instructions(self, asked: Sequence[Instruction], response: str) -> Verdict:
         strict = [instruction.followed(response) for instruction in asked]
         loose = [instruction.followed(response, loose=True) for instruction in asked]
-        return self._verdict(strict, loose, [instruction.name for instruction in asked])
+        verdict = self._verdict(strict, loose, [instruction.name for instruction in asked])
+        if (words := len(response.split())) < self.settings.min_words:
+            return replace(verdict, reward=0.0, why=f"{words} words, of {self.settings.min_words}; {verdict.why}")
+        return verdict
 
     def _of_task(self, verdicts: tasks.Verdicts) -> Verdict:
         checks = list(verdicts)  # a task is answered exactly: there is no looser reading

@@ -38,6 +38,15 @@ def test_the_verifier_keeps_strict_and_loose_verdicts_and_rewards_the_kind_that_
         assert ("punctuation:no_comma" in verdict.why) is not loose
 
 
+def test_a_response_of_too_few_words_is_worth_nothing_whatever_it_follows():
+    asked = prompt(instruction_id_list=["punctuation:no_comma"], kwargs=[{}])
+    ((short, long),) = verifier_judge(min_words=3)([(asked, ["***", "one two three"])])
+    assert (short.reward, long.reward) == (0, 1)
+    assert short.why.startswith("1 words, of 3") and short.raw["strict"] == [True]
+    ((unbounded,),) = verifier_judge()([(asked, ["***"])])
+    assert unbounded.reward == 1
+
+
 def test_the_verifier_judges_a_procedural_task_by_its_own_checks():
     rows = tasks.comparisons("general", num_rows=20, num_responses=3, seed=0)
     groups = [(Prompt(row.prompt, row.metadata), [each.content for each in row.responses]) for row in rows]
