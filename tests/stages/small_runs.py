@@ -1,0 +1,61 @@
+"""A recipe that is run in a few seconds, and who is told of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from align.stages.running import Command, run_recipe
+
+ROOT = Path(__file__).parents[2]
+
+RECIPE = """
+run: small
+runs: {runs}
+policy:
+  fresh: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+          max_position_embeddings: 256, initializer_range: 0.05}}
+  chat_template: chatml
+data:
+  shown: {{path: "tasks:general", limit: 24}}
+  pairs: {{path: "tasks:general", limit: 12, responses: 2}}
+steps:
+  base: {{stage: import, vocab_size: 300}}
+  sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}
+  dpo: {{stage: preference, data: pairs, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}
+"""
+
+
+class Told:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self):
+        self.notes, self.steps, self.states = [], [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def phase(self, name, total, done=0):
+        pass
+
+    def advance(self, units, metrics=None):
+        self.steps += [metrics] if metrics else []
+
+    def watch(self, step, state):
+        self.states.append((step, state))
+
+
+def run(folder, *overrides, text=RECIPE):
+    """A run of the recipe in this process, from the root of the repository as launch files are named from it."""
+    folder.mkdir(exist_ok=True)
+    path, told = folder / "small.yaml", Told()
+    path.write_text(text.format(runs=folder / "runs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        made = run_recipe(Command(path, overrides), told, need=(0, 0))
+    return made, told
+
+
+def metrics(folder, step):
+    lines = (folder / "runs/small" / step / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
