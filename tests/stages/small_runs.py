@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from align.stages.running import Command, run_recipe
+from align.synth.verdicts import Verdict
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,3 +60,8 @@ def run(folder, *overrides, text=RECIPE):
 def metrics(folder, step):
     lines = (folder / "runs/small" / step / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def longer():
+    """A judge to whom the longer response is the better one."""
+    return lambda groups: [tuple(Verdict(float(len(text))) for text in responses) for _, responses in groups]

@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of a step: one line, nothing half-written taken for whole, and a run that goes on."""
+"""A disk full in the middle of a step: one line, nothing half-written taken for whole, and a run that goes on."""
 
 import json
 import shutil

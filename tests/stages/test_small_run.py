@@ -1,0 +1,175 @@
+"""What a small run leaves: a mixture's rows, a ledger, and policies whose samples come from another model."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import RECIPE, ROOT, Told, metrics, run
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+from align.cli import app
+from align.stages import costs
+from align.stages.running import Command, run_recipe
+from align.synth import tasks
+
+REPLAY = RECIPE.replace(
+    "  dpo:",
+    "  more: {{stage: sft, data: code, replay: {{share: 0.2}},\n"
+    "         train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}\n  dpo:",
+).replace("steps:\n", '  code: {{path: "tasks:code", limit: 20}}\nsteps:\n')
+EACH_ALONE = "steps.sft.train.tokens_per_micro_batch=1"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, *run(folder, EACH_ALONE, text=REPLAY)
+
+
+def ids_of(folder, kind, limit):
+    """(tokens of the whole row, tokens of its response) of every row, by the template and transformers' tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for row in tasks.demonstrations(kind, num_rows=limit, seed=0, split="train"):
+        chat = [{"role": message.role, "content": message.content} for message in row.messages]
+        before = tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template(chat, tokenize=False).rstrip("\n")
+        yield (
+            len(tokenizer(whole)["input_ids"]),
+            len(tokenizer(whole)["input_ids"]) - len(tokenizer(before)["input_ids"]),
+        )
+
+
+def test_the_operations_of_a_step_are_those_counted_from_the_lengths_of_its_rows(finished):
+    folder, made, _ = finished
+    root = folder / "runs/small"
+    lengths = list(ids_of(root / "sft", "general", 24))
+    ledger = made["sft"]["ledger"]
+    assert ledger["tokens_computed"] == sum(whole for whole, _ in lengths)
+    assert ledger["tokens_trained"] == sum(response for _, response in lengths)
+    matrices = {name: value for name, value in load_file(root / "sft/model.safetensors").items() if value.dim() == 2}
+    embedding = next(value.numel() for name, value in matrices.items() if "embed" in name)
+    layers = sum(value.numel() for name, value in matrices.items() if "layers" in name)
+    forward = 0
+    for whole, response in lengths:
+        attended = whole * (whole + 1) // 2  # pairs of one layer; scores and values take 2 operations a unit each
+        forward += 2 * layers * whole + 4 * 16 * attended + 2 * embedding * response
+    assert ledger["flops"] == 3 * forward
+    whole = json.loads((root / "ledger.json").read_text())
+    for name in ("tokens_computed", "tokens_trained", "flops", "seconds"):
+        assert whole["total"][name] == pytest.approx(sum(each[name] for each in whole["steps"].values()))
+    assert whole["steps"].keys() == made.keys()
+
+
+def test_replay_is_its_share_of_the_rows_that_are_trained(finished):
+    folder, made, _ = finished
+    # 20 rows of code are 0.8 of an epoch of 25; the other 5 are of the step before
+    assert made["more"]["rows"]["epoch"] == 25
+    assert sum(line["groups"] for line in metrics(folder, "more")) == 25
+    code, general = (list(ids_of(folder / "runs/small/more", *each)) for each in (("code", 20), ("general", 24)))
+    replayed = made["more"]["ledger"]["tokens_trained"] - sum(response for _, response in code)
+    responses = sorted(response for _, response in general)
+    assert sum(responses[:5]) <= replayed <= sum(responses[-5:])
+    assert "5 of 24 rows of shown" in made["more"]["format"]
+
+
+def test_what_a_call_took_beside_its_steps_is_told(finished):
+    folder, made, _ = finished
+    last = json.loads((folder / "runs/small/ledger.json").read_text())["last_call"]
+    steps_s = sum(manifest["ledger"]["seconds"] for manifest in made.values())
+    assert 0 < last["overhead_seconds"] <= last["wall_seconds"] - steps_s + 1e-6
+    run(folder, EACH_ALONE, text=REPLAY)
+    again = json.loads((folder / "runs/small/ledger.json").read_text())
+    assert again["last_call"]["overhead_seconds"] == again["last_call"]["wall_seconds"] > 0
+    assert again["total"]["seconds"] == pytest.approx(steps_s)  # what the run took in all its calls
+
+
+class Ends(Told):
+    """Ends the run after so many optimizer steps, as an interrupt does."""
+
+    def advance(self, units, metrics=None):
+        super().advance(units, metrics)
+        if len(self.steps) == 4:
+            raise KeyboardInterrupt
+
+
+def test_the_seconds_of_a_resumed_step_are_those_of_all_its_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "KEEP_S", 0.0)
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(Command(path, ("steps.sft.train.checkpoint_steps=1",)), Ends(), need=(0, 0))
+    working = tmp_path / "runs/small/sft.partial"
+    spent = json.loads((working / "spent-1.json").read_text())
+    (working / "spent-1.json").write_text(json.dumps({**spent, "seconds": 1000.0}))  # as if it had been a long one
+    made, told = run(tmp_path, "steps.sft.train.checkpoint_steps=1")
+    assert len([step for step in told.steps if "loss/preference" not in step]) == 3  # from the checkpoint of step 3
+    assert made["sft"]["lives"] == 2
+    assert 1000 < made["sft"]["ledger"]["seconds"] < 1000 + 60
+    assert not list((tmp_path / "runs/small/sft").glob("spent-*"))
+    losses = [line["loss"] for line in metrics(tmp_path, "sft")]
+    assert losses == pytest.approx([line["loss"] for line in metrics_of_whole(tmp_path / "whole")], abs=0)
+
+
+def metrics_of_whole(folder):
+    run(folder, "steps.sft.train.checkpoint_steps=1")
+    return metrics(folder, "sft")
+
+
+def test_a_dry_run_lists_every_step_with_its_rows_and_does_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "small.yaml"
+    path.write_text(REPLAY.format(runs=tmp_path / "runs"))
+    ended = CliRunner().invoke(app, ["run", str(path), "--dry-run"])
+    assert ended.exit_code == 0, ended.output
+    cells = [line.split() for line in ended.stdout.splitlines()]
+    told = {line[0]: line[1:] for line in cells if line and line[0] in ("base", "sft", "more", "dpo")}
+    assert (told["base"][0], told["base"][-1]) == ("import", "runs")
+    rows = {name: told[name][:2] for name in ("sft", "more", "dpo")}
+    assert rows == {"sft": ["sft", "24"], "more": ["sft", "25"], "dpo": ["preference", "12"]}
+    assert not (tmp_path / "runs").exists()
+
+
+WEAK_TO_STRONG = """
+run: strong
+runs: {runs}
+policy:
+  fresh: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+          max_position_embeddings: 256, initializer_range: 0.05}}
+  chat_template: chatml
+data:
+  prompts: {{path: "tasks:general"}}
+steps:
+  base: {{stage: import, path: {weak}/base}}
+  samples:
+    stage: generate
+    models: [{weak}/dpo]
+    data: prompts
+    prompts: {{prompts: 6}}
+    sampling: {{num_responses: 3, max_new_tokens: 6}}
+    engine: {{local: {{precision: fp32}}}}
+    judges: [{{name: "small_runs:longer"}}]
+  rescored: {{stage: score, data: samples, judges: [{{name: "small_runs:longer"}}], groups: {{keep: best_worst}}}}
+  dpo: {{stage: preference, data: rescored, train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}
+"""
+
+
+def test_a_base_takes_its_samples_from_another_model_and_a_score_judges_them_anew(finished, tmp_path):
+    folder, _, _ = finished
+    weak = folder / "runs/small"
+    path = tmp_path / "strong.yaml"
+    path.write_text(WEAK_TO_STRONG.format(runs=tmp_path / "runs", weak=weak))
+    made = run_recipe(Command(path, ()), Told(), need=(0, 0))
+    root = tmp_path / "runs/strong"
+    base, copied = (load_file(each / "model.safetensors") for each in (weak / "base", root / "base"))
+    assert base.keys() == copied.keys() and all(torch.equal(base[name], copied[name]) for name in base)
+    groups = [json.loads(line) for line in (root / "samples/groups.jsonl").read_text().splitlines()]
+    rescored = [json.loads(line) for line in (root / "rescored/groups.jsonl").read_text().splitlines()]
+    assert 0 < len(rescored) <= len(groups) <= 6
+    texts = {json.dumps(row["prompt"]): {one["content"] for one in row["responses"]} for row in groups}
+    for row in rescored:
+        assert {one["content"] for one in row["responses"]} <= texts[json.dumps(row["prompt"])]
+        assert [one["reward"] for one in row["responses"]] == [len(one["content"]) for one in row["responses"]]
+        assert len(row["responses"]) == 2
+    assert made["samples"]["inputs"] == {} and made["dpo"]["inputs"].keys() == {"base", "rescored"}
