@@ -86,19 +86,19 @@ class Planned(NamedTuple):
     why: str  # it is run, or is not
 
 
-def plan(steps: Sequence[Step], root: Path, *, until: str | None = None, again: str | None = None) -> list[Planned]:
-    """What `run` would do with each step up to `until`, in order; `again` and all that depends on it is not skipped."""
+def plan(steps: Sequence[Step], root: Path, *, until: str | None = None, again: Sequence[str] = ()) -> list[Planned]:
+    """What `run` would do with each step up to `until`, in order: `again` and what depends on them are not skipped."""
     ordered, marks = order(steps), fingerprints(steps)
     places = {step.name: place for place, step in enumerate(ordered)}
-    redone = dependents(steps, again) if again is not None else set[str]()
+    redone = dependents(steps, again)
     last = pick(places, until, "step") if until is not None else len(ordered) - 1
     return [_planned(step, root / step.name, marks[step.name], step.name in redone) for step in ordered[: last + 1]]
 
 
-def dependents(steps: Sequence[Step], name: str) -> set[str]:
-    """The step and every step that reads something of it, directly or not."""
-    pick({step.name: step for step in steps}, name, "step")
-    found = {name}
+def dependents(steps: Sequence[Step], names: Sequence[str]) -> set[str]:
+    """The named steps and every step that reads something of them, directly or not."""
+    known = {step.name: step for step in steps}
+    found = {pick(known, name, "step").name for name in names}
     for step in order(steps):
         if found & set(step.inputs):
             found.add(step.name)
@@ -126,7 +126,7 @@ def run(
     announce: Callable[[str], None],
     watch: Callable[[str, str], None] = lambda name, state: None,
     until: str | None = None,
-    again: str | None = None,
+    again: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """The manifest of every step up to `until` by name, after `execute` has made those that were not there.
 
@@ -134,8 +134,7 @@ def run(
     and returns what the manifest is to say. `watch(step, state)` is told whenever a step's state changes.
     """
     planned, marks = plan(steps, root, until=until, again=again), fingerprints(steps)
-    if again is not None:
-        _forget([root / name for name in dependents(steps, again)])  # those after `until` as well
+    _forget([root / name for name in dependents(steps, again)])  # those after `until` as well
     for step, state, _ in planned:
         watch(step.name, state)
     made: dict[str, dict[str, Any]] = {}

@@ -95,14 +95,14 @@ AGAIN = {
 @pytest.mark.parametrize("name", AGAIN)
 def test_a_step_is_run_again_with_what_depends_on_it_and_nothing_else(tmp_path, name):
     ran(tmp_path)
-    assert dependents(STEPS, name) == set(AGAIN[name])
-    assert ran(tmp_path, again=name) == AGAIN[name]
+    assert dependents(STEPS, [name]) == set(AGAIN[name])
+    assert ran(tmp_path, again=[name]) == AGAIN[name]
     assert ran(tmp_path) == []
 
 
 def test_what_runs_again_may_end_early_and_the_rest_follows_later(tmp_path):
     ran(tmp_path)
-    assert ran(tmp_path, again="code", until="chat") == ["code", "chat"]
+    assert ran(tmp_path, again=["code"], until="chat") == ["code", "chat"]
     assert ran(tmp_path) == ["dpo"]
 
 
@@ -117,7 +117,7 @@ def execute(step, working, inputs):
     (working / "letter").write_text("of the second call")
     return {}
 chain = {"base": (), "code": ("base",), "reward": ("base",), "chat": ("code",), "dpo": ("chat", "reward")}
-run([Step(*each, "k") for each in chain.items()], root, execute=execute, announce=print, again="code")
+run([Step(*each, "k") for each in chain.items()], root, execute=execute, announce=print, again=["code"])
 """
 
 
@@ -172,6 +172,11 @@ def changed(steps, draw):
     return after, {name for name in reads if touched(name)}
 
 
+def below(steps, name):
+    """The step and all that reads it, found by going up all paths."""
+    return {name}.union(*(below(steps, step.name) for step in steps if name in step.inputs))
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_plan_is_what_is_then_done_and_that_is_what_changed_and_its_dependents(tmp_path, seed):
     draw = random.Random(seed)
@@ -181,9 +186,9 @@ def test_the_plan_is_what_is_then_done_and_that_is_what_changed_and_its_dependen
     assert {each.state for each in plan(steps, tmp_path)} == {FINISHED}
     after, touched = changed(steps, draw)
     until = draw.choice([None, draw.choice(after).name])
-    again = draw.choice([None, None, draw.choice(after).name])
+    again = [step.name for step in draw.sample(after, draw.choice([0, 0, 1, min(2, len(after))]))]
     there = len(after) if until is None else [step.name for step in after].index(until) + 1
-    expected = touched if again is None else touched | dependents(after, again)
+    expected = touched.union(*(below(after, name) for name in again))
     planned = plan(after, tmp_path, until=until, again=again)
     assert [each.step for each in planned] == after[:there]
     done = ran(tmp_path, after, until=until, again=again)
@@ -203,7 +208,7 @@ def test_a_plan_tells_of_what_was_begun_and_touches_nothing(tmp_path):
         run(STEPS[:1], tmp_path, execute=fail, announce=lambda _: None)
     before = sorted(tmp_path.rglob("*"))
     assert [each.state for each in plan(STEPS, tmp_path)] == [STOPPED, NEW, NEW, NEW, NEW]
-    assert {each.state for each in plan(STEPS, tmp_path, again="base")} == {NEW}
+    assert {each.state for each in plan(STEPS, tmp_path, again=["base"])} == {NEW}
     other = [Step("base", (), "other")]
     assert plan(other, tmp_path)[0].why == "runs from its start: what it had begun was of other settings or inputs"
     assert sorted(tmp_path.rglob("*")) == before

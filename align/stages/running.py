@@ -70,7 +70,7 @@ def run_recipe(
     Beside the steps it leaves the files of LEAVES.
     """
     began, recipe = time.monotonic(), command.load()
-    last, first = _ends(recipe, until, again)
+    last, redone = _ends(recipe, until, again)
     gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
     with pipeline.held(recipe.root, report.note), EnergyMeter(recipe.accounting, gpus) as energy:
         for name in LEAVES:  # what a kill has left of one
@@ -85,7 +85,7 @@ def run_recipe(
             announce=report.note,
             watch=report.watch,
             until=last,
-            again=first,
+            again=redone,
         )
         _conclude(recipe, made, began=began, computing_s=sum(computing_s))
     return made
@@ -93,14 +93,14 @@ def run_recipe(
 
 def planned(recipe: Recipe, until: str | None, again: str | None) -> list[pipeline.Planned]:
     """What `run_recipe` would do with each step."""
-    last, first = _ends(recipe, until, again)
-    return pipeline.plan(recipe.pipeline(), recipe.root, until=last, again=first)
+    last, redone = _ends(recipe, until, again)
+    return pipeline.plan(recipe.pipeline(), recipe.root, until=last, again=redone)
 
 
-def _ends(recipe: Recipe, until: str | None, again: str | None) -> tuple[str | None, str | None]:
-    """The last step to be run and the first to be run again, by the names under which they are run."""
+def _ends(recipe: Recipe, until: str | None, again: str | None) -> tuple[str | None, list[str]]:
+    """The last step to be run and those to be run again, by the names under which they are run."""
     last = recipe.written_as(until)[-1] if until is not None else None
-    return last, recipe.written_as(again)[0] if again is not None else None
+    return last, recipe.written_as(again) if again is not None else []
 
 
 def _tell_disk(root: Path, models: int, checkpoints: int, *, report: Reporter) -> None:

@@ -10,8 +10,10 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from align.cli import app
+from align.pipeline import FINISHED, fingerprints
 from align.stages import costs
-from align.stages.running import Command, run_recipe
+from align.stages.recipe import load_recipe
+from align.stages.running import Command, planned, run_recipe
 from align.synth import tasks
 
 REPLAY = RECIPE.replace(
@@ -173,3 +175,17 @@ def test_a_base_takes_its_samples_from_another_model_and_a_score_judges_them_ane
         assert [one["reward"] for one in row["responses"]] == [len(one["content"]) for one in row["responses"]]
         assert len(row["responses"]) == 2
     assert made["samples"]["inputs"] == {} and made["dpo"]["inputs"].keys() == {"base", "rescored"}
+
+
+def test_evaluations_that_one_step_stands_for_are_all_run_again(tmp_path):
+    text = REPLAY + "  evaluate: {{stage: evaluate, policies: [base, sft], tasks: {{code: {{data: code}}}}}}\n"
+    path = tmp_path / "small.yaml"
+    path.write_text(text.format(runs=tmp_path / "runs"))
+    loaded = load_recipe(path)
+    for name in loaded.steps:
+        (loaded.root / name).mkdir(parents=True)
+        mark = fingerprints(loaded.pipeline())[name]
+        (loaded.root / name / "manifest.json").write_text(json.dumps({"fingerprint": mark}))
+    states = {each.step.name: each.state for each in planned(loaded, None, "evaluate")}
+    assert [name for name, state in states.items() if state != FINISHED] == ["evaluate-base", "evaluate-sft"]
+    assert {each.state for each in planned(loaded, None, None)} == {FINISHED}
