@@ -29,6 +29,7 @@ class Mixture:
     shares: tuple[float, ...]  # of each source in an epoch; 1 in all
     exhausted: Exhausted = "stop"
     seed: int = 0
+    replayed: int = 0  # how many of the last sources are replayed: they do not decide how long an epoch is
 
     def __post_init__(self) -> None:
         if any(share <= 0 for share in self.shares) or not math.isclose(sum(self.shares), 1):
@@ -39,22 +40,21 @@ class Mixture:
     @property
     def num_rows(self) -> int:
         """Rows of an epoch."""
-        lasts = [size / share for size, share in zip(self.sizes, self.shares, strict=True)]
+        own = slice(len(self.sizes) - self.replayed)
+        lasts = [size / share for size, share in zip(self.sizes[own], self.shares[own], strict=True)]
         if self.exhausted == "stop":
             return math.floor(min(lasts) + ALMOST)
-        return math.ceil(max(lasts) - ALMOST) if self.exhausted == "repeat" else sum(self.sizes)
+        if self.exhausted == "repeat":
+            return math.ceil(max(lasts) - ALMOST)
+        return round(sum(self.sizes[own]) / sum(self.shares[own]))
 
     @property
     def quotas(self) -> tuple[int, ...]:
-        """Rows of each source in an epoch: its share to within one row; with `down_weight` all that it has."""
+        """Rows of each source in an epoch: its share to within one row; down-weighted, all rows of the step's own."""
         if self.exhausted == "down_weight":
-            return self.sizes
-        exact = [share * self.num_rows for share in self.shares]
-        whole = [math.floor(each + ALMOST) for each in exact]
-        left = sorted(range(len(exact)), key=lambda source: whole[source] - exact[source])
-        for source in left[: self.num_rows - sum(whole)]:
-            whole[source] += 1
-        return tuple(whole)
+            own = self.sizes[: len(self.sizes) - self.replayed]
+            return *own, *_apportioned(self.num_rows - sum(own), self.shares[len(own) :])
+        return _apportioned(self.num_rows, self.shares)
 
     def epoch(self, number: int) -> list[int]:
         """The rows of an epoch in their order, every source spread evenly over as much of it as its share asks."""
@@ -81,6 +81,16 @@ class Mixture:
             found += order(size, seed=self.seed, epoch=passed, place=f"source {source}")
         first = start % size
         return found[first : first + number]
+
+
+def _apportioned(number: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """The number in parts as near to the shares as whole numbers can be: largest remainders."""
+    exact = [share * number / sum(shares) for share in shares]
+    whole = [math.floor(each + ALMOST) for each in exact]
+    left = sorted(range(len(exact)), key=lambda source: whole[source] - exact[source])
+    for source in left[: number - sum(whole)]:
+        whole[source] += 1
+    return tuple(whole)
 
 
 def shares_of(weights: Mapping[str, float], replay: Mapping[str, float], share: float) -> dict[str, float]:

@@ -61,7 +61,8 @@ def step_rows(
         return parts[0]
     assert isinstance(step, TrainStep)
     sizes = tuple(len(part.train) for part in parts)
-    mixture = Mixture(sizes, tuple(shares.values()), step.exhausted, recipe.seed)
+    replayed = len(recipe.replayed(name)) if step.replay else 0
+    mixture = Mixture(sizes, tuple(shares.values()), step.exhausted, recipe.seed, replayed)
     counts = Counter({"epoch": mixture.num_rows})
     for part in parts:
         counts.update(part.counts)

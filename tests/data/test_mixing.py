@@ -155,6 +155,23 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize(("exhausted", "own_rows"), [("stop", 150), ("repeat", 400), ("down_weight", 300)])
+@pytest.mark.parametrize("size", [1, 3, 50, 10_000])
+def test_replayed_rows_take_their_share_of_an_epoch_that_the_own_sources_decide(exhausted, own_rows, size):
+    shares = shares_of({"a": 1.0, "b": 1.0}, {"c": 3.0, "d": 1.0}, 0.2)  # of 100 and 200 rows; c and d have few or many
+    sizes = (100, 200, size, size)
+    sizes = (75, 200, size, size) if exhausted == "stop" else sizes
+    mixture = Mixture(sizes, tuple(shares.values()), exhausted, replayed=2)
+    given = Counter(sources(mixture, mixture.epoch(0)))
+    assert given[0] + given[1] == own_rows
+    whole = own_rows / 0.8
+    assert abs(given.total() - whole) < 1
+    assert abs(given[2] - 0.15 * whole) < 1
+    assert abs(given[3] - 0.05 * whole) < 1
+    if exhausted == "down_weight":
+        assert (given[0], given[1]) == (100, 200)
+
+
 @pytest.mark.parametrize(("make", "said"), WRONG)
 def test_a_mixture_that_gives_nothing_is_refused(make, said):
     with pytest.raises(InputError, match=said):
