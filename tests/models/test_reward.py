@@ -215,6 +215,16 @@ def test_adapters_train_beside_the_whole_head_and_are_saved_as_one(tmp_path, set
     assert not (tmp_path / "adapter_config.json").exists()
 
 
+def test_a_head_can_be_all_that_is_trained(settings):
+    model, _ = load_reward_model(settings(gradient_checkpointing=True), HeadSettings(only=True))
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == ["hf.score.weight"]
+    model.use_forward("tree")
+    model(tree_batch(SEQUENCES["many"])).sum().backward()
+    assert model.head.weight.grad.abs().min() > 0
+    with pytest.raises(InputError, match=r"head\.only: adapters train the decoder"):
+        load_reward_model(settings(lora=LoraSettings(rank=2)), HeadSettings(only=True))
+
+
 @pytest.mark.parametrize("budget", [1, 40, 10**6])
 def test_groups_are_scored_alike_however_they_are_put_together(settings, budget):
     model, _ = load_reward_model(settings())

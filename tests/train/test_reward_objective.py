@@ -194,6 +194,17 @@ def test_the_head_learns_at_its_own_rate(tmp_path):
         assert max(moved.values()) == pytest.approx(1e-4, rel=1e-2)
 
 
+def test_a_head_that_learns_alone_learns_as_beside_the_decoder_which_stays(tmp_path):
+    changes = {"max_steps": 1, "max_grad_norm": 0.0}  # the norm would be that of fewer gradients
+    made, start = model(), weights(model())
+    made.keep_decoder()
+    _, alone = run(tmp_path / "alone", "regression", RUNS["regression"], made=made, **changes)
+    _, beside = run(tmp_path / "beside", "regression", RUNS["regression"], **changes)
+    torch.testing.assert_close(alone["score.weight"], beside["score.weight"], rtol=0, atol=1e-7)
+    changed = {name for name in start if not torch.equal(alone[name], start[name])}
+    assert changed == {"score.weight"}
+
+
 def test_labels_are_part_of_what_a_checkpoint_belongs_to(tmp_path):
     objective = reward_objective("regression", NAMES, WEIGHTS)
     other = [replace(RUNS["regression"][0], attributes=({},)), *RUNS["regression"][1:]]
