@@ -4,6 +4,8 @@ import copy
 
 import numpy as np
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.data.chat import TokenSequence
@@ -100,7 +102,6 @@ PLAIN = {
         {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4},
         "computes attention by itself",
     ),
-    "gptj": ("gptj", GPT | {"rotary_dim": 4}, "computes attention by itself"),
     "mamba": ("mamba", {"state_size": 4}, "computes attention by itself"),
     "stablelm": ("stablelm", {}, "computes attention by itself"),
     "nemotron": ("nemotron", {}, "does not hand forward keywords"),
@@ -143,6 +144,11 @@ PLAIN = {
     "mistral": ("mistral", {"sliding_window": 5}, "sliding window of 5"),
     "gemma2": ("gemma2", {"sliding_window": 5, "attn_logit_softcapping": 5.0}, "sliding window of 5"),
 }
+# Since transformers 5.24 its attention goes through the interface.
+if Version(transformers.__version__) >= Version("5.24"):
+    MORE_TREE["gptj"] = ("gptj", GPT | {"rotary_dim": 4})
+else:
+    PLAIN["gptj"] = ("gptj", GPT | {"rotary_dim": 4}, "computes attention by itself")
 
 
 def tiny_model(kind, settings=None, *, seed=0):
