@@ -165,7 +165,7 @@ def _of_training_to_come(
         assert isinstance(maker, GenerateStep)
         rows, drawn, prompts_tokens = _to_be_drawn(recipe, made_by, maker, tokenizer)
         tokens = prompts_tokens + drawn
-    work = Work(tokens, tokens * max(1, tokens // max(1, rows)) // 2, tokens)
+    work = _evenly(tokens, rows)
     flops = step.train.epochs * training_flops(model, work) + forward_flops(model, work)
     return Estimate(
         name=name,
@@ -198,7 +198,7 @@ def _of_answers(
             known[key] = asked = known.get(key) or _asked(recipe, task, tokenizer)
             rows, tokens, drawn = rows + asked.rows, tokens + asked.tokens, drawn + asked.drawn
     whole = tokens + drawn
-    flops = float(forward_flops(model, Work(whole, whole * max(1, whole // max(1, rows)) // 2, whole)))
+    flops = float(forward_flops(model, _evenly(whole, rows)))
     return Estimate(
         name=name,
         stage=step.stage,
@@ -209,6 +209,11 @@ def _of_answers(
         disk=whole * TEXT_BYTES,
         bound=drawn > 0,
     )
+
+
+def _evenly(tokens: int, rows: int) -> Work:
+    """The work of rows of equal length whose tokens all reach the head."""
+    return Work(tokens, tokens * max(1, tokens // max(1, rows)) // 2, tokens)
 
 
 def _asked(recipe: Recipe, task: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> _Asked:

@@ -21,10 +21,6 @@ class Expanded:
     steps: dict[str, AnyStep] = field(default_factory=dict[str, AnyStep])
     origins: dict[str, str] = field(default_factory=dict[str, str])  # the name under which the recipe wrote a step
 
-    def written_as(self, name: str) -> list[str]:
-        """Every step that the recipe's step `name` has become, in their order."""
-        return [step for step, origin in self.origins.items() if origin == name]
-
 
 def expand(given: Mapping[Any, Any]) -> Expanded:
     """Each step with its own stage's settings, so that an error names the step and the stage's own keys."""

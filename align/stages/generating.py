@@ -8,12 +8,11 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
-from align.artifacts import fingerprint
 from align.config import InputError, Settings, build, read_overrides
 from align.data.formats import write
-from align.models.loading import GGUF, quiet_transformers
+from align.models.loading import quiet_transformers
 from align.records import Prompt
-from align.stages.recipe import SourceSettings
+from align.stages.recipe import SourceSettings, content_of
 from align.stages.sources import prompts
 from align.synth.constrained import ConstraintSettings
 from align.synth.engines import EngineSettings, make_engine
@@ -145,12 +144,6 @@ def check_out(out: Path, what: str = "samples") -> None:
 def beside(out: Path, what: str) -> Path:
     """Where the finished items of an output file are kept."""
     return out.with_name(f".{out.name}.{what}")
-
-
-def content_of(path: str) -> str:
-    """The content hash of a local file or folder; a hub id or a server's name for a model stands for itself."""
-    local = Path(path.removeprefix(GGUF)).expanduser()
-    return fingerprint(local) if local.exists() else path
 
 
 class Sampling(Protocol):

@@ -25,9 +25,9 @@ from align.evaluation.winning import win_rates
 from align.models.loading import PolicySettings, length_limit, quiet_transformers
 from align.models.policy import load_policy
 from align.records import Comparison, Demonstration
-from align.stages.generating import RowSettings, beside, content_of
+from align.stages.generating import RowSettings, beside
 from align.stages.recipe import TASKS as PROCEDURAL
-from align.stages.recipe import SourceSettings
+from align.stages.recipe import SourceSettings, content_of
 from align.stages.sources import is_held_out, preferred, prompts, records
 from align.synth.engines import EngineSettings, make_engine
 from align.synth.journal import Journal

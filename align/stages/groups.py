@@ -13,8 +13,8 @@ from align.config import InputError
 from align.models.loading import quiet_transformers
 from align.records import Comparison, Demonstration, Prompt, Record
 from align.stages.costs import NOTHING, Done, dimensions
-from align.stages.generating import beside, content_of, sampled, write_judged
-from align.stages.recipe import GROUPS_FILE, Recipe
+from align.stages.generating import beside, sampled, write_judged
+from align.stages.recipe import GROUPS_FILE, Recipe, content_of
 from align.stages.sources import prompts, records
 from align.stages.steps import GenerateStep, ScoreStep, with_folders
 from align.stages.training import Context, about

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -39,6 +40,12 @@ from align.synth.constrained import ConstraintSettings
 T = TypeVar("T")
 TASKS = "tasks:"  # prefix of a source's path that names procedural tasks
 GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses
+
+
+def content_of(path: str) -> str:
+    """The content hash of a local file or folder; a hub id or a server's name for a model stands for itself."""
+    local = Path(path.removeprefix(GGUF)).expanduser()
+    return fingerprint(local) if local.exists() else path
 
 
 class SourceSettings(Settings):
@@ -178,16 +185,8 @@ class Recipe(Settings):
 
     def pipeline(self) -> list[Step]:
         """The steps for the pipeline, each with the hash of everything that decides its content."""
-        known: dict[str, str] = {}
-
-        def content_of(path: str) -> str:
-            """The content hash of a local file or folder; a hub id stands for itself."""
-            local = Path(path.removeprefix(GGUF)).expanduser()
-            if path not in known:
-                known[path] = fingerprint(local) if local.exists() else path
-            return known[path]
-
-        return [Step(name, self.inputs(name), stable_hash(self._content(name, content_of))) for name in self.steps]
+        once = cache(content_of)  # a file that several steps read is read through once
+        return [Step(name, self.inputs(name), stable_hash(self._content(name, once))) for name in self.steps]
 
     def _content(self, name: str, content_of: Callable[[str], str]) -> list[Any]:
         step = self.steps[name]

@@ -12,8 +12,9 @@ from typing import Any
 from align.config import InputError
 from align.data.formats import read, write
 from align.records import Comparison, Demonstration, Prompt, Record, Response
-from align.stages.generating import beside, check_out, content_of
+from align.stages.generating import beside, check_out
 from align.stages.pairs import accuracy, pairs_of
+from align.stages.recipe import content_of
 from align.synth.journal import Journal
 from align.synth.reward_judge import reward_model_judge
 from align.synth.verdicts import Verdict
