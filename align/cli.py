@@ -96,7 +96,7 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
                 f"{each.tokens:,} an epoch ({training.unshared:,} without sharing), longest {training.longest:,}"
             )
             lines["optimizer steps"] = f"{training.optimizer_steps:,}"
-            lines["memory"] = f"{training.memory / 2**30:.1f} GiB at the peak, estimated"
+            lines["memory"] = training.memory.told()
         elif each.tokens:
             lines["tokens"] = f"{most}{each.tokens:,}"
         if each.flops:
@@ -104,7 +104,10 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
             lines["time"] = f"{most}{each.seconds / 60:.1f} minutes on this machine's CPU, estimated"
         lines["disk"] = f"{(each.disk + each.spare) / 2**30:.2f} GiB, of which {each.disk / 2**30:.2f} stay"
         if training is not None:
-            lines["imbalance"] = f"{training.imbalance:.3f} over 8 ranks"
+            lines["imbalance"] = "; ".join(
+                f"{one.mean:.3f} over {one.num_ranks} ranks, at worst {one.worst:.3f}, no plan below {one.least:.3f}"
+                for one in training.balances
+            )
         for name, text in lines.items():
             console.print(f"  {name:<16} {text}", highlight=False, soft_wrap=True)
 

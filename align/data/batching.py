@@ -1,12 +1,25 @@
-"""The batch plan: groups to optimizer steps to micro-batches to ranks. It decides how things are computed, not what."""
+"""The batch plan: groups to optimizer steps to ranks to micro-batches. It decides how things are computed, not what."""
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import random
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush, heapreplace
+from typing import NamedTuple, Protocol, SupportsInt, TypeAlias
+
+Indices: TypeAlias = "Sequence[int] | array[int]"
+WORTH = 1.02  # by this much the fullest rank has to become lighter for all ranks to run one micro-batch more
+
+
+class Sizes(Protocol):
+    """Tokens of each group, by its index: a list or a column of numbers."""
+
+    def __getitem__(self, group: int, /) -> SupportsInt:
+        """The tokens of one group."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +30,9 @@ class StepPlan:
     ranks: tuple[tuple[tuple[int, ...], ...], ...]  # [rank][micro-batch] -> group indices
 
 
-def order(num_groups: int, *, seed: int, epoch: int, place: str = "order") -> list[int]:
-    """A permutation of the groups that depends on (seed, place, epoch) only."""
-    indices = list(range(num_groups))
+def order(num_groups: int, *, seed: int, epoch: int, place: str = "order") -> array[int]:
+    """A permutation of the groups that depends on (seed, place, epoch) only, in four bytes a group."""
+    indices = array("I", range(num_groups))
     digest = hashlib.sha256(repr((seed, place, epoch)).encode()).digest()
     random.Random(digest).shuffle(indices)
     return indices
@@ -36,7 +49,7 @@ def groups_of_step(
     groups_per_step: int,
     *,
     seed: int = 0,
-    epoch_of: Callable[[int], Sequence[int]] | None = None,
+    epoch_of: Callable[[int], Indices] | None = None,
 ) -> tuple[int, ...]:
     """The groups of optimizer step `step` (from 0), whatever was computed before it.
 
@@ -47,46 +60,97 @@ def groups_of_step(
     return tuple(indices[within * groups_per_step : (within + 1) * groups_per_step])
 
 
-def plan_step(groups: Sequence[int], sizes: Sequence[int], *, token_budget: int, num_ranks: int = 1) -> StepPlan:
-    """The groups cut into micro-batches of at most `token_budget` tokens and dealt to ranks with nearly equal tokens.
+def plan_step(groups: Indices, sizes: Sizes, *, token_budget: int, num_ranks: int = 1) -> StepPlan:
+    """The groups dealt to ranks with nearly equal tokens, and cut into micro-batches of at most `token_budget` tokens.
 
     `sizes[group]` is a group's number of tokens. Every rank gets the same number of micro-batches. A group larger than
     the budget makes a micro-batch of its own.
     """
-    tokens = sum(min(sizes[group], token_budget) for group in groups)
-    most = -(-len(groups) // num_ranks)  # then every group is alone
+    falling = sorted((-int(sizes[group]), group) for group in groups)
+    tokens = sum(min(-size, token_budget) for size, _ in falling)
+    most = -(-len(falling) // num_ranks)  # then every group is alone
     rounds = min(most, -(-tokens // (token_budget * num_ranks)))
-    while True:
-        bins = _deal(groups, sizes, rounds * num_ranks)
-        if all(len(each) <= 1 or sum(sizes[group] for group in each) <= token_budget for each in bins):
-            break
+    while (deal := _deal(falling, rounds, num_ranks=num_ranks, token_budget=token_budget)) is None:
         rounds = min(most, rounds + max(1, rounds // 32))  # a large plan is not tried one round at a time
-    # Full bins and empty ones alternate over the ranks: the r-th largest bin goes to the rank with the least so far.
-    shares: list[list[tuple[int, ...]]] = [[] for _ in range(num_ranks)]
-    loads = [(0, rank) for rank in range(num_ranks)]
-    for start in range(0, len(bins), num_ranks):
-        loads.sort()
-        dealt: list[tuple[int, int]] = []
-        for (load, rank), each in zip(loads, bins[start : start + num_ranks], strict=True):
-            shares[rank].append(each)
-            dealt.append((load + sum(sizes[group] for group in each), rank))
-        loads = dealt
-    return StepPlan(tuple(groups), tuple(tuple(share) for share in shares))
+    if deal.is_tight and rounds < most:
+        wider = _deal(falling, rounds + 1, num_ranks=num_ranks, token_budget=token_budget)
+        deal = wider if wider is not None and wider.largest * WORTH < deal.largest else deal
+    return StepPlan(tuple(groups), deal.ranks)
 
 
-def imbalance(plan: StepPlan, sizes: Sequence[int]) -> float:
+def imbalance(plan: StepPlan, sizes: Sizes) -> float:
     """Largest over mean number of tokens of a rank; 1.0 is perfect."""
-    loads = [sum(sizes[group] for micro in share for group in micro) for share in plan.ranks]
+    loads = [sum(int(sizes[group]) for micro in share for group in micro) for share in plan.ranks]
     return max(loads) * len(loads) / max(1, sum(loads))
 
 
-def _deal(groups: Sequence[int], sizes: Sequence[int], num_bins: int) -> list[tuple[int, ...]]:
-    """Largest first, each into the emptiest bin (Graham 1969, LPT); bins from the fullest to the emptiest."""
-    bins: list[list[int]] = [[] for _ in range(num_bins)]
-    heap = [(0, index) for index in range(num_bins)]
-    for group in sorted(groups, key=lambda group: (-sizes[group], group)):
-        load, index = heapq.heappop(heap)
-        bins[index].append(group)
-        heapq.heappush(heap, (load + sizes[group], index))
-    loads = {index: load for load, index in heap}
-    return [tuple(sorted(bins[index])) for index in sorted(loads, key=lambda index: (-loads[index], index))]
+def least_imbalance(groups: Indices, sizes: Sizes, *, num_ranks: int) -> float:
+    """What no plan of these groups can be below: somebody has the largest, and of ranks + 1 groups somebody has two."""
+    falling = sorted((int(sizes[group]) for group in groups), reverse=True)
+    two = sum(falling[num_ranks - 1 : num_ranks + 1]) if len(falling) > num_ranks else 0
+    mean = sum(falling) / num_ranks
+    return max(falling[0], two, mean) / max(1, mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """How evenly some steps are dealt to a number of ranks: imbalances, each 1.0 where all ranks get the same."""
+
+    num_ranks: int
+    mean: float
+    worst: float
+    least: float  # mean of what no plan of these steps could be below
+
+
+def balance(steps: Iterable[Indices], sizes: Sizes, *, token_budget: int, num_ranks: int) -> Balance:
+    """How evenly the steps' groups are dealt."""
+    found, least = list[float](), list[float]()
+    for groups in steps:
+        found.append(imbalance(plan_step(groups, sizes, token_budget=token_budget, num_ranks=num_ranks), sizes))
+        least.append(least_imbalance(groups, sizes, num_ranks=num_ranks))
+    return Balance(num_ranks, sum(found) / len(found), max(found), sum(least) / len(least))
+
+
+class _Deal(NamedTuple):
+    ranks: tuple[tuple[tuple[int, ...], ...], ...]  # micro-batches of each, from the fullest to the emptiest
+    largest: int  # tokens of a rank
+    is_tight: bool  # whether some group did not fit where it should have gone
+
+
+def _deal(falling: Sequence[tuple[int, int]], rounds: int, *, num_ranks: int, token_budget: int) -> _Deal | None:
+    """The groups in `rounds` micro-batches a rank; None if so few cannot hold them.
+
+    Largest first, each group to the rank with the least so far, into the emptiest of its micro-batches (Graham 1969,
+    LPT, twice). A rank that has no room for a group waits until one comes that it has room for.
+    """
+    micros = [[list[int]() for _ in range(rounds)] for _ in range(num_ranks)]
+    filled = [[(0, micro) for micro in range(rounds)] for _ in range(num_ranks)]  # a heap for each rank
+    ready = [(0, rank) for rank in range(num_ranks)]  # a heap of (tokens, rank)
+    waiting: list[tuple[int, int, int]] = []  # a heap of (less its room, tokens, rank)
+    is_tight = False
+    for less_size, group in falling:
+        while waiting and waiting[0][0] <= less_size:
+            heappush(ready, heappop(waiting)[1:])
+        while ready:
+            load, rank = ready[0]
+            held, micro = filled[rank][0]
+            if held == 0 or held - less_size <= token_budget:
+                break
+            heappop(ready)
+            heappush(waiting, (held - token_budget, load, rank))
+            is_tight = True
+        else:
+            return None
+        micros[rank][micro].append(group)
+        heapreplace(filled[rank], (held - less_size, micro))
+        heapreplace(ready, (load - less_size, rank))
+    ranks = tuple(
+        tuple(tuple(sorted(micros[rank][micro])) for _, micro in sorted(filled[rank], key=_fullest_first))
+        for rank in range(num_ranks)
+    )
+    return _Deal(ranks, max(load for *_, load, _ in (*ready, *waiting)), is_tight)
+
+
+def _fullest_first(filled: tuple[int, int]) -> tuple[int, int]:
+    held, micro = filled
+    return -held, micro

@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import math
 import random
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -56,7 +57,7 @@ class Mixture:
             return *own, *_apportioned(self.num_rows - sum(own), self.shares[len(own) :])
         return _apportioned(self.num_rows, self.shares)
 
-    def epoch(self, number: int) -> list[int]:
+    def epoch(self, number: int) -> array[int]:
         """The rows of an epoch in their order, every source spread evenly over as much of it as its share asks."""
         quotas, starts = self.quotas, [sum(self.sizes[:source]) for source in range(len(self.sizes))]
         weights = self.shares if self.exhausted == "down_weight" else quotas
@@ -66,7 +67,7 @@ class Mixture:
         due = [(draw.random() / weight, source, 0) for source, weight in enumerate(weights) if quotas[source]]
         heapq.heapify(due)
         rows = [self._stream(source, number * quota, quota) for source, quota in enumerate(quotas)]
-        found: list[int] = []
+        found = array("I")
         while due:
             at, source, given = heapq.heappop(due)
             found.append(starts[source] + rows[source][given])
@@ -74,9 +75,9 @@ class Mixture:
                 heapq.heappush(due, (at + 1 / weights[source], source, given + 1))
         return found
 
-    def _stream(self, source: int, start: int, number: int) -> list[int]:
+    def _stream(self, source: int, start: int, number: int) -> array[int]:
         """Rows of one source from place `start` of its passes, each of which is a permutation of its own."""
-        size, found = self.sizes[source], list[int]()
+        size, found = self.sizes[source], array("I")
         for passed in range(start // size, -(-(start + number) // size)):
             found += order(size, seed=self.seed, epoch=passed, place=f"source {source}")
         first = start % size

@@ -17,20 +17,19 @@ from align.accounting.formulas import (
     decoder,
     forward_flops,
     training_flops,
-    training_memory,
 )
 from align.config import InputError, stable_hash
-from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
+from align.data.batching import Balance, Indices, balance, order, steps_per_epoch
 from align.data.chat import ChatEncoder, TokenGroup
 from align.evaluation.likelihood import LIKELIHOODS
 from align.evaluation.tasks import TASKS
 from align.models.loading import GGUF, fresh_config, gguf_file, length_limit, quiet_transformers
-from align.models.logprobs import TILE_CPU
 from align.models.tree import count_tokens, tree_batch
 from align.records import Prompt
 from align.stages.costs import matrix_rate
 from align.stages.estimates import Estimate, Training
 from align.stages.evaluating import kind_of
+from align.stages.footprint import footprint
 from align.stages.grading import likelihood_rows, task_rows
 from align.stages.groups import asked_prompts
 from align.stages.recipe import Recipe
@@ -55,6 +54,7 @@ from align.stages.training import imported, objective_of, tokenizer_of
 # which reads all weights for each token of a batch.
 EFFICIENCY, SAMPLING_EFFICIENCY = 0.6, 0.05
 CHECKPOINTS = 6  # models' sizes on the disk at once: weights and two moments, of a checkpoint and of the one before it
+RANKS, DEALT = (8, 64), 16  # numbers of ranks that a step's balance is told for, over so many steps
 TEXT_BYTES = 8  # of a token in a file of responses and in what is kept beside it until it is whole
 
 
@@ -124,14 +124,13 @@ def _of_training(
     num_rows = data.mixture.num_rows if data.mixture is not None else len(data.train)
     num_steps = settings.num_steps(num_rows)
     epochs = num_steps / steps_per_epoch(num_rows, settings.groups_per_step)
-    chosen = data.mixture.epoch(0) if data.mixture is not None else range(len(data.train))
+    chosen = data.mixture.epoch(0) if data.mixture is not None else order(num_rows, seed=recipe.seed, epoch=0)
     works = [_work(group, head=not isinstance(step, RewardStep)) for group in data.train]
     work = added(works[index] for index in chosen)
     sizes = [each.tokens for each in works]
     flops = epochs * training_flops(model, work)
     if not isinstance(step, RewardStep) and objective_of(step).needs_reference:
         flops += forward_flops(model, work)
-    memory = _memory(recipe, model, max(settings.tokens_per_micro_batch, max(sizes)))
     return Estimate(
         name=name,
         stage=step.stage,
@@ -147,8 +146,8 @@ def _of_training(
             optimizer_steps=num_steps,
             longest=max(len(each.ids) for group in data.train for each in group.sequences),
             unshared=sum(len(each.ids) for index in chosen for each in data.train[index].sequences),
-            memory=memory,
-            imbalance=_imbalance(step, sizes, recipe.seed),
+            memory=footprint(recipe, step, model, sizes),
+            balances=_balances(step, sizes, chosen),
         ),
     )
 
@@ -252,26 +251,13 @@ def _work(group: TokenGroup, *, head: bool) -> Work:
     return Work(batch.num_tokens, int(batch.position_ids.sum()) + batch.num_tokens, len(batch.targets_N) if head else 0)
 
 
-def _memory(recipe: Recipe, model: Decoder, tokens: int) -> int:
-    lora = recipe.policy.lora
-    adapters = None
-    if lora is not None:  # two thin matrices for each of seven projections of a layer
-        wide = 4 * model.hidden + 2 * (model.query_width + model.kv_width) + 3 * (model.hidden + model.intermediate)
-        adapters = model.layers * lora.rank * wide
-    parts = training_memory(
-        model,
-        tokens,
-        head_chunk=-(-TILE_CPU // model.vocab),
-        trainable=adapters,
-        checkpointing=recipe.policy.gradient_checkpointing,
-    )
-    return sum(parts)
-
-
-def _imbalance(step: TrainStep | PreferenceStep | RewardStep, sizes: Sequence[int], seed: int) -> float:
-    settings = step.train
-    first = groups_of_step(0, len(sizes), settings.groups_per_step, seed=seed)
-    return imbalance(plan_step(first, sizes, token_budget=settings.tokens_per_micro_batch, num_ranks=8), sizes)
+def _balances(step: TrainStep | PreferenceStep | RewardStep, sizes: Sequence[int], epoch: Indices) -> list[Balance]:
+    """How evenly the first steps of an epoch would be dealt to ranks, of which each has a group at least."""
+    per_step, budget = step.train.groups_per_step, step.train.tokens_per_micro_batch
+    starts = range(0, min(DEALT, max(1, len(epoch) // per_step)) * per_step, per_step)
+    steps = [epoch[start : start + per_step] for start in starts]
+    widths = [ranks for ranks in RANKS if ranks <= len(steps[0])] or [len(steps[0])]
+    return [balance(steps, sizes, token_budget=budget, num_ranks=ranks) for ranks in widths]
 
 
 def model_config(recipe: Recipe, name: str, vocab_size: int) -> PretrainedConfig:

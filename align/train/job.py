@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Job:
         """Groups of an epoch."""
         return self.mixture.num_rows if self.mixture is not None else len(self.train)
 
-    def epoch(self, number: int) -> list[int]:
+    def epoch(self, number: int) -> array[int]:
         """The groups of an epoch in their order, by index in `train`."""
         if self.mixture is not None:
             return self.mixture.epoch(number)

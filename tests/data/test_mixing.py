@@ -126,7 +126,7 @@ def test_any_number_of_workers_does_the_same_rows_in_the_same_steps(exhausted, n
         whole = made.epoch(epoch)
         for step in random.Random(epoch).sample(range(a_step), a_step):  # a resumed run begins at any of them
             chosen = groups_of_step(epoch * a_step + step, made.num_rows, per_step, epoch_of=made.epoch)
-            assert list(chosen) == whole[step * per_step : (step + 1) * per_step]
+            assert list(chosen) == list(whole[step * per_step : (step + 1) * per_step])
             plan = plan_step(chosen, sizes, token_budget=100, num_ranks=num_ranks)
             done = [group for rank in plan.ranks for micro in rank for group in micro]
             assert sorted(done) == sorted(chosen)
