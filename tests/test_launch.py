@@ -1,6 +1,7 @@
 """Every file for `accelerate launch`: what accelerate and DeepSpeed themselves make of it is what its name says."""
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -15,8 +16,11 @@ from torch.distributed.fsdp import OffloadPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.run import config_from_args
 
+from align.stages.recipe import load_recipe
+
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
+README = LAUNCH / "README.md"
 TRAIN = ["-m", "align", "train", "RECIPE", "--step", "NAME"]
 OURS = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 0.25}
 ELSEWHERE = {"compute_environment", "distributed_type", "mixed_precision"}  # keys that accelerate does not copy
@@ -180,3 +184,40 @@ def test_fsdp_gathers_layer_by_layer_and_lets_go_after_the_forward(launch):
     assert plugin.transformer_cls_names_to_wrap is None  # so that the model's own are taken
     assert type(plugin.cpu_offload) is OffloadPolicy  # which leaves all where it is
     assert not (plugin.cpu_ram_efficient_loading or plugin.activation_checkpointing)
+
+
+def commands():
+    """Every command of the README's blocks, as words."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def test_the_readme_names_every_file_and_none_that_is_not_there():
+    said = set(re.findall(r"[\w.-]+\.(?:yaml|json|sbatch)\b", README.read_text("utf-8"))) - {"pipeline.yaml"}
+    assert said == {path.name for path in LAUNCH.iterdir()} - {README.name}
+
+
+STEP = re.compile(r"(?:--step |--until |STEP=|sbatch \S+ \S+ )(\S+)")
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_command_of_the_readme_is_one_that_runs(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    line = " ".join(words)
+    (recipe,) = re.findall(r"recipes/\S+", line)
+    loaded = load_recipe(Path(recipe), [word for word in words if re.match(r"[a-z_]+[\w.]*=", word)])
+    for step in STEP.findall(line):
+        assert loaded.written_as(step) == [step]
+    files = [word for word in words if word.startswith("launch/")]
+    files += [step.launch for step in loaded.steps.values() if getattr(step, "launch", None)]
+    assert all(Path(file).is_file() for file in files)
+    if words[0] == "accelerate":
+        given = _validate_launch_command(launch_command_parser().parse_args(words[2:]))[0]
+        assert [given.module, given.training_script, *given.training_script_args[:2]] == [
+            True,
+            "align",
+            "train",
+            recipe,
+        ]
+    else:
+        assert words[:2] in (["align", "run"], ["sbatch", "launch/slurm.sbatch"], ["sky", "launch"])

@@ -14,6 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 ROOT = Path(__file__).parents[1]
 SLURM, SKYPILOT = ROOT / "launch" / "slurm.sbatch", ROOT / "launch" / "skypilot.yaml"
 JOB = 1234567
+OVERRIDES = ["steps.rpo.train.reduce=each", "seed=1"]
 WAIT_S = 20
 
 # Each stand-in leaves its arguments in a file, a line each.
@@ -89,7 +90,7 @@ def test_the_batch_script_is_bash_and_asks_for_one_launcher_a_node():
 
 def test_under_slurm_each_node_is_told_its_rank_and_where_the_first_is(slurm):
     left, start = slurm
-    assert ended(start("recipes/a recipe.yaml", "rpo-1", "train.reduce=each", "seed=1"))[0] == 0
+    assert ended(start("recipes/a recipe.yaml", "rpo-1", *OVERRIDES))[0] == 0
     for node in range(4):
         assert lines(left / f"accelerate.{node}") == [
             "OMP_NUM_THREADS=12",
@@ -98,7 +99,7 @@ def test_under_slurm_each_node_is_told_its_rank_and_where_the_first_is(slurm):
             *("--config_file", "launch/zero3-4x8gpu.yaml"),
             *("--num_machines", "4", "--num_processes", "32"),
             *("--main_process_ip", "node07", "--main_process_port", "24567"),
-            *("-m", "align", "train", "recipes/a recipe.yaml", "--step", "rpo-1", "train.reduce=each", "seed=1"),
+            *("-m", "align", "train", "recipes/a recipe.yaml", "--step", "rpo-1", *OVERRIDES),
         ]
         parsed = launch_command_parser().parse_args(lines(left / f"accelerate.{node}")[2:])
         assert parsed.training_script_args[0] == "train"
@@ -169,7 +170,7 @@ def test_under_skypilot_each_machine_is_told_its_rank_and_where_the_first_is(clu
     task = yaml.safe_load(SKYPILOT.read_text("utf-8"))
     given = {"NODE_RANK": rank, "NODE_IPS": "10.0.0.5\n10.0.0.6\n10.0.0.7\n10.0.0.8", "NUM_NODES": 4}
     environment |= {f"SKYPILOT_{key}": str(value) for key, value in (given | {"NUM_GPUS_PER_NODE": 8}).items()}
-    environment |= task["envs"] | {"HOME": str(left), "OVERRIDES": "train.reduce=each seed=1"}
+    environment |= task["envs"] | {"HOME": str(left), "OVERRIDES": " ".join(OVERRIDES)}
     (left / "status.here").write_text("5")
     done = subprocess.run(["bash", "-c", task["run"]], env=environment, timeout=WAIT_S, check=False)
     assert done.returncode == 5  # the launcher's
@@ -181,5 +182,5 @@ def test_under_skypilot_each_machine_is_told_its_rank_and_where_the_first_is(clu
         *("--machine_rank", str(rank), "--num_machines", "4", "--num_processes", "32"),
         *("--main_process_ip", "10.0.0.5", "--main_process_port", "29500"),
         *("-m", "align", "train", task["envs"]["RECIPE"], "--step", task["envs"]["STEP"]),
-        *(f"runs={mount}/runs", "train.reduce=each", "seed=1"),
+        *(f"runs={mount}/runs", *OVERRIDES),
     ]
