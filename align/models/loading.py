@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import Field
-from safetensors import SafetensorError
+from peft import PeftModel
+from pydantic import model_validator
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from align.config import InputError, Settings, nearest, one_line
+from align.models.adapters import (
+    UNREADABLE,
+    LoraSettings,
+    base_of,
+    continued,
+    folded,
+    is_adapter,
+    new_adapters,
+    quantization_of,
+    seeded,
+    stacked,
+)
+from align.models.quantized import dequantized, quantization, steady
 
 GGUF = "gguf:"
 
-# What transformers raises for files and configurations that it cannot make a model of.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
+QUANTIZED = "policy: the weights in {!r} are quantised, and not by policy.quantize; give the model in full precision"
 # Names that a configuration takes beside its own fields.
 _ALSO_CONFIG = {"model_type", "rope_theta", "rope_scaling"}
-
-
-class LoraSettings(Settings):
-    """Low-rank adapters (Hu et al. 2021) on the linear layers."""
-
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, gt=0)
-    targets: str | list[str] = "all-linear"  # module names, or every linear layer but the LM head
-    merge: bool = True  # save base plus adapters as one plain folder; false: save the adapters alone
 
 
 class PolicySettings(Settings):
@@ -54,7 +56,19 @@ class PolicySettings(Settings):
     forward: Literal["auto", "tree", "plain"] = "auto"
     gradient_checkpointing: bool = False
     lora: LoraSettings | None = None
+    quantize: Literal["nf4"] | None = None  # the frozen weights under adapters in 4 bits (QLoRA, Dettmers et al. 2023)
     seed: int = 0  # of a fresh model's weights and of new adapters
+
+    @model_validator(mode="after")
+    def _quantized_under_adapters(self) -> PolicySettings:
+        if self.quantize and self.lora is None:
+            raise ValueError("quantize: weights in 4 bits are not trained; give lora, or leave quantize out")
+        if self.quantize and self.lora is not None and self.lora.merge:
+            raise ValueError(
+                "quantize: the next step would round merged adapters to 4 bits; "
+                "set lora.adapters to 'continued' or 'stacked'"
+            )
+        return self
 
 
 def load_base(settings: PolicySettings) -> PreTrainedModel:
@@ -62,15 +76,28 @@ def load_base(settings: PolicySettings) -> PreTrainedModel:
     if (settings.path is None) == (settings.fresh is None):
         raise InputError("policy: give either path (hub id, folder or gguf:FILE) or fresh (a configuration)")
     if settings.fresh is not None:
+        if settings.quantize:
+            raise InputError("policy.quantize: only a model that is read is quantised; import the fresh one first")
         return _fresh(settings.fresh, settings.seed)
     path = str(settings.path)
-    if is_adapter(path):
-        path = str(LoraConfig.from_pretrained(path).base_model_name_or_path)
+    if not is_adapter(path):
+        return _read(path, settings.quantize)
+    under = _quantization_under(path, settings)
+    model = _read(base_of(path), under)
+    if (Path(path) / GENERATION_CONFIG_NAME).is_file():  # where responses end may have been learned with the adapters
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return dequantized(model) if under and not settings.quantize else model
+
+
+def _read(path: str, quantize: Literal["nf4"] | None) -> PreTrainedModel:
+    """The causal language model of a hub id, a folder or a GGUF file."""
     if not path.startswith(GGUF):
-        model = load_pretrained(path, AutoModelForCausalLM)
+        model = load_pretrained(path, AutoModelForCausalLM, quantize=quantize)
         if is_classifier(model.config):
             raise InputError(f"policy: {path!r} holds a reward model, which is no policy")
         return model
+    if quantize:
+        raise InputError(f"policy.quantize: {path} is quantised in its own way; give a hub id or a folder")
     try:
         return _load_gguf(gguf_file(path))
     except InputError:
@@ -79,17 +106,55 @@ def load_base(settings: PolicySettings) -> PreTrainedModel:
         raise InputError(f"policy: no model can be read from {path!r}: {one_line(error)[:300]}") from error
 
 
-def load_pretrained(path: str, kind: type[Any]) -> PreTrainedModel:
+def _quantization_under(path: str, settings: PolicySettings) -> Literal["nf4"] | None:
+    """How the model under a folder's adapters is quantised, which the settings must agree with to train on top."""
+    under = quantization_of(path)
+    if under not in (None, "nf4"):
+        raise InputError(f"policy: the adapters in {path} lie on weights in {under!r}, which is unknown; there is nf4")
+    trained_on = settings.lora is not None and not settings.lora.merge
+    if (trained_on or settings.quantize) and under != settings.quantize:
+        raise InputError(
+            f"policy.quantize is {settings.quantize or 'left out'}, and the adapters in {path} were trained on "
+            f"{'weights in nf4' if under else 'weights that were not quantised'}"
+        )
+    return under
+
+
+def load_pretrained(path: str, kind: type[Any], *, quantize: Literal["nf4"] | None = None) -> PreTrainedModel:
     """The model of a folder or hub id with all its weights, as one of transformers' Auto classes makes it."""
+    more = quantization() if quantize else {}
     try:
         config = without_dropout(AutoConfig.from_pretrained(path, trust_remote_code=False))
+        if quantize and getattr(config, "quantization_config", None):
+            raise InputError(QUANTIZED.format(path))
         options = {"config": config, "dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
-        loaded: Any = kind.from_pretrained(path, output_loading_info=True, **options)
+        loaded: Any = kind.from_pretrained(path, output_loading_info=True, **options, **more)
+    except InputError:
+        raise
     except UNREADABLE as error:
         raise InputError(f"policy: no model can be read from {path!r}: {one_line(error)[:300]}") from error
     if missing := sorted(loaded[1]["missing_keys"]):
         raise InputError(f"policy: {path!r} lacks {len(missing)} of the model's weights, {missing[0]} for one")
-    return loaded[0]
+    model = loaded[0]
+    if quantize:
+        return steady(model, path)
+    if not all(value.is_floating_point() for value in model.parameters()):  # they would stand still, and nobody told
+        raise InputError(QUANTIZED.format(path))
+    return model
+
+
+def config_of(path: str) -> PretrainedConfig:
+    """The configuration of the model at a hub id, a folder or a GGUF file, or under a folder's adapters."""
+    source = base_of(path) if is_adapter(path) else path
+    try:
+        if source.startswith(GGUF):
+            file = gguf_file(source)
+            return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(f"policy: no model can be read from {source!r}: {one_line(error)[:300]}") from error
 
 
 def load_tokenizer_for(model: PreTrainedModel, settings: PolicySettings) -> PreTrainedTokenizerBase:
@@ -115,9 +180,10 @@ def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
         raise InputError(f"policy: no tokenizer can be read from {source!r}: {one_line(error)[:300]}") from error
 
 
-def is_adapter(path: str) -> bool:
-    """Whether the folder holds adapters alone."""
-    return (Path(path) / "adapter_config.json").is_file()
+def is_plain(settings: PolicySettings) -> bool:
+    """Whether the settings name a folder or hub id whose weights are read as they are."""
+    path = settings.path
+    return path is not None and not path.startswith(GGUF) and not is_adapter(path) and settings.quantize is None
 
 
 def is_classifier(config: PretrainedConfig) -> bool:
@@ -172,34 +238,21 @@ def fresh_config(values: Mapping[str, Any]) -> PretrainedConfig:
         raise InputError(f"policy.fresh: {one_line(error)[:300]}") from error
 
 
-@contextmanager
-def seeded(seed: int) -> Generator[None]:
-    """The CPU's generator at `seed`, and as it was afterwards; no other device draws here."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def adapted(model: PreTrainedModel, settings: PolicySettings, *, task: str) -> PreTrainedModel | PeftModel:
-    """The model as it is trained: recomputing activations and under new adapters, where the settings ask for either.
+    """The model as it is trained: recomputing activations and under adapters, where the settings ask for either.
 
-    `task` is peft's word: a model that classifies trains its head whole.
+    Adapters of a policy's path are folded in unless the settings keep them. `task` is peft's word.
     """
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if settings.path is not None and is_adapter(settings.path) and task == "CAUSAL_LM":
-        return PeftModel.from_pretrained(model, settings.path, is_trainable=True)
-    if settings.lora is None:
-        return model
-    lora = settings.lora
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type=task
-    )
-    try:
-        with seeded(settings.seed):
-            return cast(PeftModel, get_peft_model(model, config))
-    except ValueError as error:
-        raise InputError(f"policy.lora.targets: {one_line(error)[:300]}") from error
+    path, lora = settings.path, settings.lora
+    if path is not None and is_adapter(path) and task == "CAUSAL_LM":  # else they are in the decoder already
+        if lora is not None and lora.adapters == "continued":
+            return continued(model, path, lora)
+        if lora is not None and lora.adapters == "stacked":
+            return stacked(model, path, lora, seed=settings.seed)
+        model = folded(model, path)
+    return model if lora is None else new_adapters(model, lora, seed=settings.seed, task=task)
 
 
 def length_limit(config: PretrainedConfig) -> int | None:

@@ -12,9 +12,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from align.config import InputError
 from align.data.chat import TokenSequence
+from align.models.adapters import save_adapters
 from align.models.backbone import Backbone
 from align.models.loading import PolicySettings, adapted, load_base, load_tokenizer_for
 from align.models.logprobs import LogitTransform, install
+from align.models.quantized import NF4, is_quantized
 from align.models.tree import TokenBatch
 
 
@@ -84,6 +86,8 @@ def save_policy(
     """
     hf = policy.hf
     if isinstance(hf, PeftModel) and merge:
+        if is_quantized(policy.base):
+            raise InputError("policy.quantize: adapters on weights in 4 bits are saved alone, not folded into them")
         hf = cast(PreTrainedModel, hf.merge_and_unload())
     base = policy.base if not isinstance(hf, PreTrainedModel) else hf
     before: Any = base.generation_config.eos_token_id
@@ -91,7 +95,9 @@ def save_policy(
     stops = sorted({stop for stop in known if stop is not None})
     base.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
     base.generation_config.pad_token_id = tokenizer.pad_token_id
-    # The vocabulary is never resized, and peft would ask the hub whether it was.
-    options: dict[str, Any] = {"save_embedding_layers": False} if isinstance(hf, PeftModel) else {}
-    hf.save_pretrained(str(folder), safe_serialization=True, **options)
+    if isinstance(hf, PeftModel):
+        save_adapters(hf, folder, quantize=NF4 if is_quantized(base) else None)
+        base.generation_config.save_pretrained(str(folder))
+    else:
+        hf.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))

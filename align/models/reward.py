@@ -16,7 +16,6 @@ from peft import PeftModel
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -26,18 +25,17 @@ from transformers import (
 from align.config import InputError, Settings, one_line
 from align.data.batching import plan_step
 from align.data.chat import TokenGroup, TokenSequence
+from align.models.adapters import UNREADABLE, folded, is_adapter, seeded
 from align.models.backbone import Backbone
 from align.models.loading import (
     GGUF,
-    UNREADABLE,
     PolicySettings,
     adapted,
-    is_adapter,
+    config_of,
     is_classifier,
     load_base,
     load_pretrained,
     load_tokenizer_for,
-    seeded,
 )
 from align.models.tree import TokenBatch, count_tokens, plain_batch, tree_batch
 
@@ -112,10 +110,7 @@ def saved_rating(path: str | None) -> Rating | None:
     """What the reward model at a folder or hub id rates; None where something else is there."""
     if path is None or path.startswith(GGUF) or is_adapter(path):
         return None
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise InputError(f"policy: no model can be read from {path!r}: {one_line(error)[:300]}") from error
+    config = config_of(path)
     if not is_classifier(config):
         return None
     labels = cast("dict[int, str]", config.id2label)
@@ -144,11 +139,20 @@ def _weights(names: Sequence[str], given: tuple[float, ...] | None) -> tuple[flo
     return given
 
 
+def check_adapters(settings: PolicySettings, head: HeadSettings) -> None:
+    """Adapters that a reward model cannot have are refused."""
+    if settings.lora is not None and not settings.lora.merge:
+        raise InputError("policy.lora.adapters: a reward model is saved whole; leave it at 'merged', or train it apart")
+    if settings.lora is not None and head.only:
+        raise InputError("head.only: adapters train the decoder, which then stays as it is; leave policy.lora out")
+
+
 def load_reward_model(
     settings: PolicySettings, head: HeadSettings | None = None, *, default: Sequence[str] = HELPSTEER
 ) -> tuple[RewardModel, PreTrainedTokenizerBase]:
     """The reward model in fp32 with dropout off, and its tokenizer; a language model gets a new head."""
     head = head or HeadSettings()
+    check_adapters(settings, head)
     saved = saved_rating(settings.path)
     rating = choose_rating(head, saved, default=default)
     if saved is None:
@@ -159,10 +163,6 @@ def load_reward_model(
         raise InputError(f"policy: the head of {type(model).__name__} is not one linear layer called score")
     _describe(model.config, rating)
     tokenizer = load_tokenizer_for(model, settings)
-    if settings.lora is not None and not settings.lora.merge:
-        raise InputError("policy.lora.merge: a reward model is saved whole; leave merge at true")
-    if settings.lora is not None and head.only:
-        raise InputError("head.only: adapters train the decoder, which then stays as it is; leave policy.lora out")
     reward_model = RewardModel(adapted(model, settings, task="SEQ_CLS"), rating)
     if head.only:
         reward_model.keep_decoder()
@@ -172,10 +172,7 @@ def load_reward_model(
 
 def _language_model(settings: PolicySettings) -> PreTrainedModel:
     model = load_base(settings)
-    if settings.path is not None and is_adapter(settings.path):
-        adapters: Any = PeftModel.from_pretrained(model, settings.path)
-        model = cast(PreTrainedModel, adapters.merge_and_unload())
-    return model
+    return folded(model, settings.path) if settings.path is not None and is_adapter(settings.path) else model
 
 
 def _with_head(model: PreTrainedModel, rating: Rating, seed: int) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from align.config import PLACE, InputError, Settings, build, located, pick, read
 from align.data.mixing import shares_of
 from align.losses.preference import preference_loss
 from align.models.loading import GGUF, PolicySettings
-from align.models.reward import choose_rating
+from align.models.reward import check_adapters, choose_rating
 from align.pipeline import Step, order
 from align.stages.expanding import expand
 from align.stages.steps import (
@@ -244,8 +244,10 @@ def _check_step(recipe: Recipe, name: str) -> None:
         if isinstance(step, PreferenceStep):
             inner = ".loss"
             preference_loss(step.loss.name, **step.loss.settings)
-        elif isinstance(step, RewardStep) and step.head.attributes is not None:
-            choose_rating(step.head, None, default=())
+        elif isinstance(step, RewardStep):
+            check_adapters(recipe.policy, step.head)
+            if step.head.attributes is not None:
+                choose_rating(step.head, None, default=())
         elif isinstance(step, GenerateStep):
             _check_prompts(recipe, step, recipe.policies_of(name))
     except InputError as error:
@@ -254,7 +256,7 @@ def _check_step(recipe: Recipe, name: str) -> None:
         if recipe.is_of_round(name) and not said.startswith(("data", "policy")):
             inner = ".generate"
         where = f"steps.{recipe.origins[name]}{inner}{'.' if place else ': '}"
-        raise InputError(said if said.startswith("steps.") else f"{where}{said}") from error
+        raise InputError(said if said.startswith(("steps.", "policy.")) else f"{where}{said}") from error
 
 
 def _check_names(recipe: Recipe, name: str) -> None:

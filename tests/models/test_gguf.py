@@ -91,8 +91,10 @@ def test_adapters_on_a_gguf_base_load_again(tiny_gguf, tokenizer_folder, tmp_pat
     policy, tokenizer = load_policy(settings)
     expected = logits(perturbed(policy).hf)
     save_policy(policy, tokenizer, tmp_path / "adapters", merge=False)
-    again, _ = load_policy(PolicySettings(path=str(tmp_path / "adapters")))
+    again, _ = load_policy(PolicySettings(path=str(tmp_path / "adapters"), lora=LoraSettings(adapters="continued")))
     assert torch.equal(logits(again.hf), expected)
+    plain, _ = load_policy(PolicySettings(path=str(tmp_path / "adapters")))
+    torch.testing.assert_close(logits(plain.hf), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_a_cut_gguf_file_ends_in_one_line(tiny_gguf, tokenizer_folder, tmp_path):

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
 from tiny_models import SEQUENCES, SMALL, TREE, perturbed, stock_logps, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from align.config import InputError
+from align.models.adapters import LoraSettings
 from align.models.backbone import fingerprint
-from align.models.loading import LoraSettings, PolicySettings, load_tokenizer
+from align.models.loading import PolicySettings, load_tokenizer
 from align.models.policy import Policy, load_policy, save_policy
 from align.models.tree import plain_batch, tree_batch
 
@@ -123,19 +123,6 @@ def test_merged_adapters_say_what_the_adapted_policy_says(settings, tmp_path, ch
     save_policy(policy, tokenizer, tmp_path)
     assert not (tmp_path / "adapter_config.json").exists()
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_adapters_saved_alone_load_again_and_can_be_trained_on(model_folder, tmp_path):
-    policy, tokenizer = load_policy(PolicySettings(path=str(model_folder), lora=LoraSettings(rank=4)))
-    expected = logits(perturbed(policy).hf)
-    save_policy(policy, tokenizer, tmp_path / "adapters", merge=False)
-    assert not (tmp_path / "adapters" / "model.safetensors").exists()
-    again, _ = load_policy(PolicySettings(path=str(tmp_path / "adapters")))
-    assert torch.equal(logits(again.hf), expected)
-    assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapters")), expected)
-    assert {name for name, value in again.named_parameters() if value.requires_grad} == {
-        name for name, value in policy.named_parameters() if value.requires_grad
-    }
 
 
 def test_an_adapter_in_the_current_folder_is_not_this_policys(settings, tmp_path, monkeypatch):

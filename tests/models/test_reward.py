@@ -275,7 +275,7 @@ def test_what_is_no_reward_model_is_known_as_none_and_a_reward_model_as_no_polic
 
 WRONG = {
     "an architecture without a classifier": ({"fresh": COHERE}, "makes no sequence classifier of CohereForCausalLM"),
-    "adapters that are to be saved alone": ({"lora": LoraSettings(merge=False)}, "policy.lora.merge"),
+    "adapters that are to be saved alone": ({"lora": LoraSettings(adapters="stacked")}, "policy.lora.adapters"),
     "adapters for layers that are not there": ({"lora": LoraSettings(targets=["nowhere"])}, "policy.lora.targets"),
 }
 

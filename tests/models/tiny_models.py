@@ -231,3 +231,17 @@ def perturbed(adapted):
         if "lora_" in name:
             value.data = 0.1 * torch.randn(value.shape, generator=generator)
     return adapted
+
+
+def learned(policy, seed):
+    """The policy after training, as far as its weights are concerned: all that learn are drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    for value in policy.parameters():
+        if value.requires_grad:
+            value.data = 0.1 * torch.randn(value.shape, generator=generator)
+    return policy
+
+
+def trained(policy):
+    """Names of the weights that learn."""
+    return {name for name, value in policy.named_parameters() if value.requires_grad}

@@ -1,0 +1,293 @@
+"""What an earlier step's adapters are to the next one: folded in, trained on, or frozen below new ones."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_models import SEQUENCES, SMALL, learned, trained
+from transformers import AutoModelForCausalLM
+
+from align.config import InputError
+from align.models.adapters import LoraSettings
+from align.models.backbone import fingerprint
+from align.models.loading import PolicySettings, config_of
+from align.models.policy import load_policy, save_policy
+from align.models.tree import plain_batch, tree_batch
+
+FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
+IDS = torch.arange(3, 20)[None]
+TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}  # of a sum taken in another order; the adapters below move logits by over 0.1
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer_folder):
+    """A folder with a plain policy."""
+    folder = tmp_path_factory.mktemp("run") / "base"
+    save_policy(*load_policy(PolicySettings(fresh=FRESH, tokenizer=str(tokenizer_folder))), folder)
+    return folder
+
+
+def lora(adapters, **settings):
+    return LoraSettings(adapters=adapters, **settings)
+
+
+def load(path, adapters=None, *, seed=0, **settings):
+    chosen = lora(adapters, **settings) if adapters else None
+    return load_policy(PolicySettings(path=str(path), lora=chosen, seed=seed))
+
+
+def step(path, folder, adapters, *, seed=1, **settings):
+    """A step from `path` to `folder`; what its trained policy says."""
+    policy, tokenizer = load(path, adapters, seed=seed, **settings)
+    said = logits(learned(policy, seed).hf)
+    save_policy(policy, tokenizer, folder, merge=False)
+    return said
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def values(policy, word):
+    return {name: value.detach().clone() for name, value in policy.named_parameters() if word in name}
+
+
+def test_adapters_that_are_continued_enter_and_leave_a_step_bit_for_bit(base, tmp_path):
+    said = step(base, tmp_path / "sft", "continued", rank=4)
+    assert not (tmp_path / "sft" / "model.safetensors").exists()
+    again, _ = load(tmp_path / "sft", "continued", rank=4)
+    assert torch.equal(logits(again.hf), said)
+    for kind in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
+        assert torch.equal(logits(kind.from_pretrained(tmp_path / "sft")), said)
+    assert config_of(str(tmp_path / "sft")).hidden_size == 32
+    assert trained(again) == {name for name, _ in again.named_parameters() if "lora_" in name}
+    assert len(trained(again)) == 28  # two matrices on seven layers of two blocks
+
+
+@pytest.mark.parametrize("adapters", ["continued", "stacked"])
+def test_without_lora_a_folder_of_adapters_is_a_plain_policy_whose_weights_all_learn(base, tmp_path, adapters):
+    step(base, tmp_path / "sft", adapters, rank=4)
+    said = step(tmp_path / "sft", tmp_path / "dpo", adapters, seed=2, rank=4)
+    plain, tokenizer = load(tmp_path / "dpo")
+    torch.testing.assert_close(logits(plain.hf), said, **TOLERANCE)
+    assert trained(plain) == {f"hf.{name}" for name, _ in AutoModelForCausalLM.from_pretrained(base).named_parameters()}
+    save_policy(plain, tokenizer, tmp_path / "whole")
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole")), said, **TOLERANCE)
+
+
+def test_with_merged_adapters_of_an_earlier_step_are_folded_in_below_new_ones(base, tmp_path):
+    said = step(base, tmp_path / "sft", "continued", rank=4)
+    policy, tokenizer = load(tmp_path / "sft", "merged", rank=2)
+    torch.testing.assert_close(logits(policy.hf), said, **TOLERANCE)
+    assert {tuple(value.shape) for name, value in policy.named_parameters() if "lora_A" in name} == {(2, 32), (2, 48)}
+    said = logits(learned(policy, 2).hf)
+    save_policy(policy, tokenizer, tmp_path / "dpo")
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "dpo")), said, **TOLERANCE)
+
+
+def test_a_stack_enters_a_step_as_it_left_the_one_before_and_stands_still_in_it(base, tmp_path):
+    said = step(base, tmp_path / "sft", "stacked", rank=4)
+    policy, _ = load(tmp_path / "sft", "stacked", rank=2)
+    assert torch.equal(logits(policy.hf), said), "new adapters change nothing yet"
+    assert trained(policy) == {name for name, _ in policy.named_parameters() if ".default." in name}
+    assert len(trained(policy)) == 28
+    for make, forward in ((plain_batch, "plain"), (tree_batch, "tree")):
+        policy.use_forward(forward)
+        policy.zero_grad()
+        policy(make(SEQUENCES["many"])).sum().backward()
+        moved = {name for name, value in policy.named_parameters() if value.grad is not None and value.grad.any()}
+        assert moved == {name for name in trained(policy) if "lora_B" in name}, "A learns once B is not 0"
+
+
+# Of the adapters below and of those above them
+STACKS = {
+    "equal ones": ({"rank": 4}, {"rank": 4}),
+    "another rank and factor": ({"rank": 3, "alpha": 5}, {"rank": 8, "alpha": 32}),
+    "more layers": ({"rank": 4, "targets": ["q_proj", "v_proj"]}, {"rank": 2}),
+    "other layers": ({"rank": 4, "targets": ["down_proj"]}, {"rank": 2, "targets": r".*layers\.0\.mlp\.up_proj"}),
+    "embeddings": ({"rank": 4, "targets": ["embed_tokens", "q_proj"]}, {"rank": 2, "targets": ["embed_tokens"]}),
+}
+
+
+@pytest.mark.parametrize("how", STACKS)
+def test_a_stack_is_saved_as_one_adapter_that_says_what_the_stack_said(base, tmp_path, how):
+    below, above = STACKS[how]
+    first = step(base, tmp_path / "sft", "stacked", **below)
+    said = step(tmp_path / "sft", tmp_path / "dpo", "stacked", seed=2, **above)
+    assert (said - first).abs().max() > 0.1
+    torch.testing.assert_close(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "dpo")), said, **TOLERANCE)
+    entering, _ = load(tmp_path / "dpo", "stacked", rank=1)
+    torch.testing.assert_close(logits(entering.hf), said, **TOLERANCE)
+    about = json.loads((tmp_path / "dpo" / "made_of.json").read_text())
+    assert about == {"base": str(base), "quantize": None, "rank": above["rank"], "rank_below": below["rank"]}
+    config = json.loads((tmp_path / "dpo" / "adapter_config.json").read_text())
+    assert config["r"] == below["rank"] + above["rank"]
+    last = step(tmp_path / "dpo", tmp_path / "rpo", "stacked", seed=3, rank=2)
+    torch.testing.assert_close(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "rpo")), last, **TOLERANCE)
+
+
+def test_a_factor_by_the_root_of_the_rank_is_kept_below(base, tmp_path):
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        use_rslora=True,
+        target_modules=["q_proj", "up_proj"],
+        rank_pattern={"q_proj": 2},
+        alpha_pattern={"up_proj": 3},
+        lora_dropout=0.5,
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    foreign = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
+    shutil.copytree(base, tmp_path / "foreign", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    foreign.save_pretrained(tmp_path / "foreign")
+    assert torch.equal(logits(load(tmp_path / "foreign", "stacked")[0].hf), logits(foreign)), "and no dropout is on"
+    said = step(tmp_path / "foreign", tmp_path / "sft", "stacked", rank=4)
+    torch.testing.assert_close(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "sft")), said, **TOLERANCE)
+
+
+def test_new_adapters_on_others_do_not_begin_where_those_began(base, tmp_path):
+    first, tokenizer = load(base, "stacked", rank=4, seed=5)
+    save_policy(first, tokenizer, tmp_path / "sft", merge=False)
+    second, tokenizer = load(tmp_path / "sft", "stacked", rank=4, seed=5)
+    save_policy(second, tokenizer, tmp_path / "dpo", merge=False)
+    third, _ = load(tmp_path / "dpo", "stacked", rank=4, seed=5)
+    drawn = [values(policy, "lora_A.default") for policy in (first, second, third)]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not any(torch.equal(drawn[one][name], drawn[other][name]) for name in drawn[one])
+    again, _ = load(tmp_path / "dpo", "stacked", rank=4, seed=5)
+    assert all(torch.equal(value, drawn[2][name]) for name, value in values(again, "lora_A.default").items())
+
+
+def test_every_adapter_changes_the_fingerprint(base, tmp_path):
+    step(base, tmp_path / "sft", "stacked", rank=2, targets=["q_proj"])
+    policy = learned(load(tmp_path / "sft", "stacked", rank=2, targets=["q_proj"])[0], 1)
+    seen = {fingerprint(policy)}
+    adapters = values(policy, "lora_")
+    for name, value in policy.named_parameters():
+        if name in adapters:
+            value.data.flatten()[-1] += 2**-10
+            seen.add(fingerprint(policy))
+    assert len(adapters) == 8 and len(seen) == 9
+
+
+OTHERS = {"rank": {"rank": 8}, "alpha": {"alpha": 8}, "targets": {"targets": ["q_proj"]}}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_adapters_that_are_continued_are_not_asked_to_be_others(base, tmp_path, key):
+    step(base, tmp_path / "sft", "continued", rank=4, alpha=16)
+    with pytest.raises(InputError, match=rf"policy\.lora\.{key}: 'continued' trains the adapters in .* on"):
+        load(tmp_path / "sft", "continued", **OTHERS[key])
+    for same in ({}, {"rank": 4, "alpha": 16, "targets": "all-linear"}, {"targets": r".*_proj"}):
+        policy, _ = load(tmp_path / "sft", "continued", **same)
+        assert len(trained(policy)) == len(values(policy, "lora_")) == 28
+
+
+def test_a_runs_folder_can_be_moved_as_a_whole(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    said = step("base", base.parent / "sft", "continued", rank=4)  # a relative path, found from elsewhere all the same
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(logits(load(base.parent / "sft", "continued")[0].hf), said)
+    (tmp_path / "run").mkdir()
+    for name in ("base", "sft"):
+        shutil.move(base.parent / name, tmp_path / "run" / name)
+    assert torch.equal(logits(load(tmp_path / "run" / "sft", "continued")[0].hf), said)
+    shutil.move(tmp_path / "run" / "base", base)
+    with pytest.raises(InputError, match="no model can be read from"):
+        shutil.move(tmp_path / "run" / "sft", base.parent / "gone")
+        base.rename(base.parent / "other")
+        try:
+            load(base.parent / "gone", "continued")
+        finally:
+            (base.parent / "other").rename(base)
+
+
+def test_where_responses_end_is_kept_with_the_adapters(base, tmp_path):
+    policy, tokenizer = load(base, "continued")
+    save_policy(policy, tokenizer, tmp_path / "sft", merge=False, end_of_turn=9)
+    for adapters in (None, "continued", "stacked"):
+        assert 9 in load(tmp_path / "sft", adapters)[0].base.generation_config.eos_token_id
+
+
+def changed(folder, name, change):
+    written = json.loads((folder / name).read_text())
+    change(written)
+    (folder / name).write_text(json.dumps(written))
+
+
+def without_a_matrix(folder):
+    file = folder / "adapter_model.safetensors"
+    found = load_file(file)
+    found.pop(sorted(found)[0])
+    save_file(found, file)
+
+
+def with_a_matrix_more(folder):
+    file = folder / "adapter_model.safetensors"
+    save_file(load_file(file) | {"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.zeros(1)}, file)
+
+
+def of_another_kind(folder):
+    IA3Config(base_model_name_or_path="somewhere").save_pretrained(folder)
+
+
+def on_adapters(folder):
+    shutil.copytree(folder, folder.parent / "below")
+    below = str(folder.parent / "below")
+    changed(folder, "adapter_config.json", lambda config: config.update(base_model_name_or_path=below))
+
+
+BROKEN = {
+    "no base": (
+        lambda folder: changed(folder, "adapter_config.json", lambda c: c.update(base_model_name_or_path=None)),
+        "do not say which model they lie on",
+    ),
+    "a base of adapters": (on_adapters, "lie on other adapters"),
+    "another kind": (of_another_kind, "only LoRA is taken"),
+    "a cut configuration": (
+        lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LO'),
+        "no adapters can be read",
+    ),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no adapters can be read"),
+    "a matrix too few": (without_a_matrix, "lacks 1 of the adapters' weights"),
+    "a matrix too many": (with_a_matrix_more, "holds weights that its adapters have no place for"),
+    "another rank": (
+        lambda folder: changed(folder, "adapter_config.json", lambda c: c.update(r=5)),
+        "no adapters can be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("adapters", [None, "continued", "stacked"])
+def test_a_broken_folder_of_adapters_ends_in_one_line(base, tmp_path, how, adapters):
+    step(base, tmp_path / "sft", "continued", rank=2)
+    change, words = BROKEN[how]
+    change(tmp_path / "sft")
+    with pytest.raises(InputError) as error:
+        load(tmp_path / "sft", adapters)
+    assert words in str(error.value) and str(tmp_path / "sft") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_sum_of_matrices_is_not_stacked_on(base, tmp_path):
+    step(base, tmp_path / "sft", "continued", rank=2)
+    changed(tmp_path / "sft", "adapter_config.json", lambda config: config.update(modules_to_save=["embed_tokens"]))
+    weights = load_file(tmp_path / "sft" / "adapter_model.safetensors")
+    weights["base_model.model.model.embed_tokens.weight"] = torch.zeros(300, 32)
+    save_file(weights, tmp_path / "sft" / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="have modules_to_save, and nothing is stacked on that"):
+        load(tmp_path / "sft", "stacked")
+    assert not load(tmp_path / "sft")[0].hf.get_input_embeddings().weight.any(), "but it is folded in"
+
+
+@pytest.mark.parametrize("adapters", ["continued", "stacked"])
+def test_adapters_on_a_fresh_model_cannot_be_saved_alone(tokenizer_folder, adapters):
+    settings = PolicySettings(fresh=FRESH, tokenizer=str(tokenizer_folder), lora=lora(adapters))
+    with pytest.raises(InputError, match=r"policy\.lora\.adapters: .* import the fresh model first"):
+        load_policy(settings)
