@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
 from itertools import chain, islice
@@ -33,7 +33,7 @@ from align.data.dialogues import demonstration, dialogue, prompt_only, seed_task
 from align.data.rows import Located, Row, located_rows, read_rows
 from align.records import Demonstration, Message, Prompt, Record
 
-__all__ = ["READERS", "Reader", "Reading", "read", "read_rows", "write"]
+__all__ = ["READERS", "Account", "Reader", "Reading", "Stream", "read", "read_rows", "stream", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,38 @@ class Reading:
     dropped: Mapping[str, int]  # reason -> rows dropped for it, or shortened by an empty response
 
 
+@dataclass(slots=True)
+class Account:
+    """What has become of the rows so far."""
+
+    num_rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter[str])
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What a source holds, one record at a time; the account is complete when they are through."""
+
+    records: Iterator[Record]
+    format: str
+    account: Account
+
+    def read(self) -> Reading:
+        """All of it."""
+        records = list(self.records)
+        return Reading(records, self.format, self.account.num_rows, dict(self.account.dropped))
+
+
 def read(
     path: str, *, format: str = "auto", split: str | None = None, limit: int | None = None, invalid: str = "error"
 ) -> Reading:
+    """The first `limit` records of a file, folder or hub dataset, as `stream` gives them, all at once."""
+    return stream(path, format=format, split=split, limit=limit, invalid=invalid).read()
+
+
+def stream(
+    path: str, *, format: str = "auto", split: str | None = None, limit: int | None = None, invalid: str = "error"
+) -> Stream:
     """The first `limit` records of a file, folder or hub dataset.
 
     `format` is a name of READERS, `auto`, or a reader of the user's own as `module:name`. A row that cannot be read
@@ -81,11 +110,18 @@ def read(
     reader = dotted(name, "reader") if ":" in name else pick(READERS, name, "format")
     if not isinstance(reader, Reader):
         raise InputError(f"reader {name!r} is a {type(reader).__name__}; a Reader is needed")
-    reading = _Reading(name, reader, drops=invalid == "drop")
-    records = list(islice(reading.records(chain([first], rows)), limit))
-    if not records:
-        raise InputError(f"{path}: none of the {reading.num_rows} rows can be read: {next(iter(reading.dropped))}")
-    return Reading(records, name, reading.num_rows, dict(reading.dropped))
+    account = Account()
+    reading = _Reading(name, reader, account, drops=invalid == "drop")
+    return Stream(_some(islice(reading.records(chain([first], rows)), limit), path, account), name, account)
+
+
+def _some(records: Iterator[Record], path: str, account: Account) -> Iterator[Record]:
+    """The same, of which there must be one."""
+    first = next(records, None)
+    if first is None:
+        raise InputError(f"{path}: none of the {account.num_rows} rows can be read: {next(iter(account.dropped))}")
+    yield first
+    yield from records
 
 
 def _recognised(first: Located) -> str:
@@ -109,10 +145,8 @@ def _columns(row: Row) -> str:
 class _Reading:
     """A reading in progress: it counts what it meets."""
 
-    def __init__(self, name: str, reader: Reader, *, drops: bool) -> None:
-        self.num_rows = 0
-        self.dropped: Counter[str] = Counter()
-        self._name, self._reader, self._drops = name, reader, drops
+    def __init__(self, name: str, reader: Reader, account: Account, *, drops: bool) -> None:
+        self._name, self._reader, self._account, self._drops = name, reader, account, drops
 
     def records(self, rows: Iterable[Located]) -> Iterator[Record]:
         """The records of the rows."""
@@ -123,7 +157,7 @@ class _Reading:
 
     def _matching(self, rows: Iterable[Located]) -> Iterator[Located]:
         for located in rows:
-            self.num_rows += 1
+            self._account.num_rows += 1
             if self._reader.matches(located.row):
                 yield located
             else:
@@ -143,7 +177,7 @@ class _Reading:
     def _wrong(self, located: Located, error: InputError) -> None:
         if not self._drops:
             raise InputError(f"{located.place}: {error}") from error
-        self.dropped[str(error)] += 1
+        self._account.dropped[str(error)] += 1
 
 
 def native(row: Row) -> Iterator[Record]:

@@ -9,8 +9,8 @@ Usage, from the root of the repository:
     --budget N      tokens of a micro-batch (2048)
 
 One process plans every step of an epoch: its order, and each step's micro-batches for all ranks. A rank of a run does
-that too, one step at a time. Sixteen groups a rank are what long and unequal rows need to be dealt evenly; the last
-line is one JSON object.
+that too, one step at a time. Seconds are those of a core, for others may be using the machine. Sixteen groups a rank
+are what long and unequal rows need to be dealt evenly. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ def balance(name: str, *, num_ranks: int, groups_per_step: int, budget: int) -> 
 
 
 def epoch(num_groups: int, *, num_ranks: int, per_rank: int, budget: int) -> dict[str, float]:
-    """Seconds for the order of an epoch and for the plans of all its steps."""
+    """Seconds of a core for the order of an epoch and for the plans of all its steps."""
     sizes, per_step = drawn("UltraFeedback, pairs", num_groups), num_ranks * per_rank
-    began = time.perf_counter()
+    began = time.process_time()
     indices = order(num_groups, seed=0, epoch=0)
-    ordered = time.perf_counter()
+    ordered = time.process_time()
     for step in range(steps_per_epoch(num_groups, per_step)):
         groups = groups_of_step(step, num_groups, per_step, epoch_of=lambda _: indices)
         plan_step(groups, sizes, token_budget=budget, num_ranks=num_ranks)
-    return {"ranks": num_ranks, "order_s": ordered - began, "plans_s": time.perf_counter() - ordered}
+    return {"ranks": num_ranks, "order_s": ordered - began, "plans_s": time.process_time() - ordered}
 
 
 def mixed(num_groups: int) -> float:
-    """Seconds for the order of an epoch over three sources."""
+    """Seconds of a core for the order of an epoch over three sources."""
     mixture = Mixture((num_groups // 2, num_groups // 3, num_groups // 6), (0.5, 0.3, 0.2), "repeat")
-    began = time.perf_counter()
+    began = time.process_time()
     mixture.epoch(0)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def peak_mib() -> int:

@@ -1,0 +1,183 @@
+"""Token groups in memory-mapped files: what is written comes back, by index, and takes no memory of its own."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import ipc
+
+from align.data.chat import TokenGroup, TokenSequence
+from align.data.store import (
+    DIGEST,
+    GROUP,
+    GROUPS,
+    GROUPS_AT_ONCE,
+    KEY,
+    KEYS,
+    SCHEMA,
+    TOKENS,
+    TokenStore,
+    columns_of,
+    sequence_key,
+    writing_store,
+)
+
+LABELS = [{}, {"helpful": 4.0}, {"helpful": 0.1 + 0.2, "verbose": 3}, {"correct": 1e-300}]
+
+
+def groups(number, seed=0):
+    """Groups of one to five sequences with everything that a group may have, and may lack."""
+    draw = random.Random(seed)
+    made = []
+    for row in range(number):
+        size = draw.randint(1, 5)
+        sequences = []
+        for _ in range(size):
+            ids = np.array([draw.randrange(2**31) for _ in range(draw.randint(2, 30))], np.int32)
+            sequences.append(TokenSequence(ids, np.arange(len(ids)) >= draw.randint(1, len(ids) - 1)))
+        rewards = tuple(draw.gauss(0, 1) for _ in range(size)) if draw.random() < 0.7 else None
+        chosen = draw.randrange(size) if draw.random() < 0.5 else None
+        made.append(TokenGroup(tuple(sequences), rewards, chosen, tuple(draw.choices(LABELS, k=size)), 3 * row))
+    return made
+
+
+def count(sequences):
+    """In place of a tree's tokens."""
+    return 7 * len(sequences)
+
+
+def stored(folder, made, metadata=None):
+    with writing_store(folder, count) as writer:
+        for group in made:
+            writer.add(group, metadata)
+    return TokenStore(folder)
+
+
+def plain(group):
+    """The group as values that can be compared."""
+    sequences = [(each.ids.tolist(), each.trained.tolist()) for each in group.sequences]
+    return sequences, group.rewards, group.chosen, [dict(known) for known in group.attributes], group.row
+
+
+@pytest.mark.parametrize("number", [0, 1, GROUPS_AT_ONCE, 2 * GROUPS_AT_ONCE + 3])
+def test_what_is_written_comes_back_by_index_and_in_turn(tmp_path, number):
+    made = groups(number)
+    store = stored(tmp_path / "store", made)
+    assert len(store) == number
+    assert [plain(group) for group in store] == [plain(group) for group in made]
+    for index in random.Random(1).sample(range(number), min(number, 50)):
+        assert plain(store[index]) == plain(made[index])
+    assert [plain(group) for group in store[-3:]] == [plain(group) for group in made[-3:]]
+    with pytest.raises(IndexError):
+        store[number]
+    kinds = {(each.ids.dtype, each.trained.dtype) for group in store for each in group.sequences}
+    assert kinds <= {(np.dtype(np.int32), np.dtype(np.bool_))}
+
+
+def test_a_group_that_was_read_can_be_changed_and_the_file_cannot(tmp_path):
+    made = groups(3)
+    store = stored(tmp_path / "store", made)
+    store[1].sequences[0].ids[:] = 0
+    assert plain(store[1]) == plain(made[1])
+
+
+def test_columns_say_of_each_group_what_its_sequences_do_and_are_those_of_a_list(tmp_path):
+    made = groups(GROUPS_AT_ONCE + 9)
+    store = stored(tmp_path / "store", made)
+    for columns in (store.columns, columns_of(store, count), columns_of(made, count)):
+        assert columns.digest == store.columns.digest
+        for index, group in enumerate(made):
+            lengths = [len(each.ids) for each in group.sequences]
+            trained = sum(int(each.trained.sum()) for each in group.sequences)
+            told = [int(columns.groups[name][index]) for name in ("tree", "plain", "trained", "longest")]
+            assert told == [7 * len(lengths), sum(lengths), trained, max(lengths)]
+            keys = [key.ljust(16, b"\0").hex() for key in columns.keys[columns.span(index)].tolist()]
+            assert keys == [sequence_key(each) for each in group.sequences]
+
+
+CHANGES = {
+    "a token": lambda one: (TokenSequence(one.sequences[0].ids + 1, one.sequences[0].trained), one.rewards, one.chosen),
+    "a mask": lambda one: (TokenSequence(one.sequences[0].ids, ~one.sequences[0].trained), one.rewards, one.chosen),
+    "a reward": lambda one: (one.sequences[0], (0.25,) * len(one.sequences), one.chosen),
+    "a label": lambda one: (one.sequences[0], one.rewards, 0 if one.chosen is None else None),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_whatever_decides_a_number_is_in_the_digest(what):
+    made = groups(5)
+    sequence, rewards, chosen = CHANGES[what](made[3])
+    other = TokenGroup((sequence, *made[3].sequences[1:]), rewards, chosen, made[3].attributes, made[3].row)
+    changed = columns_of([*made[:3], other, made[4]], count).digest
+    assert changed != columns_of(made, count).digest
+    moved = TokenGroup(made[3].sequences, made[3].rewards, made[3].chosen, made[3].attributes, 999)
+    assert columns_of([*made[:3], moved, made[4]], count).digest == columns_of(made, count).digest
+
+
+def test_what_else_is_known_of_a_row_is_kept(tmp_path):
+    store = stored(tmp_path / "store", groups(2), {"subset": "odd", "n": [1, None], "text": "zwölf"})
+    assert store.metadata(1) == {"subset": "odd", "n": [1, None], "text": "zwölf"}
+    assert stored(tmp_path / "other", groups(1)).metadata(0) == {}
+
+
+# Opens a store, and plans and reads some steps of an epoch; says how much memory of its own it holds then, in KiB.
+READER = """
+import sys
+from pathlib import Path
+from align.data.batching import groups_of_step, order, plan_step
+from align.data.store import TokenStore
+def own():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon:"))
+before = own()
+store = TokenStore(Path(sys.argv[1]))
+indices, tokens = order(len(store), seed=0, epoch=0), 0
+for step in range(0, len(store) // 64, max(1, len(store) // 64 // 150)):
+    groups = groups_of_step(step, len(store), 64, epoch_of=lambda _: indices)
+    plan = plan_step(groups, store.columns.groups["tree"], token_budget=2048, num_ranks=8)
+    tokens += sum(len(one.ids) for micro in plan.ranks[3] for index in micro for one in store[index].sequences)
+print(tokens, before, own())
+"""
+ORDER_KIB_A_MILLION = 4 * 10**6 / 1024  # what an epoch's order takes: four bytes a row
+NOISE_KIB = 6 * 1024  # what an allocator may keep
+
+
+def million(folder, number):
+    """A store as `writing_store` would write it, of pairs that come again and again, so that it is written fast."""
+    made = [group for group in groups(4 * GROUPS_AT_ONCE) if len(group.sequences) == 2][:GROUPS_AT_ONCE]
+    made = (made * GROUPS_AT_ONCE)[:GROUPS_AT_ONCE]
+    small = stored(folder / "small", made)
+    batch = ipc.open_file(pa.memory_map(str(folder / "small" / TOKENS))).get_batch(0)
+    big = folder / "big"
+    big.mkdir()
+    batches = math.ceil(number / GROUPS_AT_ONCE)
+    with ipc.new_file(str(big / TOKENS), SCHEMA) as writer:
+        for _ in range(batches):
+            writer.write_batch(batch)
+    lines = np.tile(np.array(small.columns.groups), batches)
+    lines["start"] = 2 * np.arange(len(lines))
+    lines.astype(GROUP).tofile(big / GROUPS)
+    np.tile(np.array(small.columns.keys), batches).astype(KEY).tofile(big / KEYS)
+    (big / DIGEST).write_text(json.dumps("none"))
+    return big
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory of a process's own is read from /proc")
+def test_a_process_that_reads_a_million_rows_holds_no_more_than_one_that_reads_ten_thousand(tmp_path):
+    held = {}
+    for number in (10_000, 1_000_000):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        said = subprocess.run(
+            [sys.executable, "-c", READER, str(million(folder, number))], capture_output=True, text=True, check=True
+        )
+        tokens, before, after = map(int, said.stdout.split())
+        assert tokens > 30_000, "too little was read to tell"
+        held[number] = after - before
+    print(f"KiB of its own after reading, by rows: {held}")
+    assert held[1_000_000] - held[10_000] <= ORDER_KIB_A_MILLION + NOISE_KIB
