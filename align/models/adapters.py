@@ -142,7 +142,8 @@ def folded(model: PreTrainedModel, path: str) -> PreTrainedModel:
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     if any(hasattr(value, "ds_id") for value in model.parameters()):
         raise InputError(
-            f"policy: under ZeRO-3 the adapters in {path!r} cannot be folded in; import them in a step before"
+            f"policy: the adapters in {path!r} cannot be folded into weights that ZeRO-3 shares out as they are read; "
+            "import them in a step before, or set zero3_init_flag to false in the launch file"
         )
     made = cast(PreTrainedModel, cast(Any, _with_saved(model, path, TOP)).merge_and_unload())
     for name, value in made.named_parameters():
@@ -168,6 +169,7 @@ def save_adapters(
     config.inference_mode = True
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in found[0].items()}
+    assert all(value.numel() for value in tensors.values()), "of a sharded model, frozen adapters too come in full"
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     about = {"base": config.base_model_name_or_path, "quantize": quantize}

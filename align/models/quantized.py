@@ -29,10 +29,13 @@ def quantization() -> dict[str, Any]:
     """What `from_pretrained` needs to load a model in 4 bits onto this process's device."""
     if find_spec("bitsandbytes") is None:
         raise InputError("policy.quantize: bitsandbytes is not installed; pip install 'align[qlora]'")
-    if is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if is_deepspeed_zero3_enabled():  # transformers then makes layers without a device, and bitsandbytes needs one
         raise InputError(
-            "policy.quantize: neither ZeRO-3 nor FSDP cuts weights in 4 bits; launch DDP, ZeRO-1 or ZeRO-2"
+            "policy.quantize: weights in 4 bits cannot be shared out as they are read; set zero3_init_flag to false in "
+            "the launch file, and ZeRO-3 does so afterwards"
         )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise InputError("policy.quantize: FSDP cuts no weights in 4 bits; launch DDP or ZeRO")
     try:
         with warnings.catch_warnings():  # of the libraries to each other
             warnings.simplefilter("ignore", DeprecationWarning)

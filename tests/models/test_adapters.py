@@ -11,7 +11,7 @@ from tiny_models import SEQUENCES, SMALL, learned, trained
 from transformers import AutoModelForCausalLM
 
 from align.config import InputError
-from align.models.adapters import LoraSettings
+from align.models.adapters import LoraSettings, folded
 from align.models.backbone import fingerprint
 from align.models.loading import PolicySettings, config_of
 from align.models.policy import load_policy, save_policy
@@ -284,6 +284,14 @@ def test_what_is_no_sum_of_matrices_is_not_stacked_on(base, tmp_path):
     with pytest.raises(InputError, match="have modules_to_save, and nothing is stacked on that"):
         load(tmp_path / "sft", "stacked")
     assert not load(tmp_path / "sft")[0].hf.get_input_embeddings().weight.any(), "but it is folded in"
+
+
+def test_nothing_is_folded_into_weights_that_zero_has_shared_out(base, tmp_path):
+    step(base, tmp_path / "sft", "continued", rank=2)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.norm.weight.ds_id = 7  # DeepSpeed's mark of a weight of which this process holds a part
+    with pytest.raises(InputError, match="set zero3_init_flag to false in the launch file"):
+        folded(model, str(tmp_path / "sft"))
 
 
 @pytest.mark.parametrize("adapters", ["continued", "stacked"])

@@ -225,6 +225,24 @@ def test_without_bitsandbytes_the_extra_is_named(base, monkeypatch):
         load(base)
 
 
+LAUNCHES = {
+    "weights shared out as they are read": (
+        lambda patch: patch.setattr(quantized, "is_deepspeed_zero3_enabled", lambda: True),
+        "set zero3_init_flag to false",
+    ),
+    "FSDP": (lambda patch: patch.setenv("ACCELERATE_USE_FSDP", "true"), "FSDP cuts no weights in 4 bits"),
+}
+
+
+@pytest.mark.parametrize("how", LAUNCHES)
+def test_a_launch_that_cannot_have_four_bits_is_refused(base, monkeypatch, how):
+    change, words = LAUNCHES[how]
+    monkeypatch.setattr(quantized, "find_spec", lambda name: "there")
+    change(monkeypatch)
+    with pytest.raises(InputError, match=rf"^policy\.quantize: .*{words}"):
+        load(base)
+
+
 WITHOUT = {
     "no adapters": ({}, "weights in 4 bits are not trained; give lora"),
     "merged adapters": ({"lora": LoraSettings()}, "the next step would round merged adapters to 4 bits"),
