@@ -5,7 +5,6 @@ The weights of linear layers are NF4 with quantised scales; embeddings, norms an
 
 from __future__ import annotations
 
-import math
 import os
 import types
 import warnings
@@ -14,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
@@ -86,9 +85,3 @@ def _forward(self: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - bitsandbytes' la
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
     """The same model as plain linear layers in fp32, with the values that the 4 bits stand for."""
     return cast(PreTrainedModel, model.dequantize(dtype=torch.float32)).requires_grad_(True)
-
-
-def num_weights(module: nn.Module) -> int:
-    """Weights of the module, each one counted where two share a byte."""
-    states = [(value, getattr(value, "quant_state", None)) for value in module.parameters()]
-    return sum(value.numel() if state is None else math.prod(state.shape) for value, state in states)

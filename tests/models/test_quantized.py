@@ -17,7 +17,6 @@ from align.models.adapters import LoraSettings
 from align.models.backbone import fingerprint
 from align.models.loading import PolicySettings
 from align.models.policy import load_policy, save_policy
-from align.models.quantized import num_weights
 from align.models.tree import plain_batch, tree_batch
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -70,8 +69,6 @@ def test_linear_layers_are_in_four_bits_and_the_rest_in_full(base):
     assert all(value.numel() == dict(plain.named_parameters())[name].numel() / 2 for name, value in four.items())
     assert {value.dtype for name, value in there.items() if value.dtype != torch.uint8} == {torch.float32}
     assert trained(policy) == {name for name, _ in policy.named_parameters() if "lora_" in name}
-    adapters = sum(value.numel() for value in policy.parameters() if value.requires_grad)
-    assert num_weights(policy) == plain.num_parameters() + adapters
 
 
 @needs_bitsandbytes
