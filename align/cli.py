@@ -96,7 +96,7 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
                 f"{each.tokens:,} an epoch ({training.unshared:,} without sharing), longest {training.longest:,}"
             )
             lines["optimizer steps"] = f"{training.optimizer_steps:,}"
-            lines["memory"] = f"{training.memory / 2**30:.1f} GiB at the peak, estimated"
+            lines["memory"] = training.memory.told()
         elif each.tokens:
             lines["tokens"] = f"{most}{each.tokens:,}"
         if each.flops:

@@ -1,12 +1,12 @@
-"""What training costs, by formula: arithmetic operations, bytes of memory and bytes on the wire. No torch."""
+"""What training costs, by formula: arithmetic operations and bytes on the wire. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from align.config import InputError, pick
+from align.config import InputError
 
 UNGATED = frozenset({"gpt2", "gpt_neox", "nemotron", "opt", "phi", "starcoder2"})  # model types with one matrix up
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -49,22 +49,59 @@ class Work(NamedTuple):
     targets: int  # positions through the head
 
 
-class Passes(NamedTuple):
-    """How often (N - 1) / N of a tensor leaves each of N devices: gather and reduce-scatter are one, all-reduce two."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """How a step's training lies over its processes.
 
-    trained_per_step: int = 0  # of the trained weights, or their gradient, in an optimizer step
-    trained_per_micro_batch: int = 0
-    weights_per_micro_batch: int = 0  # of all weights
+    Stages are ZeRO's (Rajbhandari et al. 2020, sec. 5): 1 shares out AdamW's moments, 2 gradients, 3 weights as well.
+    The other numbers are DeepSpeed's settings with their defaults.
+    """
+
+    stage: int = 0
+    processes: int = 1
+    reduce: Literal["once", "each"] = "once"  # when gradients are: in an optimizer step, or in each micro-batch
+    bucket: int = 500_000_000  # `reduce_bucket_size`: gradients that are sent at once
+    prefetch: int = 50_000_000  # `stage3_prefetch_bucket_size`: weights that are gathered ahead
+    reuse: int = 1_000_000_000  # `stage3_max_reuse_distance`: weights used in between that one is kept for its next use
+    copies: bool = True  # DeepSpeed trains an fp32 copy of each share of the weights; FSDP2 trains the share itself
+    cpu: bool = True  # over gloo, and a buffer takes the memory that is written to; a GPU's takes all at once
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise InputError(f"at least 1 process trains, not {self.processes}")
+        if self.stage not in range(4):
+            raise InputError(f"there are ZeRO's stages 1, 2 and 3, and 0 for none, not {self.stage}")
+
+    def share(self, numbers: int) -> int:
+        """What one process has of so many numbers."""
+        return -(-numbers // self.processes)
+
+    def bucket_of(self, trained: int) -> int:
+        """Numbers in the memory of a buffer for gradients."""
+        return min(self.bucket, trained) if self.cpu else self.bucket
+
+    def kept(self, weights: int) -> int:
+        """Weights that ZeRO-3 keeps from the forward to the backward pass: of the last layers, used again at once."""
+        return min(weights, self.reuse // 2)
+
+    def gathered(self, model: Decoder) -> int:
+        """Weights that ZeRO-3 has whole at once: what it keeps, what comes next, and what is in use."""
+        in_use = max(2 * model.num_linear // model.layers, model.vocab * model.hidden)
+        return min(model.num_weights, self.kept(model.num_weights) + self.prefetch + in_use)
 
 
-# Rajbhandari et al. 2020 (ZeRO), sec. 7, has stages 1 and 2 scatter the gradient and gather the new weights. Counted in
-# DeepSpeed 0.19.8, both all-reduce it, stage 2 after each micro-batch; stage 3 gathers in either pass, and scatters.
-WIRE = {
-    "ddp": Passes(trained_per_step=2),
-    "zero1": Passes(trained_per_step=2 + 1),
-    "zero2": Passes(trained_per_step=1, trained_per_micro_batch=2),
-    "zero3": Passes(trained_per_micro_batch=1, weights_per_micro_batch=2),
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What there is to be sent in some optimizer steps, as each process counts it."""
+
+    weights: int
+    trained: int | None = None  # all where left out
+    small: int = 0  # of the weights those that ZeRO-3 does not cut: of tensors of at most 100,000
+    steps: int = 1
+    micro_batches: int = 1  # in all steps
+    unkept: int = 0  # of them those of the first step and of each that comes after an evaluation
+    forwards: int = 0  # micro-batches without a backward pass: references and held-out rows
+    weight_bytes: int = FP32
 
 
 def added(works: Iterable[Work]) -> Work:
@@ -73,16 +110,6 @@ def added(works: Iterable[Work]) -> Work:
     for work in works:
         tokens, pairs, targets = tokens + work.tokens, pairs + work.attended_pairs, targets + work.targets
     return Work(tokens, pairs, targets)
-
-
-class Memory(NamedTuple):
-    """Bytes at the peak of a training step."""
-
-    weights: int
-    gradients: int
-    moments: int
-    activations: int
-    head: int
 
 
 def decoder(config: Mapping[str, Any]) -> Decoder:
@@ -136,64 +163,28 @@ def padded(lengths: Sequence[int]) -> Work:
     return Work(len(lengths) * longest, len(lengths) * longest**2, len(lengths) * longest)
 
 
-def saved_per_token(model: Decoder, *, checkpointing: bool = False) -> int:
-    """Numbers that autograd keeps for each token from the forward to the backward pass.
+def wire_bytes(ways: Sharding, traffic: Traffic) -> int:
+    """Bytes that each process sends, as around a ring, which moves the least there is to move (Patarasuk & Yuan 2009).
 
-    Where attention keeps no scores, a layer of Llama's kind keeps 6 x hidden (of both norms the input, the normed
-    value and the output), 2 x query and 2 x key-value width (queries, keys, values and what was attended) and
-    4 x intermediate (gate, its activation, up, their product; of an ungated MLP the input and GELU's steps); the last
-    norm 3 x hidden. Norms of queries and keys, or a second pair of norms, add up to half.
-    With checkpointing each layer keeps its input, and one at a time all.
+    To gather, or to reduce and scatter, sends (N - 1) / N of a tensor from each of N, to all-reduce twice that.
+    Rajbhandari et al. 2020, sec. 7, has ZeRO-1 and 2 scatter gradients; DeepSpeed 0.19.8 all-reduces them, and gathers
+    the updated weights. ZeRO-3 gathers weights in either pass, but keeps some for the second once it knows their
+    order, which it learns anew after an evaluation; after a step it gathers those that are not cut. It does scatter;
+    gloo, which has no such thing, all-reduces instead.
+
+    Left out are scalars, the weights that are sent before the first step, and under ZeRO-3, where nothing is kept, the
+    second forward pass of checkpointed layers and the second use of an embedding as the head.
     """
-    layer = 6 * model.hidden + 2 * (model.query_width + model.kv_width) + 4 * model.intermediate
-    kept = model.layers * model.hidden + layer if checkpointing else model.layers * layer
-    return kept + 3 * model.hidden
-
-
-def training_memory(
-    model: Decoder,
-    micro_batch_tokens: int,
-    *,
-    head_chunk: int,
-    trainable: int | None = None,
-    weight_bytes: int = FP32,
-    activation_bytes: int = FP32,
-    checkpointing: bool = False,
-) -> Memory:
-    """An estimate of a training step's peak, `sum()` of which is the whole.
-
-    Weights, and for each that is trained (all by default) a gradient and AdamW's two moments, in one dtype; what
-    autograd keeps for each token of a micro-batch; a head chunk's logits and their gradient in fp32.
-    """
-    trained = model.num_weights if trainable is None else trainable
-    return Memory(
-        weights=weight_bytes * model.num_weights,
-        gradients=weight_bytes * trained,
-        moments=2 * weight_bytes * trained,
-        activations=activation_bytes * saved_per_token(model, checkpointing=checkpointing) * micro_batch_tokens,
-        head=2 * FP32 * head_chunk * model.vocab,
-    )
-
-
-def wire_bytes(
-    strategy: str,
-    processes: int,
-    *,
-    weights: int,
-    trained: int | None = None,
-    steps: int = 1,
-    micro_batches: int = 1,
-    weight_bytes: int = FP32,
-) -> int:
-    """Bytes that each device sends in `steps` optimizer steps with `micro_batches` micro-batches of its own in all.
-
-    Around a ring, which moves the least there is to move (Patarasuk & Yuan 2009). Left out are the scalars of a norm,
-    and under ZeRO-3 the gathers of evaluation, of saving and of a second forward pass for checkpointed activations.
-    """
-    if processes < 1:
-        raise InputError(f"at least 1 process trains, not {processes}")
-    passes = pick(WIRE, strategy, "way to spread training over devices")
-    trained = weights if trained is None else trained
-    moved = trained * (steps * passes.trained_per_step + micro_batches * passes.trained_per_micro_batch)
-    moved += weights * micro_batches * passes.weights_per_micro_batch
-    return moved * weight_bytes * (processes - 1) // processes
+    trained = traffic.weights if traffic.trained is None else traffic.trained
+    reductions = traffic.micro_batches if ways.reduce == "each" and ways.stage != 1 else traffic.steps
+    cut = traffic.weights - traffic.small
+    moved = {
+        0: 2 * trained * reductions,
+        1: (2 + 1) * trained * traffic.steps,
+        2: 2 * trained * reductions + trained * traffic.steps,
+        3: (2 if ways.cpu else 1) * trained * reductions
+        + cut * (2 * traffic.micro_batches + traffic.forwards)
+        - ways.kept(cut) * (traffic.micro_batches - traffic.unkept)
+        + traffic.small * traffic.steps,
+    }[ways.stage]
+    return moved * traffic.weight_bytes * (ways.processes - 1) // ways.processes

@@ -17,7 +17,6 @@ from align.accounting.formulas import (
     decoder,
     forward_flops,
     training_flops,
-    training_memory,
 )
 from align.config import InputError, stable_hash
 from align.data.batching import Balance, Indices, balance, order, steps_per_epoch
@@ -25,12 +24,12 @@ from align.data.chat import ChatEncoder, TokenGroup
 from align.evaluation.likelihood import LIKELIHOODS
 from align.evaluation.tasks import TASKS
 from align.models.loading import GGUF, fresh_config, gguf_file, length_limit, quiet_transformers
-from align.models.logprobs import TILE_CPU
 from align.models.tree import count_tokens, tree_batch
 from align.records import Prompt
 from align.stages.costs import matrix_rate
 from align.stages.estimates import Estimate, Training
 from align.stages.evaluating import kind_of
+from align.stages.footprint import footprint
 from align.stages.grading import likelihood_rows, task_rows
 from align.stages.groups import asked_prompts
 from align.stages.recipe import Recipe
@@ -132,7 +131,6 @@ def _of_training(
     flops = epochs * training_flops(model, work)
     if not isinstance(step, RewardStep) and objective_of(step).needs_reference:
         flops += forward_flops(model, work)
-    memory = _memory(recipe, model, max(settings.tokens_per_micro_batch, max(sizes)))
     return Estimate(
         name=name,
         stage=step.stage,
@@ -148,7 +146,7 @@ def _of_training(
             optimizer_steps=num_steps,
             longest=max(len(each.ids) for group in data.train for each in group.sequences),
             unshared=sum(len(each.ids) for index in chosen for each in data.train[index].sequences),
-            memory=memory,
+            memory=footprint(recipe, step, model, sizes),
             balances=_balances(step, sizes, chosen),
         ),
     )
@@ -251,22 +249,6 @@ def _work(group: TokenGroup, *, head: bool) -> Work:
     """What one forward pass over the group has to do, as a tree of its own, with or without an LM head."""
     batch = tree_batch(group.sequences)
     return Work(batch.num_tokens, int(batch.position_ids.sum()) + batch.num_tokens, len(batch.targets_N) if head else 0)
-
-
-def _memory(recipe: Recipe, model: Decoder, tokens: int) -> int:
-    lora = recipe.policy.lora
-    adapters = None
-    if lora is not None:  # two thin matrices for each of seven projections of a layer
-        wide = 4 * model.hidden + 2 * (model.query_width + model.kv_width) + 3 * (model.hidden + model.intermediate)
-        adapters = model.layers * lora.rank * wide
-    parts = training_memory(
-        model,
-        tokens,
-        head_chunk=-(-TILE_CPU // model.vocab),
-        trainable=adapters,
-        checkpointing=recipe.policy.gradient_checkpointing,
-    )
-    return sum(parts)
 
 
 def _balances(step: TrainStep | PreferenceStep | RewardStep, sizes: Sequence[int], epoch: Indices) -> list[Balance]:

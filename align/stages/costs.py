@@ -12,7 +12,16 @@ import torch
 from transformers import PretrainedConfig
 
 from align.accounting.energy import EnergyMeter, EnergyReading
-from align.accounting.formulas import Decoder, Work, decoder, forward_flops, training_flops, wire_bytes
+from align.accounting.formulas import (
+    Decoder,
+    Sharding,
+    Traffic,
+    Work,
+    decoder,
+    forward_flops,
+    training_flops,
+    wire_bytes,
+)
 from align.accounting.ledger import Ledger, Usage, entry
 from align.accounting.settings import AccountingSettings
 from align.artifacts import read_json, write_json
@@ -64,8 +73,8 @@ def dimensions(config: PretrainedConfig) -> Decoder | str:
 
 
 def sent(processes: int, *, weights: int, trained: int, steps: int) -> int:
-    """Bytes that each process sends under DDP, which is all that there is yet beside one process."""
-    return wire_bytes("ddp", processes, weights=weights, trained=trained, steps=steps) if processes > 1 else 0
+    """Bytes that each process sends under DDP."""
+    return wire_bytes(Sharding(processes=processes), Traffic(weights=weights, trained=trained, steps=steps))
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from align.accounting.formulas import Sharding
 from align.data.batching import Balance
 
 
@@ -32,5 +33,28 @@ class Training:
     optimizer_steps: int
     longest: int  # tokens of the longest sequence
     unshared: int  # tokens of an epoch if responses did not share their prompt
-    memory: int  # bytes at the peak
+    memory: Footprint
     balances: list[Balance]  # of the first optimizer steps, for numbers of ranks that have a group each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes of memory that each process of a training step takes at its peak, on a CPU with the process itself."""
+
+    sharding: Sharding  # as the step's launch file says
+    peak: int
+    many: int  # processes of another launch
+    by_stage: list[int]  # the peak in each of those: under DDP, ZeRO-1, 2 and 3
+
+    def told(self) -> str:
+        """In words: of the launch, and of the other ways to spread the step over many processes."""
+        ways, gib = self.sharding, 2**30
+        name = f"under ZeRO-{ways.stage}" if ways.stage else "under DDP"
+        where = f"in each of {ways.processes} processes {name}" if ways.processes > 1 else "in one process"
+        base = ", the process itself included" if ways.cpu else ""
+        whole, *others = (f"{peak / gib:.1f}" for peak in self.by_stage)
+        shared = ", ".join(f"ZeRO-{stage} {size}" for stage, size in enumerate(others, start=1))
+        return (
+            f"{self.peak / gib:.1f} GiB at the peak {where}{base}, estimated; "
+            f"in each of {self.many}: DDP {whole}, {shared}"
+        )

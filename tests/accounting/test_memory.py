@@ -1,0 +1,159 @@
+"""The memory that a training step is told to take is that of the tensors that PyTorch makes for it."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+
+from align.accounting.formulas import Decoder, Sharding, decoder
+from align.accounting.memory import MicroBatch, activation_bytes, adapter_weights, training_memory
+from align.data.chat import TokenSequence
+from align.models.policy import Policy
+from align.models.tree import plain_batch, tree_batch
+
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SIZES = {"vocab_size": 131, "hidden_size": 96, "intermediate_size": 224, "num_hidden_layers": 3, **SPECIAL}
+LLAMA = transformers.LlamaConfig(**SIZES, num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=False)
+SHORT = transformers.LlamaConfig(**{**SIZES, "num_hidden_layers": 1}, num_attention_heads=6, num_key_value_heads=2)
+GEMMA = transformers.GemmaConfig(**SIZES, num_attention_heads=6, num_key_value_heads=2, head_dim=16)
+GPT2 = transformers.GPT2Config(
+    vocab_size=131, n_embd=96, n_layer=3, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **SPECIAL
+)
+TOKENS = 64
+
+
+def causal_model(config):
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def kept_bytes(model, micro):
+    """Bytes that autograd keeps of the forward pass of one sequence, each storage once, weights left out."""
+    policy = Policy(model).train()
+    if micro.checkpointing:
+        policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    ids = np.random.default_rng(0).integers(131, size=micro.tokens).astype(np.int32)
+    sequence = TokenSequence(ids, np.arange(micro.tokens) >= micro.tokens - micro.targets)
+    policy.use_forward("tree" if micro.tree else "plain")
+    batch = (tree_batch if micro.tree else plain_batch)([sequence])
+    weights = {weight.untyped_storage().data_ptr() for weight in policy.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    precise = torch.autocast("cpu", torch.bfloat16) if micro.half else nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), precise:
+        assert policy(batch).requires_grad
+    return sum(tensor.untyped_storage().nbytes() for where, tensor in kept.items() if where not in weights)
+
+
+KEPT = [  # the share of what is kept that the formula may miss
+    (LLAMA, {}, 0.03),
+    (LLAMA, {"tree": False}, 0.03),
+    (LLAMA, {"targets": 16}, 0.03),
+    (LLAMA, {"half": True}, 0.05),
+    (SHORT, {}, 0.04),
+    (GEMMA, {}, 0.05),
+    (GPT2, {}, 0.15),
+]
+
+
+@pytest.mark.parametrize(("config", "how", "tolerance"), KEPT)
+def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(config, how, tolerance):
+    micro = MicroBatch(**({"tokens": TOKENS, "targets": TOKENS - 1} | how))
+    told = activation_bytes(decoder(config.to_dict()), micro)
+    assert told == pytest.approx(kept_bytes(causal_model(config), micro), rel=tolerance)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_under_adapters_less_is_kept(half):
+    lora = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    micro = MicroBatch(tokens=TOKENS, targets=TOKENS - 1, half=half)
+    model = get_peft_model(causal_model(LLAMA), lora)
+    told = activation_bytes(decoder(LLAMA.to_dict()), micro, frozen=True)
+    assert told == pytest.approx(kept_bytes(model, micro), rel=0.05)
+    assert told < activation_bytes(decoder(LLAMA.to_dict()), micro)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert adapter_weights(decoder(LLAMA.to_dict()), 2) == trained
+
+
+def test_checkpoints_keep_each_layers_input_and_one_layer_more():
+    model, micro = decoder(LLAMA.to_dict()), MicroBatch(tokens=TOKENS, targets=TOKENS - 1, checkpointing=True)
+    inputs = kept_bytes(causal_model(LLAMA), micro)  # what lies there before a layer is run again
+    whole = activation_bytes(model, replace(micro, checkpointing=False))
+    per_layer = (whole - activation_bytes(replace(model, layers=1), replace(micro, checkpointing=False))) / 2
+    assert activation_bytes(model, micro) == pytest.approx(inputs + per_layer, rel=0.05)
+
+
+def test_weights_gradients_and_moments_are_what_their_tensors_take():
+    model = causal_model(LLAMA)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(input_ids=torch.randint(131, (1, 8))).logits.sum().backward()
+    optimizer.step()
+    matrices = [weight for weight in model.parameters() if weight.ndim == 2]
+    told = training_memory(decoder(LLAMA.to_dict()), MicroBatch(tokens=8), tile=4)
+    assert told.weights == sum(weight.nbytes for weight in matrices)
+    assert told.gradients == sum(weight.grad.nbytes for weight in matrices)
+    moments = [optimizer.state[weight][key] for weight in matrices for key in ("exp_avg", "exp_avg_sq")]
+    assert told.moments == sum(moment.nbytes for moment in moments)
+
+
+LARGE = Decoder(hidden=1000, layers=10, query_width=1000, kv_width=500, intermediate=4000, vocab=2000, tied=False)
+SMALL_BATCH = MicroBatch(tokens=1, targets=1)
+SIZE = 4 * LARGE.num_weights
+
+
+def share_of(stage, **how):
+    """Memory over the weights' bytes; the activations of one token are next to nothing."""
+    ways = Sharding(stage=stage, **({"processes": 8, "bucket": 10**6, "reuse": 0, "prefetch": 0} | how))
+    return sum(training_memory(LARGE, SMALL_BATCH, tile=1, ways=ways)) / SIZE
+
+
+def test_each_stage_shares_out_more():
+    """As in Rajbhandari et al. 2020, fig. 1, with 4 bytes of each weight, gradient and moment."""
+    head, bucket = LARGE.vocab * LARGE.hidden * 4 / SIZE, 4e6 / SIZE
+    in_use = 2 * LARGE.num_linear / LARGE.layers * 4 / SIZE
+    assert share_of(0, processes=1) == pytest.approx(4 + head, rel=0.01)
+    assert share_of(0) == pytest.approx(5 + head, rel=0.01)  # DDP's buckets are a second gradient
+    assert share_of(1) == pytest.approx(1 + 1 / 8 + 2 / 8 + 1 + head, rel=0.01)  # a share of the weights twice
+    assert share_of(2) == share_of(1)  # which are reduced once, and whole until then
+    assert share_of(2, reduce="each") == pytest.approx(1 + 1 / 8 + 2 / 8 + 1 / 8 + max(head, 1 / 8), rel=0.02)
+    assert share_of(3) == pytest.approx(2 / 8 + in_use + 2 / 8 + 1 / 8 + 1 + bucket + head, rel=0.01)
+    assert share_of(3, reduce="each") == pytest.approx(2 / 8 + in_use + 2 / 8 + 1 / 8 + bucket + head, rel=0.02)
+
+
+def test_fsdp2_trains_its_share_of_the_weights_itself():
+    in_use = 2 * LARGE.num_linear / LARGE.layers * 4 / SIZE
+    head = LARGE.vocab * LARGE.hidden * 4 / SIZE
+    told = share_of(3, reduce="each", bucket=0, copies=False)
+    assert told == pytest.approx(1 / 8 + in_use + 2 / 8 + 1 / 8 + head, rel=0.02)
+
+
+def test_a_bucket_takes_what_is_written_to_it_and_on_a_gpu_all_of_it():
+    whole = {"bucket": 10**9}
+    assert share_of(1, **whole) == pytest.approx(1 + 1 / 8 + 2 / 8 + 1 + 1, rel=0.01)
+    gpu = share_of(1, **whole, cpu=False) - share_of(1, **whole)
+    assert gpu == pytest.approx((4e9 - SIZE) / SIZE, rel=0.01)
+
+
+def test_zero3_with_room_enough_keeps_all_weights_gathered():
+    assert share_of(3, reuse=10**9) == pytest.approx(share_of(3) + 1 - 2 / LARGE.layers, rel=0.02)
+
+
+def test_a_step_of_one_micro_batch_has_no_gradients_when_its_backward_pass_begins():
+    micro = MicroBatch(tokens=4000)
+    several, alone = (training_memory(LARGE, replace(micro, alone=each), tile=1) for each in (False, True))
+    assert several._replace(gradients=0) == alone
+
+
+def test_weights_in_four_bits_take_an_eighth_and_their_scales():
+    trained = adapter_weights(LARGE, 8)
+    plain, quantized = (
+        training_memory(LARGE, SMALL_BATCH, tile=1, trained=trained, quantized=each) for each in (False, True)
+    )
+    assert plain.weights - quantized.weights == pytest.approx(4 * LARGE.num_linear * (1 - 1 / 8), rel=0.01)

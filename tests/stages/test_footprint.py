@@ -1,0 +1,76 @@
+"""How a launch file spreads a step, and what `align check` says of memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from small_runs import RECIPE
+
+from align.accounting.formulas import Sharding
+from align.config import InputError
+from align.stages.checking import check
+from align.stages.footprint import sharding_of
+from align.stages.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}  # by the first part of a file's name; the rest has none
+FILES = sorted(path.name for path in (ROOT / "launch").glob("*.yaml") if path.name != "skypilot.yaml")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_launch_file_is_read_as_accelerate_reads_it(name, monkeypatch):
+    monkeypatch.chdir(ROOT)  # from where the files name each other
+    known, found = load_config_from_file(f"launch/{name}"), sharding_of(f"launch/{name}", "each")
+    assert (found.processes, found.cpu) == (known.num_processes, known.use_cpu)
+    assert (found.stage, found.reduce) == (STAGES.get(name.partition("-")[0], 0), "each")
+
+
+def test_deepspeeds_own_numbers_are_taken_from_the_file_that_is_named(tmp_path):
+    zero = {"stage": 2, "reduce_bucket_size": 5e7, "overlap_comm": True, "stage3_prefetch_bucket_size": "auto"}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
+    launch = tmp_path / "launch.yaml"
+    named = f"deepspeed_config: {{deepspeed_config_file: {tmp_path / 'zero.json'}}}\n"
+    launch.write_text(f"distributed_type: DEEPSPEED\nnum_processes: 4\nuse_cpu: true\n{named}")
+    assert sharding_of(str(launch)) == Sharding(stage=2, processes=4, bucket=50_000_000)
+    (tmp_path / "zero.json").unlink()
+    with pytest.raises(InputError, match=r"zero\.json: no such file"):
+        sharding_of(str(launch))
+    with pytest.raises(InputError, match=r"other\.yaml: no such file"):
+        sharding_of(str(tmp_path / "other.yaml"))
+
+
+def memory_of(folder, *overrides):
+    """What is said of the memory of each training step of a small recipe."""
+    (folder / "small.yaml").write_text(RECIPE.format(runs=folder / "runs"))
+    estimates = check(load_recipe(folder / "small.yaml", overrides))
+    return {each.name: each.training.memory for each in estimates if each.training is not None}
+
+
+def test_check_tells_the_memory_of_the_launch_and_of_other_ways(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = memory_of(tmp_path, "steps.dpo.launch=launch/zero2-cpu-2.yaml")
+    assert "in one process, the process itself included" in found["sft"].told()
+    assert "in each of 2 processes under ZeRO-2, the process itself included" in found["dpo"].told()
+    for each in found.values():
+        assert each.many == 8
+        whole, *sharded = each.by_stage
+        assert all(peak < whole for peak in sharded)
+        assert each.told().count("ZeRO-") == 3 + (each.sharding.stage > 0)
+
+
+def test_on_a_gpu_the_process_itself_is_not_in_the_devices_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = memory_of(tmp_path, "steps.sft.launch=launch/gpu-1.yaml")["sft"]
+    assert "in one process, estimated" in found.told()
+    assert found.peak < 600 * 2**20  # of which most are the tiles of logits, larger than on a CPU
+
+
+def test_what_spares_memory_is_seen_to(tmp_path):
+    def peak(*overrides):
+        return memory_of(tmp_path, "policy.fresh.num_hidden_layers=4", *overrides)["sft"].peak
+
+    assert peak("policy.gradient_checkpointing=true") < peak()
+    assert peak("steps.sft.train.precision=bf16") < peak()
+    assert peak("steps.sft.train.tokens_per_micro_batch=200") < peak()
+    assert peak("steps.sft.train.tokens_per_micro_batch=1000000") == peak()  # as much as a step has
