@@ -85,9 +85,13 @@ class Sharding:
         return min(weights, self.reuse // 2)
 
     def gathered(self, model: Decoder) -> int:
-        """Weights that ZeRO-3 has whole at once: what it keeps, what comes next, and what is in use."""
+        """Weights that ZeRO-3 has whole at once: kept, in use, or coming next; of what arrives there is a second copy.
+
+        They arrive share by share in one buffer, and are put together beside it.
+        """
         in_use = max(2 * model.num_linear // model.layers, model.vocab * model.hidden)
-        return min(model.num_weights, self.kept(model.num_weights) + self.prefetch + in_use)
+        arriving = min(model.num_weights, self.prefetch + in_use)
+        return min(model.num_weights, self.kept(model.num_weights) + arriving) + arriving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 # The interpreter with torch 2.13, transformers 5.24 and all that `align train` imports, before any model (570 MB), and
 # what these set aside when they are first used (35 MB): measured with glibc 2.36 on x86-64.
 PROCESS = 605_000_000
+DEEPSPEED = 65_000_000  # what DeepSpeed 0.19.8 and gloo add to it, measured in the same way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +131,8 @@ def training_memory(
         head=max(trained_head + tiles, waiting + passing),
     )
     ends = used._replace(head=0 if frozen else waiting + (0 if micro.alone else matrix))
-    return max(begins, ends, _sending(used if ways.reduce == "each" else held, number, ways), key=sum)
+    meanwhile = ways.reduce == "each" and ways.bucket < number  # a bucket is full before the backward pass is over
+    return max(begins, ends, _sending(used if meanwhile else held, number, ways), key=sum)
 
 
 def _held(model: Decoder, trained: int, ways: Sharding, linear: int) -> Memory:
@@ -152,12 +154,13 @@ def _held(model: Decoder, trained: int, ways: Sharding, linear: int) -> Memory:
 
 def _sending(held: Memory, trained: int, ways: Sharding) -> Memory:
     """What lies there when a full bucket of gradients is sent, which is copied into one piece before."""
-    bucket, share = FP32 * ways.bucket_of(trained), FP32 * ways.share(trained)
+    bucket = FP32 * ways.bucket_of(trained)
     if ways.stage == 0:
         return held
     if ways.stage == 3:
         moved = 0 if ways.reduce == "each" else min(bucket, FP32 * trained)  # into the buffer, and out of where it was
-        return held._replace(gradients=held.gradients - moved, buffers=2 * bucket)
-    if ways.reduce == "each" and ways.stage == 2:  # the buffer, and the share of this micro-batch beside that of all
-        return held._replace(gradients=held.gradients + share, buffers=2 * bucket)
+        copies = 3 if ways.cpu else 2  # gloo all-reduces another
+        return held._replace(gradients=held.gradients - moved, buffers=copies * bucket)
+    if ways.reduce == "each" and ways.stage == 2:
+        return held._replace(buffers=2 * bucket)
     return held._replace(buffers=bucket)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.accounting.formulas import Decoder, Sharding
-from align.accounting.memory import PROCESS, MicroBatch, adapter_weights, training_memory
+from align.accounting.memory import DEEPSPEED, PROCESS, MicroBatch, adapter_weights, training_memory
 from align.config import InputError, read_recipe
 from align.models.logprobs import TILE_CPU, TILE_GPU
 from align.stages.estimates import Footprint
@@ -78,7 +78,8 @@ def footprint(
     def peak(ways: Sharding) -> int:
         tile = TILE_CPU if ways.cpu else TILE_GPU
         parts = training_memory(model, micro, tile=tile, trained=trained, quantized=quantized, ways=ways)
-        return sum(parts) + (PROCESS if ways.cpu else 0)
+        itself = PROCESS + (DEEPSPEED if ways.stage and ways.copies else 0)
+        return sum(parts) + (itself if ways.cpu else 0)
 
     many = replace(ways, processes=max(MANY, ways.processes))
     return Footprint(
