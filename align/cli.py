@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from types import TracebackType
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -76,6 +77,7 @@ def train(recipe: RecipeArgument, step: StepOption, overrides: Overrides = None)
 
     command = Command(recipe, tuple(overrides or ()))
     _on_screen(lambda screen: run_step(command, step, screen))
+    _end(0)
 
 
 @app.command()
@@ -196,6 +198,8 @@ def evaluate(
 
 def main() -> None:
     """Run the command; what is wrong ends in one line: status 2 for bad input, 1 for a failed run."""
+    if "RANK" in os.environ:
+        sys.excepthook = _unforeseen
     sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked for last
     try:
         app(standalone_mode=True)
@@ -211,7 +215,22 @@ def main() -> None:
 
 def _fail(text: str, status: int) -> None:
     print(f"align: {' '.join(text.split())}", file=sys.stderr)
+    _end(status)
+
+
+def _end(status: int) -> NoReturn:
+    """End the process, and one of several at once: what tears torch down may wait for others, or abort."""
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
+
+
+def _unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show where an error that nobody expected came from, and end."""
+    sys.__excepthook__(kind, error, trace)
+    _end(1)
 
 
 def _on_screen(work: Callable[[Screen], Any]) -> Any:  # noqa: ANN401 - whatever the work returns

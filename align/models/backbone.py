@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, cast
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -28,13 +30,20 @@ class Backbone(nn.Module, ABC):
             self.base.set_attn_implementation("eager")  # transformers 5.20 drops the cap under sdpa, 5.23 refuses it
         self._plain_attention: str = self._attention
 
+    def forward(self, batch: TokenBatch | TokenSequence) -> Tensor:
+        """What the model says of a batch, or of one sequence by the forward of transformers itself.
+
+        Both come through this one door: at it sharded weights are gathered.
+        """
+        return self.stock(batch) if isinstance(batch, TokenSequence) else self.answer(batch)
+
     @abstractmethod
-    def forward(self, batch: TokenBatch) -> Tensor:
+    def answer(self, batch: TokenBatch) -> Tensor:
         """What the model says of the batch."""
 
     @abstractmethod
     def stock(self, sequence: TokenSequence) -> Tensor:
-        """What `forward` says of one sequence, by the forward of transformers itself."""
+        """What it says of one sequence, by the forward of transformers itself."""
 
     @property
     @abstractmethod
@@ -77,10 +86,30 @@ class Backbone(nn.Module, ABC):
         return output.last_hidden_state
 
 
+@contextmanager
+def whole(values: Sequence[Tensor]) -> Generator[None]:
+    """A block in which parameters that ZeRO-3 has cut are there in full; every process enters it."""
+    cut = [value for value in values if hasattr(value, "ds_id")]
+    if not cut:
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters  # noqa: PLC0415 - optional, and seconds to import
+
+    with GatheredParameters(cut):
+        yield
+
+
+def full(value: Tensor) -> Tensor:
+    """All rows of a parameter that FSDP2 has cut, or the value itself; every process asks."""
+    return cast(Any, value).full_tensor() if hasattr(value, "full_tensor") else value
+
+
 def fingerprint(model: Backbone) -> str:
-    """Sixteen hex digits that depend on every weight, adapters included, by value."""
+    """Sixteen hex digits that depend on every weight, adapters included, by value, however they lie over processes."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.hf.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(memoryview(value.detach().cpu().flatten().view(torch.uint8).numpy()))
+    for name, value in sorted(model.hf.state_dict(keep_vars=True).items()):
+        with whole([value]):
+            known = full(value.detach()).cpu()
+            digest.update(f"{name} {known.dtype} {tuple(known.shape)}".encode())
+            digest.update(memoryview(cast(Any, known.flatten().view(torch.uint8).numpy())))
     return digest.hexdigest()[:16]

@@ -11,20 +11,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from align.models.reward import RewardModel
-
 # Penalties that are tried, as shares of the mean square of a singular value.
 PENALTIES = torch.logspace(-6, 3, 37, dtype=torch.float64)
 
 
 @torch.no_grad()
-def start_head(model: RewardModel, states_ND: Tensor, label_NA: Tensor) -> None:
-    """Set each attribute's weights to the ridge regression of its known labels; without any they stay as they are."""
-    (weight_AD,) = (value for value in model.head.parameters() if value.requires_grad)
+def started(weight_AD: Tensor, states_ND: Tensor, label_NA: Tensor) -> Tensor:
+    """Each attribute's weights as the ridge regression of its known labels; without any they are as they were."""
+    weight_AD = weight_AD.clone()
     for weight_D, label_N in zip(weight_AD, label_NA.double().T, strict=True):
         known_N = ~label_N.isnan()
         if known_N.any():
             weight_D.copy_(regression(states_ND[known_N].double(), label_N[known_N]))
+    return weight_AD
 
 
 def regression(states_ND: Tensor, label_N: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Policy(Backbone):
         """The LM head."""
         return cast(nn.Module, self.base.get_output_embeddings())
 
-    def forward(self, batch: TokenBatch) -> Tensor:
+    def answer(self, batch: TokenBatch) -> Tensor:
         """Log-probability of each target in nats, fp32, shape [N]."""
         hidden = self.hidden(batch)
         return self.head(hidden.flatten(0, 1)[batch.rows_N], targets=batch.targets_N)

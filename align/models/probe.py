@@ -110,7 +110,7 @@ def _answers(model: Backbone, sample: list[TokenSequence]) -> torch.Tensor:
 
 def _stock(model: Backbone, sample: list[TokenSequence]) -> torch.Tensor:
     """What the model says by the forward of transformers itself, one sequence at a time."""
-    return torch.cat([model.stock(sequence) for sequence in sample])
+    return torch.cat([model(sequence) for sequence in sample])
 
 
 def _compare(model: Backbone, answers: torch.Tensor, expected: torch.Tensor, name: str) -> None:

@@ -84,7 +84,7 @@ class RewardModel(Backbone):
         self.requires_grad_(False)
         self.head.requires_grad_(True)
 
-    def forward(self, batch: TokenBatch) -> Tensor:
+    def answer(self, batch: TokenBatch) -> Tensor:
         """Attributes of each sequence, shape [S, A], from the hidden state of its last token."""
         last_SD = self.last_hidden(batch)
         with torch.autocast(last_SD.device.type, enabled=False):  # in bf16 a score of 4 is off by up to 0.016
@@ -234,7 +234,17 @@ def score_groups(model: RewardModel, groups: Sequence[TokenGroup], *, token_budg
 
 def last_states(model: RewardModel, groups: Sequence[TokenGroup], *, token_budget: int = 4096) -> list[Tensor]:
     """What the head sees of the responses of each group, [K, D] in fp32 on the CPU."""
-    return _of_each(groups, model, model.last_hidden, token_budget)
+    seen: list[Tensor] = []
+
+    def see(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen[:] = given
+
+    def answer(batch: TokenBatch) -> Tensor:
+        model(batch)
+        return seen[0]
+
+    with model.head.register_forward_pre_hook(see):
+        return _of_each(groups, model, answer, token_budget)
 
 
 @torch.no_grad()

@@ -71,7 +71,8 @@ def check(recipe: Recipe) -> Iterator[Estimate]:
         elif isinstance(step, TrainStep | PreferenceStep | RewardStep):
             made_by = next((each for each in recipe.sources_of(name) if each in recipe.steps), None)
             if made_by is None:
-                yield _of_training(recipe, name, tokenizer, config, model)
+                with tempfile.TemporaryDirectory() as folder:
+                    yield _of_training(recipe, name, tokenizer, config, model, Path(folder))
             else:
                 yield _of_training_to_come(recipe, name, made_by, tokenizer, model)
         else:
@@ -114,12 +115,17 @@ def disk_need(recipe: Recipe) -> tuple[int, int]:
 
 
 def _of_training(
-    recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, model: Decoder
+    recipe: Recipe,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    model: Decoder,
+    folder: Path,
 ) -> Estimate:
     step = recipe.steps[name]
     assert isinstance(step, TrainStep | PreferenceStep | RewardStep)
     names = rating_of(recipe, name).names if isinstance(step, RewardStep) else ()
-    data = step_rows(recipe, name, tokenizer, model_limit=length_limit(config), attributes=names)
+    data = step_rows(recipe, name, tokenizer, folder, model_limit=length_limit(config), attributes=names)
     settings = step.train
     num_rows = data.mixture.num_rows if data.mixture is not None else len(data.train)
     num_steps = settings.num_steps(num_rows)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from align.data.chat import TokenGroup
 from align.evaluation import score
 from align.records import Comparison
 
@@ -22,7 +23,12 @@ class Pair(NamedTuple):
 
 
 def pairs_of(
-    row: int, comparison: Comparison, rewards: Sequence[float], *, worth: Mapping[str, float], subset: str | None = None
+    row: int,
+    comparison: Comparison | TokenGroup,
+    rewards: Sequence[float],
+    *,
+    worth: Mapping[str, float],
+    subset: str | None = None,
 ) -> list[Pair]:
     """Every pair of the comparison's responses that it sets apart, and how the rewards judge them.
 
@@ -44,17 +50,20 @@ def pairs_of(
     return found
 
 
-def own_rewards(comparison: Comparison, worth: Mapping[str, float]) -> list[float] | None:
+def own_rewards(comparison: Comparison | TokenGroup, worth: Mapping[str, float]) -> list[float] | None:
     """What the data says that each response is worth; None where it says nothing of one of them."""
-    responses = comparison.responses
-    given = [response.reward for response in responses if response.reward is not None]
+    if isinstance(comparison, TokenGroup):
+        given, attributes = list(comparison.rewards or ()), comparison.attributes
+    else:
+        given = [response.reward for response in comparison.responses if response.reward is not None]
+        attributes = [response.attributes for response in comparison.responses]
     if given:
         return given
     if comparison.chosen is not None:
-        return [float(index == comparison.chosen) for index in range(len(responses))]
-    if not all(worth.keys() <= response.attributes.keys() for response in responses):
+        return [float(index == comparison.chosen) for index in range(len(attributes))]
+    if not all(worth.keys() <= known.keys() for known in attributes):
         return None
-    return [sum(weight * response.attributes[name] for name, weight in worth.items()) for response in responses]
+    return [sum(weight * known[name] for name, weight in worth.items()) for known in attributes]
 
 
 def accuracy(pairs: Sequence[Pair]) -> dict[str, Any]:

@@ -27,8 +27,11 @@ def preview_rows(recipe: Recipe, name: str, *, number: int) -> Iterator[Text]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tokenizer_of(recipe, name, Path(folder))
         names = rating_of(recipe, name).names if isinstance(step, RewardStep) else ()
-        cut = step_rows(recipe, name, tokenizer, model_limit=None, attributes=names)
-        whole = step_rows(recipe, name, tokenizer, model_limit=None, attributes=names, free=True)
-    uncut = {group.row: group for group in (*whole.train, *whole.held_out)}
-    for group in cut.train[:number]:
+        cut = step_rows(recipe, name, tokenizer, Path(folder) / "cut", model_limit=None, attributes=names)
+        free = Path(folder) / "whole"
+        whole = step_rows(recipe, name, tokenizer, free, model_limit=None, attributes=names, free=True)
+        shown = cut.train[:number]
+        rows = {group.row for group in shown}
+        uncut = {group.row: group for part in (whole.train, whole.held_out) for group in part if group.row in rows}
+    for group in shown:
         yield preview(group, tokenizer, uncut=uncut[group.row])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from contextlib import nullcontext
 from statistics import StatisticsError, correlation, mean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast
@@ -14,7 +16,9 @@ from align.data.batching import order
 from align.data.chat import TokenGroup
 from align.data.templates import apply_template
 from align.evaluation import score
-from align.models.head_start import start_head
+from align.models.backbone import full
+from align.models.backbone import whole as whole_values
+from align.models.head_start import started
 from align.models.loading import length_limit, quiet_transformers
 from align.models.reward import (
     Rating,
@@ -27,15 +31,15 @@ from align.models.reward import (
     score_groups,
     set_padding,
 )
-from align.records import Comparison
 from align.stages.pairs import accuracy, pairs_of
 from align.stages.recipe import Recipe
-from align.stages.sources import Rows, step_rows
+from align.stages.sources import Rows, remove_rows, step_rows
 from align.stages.steps import RewardStep
-from align.stages.training import Context, about, account, describe, done_of, job_of, policy_settings
+from align.stages.training import Context, about, account, describe, done_of, job_of, policy_settings, whole_copy
 from align.train.checkpoint import is_begun, remove_checkpoints
 from align.train.loop import Loop
 from align.train.reward_objective import BradleyTerryObjective, RewardObjective, label_table, reward_objective
+from align.train.runtime import Processes, make_accelerator, read_in_shares
 
 BEGIN_WITH = 1024  # groups that a new head is fitted to before training
 
@@ -46,28 +50,39 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     assert isinstance(step, RewardStep)
     quiet_transformers()
     settings = policy_settings(recipe, context.name, context.inputs)
-    model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
+    accelerator, begun = make_accelerator(step.train, context.working), is_begun(context.working)
+    rated_before = saved_rating(settings.path) is not None
+    with read_in_shares(accelerator) if rated_before else nullcontext():
+        model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
     apply_template(tokenizer, settings.chat_template)
     rating, limit = model.rating, length_limit(model.base.config)
-    data = step_rows(recipe, context.name, tokenizer, model_limit=limit, attributes=rating.names)
+    first = Processes(accelerator).first
+    data = step_rows(
+        recipe, context.name, tokenizer, context.working, model_limit=limit, attributes=rating.names, first=first
+    )
     subsets = _subsets(data, step.subset)
-    set_padding(model, tokenizer, {int(one.ids[-1]) for group in data.train for one in group.sequences})
+    ends = {int(one.ids[-1]) for group in data.train for one in group.sequences}
+    set_padding(model, tokenizer, ends)
     context.report.note(describe(data.counts, data.format))
     worth = dict(zip(rating.names, rating.weights, strict=True))
     context.report.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in worth.items())}")
     objective = reward_objective(step.loss, rating.names, rating.weights)
-    loop = Loop(model, job_of(context, objective, data, settings, head_rate=step.head.rate), context.report)
-    if saved_rating(settings.path) is None and not is_begun(context.working):
-        with loop.accelerator.autocast():
-            _begin(model, data, objective, recipe.seed)
+    job = job_of(context, objective, data, settings, head_rate=step.head.rate)
+    loop = Loop(model, job, context.report, accelerator)
+    if not rated_before and not begun:
+        _begin(loop, model, data, objective)
     outcome = loop.run()
-    found: dict[str, Any] = {}
-    if loop.accelerator.is_main_process:
-        with loop.accelerator.autocast():  # in the precision of the step, which is several times as fast as another
-            found = _report(model, data, subsets) if data.held_out else {}
-        save_reward_model(model, tokenizer, context.working)
+    # By all processes, for the weights may lie over all; in the step's precision, several times as fast as another.
+    found = _report(model, data, subsets) if data.held_out else {}
+    whole = whole_copy(loop, lambda: load_reward_model(settings, step.head, default=step.default_attributes)[0])
+
+    def save() -> None:
+        set_padding(whole, tokenizer, ends)
+        save_reward_model(whole, tokenizer, context.working)
         remove_checkpoints(context.working)
-    loop.accelerator.wait_for_everyone()
+        remove_rows(context.working)
+
+    loop.processes.first(save, "writing the reward model")
     return {
         **about(context),
         **account(data, outcome),
@@ -77,24 +92,24 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     }
 
 
-def _begin(model: RewardModel, data: Rows, objective: RewardObjective, seed: int) -> None:
+def _begin(loop: Loop, model: RewardModel, data: Rows, objective: RewardObjective) -> None:
     """Start a new head at what a linear probe of some rows to train on finds."""
-    some = [data.train[index] for index in order(len(data.train), seed=seed, epoch=0)[:BEGIN_WITH]]
+    some = [data.train[index] for index in order(len(data.train), seed=loop.job.seed, epoch=0)[:BEGIN_WITH]]
     states = last_states(model, some)
     if isinstance(objective, BradleyTerryObjective):
         ends = [objective.extremes(group) for group in some]
         leads = [states_KD[end[0]] - states_KD[end[1]] for states_KD, end in zip(states, ends, strict=True) if end]
         # A lead of 1 in the reward, in equal parts by attribute
         share = [1 / (weight * len(objective.weights)) if weight else math.nan for weight in objective.weights]
-        start_head(model, torch.stack(leads), torch.tensor(share).expand(len(leads), -1))
+        states_ND, label_NA = torch.stack(leads), torch.tensor(share).expand(len(leads), -1)
     else:
-        start_head(
-            model,
-            torch.cat(states),
-            label_table([known for group in some for known in group.attributes], model.rating.names),
-        )
-    for value in model.head.parameters():
-        broadcast(value.data)  # the same on all ranks, to the last bit
+        states_ND = torch.cat(states)
+        label_NA = label_table([known for group in some for known in group.attributes], model.rating.names)
+    heads = {id(value) for value in model.head.parameters() if value.requires_grad}
+    ((name, weight),) = [(name, value) for name, value in model.named_parameters() if id(value) in heads]
+    with whole_values([weight]):
+        new = started(full(weight.detach()), states_ND, label_NA)
+    loop.sharding.put({name: cast(torch.Tensor, broadcast(new))})  # the same on all ranks, to the last bit
 
 
 def rating_of(recipe: Recipe, name: str) -> Rating:
@@ -113,9 +128,10 @@ def _subsets(data: Rows, key: str | None) -> dict[int, str]:
     """The subset of each held-out row that names one."""
     if key is None:
         return {}
-    found = {group.row: data.records[group.row].metadata.get(key) for group in data.held_out}
+    metadata = [data.held_out.metadata(index) for index in range(len(data.held_out))]
+    found = {group.row: known.get(key) for group, known in zip(data.held_out, metadata, strict=True)}
     if data.held_out and not any(value is not None for value in found.values()):
-        keys = sorted({name for group in data.held_out for name in data.records[group.row].metadata})
+        keys = sorted({name for known in metadata for name in known})
         raise InputError(f"subset: no held-out row has {key!r} in its metadata; there are: {', '.join(keys) or 'none'}")
     return {row: str(value) for row, value in found.items() if value is not None}
 
@@ -128,8 +144,7 @@ def _report(model: RewardModel, data: Rows, subsets: dict[int, str]) -> dict[str
     pairs = [
         pair
         for group, scores_KA in zip(data.held_out, scores, strict=True)
-        if isinstance(record := data.records[group.row], Comparison)
-        for pair in pairs_of(group.row, record, rating.rewards(scores_KA), worth=worth, subset=subsets.get(group.row))
+        for pair in pairs_of(group.row, group, rating.rewards(scores_KA), worth=worth, subset=subsets.get(group.row))
     ]
     attributes: list[dict[str, Any]] = []
     for index, name in enumerate(rating.names):
@@ -145,7 +160,7 @@ def _report(model: RewardModel, data: Rows, subsets: dict[int, str]) -> dict[str
     return {"attributes": attributes, "pairs": accuracy(pairs)}
 
 
-def _labels(groups: list[TokenGroup], name: str) -> list[float]:
+def _labels(groups: Iterable[TokenGroup], name: str) -> list[float]:
     return [labels[name] for group in groups for labels in group.attributes if name in labels]
 
 

@@ -3,100 +3,147 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import islice
 from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from align.artifacts import read_json, remove_leftovers, whole_folder, write_json
 from align.config import InputError, one_line
 from align.data.chat import ChatEncoder, TokenGroup
-from align.data.formats import Reading, read
+from align.data.formats import Account, Reading, Stream, stream
 from align.data.mixing import Mixture, told
-from align.losses.preference import preference_loss
-from align.records import Comparison, Demonstration, Message, Prompt, Record
+from align.data.store import StoreWriter, TokenStore, writing_store
+from align.models.tree import count_tokens
+from align.records import Comparison, Demonstration, Prompt, Record
 from align.stages.recipe import TASKS, Recipe, SourceSettings
 from align.stages.steps import PreferenceStep, RewardStep, TrainStep
+from align.stages.usable import comparable, of_kind, telling
 from align.synth import tasks
 from align.synth.constrained import constrain
 from align.synth.preferences import prompt_of
-from align.train.reward_objective import BradleyTerryObjective
+from align.train.groups import ROWS
 
+TRAIN, HELD_OUT, PARTS = "train", "held_out", "parts.json"  # of ROWS
 HASH_SPACE = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Token groups of a step and the account of how they came about."""
+    """Token groups of a step, in its store, and the account of how they came about."""
 
-    train: list[TokenGroup]
-    held_out: list[TokenGroup]
+    train: TokenStore
+    held_out: TokenStore
     counts: dict[str, int]
     format: str
-    records: list[Demonstration | Comparison]  # by the `row` of a group
     mixture: Mixture | None = None  # of several sources, which follow each other in `train`
+
+
+def alone(work: Callable[[], None], doing: str) -> None:
+    """Do what one process of a launch has to do, where there is one; `doing` is what the others wait for."""
+    work()
 
 
 def step_rows(
     recipe: Recipe,
     name: str,
     tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
     *,
     model_limit: int | None,
     attributes: Sequence[str] = (),
     free: bool = False,
+    first: Callable[[Callable[[], None], str], None] = alone,
 ) -> Rows:
-    """The token groups of a step, of all its sources; `free` of the sources' limits of length."""
-    step = recipe.steps[name]
+    """The token groups of a step, of all its sources; `free` of the sources' limits of length.
+
+    They are written into `folder` by the `first` of all processes and read there by all. What an earlier life has left
+    is written anew, for its sources may have changed.
+    """
+    step, shares, store = recipe.steps[name], recipe.sources_of(name), folder / ROWS
     assert isinstance(step, TrainStep | PreferenceStep | RewardStep)
-    shares, parts = recipe.sources_of(name), list[Rows]()
-    for each in shares:
-        source = recipe.source(each)
-        if free:
-            source = source.model_copy(update={"max_length": None, "max_prompt_length": None})
-        parts.append(rows(step, source, tokenizer, seed=recipe.seed, model_limit=model_limit, attributes=attributes))
+    sources = {each: recipe.source(each) for each in shares}
+    if free:
+        no_limits = {"max_length": None, "max_prompt_length": None}
+        sources = {each: source.model_copy(update=no_limits) for each, source in sources.items()}
+    asked = _Asked(step, tokenizer, recipe.seed, model_limit, tuple(attributes))
+    first(lambda: _write(store, asked, list(sources.values())), "turning rows into tokens")
+    parts: list[dict[str, Any]] = read_json(store / PARTS)
+    train, held_out = TokenStore(store / TRAIN), TokenStore(store / HELD_OUT)
     if len(parts) == 1:
-        return parts[0]
+        return Rows(train, held_out, parts[0]["counts"], parts[0]["format"])
     assert isinstance(step, TrainStep)
-    sizes = tuple(len(part.train) for part in parts)
+    sizes = tuple(part["counts"]["trained"] for part in parts)
     replayed = len(recipe.replayed(name)) if step.replay else 0
     mixture = Mixture(sizes, tuple(shares.values()), step.exhausted, recipe.seed, replayed)
     counts = Counter({"epoch": mixture.num_rows})
     for part in parts:
-        counts.update(part.counts)
-    firsts = accumulate((len(part.records) for part in parts), initial=0)
-    moved = [
-        [[replace(group, row=first + group.row) for group in groups] for groups in (part.train, part.held_out)]
-        for first, part in zip(firsts, parts, strict=False)
-    ]
-    return Rows(
-        train=[group for train, _ in moved for group in train],
-        held_out=[group for _, held_out in moved for group in held_out],
-        counts=dict(counts),
-        format=told(mixture, list(shares)),
-        records=[record for part in parts for record in part.records],
-        mixture=mixture,
-    )
+        counts.update(part["counts"])
+    return Rows(train, held_out, dict(counts), told(mixture, list(shares)), mixture)
+
+
+def remove_rows(folder: Path) -> None:
+    """Remove what `step_rows` and the loop have left in the folder of a step that is finished."""
+    shutil.rmtree(folder / ROWS, ignore_errors=True)
+
+
+class _Asked(NamedTuple):
+    """What a step wants of its sources."""
+
+    step: TrainStep | PreferenceStep | RewardStep
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    model_limit: int | None
+    attributes: tuple[str, ...]
+
+
+def _write(target: Path, asked: _Asked, sources: Sequence[SourceSettings]) -> None:
+    """Write the stores of the rows to train on and of those held out, and what became of each source's rows."""
+    remove_leftovers(target.parent, of=target.name)
+    parts: list[dict[str, Any]] = []
+    with (
+        whole_folder(target) as folder,
+        writing_store(folder / TRAIN, count_tokens) as train,
+        writing_store(folder / HELD_OUT, count_tokens) as held_out,
+    ):
+        for source in sources:
+            parts.append(
+                _write_source(asked, source, train, held_out, sum(part["counts"]["records"] for part in parts))
+            )
+        write_json(folder / PARTS, parts)
+
+
+def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream:
+    """The records of a source, one at a time; procedural tasks are made as the kind that the stage needs."""
+    last = None if source.limit is None else source.skip + source.limit
+    if source.path.startswith(TASKS):
+        found = _made(source, last, kind, seed)
+    else:
+        found = stream(source.path, format=source.format, split=source.split, limit=last, invalid=source.invalid)
+    return replace(found, records=_after_skipped(found, source)) if source.skip else found
+
+
+def _after_skipped(found: Stream, source: SourceSettings) -> Iterator[Record]:
+    first = next(islice(found.records, source.skip, None), None)
+    if first is None:
+        raise InputError(f"data: {source.path}: skip passes over {source.skip} rows, and there are no more")
+    yield first
+    yield from found.records
+    found.account.num_rows -= source.skip
 
 
 def records(source: SourceSettings, *, kind: type[Record], seed: int) -> Reading:
-    """The records of a source; procedural tasks are made as the kind that the stage needs."""
-    last = None if source.limit is None else source.skip + source.limit
-    reading = _made(source, last, kind, seed) if source.path.startswith(TASKS) else _read(source, last)
-    if source.skip:
-        if source.skip >= len(reading.records):
-            raise InputError(f"data: {source.path}: skip passes over {source.skip} rows, and there are no more")
-        reading = replace(reading, records=reading.records[source.skip :], num_rows=reading.num_rows - source.skip)
-    return reading
+    """The records of a source, all at once."""
+    return streamed(source, kind=kind, seed=seed).read()
 
 
-def _read(source: SourceSettings, last: int | None) -> Reading:
-    return read(source.path, format=source.format, split=source.split, limit=last, invalid=source.invalid)
-
-
-def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: int) -> Reading:
+def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: int) -> Stream:
     task, split = source.path.removeprefix(TASKS), source.split or "train"
     if last is None:
         raise InputError(f"data: {source.path} has no end; give limit, the number of rows to make")
@@ -108,7 +155,7 @@ def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: in
         made = tasks.comparisons(task, num_rows=last, num_responses=source.responses, seed=seed, split=split)
     else:
         made = tasks.prompts(task, num_rows=last, seed=seed, split=split)
-    return Reading(records=list(made), format="tasks", num_rows=len(made), dropped={})
+    return Stream(records=iter(made), format="tasks", account=Account(num_rows=len(made)))
 
 
 def prompts(source: SourceSettings, *, seed: int) -> list[Prompt]:
@@ -124,83 +171,65 @@ def prompts(source: SourceSettings, *, seed: int) -> list[Prompt]:
     return constrain(found, source.constraints, seed=seed + source.seed)
 
 
-def rows(
-    step: TrainStep | PreferenceStep | RewardStep,
-    source: SourceSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seed: int,
-    model_limit: int | None,
-    attributes: Sequence[str] = (),
-) -> Rows:
-    """The step's token groups; a row of the wrong kind stops it, one that teaches nothing is dropped and counted."""
+def _write_source(
+    asked: _Asked, source: SourceSettings, train: StoreWriter, held_out: StoreWriter, before: int
+) -> dict[str, Any]:
+    """Write the groups of one source, behind `before` records of others, and say what became of its rows.
+
+    A row of the wrong kind stops it; one that teaches nothing is dropped and counted.
+    """
+    step = asked.step
     kind = Demonstration if isinstance(step, TrainStep) else Comparison
-    reading = records(source, kind=kind, seed=seed)
+    found = streamed(source, kind=kind, seed=asked.seed)
     encoder = ChatEncoder(
-        tokenizer,
-        max_length=source.max_length or model_limit,
+        asked.tokenizer,
+        max_length=source.max_length or asked.model_limit,
         max_prompt_length=source.max_prompt_length,
         overlong=source.overlong,
     )
-    usable = [_of_kind(record, kind, source, row) for row, record in enumerate(reading.records)]
-    groups = list(encoder.encode_all(usable))
-    counts = Counter({"rows": reading.num_rows, "records": len(reading.records)})
-    counts += Counter({f"dropped:{reason}": number for reason, number in reading.dropped.items()})
-    counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
+    usable = _Usable(found.records, kind, source)
+    groups, dropped = encoder.encode_all(usable), Counter[str]()
     if isinstance(step, PreferenceStep):
-        groups = _comparable(groups, step, counts, source.path)
+        groups = comparable(groups, step, dropped, source.path)
     elif isinstance(step, RewardStep):
-        groups = _telling(groups, step, attributes, counts, source.path)
-    train: list[TokenGroup] = []
-    held_out: list[TokenGroup] = []
+        groups = telling(groups, step, asked.attributes, dropped, source.path)
+    trained, kept = train.number, held_out.number
     for group in groups:
-        (held_out if is_held_out(group, source.held_out) else train).append(group)
-    counts["trained"], counts["held_out"] = len(train), len(held_out)
-    if not train:
+        where = held_out if is_held_out(group, source.held_out) else train
+        where.add(replace(group, row=before + group.row), usable.metadata(group.row))
+    counts = Counter({"rows": found.account.num_rows, "records": usable.number})
+    counts += Counter({f"dropped:{reason}": number for reason, number in found.account.dropped.items()})
+    counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
+    counts += dropped
+    counts["trained"], counts["held_out"] = train.number - trained, held_out.number - kept
+    if not counts["trained"]:
         said = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
         raise InputError(f"data: {source.path}: no row is left to train on ({said})")
-    return Rows(train, held_out, dict(counts), reading.format, usable)
+    return {"counts": dict(counts), "format": found.format}
 
 
-def _of_kind(
-    record: Record, kind: type[Demonstration | Comparison], source: SourceSettings, row: int
-) -> Demonstration | Comparison:
-    """The record as what the stage trains on; a comparison's best response can also be imitated."""
-    if isinstance(record, kind):
-        return record
-    if kind is Demonstration and isinstance(record, Comparison):
-        best = max(record.responses, key=lambda response: response.reward or 0.0)
-        if record.chosen is not None:
-            best = record.responses[record.chosen]
-        return Demonstration((*record.prompt, Message("assistant", best.content)), record.metadata)
-    found = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "a prompt without a response"}
-    needs = "this stage needs comparisons of responses" if kind is Comparison else "sft needs demonstrations"
-    raise InputError(f"data: {source.path}: record {row} is {found[type(record)]}, and {needs}")
+class _Usable:
+    """Records of the kind that a stage trains on; their metadata is kept until it is asked for, row after row."""
 
+    def __init__(
+        self, records: Iterable[Record], kind: type[Demonstration | Comparison], source: SourceSettings
+    ) -> None:
+        self._records, self._kind, self._source = records, kind, source
+        self._metadata: dict[int, Mapping[str, Any]] = {}
+        self.number = 0
 
-def _comparable(groups: list[TokenGroup], step: PreferenceStep, counts: Counter[str], path: str) -> list[TokenGroup]:
-    """The groups that say something to the step's loss; the others are counted by what they lack."""
-    needs_values = preference_loss(step.loss.name, **step.loss.settings).uses_rewards
-    kept: list[TokenGroup] = []
-    for group in groups:
-        if len(group.sequences) < 2:  # noqa: PLR2004 - a comparison takes two
-            counts["dropped:one response"] += 1
-        elif group.rewards is None and (needs_values or step.min_chosen is not None):
-            wants = f"{step.loss.name} aims at them" if needs_values else "min_chosen looks at them"
-            raise InputError(f"data: {path}: record {group.row} has no rewards, and {wants}")
-        elif step.min_chosen is not None and _of_best(group) < step.min_chosen:
-            counts["dropped:best response too bad"] += 1
-        elif not needs_values and group.chosen is None and len(set(group.rewards or ())) < 2:  # noqa: PLR2004
-            counts["dropped:no response is preferred"] += 1
-        else:
-            kept.append(group)
-    return kept
+    def __iter__(self) -> Iterator[Demonstration | Comparison]:
+        for row, record in enumerate(self._records):
+            self.number += 1
+            usable = of_kind(record, self._kind, self._source, row)
+            self._metadata[row] = usable.metadata
+            yield usable
 
-
-def _of_best(group: TokenGroup) -> float:
-    """The reward of the response that the row prefers."""
-    assert group.rewards is not None
-    return group.rewards[group.chosen] if group.chosen is not None else max(group.rewards)
+    def metadata(self, row: int) -> Mapping[str, Any]:
+        """That of a row, behind which nobody asks for an earlier one's."""
+        while (first := next(iter(self._metadata))) < row:
+            del self._metadata[first]
+        return self._metadata[row]
 
 
 def preferred(group: TokenGroup) -> TokenGroup:
@@ -215,30 +244,6 @@ def preferred(group: TokenGroup) -> TokenGroup:
         chosen=None,
         attributes=(group.attributes[best],),
     )
-
-
-def _telling(
-    groups: list[TokenGroup], step: RewardStep, attributes: Sequence[str], counts: Counter[str], path: str
-) -> list[TokenGroup]:
-    """The groups that say something to a reward model's loss; the others are counted."""
-    if step.loss == "regression":
-        found = sorted({name for group in groups for known in group.attributes for name in known})
-        if unknown := [name for name in found if name not in attributes]:
-            raise InputError(
-                f"data: {path}: attribute {unknown[0]!r} is none of the model's ({', '.join(attributes)}); "
-                f"head.attributes names what the data rates: {', '.join(found)}"
-            )
-        if not found and groups:
-            raise InputError(f"data: {path}: no response has an attribute; regression needs {', '.join(attributes)}")
-        kept, lacks = [group for group in groups if any(group.attributes)], "no label"
-    else:
-        if step.loss != "bt" and (unrated := [group for group in groups if group.rewards is None]):
-            raise InputError(f"data: {path}: record {unrated[0].row} has no rewards, and {step.loss} takes its margin")
-        has_pair = BradleyTerryObjective(step.loss, ()).has_pair
-        kept, lacks = [group for group in groups if has_pair(group)], "no response is preferred"
-    if len(kept) < len(groups):
-        counts[f"dropped:{lacks}"] = len(groups) - len(kept)
-    return kept
 
 
 def is_held_out(group: TokenGroup, share: float) -> bool:

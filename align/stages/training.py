@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from align.accounting.formulas import Sharding, Traffic, wire_bytes
 from align.artifacts import versions
 from align.data.chat import TokenGroup
 from align.data.templates import apply_template
 from align.data.tokenizer import train_tokenizer
-from align.models.loading import PolicySettings, length_limit, load_tokenizer, quiet_transformers
+from align.models.backbone import Backbone
+from align.models.loading import PolicySettings, is_plain, length_limit, load_tokenizer, quiet_transformers
 from align.models.policy import load_policy, save_policy
-from align.stages.costs import Done, dimensions, sent
+from align.stages.costs import Done, dimensions
 from align.stages.recipe import Recipe
-from align.stages.sources import Rows, step_rows
+from align.stages.sources import Rows, remove_rows, step_rows
 from align.stages.steps import ImportStep, PreferenceStep, RewardStep, TrainStep
 from align.synth import tasks
 from align.train.checkpoint import remove_checkpoints
 from align.train.job import Job, Outcome
 from align.train.loop import Loop
 from align.train.objectives import Objective, PreferenceObjective, SupervisedObjective
-from align.train.runtime import Reporter
+from align.train.runtime import Processes, Reporter, make_accelerator, read_in_shares
+from align.train.sharding import num_values
+
+B = TypeVar("B", bound=Backbone)
 
 REFERENCES = "references"  # folder of the run that holds the cached reference log-probabilities
 
@@ -57,10 +63,14 @@ def import_policy(context: Context) -> dict[str, Any]:
 
 
 def imported(recipe: Recipe, step: ImportStep) -> PolicySettings:
-    """The policy that the step puts into its folder: the recipe's own, or another model run in the same way."""
-    if step.path is None:
-        return recipe.policy
-    return recipe.policy.model_copy(update={"path": step.path, "fresh": None, "tokenizer": None})
+    """The policy that the step puts into its folder, whole: the recipe's own, or another model run in the same way."""
+    plain: dict[str, Any] = {
+        "lora": None,
+        "quantize": None,
+    }  # a training step adds adapters, and quantises what it reads
+    if step.path is not None:
+        plain |= {"path": step.path, "fresh": None, "tokenizer": None}
+    return recipe.policy.model_copy(update=plain)
 
 
 def with_tokenizer(settings: PolicySettings, step: ImportStep, folder: Path) -> PolicySettings:
@@ -83,19 +93,42 @@ def train(context: Context) -> dict[str, Any]:
     assert isinstance(step, TrainStep | PreferenceStep)
     quiet_transformers()
     settings = policy_settings(recipe, context.name, context.inputs)
-    policy, tokenizer = load_policy(settings)
+    accelerator = make_accelerator(step.train, context.working)
+    with read_in_shares(accelerator) if is_plain(settings) else nullcontext():
+        policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
     limit = length_limit(policy.base.config)
-    data = step_rows(recipe, context.name, tokenizer, model_limit=limit)
+    first = Processes(accelerator).first
+    data = step_rows(recipe, context.name, tokenizer, context.working, model_limit=limit, first=first)
     context.report.note(describe(data.counts, data.format))
-    loop = Loop(policy, job_of(context, objective_of(step), data, settings), context.report)
+    loop = Loop(policy, job_of(context, objective_of(step), data, settings), context.report, accelerator)
     outcome = loop.run()
-    if loop.accelerator.is_main_process:
-        merge = settings.lora is None or settings.lora.merge
-        save_policy(policy, tokenizer, context.working, merge=merge, end_of_turn=end_of_turn(data.train))
+    trained = whole_copy(loop, lambda: load_policy(settings)[0])
+    merge = settings.lora is None or settings.lora.merge
+
+    def save() -> None:
+        save_policy(trained, tokenizer, context.working, merge=merge, end_of_turn=end_of_turn(data.train))
         remove_checkpoints(context.working)
-    loop.accelerator.wait_for_everyone()
+        remove_rows(context.working)
+
+    loop.processes.first(save, "writing the policy")
     return {**about(context), **account(data, outcome), "done": done_of(loop, outcome)}
+
+
+def whole_copy(loop: Loop, read: Callable[[], B]) -> B:
+    """The trained model with all its weights where it is saved, which is the first process.
+
+    Where weights are whole only while a layer runs that is a model read anew, in main memory, with what was trained.
+    """
+    if not loop.sharding.regathers:
+        return cast(B, loop.policy)
+    copy = loop.processes.all(lambda: read() if loop.processes.is_first else None, "reading the model to save it")
+    places = {} if copy is None else dict(copy.named_parameters())
+    with torch.no_grad():
+        for name, value in loop.sharding.trained():
+            if copy is not None:
+                places[name].copy_(value)
+    return cast(B, copy)
 
 
 def job_of(
@@ -171,10 +204,9 @@ def about(context: Context) -> dict[str, Any]:
 
 def done_of(loop: Loop, outcome: Outcome) -> Done:
     """What the training has computed, for the step's ledger."""
-    weights = sum(value.numel() for value in loop.policy.parameters())
-    trained = sum(value.numel() for value in loop.trainable)
+    weights, trained = num_values(loop.policy.parameters()), num_values(loop.sharding.trainable)
     processes = loop.accelerator.num_processes
-    steps = outcome.num_steps
+    traffic = Traffic(weights=weights, trained=trained, steps=outcome.num_steps)
     return Done(
         dimensions=dimensions(loop.policy.base.config),
         weights=weights,
@@ -184,7 +216,7 @@ def done_of(loop: Loop, outcome: Outcome) -> Done:
         observed=outcome.observed,
         devices=processes,
         precision=loop.job.settings.precision,
-        wire_bytes=sent(processes, weights=weights, trained=trained, steps=steps),
+        wire_bytes=wire_bytes(Sharding(processes=processes), traffic),
         device=str(loop.accelerator.device),
     )
 
@@ -195,6 +227,7 @@ def account(data: Rows, outcome: Outcome) -> dict[str, Any]:
         "rows": data.counts,
         "format": data.format,
         "optimizer_steps": outcome.num_steps,
+        "imbalance": {"mean": sum(outcome.imbalance) / len(outcome.imbalance), "worst": max(outcome.imbalance)},
         "forward": {"name": outcome.forward.name, "reason": outcome.forward.reason},
         "reference": outcome.weights,
         "first": dict(outcome.first),

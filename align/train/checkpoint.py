@@ -1,47 +1,66 @@
 """Checkpoints inside a step: all that a bit-identical resume needs, as safetensors and JSON, whole or not at all.
 
 Nothing in the loop draws random numbers and the order of the data is a function of the step, so weights, optimizer
-state and the number of steps taken are everything.
+state and the number of steps taken are everything. Every process that holds a part of its own writes it to a file of
+its own, by the parameter's name and place in it; whoever resumes reads what it needs from any of them. So the number
+of processes and the way of sharding may change between two lives, and with the same ones nothing else does.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.optim import Optimizer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from align import artifacts
 from align.artifacts import read_json, whole_folder, write_json
 from align.config import RunError
+from align.train.runtime import Processes
+from align.train.sharding import Part
 
 PREFIX = "checkpoint-"
 BEST = "best"  # folder of the weights with the lowest held-out loss so far
-WEIGHTS = "weights.safetensors"
 STATE = "state.json"
+SHARD = "shard-{:05}.safetensors"  # of the process with this number
 
 
-def save_checkpoint(folder: Path, step: int, *, model: nn.Module, optimizer: Optimizer, settings_hash: str) -> None:
-    """Write `checkpoint-<step>` beside the earlier one, and only then remove that."""
-    moments: dict[str, torch.Tensor] = {}
-    for name, value in model.named_parameters():
-        for key, state in optimizer.state.get(value, {}).items():
-            moments[f"{key}/{name}"] = state.detach().contiguous()
-    for half in folder.glob(f".{PREFIX}*"):  # as large as a whole one, of a life that was killed while it wrote
-        shutil.rmtree(half)
-    with whole_folder(folder / f"{PREFIX}{step}") as writing:
-        save_file(_trained(model), writing / WEIGHTS)
-        save_file(moments, writing / "optimizer.safetensors")
-        write_json(writing / STATE, {"step": step, "settings": settings_hash})
-    for older in _checkpoints(folder)[:-1]:
-        _remove(older)
+class Holder(Protocol):
+    """Who holds weights and moments in parts."""
+
+    sharded: bool
+
+    def parts(self, *, moments: bool) -> Iterator[Part]:
+        """What this process holds."""
+        ...
+
+    def begin_moments(self, steps: int) -> None:
+        """Make moments that can be written to."""
+        ...
+
+    def show(self) -> None:
+        """Let the model see what was written into the parts."""
+        ...
 
 
-def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer, settings_hash: str) -> int:
+def save_checkpoint(folder: Path, step: int, *, holder: Holder, processes: Processes, settings_hash: str) -> None:
+    """Write `checkpoint-<step>` beside the earlier one, and only then remove that; all processes call it together."""
+    if processes.is_first:
+        for half in folder.glob(f".{PREFIX}*"):  # as large as a whole one, of a life that was killed while it wrote
+            shutil.rmtree(half)
+    _save(folder / f"{PREFIX}{step}", {"step": step, "settings": settings_hash}, holder, processes, moments=True)
+    if processes.is_first:
+        for older in _checkpoints(folder)[:-1]:
+            _remove(older)
+
+
+def load_checkpoint(folder: Path, *, holder: Holder, settings_hash: str) -> int:
     """Put the latest checkpoint's weights and optimizer state in place; the number of steps taken, 0 without one."""
     found = _checkpoints(folder)
     if not found:
@@ -49,32 +68,96 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer, set
     state: dict[str, Any] = read_json(found[-1] / STATE)
     if state["settings"] != settings_hash:
         raise RunError(f"{found[-1]}: belongs to other settings or data; remove it to start this step anew")
-    _put(model, load_file(found[-1] / WEIGHTS))
-    moments = load_file(found[-1] / "optimizer.safetensors")
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            keys = [key for key in moments if key.partition("/")[2] == name]
-            optimizer.state[value] = {key.partition("/")[0]: moments[key].to(_state_device(key, value)) for key in keys}
+    holder.begin_moments(int(state["step"]))
+    _load(found[-1], holder, moments=True)
     return int(state["step"])
 
 
-def save_best(folder: Path, step: int, *, model: nn.Module) -> None:
+def save_best(folder: Path, step: int, *, holder: Holder, processes: Processes) -> None:
     """Keep the weights as the best so far, in place of those that were.
 
     A run that is killed after this and resumed from an earlier step comes by this step again, with the same numbers,
     and keeps the same weights again.
     """
-    with whole_folder(folder / BEST) as writing:
-        save_file(_trained(model), writing / WEIGHTS)
-        write_json(writing / STATE, {"step": step})
+    _save(folder / BEST, {"step": step}, holder, processes, moments=False)
 
 
-def load_best(folder: Path, step: int, *, model: nn.Module) -> None:
+def load_best(folder: Path, step: int, *, holder: Holder) -> None:
     """Put the best weights in place, which must be those of `step`."""
     kept = read_json(folder / BEST / STATE)["step"]
     if kept != step:
         raise RunError(f"{folder / BEST}: holds the weights of step {kept}, and those of step {step} were the best")
-    _put(model, load_file(folder / BEST / WEIGHTS))
+    _load(folder / BEST, holder, moments=False)
+
+
+def _save(target: Path, state: Mapping[str, Any], holder: Holder, processes: Processes, *, moments: bool) -> None:
+    """Write the parts of all processes and the state as one folder, which is there whole or not at all."""
+    what = f"step {state['step']}: writing {target.name}"
+    with ExitStack() as stack:
+
+        def write(writing: Path) -> None:
+            if holder.sharded or processes.is_first:
+                parts = {
+                    f"{kind}/{part.start}/{part.name}": value.contiguous()
+                    for part in holder.parts(moments=moments)
+                    for kind, value in part.values.items()
+                }
+                file = writing / SHARD.format(processes.number)
+                with artifacts.writing(file):
+                    save_file(parts, file)
+
+        def begin() -> Path:
+            return stack.enter_context(whole_folder(target))
+
+        def finish() -> None:
+            write_json(writing / STATE, dict(state))
+            stack.close()
+
+        writing = processes.first(begin, what)
+        processes.all(lambda: write(writing), what)
+        processes.first(finish, what)
+
+
+def _load(folder: Path, holder: Holder, *, moments: bool) -> None:
+    """Read what this process holds from wherever it was written."""
+    stored: dict[tuple[str, str], list[tuple[int, Path, str]]] = {}
+    for file in sorted(folder.glob(SHARD.format(0).replace("00000", "*"))):
+        with _opened(file) as shard:
+            for key in shard.keys():  # noqa: SIM118 - no mapping
+                kind, start, name = key.split("/", 2)
+                stored.setdefault((kind, name), []).append((int(start), file, key))
+    with torch.no_grad(), ExitStack() as stack:
+        shards: dict[Path, Any] = {}
+        for part in holder.parts(moments=moments):
+            for kind, value in part.values.items():
+                found = 0
+                for start, file, key in stored.get((kind, part.name), ()):
+                    if file not in shards:
+                        shards[file] = stack.enter_context(_opened(file))
+                    found += _copy(value, part.start, shards[file].get_slice(key), start)
+                if found != len(value):
+                    raise RunError(
+                        f"{folder}: {len(value) - found} of {len(value)} numbers of {kind} {part.name} are missing; "
+                        "remove it to go on from an earlier one"
+                    )
+    holder.show()
+
+
+def _copy(value: torch.Tensor, at: int, stored: Any, start: int) -> int:  # noqa: ANN401 - a slice of safetensors
+    """How many numbers of `value`, which begins at `at`, the stored piece from `start` on has given."""
+    (length,) = stored.get_shape()
+    first, last = max(at, start), min(at + len(value), start + length)
+    if first >= last:
+        return 0
+    value[first - at : last - at].copy_(stored[first - start : last - start])
+    return last - first
+
+
+def _opened(file: Path) -> Any:  # noqa: ANN401 - safetensors has no name for it
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{file}: cannot be read ({error}); remove {file.parent.name} to go on without it") from error
 
 
 def is_begun(folder: Path) -> bool:
@@ -96,22 +179,6 @@ def metrics_until(path: Path, step: int, *, write: bool) -> list[dict[str, float
         with path.open("ab") as file:
             file.truncate(sum(map(len, lines)))  # at once: another rank reads the same lines before and after
     return [json.loads(line) for line in lines]
-
-
-def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().contiguous() for name, value in model.named_parameters() if value.requires_grad}
-
-
-@torch.no_grad()
-def _put(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            value.copy_(weights[name])
-
-
-def _state_device(key: str, value: torch.Tensor) -> torch.device:
-    """The count of steps stays where AdamW keeps it for this parameter, the moments with the weights."""
-    return value.device if not key.startswith("step/") or value.is_cuda else torch.device("cpu")
 
 
 def _remove(checkpoint: Path) -> None:

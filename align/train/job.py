@@ -56,3 +56,4 @@ class Outcome:
     trained: Work  # forward and backward
     observed: Work  # forward alone: references, as far as this process had to compute them, and held-out rows
     tokens_trained: int
+    imbalance: Sequence[float]  # of each optimizer step: largest over mean tokens of a rank

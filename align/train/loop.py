@@ -5,28 +5,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import lru_cache
 from typing import cast
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from align.accounting.formulas import Work, added
 from align.artifacts import METRICS, append_line
 from align.config import InputError, RunError, stable_hash
-from align.data.batching import groups_of_step, plan_step, steps_per_epoch
-from align.data.chat import TokenGroup
+from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
 from align.models.backbone import Backbone, fingerprint
 from align.models.probe import choose_forward
-from align.models.tree import count_tokens, plain_batch, tree_batch
+from align.models.tree import plain_batch, tree_batch
 from align.train.checkpoint import load_best, load_checkpoint, metrics_until, save_best, save_checkpoint
+from align.train.groups import ROWS, Groups
 from align.train.job import Job, Outcome
 from align.train.objectives import GroupBatch, Step, Tally, group_batch
 from align.train.optimizer import make_optimizer
-from align.train.reference import ReferenceCache, fill, sequence_key
-from align.train.runtime import Reporter, make_accelerator, peak_memory
+from align.train.reference import ReferenceCache, fill
+from align.train.runtime import Processes, Reporter, make_accelerator, peak_memory
+from align.train.sharding import shard
 
 # How far the policy and its references may be apart before the first update, in nats a token: what rounding does in
 # micro-batches of another cut. The loss itself would not show it: at a beta of 1e-3 it hardly depends on them.
@@ -37,40 +38,36 @@ WORK = ("tokens_computed", "pairs_attended", "targets")  # names in the metrics 
 class Loop:
     """One training step over fixed groups; the same numbers however it is cut into micro-batches and ranks."""
 
-    def __init__(self, policy: Backbone, job: Job, report: Reporter) -> None:
+    def __init__(self, policy: Backbone, job: Job, report: Reporter, accelerator: Accelerator | None = None) -> None:
         self.job, self.report, self.policy = job, report, policy
         self.keeps_best = job.settings.keep == "best"
         if self.keeps_best and not job.held_out:
             raise InputError("train.keep is 'best', and no row is held out to tell by: set held_out of the source")
-        self.accelerator = make_accelerator(job.settings, job.folder)
+        self.accelerator = accelerator or make_accelerator(job.settings, job.folder)
+        self.processes = Processes(self.accelerator)
         self.weights = fingerprint(policy)
-        policy.to(self.accelerator.device)
-        self.groups = [*job.train, *job.held_out]  # a group is known by its index in here
-        sequences = [group.sequences for group in self.groups]
-        self.forward = choose_forward(policy, sequences, job.forward, precision=job.settings.precision)
+        self.optimizer = make_optimizer(policy, job.settings, job.head_rate)
+        self.sharding = shard(self.accelerator, policy, self.optimizer, job.settings)
+        self.groups = Groups(job.train, job.held_out)  # a group is known by its index in here
+        self.forward = choose_forward(policy, self.groups.probed(), job.forward, precision=job.settings.precision)
         if self.forward.name == "plain":
             report.note(f"plain padded forward: {self.forward.reason}")
         self.make = tree_batch if self.forward.name == "tree" else plain_batch
-        self.sizes = [self._size(group) for group in self.groups]
-        self.trainable = [value for value in policy.parameters() if value.requires_grad]
-        self.model, self.optimizer = self.accelerator.prepare(
-            policy, make_optimizer(policy, job.settings, job.head_rate)
-        )
+        self.sizes = self.groups.sizes(self.forward.name)
+        self.sharding.use_precision()
+        self.model = self.sharding.model
         self.num_steps = job.settings.num_steps(job.num_rows)
         self.epoch = lru_cache(maxsize=2)(job.epoch)  # the order of a large epoch is not made for each of its steps
         self._referred = Work(0, 0, 0)
         self.references = self._fill_references() if job.objective.needs_reference else None
         numbers = [job.settings.identity(), job.objective.identity(), job.head_rate, self.weights, job.seed]
         numbers += [] if job.mixture is None else [asdict(job.mixture)]
-        decisive = self.groups if self.keeps_best else job.train
-        self.identity = stable_hash([*numbers, *map(_group_key, decisive)])
+        self.identity = stable_hash([*numbers, *self.groups.digests(held_out=self.keeps_best)])
 
     def run(self) -> Outcome:
         """Train to the end, from the latest checkpoint if there is one."""
         job, settings = self.job, self.job.settings
-        done = load_checkpoint(
-            job.folder, model=self.policy, optimizer=self.optimizer.optimizer, settings_hash=self.identity
-        )
+        done = load_checkpoint(job.folder, holder=self.sharding, settings_hash=self.identity)
         if self._sum(done) != done * self.accelerator.num_processes:
             raise RunError(f"{job.folder}: ranks find different checkpoints in it; do all nodes share the folder?")
         lines = metrics_until(job.folder / METRICS, done, write=self.accelerator.is_main_process)
@@ -81,21 +78,26 @@ class Loop:
         self.report.phase("train", self.num_steps, done)
         saved = time.monotonic()
         for step in range(done, self.num_steps):
-            metrics = self.step(step)
+            with self.processes.at(f"step {step + 1}"):
+                metrics = self.step(step)
             final = step + 1 == self.num_steps
             if job.held_out and (final or _every(step + 1, settings.evaluate_every)):
                 metrics |= {f"held_out/{name}": value for name, value in self.evaluate().items()}
-                if self.keeps_best and metrics is _best([*lines, metrics]) and self.accelerator.is_main_process:
-                    save_best(job.folder, step + 1, model=self.policy)
+                if self.keeps_best and metrics is _best([*lines, metrics]):
+                    save_best(job.folder, step + 1, holder=self.sharding, processes=self.processes)
             if self.accelerator.is_main_process:
                 append_line(job.folder / METRICS, metrics)
             self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step + 1)
             lines.append(metrics)
             self.report.advance(1, metrics)
-            minutes = (time.monotonic() - saved) / 60
-            late = settings.checkpoint_minutes is not None and minutes >= settings.checkpoint_minutes
-            if not final and (late or _every(step + 1, settings.checkpoint_steps)):
-                self._save(step + 1)
+            if not final and (_every(step + 1, settings.checkpoint_steps) or self._is_late(saved)):
+                save_checkpoint(
+                    job.folder,
+                    step + 1,
+                    holder=self.sharding,
+                    processes=self.processes,
+                    settings_hash=self.identity,
+                )
                 saved = time.monotonic()
         if settings.trackers:
             self.accelerator.end_training()
@@ -109,6 +111,7 @@ class Loop:
             trained=added(_work_of(line) for line in lines),
             observed=added([self._referred, *(_work_of(line, "held_out/") for line in lines)]),
             tokens_trained=sum(int(line["tokens_trained"]) for line in lines),
+            imbalance=[line["imbalance"] for line in lines],
         )
 
     def _keep(self, lines: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
@@ -118,8 +121,7 @@ class Loop:
         best = _best(lines)
         if best is None:
             raise RunError("the loss of the held-out rows was never a finite number: no weights are the best")
-        self.accelerator.wait_for_everyone()  # until the first rank has written them
-        load_best(self.job.folder, int(best["step"]), model=self.policy)
+        load_best(self.job.folder, int(best["step"]), holder=self.sharding)
         return best
 
     def step(self, step: int) -> dict[str, float]:
@@ -127,37 +129,36 @@ class Loop:
         began = time.monotonic()
         job, settings = self.job, self.job.settings
         indices = groups_of_step(step, job.num_rows, settings.groups_per_step, epoch_of=self.epoch)
-        denominator = job.objective.denominator([self.groups[index] for index in indices])
+        denominator = job.objective.denominator(self.groups.some(indices))
         rate = settings.learning_rate_at(step, self.num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
+        self.sharding.set_rate(rate)
         totals: dict[str, Tally] = {}
         loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
-        for batch, share, final in self._micro_batches(indices):
-            with nullcontext() if final else self.accelerator.no_sync(self.model):
-                result = job.objective(self.model, batch)
-                loss += result.loss.detach() * share
-                if final:
-                    self._stop_unless_finite(loss, "loss", step)
-                # Gradients are averaged over ranks; the sum over ranks is what is wanted.
-                self.accelerator.backward(result.loss * share * self.accelerator.num_processes / denominator)
-            _add(totals, result.tallies, share)
-            if step == 0 and share:
-                self._check_first(batch, result)
-        norm = self.accelerator.clip_grad_norm_(self.trainable, settings.max_grad_norm or math.inf)
-        norm = torch.as_tensor(norm)
-        self._stop_unless_finite(norm, "norm of the gradient", step)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        with self.sharding.accumulating():
+            for batch, share, final in self._micro_batches(indices):
+                with self.sharding.micro(final):
+                    result = job.objective(self.model, batch)
+                    loss += result.loss.detach() * share
+                    if final:
+                        self._stop_unless_finite(loss, "loss", step)
+                    # Gradients are averaged over ranks; the sum over ranks is what is wanted.
+                    self.sharding.backward(result.loss * share * self.accelerator.num_processes / denominator)
+                _add(totals, result.tallies, share)
+                if step == 0 and share:
+                    self._check_first(batch, result)
+        norm = self.sharding.step()
+        if not math.isfinite(norm):
+            raise RunError(f"step {step + 1}: the norm of the gradient is {norm}; the weights are as before this step")
         return {
             "step": step + 1,
             "epoch": (step + 1) / steps_per_epoch(job.num_rows, settings.groups_per_step),
             **self._means(loss / denominator, totals),
-            "grad_norm": float(norm),
+            "grad_norm": norm,
             "lr": rate,
             "groups": len(indices),
-            "tokens_trained": sum(sum(self.groups[index].lengths) for index in indices),
+            "tokens_trained": self.groups.trained_tokens(indices),
             **self._work(),
+            "imbalance": self._imbalance,
             "seconds": time.monotonic() - began,
             "peak_memory_bytes": peak_memory(self.accelerator.device),
         }
@@ -172,7 +173,7 @@ class Loop:
             result = self.job.objective(self.model, batch)
             loss += result.loss * share
             _add(totals, result.tallies, share)
-        denominator = self.job.objective.denominator([self.groups[index] for index in indices])
+        denominator = self.job.objective.denominator(self.groups.some(indices))
         return self._means(loss / denominator, totals) | self._work()
 
     def _micro_batches(self, indices: Sequence[int]) -> Iterator[tuple[GroupBatch, int, bool]]:
@@ -183,11 +184,12 @@ class Loop:
         budget = self.job.settings.tokens_per_micro_batch
         plan = plan_step(indices, self.sizes, token_budget=budget, num_ranks=self.accelerator.num_processes)
         micros = plan.ranks[self.accelerator.process_index]
+        self._imbalance = imbalance(plan, self.sizes)
         self._computed = Work(0, 0, 0)
         for number, micro in enumerate(micros, start=1):
-            members = [self.groups[index] for index in micro or indices[:1]]
-            known = [self.references.of(group) for group in members] if self.references is not None else None
-            batch = group_batch(members, known, self.make)
+            members = micro or indices[:1]
+            known = [self.references.of(index) for index in members] if self.references is not None else None
+            batch = group_batch(self.groups.some(members), known, self.make)
             self._computed = added([self._computed, batch.tokens.work()])
             yield batch.to(self.accelerator.device), int(bool(micro)), number == len(micros)
 
@@ -197,31 +199,23 @@ class Loop:
 
     def _fill_references(self) -> ReferenceCache:
         cache = ReferenceCache(self.job.references, weights=self.weights, precision=self.job.settings.precision)
-        missing = cache.missing(self.groups)
-        self.report.note(
-            f"references: {len(missing)} groups to compute, {len(self.groups) - len(missing)} known or repeated"
-        )
-        if missing:
-            self.report.phase("reference", len(missing))
         work = fill(
             cache,
             self.model,
             self.groups,
-            sizes=self.sizes,
-            make=self.make,
+            column=self.job.folder / ROWS / "references.bin",
+            forward=self.forward.name,
             token_budget=self.job.settings.tokens_per_micro_batch,
             accelerator=self.accelerator,
         )
+        missing = next(work)
+        self.report.note(f"references: {missing} groups to compute, {len(self.groups) - missing} known or repeated")
+        if missing:
+            self.report.phase("reference", missing)
         for done in work:
             self.report.advance(done)
         self._referred = Work(*(int(self._sum(part)) for part in cache.computed))
         return cache
-
-    def _size(self, group: TokenGroup) -> int:
-        """Tokens that the group takes: its tree's rows, or its sequences' lengths where it is run plain."""
-        if self.forward.name == "tree":
-            return count_tokens(group.sequences)
-        return sum(len(sequence.ids) for sequence in group.sequences)
 
     def _check_first(self, batch: GroupBatch, result: Step) -> None:
         """Policy and reference are the same weights here, so every first loss is the one that is known for it."""
@@ -235,10 +229,13 @@ class Loop:
             )
 
     def _stop_unless_finite(self, value: Tensor, what: str, step: int) -> None:
-        """Stop all ranks together."""
-        total = self._sum(value)
-        if not math.isfinite(total):
-            raise RunError(f"step {step + 1}: the {what} is {total}; the weights are as before this step")
+        """Stop all ranks together, naming the first whose value it is."""
+        values = cast(Tensor, self.accelerator.gather(value.double().reshape(1))).tolist()
+        wrong = [(rank, each) for rank, each in enumerate(values) if not math.isfinite(each)]
+        if wrong:
+            rank, each = wrong[0]
+            where = f" on process {rank} of {len(values)}" if len(values) > 1 else ""
+            raise RunError(f"step {step + 1}: the {what} is {each}{where}; the weights are as before this step")
 
     def _sum(self, value: Tensor | float) -> float:
         """Sum over ranks."""
@@ -255,16 +252,13 @@ class Loop:
         pairs = zip(names, flat[::2], flat[1::2], strict=True)
         return {"loss": loss_sum, **{name: total / count if count else 0.0 for name, total, count in pairs}}
 
-    def _save(self, step: int) -> None:
-        """Nobody waits for the first rank: by their own clocks the others may not know that it saves."""
-        if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.job.folder,
-                step,
-                model=self.policy,
-                optimizer=self.optimizer.optimizer,
-                settings_hash=self.identity,
-            )
+    def _is_late(self, saved: float) -> bool:
+        """Whether the first rank's clock says that it is time for a checkpoint; those of the others may differ."""
+        minutes = self.job.settings.checkpoint_minutes
+        if minutes is None:
+            return False
+        late = self.accelerator.is_main_process and (time.monotonic() - saved) / 60 >= minutes
+        return self._sum(float(late)) > 0
 
 
 def _add(totals: dict[str, Tally], tallies: Mapping[str, Tally], share: int) -> None:
@@ -281,12 +275,6 @@ def _best(lines: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
     """The first of those with the lowest loss on the held-out rows; None where none has a finite one."""
     known = [line for line in lines if math.isfinite(line.get("held_out/loss", math.nan))]
     return min(known, key=lambda line: line["held_out/loss"], default=None)
-
-
-def _group_key(group: TokenGroup) -> list[str]:
-    """All of a group that decides a number."""
-    labels = [sorted(known.items()) for known in group.attributes]
-    return [*map(sequence_key, group.sequences), str((group.rewards, group.chosen, labels))]
 
 
 def _every(step: int, period: int | None) -> bool:

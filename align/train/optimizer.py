@@ -14,10 +14,14 @@ def make_optimizer(model: Backbone, settings: TrainSettings, head_rate: float = 
     Matrices decay and the rest does not; with another `head_rate` than 1 the model's head is a part of its own.
     """
     trainable = [value for value in model.parameters() if value.requires_grad]
+    # A weight that ZeRO-3 has cut as it was read is flat, and remembers what it was.
+    matrices = {id(value) for value in trainable if len(getattr(value, "ds_shape", value.shape)) > 1}
     head = {id(value) for value in model.head.parameters()} if head_rate != 1 else set[int]()
     parts = [
         {
-            "params": [value for value in trainable if (value.dim() > 1, id(value) in head) == (is_matrix, is_head)],
+            "params": [
+                value for value in trainable if (id(value) in matrices, id(value) in head) == (is_matrix, is_head)
+            ],
             "weight_decay": settings.weight_decay if is_matrix else 0.0,
             "rate": head_rate if is_head else 1.0,
         }

@@ -7,51 +7,64 @@ change of learning rate, loss or order of the data computes nothing again, and a
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
 from torch import Tensor
 
 from align.accounting.formulas import Work, added
-from align.artifacts import read_json, write_json
-from align.config import RunError, stable_hash
+from align.artifacts import read_json, write_json, writing
+from align.config import RunError
 from align.data.batching import plan_step
-from align.data.chat import TokenGroup, TokenSequence
-from align.models.tree import TokenBatch
+from align.data.store import KEY, KEY_BYTES, mapped, sequence_key
+from align.models.tree import TokenBatch, plain_batch, tree_batch
+from align.train.groups import Groups
 
 FLUSH_S = 60.0  # seconds of computing that a kill may lose
-BEGUN = "begun"  # names what a pass computes, until it is through
+PLANNED = 1 << 14  # groups of a pass that are cut into micro-batches together
+BEGUN = "begun.keys"  # names what a pass computes, until it is through
+MISSING = np.inf  # no logarithm of a probability
+SUM = np.dtype("<f8")  # of a column: a sum of log-probabilities, `MISSING` where there is none yet
+
+Indices = NDArray[np.int64]
 
 
-def sequence_key(sequence: TokenSequence) -> str:
-    """Thirty-two hex digits of the token ids and of which of them are trained."""
-    digest = hashlib.sha256(sequence.ids.astype("<i4").tobytes())
-    digest.update(sequence.trained.tobytes())
-    return digest.hexdigest()[:32]
+class Pass(NamedTuple):
+    """Groups whose references are computed together, and how many of them are missing: others may be there already."""
+
+    groups: Indices
+    num_missing: int
 
 
 class ReferenceCache:
     """Sums of log-probabilities by response, in one folder for each policy and precision.
 
-    Every writer adds files of its own under unique names, so ranks and nodes never meet in one file.
+    Every writer adds files of its own under unique names, so ranks and nodes never meet in one file. What a step needs
+    of them is laid into a column of its own, a number for each of its responses, which all its ranks map into memory.
     """
 
     def __init__(self, folder: Path, *, weights: str, precision: str) -> None:
         self.folder = folder / f"{weights}-{precision}"
-        self.values: dict[str, float] = {}
         self.computed = Work(0, 0, 0)  # by this process
-        self.load()
 
-    def load(self) -> None:
-        """Read what any writer has stored so far."""
+    @property
+    def values(self) -> dict[str, float]:
+        """What any writer has stored so far, sums by `sequence_key`."""
+        return {key.hex(): total for part in self._stored() for key, total in part.items()}
+
+    def _stored(self) -> Iterator[dict[bytes, float]]:
         for part in sorted(self.folder.glob("*.json")):
             try:
-                self.values |= {key: float(total) for key, (total, _) in read_json(part).items()}
+                yield {_bytes(key): float(total) for key, (total, _) in read_json(part).items()}
             except (ValueError, TypeError, AttributeError) as error:
                 raise RunError(f"{part}: not a file of cached references; delete it") from error
 
@@ -60,71 +73,87 @@ class ReferenceCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{uuid.uuid4().hex}.json", dict(found))
 
-    def of(self, group: TokenGroup) -> list[float]:
-        """The reference sum of each response of a group."""
-        return [self.values[sequence_key(sequence)] for sequence in group.sequences]
-
-    def missing(self, groups: Sequence[TokenGroup]) -> list[int]:
-        """Indices of the groups with a response that is not there yet, each set of responses once."""
-        seen: set[tuple[str, ...]] = set()
-        indices: list[int] = []
-        for index, group in enumerate(groups):
-            keys = tuple(sequence_key(sequence) for sequence in group.sequences)
-            if keys not in seen and any(key not in self.values for key in keys):
-                indices.append(index)
-            seen.add(keys)
-        return indices
-
-    def begin(self, groups: Sequence[TokenGroup]) -> list[int]:
-        """Indices of the groups to compute together: those that are missing, or as they were when a kill came.
+    def begin(self, groups: Groups, column: Path) -> Pass:
+        """Lay the column, and say what to compute: what is missing, or all that was when a pass began that broke off.
 
         What a micro-batch computes depends in its last bits on what else is in it, so a resumed pass is cut as it was.
         """
-        missing = self.missing(groups)
-        if not missing:
-            return []
-        keys = [_group_key(group) for group in groups]
-        places = {key: index for index, key in reversed(list(enumerate(keys)))}
-        before: list[str] = read_json(self.folder / BEGUN) if (self.folder / BEGUN).is_file() else []
-        if {keys[index] for index in missing} <= set(before) <= places.keys():
-            return [places[key] for key in before]
+        missing = self.lay(groups, column)
+        if not len(missing):
+            return Pass(missing, 0)
+        wanted = _group_keys(groups, missing)
+        if (self.folder / BEGUN).is_file():
+            before = mapped(self.folder / BEGUN, KEY)
+            keys, first = np.unique(_group_keys(groups, np.arange(len(groups))), return_index=True)
+            at = np.minimum(np.searchsorted(keys, before), len(keys) - 1)
+            if np.isin(wanted, before).all() and (keys[at] == before).all():
+                return Pass(first[at], len(missing))
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / BEGUN, [keys[index] for index in missing])
-        return missing
+        _write(self.folder / BEGUN, wanted)
+        return Pass(missing, len(missing))
+
+    def lay(self, groups: Groups, column: Path) -> Indices:
+        """Write the column, and find the groups with a response that is not there yet, each set of responses once."""
+        keys, inverse = np.unique(groups.keys(), return_inverse=True)
+        sums = np.full(len(keys), MISSING, SUM)
+        for part in self._stored():
+            known = np.frombuffer(b"".join(part), KEY)
+            at = np.minimum(np.searchsorted(keys, known), len(keys) - 1)
+            here = keys[at] == known
+            sums[at[here]] = np.fromiter(part.values(), SUM, len(part))[here]
+        _write(column, sums[inverse])
+        lacks = np.flatnonzero(np.logical_or.reduceat((sums == MISSING)[inverse], groups.starts()))
+        _, first = np.unique(_group_keys(groups, lacks), return_index=True)
+        return lacks[np.sort(first)]
 
     def finish(self) -> None:
         """Nothing is missing any more."""
         (self.folder / BEGUN).unlink(missing_ok=True)
 
+    def open(self, groups: Groups, column: Path) -> None:
+        """Take the groups' sums from the column."""
+        self._groups, self._sums = groups, mapped(column, SUM)
 
-def _group_key(group: TokenGroup) -> str:
-    return stable_hash([sequence_key(sequence) for sequence in group.sequences])
+    def of(self, index: int) -> list[float]:
+        """The reference sum of each response of a group, MISSING where it is not there yet."""
+        return self._sums[self._groups.span(index)].tolist()
+
+    def has(self, index: int) -> bool:
+        """Whether all of a group's sums are there."""
+        return MISSING not in self.of(index)
 
 
 @torch.no_grad()
 def fill(
     cache: ReferenceCache,
     policy: Callable[[TokenBatch], Tensor],
-    groups: Sequence[TokenGroup],
+    groups: Groups,
     *,
-    sizes: Sequence[int],
-    make: Callable[[Sequence[TokenSequence]], TokenBatch],
+    column: Path,
+    forward: str,
     token_budget: int,
     accelerator: Accelerator,
 ) -> Iterator[int]:
-    """Compute what is missing, every rank its share; yields the number of groups done after each micro-batch."""
+    """Compute what is missing, every rank its share, and open the cache; yields the number of missing groups first.
+
+    After that it yields how many groups are done after each micro-batch.
+    """
     # What the first rank finds missing all compute: another run may be adding to the folder while they look.
-    (missing,) = broadcast_object_list([cache.begin(groups) if accelerator.is_main_process else []])
-    plan = plan_step(missing, sizes, token_budget=token_budget, num_ranks=accelerator.num_processes)
+    todo = Pass(np.empty(0, np.int64), 0)
+    (todo,) = broadcast_object_list([cache.begin(groups, column) if accelerator.is_main_process else todo])
+    cache.open(groups, column)
+    yield todo.num_missing
     found: dict[str, tuple[float, int]] = {}
-    flushed = time.monotonic()
-    for micro in plan.ranks[accelerator.process_index]:
+    flushed, alone = time.monotonic(), accelerator.num_processes == 1
+    for micro, first in _micro_batches(
+        groups, todo, forward=forward, token_budget=token_budget, accelerator=accelerator
+    ):
         # An empty share runs one group all the same: sharded weights are gathered by all ranks or by none.
-        members = [groups[index] for index in micro or missing[:1]]
-        if accelerator.num_processes == 1 and not cache.missing(members):
+        members = micro or (first,)
+        if alone and all(map(cache.has, members)):
             continue
-        sequences = [sequence for group in members for sequence in group.sequences]
-        batch = make(sequences)
+        sequences = [sequence for index in members for sequence in groups[index].sequences]
+        batch = tree_batch(sequences) if forward == "tree" else plain_batch(sequences)
         cache.computed = added([cache.computed, batch.work()])
         batch = batch.to(accelerator.device)
         totals = batch.sums(policy(batch)).tolist()
@@ -137,11 +166,51 @@ def fill(
     if found:
         cache.store(found)
     accelerator.wait_for_everyone()
-    cache.load()
-    left = cache.missing(groups)
-    if accelerator.is_main_process and not left:
-        cache.finish()
+    (left,) = broadcast_object_list([len(cache.lay(groups, column)) if accelerator.is_main_process else 0])
     if left:
         raise RunError(
-            f"{cache.folder}: {len(left)} references are missing after all ranks wrote; do all nodes share the folder?"
+            f"{cache.folder}: {left} references are missing after all ranks wrote; do all nodes share the folder?"
         )
+    if accelerator.is_main_process:
+        cache.finish()
+    cache.open(groups, column)
+
+
+def _micro_batches(
+    groups: Groups, todo: Pass, *, forward: str, token_budget: int, accelerator: Accelerator
+) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Micro-batches of this rank, and a group of each one's plan: PLANNED groups of the pass are planned at once."""
+    sizes, num_ranks = groups.sizes(forward), accelerator.num_processes
+    for start in range(0, len(todo.groups), PLANNED):
+        window = todo.groups[start : start + PLANNED].tolist()
+        plan = plan_step(window, sizes, token_budget=token_budget, num_ranks=num_ranks)
+        yield from ((micro, window[0]) for micro in plan.ranks[accelerator.process_index])
+
+
+def _group_keys(groups: Groups, indices: Indices) -> NDArray[np.bytes_]:
+    """A key of all responses of each of the groups."""
+    keys, starts = groups.keys().tobytes(), [*groups.starts().tolist(), len(groups.keys())]
+    found = bytearray()
+    for index in indices.tolist():
+        responses = keys[starts[index] * KEY_BYTES : starts[index + 1] * KEY_BYTES]
+        found += hashlib.sha256(responses).digest()[:KEY_BYTES]
+    return np.frombuffer(found, KEY)
+
+
+def _bytes(key: str) -> bytes:
+    found = bytes.fromhex(key)
+    if len(found) != KEY_BYTES:
+        raise ValueError(f"{key!r} is no key of a response")
+    return found
+
+
+def _write(path: Path, numbers: NDArray[Any]) -> None:
+    """Write the numbers so that a reader sees all of them, or what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")  # as artifacts names what a kill leaves
+    with writing(path):
+        try:
+            numbers.tofile(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)

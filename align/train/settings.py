@@ -29,6 +29,8 @@ class TrainSettings(Settings):
     epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, ge=0)  # 0: measured, not clipped
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: matrix products in bf16 over fp32 weights
+    # Over processes: once a step, which takes a whole gradient's memory, or after each micro-batch.
+    reduce: Literal["once", "each"] = "once"
     evaluate_every: int | None = Field(default=None, ge=1)  # optimizer steps; always after the last one
     keep: Literal["last", "best"] = "last"  # best: the evaluated weights with the lowest loss on the held-out rows
     checkpoint_steps: int | None = Field(default=None, ge=1)
@@ -51,7 +53,7 @@ class TrainSettings(Settings):
 
     def identity(self) -> dict[str, object]:
         """The settings that decide the numbers; those left out decide only how and when they are computed or kept."""
-        left_out = {"tokens_per_micro_batch", "checkpoint_steps", "checkpoint_minutes", "trackers"}
+        left_out = {"tokens_per_micro_batch", "reduce", "checkpoint_steps", "checkpoint_minutes", "trackers"}
         if self.keep == "last":
             left_out |= {"keep", "evaluate_every"}
         return self.model_dump(mode="json", exclude=left_out)

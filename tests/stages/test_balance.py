@@ -37,7 +37,7 @@ def checked(folder, per_step):
     path.write_text(RECIPE.format(runs=folder / "runs", per_step=per_step))
     recipe = load_recipe(path, ())
     estimate = {each.name: each for each in check(recipe)}["sft"]
-    data = step_rows(recipe, "sft", tokenizer_of(recipe, "sft", folder), model_limit=256)
+    data = step_rows(recipe, "sft", tokenizer_of(recipe, "sft", folder), folder, model_limit=256)
     return estimate.training.balances, [count_tokens(group.sequences) for group in data.train], data.mixture
 
 

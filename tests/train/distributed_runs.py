@@ -1,11 +1,17 @@
-"""Runs that come out the same in one process and in several: accelerate launch ... distributed_runs.py FOLDER."""
+"""Runs that come out the same in one process and in several: accelerate launch ... distributed_runs.py FOLDER CASES.
 
+CASES are names of CASES, joined by commas. Prints what the model was wrapped in, and how its weights lay.
+"""
+
+import json
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from tiny_rewards import NAMES, WEIGHTS, rated
 from tiny_rewards import model as reward_model
@@ -15,19 +21,24 @@ from tiny_training import (
     comparisons,
     demonstrations,
     loop,
+    numbers,
     policy,
     preference,
+    same,
     supervised,
     weights,
     with_adapters,
 )
+from tiny_training import settings as training_settings
 
 from align.train.reward_objective import reward_objective
+from align.train.runtime import asks_for, make_accelerator
 
 # Clocks differ: the first rank finds it time for a checkpoint when the other does not.
-OFTEN = 1e-9 if os.environ.get("RANK", "0") == "0" else None
+OFTEN = 1e-9 if os.environ.get("RANK", "0") == "0" else 1e9
 
-# Objective, training data and settings of each run; ten steps with held-out rows
+STEPS = 20
+# Objective, training data and settings of each run, with held-out rows
 CASES = {
     "sft": (supervised(), demonstrations(36), {"tokens_per_micro_batch": 90}),
     # Very unequal groups, so that ranks have different numbers of them, and a last step of an epoch of one group
@@ -37,7 +48,7 @@ CASES = {
         {"tokens_per_micro_batch": 200, "checkpoint_minutes": OFTEN},
     ),
     # Steps of one group: a rank has none
-    "alone": (preference("dpo"), comparisons(10), {"groups_per_step": 1, "epochs": 1}),
+    "alone": (preference("dpo"), comparisons(10), {"groups_per_step": 1, "epochs": 2}),
     "adapters": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     "reward": (
         reward_objective("regression", NAMES, WEIGHTS),
@@ -45,37 +56,71 @@ CASES = {
         {"tokens_per_micro_batch": 200, "keep": "best", "evaluate_every": 1, "learning_rate": 2e-2},
     ),
     "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3}),
+    # Gradients reduced in each micro-batch, to the shares where they are shared out
+    "each": (supervised(), demonstrations(36), {"tokens_per_micro_batch": 90, "reduce": "each"}),
 }
 
 
-def run_case(folder, name):
-    """The finished run; in the first process it leaves metrics.jsonl and trained.safetensors."""
-    objective, train, settings = CASES[name]
+def join_fsdp():
+    """Let accelerate join FSDP2 on a CPU, which it does for accelerators alone, and once more for another run."""
+    if asks_for("FSDP"):
+        if "distributed_type" in PartialState._shared_state:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        PartialState._prepare_backend = lambda self, cpu, sm=False, backend=None: ("gloo", DistributedType.MULTI_GPU)
 
-    def make(stop_after=None):
+
+def cut_everything(accelerator):
+    """Let ZeRO-3 share out the smallest parameter too and gather it anew each time, as it does with large ones."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        names = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+        zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero |= {f"stage3_{name}": 0 for name in names}
+    return accelerator
+
+
+def run_case(folder, name):
+    """The finished run; in the first process it leaves metrics.jsonl and trained.safetensors.
+
+    With a checkpoint it is killed on the way and goes on, and must be what a run that nobody kills is, bit for bit.
+    """
+    objective, train, settings = CASES[name]
+    killed = "checkpoint_steps" in settings
+
+    def make(folder, stop_after=None):
         model = {"adapters": with_adapters, "reward": reward_model}.get(name, policy)()
         if name == "rpo":
             model.base.gradient_checkpointing_enable({"use_reentrant": False})
         held_out = rated(3, seed=9) if name == "reward" else comparisons(3, sizes=(2, 3), seed=9)
-        job = {"held_out": held_out}
-        changes = {"epochs": 2, "evaluate_every": 3} | settings
-        return loop(folder, objective, train, model=model, report=Recorder(stop_after), job=job, **changes)
+        changes = {"epochs": 4, "evaluate_every": 3} | settings
+        join_fsdp()
+        joined = cut_everything(make_accelerator(training_settings(**changes), folder))
+        report, job = Recorder(stop_after), {"held_out": held_out}
+        return loop(folder, objective, train, model=model, report=report, accelerator=joined, job=job, **changes)
 
-    if name == "resumed":
+    if killed:
         with suppress(Killed):
-            make(stop_after=8).run()
-    made = make()
+            make(folder, stop_after=8).run()
+    made = make(folder)
     made.run()
-    assert len(made.report.steps) == (4 if name == "resumed" else 10)
+    assert len(made.report.steps) == STEPS - 6 * killed
+    trained = weights(made.policy)
+    if killed:
+        whole = make(folder / "whole")
+        whole.run()
+        assert not whole.accelerator.is_main_process or numbers(folder / "whole") == numbers(folder)
+        assert same(trained, weights(whole.policy))
     if made.accelerator.is_main_process:
-        save_file(weights(made.policy), folder / "trained.safetensors")
+        save_file(trained, folder / "trained.safetensors")
     made.accelerator.wait_for_everyone()
     return made
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for case in CASES:
+    for case in sys.argv[2].split(","):
         made = run_case(Path(sys.argv[1]) / case, case)
-        assert (made.accelerator.num_processes, type(made.model).__name__) == (2, "DistributedDataParallel")
+        cut = sum(not getattr(value, "ds_persist", True) for value in made.policy.parameters())
+        told = {"case": case, "processes": made.accelerator.num_processes, "wrapped": type(made.model).__name__}
+        print(json.dumps(told | {"way": type(made.sharding).__name__, "cut": cut}), flush=True)
+        made.accelerator.free_memory()
     os._exit(0)  # torch with gloo aborts at random while the interpreter comes down

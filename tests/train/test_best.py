@@ -134,15 +134,16 @@ def test_other_held_out_rows_are_another_run(tmp_path):
 
 
 def test_weights_of_another_step_are_not_taken_for_the_best(tmp_path):
-    model = with_adapters()
-    save_best(tmp_path, 3, model=model)
+    made = start(tmp_path, model=with_adapters())
+    model, holder = made.policy, made.sharding
+    save_best(tmp_path, 3, holder=holder, processes=made.processes)
     before = weights(model)
     with torch.no_grad():
         for value in model.parameters():
             value.add_(1)
     with pytest.raises(RunError, match="holds the weights of step 3, and those of step 4"):
-        load_best(tmp_path, 4, model=model)
-    load_best(tmp_path, 3, model=model)
+        load_best(tmp_path, 4, holder=holder)
+    load_best(tmp_path, 3, holder=holder)
     trained = {name: value for name, value in before.items() if "lora_" in name}
     assert same(trained, {name: value for name, value in weights(model).items() if "lora_" in name})
     remove_checkpoints(tmp_path)

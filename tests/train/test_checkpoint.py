@@ -119,61 +119,64 @@ def test_minutes_bring_a_checkpoint_too(tmp_path):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
-def trained_a_little(folder):
-    """A policy with its optimizer, three steps on."""
-    made = start(folder, "sft", max_steps=3)
+def trained_a_little(folder, seed=0, max_steps=3):
+    """A loop, its steps behind it."""
+    made = start(folder, "sft", model=policy(seed=seed), max_steps=max_steps)
     made.run()
-    return made.policy, made.optimizer.optimizer
+    return made
 
 
-def fresh():
-    """A policy and an optimizer that have seen nothing."""
-    model = policy(seed=7)
-    return model, torch.optim.AdamW(model.parameters(), fused=True)
+def save(folder, step, made, settings_hash="a"):
+    save_checkpoint(folder, step, holder=made.sharding, processes=made.processes, settings_hash=settings_hash)
+
+
+def load(folder, made, settings_hash="a"):
+    return load_checkpoint(folder, holder=made.sharding, settings_hash=settings_hash)
 
 
 def test_a_checkpoint_holds_weights_and_optimizer_bit_for_bit(tmp_path):
-    model, optimizer = trained_a_little(tmp_path)
-    save_checkpoint(tmp_path, 3, model=model, optimizer=optimizer, settings_hash="a")
-    other, empty = fresh()
-    assert load_checkpoint(tmp_path, model=other, optimizer=empty, settings_hash="a") == 3
-    assert same(weights(other), weights(model))
+    made, other = trained_a_little(tmp_path / "made"), trained_a_little(tmp_path / "other", seed=7, max_steps=1)
+    save(tmp_path, 3, made)
+    assert not same(weights(other.policy), weights(made.policy))
+    assert load(tmp_path, other) == 3
+    assert same(weights(other.policy), weights(made.policy))
     count = 0
-    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
-        assert optimizer.state[mine].keys() == empty.state[theirs].keys() == {"step", "exp_avg", "exp_avg_sq"}
-        for key, value in optimizer.state[mine].items():
-            assert torch.equal(value, empty.state[theirs][key])
+    for mine, theirs in zip(made.policy.parameters(), other.policy.parameters(), strict=True):
+        state = other.optimizer.state[theirs]
+        assert made.optimizer.state[mine].keys() == state.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for key, value in made.optimizer.state[mine].items():
+            assert torch.equal(value, state[key])
             count += 1
-    assert count == 3 * len(list(model.parameters()))
+    assert count == 3 * len(list(made.policy.parameters()))
 
 
 def test_only_the_latest_checkpoint_is_kept_until_none_is_needed(tmp_path):
-    model, optimizer = trained_a_little(tmp_path)
+    made = trained_a_little(tmp_path)
     for step in (9, 10, 11):  # by number and not by name
-        save_checkpoint(tmp_path, step, model=model, optimizer=optimizer, settings_hash="a")
+        save(tmp_path, step, made)
         assert [path.name for path in tmp_path.glob("*checkpoint*")] == [f"checkpoint-{step}"]
     remove_checkpoints(tmp_path)
-    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer, settings_hash="b") == 0
+    assert load(tmp_path, made, "b") == 0
     assert list(tmp_path.glob("*checkpoint*")) == []
 
 
 def test_a_failure_while_a_checkpoint_is_written_leaves_the_earlier_one(tmp_path):
-    model, optimizer = trained_a_little(tmp_path)
-    save_checkpoint(tmp_path, 1, model=model, optimizer=optimizer, settings_hash="a")
-    with pytest.raises(TypeError):  # raised by the last of the three files, when the first two are written
-        save_checkpoint(tmp_path, 2, model=model, optimizer=optimizer, settings_hash=object())
+    made = trained_a_little(tmp_path)
+    save(tmp_path, 1, made)
+    with pytest.raises(TypeError):  # raised by the last of the two files, when the first is written
+        save(tmp_path, 2, made, object())
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-1"]
-    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer, settings_hash="a") == 1
+    assert load(tmp_path, made) == 1
 
 
 def test_what_a_kill_leaves_of_a_removed_checkpoint_is_not_resumed_from(tmp_path):
-    model, optimizer = trained_a_little(tmp_path)
-    save_checkpoint(tmp_path, 1, model=model, optimizer=optimizer, settings_hash="a")
+    made = trained_a_little(tmp_path)
+    save(tmp_path, 1, made)
     (tmp_path / "checkpoint-2").mkdir()
-    (tmp_path / "checkpoint-2" / "weights.safetensors").write_bytes(b"half")
-    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer, settings_hash="a") == 1
-    save_checkpoint(tmp_path, 2, model=model, optimizer=optimizer, settings_hash="a")
-    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer, settings_hash="a") == 2
+    (tmp_path / "checkpoint-2" / "shard-00000.safetensors").write_bytes(b"half")
+    assert load(tmp_path, made) == 1
+    save(tmp_path, 2, made)
+    assert load(tmp_path, made) == 2
     (tmp_path / "checkpoint-2" / "state.json").unlink()
     remove_checkpoints(tmp_path)
     assert list(tmp_path.glob("*checkpoint*")) == []

@@ -1,62 +1,72 @@
-import os
-import subprocess
-import sys
+"""However the weights lie over two processes, a step computes what one process computes."""
+
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
-from distributed_runs import CASES, run_case
+from distributed_runs import CASES, STEPS, run_case
+from launching import LAUNCH, finish, fsdp_on_a_cpu, start, told
 from safetensors.torch import load_file
 from tiny_training import gap, metrics
 
+pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install align[deepspeed]")
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 # What the cut into micro-batches of two processes decides, of training and of the held-out rows
 WORK = ("tokens_computed", "pairs_attended", "targets")
-CHANGING = {"seconds", "peak_memory_bytes", *WORK, *(f"held_out/{name}" for name in WORK)}
+CHANGING = {"seconds", "peak_memory_bytes", "imbalance", *WORK, *(f"held_out/{name}" for name in WORK)}
 
-LAUNCH = Path(__file__).parents[2] / "launch" / "ddp-cpu-2.yaml"
+# How the model is wrapped, the class that says how its weights lie, and whether all of them are cut
+WAYS = {
+    "ddp": ("DistributedDataParallel", "Whole", False),
+    "zero1": ("DeepSpeedEngine", "Zero12", False),
+    "zero2": ("DeepSpeedEngine", "Zero12", False),
+    "zero3": ("DeepSpeedEngine", "Zero3", True),
+    "fsdp2": ("FSDPPolicy", "Fsdp2", False),
+}
 
 
-def launch(folder):
-    """Let two processes do the runs together."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH)]
+@cache
+def alone(name):
+    """The metrics and the folder of a case run in one process."""
+    folder = Path(mkdtemp())
+    run_case(folder, name)
+    return metrics(folder), folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_do_what_one_does(tmp_path, way):
+    launch = fsdp_on_a_cpu(tmp_path) if way == "fsdp2" else LAUNCH / f"{way}-cpu-2.yaml"
+    where = {"ACCELERATE_TORCH_DEVICE": "cpu"} if way == "fsdp2" else {}
     script = Path(__file__).with_name("distributed_runs.py")
-    launched = subprocess.Popen(
-        [*launcher, "--main_process_port", "0", str(script), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _, errors = launched.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        launched.terminate()  # it ends its processes, which a kill would leave behind
-        _, errors = launched.communicate()
+    launched = start(launch, "--main_process_port", "0", script, tmp_path, ",".join(CASES), **where)
+    output, errors = finish(launched)
     assert launched.returncode == 0, errors[-3000:]
+    wrapped, lies, is_cut = WAYS[way]
+    seen = told(output)
+    assert sorted(one["case"] for one in seen) == sorted([*CASES, *CASES])
+    for one in seen:
+        assert (one["processes"], one["way"], one["cut"] > 0) == (2, lies, is_cut)
+        assert one["wrapped"] == (wrapped if one["case"] != "reward" else wrapped.replace("Policy", "RewardModel"))
+    for name in CASES:
+        compare(name, tmp_path / name)
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    launch(folder)
-    return folder
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_two_processes_do_what_one_does(tmp_path, two_processes, name):
-    run_case(tmp_path, name)
-    lines, lines_of_two = metrics(tmp_path), metrics(two_processes / name)
-    assert len(lines) == len(lines_of_two) == 10
+def compare(name, folder):
+    """Every number of every step, and the final weights, against those of one process."""
+    lines, of_one = alone(name)
+    lines_of_two = metrics(folder)
+    assert len(lines) == len(lines_of_two) == STEPS
     for line, line_of_two in zip(lines, lines_of_two, strict=True):
         assert line.keys() == line_of_two.keys()
         for part in line.keys() - CHANGING:
             if part == "rewards/accuracies" and line["step"] == 1:
                 continue  # every margin is 0 but for rounding, and so its sign is chance
-            assert line[part] == pytest.approx(line_of_two[part], rel=1e-5, abs=1e-5), part
-        assert line["loss"] == pytest.approx(line_of_two["loss"], rel=0, abs=2e-6)
+            assert line[part] == pytest.approx(line_of_two[part], rel=1e-5, abs=1e-5), (name, part)
+        assert line["loss"] == pytest.approx(line_of_two["loss"], rel=0, abs=2e-6), name
         if name == "alone":  # the rank without a group runs that of the other, for nothing
             assert line_of_two["tokens_computed"] == 2 * line["tokens_computed"]
-    trained, trained_by_two = (load_file(folder / "trained.safetensors") for folder in (tmp_path, two_processes / name))
+    trained, trained_by_two = (load_file(where / "trained.safetensors") for where in (of_one, folder))
     assert gap(trained, trained_by_two) <= 5e-5
     assert name == "adapters" or max(line["grad_norm"] for line in lines) > 1  # clipped

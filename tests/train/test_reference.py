@@ -10,8 +10,9 @@ import torch
 from tiny_training import Recorder, comparisons, demonstrations, group, llama, loop, policy, preference, supervised
 
 from align.config import RunError
-from align.models.tree import count_tokens, plain_batch, tree_batch
-from align.train.reference import ReferenceCache, fill, sequence_key
+from align.data.store import sequence_key
+from align.train.groups import Groups
+from align.train.reference import BEGUN, ReferenceCache, fill
 from align.train.runtime import make_accelerator
 from align.train.settings import TrainSettings
 
@@ -32,12 +33,20 @@ def cache_of(folder):
 
 
 def filled(folder, groups, budget=100):
-    """The cache of the folder with the groups in it, and what the policy was asked."""
+    """The cache of the folder with the groups in it, what the policy was asked, and how many groups were done."""
     cache, counting = cache_of(folder), Counting()
+    missing, *done = filling(cache, counting, groups, folder, budget=budget)
+    assert sum(done) == missing
+    return cache, counting.asked, missing
+
+
+def filling(cache, policy, groups, folder, *, budget, forward="tree"):
+    """The work of a pass over the groups."""
     accelerator = make_accelerator(TrainSettings(learning_rate=1.0), folder)
-    sizes = [count_tokens(each.sequences) for each in groups]
-    work = fill(cache, counting, groups, sizes=sizes, make=tree_batch, token_budget=budget, accelerator=accelerator)
-    return cache, counting.asked, sum(work)
+    column = folder / "column.bin"
+    return fill(
+        cache, policy, Groups(groups), column=column, forward=forward, token_budget=budget, accelerator=accelerator
+    )
 
 
 @pytest.mark.parametrize("budget", [1, 100, 10**6])
@@ -49,8 +58,8 @@ def test_ten_added_rows_compute_ten(tmp_path, budget):
     assert asked == Counter(length for each in groups[30:] for length in each.lengths)
     assert done == 10
     assert filled(tmp_path, groups[::-1], budget)[1:] == (Counter(), 0)  # in another order: nothing
-    for each in groups:
-        assert cache.of(each) == [-0.5 * length for length in each.lengths]
+    for index, each in enumerate(groups):
+        assert cache.of(index) == [-0.5 * length for length in each.lengths]
 
 
 def test_what_stands_in_several_rows_is_computed_once(tmp_path):
@@ -128,52 +137,67 @@ def test_what_is_cached_is_what_the_policy_says_in_double_precision(tmp_path, fo
     assert len(values) == len({sequence_key(each) for one in train for each in one.sequences})
 
 
+def key_of(writer, number):
+    """A response's key, as far as a file of references can tell."""
+    return f"{writer:016x}{number:016x}"
+
+
 def test_writers_at_the_same_time_lose_nothing(tmp_path):
     def write(writer):
         cache = cache_of(tmp_path)
         for number in range(20):
-            cache.store({f"{writer}-{number}": (float(number), writer)})
+            cache.store({key_of(writer, number): (float(number), writer)})
 
     threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert cache_of(tmp_path).values == {f"{writer}-{number}": number for writer in range(4) for number in range(20)}
+    expected = {key_of(writer, number): number for writer in range(4) for number in range(20)}
+    assert cache_of(tmp_path).values == expected
 
 
-BROKEN = ['{"a": [1.0', "", "[1, 2]", '{"a": 1.0}', '{"a": null}', '{"a": ["x", 1]}', '{"a": [1.0, 2, 3]}', "\x00"]
+KEY = "0" * 32
+BROKEN = [
+    '{"KEY": [1.0',
+    "",
+    "[1, 2]",
+    '{"KEY": 1.0}',
+    '{"KEY": null}',
+    '{"KEY": ["x", 1]}',
+    '{"KEY": [1.0, 2, 3]}',
+    "\x00",
+]
+BROKEN += ['{"a": [1.0, 2]}', '{"no hex digits of a key, are they": [1.0, 2]}']
 
 
 @pytest.mark.parametrize("text", BROKEN)
 def test_a_broken_file_is_named_in_one_line(tmp_path, text):
     cache = cache_of(tmp_path)
-    cache.store({"b": (1.0, 1)})
-    (cache.folder / "0123.json").write_text(text)
+    cache.store({key_of(0, 0): (1.0, 1)})
+    (cache.folder / "0123.json").write_text(text.replace("KEY", KEY))
     with pytest.raises(RunError) as error:
-        cache_of(tmp_path)
+        cache_of(tmp_path).lay(Groups(comparisons(2)), tmp_path / "column.bin")
     assert str(error.value) == f"{cache.folder / '0123.json'}: not a file of cached references; delete it"
 
 
 def test_a_writer_that_stops_halfway_leaves_no_file_that_is_read(tmp_path):
     cache = cache_of(tmp_path)
-    cache.store({"a": (1.0, 1)})
+    cache.store({KEY: (1.0, 1)})
     (part,) = cache.folder.glob("*.json")
     (cache.folder / f".{part.name}.partial-01234567").write_text(part.read_text()[:5])  # as a kill would leave it
-    assert cache_of(tmp_path).values == {"a": 1.0}
+    assert cache_of(tmp_path).values == {KEY: 1.0}
 
 
 def test_work_that_is_broken_off_is_found_again_up_to_the_last_flush(tmp_path, monkeypatch):
     monkeypatch.setattr("align.train.reference.FLUSH_S", -1.0)  # after every micro-batch
     groups = comparisons(12)
-    cache, counting = cache_of(tmp_path), Counting()
-    accelerator = make_accelerator(TrainSettings(learning_rate=1.0), tmp_path)
-    sizes = [count_tokens(each.sequences) for each in groups]
-    work = fill(cache, counting, groups, sizes=sizes, make=plain_batch, token_budget=1, accelerator=accelerator)
+    work = filling(cache_of(tmp_path), Counting(), groups, tmp_path, budget=1, forward="plain")
+    assert next(work) == 12
     for _ in range(5):
         next(work)
     work.close()
-    assert len(cache_of(tmp_path).missing(groups)) == 12 - 5
+    assert len(cache_of(tmp_path).lay(Groups(groups), tmp_path / "other.bin")) == 12 - 5
     assert filled(tmp_path, groups, 1)[2] == 7
 
 
@@ -185,10 +209,8 @@ def test_a_folder_that_keeps_nothing_is_told_of(tmp_path):
             pass  # as the writes of another node would be seen on a folder that is not shared
 
     cache = Forgetful(tmp_path, weights="abc", precision="fp32")
-    accelerator = make_accelerator(TrainSettings(learning_rate=1.0), tmp_path)
-    sizes = [count_tokens(each.sequences) for each in groups]
     with pytest.raises(RunError, match="3 references are missing after all ranks wrote; do all nodes share"):
-        list(fill(cache, Counting(), groups, sizes=sizes, make=tree_batch, token_budget=9, accelerator=accelerator))
+        list(filling(cache, Counting(), groups, tmp_path, budget=9))
 
 
 # Stores files of 5,000 values each until it is killed, and says so when the first one is written.
@@ -198,7 +220,7 @@ from pathlib import Path
 from align.train.reference import ReferenceCache
 cache = ReferenceCache(Path(sys.argv[1]), weights="abc", precision="fp32")
 for number in range(10**6):
-    cache.store({f"{number}-{key}": (float(key), 1) for key in range(5000)})
+    cache.store({f"{number:016x}{key:016x}": (float(key), 1) for key in range(5000)})
     print(number, flush=True)
 """
 
@@ -215,7 +237,7 @@ def test_a_writer_killed_in_the_act_leaves_whole_files_only(tmp_path):
     values = cache_of(tmp_path).values
     assert len(values) % 5000 == 0
     assert len(values) >= 5000 * len(stored)
-    assert {json.dumps(value) for key, value in values.items() if key.endswith("-17")} == {"17.0"}
+    assert {json.dumps(value) for key, value in values.items() if int(key[16:], 16) == 17} == {"17.0"}
 
 
 def test_a_run_without_a_reference_caches_none(tmp_path):
@@ -238,20 +260,43 @@ class Cut:
 def test_a_broken_pass_goes_on_in_the_micro_batches_that_it_was_cut_into(tmp_path, monkeypatch):
     monkeypatch.setattr("align.train.reference.FLUSH_S", -1.0)  # after every micro-batch
     groups = comparisons(24, sizes=(2, 3))
-    accelerator = make_accelerator(TrainSettings(learning_rate=1.0), tmp_path)
-    sizes = [count_tokens(each.sequences) for each in groups]
 
     def work(cache):
-        return fill(cache, Cut(), groups, sizes=sizes, make=tree_batch, token_budget=60, accelerator=accelerator)
+        return filling(cache, Cut(), groups, cache.folder, budget=60)
 
     whole, broken = cache_of(tmp_path / "whole"), cache_of(tmp_path / "broken")
-    micros = len(list(work(whole)))
+    micros = len(list(work(whole))) - 1  # the first is what is missing
     assert micros > 4, "one micro-batch cannot be cut in two ways"
     begun = work(broken)
-    for _ in range(micros // 2):
+    for _ in range(1 + micros // 2):
         next(begun)
     begun.close()
     resumed = cache_of(tmp_path / "broken")
-    assert len(list(work(resumed))) < micros
+    assert 1 < len(list(work(resumed))) <= micros
     assert resumed.values == whole.values
-    assert not (resumed.folder / "begun").exists()
+    assert not (resumed.folder / BEGUN).exists()
+
+
+def test_a_large_pass_is_planned_in_stretches_and_computes_the_same(tmp_path, monkeypatch):
+    groups = comparisons(40, sizes=(2, 3))
+    at_once = filled(tmp_path / "at once", groups)
+    monkeypatch.setattr("align.train.reference.PLANNED", 7)
+    in_stretches = filled(tmp_path / "in stretches", groups)
+    assert in_stretches[1:] == at_once[1:]
+    assert in_stretches[0].values == at_once[0].values
+
+
+def test_held_out_groups_have_their_references_behind_those_that_are_trained_on(tmp_path):
+    both = comparisons(9, sizes=(1, 4))
+    filled(tmp_path, both)
+    cache, groups = cache_of(tmp_path), Groups(both[:6], both[6:])
+    assert not len(cache.lay(groups, tmp_path / "again.bin"))
+    cache.open(groups, tmp_path / "again.bin")
+    assert [cache.of(index) for index in range(9)] == [[-0.5 * length for length in each.lengths] for each in both]
+
+
+def test_a_response_without_a_finite_reference_is_not_taken_for_one_that_is_missing(tmp_path):
+    groups = comparisons(2)
+    cache = cache_of(tmp_path)
+    cache.store({sequence_key(each): (float("nan"), 1) for one in groups for each in one.sequences})
+    assert not len(cache.lay(Groups(groups), tmp_path / "column.bin"))

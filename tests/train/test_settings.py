@@ -123,6 +123,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "keep": "best",
         "checkpoint_steps": 7,
         "checkpoint_minutes": 7.0,
+        "reduce": "each",
         "trackers": ["tensorboard"],
     }
     assert {"learning_rate", *changed} == set(TrainSettings.model_fields)  # each setting was thought of
@@ -133,6 +134,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "evaluate_every",
         "checkpoint_steps",
         "checkpoint_minutes",
+        "reduce",
         "trackers",
     }
     # Where the best of the evaluated weights are kept, it matters which are evaluated.

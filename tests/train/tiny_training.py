@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.data.chat import TokenGroup, TokenSequence
+from align.models.backbone import full, whole
 from align.models.policy import Policy
 from align.train.loop import Job, Loop
 from align.train.objectives import PreferenceObjective, PreferenceSettings, SupervisedObjective
@@ -127,7 +128,7 @@ def settings(**changes):
     return TrainSettings(**(values | changes))
 
 
-def loop(folder, objective, train, *, model=None, report=None, references=None, job=None, **changes):
+def loop(folder, objective, train, *, model=None, report=None, references=None, accelerator=None, job=None, **changes):
     """A loop over `train` that writes to `folder`; `job` holds further fields of Job, `changes` are settings."""
     made = Job(
         objective=objective,
@@ -137,7 +138,7 @@ def loop(folder, objective, train, *, model=None, report=None, references=None, 
         references=references or folder / "references",
         **(job or {}),
     )
-    return Loop(model or policy(), made, report or Recorder())
+    return Loop(model or policy(), made, report or Recorder(), accelerator)
 
 
 def supervised():
@@ -155,8 +156,12 @@ def numbers(folder):
 
 
 def weights(trained):
-    """A copy of all weights by name."""
-    return {name: value.detach().clone() for name, value in trained.hf.state_dict().items()}
+    """A copy of all weights by name, in full however they lie over processes."""
+    found = {}
+    for name, value in trained.hf.state_dict(keep_vars=True).items():
+        with whole([value]):
+            found[name] = full(value.detach()).clone()
+    return found
 
 
 def gap(first, second):

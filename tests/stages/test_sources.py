@@ -1,0 +1,118 @@
+"""A step's rows on their way into its store: whole or not at all, by one process for all, and gone when it is done."""
+
+import json
+
+import pytest
+
+from align.config import InputError
+from align.records import Demonstration
+from align.stages.recipe import load_recipe
+from align.stages.sources import records, remove_rows, step_rows, streamed
+from align.stages.training import tokenizer_of
+from align.train.groups import ROWS
+
+RECIPE = """
+run: rows
+runs: {runs}
+policy:
+  fresh: {{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
+           max_position_embeddings: 256}}
+  chat_template: chatml
+data:
+  words: {{path: "tasks:general", limit: 20, held_out: 0.3}}
+  rows: {{path: {rows}, held_out: 0.3}}
+steps:
+  base: {{stage: import, vocab_size: 512}}
+  sft:
+    stage: sft
+    data: {{words: 1, rows: 1}}
+    exhausted: down_weight
+    train: {{learning_rate: 1.0e-3}}
+"""
+
+
+@pytest.fixture
+def step(tmp_path):
+    """(the recipe, its tokenizer, the file of its rows): 300 rows of one's own, of which some teach nothing."""
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"prompt": f"say {row}", "completion": f"it is {row}" * (1 + row % 7)} for row in range(300)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs", rows=rows))
+    recipe = load_recipe(path, ())
+    return recipe, tokenizer_of(recipe, "sft", tmp_path), rows
+
+
+def content(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_rows_follow_each_other_source_by_source_and_are_counted(step, tmp_path):
+    recipe, tokenizer, _ = step
+    data = step_rows(recipe, "sft", tokenizer, tmp_path / "work", model_limit=256)
+    both = [*data.train, *data.held_out]
+    assert sorted(group.row for group in both) == list(range(320))
+    assert [group.row for group in data.train] == sorted(group.row for group in data.train)
+    assert data.counts["trained"] == len(data.train) == data.mixture.num_rows == data.counts["epoch"]
+    assert (data.counts["held_out"], data.counts["rows"]) == (len(data.held_out), 320)
+    assert data.mixture.sizes == (
+        sum(group.row < 20 for group in data.train),
+        sum(group.row > 19 for group in data.train),
+    )
+    said = [tokenizer.decode(group.sequences[0].ids) for group in data.train if group.row >= 20]
+    assert all("say" in text and "it is" in text for text in said)
+
+
+def test_the_first_process_writes_and_the_others_read_what_it_wrote(step, tmp_path):
+    recipe, tokenizer, _ = step
+    asked = []
+    mine = step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256)
+    theirs = step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256, first=lambda _, doing: asked.append(doing))
+    assert asked == ["turning rows into tokens"]
+    assert theirs.train.columns.digest == mine.train.columns.digest
+    assert (theirs.counts, theirs.format, theirs.mixture) == (mine.counts, mine.format, mine.mixture)
+
+
+def test_rows_that_have_changed_since_an_earlier_life_are_read_anew(step, tmp_path):
+    recipe, tokenizer, rows = step
+    before = step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256)
+    rows.write_text(rows.read_text().replace("it is 7", "it is seven"))
+    after = step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256)
+    assert after.train.columns.digest != before.train.columns.digest
+    assert len(after.train) == len(before.train)
+
+
+def test_writing_that_breaks_off_leaves_nothing_that_is_taken_for_whole(step, tmp_path):
+    recipe, tokenizer, rows = step
+    work = tmp_path / "work"
+    rows.write_text(rows.read_text() + '{"prompt": "and", "completion": 1')
+    with pytest.raises(InputError, match="line 301: not valid JSON"):
+        step_rows(recipe, "sft", tokenizer, work, model_limit=256)
+    assert content(work) == []
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:300]))
+    (work / f".{ROWS}.partial-0123abcd").mkdir()  # as a kill would leave it
+    step_rows(recipe, "sft", tokenizer, work, model_limit=256)
+    assert content(work) == [ROWS]
+    remove_rows(work)
+    assert content(work) == []
+
+
+@pytest.mark.parametrize(("skip", "limit"), [(0, None), (5, None), (0, 3), (5, 3), (299, None)])
+def test_one_record_at_a_time_is_the_same_as_all_at_once(step, skip, limit):
+    recipe, _, _ = step
+    source = recipe.source("rows").model_copy(update={"skip": skip, "limit": limit})
+    found = streamed(source, kind=Demonstration, seed=0)
+    first = next(found.records)
+    assert found.account.num_rows <= skip + 2, "more was read than was asked for"
+    at_once = records(source, kind=Demonstration, seed=0)
+    assert [first, *found.records] == at_once.records
+    assert at_once.num_rows == found.account.num_rows == len(at_once.records)
+    texts = [record.messages[0].content for record in at_once.records]
+    assert texts == [f"say {row}" for row in range(300)][skip : None if limit is None else skip + limit]
+
+
+def test_nothing_behind_what_is_skipped_is_said(step):
+    recipe, _, _ = step
+    source = recipe.source("rows").model_copy(update={"skip": 300})
+    with pytest.raises(InputError, match="skip passes over 300 rows, and there are no more"):
+        list(streamed(source, kind=Demonstration, seed=0).records)

@@ -1,0 +1,75 @@
+"""`align` with a fault in its second process.
+
+accelerate launch ... faulty.py FAULT STEP train RECIPE --step NAME
+"""
+
+import os
+import signal
+import sys
+from dataclasses import replace
+
+import torch
+
+from align import cli
+from align.train import checkpoint
+from align.train.loop import Loop
+
+FAULT, STEP = sys.argv[1], int(sys.argv[2])
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nan(loop):
+    kind = type(loop.job.objective)
+    called = kind.__call__
+
+    def spoiled(self, policy, batch):
+        result = called(self, policy, batch)
+        return replace(result, loss=result.loss * torch.nan)
+
+    kind.__call__ = spoiled
+
+
+def write_half(parts, file):
+    save_file(parts, file)
+    os.truncate(file, file.stat().st_size // 2)
+    die()
+
+
+def write_nothing(parts, file):
+    raise OSError(28, "No space left on device", str(file))
+
+
+def stop(loop):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+# What happens in the step, and to its writing of a checkpoint
+FAULTS = {
+    "killed": (lambda loop: die(), None),
+    "nan": (nan, None),
+    "torn": (None, write_half),
+    "full": (None, write_nothing),
+    "silent": (stop, None),
+}
+save_file = checkpoint.save_file
+
+
+def step(loop, number):
+    """A step as it is, in which the fault comes before the given one."""
+    if number + 1 == STEP and os.environ["RANK"] == "1":
+        in_step, in_saving = FAULTS[FAULT]
+        if in_saving:
+            checkpoint.save_file = in_saving
+        if in_step:
+            in_step(loop)
+    return taken(loop, number)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    taken, Loop.step = Loop.step, step
+    sys.argv = ["align", *sys.argv[3:]]
+    cli.main()

@@ -1,0 +1,70 @@
+"""What goes wrong in one of several processes ends all of them soon, with its name, and the next launch goes on."""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launching import LAUNCH, finish, start
+from tiny_training import NOT_NUMBERS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
+from small_runs import RECIPE, metrics, run
+
+pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install align[deepspeed]")
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+LONG = ["steps.sft.train.epochs=3", "steps.sft.train.checkpoint_steps=2"]  # 18 steps
+
+# Way, step before or in which the fault comes, what is said of it, and the step that the next launch goes on after
+FAULTS = {
+    "killed": ("zero3", 8, r"process 0 of 2: step 8: process 1 is gone", 6),
+    "nan": ("ddp", 8, r"step 8: the loss is nan on process 1 of 2; the weights are as before this step", 6),
+    "torn": ("zero2", 8, r"process 0 of 2: step 8: writing checkpoint-8: process 1 is gone", 6),
+    "full": (
+        "zero2",
+        8,
+        r"step 8: writing checkpoint-8: process 1 of 2: .*shard-00001.*: no space left on",
+        6,
+    ),
+    "silent": ("ddp", 8, r"process 0 of 2: step 8: process 1 on .* has not been heard of for \d+ s", 6),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The run in one process, whose first step all others take over."""
+    folder = tmp_path_factory.mktemp("alone")
+    run(folder, *LONG, "steps.dpo.train.max_steps=1")
+    return folder
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_one_process_is_named_and_the_next_launch_goes_on(tmp_path, base, fault):
+    way, step, said, after = FAULTS[fault]
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    (tmp_path / "runs/small").mkdir(parents=True)
+    os.symlink(base / "runs/small/base", tmp_path / "runs/small/base")
+    launch, train = LAUNCH / f"{way}-cpu-2.yaml", ["train", path, "--step", "sft", *LONG]
+
+    began = time.monotonic()
+    script = Path(__file__).with_name("faulty.py")
+    launched = start(launch, "--main_process_port", "0", script, fault, step, *train)
+    _, errors = finish(launched, timeout_s=120)
+    assert launched.returncode != 0
+    lines = [line for line in errors.splitlines() if line.startswith("align: ")]
+    assert any(re.match(f"align: {said}", line) for line in lines), errors[-3000:]
+    ended_after_s = time.monotonic() - began
+
+    again = start(launch, "--main_process_port", "0", "-m", "align", *train)
+    _, errors = finish(again)
+    assert again.returncode == 0, errors[-3000:]
+    assert f"resumed after step {after} of 18" in errors
+    of_one, of_two = metrics(base, "sft"), metrics(tmp_path, "sft")
+    assert len(of_two) == 18
+    assert [line["loss"] for line in of_one] == pytest.approx([line["loss"] for line in of_two], abs=2e-6)
+    assert {name for name in of_one[0] if name not in NOT_NUMBERS} <= of_two[0].keys()
+    assert ended_after_s < 90  # of which the start takes up to a third
