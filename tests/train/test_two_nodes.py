@@ -1,0 +1,92 @@
+"""Two nodes do what one process does; one that is cut off ends both, and the next launch goes on."""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launching import told
+from test_distributed import compare
+from two_nodes import Loopback, Wire, finish_both, run_on_both, start_on_both, why_no_wire
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
+from small_runs import RECIPE, metrics, run
+
+pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install align[deepspeed]")
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+CASES = {Loopback: ("sft", "rpo"), Wire: ("sft", "rpo", "adapters", "reward")}
+STEPS, CHECKPOINT_STEPS, CUT_AFTER = 180, 5, 12
+LONG = ["steps.sft.train.epochs=30", f"steps.sft.train.checkpoint_steps={CHECKPOINT_STEPS}"]  # of six steps each
+
+
+@pytest.fixture
+def wire():
+    reason = why_no_wire()
+    if reason:
+        pytest.skip(reason)
+    with Wire() as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def loopback():
+    with Loopback() as nodes:
+        yield nodes
+
+
+@pytest.mark.parametrize("launch", ["zero2-cpu-2.yaml", "zero3-cpu-2.yaml"])
+@pytest.mark.parametrize("joined", ["loopback", "wire"])
+def test_two_nodes_do_what_one_process_does(tmp_path, request, joined, launch):
+    nodes = request.getfixturevalue(joined)
+    cases = CASES[type(nodes)]
+    outputs = run_on_both(nodes, launch, Path(__file__).with_name("distributed_runs.py"), tmp_path, ",".join(cases))
+    for output in outputs:
+        seen = told(output)
+        assert [one["case"] for one in seen] == [*cases]
+        assert {(one["processes"], one["wrapped"]) for one in seen} == {(2, "DeepSpeedEngine")}
+    for case in cases:
+        compare(case, tmp_path / case)
+
+
+def test_a_node_that_is_cut_off_ends_both_and_the_next_launch_goes_on(tmp_path, wire):
+    run(tmp_path / "alone", *LONG, "steps.dpo.train.max_steps=1")
+    path, folder = tmp_path / "small.yaml", tmp_path / "runs/small"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    folder.mkdir(parents=True)
+    os.symlink(tmp_path / "alone/runs/small/base", folder / "base")
+    train = ["-m", "align", "train", path, "--step", "sft", *LONG]
+
+    launches = start_on_both(wire, "zero2-cpu-2.yaml", *train)
+    log = folder / "sft.partial/metrics.jsonl"
+    until = time.monotonic() + 60
+    while num_lines(log) < CUT_AFTER and time.monotonic() < until and all(each.poll() is None for each in launches):
+        time.sleep(0.02)
+    wire.cut()
+    until = time.monotonic() + 60
+    written = finish_both(launches, timeout_s=60)
+    assert time.monotonic() < until
+    done = num_lines(log)
+    assert CUT_AFTER <= done < STEPS
+    for node, (each, (_, errors)) in enumerate(zip(launches, written, strict=True)):
+        assert each.returncode == 1
+        said = [line for line in errors.splitlines() if line.startswith("align: process ")]
+        there = rf"process {1 - node} on \S+ has not been heard of for \d+ s"
+        found = [re.match(rf"align: process {node} of 2: step (\d+): {there}", line) for line in said]
+        assert len(found) == 1 and int(found[0][1]) in (done, done + 1), errors[-3000:]
+
+    wire.mend()
+    again = start_on_both(wire, "zero2-cpu-2.yaml", *train)
+    written = finish_both(again)
+    assert [each.returncode for each in again] == [0, 0], written
+    whole = done // CHECKPOINT_STEPS * CHECKPOINT_STEPS
+    assert f"resumed after step {whole} of {STEPS}" in written[0][1]
+    of_one, of_two = (metrics(each, "sft") for each in (tmp_path / "alone", tmp_path))
+    assert len(of_two) == STEPS
+    assert [line["loss"] for line in of_one] == pytest.approx([line["loss"] for line in of_two], rel=0, abs=2e-6)
+
+
+def num_lines(log):
+    return len(log.read_text().splitlines()) if log.exists() else 0
