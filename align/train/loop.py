@@ -59,7 +59,8 @@ class Loop:
         self.num_steps = job.settings.num_steps(job.num_rows)
         self.epoch = lru_cache(maxsize=2)(job.epoch)  # the order of a large epoch is not made for each of its steps
         self._referred = Work(0, 0, 0)
-        self.references = self._fill_references() if job.objective.needs_reference else None
+        with self.processes.at("the references, before step 1"):
+            self.references = self._fill_references() if job.objective.needs_reference else None
         numbers = [job.settings.identity(), job.objective.identity(), job.head_rate, self.weights, job.seed]
         numbers += [] if job.mixture is None else [asdict(job.mixture)]
         self.identity = stable_hash([*numbers, *self.groups.digests(held_out=self.keeps_best)])
@@ -79,26 +80,7 @@ class Loop:
         saved = time.monotonic()
         for step in range(done, self.num_steps):
             with self.processes.at(f"step {step + 1}"):
-                metrics = self.step(step)
-            final = step + 1 == self.num_steps
-            if job.held_out and (final or _every(step + 1, settings.evaluate_every)):
-                metrics |= {f"held_out/{name}": value for name, value in self.evaluate().items()}
-                if self.keeps_best and metrics is _best([*lines, metrics]):
-                    save_best(job.folder, step + 1, holder=self.sharding, processes=self.processes)
-            if self.accelerator.is_main_process:
-                append_line(job.folder / METRICS, metrics)
-            self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step + 1)
-            lines.append(metrics)
-            self.report.advance(1, metrics)
-            if not final and (_every(step + 1, settings.checkpoint_steps) or self._is_late(saved)):
-                save_checkpoint(
-                    job.folder,
-                    step + 1,
-                    holder=self.sharding,
-                    processes=self.processes,
-                    settings_hash=self.identity,
-                )
-                saved = time.monotonic()
+                saved = self._advance(step, lines, saved)
         if settings.trackers:
             self.accelerator.end_training()
         return Outcome(
@@ -113,6 +95,26 @@ class Loop:
             tokens_trained=sum(int(line["tokens_trained"]) for line in lines),
             imbalance=[line["imbalance"] for line in lines],
         )
+
+    def _advance(self, step: int, lines: list[dict[str, float]], saved: float) -> float:
+        """Take a step, with its line and what else is due after it; when the latest checkpoint was written."""
+        job, settings, final = self.job, self.job.settings, step + 1 == self.num_steps
+        metrics = self.step(step)
+        if job.held_out and (final or _every(step + 1, settings.evaluate_every)):
+            metrics |= {f"held_out/{name}": value for name, value in self.evaluate().items()}
+            if self.keeps_best and metrics is _best([*lines, metrics]):
+                save_best(job.folder, step + 1, holder=self.sharding, processes=self.processes)
+        if self.accelerator.is_main_process:
+            append_line(job.folder / METRICS, metrics)
+        self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step + 1)
+        lines.append(metrics)
+        self.report.advance(1, metrics)
+        if final or not (_every(step + 1, settings.checkpoint_steps) or self._is_late(saved)):
+            return saved
+        save_checkpoint(
+            job.folder, step + 1, holder=self.sharding, processes=self.processes, settings_hash=self.identity
+        )
+        return time.monotonic()
 
     def _keep(self, lines: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
         """Metrics of the step whose weights are to stay, after these have been put in place."""
