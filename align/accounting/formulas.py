@@ -103,7 +103,7 @@ class Traffic:
     small: int = 0  # of the weights those that ZeRO-3 does not cut: of tensors of at most 100,000
     steps: int = 1
     micro_batches: int = 1  # in all steps
-    unkept: int = 0  # of them those of the first step and of each that comes after an evaluation
+    unkept: int = 0  # of them those for whose backward pass ZeRO-3 gathers everything anew; see `wire_bytes`
     forwards: int = 0  # micro-batches without a backward pass: references and held-out rows
     weight_bytes: int = FP32
 
@@ -172,9 +172,11 @@ def wire_bytes(ways: Sharding, traffic: Traffic) -> int:
 
     To gather, or to reduce and scatter, sends (N - 1) / N of a tensor from each of N, to all-reduce twice that.
     Rajbhandari et al. 2020, sec. 7, has ZeRO-1 and 2 scatter gradients; DeepSpeed 0.19.8 all-reduces them, and gathers
-    the updated weights. ZeRO-3 gathers weights in either pass, but keeps some for the second once it knows their
-    order, which it learns anew after an evaluation; after a step it gathers those that are not cut. It does scatter;
-    gloo, which has no such thing, all-reduces instead.
+    the updated weights. ZeRO-3 gathers weights in either pass, and after a step those that are not cut. It scatters;
+    gloo, which cannot, all-reduces instead. Some weights ZeRO-3 keeps for the second pass once it knows their order.
+    But what it lets go at a place in the order it decides once and for ever: where forward passes without a backward
+    one were the first to be in a known order, as references and the probe of the tree are, it keeps nothing to the end
+    of the run. What was counted on a wire between two nodes, headers of packets and all, was up to 1.02 times this.
 
     Left out are scalars, the weights that are sent before the first step, and under ZeRO-3, where nothing is kept, the
     second forward pass of checkpointed layers and the second use of an embedding as the head.
