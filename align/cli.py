@@ -147,8 +147,7 @@ def score(
 
     options: dict[str, Any] = {"format": format, "split": split, "limit": limit, "invalid": invalid}
     summary = _on_screen(lambda screen: score_file(model, data, out, report=screen, **options))
-    _show(Console(stderr=True), scored_tables(summary))
-    print(json.dumps(summary))
+    _conclude(scored_tables(summary), summary)
 
 
 @app.command()
@@ -170,8 +169,7 @@ def generate(
     summary = _on_screen(
         lambda screen: generating.generate(policy, data, out, settings=settings, limit=limit, report=screen)
     )
-    _show(Console(stderr=True), generated_tables(summary))
-    print(json.dumps(summary))
+    _conclude(generated_tables(summary), summary)
 
 
 @app.command()
@@ -192,8 +190,7 @@ def evaluate(
     settings = generating.settings_of(grading.EvaluateSettings, judge or (), overrides or ())
     asked = grading.Asked(task, data, policy, tuple(map(str, responses or ())), limit)
     summary = _on_screen(lambda screen: grading.evaluate(asked, out, settings=settings, report=screen))
-    _show(Console(stderr=True), evaluated_tables(summary))
-    print(json.dumps(summary))
+    _conclude(evaluated_tables(summary), summary)
 
 
 def main() -> None:
@@ -235,9 +232,21 @@ def _unforeseen(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 def _on_screen(work: Callable[[Screen], Any]) -> Any:  # noqa: ANN401 - whatever the work returns
     """Do the work under a progress bar; of several processes the first alone is seen."""
-    console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+    console = Console(stderr=True, quiet=not _is_first())
     with Screen(console) as screen:
         return work(screen)
+
+
+def _is_first() -> bool:
+    """Whether this is the only process, or the first of a launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _conclude(tables: Iterable[Table], summary: object) -> None:
+    """End with the tables for people, and the summary as a line of JSON for programs; of several processes once."""
+    if _is_first():
+        _show(Console(stderr=True), tables)
+        print(json.dumps(summary))
 
 
 def wide_console() -> Console:

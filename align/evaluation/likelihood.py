@@ -14,6 +14,7 @@ from align.evaluation.scores import Score, score
 from align.models.policy import Policy
 from align.models.probe import choose_forward
 from align.models.tree import count_tokens, plain_batch, tree_batch
+from align.train.runtime import Processes
 
 
 class Likelihood(NamedTuple):
@@ -23,17 +24,29 @@ class Likelihood(NamedTuple):
     length: int  # tokens
 
 
+ALONE = Processes()
+
+
 @torch.no_grad()
 def likelihoods(
-    policy: Policy, groups: Sequence[TokenGroup], *, token_budget: int = 4096, precision: str = "fp32"
+    policy: Policy,
+    groups: Sequence[TokenGroup],
+    *,
+    token_budget: int = 4096,
+    precision: str = "fp32",
+    processes: Processes = ALONE,
 ) -> list[tuple[Likelihood, ...]]:
-    """Log-probability and length of each group's responses, which share their prompt; in bf16 matrix products are."""
+    """Log-probability and length of each group's responses, which share their prompt; in bf16 matrix products are.
+
+    Processes deal the micro-batches among them, which are the same for any number of processes.
+    """
     sequences = [group.sequences for group in groups]
     is_tree = choose_forward(policy, sequences, "auto", precision=precision).name == "tree"
     make = tree_batch if is_tree else plain_batch
     sizes = [count_tokens(each) if is_tree else sum(len(one.ids) for one in each) for each in sequences]
     found: dict[int, tuple[Likelihood, ...]] = {}
-    for micro in plan_step(range(len(groups)), sizes, token_budget=token_budget).ranks[0]:
+    micros = plan_step(range(len(groups)), sizes, token_budget=token_budget).ranks[0]
+    for micro in micros[processes.number :: processes.count]:
         batch = make([one for index in micro for one in sequences[index]]).to(policy.device)
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logps_N = policy(batch)
@@ -41,27 +54,31 @@ def likelihoods(
         for index, logps_K in zip(micro, totals, strict=True):
             pairs = zip(logps_K.tolist(), groups[index].lengths, strict=True)
             found[index] = tuple(Likelihood(logp, length) for logp, length in pairs)
-    return [found[index] for index in range(len(groups))]
+    of_all = {index: each for part in processes.each(found) for index, each in part.items()}
+    return [of_all[index] for index in range(len(groups))]
 
 
 Parts = dict[str, tuple[float, float]]  # rate -> (sum, of how many), of one prompt
 
 
 def negative_log_likelihood(
-    policy: Policy, groups: Sequence[TokenGroup], *, precision: str = "fp32"
+    policy: Policy, groups: Sequence[TokenGroup], *, precision: str = "fp32", processes: Processes = ALONE
 ) -> Iterator[Parts]:
     """Nats over supervised tokens, of all responses of each group."""
-    for each in likelihoods(policy, groups, precision=precision):
+    for each in likelihoods(policy, groups, precision=precision, processes=processes):
         yield {"nll": (-sum(one.logp for one in each), sum(one.length for one in each))}
 
 
-def preference_accuracy(policy: Policy, groups: Sequence[TokenGroup], *, precision: str = "fp32") -> Iterator[Parts]:
+def preference_accuracy(
+    policy: Policy, groups: Sequence[TokenGroup], *, precision: str = "fp32", processes: Processes = ALONE
+) -> Iterator[Parts]:
     """How often the preferred of two responses is the likelier one: by the sum over its tokens, and by their mean.
 
     Every two responses of a group whose rewards differ count, or the preferred one against each other one where the
     rows name it without rewards; a group without such a pair gives no parts.
     """
-    for group, each in zip(groups, likelihoods(policy, groups, precision=precision), strict=True):
+    told_of = likelihoods(policy, groups, precision=precision, processes=processes)
+    for group, each in zip(groups, told_of, strict=True):
         pairs = _ordered(group)
         summed = sum(each[best].logp > each[worst].logp for best, worst in pairs)
         means = [one.logp / one.length for one in each]

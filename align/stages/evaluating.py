@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,23 @@ from align.config import InputError, nearest
 from align.data.templates import apply_template
 from align.evaluation.likelihood import LIKELIHOODS, NLL, Parts, rates
 from align.evaluation.scores import Score, interval
-from align.evaluation.tasks import CORRECT, TASKS, grade_all, scores
+from align.evaluation.tasks import CORRECT, TASKS, scores
 from align.models.loading import PolicySettings, length_limit, quiet_transformers
 from align.models.policy import load_policy
 from align.models.tree import tree_batch
-from align.stages.grading import ask_policy, likelihood_rows, task_rows, write_lines
+from align.stages.answering import ask_policy, grades_of, write_lines
+from align.stages.generating import opened
+from align.stages.grading import likelihood_rows, task_rows
 from align.stages.groups import sampling_done
 from align.stages.recipe import TASKS as PROCEDURAL
 from align.stages.recipe import Recipe
+from align.stages.shares import join
 from align.stages.steps import EvaluateStep, TaskSettings
 from align.stages.training import Context, about
 from align.synth.engine import LocalSettings, TransformersEngine
-from align.synth.journal import Journal
+from align.synth.journal import remove_journal
 from align.synth.samples import SamplingSettings
+from align.train.runtime import Processes
 
 Scores = dict[str, Score]
 
@@ -37,6 +42,7 @@ def evaluate_policy(context: Context) -> dict[str, Any]:
     step = context.recipe.steps[context.name]
     assert isinstance(step, EvaluateStep)
     quiet_transformers()
+    processes = join()
     (policy,) = step.policies
     engines: dict[str, TransformersEngine] = {}
     found: dict[str, dict[str, float]] = {}
@@ -45,12 +51,12 @@ def evaluate_policy(context: Context) -> dict[str, Any]:
     for name, task in step.tasks.items():
         kind = kind_of(context.recipe, task)
         if kind in LIKELIHOODS:
-            told, more = _likely(context, name, task, more)
+            told, more = _likely(context, name, task, more, processes)
         else:
             if task.precision not in engines:
                 local = LocalSettings(path=str(context.inputs[policy]), precision=task.precision)
                 engines[task.precision] = TransformersEngine.load(local, name=policy)
-            told = _answered(context, name, task, engines[task.precision])
+            told = _answered(context, name, task, engines[task.precision], processes)
         chosen = {rate: value for rate, value in told.items() if task.rates is None or rate in task.rates}
         if unknown := [rate for rate in task.rates or () if rate not in told]:
             raise InputError(f"steps.{context.name}.tasks.{name}.rates: {unknown[0]!r}; {nearest(unknown[0], told)}")
@@ -59,9 +65,9 @@ def evaluate_policy(context: Context) -> dict[str, Any]:
             column = name if told_alone else f"{name} {rate}"
             found[column] = value._asdict()
             columns[column] = (name, CORRECT if rate.startswith("pass@") else rate)
-    speeds = [engine.speed for engine in engines.values()]
+    speeds = [speed for part in processes.each([engine.speed for engine in engines.values()]) for speed in part]
     precision = next(iter(engines), "fp32")
-    done = sampling_done(context.inputs[policy], speeds, precision, more)
+    done = replace(sampling_done(context.inputs[policy], speeds, precision, more), devices=processes.count)
     return {**about(context), "scores": {policy: found}, "columns": columns, "done": done}
 
 
@@ -76,14 +82,16 @@ def kind_of(recipe: Recipe, task: TaskSettings) -> str:
     return kind
 
 
-def _answered(context: Context, name: str, task: TaskSettings, engine: TransformersEngine) -> Scores:
-    recipe, kind = context.recipe, kind_of(context.recipe, task)
+def _answered(
+    context: Context, name: str, task: TaskSettings, engine: TransformersEngine, processes: Processes
+) -> Scores:
+    recipe, kind, report = context.recipe, kind_of(context.recipe, task), context.report
     rows = task_rows(kind, recipe.source(task.data), seed=recipe.seed)
     sampling = SamplingSettings(temperature=task.temperature, max_new_tokens=task.max_new_tokens)
-    with Journal(context.working / f".{name}.samples", {"sampling": sampling.model_dump()}) as journal:
-        answers = ask_policy(kind, rows, engine, sampling=sampling, kept=journal, report=context.report)
-    answers.sort()
-    graded = list(grade_all(kind, rows, answers))
+    path = context.working / f".{name}.samples"
+    with opened(path, {"sampling": sampling.model_dump()}, processes) as journal:
+        answers = ask_policy(kind, rows, engine, sampling=sampling, kept=journal, processes=processes, report=report)
+    grades = grades_of(kind, rows, answers, processes=processes, report=report)
     lines = [
         {
             "policy": engine.name,
@@ -92,14 +100,18 @@ def _answered(context: Context, name: str, task: TaskSettings, engine: Transform
             "parts": grade.parts,
             "reward": grade.reward,
         }
-        for (number, text), (_, grade) in zip(answers, graded, strict=True)
+        for (number, text), grade in zip(answers, grades, strict=True)
     ]
-    write_lines(context.working / f"{name}.jsonl", lines)
-    (context.working / f".{name}.samples").unlink()
-    return scores(kind, answers, [grade for _, grade in graded])
+
+    def write() -> None:
+        write_lines(context.working / f"{name}.jsonl", lines)
+        remove_journal(path)
+
+    processes.first(write, f"writing {name}")
+    return scores(kind, answers, grades)
 
 
-def _likely(context: Context, name: str, task: TaskSettings, before: Work) -> tuple[Scores, Work]:
+def _likely(context: Context, name: str, task: TaskSettings, before: Work, processes: Processes) -> tuple[Scores, Work]:
     step, recipe = context.recipe.steps[context.name], context.recipe
     assert isinstance(step, EvaluateStep)
     policy, tokenizer = load_policy(PolicySettings(path=str(context.inputs[step.policies[0]])))
@@ -114,13 +126,13 @@ def _likely(context: Context, name: str, task: TaskSettings, before: Work) -> tu
     if torch.cuda.is_available():
         policy.to("cuda")
     parts: list[Parts] = []
-    for each in LIKELIHOODS[kind](policy, groups, precision=task.precision):
+    for each in LIKELIHOODS[kind](policy, groups, precision=task.precision, processes=processes):
         parts.append(each)
         context.report.advance(1)
     lines = [
         {"policy": step.policies[0], "row": group.row, "parts": each} for group, each in zip(groups, parts, strict=True)
     ]
-    write_lines(context.working / f"{name}.jsonl", lines)
+    processes.first(lambda: write_lines(context.working / f"{name}.jsonl", lines), f"writing {name}")
     return rates(parts), added([before, *(tree_batch(group.sequences).work() for group in groups)])
 
 

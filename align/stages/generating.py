@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -13,15 +15,16 @@ from align.data.formats import write
 from align.models.loading import quiet_transformers
 from align.records import Prompt
 from align.stages.recipe import SourceSettings, content_of
+from align.stages.shares import finish, join, leave, share_of
 from align.stages.sources import prompts
 from align.synth.constrained import ConstraintSettings
 from align.synth.engines import EngineSettings, make_engine
 from align.synth.journal import Journal
 from align.synth.judges import How, JudgeSettings, judge_of, make_judge
 from align.synth.preferences import Account, GroupSettings, comparisons, judged, unjudged
-from align.synth.samples import Sample, SamplingSettings, Speed, prompt_key, resumed
+from align.synth.samples import Sample, SamplingSettings, Speed, distinct, kept, prompt_key, resumed
 from align.synth.verdicts import Judge
-from align.train.runtime import Reporter
+from align.train.runtime import Processes, Reporter
 
 
 class RowSettings(Settings):
@@ -77,6 +80,7 @@ def generate(
     and asks neither policy nor judge twice.
     """
     quiet_transformers()
+    processes = join()
     check_out(out)
     if not policies or len(set(policies)) < len(policies):
         raise InputError(f"policy: name at least one, and each once, not {', '.join(policies) or 'none'}")
@@ -84,14 +88,14 @@ def generate(
     asked = prompts(settings.rows.source(data, limit), seed=0)
     origin = {"policies": {policy: content_of(policy) for policy in policies}, "data": content_of(data)}
     made_with = {**origin, "sampling": settings.sampling.model_dump(), "engine": settings.engine.model_dump()}
-    account, speeds = Account(), dict[str, Speed]()
-    with Journal(beside(out, "samples"), made_with) as journal:
-        engines = {policy: policy for policy in policies}
-        samples = list(sampled(engines, asked, settings, journal=journal, report=report, speeds=speeds))
+    account, engines = Account(), {policy: policy for policy in policies}
+    with opened(beside(out, "samples"), made_with, processes) as journal:
+        samples, speeds = sampled(engines, asked, settings, journal=journal, processes=processes, report=report)
     if judge is None:
-        write(out, unjudged(asked, samples, account))
+        processes.first(lambda: write(out, unjudged(asked, samples, account)), f"writing {out}")
     else:
-        write_judged(out, asked, samples, judge, settings, account=account, report=report)
+        write_judged(out, asked, samples, judge, settings, account=account, processes=processes, report=report)
+    leave()
     told = {policy: speed.tokens_per_s for policy, speed in speeds.items() if speed.seconds}
     return {"out": str(out), "policies": list(policies), **account.report(), "tokens_per_s": told}
 
@@ -123,14 +127,30 @@ def write_judged(
     settings: Judging,
     *,
     account: Account,
+    processes: Processes,
     report: Reporter,
 ) -> None:
-    """Write the samples with their verdicts as comparisons; the verdicts are kept beside `out` as they come."""
-    report.phase("judge", len({prompt_key(prompt) for prompt in asked}))
+    """Write the samples with their verdicts as comparisons; the verdicts are kept beside `out` as they come.
+
+    Of several processes each asks the judge about its share, and the first writes, whose account is of everything.
+    """
     made_with = {"judges": _judged_with(settings.judges), "combine": settings.combine}
-    with Journal(beside(out, "verdicts"), made_with) as kept:
-        scored = _counted(judged(asked, samples, judge, journal=kept, account=account), report)
-        write(out, comparisons(scored, settings.groups, account))
+    with opened(beside(out, "verdicts"), made_with, processes) as journal:
+        if processes.count > 1:
+            own = judged(asked, samples, judge, journal=journal, account=Account(), share=share_of(processes))
+            finish(journal, processes, lambda: deque(_counted(own, report), maxlen=0), "judging")
+
+        def write_all() -> None:
+            scored = judged(asked, samples, judge, journal=journal, account=account)
+            write(out, comparisons(_counted(scored, report), settings.groups, account))
+
+        report.phase("judge", len({prompt_key(prompt) for prompt in asked}))
+        processes.first(write_all, f"writing {out}")
+
+
+def opened(path: Path, made_with: Mapping[str, Any], processes: Processes) -> Journal:
+    """The journal of finished items, which is opened by all processes before any of them writes to it."""
+    return processes.all(lambda: Journal(path, made_with, share_of(processes)), f"opening {path}")
 
 
 def check_out(out: Path, what: str = "samples") -> None:
@@ -160,26 +180,44 @@ class Sampling(Protocol):
         ...
 
 
+class Sampled(NamedTuple):
+    """What policies have answered, and how fast each was."""
+
+    samples: list[Sample]
+    speeds: dict[str, Speed]
+
+
 def sampled(
     policies: Mapping[str, str],
     asked: Sequence[Prompt],
     settings: Sampling,
     *,
     journal: Journal,
+    processes: Processes,
     report: Reporter,
-    speeds: dict[str, Speed],
-) -> Iterator[Sample]:
-    """The responses of each policy, by name and path, one in memory at a time; `speeds` gets the speed of each."""
-    num_prompts = len({prompt_key(prompt) for prompt in asked})
-    for name, path in policies.items():
-        engine = make_engine(path, settings.engine, name=name)
-        report.phase("sample", num_prompts * settings.sampling.num_responses)
-        for sample in resumed(engine, asked, settings.sampling, journal):
-            report.advance(1)
-            yield sample
-        speeds[name] = engine.speed
-        if engine.speed.seconds:
-            report.note(f"{name}: {engine.speed.tokens_per_s:,.0f} tokens/s")
+) -> Sampled:
+    """The responses of each policy, by name and path, one in memory at a time; each process makes those of its prompts.
+
+    Which process makes a response is no part of what it is drawn by.
+    """
+    own = share_of(processes).of(distinct(asked))
+    speeds: dict[str, Speed] = {}
+
+    def work() -> None:
+        for name, path in policies.items():
+            engine = make_engine(path, settings.engine, name=name)
+            report.phase("sample", len(own) * settings.sampling.num_responses)
+            for _ in resumed(engine, own, settings.sampling, journal):
+                report.advance(1)
+            speeds[name] = engine.speed
+
+    finish(journal, processes, work, "sampling")
+    of_all = processes.each(speeds)
+    together = {name: reduce(Speed.beside, (each[name] for each in of_all)) for name in policies}
+    for name, speed in together.items():
+        if speed.seconds:
+            report.note(f"{name}: {speed.tokens_per_s:,.0f} tokens/s")
+    return Sampled([one for name in policies for one in kept(journal, name, asked)], together)
 
 
 def _judged_with(judges: Sequence[JudgeSettings]) -> list[Any]:

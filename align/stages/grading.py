@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from align.artifacts import writing
 from align.config import InputError, Settings, nearest, pick, stable_hash
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import read_rows
@@ -20,20 +19,22 @@ from align.data.templates import apply_template
 from align.evaluation.harness import harness
 from align.evaluation.likelihood import LIKELIHOODS, NLL, rates
 from align.evaluation.scores import Score
-from align.evaluation.tasks import TASKS, Grade, Row, check_rows, grade_all, scores
+from align.evaluation.tasks import TASKS, Row, check_rows, scores
 from align.evaluation.winning import win_rates
 from align.models.loading import PolicySettings, length_limit, quiet_transformers
 from align.models.policy import load_policy
 from align.records import Comparison, Demonstration
-from align.stages.generating import RowSettings, beside
+from align.stages.answering import ask_policy, grades_of, write_lines
+from align.stages.generating import RowSettings, beside, opened
 from align.stages.recipe import TASKS as PROCEDURAL
 from align.stages.recipe import SourceSettings, content_of
+from align.stages.shares import dealt, join, leave
 from align.stages.sources import is_held_out, preferred, prompts, records
 from align.synth.engines import EngineSettings, make_engine
-from align.synth.journal import Journal
 from align.synth.judges import How, JudgeSettings, make_judge
-from align.synth.samples import Engine, SamplingSettings, prompt_key, resumed
-from align.train.runtime import Reporter
+from align.synth.samples import SamplingSettings
+from align.synth.verdicts import Group, Verdict
+from align.train.runtime import Processes, Reporter
 
 HARNESS = "harness:"  # prefix of a task of lm-evaluation-harness
 WIN_RATE = "win_rate"
@@ -77,24 +78,35 @@ class Asked(NamedTuple):
 def evaluate(asked: Asked, out: Path | None, *, settings: EvaluateSettings, report: Reporter) -> dict[str, Any]:
     """What is known of the policy or the responses: `{task, scores: {name: {value, low, high, n}}, …}`."""
     quiet_transformers()
+    processes = join()
+    found = _evaluated(asked, out, settings, processes, report)
+    leave()
+    return found
+
+
+def _evaluated(
+    asked: Asked, out: Path | None, settings: EvaluateSettings, processes: Processes, report: Reporter
+) -> dict[str, Any]:
     task = asked.task
     if task.startswith(HARNESS):
+        if processes.count > 1:
+            raise InputError(f"task {task} runs in one process: leave accelerate launch out")
         return _by_harness(asked, settings)
     names = [*TASKS, *LIKELIHOODS, WIN_RATE]
     if task not in names:
         raise InputError(f"no task is called {task!r}; {nearest(task, [*names, HARNESS + 'NAME'])}")
     if task in LIKELIHOODS:
-        return _likelihood(asked, settings)
+        return _likelihood(asked, settings, processes)
     if task == WIN_RATE:
-        return _wins(asked, settings, report)
+        return _wins(asked, settings, processes, report)
     rows = task_rows(task, settings.rows.source(asked.needed("data"), asked.limit), seed=0)
     if (asked.policy is None) != (len(asked.responses) == 1):
         raise InputError(f"task {task}: give either --policy or one file of --responses")
     if asked.policy is not None:
-        answers = _asked(task, rows, asked.policy, settings, out=out, report=report)
+        answers = _asked(task, rows, asked.policy, settings, out=out, processes=processes, report=report)
     else:
         answers = match(task, rows, asked.responses[0])
-    return _graded(task, rows, answers, out=out, report=report)
+    return _graded(task, rows, answers, out=out, processes=processes, report=report)
 
 
 def task_rows(task: str, source: SourceSettings, *, seed: int) -> list[Row]:
@@ -112,40 +124,25 @@ def task_rows(task: str, source: SourceSettings, *, seed: int) -> list[Row]:
     return rows
 
 
-def ask_policy(
+def _asked(
     task: str,
     rows: Sequence[Row],
-    engine: Engine,
+    policy: str,
+    settings: EvaluateSettings,
     *,
-    sampling: SamplingSettings,
-    kept: Journal | None,
+    out: Path | None,
+    processes: Processes,
     report: Reporter,
-) -> list[tuple[int, str]]:
-    """(row number, response) of every response of the policy; a journal keeps them, and gives those that it has."""
-    asked = [TASKS[task].prompt(row) for row in rows]
-    numbers: dict[str, list[int]] = defaultdict(list)
-    for number, prompt in enumerate(asked):
-        numbers[prompt_key(prompt)].append(number)
-    report.phase("sample", len(numbers) * sampling.num_responses)
-    found: list[tuple[int, str]] = []
-    for sample in engine.sample(asked, sampling) if kept is None else resumed(engine, asked, sampling, kept):
-        report.advance(1)
-        found += ((number, sample.text) for number in numbers[sample.key])
-    report.note(f"{engine.name}: {engine.speed.tokens_per_s:,.0f} tokens/s")
-    return found
-
-
-def _asked(
-    task: str, rows: Sequence[Row], policy: str, settings: EvaluateSettings, *, out: Path | None, report: Reporter
 ) -> list[tuple[int, str]]:
     """The policy's responses; they are kept beside `out` where there is one."""
     engine, sampling = make_engine(policy, settings.engine), settings.sampling
+    ask = partial(ask_policy, task, rows, engine, sampling=sampling, processes=processes, report=report)
     if out is None:
-        return ask_policy(task, rows, engine, sampling=sampling, kept=None, report=report)
+        return ask(kept=None)
     asked = {"sampling": sampling.model_dump(), "engine": settings.engine.model_dump()}
     made_with = {"policy": content_of(policy), "rows": stable_hash([dict(row) for row in rows]), **asked}
-    with Journal(beside(out, "samples"), made_with) as journal:
-        return ask_policy(task, rows, engine, sampling=sampling, kept=journal, report=report)
+    with opened(beside(out, "samples"), made_with, processes) as journal:
+        return ask(kept=journal)
 
 
 def match(task: str, rows: Sequence[Row], path: str) -> list[tuple[int, str]]:
@@ -182,31 +179,20 @@ def _graded(
     answers: Sequence[tuple[int, str]],
     *,
     out: Path | None,
+    processes: Processes,
     report: Reporter,
 ) -> dict[str, Any]:
     kind = pick(TASKS, task, "task")
-    report.phase("grade", len(answers))
-    lines: list[dict[str, Any]] = []
-    grades: list[Grade] = []
-    for number, grade in grade_all(task, rows, answers):
-        grades.append(grade)
-        lines.append({kind.name: rows[number].get(kind.name, number), **grade.line})
-        report.advance(1)
+    grades = grades_of(task, rows, answers, processes=processes, report=report)
     unanswered = len(rows) - len({number for number, _ in answers})
     if unanswered:
         report.note(f"{unanswered} of {len(rows)} rows have no response and are not in the rates")
     if out is not None:
-        write_lines(out, lines)
+        names = [rows[number].get(kind.name, number) for number, _ in answers]
+        lines = [{kind.name: name, **grade.line} for name, grade in zip(names, grades, strict=True)]
+        processes.first(lambda: write_lines(out, lines), f"writing {out}")
     more = {"rows": len(rows), "responses": len(answers), "unanswered": unanswered, "out": str(out) if out else None}
     return _summary(task, scores(task, answers, grades), **more)
-
-
-def write_lines(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write the lines as JSON; the file appears whole."""
-    partial = out.with_name(f".{out.name}.partial")
-    with writing(out):
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        partial.replace(out)
 
 
 def _by_harness(asked: Asked, settings: EvaluateSettings) -> dict[str, Any]:
@@ -215,14 +201,15 @@ def _by_harness(asked: Asked, settings: EvaluateSettings) -> dict[str, Any]:
     return _summary(asked.task, harness(asked.needed("policy"), [name], folder=folder, limit=asked.limit))
 
 
-def _likelihood(asked: Asked, settings: EvaluateSettings) -> dict[str, Any]:
+def _likelihood(asked: Asked, settings: EvaluateSettings, processes: Processes) -> dict[str, Any]:
     policy, tokenizer = load_policy(PolicySettings(path=asked.needed("policy")))
     apply_template(tokenizer)
     source = settings.rows.source(asked.needed("data"), asked.limit)
     source = source.model_copy(update={"max_length": settings.max_length})
     limit = length_limit(policy.base.config)
     groups, account = likelihood_rows(source, tokenizer, model_limit=limit, best=asked.task == NLL)
-    return _summary(asked.task, rates(list(LIKELIHOODS[asked.task](policy, groups))), **account)
+    parts = list(LIKELIHOODS[asked.task](policy, groups, processes=processes))
+    return _summary(asked.task, rates(parts), **account)
 
 
 def likelihood_rows(
@@ -254,7 +241,7 @@ def likelihood_rows(
     return groups, {"rows": reading.num_rows, "left_out": left_out}
 
 
-def _wins(asked: Asked, settings: EvaluateSettings, report: Reporter) -> dict[str, Any]:
+def _wins(asked: Asked, settings: EvaluateSettings, processes: Processes, report: Reporter) -> dict[str, Any]:
     data = asked.needed("data")
     if len(asked.responses) != 2:  # noqa: PLR2004
         raise InputError(f"task {WIN_RATE}: give --responses twice: the policy's and the baseline's")
@@ -266,7 +253,11 @@ def _wins(asked: Asked, settings: EvaluateSettings, report: Reporter) -> dict[st
     if not both:
         raise InputError(f"task {WIN_RATE}: no prompt of {data} is answered in both files")
     report.note(f"{len(both)} of {len(known)} prompts are answered in both files")
-    found = win_rates([(known[text], (ours[text], theirs[text])) for text in both], judge)
+
+    def shared(groups: Sequence[Group]) -> list[tuple[Verdict, ...]]:
+        return dealt(groups, judge, processes=processes, doing="judging")
+
+    found = win_rates([(known[text], (ours[text], theirs[text])) for text in both], shared)
     told = {name: value for name, value in found.items() if isinstance(value, Score)}
     return _summary(WIN_RATE, told, undecided=found["undecided"], unanswered=len(known) - len(both))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ from align.config import InputError
 from align.models.loading import quiet_transformers
 from align.records import Comparison, Demonstration, Prompt, Record
 from align.stages.costs import NOTHING, Done, dimensions
-from align.stages.generating import beside, sampled, write_judged
+from align.stages.generating import beside, opened, sampled, write_judged
 from align.stages.recipe import GROUPS_FILE, Recipe, content_of
+from align.stages.shares import join
 from align.stages.sources import prompts, records
 from align.stages.steps import GenerateStep, ScoreStep, with_folders
 from align.stages.training import Context, about
-from align.synth.journal import Journal
+from align.synth.journal import remove_journal
 from align.synth.judges import make_judge
 from align.synth.preferences import Account, prompt_of
 from align.synth.samples import Sample, Speed, prompt_key
+from align.train.runtime import Processes
 
 GIVEN = "given"  # whom responses are from that were there already
 
@@ -31,16 +34,18 @@ def generate_groups(context: Context) -> dict[str, Any]:
     step, recipe = context.recipe.steps[context.name], context.recipe
     assert isinstance(step, GenerateStep)
     quiet_transformers()
+    processes = join()
     asked = asked_prompts(recipe, step)
     policies = {name: str(context.inputs[name]) for name in recipe.policies_of(context.name)}
     policies |= {model: model for model in step.models}
-    out, account, speeds = context.working / GROUPS_FILE, Account(), dict[str, Speed]()
+    path = beside(context.working / GROUPS_FILE, "samples")
     made_with = {"sampling": step.sampling.model_dump(), "models": [content_of(model) for model in step.models]}
-    with Journal(beside(out, "samples"), made_with) as journal:
-        samples = list(sampled(policies, asked, step, journal=journal, report=context.report, speeds=speeds))
-    _judge(context, step, asked, samples, account)
+    with opened(path, made_with, processes) as journal:
+        samples, speeds = sampled(policies, asked, step, journal=journal, processes=processes, report=context.report)
+    account = _judge(context, step, asked, samples, processes)
     told = {name: speed.tokens_per_s for name, speed in speeds.items() if speed.seconds}
-    return {**about(context), "report": account.report(), "tokens_per_s": told, "done": _done(context, speeds)}
+    done = replace(_done(context, speeds), devices=processes.count)
+    return {**about(context), "report": account.report(), "tokens_per_s": told, "done": done}
 
 
 def asked_prompts(recipe: Recipe, step: GenerateStep) -> list[Prompt]:
@@ -68,6 +73,7 @@ def score_groups(context: Context) -> dict[str, Any]:
     step, recipe = context.recipe.steps[context.name], context.recipe
     assert isinstance(step, ScoreStep)
     quiet_transformers()
+    processes = join()
     source = recipe.source(step.data)
     reading = records(source, kind=Comparison, seed=recipe.seed)
     asked: list[Prompt] = []
@@ -78,9 +84,8 @@ def score_groups(context: Context) -> dict[str, Any]:
         key = prompt_key(prompt)
         asked.append(prompt)
         samples += [Sample(key, place, f"{GIVEN} {number}", text, None, GIVEN, 0) for place, text in enumerate(texts)]
-    account = Account()
-    _judge(context, step, asked, samples, account)
-    return {**about(context), "report": account.report(), "done": Done()}
+    account = _judge(context, step, asked, samples, processes)
+    return {**about(context), "report": account.report(), "done": Done(devices=processes.count)}
 
 
 def _responses(record: Record, where: str) -> list[str]:
@@ -96,16 +101,19 @@ def _judge(
     step: GenerateStep | ScoreStep,
     asked: Sequence[Prompt],
     samples: Sequence[Sample],
-    account: Account,
-) -> None:
-    out, judges = context.working / GROUPS_FILE, with_folders(step.judges, context.inputs)
-    settled = step.model_copy(update={"judges": judges})
+    processes: Processes,
+) -> Account:
+    """Write the groups; the account of them, which is whole on the first process."""
+    out, judges, report = context.working / GROUPS_FILE, with_folders(step.judges, context.inputs), context.report
+    settled, account = step.model_copy(update={"judges": judges}), Account()
     judge = make_judge(judges, how=step.combine)
-    write_judged(out, asked, samples, judge, settled, account=account, report=context.report)
+    write_judged(out, asked, samples, judge, settled, account=account, processes=processes, report=report)
     told = sorted(account.counts.items())
-    context.report.note("; ".join(f"{number:,} {name.replace(':', ' ')}" for name, number in told if number))
-    for what in ("samples", "verdicts"):
-        beside(out, what).unlink(missing_ok=True)
+    report.note("; ".join(f"{number:,} {name.replace(':', ' ')}" for name, number in told if number))
+    if processes.is_first:
+        for what in ("samples", "verdicts"):
+            remove_journal(beside(out, what))
+    return account
 
 
 def _done(context: Context, speeds: dict[str, Speed]) -> Done:

@@ -18,6 +18,7 @@ from align.models.loading import GGUF, PolicySettings
 from align.models.reward import check_adapters, choose_rating
 from align.pipeline import Step, order
 from align.stages.expanding import expand
+from align.stages.shares import check_launch
 from align.stages.steps import (
     GROUPS,
     MAKES,
@@ -261,8 +262,10 @@ def _check_step(recipe: Recipe, name: str) -> None:
 
 def _check_names(recipe: Recipe, name: str) -> None:
     step = recipe.steps[name]
-    if step.launch is not None and not isinstance(step, TrainStep | PreferenceStep | RewardStep):
+    if step.launch is not None and isinstance(step, ImportStep):
         raise InputError(f"launch: a step of the stage {step.stage} runs in one process; leave it out")
+    if isinstance(step, GenerateStep | ScoreStep | EvaluateStep):
+        check_launch(step.launch)
     for source in recipe.sources_of(name):
         key = key_of(step, source)
         if source in recipe.steps and source in recipe.data:

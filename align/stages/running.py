@@ -26,6 +26,7 @@ from align.stages.evaluating import changes, evaluate_policy
 from align.stages.groups import generate_groups, score_groups
 from align.stages.recipe import Recipe, load_recipe
 from align.stages.rewards import train_reward_model
+from align.stages.shares import leave
 from align.stages.training import Context, import_policy, train
 from align.train.runtime import Reporter
 
@@ -162,7 +163,7 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
     context = Context(recipe, name, working, inputs, report)
     if not is_first:
         STAGES[recipe.steps[name].stage](context)
-        _leave_together()
+        leave()
         return
     with (
         # A launched child outlives a killed pipeline, and then holds off the child of the next
@@ -175,14 +176,7 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
         else:
             chosen = [steps[other] for other in (*needed, name)]
             pipeline.run(chosen, recipe.root, execute=execute, announce=report.note, watch=report.watch)
-    _leave_together()
-
-
-def _leave_together() -> None:
-    """Let no process end before the first has written: a launcher that sees one end badly ends the others."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave()
 
 
 def _executor(recipe: Recipe, report: Watcher, energy: EnergyMeter, command: Command | None) -> pipeline.Execute:
@@ -191,6 +185,7 @@ def _executor(recipe: Recipe, report: Watcher, energy: EnergyMeter, command: Com
     def execute(step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
         settings = recipe.steps[step.name]
         if settings.launch is not None and command is not None:
+            report.phase(settings.stage, 0)
             return _launched(command, step.name, settings.launch, _mark(recipe, step.name), working, report)
         meter = Meter(working, report, energy)
         content = STAGES[settings.stage](Context(recipe, step.name, working, inputs, meter))
@@ -227,7 +222,6 @@ def _launched(command: Command, name: str, launch: str, mark: str, working: Path
 
 def _followed(call: Sequence[str], environment: Mapping[str, str], log: Path, metrics: Path, report: Reporter) -> int:
     """The status that the call ends with; every line of metrics is passed on as it comes."""
-    report.phase("train", 0)
     seen = 0
     with log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(call, env=environment, stdout=file, stderr=subprocess.STDOUT)

@@ -12,12 +12,12 @@ from typing import Any
 from align.config import InputError
 from align.data.formats import read, write
 from align.records import Comparison, Demonstration, Prompt, Record, Response
-from align.stages.generating import beside, check_out
+from align.stages.generating import beside, check_out, opened
 from align.stages.pairs import accuracy, pairs_of
 from align.stages.recipe import content_of
-from align.synth.journal import Journal
+from align.stages.shares import finish, join, leave, share_of
 from align.synth.reward_judge import reward_model_judge
-from align.synth.verdicts import Verdict
+from align.synth.verdicts import GROUPS_AT_ONCE, Verdict
 from align.train.runtime import Reporter
 
 KEPT = "ratings"  # what is kept beside the file that is written
@@ -39,24 +39,31 @@ def score_file(
     Ratings are kept beside `out` as they are made, so that the same call goes on where an earlier one was stopped.
     A row that is too long for the model is not cut: it is left out and counted.
     """
+    processes = join()
     check_out(out, KEPT)
     reading = read(data, format=format, split=split, limit=limit, invalid=invalid)
     asked = [_asked(record, f"{data}: record {number}") for number, record in enumerate(reading.records)]
     judge = reward_model_judge(model)
     made_with = {"model": judge.identity, "data": [content_of(data), reading.format, split, invalid]}
     began = time.monotonic()
-    with Journal(beside(out, KEPT), made_with) as journal:
+    with opened(beside(out, KEPT), made_with, processes) as journal:
         missing = [row for row in range(len(asked)) if str(row) not in journal.done]
+        own = [row for row in missing if share_of(processes).has(row, run=GROUPS_AT_ONCE)]
         report.note(f"{len(asked)} rows to rate, {len(asked) - len(missing)} rated before")
-        report.phase("score", len(asked), len(asked) - len(missing))
-        groups = [(asked[row][0], [one.content for one in asked[row][1].responses]) for row in missing]
-        for row, said in zip(missing, judge(groups), strict=True):
-            journal.add(str(row), [[verdict.reward, dict(verdict.attributes), verdict.why] for verdict in said])
-            report.advance(1)
+        report.phase("score", len(own) + len(asked) - len(missing), len(asked) - len(missing))
+
+        def rate() -> None:
+            groups = [(asked[row][0], [one.content for one in asked[row][1].responses]) for row in own]
+            for row, said in zip(own, judge(groups), strict=True):
+                journal.add(str(row), [[verdict.reward, dict(verdict.attributes), verdict.why] for verdict in said])
+                report.advance(1)
+
+        finish(journal, processes, rate, "rating")
         verdicts = [[Verdict(*found) for found in journal.done[str(row)]] for row in range(len(asked))]
     worth = dict(zip(judge.rating.names, judge.rating.weights, strict=True))
     rated = [row for row, found in enumerate(verdicts) if all(each.reward is not None for each in found)]
-    write(out, (_rated(asked[row][1], verdicts[row]) for row in rated))
+    processes.first(lambda: write(out, (_rated(asked[row][1], verdicts[row]) for row in rated)), f"writing {out}")
+    leave()
     left_out = Counter(found[0].why.partition(":")[0] for found in verdicts if found[0].reward is None)
     return {
         "model": model,

@@ -30,7 +30,8 @@ PYTHON = ("", "python", "py", "python3", "py3")  # what a block of Python is cal
 CODE_STARTS = ("def ", "async def ", "class ", "import ", "from ", "@")
 MOST_RESULTS = 4 << 20  # bytes that the tests may say of themselves
 LIMITS = Limits()
-NUM_CORES = os.cpu_count() or 1
+# That a process may use: those of the machine, less what the other processes of a launch take of them
+NUM_CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class BrokenTests(InputError):

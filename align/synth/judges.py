@@ -15,9 +15,7 @@ from align.synth.code_tests import ExecutedTests, executed_tests_judge
 from align.synth.engines import EngineSettings, make_engine
 from align.synth.llm_judge import LlmJudge
 from align.synth.reward_judge import reward_model_judge
-from align.synth.verdicts import Group, Judge, Verdict
-
-GROUPS_AT_ONCE = 64  # that every judge sees before the first of them is done
+from align.synth.verdicts import GROUPS_AT_ONCE, Group, Judge, Verdict
 
 How = Literal["precedence", "weights"]
 

@@ -14,9 +14,9 @@ from pydantic import Field
 from align.config import InputError, Settings, stable_hash
 from align.records import Comparison, Prompt, Record, Response
 from align.synth.answers import final_answer
-from align.synth.journal import Journal
+from align.synth.journal import Journal, Share
 from align.synth.samples import Sample, prompt_key
-from align.synth.verdicts import Group, Judge, Verdict
+from align.synth.verdicts import GROUPS_AT_ONCE, Group, Judge, Verdict
 
 CUT = "length"  # how a sample ended that was cut
 PAIR = 2  # responses that a comparison needs
@@ -104,10 +104,20 @@ def answered(
 
 
 def judged(
-    prompts: Sequence[Prompt], samples: Iterable[Sample], judge: Judge, *, journal: Journal, account: Account
+    prompts: Sequence[Prompt],
+    samples: Iterable[Sample],
+    judge: Judge,
+    *,
+    journal: Journal,
+    account: Account,
+    share: Share = Share(),  # noqa: B008 - frozen
 ) -> Iterator[Scored]:
-    """Each prompt that has responses, with their verdicts; the judge is asked nothing that the journal knows."""
-    groups = list(answered(prompts, samples, account))
+    """Each prompt that has responses, with their verdicts; the judge is asked nothing that the journal knows.
+
+    Of several processes each has a share of them. What judges look at together stays together, so that a verdict does
+    not depend on how many processes there are.
+    """
+    groups = share.of(list(answered(prompts, samples, account)), run=GROUPS_AT_ONCE)
     texts = [[one.text for one in of] for _, of in groups]
     marks = [stable_hash([prompt_key(prompt), said]) for (prompt, _), said in zip(groups, texts, strict=True)]
     missing = [index for index, mark in enumerate(marks) if mark not in journal.done]

@@ -14,9 +14,8 @@ from align.models.loading import PolicySettings, length_limit, quiet_transformer
 from align.models.probe import choose_forward, refusal
 from align.models.reward import load_reward_model, saved_rating, score_groups
 from align.records import Comparison, Response
-from align.synth.verdicts import Group, Verdict
+from align.synth.verdicts import GROUPS_AT_ONCE, Group, Verdict
 
-GROUPS_AT_ONCE = 64  # cut into micro-batches together; what a kill costs at most
 PRECISIONS = ("fp32", "bf16")
 TOO_LONG, EMPTY = "too long", "the response is empty"  # how reasons begin
 

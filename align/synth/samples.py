@@ -65,6 +65,15 @@ class Speed:
         """Tokens a second; 0 before the first."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
+    def beside(self, other: Speed) -> Speed:
+        """The speed of both, which ran at the same time."""
+        return Speed(
+            self.tokens + other.tokens,
+            max(self.seconds, other.seconds),
+            self.prompt_tokens + other.prompt_tokens,
+            self.pairs_attended + other.pairs_attended,
+        )
+
     @contextmanager
     def timed(self) -> Generator[None]:
         """A block whose time counts."""
@@ -96,6 +105,14 @@ def prompt_key(prompt: Prompt) -> str:
     return stable_hash([[message.role, message.content] for message in prompt.messages])
 
 
+def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts without those that ask what one before them asks."""
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        found.setdefault(prompt_key(prompt), prompt)
+    return list(found.values())
+
+
 def sample_seed(settings: SamplingSettings, policy: str, key: str, number: int) -> int:
     """The seed of one sample, which depends on nothing but what the sample is of; below 2 ** 31.
 
@@ -111,6 +128,13 @@ def before_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(places)], True) if places else (text, False)
 
 
+def kept(journal: Journal, policy: str, prompts: Sequence[Prompt]) -> list[Sample]:
+    """The policy's samples of the prompts that the journal holds."""
+    keys = {prompt_key(prompt) for prompt in prompts}
+    known = [Sample(**value) for value in journal.done.values()]
+    return [one for one in known if one.policy == policy and one.key in keys]
+
+
 def resumed(
     engine: Engine, prompts: Sequence[Prompt], settings: SamplingSettings, journal: Journal
 ) -> Iterator[Sample]:
@@ -118,9 +142,7 @@ def resumed(
 
     The journal is one of these settings, this policy and these prompts.
     """
-    keys = {prompt_key(prompt) for prompt in prompts}
-    known = [Sample(**value) for value in journal.done.values()]
-    there = [one for one in known if one.policy == engine.name and one.key in keys]
+    there = kept(journal, engine.name, prompts)
     yield from there
     for one in engine.sample(prompts, settings, done={(one.key, one.number) for one in there}):
         journal.add(f"{one.policy}/{one.key}/{one.number}", asdict(one))

@@ -8,6 +8,10 @@ from typing import Any, Protocol
 
 from align.records import Prompt
 
+# That a judge may look at together: a reward model cuts so many into micro-batches, and a combination asks each of its
+# judges about so many before the next. What a kill costs at most, and what processes deal among them.
+GROUPS_AT_ONCE = 64
+
 # A prompt and its responses, which a judge sees together.
 Group = tuple[Prompt, Sequence[str]]
 

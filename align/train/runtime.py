@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedType,
@@ -151,8 +151,8 @@ def _check_joined(accelerator: Accelerator) -> None:
 class Processes:
     """The processes of a launch, as far as they wait for each other outside of a step."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.number, self.count = accelerator.process_index, accelerator.num_processes
+    def __init__(self, joined: Accelerator | PartialState | None = None) -> None:
+        self.number, self.count = (0, 1) if joined is None else (joined.process_index, joined.num_processes)
         self._heart = heartbeat(self.number, self.count)
 
     @property
@@ -174,6 +174,10 @@ class Processes:
             who = f"process {gone[0]} is gone" if gone else "another process does not answer"
             said = one_line(error).rpartition("] ")[2][:100]
             raise RunError(f"process {self.number} of {self.count}: {place}: {who} ({said})") from error
+
+    def each(self, value: T) -> list[T]:
+        """The values of all processes, by their number."""
+        return [value] if self.count == 1 else cast("list[T]", gather_object([value]))
 
     def all(self, work: Callable[[], T], doing: str) -> T:
         """What the work gives here, when all have done theirs; what goes wrong on one stops all, and is named."""

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from align.config import InputError, RunError
-from align.synth.journal import Journal
+from align.synth.journal import Journal, Share, remove_journal
 
 MADE_WITH = {"settings": {"temperature": 0.7, "stop": ["\n"]}, "policies": ["a", "b"], "data": "3f"}
 ITEMS = {"a/1/0": {"text": "naïve — 日本語 🙂\n"}, "a/1/1": ["", None, 0.5], "b/2/0": "ok"}
@@ -87,3 +87,59 @@ def test_two_processes_do_not_write_to_one_file(tmp_path):
 def test_each_item_is_a_line_of_json_of_its_own(tmp_path):
     lines = filled(tmp_path / "journal.jsonl").decode().splitlines()
     assert [json.loads(line) for line in lines[1:]] == [[key, value] for key, value in ITEMS.items()]
+
+
+def test_items_of_several_processes_are_found_whatever_the_number_of_the_next_ones(tmp_path):
+    path, keys = tmp_path / "journal.jsonl", [f"item {number}" for number in range(10)]
+    journals = [Journal(path, MADE_WITH, Share(number, 3)) for number in range(3)]
+    for journal, share in zip(journals, (Share(number, 3) for number in range(3)), strict=True):
+        for key in share.of(keys):
+            journal.add(key, [key, share.number])
+    for journal in journals:
+        journal.look_around()
+        assert journal.done == {key: [key, place % 3] for place, key in enumerate(keys)}
+        journal.close()
+    for count in (1, 2, 4):
+        with Journal(path, MADE_WITH, Share(count - 1, count)) as journal:
+            assert journal.done.keys() == set(keys)
+    remove_journal(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_has_torn_in_another_processs_file_is_done_again(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, MADE_WITH, Share(1, 2)) as second:
+        second.add("whole", 1)
+        second.add("torn", 2)
+    second.path.write_bytes(second.path.read_bytes()[:-3])
+    with Journal(path, MADE_WITH) as journal:
+        assert journal.done == {"whole": 1}
+        journal.add("torn", 2)
+    with Journal(path, MADE_WITH) as journal:
+        assert journal.done == {"whole": 1, "torn": 2}
+
+
+def test_a_process_that_a_kill_has_left_over_is_not_written_beside(tmp_path):
+    """Two processes begin, of which the first is killed: one alone waits for the end of the second."""
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, MADE_WITH, Share(1, 2)), pytest.raises(RunError, match="jsonl-1: another process is writing"):
+        Journal(path, MADE_WITH)
+    Journal(path, MADE_WITH).close()
+
+
+def test_a_folder_that_the_machines_do_not_share_is_found_out(tmp_path):
+    with (
+        Journal(tmp_path / "journal.jsonl", MADE_WITH, Share(0, 2)) as journal,
+        pytest.raises(RunError, match="jsonl-1: another process writes to it and it is not there"),
+    ):
+        journal.look_around()
+
+
+@pytest.mark.parametrize("run", [1, 3, 64])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_shares_are_every_item_once_and_no_run_is_cut(count, run):
+    items = list(range(130))
+    shares = [Share(number, count).of(items, run=run) for number in range(count)]
+    assert sorted(item for share in shares for item in share) == items
+    for start in range(0, len(items), run):
+        assert sum(bool(set(items[start : start + run]) & set(share)) for share in shares) == 1

@@ -1,0 +1,75 @@
+"""What a policy answers to a task's rows, and how the answers are graded, by all processes of a launch."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.artifacts import writing
+from align.evaluation.tasks import TASKS, Answer, Grade, Row, grade_all
+from align.stages.shares import dealt, share_of
+from align.synth.journal import Journal
+from align.synth.samples import Engine, Sample, SamplingSettings, distinct, prompt_key, resumed
+from align.train.runtime import Processes, Reporter
+
+
+def ask_policy(
+    task: str,
+    rows: Sequence[Row],
+    engine: Engine,
+    *,
+    sampling: SamplingSettings,
+    kept: Journal | None,
+    processes: Processes,
+    report: Reporter,
+) -> list[Answer]:
+    """(row number, response) of every response of the policy, in the rows' order; a journal keeps them.
+
+    Each process asks about its share of the rows, and is told what all of them were answered.
+    """
+    asked = [TASKS[task].prompt(row) for row in rows]
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for number, prompt in enumerate(asked):
+        numbers[prompt_key(prompt)].append(number)
+    own = share_of(processes).of(distinct(asked))
+    report.phase("sample", len(own) * sampling.num_responses)
+
+    def work() -> list[Sample]:
+        samples: list[Sample] = []
+        for sample in engine.sample(own, sampling) if kept is None else resumed(engine, own, sampling, kept):
+            report.advance(1)
+            samples.append(sample)
+        return samples
+
+    mine = processes.all(work, "sampling")
+    report.note(f"{engine.name}: {engine.speed.tokens_per_s:,.0f} tokens/s")
+    found = [sample for part in processes.each(mine) for sample in part]
+    found.sort(key=lambda sample: sample.number)
+    return sorted(
+        ((number, sample.text) for sample in found for number in numbers[sample.key]), key=lambda answer: answer[0]
+    )
+
+
+def grades_of(
+    task: str, rows: Sequence[Row], answers: Sequence[Answer], *, processes: Processes, report: Reporter
+) -> list[Grade]:
+    """The grade of each answer; each process grades its share of them."""
+    report.phase("grade", len(answers))
+
+    def work(own: Sequence[Answer]) -> Iterator[Grade]:
+        for _, grade in grade_all(task, rows, own):
+            report.advance(1)
+            yield grade
+
+    return dealt(answers, work, processes=processes, doing="grading")
+
+
+def write_lines(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write the lines as JSON; the file appears whole."""
+    partial = out.with_name(f".{out.name}.partial")
+    with writing(out):
+        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        partial.replace(out)
