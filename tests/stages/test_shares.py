@@ -2,11 +2,11 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from middle_recipe import MIDDLE, recipe_in
 from small_runs import ROOT, run
@@ -94,7 +94,7 @@ def test_two_processes_leave_the_same_bytes_and_scores_as_one(both):
 
 
 def start(*arguments, file=TWO):
-    """A command of align in the processes of a launch, in a session of their own."""
+    """A command of align in the processes of a launch."""
     call = [
         sys.executable,
         "-m",
@@ -107,9 +107,7 @@ def start(*arguments, file=TWO):
     ]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        call, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
+    return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def end(child, seconds=80):
@@ -118,7 +116,14 @@ def end(child, seconds=80):
         return child.communicate(timeout=seconds)
     finally:
         if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
+            kill(child)
+
+
+def kill(child):
+    """Kill the launcher and the processes that it has started, each of which leads a session of its own."""
+    launcher = psutil.Process(child.pid)
+    for process in [launcher, *launcher.children(recursive=True)]:
+        process.kill()
 
 
 def summary_of(child):
@@ -144,7 +149,7 @@ def test_a_killed_launch_goes_on_in_one_process_and_makes_nothing_twice(both, tm
     while min(len(items(path)) for path in kept) < 10:  # each of them is at work
         assert child.poll() is None and time.monotonic() < last, end(child, 5)
         time.sleep(0.05)
-    os.killpg(child.pid, signal.SIGKILL)
+    kill(child)
     child.communicate()
     before = [items(path) for path in kept]
     assert not set(before[0]) & set(before[1])
