@@ -31,4 +31,5 @@ def test_the_bytes_by_formula_are_those_counted_on_a_wire():
     }
     for line in found:
         assert line["weights"] > 3_900_000
-        assert line["counted"] == pytest.approx(line["formula"], rel=0.05), line  # headers of packets are 1 to 2 %
+        # Headers and acknowledgements are 3 % and less where the kernel hands on many packets as one, else up to 7 %.
+        assert 1 <= line["counted"] / line["formula"] <= 1.1, line

@@ -18,7 +18,7 @@ pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 CASES = {Loopback: ("sft", "rpo"), Wire: ("sft", "rpo", "adapters", "reward")}
-STEPS, CHECKPOINT_STEPS, CUT_AFTER = 180, 5, 12
+STEPS, CHECKPOINT_STEPS, CUT_AFTER = 180, 10, 12
 LONG = ["steps.sft.train.epochs=30", f"steps.sft.train.checkpoint_steps={CHECKPOINT_STEPS}"]  # of six steps each
 
 
@@ -74,15 +74,15 @@ def test_a_node_that_is_cut_off_ends_both_and_the_next_launch_goes_on(tmp_path, 
         assert each.returncode == 1
         said = [line for line in errors.splitlines() if line.startswith("align: process ")]
         there = rf"process {1 - node} on \S+ has not been heard of for \d+ s"
-        found = [re.match(rf"align: process {node} of 2: step (\d+): {there}", line) for line in said]
+        found = [re.match(rf"align: process {node} of 2: step (\d+)(?:: writing \S+)?: {there}", line) for line in said]
         assert len(found) == 1 and int(found[0][1]) in (done, done + 1), errors[-3000:]
 
     wire.mend()
     again = start_on_both(wire, "zero2-cpu-2.yaml", *train)
     written = finish_both(again)
     assert [each.returncode for each in again] == [0, 0], written
-    whole = done // CHECKPOINT_STEPS * CHECKPOINT_STEPS
-    assert f"resumed after step {whole} of {STEPS}" in written[0][1]
+    resumed = re.search(rf"resumed after step (\d+) of {STEPS}", written[0][1])
+    assert done - CHECKPOINT_STEPS <= int(resumed[1]) <= done  # the last whole one, or it was cut while one was written
     of_one, of_two = (metrics(each, "sft") for each in (tmp_path / "alone", tmp_path))
     assert len(of_two) == STEPS
     assert [line["loss"] for line in of_one] == pytest.approx([line["loss"] for line in of_two], rel=0, abs=2e-6)
