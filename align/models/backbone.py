@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -112,4 +113,7 @@ def fingerprint(model: Backbone) -> str:
             known = full(value.detach()).cpu()
             digest.update(f"{name} {known.dtype} {tuple(known.shape)}".encode())
             digest.update(memoryview(cast(Any, known.flatten().view(torch.uint8).numpy())))
+    for name, module in model.hf.named_modules():
+        if isinstance(module, LoraLayer):  # the factors of its adapters are no weights
+            digest.update(f"{name} {sorted(module.scaling.items())}".encode())
     return digest.hexdigest()[:16]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from align.accounting.formulas import (
     FP32,
@@ -18,12 +18,12 @@ from align.accounting.formulas import (
     forward_flops,
     training_flops,
 )
-from align.config import InputError, stable_hash
+from align.config import stable_hash
 from align.data.batching import Balance, Indices, balance, order, steps_per_epoch
 from align.data.chat import ChatEncoder, TokenGroup
 from align.evaluation.likelihood import LIKELIHOODS
 from align.evaluation.tasks import TASKS
-from align.models.loading import GGUF, fresh_config, gguf_file, length_limit, quiet_transformers
+from align.models.loading import config_of, fresh_config, length_limit, quiet_transformers
 from align.models.tree import count_tokens, tree_batch
 from align.records import Prompt
 from align.stages.costs import matrix_rate
@@ -273,11 +273,4 @@ def model_config(recipe: Recipe, name: str, vocab_size: int) -> PretrainedConfig
         settings = imported(recipe, step) if isinstance(step, ImportStep) else settings
     if settings.fresh is not None:
         return fresh_config({"vocab_size": vocab_size, **settings.fresh})
-    path = str(settings.path)
-    try:
-        if path.startswith(GGUF):
-            file = gguf_file(path)
-            return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"policy: no configuration can be read from {path!r}") from error
+    return config_of(str(settings.path))

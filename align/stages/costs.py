@@ -14,13 +14,10 @@ from transformers import PretrainedConfig
 from align.accounting.energy import EnergyMeter, EnergyReading
 from align.accounting.formulas import (
     Decoder,
-    Sharding,
-    Traffic,
     Work,
     decoder,
     forward_flops,
     training_flops,
-    wire_bytes,
 )
 from align.accounting.ledger import Ledger, Usage, entry
 from align.accounting.settings import AccountingSettings
@@ -70,11 +67,6 @@ def dimensions(config: PretrainedConfig) -> Decoder | str:
         return decoder(config.to_dict())
     except InputError as error:
         return str(error)
-
-
-def sent(processes: int, *, weights: int, trained: int, steps: int) -> int:
-    """Bytes that each process sends under DDP."""
-    return wire_bytes(Sharding(processes=processes), Traffic(weights=weights, trained=trained, steps=steps))
 
 
 @cache

@@ -59,7 +59,7 @@ def footprint(
     recipe: Recipe, step: TrainStep | PreferenceStep | RewardStep, model: Decoder, sizes: Sequence[int]
 ) -> Footprint:
     """The memory of a step whose groups have these sizes in tokens."""
-    settings, ways = step.train, sharding_of(step.launch, getattr(step.train, "reduce", "once"))
+    settings, ways = step.train, sharding_of(step.launch, step.train.reduce)
     largest, budget = sum(sorted(sizes)[-settings.groups_per_step :]), settings.tokens_per_micro_batch
     if isinstance(step, RewardStep):  # which has no LM head, but a vector an attribute
         model = replace(model, tied=True)

@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from align.accounting.formulas import Work
 from align.config import InputError
-from align.models.loading import quiet_transformers
+from align.models.loading import config_of, quiet_transformers
 from align.records import Comparison, Demonstration, Prompt, Record
 from align.stages.costs import NOTHING, Done, dimensions
 from align.stages.generating import beside, opened, sampled, write_judged
@@ -131,7 +129,7 @@ def sampling_done(folder: Path, speeds: Sequence[Speed], precision: str, more: W
     tokens = sum(speed.tokens + speed.prompt_tokens for speed in speeds) + more.tokens
     pairs = sum(speed.pairs_attended for speed in speeds) + more.attended_pairs
     targets = sum(speed.tokens for speed in speeds) + more.targets
-    size = dimensions(AutoConfig.from_pretrained(str(folder), trust_remote_code=False))
+    size = dimensions(config_of(str(folder)))
     return Done(
         dimensions=size,
         weights=None if isinstance(size, str) else size.num_weights,

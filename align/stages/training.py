@@ -205,8 +205,20 @@ def about(context: Context) -> dict[str, Any]:
 def done_of(loop: Loop, outcome: Outcome) -> Done:
     """What the training has computed, for the step's ledger."""
     weights, trained = num_values(loop.policy.parameters()), num_values(loop.sharding.trainable)
-    processes = loop.accelerator.num_processes
-    traffic = Traffic(weights=weights, trained=trained, steps=outcome.num_steps)
+    processes, device = loop.accelerator.num_processes, loop.accelerator.device
+    ways = Sharding(
+        stage=loop.sharding.stage, processes=processes, reduce=loop.job.settings.reduce, cpu=device.type == "cpu"
+    )
+    small = [value for value in loop.policy.parameters() if getattr(value, "ds_persist", False)]
+    traffic = Traffic(
+        weights=weights,
+        trained=trained,
+        small=num_values(small),
+        steps=outcome.num_steps,
+        micro_batches=outcome.micro_batches,
+        unkept=outcome.micro_batches,  # the probe of the forward comes first, without a backward pass
+        forwards=outcome.forwards,
+    )
     return Done(
         dimensions=dimensions(loop.policy.base.config),
         weights=weights,
@@ -216,8 +228,8 @@ def done_of(loop: Loop, outcome: Outcome) -> Done:
         observed=outcome.observed,
         devices=processes,
         precision=loop.job.settings.precision,
-        wire_bytes=wire_bytes(Sharding(processes=processes), traffic),
-        device=str(loop.accelerator.device),
+        wire_bytes=wire_bytes(ways, traffic),
+        device=str(device),
     )
 
 

@@ -56,4 +56,6 @@ class Outcome:
     trained: Work  # forward and backward
     observed: Work  # forward alone: references, as far as this process had to compute them, and held-out rows
     tokens_trained: int
+    micro_batches: int  # of each process, with a backward pass
+    forwards: int  # and without: references, as far as they had to be computed, and held-out rows
     imbalance: Sequence[float]  # of each optimizer step: largest over mean tokens of a rank

@@ -27,7 +27,7 @@ from align.train.objectives import GroupBatch, Step, Tally, group_batch
 from align.train.optimizer import make_optimizer
 from align.train.reference import ReferenceCache, fill
 from align.train.runtime import Processes, Reporter, make_accelerator, peak_memory
-from align.train.sharding import shard
+from align.train.sharded import shard
 
 # How far the policy and its references may be apart before the first update, in nats a token: what rounding does in
 # micro-batches of another cut. The loss itself would not show it: at a beta of 1e-3 it hardly depends on them.
@@ -58,7 +58,7 @@ class Loop:
         self.model = self.sharding.model
         self.num_steps = job.settings.num_steps(job.num_rows)
         self.epoch = lru_cache(maxsize=2)(job.epoch)  # the order of a large epoch is not made for each of its steps
-        self._referred = Work(0, 0, 0)
+        self._referred, self._num_referred = Work(0, 0, 0), 0
         with self.processes.at("the references, before step 1"):
             self.references = self._fill_references() if job.objective.needs_reference else None
         numbers = [job.settings.identity(), job.objective.identity(), job.head_rate, self.weights, job.seed]
@@ -94,6 +94,8 @@ class Loop:
             observed=added([self._referred, *(_work_of(line, "held_out/") for line in lines)]),
             tokens_trained=sum(int(line["tokens_trained"]) for line in lines),
             imbalance=[line["imbalance"] for line in lines],
+            micro_batches=sum(int(line["micro_batches"]) for line in lines),
+            forwards=self._num_referred + sum(int(line.get("held_out/micro_batches", 0)) for line in lines),
         )
 
     def _advance(self, step: int, lines: list[dict[str, float]], saved: float) -> float:
@@ -187,7 +189,7 @@ class Loop:
         plan = plan_step(indices, self.sizes, token_budget=budget, num_ranks=self.accelerator.num_processes)
         micros = plan.ranks[self.accelerator.process_index]
         self._imbalance = imbalance(plan, self.sizes)
-        self._computed = Work(0, 0, 0)
+        self._computed, self._num_micros = Work(0, 0, 0), len(micros)
         for number, micro in enumerate(micros, start=1):
             members = micro or indices[:1]
             known = [self.references.of(index) for index in members] if self.references is not None else None
@@ -196,8 +198,9 @@ class Loop:
             yield batch.to(self.accelerator.device), int(bool(micro)), number == len(micros)
 
     def _work(self) -> dict[str, int]:
-        """What the last micro-batches of all ranks were, as `accounting` counts it."""
-        return {name: int(self._sum(part)) for name, part in zip(WORK, self._computed, strict=True)}
+        """What the last micro-batches of all ranks were, as `accounting` counts it, and how many each rank had."""
+        computed = {name: int(self._sum(part)) for name, part in zip(WORK, self._computed, strict=True)}
+        return {**computed, "micro_batches": self._num_micros}
 
     def _fill_references(self) -> ReferenceCache:
         cache = ReferenceCache(self.job.references, weights=self.weights, precision=self.job.settings.precision)
@@ -215,6 +218,7 @@ class Loop:
         if missing:
             self.report.phase("reference", missing)
         for done in work:
+            self._num_referred += 1
             self.report.advance(done)
         self._referred = Work(*(int(self._sum(part)) for part in cache.computed))
         return cache

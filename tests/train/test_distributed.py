@@ -14,7 +14,7 @@ pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 # What the cut into micro-batches of two processes decides, of training and of the held-out rows
-WORK = ("tokens_computed", "pairs_attended", "targets")
+WORK = ("tokens_computed", "pairs_attended", "targets", "micro_batches")
 CHANGING = {"seconds", "peak_memory_bytes", "imbalance", *WORK, *(f"held_out/{name}" for name in WORK)}
 
 # How the model is wrapped, the class that says how its weights lie, and whether all of them are cut

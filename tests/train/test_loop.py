@@ -27,7 +27,7 @@ from align.train.reference import ReferenceCache
 
 BIG = 10**6  # a token budget that takes a step at once
 # What the way of computing decides
-CHANGING = {"tokens_computed", "pairs_attended", "targets", "seconds", "peak_memory_bytes"}
+CHANGING = {"tokens_computed", "pairs_attended", "targets", "micro_batches", "seconds", "peak_memory_bytes"}
 
 # Objective and data; every run of these has clipping, warm-up and a cosine active.
 RUNS = {
