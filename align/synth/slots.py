@@ -1,6 +1,6 @@
 """A batch whose rows come and go: each row's keys and values begin at position 0 of a slot of its own.
 
-What is computed for a row does not depend on its companions, to the last bit, in fp32 and in bf16: a prompt is computed
+What is computed for a row does not depend on its companions, to the last bit in fp32 on a CPU: a prompt is computed
 by itself, attention sees as many keys as the row's own position asks for, in blocks of WIDTH, and the rows of every
 product are a multiple of ROWS, with fp32 weights always FP32_ROWS. That this is enough is measured
 (tests/synth/test_slots.py), not proven, and on CPUs with one number of threads. It does not hold on a GPU, nor for

@@ -260,6 +260,7 @@ def test_a_line_of_metrics_says_what_a_small_step_is_worked_out_to_be(tmp_path):
             "logps/rejected": mean["logps_r"],
             "lr": 1e-2,
             "groups": 2,
+            "micro_batches": 1,
             "imbalance": 1.0,  # of one process
             "tokens_trained": sum(int(each.trained.sum()) for each in everything),
             "tokens_computed": len(prefixes),
