@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,12 +23,15 @@ from align import artifacts
 from align.artifacts import read_json, whole_folder, write_json
 from align.config import RunError
 from align.train.runtime import Processes
-from align.train.sharding import Part
+from align.train.sharding import WEIGHT, Part
 
 PREFIX = "checkpoint-"
 BEST = "best"  # folder of the weights with the lowest held-out loss so far
 STATE = "state.json"
 SHARD = "shard-{:05}.safetensors"  # of the process with this number
+
+
+Stored = dict[tuple[str, str], list[tuple[int, Path, str]]]
 
 
 class Holder(Protocol):
@@ -40,7 +43,7 @@ class Holder(Protocol):
         """What this process holds."""
         ...
 
-    def begin_moments(self, steps: int) -> None:
+    def begin_moments(self, steps: int, names: Collection[str]) -> None:
         """Make moments that can be written to."""
         ...
 
@@ -68,8 +71,9 @@ def load_checkpoint(folder: Path, *, holder: Holder, settings_hash: str) -> int:
     state: dict[str, Any] = read_json(found[-1] / STATE)
     if state["settings"] != settings_hash:
         raise RunError(f"{found[-1]}: belongs to other settings or data; remove it to start this step anew")
-    holder.begin_moments(int(state["step"]))
-    _load(found[-1], holder, moments=True)
+    stored = _stored(found[-1])
+    holder.begin_moments(int(state["step"]), {name for kind, name in stored if kind != WEIGHT})
+    _load(found[-1], holder, stored, moments=True)
     return int(state["step"])
 
 
@@ -87,7 +91,7 @@ def load_best(folder: Path, step: int, *, holder: Holder) -> None:
     kept = read_json(folder / BEST / STATE)["step"]
     if kept != step:
         raise RunError(f"{folder / BEST}: holds the weights of step {kept}, and those of step {step} were the best")
-    _load(folder / BEST, holder, moments=False)
+    _load(folder / BEST, holder, _stored(folder / BEST), moments=False)
 
 
 def _save(target: Path, state: Mapping[str, Any], holder: Holder, processes: Processes, *, moments: bool) -> None:
@@ -118,14 +122,19 @@ def _save(target: Path, state: Mapping[str, Any], holder: Holder, processes: Pro
         processes.first(finish, what)
 
 
-def _load(folder: Path, holder: Holder, *, moments: bool) -> None:
-    """Read what this process holds from wherever it was written."""
-    stored: dict[tuple[str, str], list[tuple[int, Path, str]]] = {}
+def _stored(folder: Path) -> Stored:
+    """Where each kind of number of each parameter is: its places in the parameter, with the file and the key there."""
+    stored: Stored = {}
     for file in sorted(folder.glob(SHARD.format(0).replace("00000", "*"))):
         with _opened(file) as shard:
             for key in shard.keys():  # noqa: SIM118 - no mapping
                 kind, start, name = key.split("/", 2)
                 stored.setdefault((kind, name), []).append((int(start), file, key))
+    return stored
+
+
+def _load(folder: Path, holder: Holder, stored: Stored, *, moments: bool) -> None:
+    """Read what this process holds from wherever it was written."""
     with torch.no_grad(), ExitStack() as stack:
         shards: dict[Path, Any] = {}
         for part in holder.parts(moments=moments):

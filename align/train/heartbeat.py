@@ -6,12 +6,14 @@ take. Here they notice its silence, say whose it is, and end; the same command g
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 BEAT_S = 1.0
 SILENCE_S = 20.0  # after which a process is taken for gone; whatever it computes, its heart beats in its own thread
 DYING_S = 1.0  # from the end of a process's connections to its own
+ENDED = "ended"  # what a process says when it ends by itself, and the first under this name
 LOST = "lost"  # under which the first process tells the others who is gone
 
 
@@ -32,11 +35,13 @@ class Heartbeat:
     def __init__(self, number: int, count: int) -> None:
         self.number, self.count = number, count
         self.place = "starting"  # what this process is doing, for the others to know
+        self._over = False
         self._homes: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
         if self.count > 1:
             self._homes = gather_object(self._homes)
             self._store = self._joined()
             self._heard = time.monotonic()  # when the store last answered
+            atexit.register(self._farewell)
             for work in (self._beat, self._watch):
                 threading.Thread(target=work, name=f"align{work.__name__}", daemon=True).start()
 
@@ -62,7 +67,7 @@ class Heartbeat:
         told, changed = [""] * self.count, [time.monotonic()] * self.count
         names = [str(number) for number in range(self.count)]
         beats = 0
-        while True:
+        while not self._over:
             beats += 1
             try:
                 self._store.set(str(self.number), json.dumps([beats, self.place]))
@@ -72,20 +77,32 @@ class Heartbeat:
                     )
                     now = time.monotonic()
                     changed = [now if new != old else at for new, old, at in zip(said, told, changed, strict=True)]
-                    told, silent = said, [number for number, at in enumerate(changed) if now - at > SILENCE_S]
+                    told = said
+                    silent = [at for at in range(self.count) if now - changed[at] > SILENCE_S and told[at] != ENDED]
                     if silent:
                         self._store.set(LOST, self._word_of(silent[0], told[silent[0]]))
                 if self._store.check([LOST]):
                     self._end(self._store.get(LOST).decode())
+                self._over = self._over or self._store.check([ENDED])
                 self._heard = time.monotonic()
             except RuntimeError:  # the connection is gone: the watch decides when that has lasted too long
                 pass
             time.sleep(BEAT_S)
 
+    def _farewell(self) -> None:
+        """End the beat in peace, with the process; the first, with whom the store goes, lets all hear of it."""
+        self._over = True
+        with suppress(RuntimeError):
+            self._store.set(ENDED if self.number == 0 else str(self.number), ENDED)
+        if self.number == 0:
+            time.sleep(2 * BEAT_S)
+
     def _watch(self) -> None:
         """End when the store has not answered for too long."""
         while time.monotonic() - self._heard <= SILENCE_S:
             time.sleep(BEAT_S)
+            if self._over:
+                return
         self._end(self._word_of(0, ""))
 
     def _word_of(self, number: int, told: str) -> str:

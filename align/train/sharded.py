@@ -5,7 +5,7 @@ What of DeepSpeed's optimizer has no public name is reached here and nowhere els
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -77,7 +77,8 @@ class Zero12(Whole):
                 start = place.lp_fragment_address.start
                 yield self._part(name, start, flat.detach()[within], flat, within, moments=moments)
 
-    def _optimized(self) -> Sequence[Tensor]:
+    def _optimized(self, names: Collection[str]) -> Sequence[Tensor]:
+        """All flat buffers: in them what had no gradient has moments too."""
         return list(self.zero.single_partition_of_fp32_groups)
 
     def show(self) -> None:
@@ -103,7 +104,8 @@ class Zero3(Zero12):
                 if within.start < within.stop:
                     yield self._part(name, start, flat.detach()[within], flat, within, moments=moments)
 
-    def _optimized(self) -> Sequence[Tensor]:
+    def _optimized(self, names: Collection[str]) -> Sequence[Tensor]:
+        """All flat buffers."""
         return list(self.zero.fp32_partitioned_groups_flat)
 
     def show(self) -> None:
@@ -143,9 +145,10 @@ class Fsdp2(Whole):
         cast(Any, self.model).set_requires_gradient_sync(final or self.settings.reduce == "each")
         return nullcontext()
 
-    def _optimized(self) -> Sequence[Tensor]:
+    def _optimized(self, names: Collection[str]) -> Sequence[Tensor]:
+        """The parameters as they are cut."""
         self._let_go()
-        return [value for value in self.policy.parameters() if value.requires_grad]
+        return super()._optimized(names)
 
     def parts(self, *, moments: bool) -> Iterator[Part]:
         """The rows of each parameter that this process holds."""

@@ -7,7 +7,7 @@ Here every process holds all of them; what is otherwise under ZeRO and FSDP2 is 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -100,22 +100,22 @@ class Whole:
                 yield self._part(name, 0, value.detach(), value, slice(None), moments=moments)
 
     def _part(self, name: str, start: int, weight: Tensor, key: Tensor, within: slice, *, moments: bool) -> Part:
-        """A part whose moments are the optimizer's of `key`, flattened, at `within`."""
+        """A part whose moments are the optimizer's of `key`, flattened, at `within`; what had no gradient has none."""
         values = {WEIGHT: weight.view(-1)}
-        if moments:
-            state = self.optimizer.state[key]
+        if moments and (state := self.optimizer.state.get(key)):
             values |= {each: local(state[each]).view(-1)[within] for each in MOMENTS}
         return Part(name, start, values)
 
-    def begin_moments(self, steps: int) -> None:
-        """Give the optimizer moments of 0 after `steps` steps, for those of a checkpoint to take their place."""
-        for value in self._optimized():
+    def begin_moments(self, steps: int, names: Collection[str]) -> None:
+        """Give what has these names moments of 0 after `steps` steps, for those of a checkpoint to take their place."""
+        for value in self._optimized(names):
             count = torch.tensor(float(steps), dtype=torch.float32, device=value.device if value.is_cuda else "cpu")
             zeros = {each: torch.zeros_like(value, memory_format=torch.preserve_format) for each in MOMENTS}
             self.optimizer.state[value] = {"step": count, **zeros}
 
-    def _optimized(self) -> Sequence[Tensor]:
-        return self.trainable
+    def _optimized(self, names: Collection[str]) -> Sequence[Tensor]:
+        """What the optimizer knows of the parameters."""
+        return [value for name, value in self.policy.named_parameters() if value.requires_grad and name in names]
 
     def show(self) -> None:
         """Let the model see what was written into the parts."""

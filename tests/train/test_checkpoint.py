@@ -150,6 +150,27 @@ def test_a_checkpoint_holds_weights_and_optimizer_bit_for_bit(tmp_path):
     assert count == 3 * len(list(made.policy.parameters()))
 
 
+def with_an_idle_weight():
+    model = policy()
+    model.idle = torch.nn.Parameter(torch.ones(3))  # has no gradient, ever
+    return model
+
+
+def test_a_weight_without_a_gradient_is_resumed_without_moments(tmp_path):
+    whole = start(tmp_path / "whole", "sft", model=with_an_idle_weight())
+    whole.run()
+    with pytest.raises(Killed):
+        start(tmp_path / "killed", "sft", model=with_an_idle_weight(), stop_after=4, checkpoint_steps=2).run()
+    again = start(tmp_path / "killed", "sft", model=with_an_idle_weight())
+    again.run()
+    assert "resumed after step 2 of 6" in again.report.notes
+    assert same(weights(again.policy), weights(whole.policy))
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    for made in (whole, again):
+        assert not made.optimizer.state.get(made.policy.idle)
+        assert torch.equal(made.policy.idle, torch.ones(3))
+
+
 def test_only_the_latest_checkpoint_is_kept_until_none_is_needed(tmp_path):
     made = trained_a_little(tmp_path)
     for step in (9, 10, 11):  # by number and not by name
