@@ -13,6 +13,7 @@ from accelerate.state import PartialState
 from align.config import InputError, RunError, read_recipe
 from align.synth.journal import Journal, Share
 from align.synth.verdicts import GROUPS_AT_ONCE
+from align.train.heartbeat import rest
 from align.train.runtime import PATIENCE, Processes, asks_for
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ def join() -> Processes:
 def leave() -> None:
     """Let no process end before the first has written: a launcher that sees one end badly ends the others."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rest()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 

@@ -32,18 +32,20 @@ LOST = "lost"  # under which the first process tells the others who is gone
 class Heartbeat:
     """The beat of this process, and what it knows of the others'."""
 
+    over = False  # of every heart of the process
+
     def __init__(self, number: int, count: int) -> None:
         self.number, self.count = number, count
         self.place = "starting"  # what this process is doing, for the others to know
-        self._over = False
         self._homes: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
         if self.count > 1:
             self._homes = gather_object(self._homes)
             self._store = self._joined()
             self._heard = time.monotonic()  # when the store last answered
             atexit.register(self._farewell)
-            for work in (self._beat, self._watch):
-                threading.Thread(target=work, name=f"align{work.__name__}", daemon=True).start()
+            self._beating, watching = (threading.Thread(target=each, daemon=True) for each in (self._beat, self._watch))
+            self._beating.start()
+            watching.start()
 
     def gone(self) -> list[int]:
         """Processes of this machine that are no more; one that is just dying is waited for."""
@@ -67,7 +69,7 @@ class Heartbeat:
         told, changed = [""] * self.count, [time.monotonic()] * self.count
         names = [str(number) for number in range(self.count)]
         beats = 0
-        while not self._over:
+        while not self.over:
             beats += 1
             try:
                 self._store.set(str(self.number), json.dumps([beats, self.place]))
@@ -83,17 +85,18 @@ class Heartbeat:
                         self._store.set(LOST, self._word_of(silent[0], told[silent[0]]))
                 if self._store.check([LOST]):
                     self._end(self._store.get(LOST).decode())
-                self._over = self._over or self._store.check([ENDED])
+                Heartbeat.over = Heartbeat.over or self._store.check([ENDED])
                 self._heard = time.monotonic()
             except RuntimeError:  # the connection is gone: the watch decides when that has lasted too long
                 pass
             time.sleep(BEAT_S)
+        with suppress(RuntimeError):  # the first is gone already
+            self._store.set(ENDED if self.number == 0 else str(self.number), ENDED)
 
     def _farewell(self) -> None:
         """End the beat in peace, with the process; the first, with whom the store goes, lets all hear of it."""
-        self._over = True
-        with suppress(RuntimeError):
-            self._store.set(ENDED if self.number == 0 else str(self.number), ENDED)
+        rest()
+        self._beating.join(SILENCE_S)
         if self.number == 0:
             time.sleep(2 * BEAT_S)
 
@@ -101,7 +104,7 @@ class Heartbeat:
         """End when the store has not answered for too long."""
         while time.monotonic() - self._heard <= SILENCE_S:
             time.sleep(BEAT_S)
-            if self._over:
+            if self.over:
                 return
         self._end(self._word_of(0, ""))
 
@@ -121,6 +124,11 @@ class Heartbeat:
 def heartbeat(number: int, count: int) -> Heartbeat:
     """The one heart of this process; the first call is made by all of them together."""
     return Heartbeat(number, count)
+
+
+def rest() -> None:
+    """Say no more and miss nobody: the end is near, and whoever comes to it first takes the store along."""
+    Heartbeat.over = True
 
 
 def _is_dead(process: int) -> bool:

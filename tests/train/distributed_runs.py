@@ -56,6 +56,11 @@ CASES = {
         {"tokens_per_micro_batch": 200, "keep": "best", "evaluate_every": 1, "learning_rate": 2e-2},
     ),
     "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3}),
+    "bf16": (
+        preference("rpo_bwd_kl", beta=0.1, sft_weight=0.02),
+        comparisons(33, sizes=(1, 2, 5), longest=60),
+        {"tokens_per_micro_batch": 200, "precision": "bf16"},
+    ),
     # Gradients reduced in each micro-batch, to the shares where they are shared out
     "each": (supervised(), demonstrations(36), {"tokens_per_micro_batch": 90, "reduce": "each"}),
 }

@@ -1,4 +1,4 @@
-"""Two processes of which one ends long before the other: accelerate launch ... ending.py EARLY."""
+"""Two processes of which one ends long before the other: accelerate launch ... ending.py EARLY ends|waits."""
 
 import sys
 import time
@@ -8,11 +8,23 @@ from accelerate import PartialState
 
 from align.train import heartbeat
 
+
+def leave_early():
+    """End, or come to the end of the work and wait there for the other, as a process of a step does."""
+    if sys.argv[2] == "waits":
+        heartbeat.rest()
+        torch.distributed.barrier()
+
+
 if __name__ == "__main__":
     heartbeat.SILENCE_S = 2.0
     joined = PartialState(cpu=True, backend="gloo")
     heartbeat.heartbeat(joined.process_index, joined.num_processes)
     torch.distributed.barrier()
-    if joined.process_index != int(sys.argv[1]):
+    if joined.process_index == int(sys.argv[1]):
+        leave_early()
+    else:
         time.sleep(3 * heartbeat.SILENCE_S)
+        if sys.argv[2] == "waits":
+            torch.distributed.barrier()
         print("{}", flush=True)
