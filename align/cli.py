@@ -211,7 +211,7 @@ def main() -> None:
 
 
 def _fail(text: str, status: int) -> None:
-    print(f"align: {' '.join(text.split())}", file=sys.stderr)
+    sys.stderr.write(f"align: {' '.join(text.split())}\n")  # at once: two processes may end together
     _end(status)
 
 
