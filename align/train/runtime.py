@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -132,6 +133,8 @@ def _ready_deepspeed() -> None:
         raise InputError(
             "the launch file asks for DeepSpeed, which is not installed: pip install align[deepspeed]"
         ) from error
+    # DeepSpeed 0.19 calls what torch 2.13 would call otherwise, some forty times a step.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecated", FutureWarning)
     if not torch.cuda.is_available():
         getattr(ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
