@@ -10,6 +10,7 @@ from small_runs import RECIPE
 from align.accounting.formulas import Sharding
 from align.config import InputError
 from align.stages.checking import check
+from align.stages.estimates import holes
 from align.stages.footprint import sharding_of
 from align.stages.recipe import load_recipe
 
@@ -74,3 +75,16 @@ def test_what_spares_memory_is_seen_to(tmp_path):
     assert peak("steps.sft.train.precision=bf16") < peak()
     assert peak("steps.sft.train.tokens_per_micro_batch=200") < peak()
     assert peak("steps.sft.train.tokens_per_micro_batch=1000000") == peak()  # as much as a step has
+
+
+@pytest.mark.parametrize(
+    ("libc", "threshold", "told"),
+    [(("glibc", "2.36"), None, True), (("glibc", "2.36"), "1048576", False), (("glibc", "2.38"), None, False)]
+    + [(("", ""), None, False), (("glibc", "3.0"), None, False)],
+)
+def test_what_an_older_allocator_adds_is_told_where_nothing_keeps_it_from_that(monkeypatch, libc, threshold, told):
+    monkeypatch.setattr("platform.libc_ver", lambda: libc)
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    if threshold is not None:
+        monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", threshold)
+    assert (libc[1] in holes() and "times that" in holes()) if told else holes() == ""
