@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from align.accounting.formulas import Sharding
 from align.data.batching import Balance
 
-
 # Of what is in use, the most that training on a CPU was seen to hold: glibc cannot use an aligned hole of less than
 # 32 MiB again (its bug 14581) before this version, unless large blocks are mapped one by one.
 HOLES, MENDED, THRESHOLD = 1.6, (2, 38), "MALLOC_MMAP_THRESHOLD_"
