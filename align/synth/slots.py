@@ -1,11 +1,11 @@
 """A batch whose rows come and go: each row's keys and values begin at position 0 of a slot of its own.
 
-What is computed for a row does not depend on its companions, to the last bit in fp32 on a CPU: a prompt is computed
+What is computed for a row does not depend on its companions, to the last bit, in fp32 and in bf16: a prompt is computed
 by itself, attention sees as many keys as the row's own position asks for, in blocks of WIDTH, and the rows of every
-product are a multiple of ROWS, with fp32 weights always FP32_ROWS. That this is enough is measured
-(tests/synth/test_slots.py), not proven, and on CPUs with one number of threads. It does not hold on a GPU, nor for
-models that need transformers' eager attention (soft-capped scores, sinks): there the last bits of a row depend on the
-batch, and a near-tie may fall the other way.
+product are a multiple of ROWS and at most HALF_ROWS, with fp32 weights always FP32_ROWS. That this is enough is
+measured (tests/synth/test_slots.py), not proven, and on CPUs with one number of threads. It does not hold on a GPU, nor
+for models that need transformers' eager attention (soft-capped scores, sinks): there the last bits of a row depend on
+the batch, and a near-tie may fall the other way.
 
 Shape legend: S slots, A rows decoded, H query heads, G key heads, L positions, D head width, V vocabulary.
 """
@@ -33,8 +33,11 @@ WIDTH = 64  # keys; the sum over a row's keys is taken in an order that depends 
 GROWTH = 512  # positions that the storage grows by; each time all of it is copied
 ROWS = 4  # MKL takes the last 1 to 3 of a product's fp32 rows with another kernel, and odd buffers with another yet
 # Rows of every forward with fp32 weights: MKL picks a kernel by their number, and where it takes another depends on the
-# CPU, the widths and the threads (on a Xeon at 11, 14, 16 or 57 rows). The kernel of bf16 products, oneDNN's, stays.
+# CPU, the widths and the threads (on a Xeon at 11, 14, 16 or 57 rows).
 FP32_ROWS = 16
+# And the most of a forward with bf16 weights: up to here oneDNN gives a row the same bits before SmolLM2's vocabulary,
+# and beyond it others (on a Xeon with AMX).
+HALF_ROWS = 32
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the logits' spread; a wrong mask is off by more
 _BY_POSITION = {DynamicLayer, DynamicSlidingWindowLayer}
@@ -98,7 +101,8 @@ class Slots(Generic[R]):
         has_fp32 = model.device.type == "cpu" and any(value.dtype == torch.float32 for value in model.parameters())
         self._multiple = FP32_ROWS if has_fp32 else ROWS
         self._size = _up(size, self._multiple)
-        self._most = FP32_ROWS if has_fp32 else self._size  # rows of a forward
+        halves = HALF_ROWS if model.device.type == "cpu" else self._size
+        self._most = FP32_ROWS if has_fp32 else min(halves, self._size)  # rows of a forward
         self._layers: list[_SlotLayer] = []
         self._positions: list[int] = []  # of each row: where its next token goes
         self.rows: list[R] = []

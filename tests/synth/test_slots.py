@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from align.synth.engine import in_precision
-from align.synth.slots import FP32_ROWS, WIDTH, Slots, prefill, prepare
+from align.synth.slots import FP32_ROWS, HALF_ROWS, WIDTH, Slots, prefill, prepare
 
 MODELS = Path(__file__).parents[1] / "models" / "tiny_models.py"
 spec = importlib.util.spec_from_file_location("tiny_models_for_slots", MODELS)
@@ -93,6 +93,28 @@ def test_a_row_is_the_same_to_the_last_bit_beside_any_others(heads, num_threads,
                 assert torch.equal(torch.stack(other[number]), torch.stack(together[number])), (number, size)
                 num_compared += len(other[number])
     print(f"compared {num_compared} rows of logits")
+
+
+def test_a_row_is_the_same_before_a_large_vocabulary_however_many_are_beside_it():
+    """The product whose kernel was seen to change is that of the LM head of SmolLM2."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=1,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=512,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    assert prepare(model) == ""
+    rows = list(enumerate(sequences(range(6, 6 + HALF_ROWS + 8), 512)))
+    with threads(1):
+        together, few = logits_of(model, rows, 4, len(rows)), logits_of(model, rows, 4, 4)
+    assert all(torch.equal(torch.stack(few[number]), torch.stack(together[number])) for number, _ in rows)
 
 
 def agreement(model, lengths=(9, 14, 20)):
