@@ -219,7 +219,8 @@ def test_settings_that_cannot_be_are_refused(values, said):
 
 def test_a_program_that_is_interrupted_does_not_wait_for_the_server():
     code = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job is born without
 from align.records import Message, Prompt
 from align.synth.samples import SamplingSettings
 from align.synth.server import OpenAIEngine, ServerSettings
