@@ -10,11 +10,11 @@ from typing import TypeVar
 import torch
 from accelerate.state import PartialState
 
-from align.config import InputError, RunError, read_recipe
+from align.config import InputError, read_recipe
 from align.synth.journal import Journal, Share
 from align.synth.verdicts import GROUPS_AT_ONCE
 from align.train.heartbeat import rest
-from align.train.runtime import PATIENCE, Processes, asks_for
+from align.train.runtime import PATIENCE, Processes, asks_for, check_world
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,9 +43,7 @@ def join() -> Processes:
         return Processes()
     has_gpu = torch.cuda.is_available()
     joined = Processes(PartialState(cpu=not has_gpu, backend=None if has_gpu else "gloo", timeout=PATIENCE))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if joined.count != world:
-        raise RunError(f"{world} processes were launched and accelerate joined {joined.count}")
+    check_world(joined.count)
     joined.each(None)  # until the first has cleared and locked what they all will write to
     return joined
 

@@ -141,14 +141,20 @@ def _ready_deepspeed() -> None:
 
 def _check_joined(accelerator: Accelerator) -> None:
     """Stop unless accelerate has joined what was launched."""
-    world, kind = int(os.environ.get("WORLD_SIZE", "1")), accelerator.distributed_type
-    if accelerator.num_processes != world or (world > 1 and kind == DistributedType.NO):
-        raise RunError(f"{world} processes were launched and accelerate joined {accelerator.num_processes}")
+    kind = accelerator.distributed_type
+    check_world(1 if kind == DistributedType.NO else accelerator.num_processes)  # without a type nothing is in step
     for way, expected in (("DEEPSPEED", DistributedType.DEEPSPEED), ("FSDP", DistributedType.FSDP)):
         if asks_for(way) and kind != expected:
             raise RunError(
                 f"the launch file asks for {way} and accelerate joined {kind.value}: nothing would be sharded"
             )
+
+
+def check_world(joined: int) -> None:
+    """Stop unless so many processes were launched."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if joined != world:
+        raise RunError(f"{world} processes were launched and accelerate joined {joined}")
 
 
 class Processes:
