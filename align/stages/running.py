@@ -29,6 +29,7 @@ from align.stages.rewards import train_reward_model
 from align.stages.shares import leave
 from align.stages.training import Context, import_policy, train
 from align.train.runtime import Reporter
+from align.train.stopping import stop_later
 
 INSIDE = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint, as its pipeline has it
 LAUNCHED = ".lock-launched"  # beside the pipeline's own
@@ -222,18 +223,22 @@ def _launched(command: Command, name: str, launch: str, mark: str, working: Path
 
 def _followed(call: Sequence[str], environment: Mapping[str, str], log: Path, metrics: Path, report: Reporter) -> int:
     """The status that the call ends with; every line of metrics is passed on as it comes."""
-    seen = 0
+    seen, passed = 0, False
     with log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(call, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
         status = None
-        while status is None:
-            with suppress(subprocess.TimeoutExpired):
-                status = child.wait(LOOK_S)
-            lines = metrics.read_text("utf-8").splitlines(keepends=True) if metrics.is_file() else []
-            for line in [line for line in lines[seen:] if line.endswith("\n")]:
-                report.advance(1, json.loads(line))
-                seen += 1
+        with stop_later() as stop:
+            while status is None:
+                if stop.told and not passed:
+                    child.terminate()  # the launcher passes it on
+                    passed = True
+                with suppress(subprocess.TimeoutExpired):
+                    status = child.wait(LOOK_S)
+                lines = metrics.read_text("utf-8").splitlines(keepends=True) if metrics.is_file() else []
+                for line in [line for line in lines[seen:] if line.endswith("\n")]:
+                    report.advance(1, json.loads(line))
+                    seen += 1
         return status
     finally:
         if child.poll() is None:

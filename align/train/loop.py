@@ -28,6 +28,7 @@ from align.train.optimizer import make_optimizer
 from align.train.reference import ReferenceCache, fill
 from align.train.runtime import Processes, Reporter, make_accelerator, peak_memory
 from align.train.sharded import shard
+from align.train.stopping import Stop, stop_later
 
 # How far the policy and its references may be apart before the first update, in nats a token: what rounding does in
 # micro-batches of another cut. The loss itself would not show it: at a beta of 1e-3 it hardly depends on them.
@@ -78,9 +79,10 @@ class Loop:
             self.accelerator.init_trackers("align", {name: str(value) for name, value in settings.identity().items()})
         self.report.phase("train", self.num_steps, done)
         saved = time.monotonic()
-        for step in range(done, self.num_steps):
-            with self.processes.at(f"step {step + 1}"):
-                saved = self._advance(step, lines, saved)
+        with stop_later() as stop:
+            for step in range(done, self.num_steps):
+                with self.processes.at(f"step {step + 1}"):
+                    saved = self._advance(step, lines, saved, stop)
         if settings.trackers:
             self.accelerator.end_training()
         return Outcome(
@@ -98,7 +100,7 @@ class Loop:
             forwards=self._num_referred + sum(int(line.get("held_out/micro_batches", 0)) for line in lines),
         )
 
-    def _advance(self, step: int, lines: list[dict[str, float]], saved: float) -> float:
+    def _advance(self, step: int, lines: list[dict[str, float]], saved: float, stop: Stop) -> float:
         """Take a step, with its line and what else is due after it; when the latest checkpoint was written."""
         job, settings, final = self.job, self.job.settings, step + 1 == self.num_steps
         metrics = self.step(step)
@@ -111,11 +113,18 @@ class Loop:
         self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step + 1)
         lines.append(metrics)
         self.report.advance(1, metrics)
-        if final or not (_every(step + 1, settings.checkpoint_steps) or self._is_late(saved)):
+        if final:
+            return saved
+        told = self._sum(float(stop.told)) > 0  # one process is enough
+        if not (told or _every(step + 1, settings.checkpoint_steps) or self._is_late(saved)):
             return saved
         save_checkpoint(
             job.folder, step + 1, holder=self.sharding, processes=self.processes, settings_hash=self.identity
         )
+        if told:
+            raise RunError(
+                f"told to stop by SIGTERM: step {step + 1} of {self.num_steps} is kept; the same command goes on"
+            )
         return time.monotonic()
 
     def _keep(self, lines: Sequence[Mapping[str, float]]) -> Mapping[str, float]:

@@ -17,10 +17,11 @@ Usage, from the root of the repository:
     --token-budget N         tokens of one of align's micro-batches (2048)
     --learning-rate X        constant (1e-6)
     --threads N              of each side; only one computes at a time (2)
+    --device cpu|cuda        where both sides compute; memory is the process's or what PyTorch holds of the GPU's (cpu)
     --blocks N               times that each side takes all steps, every time in a new process and from the same
                              weights; 0: both at once and step by step in turns, for which memory must hold both (2)
 
-Each side runs on the CPU in a process of its own, so that its peak memory is its own. Both precompute the reference,
+Each side runs in a process of its own, so that its peak memory is its own. Both precompute the reference,
 keep all activations, and train the same token ids in the same order with the same optimizer; TRL takes all pairs of a
 step as one batch. The last line is one JSON object.
 """
@@ -63,7 +64,8 @@ CONTEXT.set_forkserver_preload(["tests.benchmarks.sides"])  # imported once for 
 def main() -> None:
     """Run both sides and print what was measured."""
     options = arguments().parse_args()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # both sides on the CPU
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports its use to the hub otherwise
     with TemporaryDirectory() as model:
         with ProcessPoolExecutor(1, mp_context=CONTEXT) as other_process:  # which takes its memory with it
@@ -77,6 +79,7 @@ def main() -> None:
             token_budget=options.token_budget,
             learning_rate=options.learning_rate,
             threads=options.threads,
+            device=options.device,
         )
         report(measure(task, take_turns(task, options.blocks)))
 
@@ -94,6 +97,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True)
     parser.add_argument("--pairs", choices=("pairs", "all"), default="pairs")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     numbers = {"rows": 32, "groups-per-step": 8, "responses": 4, "max-prompt-length": 512, "token-budget": 2048}
     for name, default in {**numbers, "threads": 2, "blocks": 2, "steps": None, "max-length": None}.items():
@@ -255,13 +259,16 @@ def measure(task: Task, reports: dict[str, list[StepReport]]) -> dict[str, Any]:
     works = [work for step in range(task.num_steps) for work in step_work(task, step)] * (len(ours) // task.num_steps)
     useful = sum(training_flops(model, work) for work in works)
     again = sum(forward_flops(model, Work(0, 0, work.targets)) for work in works)  # the head, in the backward pass
-    rate = 2 * PRODUCT_SIDE**3 / statistics.median(time_s for one in ours for time_s in one.products_s)
+    side = PRODUCT_SIDE[task.device]
+    rate = 2 * side**3 / statistics.median(time_s for one in ours for time_s in one.products_s)
     possible = rate * sum(found["seconds_align"])
     return found | {
         "tokens_distinct": sum(work.tokens for work in works),
         "flop_share": useful / possible,
         "flop_share_with_recomputation": (useful + again) / possible,
+        "product_side": side,
         "product_gflops_per_s": rate / 1e9,
+        "device": task.device,
         "precision": task.precision,
         "threads": task.threads,
     }
@@ -280,7 +287,7 @@ def report(found: dict[str, Any]) -> None:
     print(f"distinct (prefix, token) pairs of the micro-batches, counted one by one: {found['tokens_distinct']:,}")
     print(f"largest difference of a step's loss: {found['max_loss_difference']:.2g}")
     print(
-        f"model FLOPs: {found['flop_share']:.1%} of the rate of a {PRODUCT_SIDE}^3 product, "
+        f"model FLOPs: {found['flop_share']:.1%} of the rate of a {found['product_side']}^3 product, "
         f"{found['product_gflops_per_s']:.0f} GFLOP/s; {found['flop_share_with_recomputation']:.1%} "
         "with what the head computes again"
     )

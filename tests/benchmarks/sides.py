@@ -36,7 +36,8 @@ from align.train.settings import TrainSettings
 
 BETA = 0.1  # Rafailov et al. 2023, and both sides' default
 SEED = 0  # of the order of the groups
-PRODUCT_SIDE = 2048  # of the square matrices whose product the FLOP rate is compared with
+# Of the square matrices whose product the FLOP rate is compared with; a smaller one leaves a large GPU half idle.
+PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 PRODUCTS = 3  # timed before each step
 
 
@@ -70,6 +71,7 @@ class Task:
     token_budget: int  # tokens of one of align's micro-batches
     learning_rate: float
     threads: int
+    device: Literal["cpu", "cuda"]
 
     def indices(self, step: int) -> tuple[int, ...]:
         """The rows of an optimizer step."""
@@ -126,7 +128,7 @@ def train_with_align(task: Task, channel: Connection) -> None:
     """Align's side: its Loop on the task's token groups, through the tree."""
     torch.set_num_threads(task.threads)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[task.precision]
-    product_s(dtype)  # the first one is slower
+    product_s(dtype, task.device)  # the first one is slower
     with TemporaryDirectory() as name:
         policy, _ = load_policy(PolicySettings(path=task.model))
         tokens = TokenCounter(policy.base)
@@ -145,11 +147,11 @@ def train_with_align(task: Task, channel: Connection) -> None:
         channel.send("ready")
         for step in range(task.num_steps):
             channel.recv()
-            products = tuple(product_s(dtype) for _ in range(PRODUCTS))
-            began = time.perf_counter()
+            products = tuple(product_s(dtype, task.device) for _ in range(PRODUCTS))
+            began = clock(task.device)
             metrics = loop.step(step)
-            seconds = time.perf_counter() - began
-            channel.send(StepReport(metrics["loss"], seconds, tokens.take(), peak(), products))
+            seconds = clock(task.device) - began
+            channel.send(StepReport(metrics["loss"], seconds, tokens.take(), peak(task.device), products))
 
 
 def train_with_trl(task: Task, channel: Connection) -> None:
@@ -182,7 +184,7 @@ def train_with_trl(task: Task, channel: Connection) -> None:
             adam_epsilon=settings.epsilon,
             max_grad_norm=settings.max_grad_norm,
             bf16=task.precision == "bf16",
-            use_cpu=True,
+            use_cpu=task.device == "cpu",
             dataloader_pin_memory=False,
             logging_steps=1,  # the loss of every step
             save_strategy="no",
@@ -194,7 +196,7 @@ def train_with_trl(task: Task, channel: Connection) -> None:
             args=config,
             train_dataset=Dataset.from_list([pair.text for pair in pairs]),
             processing_class=AutoTokenizer.from_pretrained(task.model),
-            callbacks=[Turns(channel, tokens)],
+            callbacks=[Turns(task, channel, tokens)],
         )
         trainer.remove_callback(PrinterCallback)
         check_tokens(trainer.train_dataset, pairs)
@@ -209,8 +211,8 @@ SIDES = {"align": train_with_align, "trl": train_with_trl}
 class Turns(TrainerCallback):
     """Holds a trainer at the start of every step until it is told to go on; a step ends when its loss is logged."""
 
-    def __init__(self, channel: Connection, tokens: TokenCounter) -> None:
-        self.channel, self.tokens, self.began = channel, tokens, 0.0
+    def __init__(self, task: Task, channel: Connection, tokens: TokenCounter) -> None:
+        self.task, self.channel, self.tokens, self.began = task, channel, tokens, 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -229,14 +231,14 @@ class Turns(TrainerCallback):
         """Report the step, then wait for the next one's turn."""
         if logs is None or "loss" not in logs:  # the summary at the end
             return
-        seconds = time.perf_counter() - self.began
-        self.channel.send(StepReport(logs["loss"], seconds, self.tokens.take(), peak()))
+        seconds = clock(self.task.device) - self.began
+        self.channel.send(StepReport(logs["loss"], seconds, self.tokens.take(), peak(self.task.device)))
         if state.global_step < state.max_steps:
             self._wait()
 
     def _wait(self) -> None:
         self.channel.recv()
-        self.began = time.perf_counter()
+        self.began = clock(self.task.device)
 
 
 def check_tokens(dataset: Any, pairs: list[Pair]) -> None:  # noqa: ANN401 - the trainer's own data set
@@ -248,15 +250,23 @@ def check_tokens(dataset: Any, pairs: list[Pair]) -> None:  # noqa: ANN401 - the
             assert trained == sequence.trained.tolist(), pair.text
 
 
-def product_s(dtype: torch.dtype) -> float:
+def product_s(dtype: torch.dtype, device: str) -> float:
     """Seconds that one large matrix product takes."""
-    left = torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype)
+    side = PRODUCT_SIDE[device]
+    left = torch.randn(side, side, dtype=dtype, device=device)
     out = torch.zeros_like(left)
-    began = time.perf_counter()
+    began = clock(device)
     torch.mm(left, left, out=out)
-    return time.perf_counter() - began
+    return clock(device) - began
 
 
-def peak() -> int:
-    """The most bytes of main memory that this process has held."""
-    return peak_memory(torch.device("cpu"))
+def clock(device: str) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak(device: str) -> int:
+    """The most bytes that this process has held so far, of main memory or of the GPU's."""
+    return peak_memory(torch.device(device))

@@ -3,7 +3,10 @@
 import io
 import json
 import os
+import re
+import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
@@ -66,6 +69,26 @@ def test_a_child_that_fails_is_one_line_with_status_one_and_the_step_goes_on_lat
     made, told = run(tmp_path)
     assert "sft: runs from its start: what it had begun was of other settings or inputs" in told.notes
     assert set(made) == {"base", "sft", "dpo"}
+
+
+def test_a_pipeline_that_is_told_to_stop_tells_its_children_who_keep_their_step(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    longer = "steps.sft.train.epochs=40"  # 240 steps, and no checkpoint is due before a quarter of an hour
+    command = [sys.executable, "-m", "align", "run", str(path), LAUNCH, longer]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    begun = tmp_path / "runs/small/sft.partial/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (begun.is_file() and begun.read_text().count("\n") > 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    told = re.search(r"align: sft: .*told to stop by SIGTERM: step (\d+) of 240 is kept", said.splitlines()[-1])
+    assert told, said
+    assert (begun.parent / f"checkpoint-{told[1]}").is_dir()
+    assert len(begun.read_text().splitlines()) == int(told[1])
 
 
 def test_what_a_child_has_finished_is_not_trained_again_when_its_pipeline_is_gone(tmp_path, both):

@@ -71,7 +71,7 @@ def test_a_verdict_is_what_the_model_says_of_the_rendered_dialogue(folders):
     text = "<|im_start|>user\nhello<|im_end|><|im_start|>assistant\nwell met<|im_end|>"
     ids = judge.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     judge.model.use_forward("plain")
-    expected = judge.model.hf(input_ids=ids).logits[0]
+    expected = judge.model.hf(input_ids=ids.to(judge.model.device)).logits[0].cpu()
     torch.testing.assert_close(torch.tensor([verdict.attributes[name] for name in NAMES]), expected, rtol=0, atol=1e-5)
 
 

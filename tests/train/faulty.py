@@ -46,6 +46,10 @@ def stop(loop):
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def tell(loop):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 # What happens in the step, and to its writing of a checkpoint
 FAULTS = {
     "killed": (lambda loop: die(), None),
@@ -53,6 +57,7 @@ FAULTS = {
     "torn": (None, write_half),
     "full": (None, write_nothing),
     "silent": (stop, None),
+    "told": (tell, None),
 }
 save_file = checkpoint.save_file
 

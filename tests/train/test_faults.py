@@ -18,15 +18,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 LONG = ["steps.sft.train.epochs=3", "steps.sft.train.checkpoint_steps=2"]  # 18 steps
 
-# Way, what is said of it, and the way of the next launch: whoever goes on reads what it needs, however that was written
+# Way, what is said of it, the way of the next launch (whoever goes on reads what it needs, however that was written),
+# the step in which the fault comes, and the last one with a checkpoint
 FAULTS = {
-    "killed": ("zero3", r"process 0 of 2: step 8: process 1 is gone", "zero1"),
-    "nan": ("ddp", r"step 8: the loss is nan on process 1 of 2; the weights are as before this step", "zero3"),
-    "torn": ("zero2", r"process 0 of 2: step 8: writing checkpoint-8: process 1 is gone", "cpu-1"),
-    "full": ("zero3", r"step 8: writing checkpoint-8: process 1 of 2: .*shard-00001.*: no space left on", "ddp"),
-    "silent": ("ddp", r"process 0 of 2: step 8: process 1 on .* has not been heard of for \d+ s", "zero2"),
+    "killed": ("zero3", r"process 0 of 2: step 8: process 1 is gone", "zero1", 8, 6),
+    "nan": ("ddp", r"step 8: the loss is nan on process 1 of 2; the weights are as before this step", "zero3", 8, 6),
+    "torn": ("zero2", r"process 0 of 2: step 8: writing checkpoint-8: process 1 is gone", "cpu-1", 8, 6),
+    "full": ("zero3", r"step 8: writing checkpoint-8: process 1 of 2: .*shard-00001.*: no space left on", "ddp", 8, 6),
+    "silent": ("ddp", r"process 0 of 2: step 8: process 1 on .* has not been heard of for \d+ s", "zero2", 8, 6),
+    "told": ("zero2", r"told to stop by SIGTERM: step 7 of 18 is kept; the same command goes on", "ddp", 7, 7),
 }
-STEP, BEFORE = 8, 6  # in which the fault comes, and the last one with a checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def file_of(way):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_one_process_is_named_and_the_next_launch_goes_on(tmp_path, base, fault):
-    way, said, next_way = FAULTS[fault]
+    way, said, next_way, step, kept = FAULTS[fault]
     path = tmp_path / "small.yaml"
     path.write_text(RECIPE.format(runs=tmp_path / "runs"))
     (tmp_path / "runs/small").mkdir(parents=True)
@@ -52,7 +53,7 @@ def test_a_fault_in_one_process_is_named_and_the_next_launch_goes_on(tmp_path, b
 
     began = time.monotonic()
     script = Path(__file__).with_name("faulty.py")
-    launched = start(file_of(way), "--main_process_port", "0", script, fault, STEP, *train)
+    launched = start(file_of(way), "--main_process_port", "0", script, fault, step, *train)
     _, errors = finish(launched, timeout_s=120)
     assert launched.returncode != 0
     lines = [line for line in errors.splitlines() if line.startswith("align: ")]
@@ -62,7 +63,7 @@ def test_a_fault_in_one_process_is_named_and_the_next_launch_goes_on(tmp_path, b
     again = start(file_of(next_way), "--main_process_port", "0", "-m", "align", *train)
     _, errors = finish(again)
     assert again.returncode == 0, errors[-3000:]
-    assert f"resumed after step {BEFORE} of 18" in errors
+    assert f"resumed after step {kept} of 18" in errors
     of_one, of_two = metrics(base, "sft"), metrics(tmp_path, "sft")
     assert len(of_two) == 18
     assert [line["loss"] for line in of_one] == pytest.approx([line["loss"] for line in of_two], abs=2e-6)

@@ -327,8 +327,8 @@ def test_the_optimizer_on_given_gradients_is_the_plain_one_of_torch(tmp_path):
     draw = torch.Generator().manual_seed(0)
     for _ in range(5):
         for ours, theirs in zip(trained.policy.parameters(), model.parameters(), strict=True):
-            ours.grad = torch.randn(ours.shape, generator=draw)
-            theirs.grad = ours.grad.clone()
+            theirs.grad = torch.randn(theirs.shape, generator=draw)
+            ours.grad = theirs.grad.to(ours.device, copy=True)
         trained.optimizer.step()
         plain.step()
     assert gap(weights(trained.policy), model.state_dict()) <= 1e-6

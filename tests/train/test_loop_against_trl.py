@@ -80,7 +80,7 @@ def train_with_trl(folder, ordered):
         processing_class=word_tokenizer(),
     )
     trainer.train()
-    return [line for line in trainer.state.log_history if "loss" in line], trainer.model.state_dict()
+    return [line for line in trainer.state.log_history if "loss" in line], trainer.model.cpu().state_dict()
 
 
 def test_the_losses_and_the_trained_weights_are_those_of_trl(tmp_path, monkeypatch):

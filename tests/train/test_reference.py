@@ -25,7 +25,7 @@ class Counting:
 
     def __call__(self, batch):
         self.asked.update(torch.bincount(batch.sequence_N, minlength=batch.num_sequences).tolist())
-        return torch.full(batch.targets_N.shape, -0.5)
+        return torch.full(batch.targets_N.shape, -0.5, device=batch.targets_N.device)
 
 
 def cache_of(folder):

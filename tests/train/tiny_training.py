@@ -160,7 +160,7 @@ def weights(trained):
     found = {}
     for name, value in trained.hf.state_dict(keep_vars=True).items():
         with whole([value]):
-            found[name] = full(value.detach()).clone()
+            found[name] = full(value.detach()).to("cpu", copy=True)
     return found
 
 

@@ -1,0 +1,54 @@
+import os
+import signal
+import threading
+
+import pytest
+from tiny_training import Recorder, comparisons, loop, numbers, preference, same, weights
+
+from align.config import RunError
+from align.train.stopping import stop_later
+
+
+class Told(Recorder):
+    """A reporter that has SIGTERM sent to the process after some step."""
+
+    def advance(self, units, metrics=None):
+        super().advance(units, metrics)
+        if metrics is not None and metrics["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def made(folder, report, steps=6):
+    return loop(folder, preference("rpo_bwd_kl", beta=0.1), comparisons(12), report=report, epochs=steps / 2)
+
+
+def test_a_run_that_is_told_to_stop_keeps_its_step_and_goes_on_bit_for_bit(tmp_path):
+    undisturbed = made(tmp_path / "undisturbed", Recorder())
+    undisturbed.run()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RunError, match="told to stop by SIGTERM: step 3 of 6 is kept; the same command goes on"):
+        made(tmp_path / "told", Told()).run()
+    assert signal.getsignal(signal.SIGTERM) is before
+    again = made(tmp_path / "told", Recorder())
+    again.run()
+    assert "resumed after step 3 of 6" in again.report.notes
+    assert numbers(tmp_path / "told") == numbers(tmp_path / "undisturbed")
+    assert same(weights(again.policy), weights(undisturbed.policy))
+
+
+def test_a_run_that_is_told_in_its_last_step_is_done(tmp_path):
+    assert made(tmp_path, Told(), steps=3).run().num_steps == 3
+
+
+def test_outside_of_the_main_thread_the_signal_is_left_as_it_is():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def elsewhere():
+        with stop_later() as stop:
+            seen.append((stop.told, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
