@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from align.artifacts import writing
+from align.config import InputError
 from align.evaluation.tasks import TASKS, Answer, Grade, Row, grade_all
 from align.stages.shares import dealt, share_of
 from align.synth.journal import Journal
-from align.synth.samples import Engine, Sample, SamplingSettings, distinct, prompt_key, resumed
+from align.synth.samples import TOO_LONG, Engine, Sample, SamplingSettings, distinct, prompt_key, resumed
 from align.train.runtime import Processes, Reporter
 
 
@@ -41,6 +42,12 @@ def ask_policy(
         samples: list[Sample] = []
         for sample in engine.sample(own, sampling) if kept is None else resumed(engine, own, sampling, kept):
             report.advance(1)
+            if sample.finish == TOO_LONG:  # an empty answer would count as a wrong one
+                row = numbers[sample.key][0] + 1
+                raise InputError(
+                    f"{task}: row {row} is too long for {engine.name} with max_new_tokens {sampling.max_new_tokens}: "
+                    "lower that, or leave the row out"
+                )
             samples.append(sample)
         return samples
 

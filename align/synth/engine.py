@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -31,7 +32,7 @@ from align.models.policy import load_policy
 from align.records import Prompt
 from align.synth import slots
 from align.synth.drawing import draw, uniforms
-from align.synth.samples import Sample, SamplingSettings, Speed, before_stop, prompt_key, sample_seed
+from align.synth.samples import TOO_LONG, Sample, SamplingSettings, Speed, before_stop, prompt_key, sample_seed
 from align.synth.slots import Slots
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -85,6 +86,8 @@ class TransformersEngine:
         ends: list[Any] = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
         self._ends = {end for end in ends if end is not None}
         self.refusal = slots.prepare(model)
+        most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._most: float = math.inf if most is None else most  # tokens of a prompt and its response
 
     @classmethod
     def load(cls, settings: LocalSettings, *, name: str) -> Self:
@@ -99,8 +102,13 @@ class TransformersEngine:
     def sample(
         self, prompts: Sequence[Prompt], settings: SamplingSettings, *, done: Container[tuple[str, int]] = frozenset()
     ) -> Iterator[Sample]:
-        """K samples of each prompt, in the order of completion, which does depend on the batch size."""
+        """K samples of each prompt, in the order of completion, which does depend on the batch size.
+
+        A prompt that leaves no room for `max_new_tokens` comes first, with empty ones that end as TOO_LONG.
+        """
         rows = self._rows(prompts, settings)
+        yield from (self._sample(row, settings) for row in rows if row.finish and (row.key, row.number) not in done)
+        rows = [row for row in rows if not row.finish]
         if self.refusal:
             yield from self._one_by_one(rows, settings, done)
         else:
@@ -114,25 +122,18 @@ class TransformersEngine:
             if key in rows:
                 continue
             ids = self._encoder.prompt_ids(prompt.messages, place).tolist()
-            self._check_length(place, len(ids), settings)
-            self.speed.prompt_tokens += len(ids)
-            self.speed.pairs_attended += len(ids) * (len(ids) + 1) // 2
+            if not ids:
+                raise InputError(f"prompt {place}: the chat template makes no token of it")
+            finish = "" if len(ids) + settings.max_new_tokens <= self._most else TOO_LONG
+            if not finish:
+                self.speed.prompt_tokens += len(ids)
+                self.speed.pairs_attended += len(ids) * (len(ids) + 1) // 2
             seeds = [sample_seed(settings, self.name, key, number) for number in range(settings.num_responses)]
             rows[key] = [
-                Row(key, number, seed, ids, uniforms(seed, settings.max_new_tokens))
+                Row(key, number, seed, ids, uniforms(seed, settings.max_new_tokens), finish=finish)
                 for number, seed in enumerate(seeds)
             ]
         return [row for group in sorted(rows.values(), key=lambda group: -len(group[0].prompt)) for row in group]
-
-    def _check_length(self, place: int, length: int, settings: SamplingSettings) -> None:
-        most: Any = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if length == 0:
-            raise InputError(f"prompt {place}: the chat template makes no token of it")
-        if most is not None and length + settings.max_new_tokens > most:
-            raise InputError(
-                f"prompt {place} has {length} tokens, and with max_new_tokens {settings.max_new_tokens} that is more "
-                f"than the {most} positions of {self.name}; shorten it or lower max_new_tokens"
-            )
 
     def _together(self, rows: Sequence[Row], settings: SamplingSettings) -> Iterator[Sample]:
         """The samples by slots: a row that has ended makes room for the next."""

@@ -15,7 +15,7 @@ from align.config import InputError, Settings, stable_hash
 from align.records import Comparison, Prompt, Record, Response
 from align.synth.answers import final_answer
 from align.synth.journal import Journal, Share
-from align.synth.samples import Sample, prompt_key
+from align.synth.samples import TOO_LONG, Sample, prompt_key
 from align.synth.verdicts import GROUPS_AT_ONCE, Group, Judge, Verdict
 
 CUT = "length"  # how a sample ended that was cut
@@ -90,6 +90,9 @@ def answered(
         wanted.setdefault(key, prompt)
     found: dict[str, list[Sample]] = {key: [] for key in wanted}
     for sample in samples:
+        if sample.finish == TOO_LONG:
+            account.counts["responses:not asked for, the prompt is too long"] += 1
+            continue
         account.counts["responses"] += 1
         account.counts[f"responses:ended by {sample.finish}"] += 1
         if sample.text.strip():

@@ -16,6 +16,7 @@ from align.records import Prompt
 from align.synth.journal import Journal
 
 SEED_BITS = 31  # servers take a seed as a signed 32-bit integer
+TOO_LONG = "prompt too long"  # how a sample ended that was never begun
 
 
 class SamplingSettings(Settings):
@@ -47,7 +48,7 @@ class Sample:
     policy: str
     text: str
     num_tokens: int | None  # drawn, the end of the turn included; None where a server does not say
-    finish: str  # stop (by itself or by a stop string), length (cut at max_new_tokens), or a server's own word
+    finish: str  # stop (by itself or by a stop string), length (cut at max_new_tokens), TOO_LONG, or a server's word
     seed: int
 
 

@@ -1,6 +1,7 @@
 """`align generate` and `align evaluate` from outside, with a small model made on the spot."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,20 @@ def test_a_policy_is_asked_and_graded(policy, tmp_path):
         1,
         2,
     ]
+
+
+def test_a_row_that_is_too_long_to_be_answered_is_left_out_of_groups_and_ends_an_evaluation(policy, tmp_path):
+    many = "sampling.max_new_tokens=100000"
+    summary = json.loads(generate(policy, tmp_path / "groups.jsonl", *SHORT, many).stdout.splitlines()[-1])
+    assert summary["counts"] == {
+        "prompts": 6,
+        "prompts:left out, no response": 6,
+        "responses:not asked for, the prompt is too long": 24,
+    }
+    ended = evaluate("ifeval", "--data", rows(tmp_path / "data.jsonl", IFEVAL), "--policy", policy, many)
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert re.match(r"align: ifeval: row \d is too long for .* with max_new_tokens 100000: lower that", last)
 
 
 def test_the_likelihood_of_rows_is_that_of_plain_transformers(policy, tmp_path):

@@ -15,7 +15,7 @@ from align.data.tokenizer import train_tokenizer
 from align.records import Message, Prompt
 from align.synth.engine import LocalSettings, TransformersEngine
 from align.synth.journal import Journal
-from align.synth.samples import SamplingSettings, ask, prompt_key, resumed
+from align.synth.samples import TOO_LONG, SamplingSettings, ask, prompt_key, resumed
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 PROMPTS = [
@@ -254,12 +254,21 @@ def test_settings_that_cannot_be_are_refused_in_one_line(values, said):
     assert "\n" not in str(caught.value)
 
 
-def test_a_prompt_that_leaves_no_room_is_refused_before_anything_is_sampled():
-    engine, _, _ = tiny_engine()
-    asked = engine.sample(PROMPTS, SamplingSettings(max_new_tokens=450))
-    with pytest.raises(InputError, match=r"prompt 4 has 70 tokens, and with max_new_tokens 450 .* 512 positions"):
-        next(asked)
-    assert engine.speed.tokens == 0
+def test_a_prompt_that_leaves_no_room_comes_first_and_unanswered_and_changes_nothing_else():
+    engine, _, _ = tiny_engine(max_position_embeddings=100)
+    short = [prompt for prompt in PROMPTS if prompt is not PROMPTS[4]]
+    for room, is_left_out in ((30, False), (31, True)):  # behind 70 of its own
+        sampling = SamplingSettings(num_responses=2, max_new_tokens=room)
+        found = list(engine.sample(PROMPTS, sampling))
+        empty = [(one.key, one.number, one.text, one.num_tokens) for one in found if one.finish == TOO_LONG]
+        key = prompt_key(PROMPTS[4])
+        assert empty == ([(key, 0, "", 0), (key, 1, "", 0)] if is_left_out else [])
+        assert found[: len(empty)] == [one for one in found if one.finish == TOO_LONG]
+        others = {(one.key, one.number): one for one in found if one.key != key}
+        assert others == {(one.key, one.number): one for one in engine.sample(short, sampling)}
+        done = {(key, 0)}
+        again = [one.number for one in engine.sample(PROMPTS[4:5], sampling, done=done)]
+        assert again == [1]
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from align.data.formats import read, write
 from align.records import Comparison, Demonstration, Message, Prompt, Response
 from align.synth.journal import Journal
 from align.synth.preferences import Account, GroupSettings, comparisons, judged, prompt_of, spread, unjudged
-from align.synth.samples import Sample, prompt_key
+from align.synth.samples import TOO_LONG, Sample, prompt_key
 from align.synth.verdicts import Verdict
 
 
@@ -147,6 +147,16 @@ def test_a_prompt_without_responses_is_counted(tmp_path):
     groups, account = made(tmp_path, [Q, R], samples(Q, "a", "bb"))
     assert len(groups) == 1
     assert account.counts["prompts:left out, no response"] == 1
+
+
+def test_a_prompt_that_was_too_long_to_be_asked_is_counted_as_such(tmp_path):
+    unasked = [sample(R, number, "", finish=TOO_LONG) for number in range(2)]
+    groups, account = made(tmp_path, [Q, R], [*unasked, *samples(Q, "a", "bb")])
+    assert len(groups) == 1
+    assert account.counts["responses"] == 2
+    assert account.counts["responses:not asked for, the prompt is too long"] == 2
+    assert account.counts["prompts:left out, no response"] == 1
+    assert account.counts["responses:left out, empty"] == 0
 
 
 def test_a_judge_is_not_asked_again_what_a_stopped_call_has_written_down(tmp_path):
