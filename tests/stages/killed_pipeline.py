@@ -59,7 +59,8 @@ steps:
 """
 
 
-LONGEST = 0.4  # of the time of the undisturbed run's steps: from a life's first step to its kill
+MOST_STEPS = 3  # that a life may begin before it is killed in the last of them
+LONGEST = 1.5  # times the undisturbed run's mean seconds of a step: from the beginning of that step to the kill
 EARLY = 10  # one kill in so many comes before the first step
 
 
@@ -108,13 +109,13 @@ def has_ended(child):
     return bool(found)
 
 
-def kill(child, delay_s, log):
-    """Whether the child was killed, `delay_s` after its log began; where that is None, as soon as it is there."""
-    while delay_s is not None and not log.exists():
+def kill(child, num_steps, delay_s, log):
+    """Whether the child was killed, `delay_s` after it began so many steps."""
+    while len(begun(log)) < num_steps:
         if has_ended(child):
             return False
         time.sleep(0.001)
-    time.sleep(delay_s or 0.0)
+    time.sleep(delay_s)
     if has_ended(child):
         return False
     os.kill(child, signal.SIGKILL)
@@ -154,8 +155,9 @@ def lives(run, draw, number, steps_s):
         log = run / f"life-{len(kills) + 1}.log"
         child = live(run, log)
         if len(kills) < number and len(whole) < num_steps:
-            delay_s = None if draw.random() < 1 / EARLY else draw.uniform(0, LONGEST * steps_s)
-            was_killed = kill(child, delay_s, log)
+            many = draw.randint(1, MOST_STEPS) if draw.random() > 1 / EARLY else 0
+            delay_s = draw.uniform(0, LONGEST * steps_s / num_steps) if many else 0.0
+            was_killed = kill(child, many, delay_s, log)
         else:
             was_killed = os.waitpid(child, 0)[1] != 0
             if was_killed:
