@@ -36,10 +36,11 @@ class PathIndex:
     cu_keys: Tensor  # int32 [spans + 1], cumulative gathered rows
     max_queries: int
     max_keys: int
+    subtree_stops: Tensor  # int64 [T], where the rows below a row end, which follow it
 
     def to(self, device: torch.device) -> PathIndex:
         """The same index with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("kv_rows", "cu_queries", "cu_keys")}
+        moved = {name: getattr(self, name).to(device) for name in ("kv_rows", "cu_queries", "cu_keys", "subtree_stops")}
         return replace(self, **moved)
 
 
@@ -202,4 +203,5 @@ def _path_index(spans: tuple[Span, ...]) -> PathIndex:
         cu_keys=torch.tensor([0, *np.cumsum(keys)], dtype=torch.int32),
         max_queries=max(queries),
         max_keys=max(keys),
+        subtree_stops=torch.tensor([span.subtree_stop for span in spans]).repeat_interleave(torch.tensor(queries)),
     )

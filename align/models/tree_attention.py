@@ -2,7 +2,8 @@
 
 Three ways, one meaning. On CPU each span attends to itself causally and each subtree to the span above it without a
 mask, and the blocks are joined by their log-sum-exp (Dao et al. 2022, FlashAttention, sec. 3.1); on CUDA in half
-precision, variable-length attention over gathered root paths; elsewhere, and for soft-capped scores, plain matrices.
+precision, variable-length attention over gathered root paths; elsewhere, and for soft-capped scores, plain matrices:
+one of all rows against all on a GPU where that is small, else one a span.
 
 Shape legend: B = 1, H query heads, G key heads, T rows, D head width, M rows of a root path.
 """
@@ -17,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from align.config import InputError
@@ -38,6 +40,8 @@ _HONOURED = {"softcap", "sliding_window"}
 # PyTorch 2.11 takes grouped heads without being asked; later versions ask.
 _GROUPED_HEADS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 _VARLEN_WIDTHS = range(8, 257, 8)  # head widths that PyTorch's CUDA flash kernel takes without padding
+# Scores that one matrix may have: 256 MiB in fp32, as a tile of the LM head on a GPU.
+DENSE_SCORES = 1 << 26
 _calls = {"tree": 0}  # attention calls that saw a layout; read by the start-up probe
 
 
@@ -69,14 +73,15 @@ def tree_attention(  # noqa: PLR0913 - the signature is transformers' AttentionI
     query, key, value = (_ready(each) for each in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     softcap = cast("float | None", kwargs.get("softcap"))
-    if softcap or query.shape[-1] != value.shape[-1]:
-        return matrix_attention(query, key, value, tree, scale, softcap).transpose(1, 2), None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] in _VARLEN_WIDTHS:
-        return varlen_attention(query, key, value, tree, scale), None
-    if query.device.type == "cpu":
-        blocks = cast("Callable[..., Tensor]", BlockAttention.apply)
-        return blocks(query, key, value, tree, scale).transpose(1, 2), None
-    return matrix_attention(query, key, value, tree, scale, None).transpose(1, 2), None
+    if not softcap and query.shape[-1] == value.shape[-1]:
+        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] in _VARLEN_WIDTHS:
+            return varlen_attention(query, key, value, tree, scale), None
+        if query.device.type == "cpu":
+            blocks = cast("Callable[..., Tensor]", BlockAttention.apply)
+            return blocks(query, key, value, tree, scale).transpose(1, 2), None
+    is_small = query.device.type != "cpu" and query.shape[1] * tree.num_rows**2 <= DENSE_SCORES
+    matrices = dense_attention if is_small else matrix_attention
+    return matrices(query, key, value, tree, scale, softcap).transpose(1, 2), None
 
 
 def refuse(
@@ -227,7 +232,7 @@ def varlen_attention(
 def matrix_attention(
     query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scale: float, softcap: float | None
 ) -> Tensor:
-    """[1, H, T, D] by plain matrices, a span at a time; soft-capping as cap * tanh(score / cap) (Gemma 2, sec. 2)."""
+    """[1, H, T, D] by plain matrices, a span at a time."""
     groups = query.shape[1] // key.shape[1]
     keys, values = _repeat(key, groups), _repeat(value, groups)
     outputs: list[Tensor] = []
@@ -235,14 +240,37 @@ def matrix_attention(
     reach = [sum(lengths[node] for node in span.ancestors) + span.stop - span.start for span in tree.spans]
     rows_of_span = tree.paths.kv_rows.split(reach)
     for span, length, rows_M in zip(tree.spans, lengths, rows_of_span, strict=True):
-        scores = query[:, :, span.start : span.stop] @ keys[:, :, rows_M].transpose(-1, -2) * scale
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
         future = torch.ones(length, len(rows_M), dtype=torch.bool, device=query.device)
         future = future.triu(len(rows_M) - length + 1)
-        weights = scores.masked_fill(future, -math.inf).softmax(dim=-1, dtype=_lse_dtype(query)).to(query.dtype)
-        outputs.append(weights @ values[:, :, rows_M])
+        own = query[:, :, span.start : span.stop]
+        outputs.append(_attended(own, keys[:, :, rows_M], values[:, :, rows_M], future, scale, softcap))
     return torch.cat(outputs, dim=2)
+
+
+def dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scale: float, softcap: float | None
+) -> Tensor:
+    """[1, H, T, D] by one matrix of all rows against all, which is made again in the backward pass and not kept."""
+    groups = query.shape[1] // key.shape[1]
+    rows_T = torch.arange(tree.num_rows, device=query.device)
+    # A row's root path: those before it whose subtree has not ended.
+    off_path_TT = (rows_T > rows_T[:, None]) | (tree.paths.subtree_stops <= rows_T[:, None])
+    heads = (query, _repeat(key, groups), _repeat(value, groups))
+    return cast(
+        Tensor,
+        checkpoint(_attended, *heads, off_path_TT, scale, softcap, use_reentrant=False, preserve_rng_state=False),
+    )
+
+
+def _attended(  # noqa: PLR0913 - a formula's terms
+    query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, scale: float, softcap: float | None
+) -> Tensor:
+    """Softmax over what is not hidden; soft-capping as cap * tanh(score / cap) (Gemma 2, sec. 2)."""
+    scores = query @ keys.transpose(-1, -2) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(hidden, -math.inf).softmax(dim=-1, dtype=_lse_dtype(query))
+    return weights.to(query.dtype) @ values
 
 
 def _no_mask(*_: object, **__: object) -> None:

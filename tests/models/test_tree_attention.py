@@ -10,8 +10,15 @@ from tiny_models import SEQUENCES
 from torch.nn.attention.varlen import varlen_attn
 
 from align.config import InputError
+from align.models import tree_attention as module_of_attention
 from align.models.tree import tree_batch
-from align.models.tree_attention import BlockAttention, matrix_attention, tree_attention, varlen_attention
+from align.models.tree_attention import (
+    BlockAttention,
+    dense_attention,
+    matrix_attention,
+    tree_attention,
+    varlen_attention,
+)
 
 HEADS = [(1, 1), (4, 4), (4, 2), (6, 1)]  # query heads, key heads
 WIDTHS = [4, 7, 16]
@@ -106,7 +113,9 @@ def test_blocks_and_matrices_are_one_softmax_a_row(sequences, dtype, tolerance):
         expected = with_gradients(row_by_row, inputs, batch, scale)
         blocks = with_gradients(BlockAttention.apply, inputs, batch.layout, scale)
         matrices = with_gradients(matrix_attention, inputs, batch.layout, scale, None)
-        assert max(largest_errors(blocks, expected) + largest_errors(matrices, expected)) <= tolerance
+        one_matrix = with_gradients(dense_attention, inputs, batch.layout, scale, None)
+        for found in (blocks, matrices, one_matrix):
+            assert max(largest_errors(found, expected)) <= tolerance
         num_cases += 1
     assert num_cases >= 4
 
@@ -118,7 +127,26 @@ def test_soft_capped_scores_and_narrow_values_are_one_softmax_a_row(softcap):
     expected = with_gradients(row_by_row, inputs, batch, 8**-0.5, softcap)
     registered = partial(tree_attention, torch.nn.Module(), attention_mask=None, tree=batch.layout, softcap=softcap)
     found = with_gradients(lambda *heads: registered(*heads)[0].transpose(1, 2), inputs)
-    assert max(largest_errors(found, expected)) <= 1e-10
+    one_matrix = with_gradients(dense_attention, inputs, batch.layout, 8**-0.5, softcap)
+    assert max(largest_errors(found, expected) + largest_errors(one_matrix, expected)) <= 1e-10
+
+
+@pytest.mark.parametrize(("below", "way"), [(0, "dense_attention"), (1, "matrix_attention")])
+def test_off_the_cpu_small_layouts_take_one_matrix_and_larger_ones_one_a_span(monkeypatch, below, way):
+    batch = tree_batch(SEQUENCES["13 responses"])
+    heads = [each.to("meta") for each in random_heads((4, 2), 8, batch.num_tokens)]
+    monkeypatch.setattr(module_of_attention, "_ready", lambda each: each)  # torch knows no autocast on `meta`
+    taken = []
+    for name in ("dense_attention", "matrix_attention"):
+        made = getattr(module_of_attention, name)
+        monkeypatch.setattr(
+            module_of_attention, name, lambda *given, name=name, made=made: taken.append(name) or made(*given)
+        )
+    rows = batch.num_tokens
+    monkeypatch.setattr(module_of_attention, "DENSE_SCORES", 4 * rows**2 - below)
+    layout = batch.layout.to(torch.device("meta"))
+    found, _ = tree_attention(torch.nn.Module(), *heads, None, tree=layout)
+    assert (taken, found.shape) == ([way], (1, rows, 4, 8))
 
 
 @pytest.mark.parametrize("heads", HEADS)
