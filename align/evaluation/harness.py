@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from align.config import InputError, one_line
 from align.evaluation.scores import Score
+from align.models.loading import default_device
 
 NORMAL_95 = 1.96  # standard errors on either side of a 95 % interval; the harness gives standard errors
 
@@ -29,11 +28,10 @@ def harness(
     manager: Any = TaskManager(include_path=str(folder) if folder else None)
     if unknown := [name for name in names if not manager.match_tasks([name])]:
         raise InputError(f"lm-evaluation-harness has no task {unknown[0]!r}")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found: Any = simple_evaluate(
             model="hf",
-            model_args={"pretrained": model, "trust_remote_code": False, "device": device},
+            model_args={"pretrained": model, "trust_remote_code": False, "device": default_device()},
             tasks=list(names),
             task_manager=manager,
             limit=limit,

@@ -257,6 +257,11 @@ def adapted(model: PreTrainedModel, settings: PolicySettings, *, task: str) -> P
     return model if lora is None else new_adapters(model, lora, seed=settings.seed, task=task)
 
 
+def default_device() -> Literal["cpu", "cuda"]:
+    """Where a model goes that nothing else places: a GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def length_limit(config: PretrainedConfig) -> int | None:
     """Positions that the model can tell apart, where its configuration says so."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)

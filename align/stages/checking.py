@@ -23,7 +23,7 @@ from align.data.batching import Balance, Indices, balance, order, steps_per_epoc
 from align.data.chat import ChatEncoder, TokenGroup
 from align.evaluation.likelihood import LIKELIHOODS
 from align.evaluation.tasks import TASKS
-from align.models.loading import config_of, fresh_config, length_limit, quiet_transformers
+from align.models.loading import config_of, default_device, fresh_config, length_limit, quiet_transformers
 from align.models.tree import count_tokens, tree_batch
 from align.records import Prompt
 from align.stages.costs import matrix_rate
@@ -50,9 +50,9 @@ from align.stages.steps import (
 )
 from align.stages.training import imported, objective_of, tokenizer_of
 
-# Shares of a large matrix product's rate on a CPU: of a training step (README, comparison with TRL), and of sampling,
-# which reads all weights for each token of a batch.
-EFFICIENCY, SAMPLING_EFFICIENCY = 0.6, 0.05
+# Shares of a large matrix product's rate: of a training step (README, comparison with TRL: a Xeon, an H100), and of
+# sampling, which reads all weights for each token of a batch and has been timed on a CPU only.
+EFFICIENCY, SAMPLING_EFFICIENCY = {"cpu": 0.6, "cuda": 0.37}, 0.05
 CHECKPOINTS = 6  # models' sizes on the disk at once: weights and two moments, of a checkpoint and of the one before it
 RANKS, DEALT = (8, 64), 16  # numbers of ranks that a step's balance is told for, over so many steps
 TEXT_BYTES = 8  # of a token in a file of responses and in what is kept beside it until it is whole
@@ -143,7 +143,7 @@ def _of_training(
         rows=num_rows,
         tokens=work.tokens,
         flops=flops,
-        seconds=flops / (matrix_rate(precision=settings.precision) * EFFICIENCY),
+        seconds=flops / _training_rate(settings.precision),
         disk=model.num_weights * FP32,
         spare=CHECKPOINTS * model.num_weights * FP32,
         training=Training(
@@ -178,7 +178,7 @@ def _of_training_to_come(
         rows=rows,
         tokens=tokens,
         flops=flops,
-        seconds=flops / (matrix_rate(precision=step.train.precision) * EFFICIENCY),
+        seconds=flops / _training_rate(step.train.precision),
         disk=model.num_weights * FP32,
         spare=CHECKPOINTS * model.num_weights * FP32,
         bound=True,
@@ -210,7 +210,7 @@ def _of_answers(
         rows=rows,
         tokens=whole,
         flops=flops,
-        seconds=flops / (matrix_rate(precision=precision) * SAMPLING_EFFICIENCY),
+        seconds=flops / (matrix_rate(default_device(), precision) * SAMPLING_EFFICIENCY),
         disk=whole * TEXT_BYTES,
         bound=drawn > 0,
     )
@@ -264,6 +264,12 @@ def _balances(step: TrainStep | PreferenceStep | RewardStep, sizes: Sequence[int
     steps = [epoch[start : start + per_step] for start in starts]
     widths = [ranks for ranks in RANKS if ranks <= len(steps[0])] or [len(steps[0])]
     return [balance(steps, sizes, token_budget=budget, num_ranks=ranks) for ranks in widths]
+
+
+def _training_rate(precision: str) -> float:
+    """Floating-point operations a second of a training step on this machine, about."""
+    here = default_device()
+    return matrix_rate(here, precision) * EFFICIENCY[here]
 
 
 def model_config(recipe: Recipe, name: str, vocab_size: int) -> PretrainedConfig:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from align.accounting.formulas import Work, added
 from align.config import InputError, nearest
@@ -17,7 +16,7 @@ from align.data.templates import apply_template
 from align.evaluation.likelihood import LIKELIHOODS, NLL, Parts, rates
 from align.evaluation.scores import Score, interval
 from align.evaluation.tasks import CORRECT, TASKS, scores
-from align.models.loading import PolicySettings, length_limit, quiet_transformers
+from align.models.loading import PolicySettings, default_device, length_limit, quiet_transformers
 from align.models.policy import load_policy
 from align.models.tree import tree_batch
 from align.stages.answering import ask_policy, grades_of, write_lines
@@ -123,8 +122,7 @@ def _likely(context: Context, name: str, task: TaskSettings, before: Work, proce
         f"{name}: {account['rows']} rows read, {len(groups)} told, {account['left_out'] or 'none'} left out"
     )
     context.report.phase(name, len(groups))
-    if torch.cuda.is_available():
-        policy.to("cuda")
+    policy.to(default_device())
     parts: list[Parts] = []
     for each in LIKELIHOODS[kind](policy, groups, precision=task.precision, processes=processes):
         parts.append(each)

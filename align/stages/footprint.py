@@ -10,6 +10,7 @@ from typing import Any, Literal
 from align.accounting.formulas import Decoder, Sharding
 from align.accounting.memory import DEEPSPEED, PROCESS, MicroBatch, adapter_weights, training_memory
 from align.config import InputError, read_recipe
+from align.models.loading import default_device
 from align.models.logprobs import TILE_CPU, TILE_GPU
 from align.stages.estimates import Footprint
 from align.stages.recipe import Recipe
@@ -27,7 +28,7 @@ NUMBERS = {  # of Sharding, by DeepSpeed's names
 def sharding_of(launch: str | None, reduce: Literal["once", "each"] = "once") -> Sharding:
     """How an `accelerate launch` of the file would spread a step; FSDP2 does as ZeRO-3 does, a layer at a time."""
     if launch is None:
-        return Sharding(reduce=reduce)
+        return Sharding(reduce=reduce, cpu=default_device() == "cpu")
     if not Path(launch).is_file():
         raise InputError(f"launch: {launch}: no such file for accelerate launch")
     asked = read_recipe(Path(launch))

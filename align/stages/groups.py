@@ -9,7 +9,7 @@ from typing import Any
 
 from align.accounting.formulas import Work
 from align.config import InputError
-from align.models.loading import config_of, quiet_transformers
+from align.models.loading import config_of, default_device, quiet_transformers
 from align.records import Comparison, Demonstration, Prompt, Record
 from align.stages.costs import NOTHING, Done, dimensions
 from align.stages.generating import beside, opened, sampled, write_judged
@@ -135,4 +135,5 @@ def sampling_done(folder: Path, speeds: Sequence[Speed], precision: str, more: W
         weights=None if isinstance(size, str) else size.num_weights,
         observed=Work(tokens, pairs, targets),
         precision=precision,
+        device=default_device(),
     )

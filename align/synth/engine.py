@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicCache
 from align.config import InputError, Settings
 from align.data.chat import ChatEncoder
 from align.data.templates import apply_template
-from align.models.loading import PolicySettings
+from align.models.loading import PolicySettings, default_device
 from align.models.policy import load_policy
 from align.records import Prompt
 from align.synth import slots
@@ -96,7 +96,7 @@ class TransformersEngine:
         apply_template(tokenizer, settings.chat_template)
         hf = policy.hf.merge_and_unload() if isinstance(policy.hf, PeftModel) else policy.hf
         model = in_precision(cast(PreTrainedModel, hf), DTYPES[settings.precision])
-        model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # pyright: ignore[reportArgumentType] - transformers wraps `to`
+        model.to(torch.device(default_device()))  # pyright: ignore[reportArgumentType] - transformers wraps `to`
         return cls(model, tokenizer, name=name, batch_size=settings.batch_size)
 
     def sample(

@@ -10,7 +10,7 @@ from align.config import InputError, nearest, stable_hash
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.templates import apply_template
 from align.models.backbone import fingerprint
-from align.models.loading import PolicySettings, length_limit, quiet_transformers
+from align.models.loading import PolicySettings, default_device, length_limit, quiet_transformers
 from align.models.probe import choose_forward, refusal
 from align.models.reward import load_reward_model, saved_rating, score_groups
 from align.records import Comparison, Response
@@ -38,7 +38,7 @@ class RewardModelJudge:
         self.rating, self.token_budget, self.precision = saved, token_budget, precision
         self.model, self.tokenizer = load_reward_model(PolicySettings(path=path))
         template = apply_template(self.tokenizer)
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(default_device())
         self.encoder = ChatEncoder(self.tokenizer)
         self.limit = length_limit(self.model.base.config)
         self.identity = stable_hash([fingerprint(self.model), template, saved, precision])  # of what decides a verdict

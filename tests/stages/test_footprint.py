@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from small_runs import RECIPE
 
@@ -65,6 +66,12 @@ def test_on_a_gpu_the_process_itself_is_not_in_the_devices_memory(tmp_path, monk
     found = memory_of(tmp_path, "steps.sft.launch=launch/gpu-1.yaml")["sft"]
     assert "in one process, estimated" in found.told()
     assert found.peak < 600 * 2**20  # of which most are the tiles of logits, larger than on a CPU
+
+
+def test_without_a_launch_file_a_step_is_where_the_machine_has_its_gpu(monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert sharding_of(None).cpu is not there
 
 
 def test_what_spares_memory_is_seen_to(tmp_path):

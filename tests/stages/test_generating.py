@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from test_cli import SMALL, align
 
 from align.data.formats import read
 from align.records import Comparison
+from align.stages.groups import sampling_done
+from align.synth.samples import Speed
 
 IFEVAL = [
     {"key": 11, "prompt": "List two animals.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
@@ -91,6 +94,13 @@ def test_without_a_judge_responses_have_no_rewards(policy, tmp_path):
     assert generate(policy, tmp_path / "groups.jsonl", *SHORT).returncode == 0
     groups = read(str(tmp_path / "groups.jsonl")).records
     assert {response.reward for group in groups for response in group.responses} == {None}
+
+
+def test_what_was_sampled_on_a_gpu_is_accounted_for_there(policy, monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        done = sampling_done(Path(policy), [Speed(tokens=7, prompt_tokens=5)], "bf16")
+        assert (done.device, done.observed.tokens) == ("cuda" if there else "cpu", 12)
 
 
 def test_settings_left_out_keep_their_defaults(policy, tmp_path):
@@ -230,7 +240,6 @@ def test_a_row_that_is_too_long_to_be_answered_is_left_out_of_groups_and_ends_an
 
 
 def test_the_likelihood_of_rows_is_that_of_plain_transformers(policy, tmp_path):
-    import torch  # noqa: PLC0415 - beside its use
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
     pairs = [{"prompt": "List two animals.", "chosen": "cat dog", "rejected": "a"} for _ in range(3)]
