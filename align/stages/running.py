@@ -223,12 +223,10 @@ def _launched(command: Command, name: str, launch: str, mark: str, working: Path
 
 def _followed(call: Sequence[str], environment: Mapping[str, str], log: Path, metrics: Path, report: Reporter) -> int:
     """The status that the call ends with; every line of metrics is passed on as it comes."""
-    seen, passed = 0, False
-    with log.open("w", encoding="utf-8") as file:
+    seen, passed, status = 0, False, None
+    with stop_later() as stop, log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(call, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        status = None
-        with stop_later() as stop:
+        try:
             while status is None:
                 if stop.told and not passed:
                     child.terminate()  # the launcher passes it on
@@ -239,11 +237,11 @@ def _followed(call: Sequence[str], environment: Mapping[str, str], log: Path, me
                 for line in [line for line in lines[seen:] if line.endswith("\n")]:
                     report.advance(1, json.loads(line))
                     seen += 1
-        return status
-    finally:
-        if child.poll() is None:
-            child.terminate()
-            child.wait()
+            return status
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
 
 
 def table(made: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

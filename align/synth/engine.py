@@ -124,13 +124,15 @@ class TransformersEngine:
             ids = self._encoder.prompt_ids(prompt.messages, place).tolist()
             if not ids:
                 raise InputError(f"prompt {place}: the chat template makes no token of it")
-            finish = "" if len(ids) + settings.max_new_tokens <= self._most else TOO_LONG
-            if not finish:
+            fits = len(ids) + settings.max_new_tokens <= self._most
+            if fits:
                 self.speed.prompt_tokens += len(ids)
                 self.speed.pairs_attended += len(ids) * (len(ids) + 1) // 2
             seeds = [sample_seed(settings, self.name, key, number) for number in range(settings.num_responses)]
             rows[key] = [
-                Row(key, number, seed, ids, uniforms(seed, settings.max_new_tokens), finish=finish)
+                Row(key, number, seed, ids, uniforms(seed, settings.max_new_tokens))
+                if fits
+                else Row(key, number, seed, ids, [], finish=TOO_LONG)
                 for number, seed in enumerate(seeds)
             ]
         return [row for group in sorted(rows.values(), key=lambda group: -len(group[0].prompt)) for row in group]
