@@ -115,8 +115,8 @@ class Loop:
         self.report.advance(1, metrics)
         if final:
             return saved
-        told = self._sum(float(stop.told)) > 0  # one process is enough
-        if not (told or _every(step + 1, settings.checkpoint_steps) or self._is_late(saved)):
+        told, late = self._due(saved, stop)
+        if not (told or late or _every(step + 1, settings.checkpoint_steps)):
             return saved
         save_checkpoint(
             job.folder, step + 1, holder=self.sharding, processes=self.processes, settings_hash=self.identity
@@ -267,13 +267,17 @@ class Loop:
         pairs = zip(names, flat[::2], flat[1::2], strict=True)
         return {"loss": loss_sum, **{name: total / count if count else 0.0 for name, total, count in pairs}}
 
-    def _is_late(self, saved: float) -> bool:
-        """Whether the first rank's clock says that it is time for a checkpoint; those of the others may differ."""
+    def _due(self, saved: float, stop: Stop) -> tuple[bool, bool]:
+        """Whether any rank is told to stop, and whether it is time for a checkpoint by the first one's clock.
+
+        The clocks of the others may differ.
+        """
         minutes = self.job.settings.checkpoint_minutes
-        if minutes is None:
-            return False
-        late = self.accelerator.is_main_process and (time.monotonic() - saved) / 60 >= minutes
-        return self._sum(float(late)) > 0
+        is_late = minutes is not None and (time.monotonic() - saved) / 60 >= minutes
+        mine = [float(stop.told), float(is_late and self.accelerator.is_main_process)]
+        tensor = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
+        told, late = cast(Tensor, self.accelerator.reduce(tensor, reduction="sum")).tolist()
+        return told > 0, late > 0
 
 
 def _add(totals: dict[str, Tally], tallies: Mapping[str, Tally], share: int) -> None:
