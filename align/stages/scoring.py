@@ -17,7 +17,7 @@ from align.stages.pairs import accuracy, pairs_of
 from align.stages.recipe import content_of
 from align.stages.shares import finish, join, leave, share_of
 from align.synth.reward_judge import reward_model_judge
-from align.synth.verdicts import GROUPS_AT_ONCE, Verdict
+from align.synth.verdicts import Verdict
 from align.train.runtime import Reporter
 
 KEPT = "ratings"  # what is kept beside the file that is written
@@ -48,7 +48,7 @@ def score_file(
     began = time.monotonic()
     with opened(beside(out, KEPT), made_with, processes) as journal:
         missing = [row for row in range(len(asked)) if str(row) not in journal.done]
-        own = [row for row in missing if share_of(processes).has(row, run=GROUPS_AT_ONCE)]
+        own = [row for row in missing if share_of(processes).has(row)]
         report.note(f"{len(asked)} rows to rate, {len(asked) - len(missing)} rated before")
         report.phase("score", len(own) + len(asked) - len(missing), len(asked) - len(missing))
 

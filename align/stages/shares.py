@@ -12,7 +12,6 @@ from accelerate.state import PartialState
 
 from align.config import InputError, read_recipe
 from align.synth.journal import Journal, Share
-from align.synth.verdicts import GROUPS_AT_ONCE
 from align.train.heartbeat import rest
 from align.train.runtime import PATIENCE, Processes, asks_for, check_world
 
@@ -80,6 +79,6 @@ def dealt(
 ) -> list[R]:
     """What the work gives for each item, in their order, on every process; each does its share of them."""
     share = share_of(processes)
-    mine = processes.all(lambda: list(work(share.of(items, run=GROUPS_AT_ONCE))), doing)
+    mine = processes.all(lambda: list(work(share.of(items))), doing)
     parts = [iter(part) for part in processes.each(mine)]
-    return [next(parts[place // GROUPS_AT_ONCE % processes.count]) for place in range(len(items))]
+    return [next(parts[place % processes.count]) for place in range(len(items))]

@@ -28,13 +28,13 @@ class Share:
     number: int = 0
     count: int = 1
 
-    def of(self, items: Sequence[T], *, run: int = 1) -> list[T]:
-        """Its items: runs of `run` neighbours are dealt in turn."""
-        return [item for place, item in enumerate(items) if self.has(place, run=run)]
+    def of(self, items: Sequence[T]) -> list[T]:
+        """Its items, which are dealt in turn."""
+        return [item for place, item in enumerate(items) if self.has(place)]
 
-    def has(self, place: int, *, run: int = 1) -> bool:
+    def has(self, place: int) -> bool:
         """Whether the item at this place is one of them."""
-        return place // run % self.count == self.number
+        return place % self.count == self.number
 
 
 class Journal:

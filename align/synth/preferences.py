@@ -16,7 +16,7 @@ from align.records import Comparison, Prompt, Record, Response
 from align.synth.answers import final_answer
 from align.synth.journal import Journal, Share
 from align.synth.samples import TOO_LONG, Sample, prompt_key
-from align.synth.verdicts import GROUPS_AT_ONCE, Group, Judge, Verdict
+from align.synth.verdicts import Group, Judge, Verdict
 
 CUT = "length"  # how a sample ended that was cut
 PAIR = 2  # responses that a comparison needs
@@ -117,10 +117,9 @@ def judged(
 ) -> Iterator[Scored]:
     """Each prompt that has responses, with their verdicts; the judge is asked nothing that the journal knows.
 
-    Of several processes each has a share of them. What judges look at together stays together, so that a verdict does
-    not depend on how many processes there are.
+    Of several processes each has a share of them.
     """
-    groups = share.of(list(answered(prompts, samples, account)), run=GROUPS_AT_ONCE)
+    groups = share.of(list(answered(prompts, samples, account)))
     texts = [[one.text for one in of] for _, of in groups]
     marks = [stable_hash([prompt_key(prompt), said]) for (prompt, _), said in zip(groups, texts, strict=True)]
     missing = [index for index, mark in enumerate(marks) if mark not in journal.done]

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from align.records import Prompt
 
-# That a judge may look at together: a reward model cuts so many into micro-batches, and a combination asks each of its
-# judges about so many before the next. What a kill costs at most, and what processes deal among them.
+# That are looked at in one go: a reward model has so many made into tokens, and a combination asks each of its judges
+# about so many before the next. What a kill costs at most.
 GROUPS_AT_ONCE = 64
 
 # A prompt and its responses, which a judge sees together.
@@ -27,7 +27,11 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """One verdict a response, in order; groups come back in the order that they were given in."""
+    """One verdict a response, in order; groups come back in the order that they were given in.
+
+    What it says of a group must not depend on the others of the call: processes share them out, and after a kill a
+    judge is asked about what is left.
+    """
 
     def __call__(self, groups: Sequence[Group]) -> Iterable[tuple[Verdict, ...]]:
         """One tuple a group, as soon as it is known."""

@@ -98,7 +98,7 @@ def test_ground_truth_comes_before_a_verifier_and_that_before_ones_own():
         ([{"name": "verifier", "settings": {"lose": True}}], "loose"),
         ([{"name": "executed_tests", "settings": {"rewards": "all"}}], "reward"),
         ([{"name": "reward_model"}], "path"),
-        ([{"name": "reward_model", "settings": {"path": "x", "pat": "y"}}], "path, token_budget"),
+        ([{"name": "reward_model", "settings": {"path": "x", "pat": "y"}}], "path, precision"),
         ([{"name": "llm", "settings": {"model": "m", "mod": "rating"}}], "mode"),
         ([{"name": "no.such.module:judge"}], "no.such.module"),
     ],
