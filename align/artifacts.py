@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -101,12 +101,18 @@ def working_folder(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
 
 
-def complete(working: Path, target: Path, *, manifest: Mapping[str, Any]) -> None:
-    """Turn a step's working folder into `target`, its manifest last, without what kills have left in it."""
+def complete(
+    working: Path, target: Path, *, manifest: Mapping[str, Any], tidy: Callable[[Path], None] = lambda folder: None
+) -> None:
+    """Turn a step's working folder into `target`, its manifest last, without what kills have left in it.
+
+    `tidy` removes what a step goes on from after a kill: the manifest is there by then, and nothing is computed again.
+    """
     with writing(target):
         remove_leftovers(working)
         _sync_below(working)
         write_json(working / MANIFEST, dict(manifest))
+        tidy(working)
         _rename(working, target)
         remove_leftovers(target.parent, of=target.name)
 

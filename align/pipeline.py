@@ -125,13 +125,15 @@ def run(
     execute: Execute,
     announce: Callable[[str], None],
     watch: Callable[[str, str], None] = lambda name, state: None,
+    tidy: Callable[[Path], None] = lambda folder: None,
     until: str | None = None,
     again: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """The manifest of every step up to `until` by name, after `execute` has made those that were not there.
 
     `execute(step, working folder, folder of each input)` continues from what it finds in the working folder,
-    and returns what the manifest is to say. `watch(step, state)` is told whenever a step's state changes.
+    and returns what the manifest is to say; `tidy(working folder)` removes what only that needed, once it is written.
+    `watch(step, state)` is told whenever a step's state changes.
     """
     planned, marks = plan(steps, root, until=until, again=again), fingerprints(steps)
     _forget([root / name for name in dependents(steps, again)])  # those after `until` as well
@@ -159,7 +161,7 @@ def run(
                 content = execute(step, working, {name: root / name for name in step.inputs})
             inputs = {name: marks[name] for name in step.inputs}
             made[step.name] = {**content, "step": step.name, "key": step.key, "inputs": inputs, "fingerprint": mark}
-        artifacts.complete(working, target, manifest=made[step.name])
+        artifacts.complete(working, target, manifest=made[step.name], tidy=tidy)
         watch(step.name, FINISHED)
     return made
 

@@ -179,6 +179,26 @@ def test_what_was_begun_with_other_settings_is_cleared_and_said_so(tmp_path):
     assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["letter", "manifest.json"]
 
 
+def test_what_a_step_goes_on_from_stays_until_a_kill_can_cost_nothing(tmp_path):
+    def execute(step, working, inputs):
+        (working / "checkpoint").write_text("half way")
+        return letter(step, working, inputs)
+
+    def tidy(working):
+        kills.append(manifest(working)["step"])
+        if len(kills) == 1:
+            raise KeyboardInterrupt
+        (working / "checkpoint").unlink()
+
+    kills = []
+    with pytest.raises(KeyboardInterrupt):
+        run([Step("sft", (), "k")], tmp_path, execute=execute, announce=lambda _: None, tidy=tidy)
+    assert (working_folder(tmp_path / "sft") / "checkpoint").exists()
+    run([Step("sft", (), "k")], tmp_path, execute=pytest.fail, announce=lambda _: None, tidy=tidy)
+    assert kills == ["sft", "sft"]
+    assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["letter", "manifest.json"]
+
+
 def test_until_it_is_made_anew_a_changed_step_keeps_its_older_folder(tmp_path):
     def look(step, working, inputs):
         assert (tmp_path / "sft" / "letter").read_text() == "sft:one()"

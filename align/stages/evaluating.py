@@ -29,7 +29,6 @@ from align.stages.shares import join
 from align.stages.steps import EvaluateStep, TaskSettings
 from align.stages.training import Context, about
 from align.synth.engine import LocalSettings, TransformersEngine
-from align.synth.journal import remove_journal
 from align.synth.samples import SamplingSettings
 from align.train.runtime import Processes
 
@@ -101,12 +100,7 @@ def _answered(
         }
         for (number, text), grade in zip(answers, grades, strict=True)
     ]
-
-    def write() -> None:
-        write_lines(context.working / f"{name}.jsonl", lines)
-        remove_journal(path)
-
-    processes.first(write, f"writing {name}")
+    processes.first(lambda: write_lines(context.working / f"{name}.jsonl", lines), f"writing {name}")
     return scores(kind, answers, grades)
 
 

@@ -19,12 +19,14 @@ from align.stages.shares import finish, join, leave, share_of
 from align.stages.sources import prompts
 from align.synth.constrained import ConstraintSettings
 from align.synth.engines import EngineSettings, make_engine
-from align.synth.journal import Journal
+from align.synth.journal import Journal, remove_journal
 from align.synth.judges import How, JudgeSettings, judge_of, make_judge
 from align.synth.preferences import Account, GroupSettings, comparisons, judged, unjudged
 from align.synth.samples import Sample, SamplingSettings, Speed, distinct, kept, prompt_key, resumed
 from align.synth.verdicts import Judge
 from align.train.runtime import Processes, Reporter
+
+KEPT = ("samples", "verdicts")  # beside an output file, as they come
 
 
 class RowSettings(Settings):
@@ -164,6 +166,13 @@ def check_out(out: Path, what: str = "samples") -> None:
 def beside(out: Path, what: str) -> Path:
     """Where the finished items of an output file are kept."""
     return out.with_name(f".{out.name}.{what}")
+
+
+def remove_kept(folder: Path) -> None:
+    """Remove what is kept beside the output files in the folder of a step that is finished."""
+    for what in KEPT:
+        for path in folder.glob(f".*.{what}"):
+            remove_journal(path)
 
 
 class Sampling(Protocol):

@@ -18,7 +18,6 @@ from align.stages.shares import join
 from align.stages.sources import prompts, records
 from align.stages.steps import GenerateStep, ScoreStep, with_folders
 from align.stages.training import Context, about
-from align.synth.journal import remove_journal
 from align.synth.judges import make_judge
 from align.synth.preferences import Account, prompt_of
 from align.synth.samples import Sample, Speed, prompt_key
@@ -108,9 +107,6 @@ def _judge(
     write_judged(out, asked, samples, judge, settled, account=account, processes=processes, report=report)
     told = sorted(account.counts.items())
     report.note("; ".join(f"{number:,} {name.replace(':', ' ')}" for name, number in told if number))
-    if processes.is_first:
-        for what in ("samples", "verdicts"):
-            remove_journal(beside(out, what))
     return account
 
 

@@ -33,10 +33,10 @@ from align.models.reward import (
 )
 from align.stages.pairs import accuracy, pairs_of
 from align.stages.recipe import Recipe
-from align.stages.sources import Rows, remove_rows, step_rows
+from align.stages.sources import Rows, step_rows
 from align.stages.steps import RewardStep
 from align.stages.training import Context, about, account, describe, done_of, job_of, policy_settings, whole_copy
-from align.train.checkpoint import is_begun, remove_checkpoints
+from align.train.checkpoint import is_begun
 from align.train.loop import Loop
 from align.train.reward_objective import BradleyTerryObjective, RewardObjective, label_table, reward_objective
 from align.train.runtime import Processes, make_accelerator, read_in_shares
@@ -79,8 +79,6 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     def save() -> None:
         set_padding(whole, tokenizer, ends)
         save_reward_model(whole, tokenizer, context.working)
-        remove_checkpoints(context.working)
-        remove_rows(context.working)
 
     loop.processes.first(save, "writing the reward model")
     return {

@@ -23,11 +23,14 @@ from align.config import InputError, RunError
 from align.report import write_report
 from align.stages.costs import Meter
 from align.stages.evaluating import changes, evaluate_policy
+from align.stages.generating import remove_kept
 from align.stages.groups import generate_groups, score_groups
 from align.stages.recipe import Recipe, load_recipe
 from align.stages.rewards import train_reward_model
 from align.stages.shares import leave
+from align.stages.sources import remove_rows
 from align.stages.training import Context, import_policy, train
+from align.train.checkpoint import remove_checkpoints
 from align.train.runtime import Reporter
 from align.train.stopping import stop_later
 
@@ -86,6 +89,7 @@ def run_recipe(
             execute=_timed(_executor(recipe, report, energy, command), computing_s),
             announce=report.note,
             watch=report.watch,
+            tidy=_tidy,
             until=last,
             again=redone,
         )
@@ -176,7 +180,7 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
             artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
         else:
             chosen = [steps[other] for other in (*needed, name)]
-            pipeline.run(chosen, recipe.root, execute=execute, announce=report.note, watch=report.watch)
+            pipeline.run(chosen, recipe.root, execute=execute, announce=report.note, watch=report.watch, tidy=_tidy)
     leave()
 
 
@@ -195,6 +199,14 @@ def _executor(recipe: Recipe, report: Watcher, energy: EnergyMeter, command: Com
         return {**content, "device": done.device, "ledger": ledger, "lives": meter.lives}
 
     return execute
+
+
+def _tidy(working: Path) -> None:
+    """Remove what a step goes on from after a kill: its own weights or rows stand for it."""
+    remove_checkpoints(working)
+    remove_rows(working)
+    remove_kept(working)
+    (working / CONTENT).unlink(missing_ok=True)
 
 
 def _mark(recipe: Recipe, name: str) -> str:
@@ -216,9 +228,7 @@ def _launched(command: Command, name: str, launch: str, mark: str, working: Path
             last = said[-1] if said else "it said nothing"
             reason = next((line for line in said if line.startswith("align: ")), last)
             raise RunError(f"{name}: accelerate launch ended with status {status}: {reason}")
-    found: dict[str, Any] = artifacts.read_json(content)
-    content.unlink()
-    return found
+    return artifacts.read_json(content)
 
 
 def _followed(call: Sequence[str], environment: Mapping[str, str], log: Path, metrics: Path, report: Reporter) -> int:

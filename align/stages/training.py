@@ -22,10 +22,9 @@ from align.models.loading import PolicySettings, is_plain, length_limit, load_to
 from align.models.policy import load_policy, save_policy
 from align.stages.costs import Done, dimensions
 from align.stages.recipe import Recipe
-from align.stages.sources import Rows, remove_rows, step_rows
+from align.stages.sources import Rows, step_rows
 from align.stages.steps import ImportStep, PreferenceStep, RewardStep, TrainStep
 from align.synth import tasks
-from align.train.checkpoint import remove_checkpoints
 from align.train.job import Job, Outcome
 from align.train.loop import Loop
 from align.train.objectives import Objective, PreferenceObjective, SupervisedObjective
@@ -108,8 +107,6 @@ def train(context: Context) -> dict[str, Any]:
 
     def save() -> None:
         save_policy(trained, tokenizer, context.working, merge=merge, end_of_turn=end_of_turn(data.train))
-        remove_checkpoints(context.working)
-        remove_rows(context.working)
 
     loop.processes.first(save, "writing the policy")
     return {**about(context), **account(data, outcome), "done": done_of(loop, outcome)}

@@ -205,9 +205,9 @@ def test_a_launched_evaluation_gives_the_scores_of_one_process(both, tmp_path, t
 
 
 def test_what_goes_wrong_in_one_process_stops_all_and_is_named(both, tmp_path):
-    """The rows from 64 on are judged by the second process, and one of them has no answer."""
+    """Every second row is judged by the second process, and one of them has no answer."""
     rows = [{"prompt": f"{number} and 1?", "answer": str(number + 1)} for number in range(100)]
-    del rows[70]["answer"]
+    del rows[71]["answer"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [
         "generate",
@@ -223,7 +223,7 @@ def test_what_goes_wrong_in_one_process_stops_all_and_is_named(both, tmp_path):
     assert child.returncode == 1
     lines = {line for line in errors.splitlines() if line.startswith("align: ")}
     assert len(lines) == 1
-    assert lines.pop().startswith("align: judging: process 1 of 2: prompt '70 and 1?': the prompt has no `answer`")
+    assert lines.pop().startswith("align: judging: process 1 of 2: prompt '71 and 1?': the prompt has no `answer`")
     assert not (tmp_path / "o.jsonl").exists()
 
 
