@@ -113,10 +113,8 @@ class Loop:
         self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step + 1)
         lines.append(metrics)
         self.report.advance(1, metrics)
-        if final:
-            return saved
         told, late = self._due(saved, stop)
-        if not (told or late or _every(step + 1, settings.checkpoint_steps)):
+        if not told and (final or not (late or _every(step + 1, settings.checkpoint_steps))):
             return saved
         save_checkpoint(
             job.folder, step + 1, holder=self.sharding, processes=self.processes, settings_hash=self.identity

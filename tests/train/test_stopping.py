@@ -23,22 +23,19 @@ def made(folder, report, steps=6):
     return loop(folder, preference("rpo_bwd_kl", beta=0.1), comparisons(12), report=report, epochs=steps / 2)
 
 
-def test_a_run_that_is_told_to_stop_keeps_its_step_and_goes_on_bit_for_bit(tmp_path):
-    undisturbed = made(tmp_path / "undisturbed", Recorder())
+@pytest.mark.parametrize("steps", [6, 3])
+def test_a_run_that_is_told_to_stop_keeps_its_step_and_goes_on_bit_for_bit(tmp_path, steps):
+    undisturbed = made(tmp_path / "undisturbed", Recorder(), steps)
     undisturbed.run()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(RunError, match="told to stop by SIGTERM: step 3 of 6 is kept; the same command goes on"):
-        made(tmp_path / "told", Told()).run()
+    with pytest.raises(RunError, match=f"told to stop by SIGTERM: step 3 of {steps} is kept; the same command goes on"):
+        made(tmp_path / "told", Told(), steps).run()
     assert signal.getsignal(signal.SIGTERM) is before
-    again = made(tmp_path / "told", Recorder())
+    again = made(tmp_path / "told", Recorder(), steps)
     again.run()
-    assert "resumed after step 3 of 6" in again.report.notes
+    assert f"resumed after step 3 of {steps}" in again.report.notes
     assert numbers(tmp_path / "told") == numbers(tmp_path / "undisturbed")
     assert same(weights(again.policy), weights(undisturbed.policy))
-
-
-def test_a_run_that_is_told_in_its_last_step_is_done(tmp_path):
-    assert made(tmp_path, Told(), steps=3).run().num_steps == 3
 
 
 def test_outside_of_the_main_thread_the_signal_is_left_as_it_is():
