@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,6 +231,25 @@ def test_a_child_process_ends_with_the_status_and_the_line_too():
     )
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == "align: no.yaml: no such recipe"
+
+
+@pytest.mark.slow
+def test_what_other_libraries_say_is_not_among_the_results(finished: tuple[Path, str, str]):
+    path, _, _ = finished
+    policy, more = path.parent / "runs/small/sft", ["--limit", "2", "sampling.max_new_tokens=4"]
+    call = ["evaluate", "--task", "general", "--data", "tasks:general", "--policy", str(policy), *more]
+    ended = subprocess.run([sys.executable, "-m", "align", *call], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    (line,) = ended.stdout.splitlines()
+    assert json.loads(line)["scores"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install align[deepspeed]")
+def test_deepspeed_says_nothing_on_stdout_when_accelerate_imports_it():
+    code = "import align.models.policy, deepspeed"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
 
 
 def test_help_answers_before_anything_heavy_is_imported():

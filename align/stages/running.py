@@ -20,7 +20,6 @@ from align import artifacts, pipeline
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger, total
 from align.config import InputError, RunError
-from align.report import write_report
 from align.stages.costs import Meter
 from align.stages.evaluating import changes, evaluate_policy
 from align.stages.generating import remove_kept
@@ -134,6 +133,8 @@ def _timed(execute: pipeline.Execute, seconds: list[float]) -> pipeline.Execute:
 
 def _conclude(recipe: Recipe, made: Mapping[str, Mapping[str, Any]], *, began: float, computing_s: float) -> None:
     """Write what is known of the whole run, and as the last what it took beside its steps."""
+    from align.report import write_report  # noqa: PLC0415 - imports matplotlib, which no launched child needs
+
     root, ledgers = recipe.root, {name: Ledger.from_json(manifest["ledger"]) for name, manifest in made.items()}
     artifacts.write_json(root / "table.json", table(made))
     artifacts.write_json(root / "changes.json", changes(recipe, made))

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
+from typing import TYPE_CHECKING
 
 from langdetect import DetectorFactory, LangDetectException
 from langdetect.detector_factory import PROFILES_DIRECTORY
-from nltk.data import PathPointer, find
-from nltk.data import path as folders
-from nltk.tokenize.destructive import NLTKWordTokenizer
-from nltk.tokenize.punkt import PunktSentenceTokenizer, load_punkt_params
-from nltk.tokenize.regexp import RegexpTokenizer
 
 from align.config import InputError
+
+if TYPE_CHECKING:  # nltk imports scikit-learn, which takes over a second
+    from nltk.data import PathPointer
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
 
 PUNKT = "tokenizers/punkt_tab/english/"
 # A package of the registry that carries NLTK's data, for machines that cannot run `nltk.download`. The project does not
@@ -47,11 +47,15 @@ def count_sentences(text: str) -> int:
 
 def count_words(text: str) -> int:
     r"""Runs of letters, digits and underscores (`\w+`)."""
+    from nltk.tokenize.regexp import RegexpTokenizer  # noqa: PLC0415 - as above
+
     return len(RegexpTokenizer(r"\w+").tokenize(text))
 
 
 def word_tokens(text: str) -> list[str]:
     """What `nltk.word_tokenize` gives: sentences by Punkt, then words and punctuation as in the Penn Treebank."""
+    from nltk.tokenize.destructive import NLTKWordTokenizer  # noqa: PLC0415 - as above
+
     tokenizer = NLTKWordTokenizer()
     return [token for sentence in _punkt().tokenize(text) for token in tokenizer.tokenize(sentence)]
 
@@ -68,6 +72,9 @@ def _languages() -> DetectorFactory:
 @cache
 def _punkt() -> PunktSentenceTokenizer:
     """The model from NLTK's own data folders, or else from the package that carries it."""
+    from nltk.data import find  # noqa: PLC0415 - as above
+    from nltk.tokenize.punkt import PunktSentenceTokenizer, load_punkt_params  # noqa: PLC0415
+
     try:
         found = find(PUNKT)
     except LookupError:
@@ -76,6 +83,9 @@ def _punkt() -> PunktSentenceTokenizer:
 
 
 def _carried_punkt() -> PathPointer:
+    from nltk.data import find  # noqa: PLC0415 - as above
+    from nltk.data import path as folders  # noqa: PLC0415
+
     try:
         folders.append(str(distribution(CARRIER).locate_file(CARRIED)))  # NLTK opens no file outside of its folders
         return find(PUNKT)
