@@ -158,17 +158,27 @@ def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: in
     return Stream(records=iter(made), format="tasks", account=Account(num_rows=len(made)))
 
 
-def prompts(source: SourceSettings, *, seed: int) -> list[Prompt]:
-    """What the rows of a source ask, with verifiable instructions where the source puts some behind them."""
-    found: list[Prompt] = []
-    for number, record in enumerate(records(source, kind=Prompt, seed=seed).records):
+def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = None) -> list[Prompt]:
+    """What the rows of a source ask, with verifiable instructions where the source puts some behind them.
+
+    `counts` is told which rows were dropped, and how many prompts are of another split than the instructions'.
+    """
+    counts, found = Counter() if counts is None else counts, list[Prompt]()
+    reading = records(source, kind=Prompt, seed=seed)
+    counts.update({f"rows:dropped {reason}": number for reason, number in reading.dropped.items()})
+    for number, record in enumerate(reading.records):
         try:
             found.append(prompt_of(record))
         except InputError as error:
             raise InputError(f"{source.path}: record {number}: {one_line(error)}") from error
     if source.constraints is None:
         return found
-    return constrain(found, source.constraints, seed=seed + source.seed)
+    joined = constrain(found, source.constraints, seed=seed + source.seed)
+    if not joined:
+        split = source.constraints.split
+        raise InputError(f"data: {source.path}: none of its {len(found)} prompts is of constraints.split {split!r}")
+    counts.update({"prompts:of another split": len(found) - len(joined)} if len(joined) < len(found) else {})
+    return joined
 
 
 def _write_source(

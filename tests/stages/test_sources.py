@@ -1,14 +1,16 @@
 """A step's rows on their way into its store: whole or not at all, by one process for all, and gone when it is done."""
 
 import json
+from collections import Counter
 
 import pytest
 
 from align.config import InputError
 from align.records import Demonstration
-from align.stages.recipe import load_recipe
-from align.stages.sources import records, remove_rows, step_rows, streamed
+from align.stages.recipe import SourceSettings, load_recipe
+from align.stages.sources import prompts, records, remove_rows, step_rows, streamed
 from align.stages.training import tokenizer_of
+from align.synth.constrained import ConstraintSettings
 from align.train.groups import ROWS
 
 RECIPE = """
@@ -116,3 +118,35 @@ def test_nothing_behind_what_is_skipped_is_said(step):
     source = recipe.source("rows").model_copy(update={"skip": 300})
     with pytest.raises(InputError, match="skip passes over 300 rows, and there are no more"):
         list(streamed(source, kind=Demonstration, seed=0).records)
+
+
+def test_every_prompt_that_is_not_asked_is_counted_by_why(tmp_path):
+    rows = tmp_path / "prompts.jsonl"
+    said = [f"say {row}" if row % 10 else "" for row in range(100)]
+    rows.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in said))
+    asked = {}
+    for split in ("train", "validation", "test"):
+        constraints = ConstraintSettings(kinds=["punctuation:no_comma"], split=split)
+        counts = Counter({"prompts": 3})
+        asked[split] = prompts(
+            SourceSettings(path=str(rows), invalid="drop", constraints=constraints), seed=0, counts=counts
+        )
+        assert counts.pop("prompts") == 3
+        assert counts.pop("rows:dropped prompt is empty") == 10
+        assert counts == {"prompts:of another split": 90 - len(asked[split])}
+    assert sum(map(len, asked.values())) == 90
+    everything = Counter()
+    assert len(prompts(SourceSettings(path=str(rows), invalid="drop"), seed=0, counts=everything)) == 90
+    assert everything == {"rows:dropped prompt is empty": 10}
+
+
+def test_a_source_without_a_prompt_of_the_split_is_named(tmp_path):
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text('{"prompt": "say it"}\n')
+    said = []
+    for split in ("train", "validation", "test"):
+        try:
+            prompts(SourceSettings(path=str(rows), constraints=ConstraintSettings(split=split)), seed=0)
+        except InputError as error:
+            said.append(str(error) == f"data: {rows}: none of its 1 prompts is of constraints.split {split!r}")
+    assert said == [True, True], "a prompt is of one split of three"
