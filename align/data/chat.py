@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from bisect import bisect_left
 from collections import Counter
@@ -45,6 +46,7 @@ class TokenGroup:
     chosen: int | None
     attributes: tuple[Mapping[str, float], ...]
     row: int
+    prompt_hash: int | None = None  # of 32 bits, of all that is asked, cut or not; a store does not keep it
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -132,13 +134,14 @@ class ChatEncoder:
         self.counts["rows"] += 1
         if any(BREAK in one.head or BREAK in one.text for one in rendered):
             self.counts["special tokens in content"] += 1
-        sequences = self._fit([self._sequence(one, tokens, row) for one in rendered], row)
+        whole = [self._sequence(one, tokens, row) for one in rendered]
+        sequences, asked = self._fit(whole, row), _prompt_hash(whole[0])
         if sequences is None:
             return None
         if isinstance(record, Demonstration):
-            return TokenGroup(sequences, None, None, ({},), row)
+            return TokenGroup(sequences, None, None, ({},), row, asked)
         attributes = tuple(dict(response.attributes) for response in record.responses)
-        return TokenGroup(sequences, _rewards(record), record.chosen, attributes, row)
+        return TokenGroup(sequences, _rewards(record), record.chosen, attributes, row, asked)
 
     def _sequence(self, rendered: Rendered, encodings: Mapping[str, Encoding], row: int) -> TokenSequence:
         """The rendered dialogue in tokens, cut after its last end of turn."""
@@ -212,6 +215,11 @@ def common_prefix(first: Ids, second: Ids) -> int:
     shorter = min(len(first), len(second))
     different = first[:shorter] != second[:shorter]
     return int(different.argmax()) if different.any() else shorter
+
+
+def _prompt_hash(sequence: TokenSequence) -> int:
+    prompt = sequence.ids[: int(sequence.trained.argmax())]
+    return int.from_bytes(hashlib.sha256(prompt.tobytes()).digest()[:4], "big")
 
 
 def _limit(name: str, value: int | None) -> int:

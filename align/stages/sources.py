@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -257,7 +256,9 @@ def preferred(group: TokenGroup) -> TokenGroup:
 
 
 def is_held_out(group: TokenGroup, share: float) -> bool:
-    """Whether the prompt falls into the held-out share; all rows of a prompt fall on one side, always the same."""
-    first = group.sequences[0]
-    prompt = first.ids[: int(first.trained.argmax())]
-    return int.from_bytes(hashlib.sha256(prompt.tobytes()).digest()[:4], "big") < share * HASH_SPACE
+    """Whether the prompt falls into the held-out share.
+
+    All rows of a prompt fall on one side, always the same, wherever they are cut.
+    """
+    assert group.prompt_hash is not None
+    return group.prompt_hash < share * HASH_SPACE

@@ -7,6 +7,7 @@ import pytest
 
 from align.config import InputError
 from align.records import Demonstration
+from align.stages.grading import likelihood_rows
 from align.stages.recipe import SourceSettings, load_recipe
 from align.stages.sources import prompts, records, remove_rows, step_rows, streamed
 from align.stages.training import tokenizer_of
@@ -150,3 +151,29 @@ def test_a_source_without_a_prompt_of_the_split_is_named(tmp_path):
         except InputError as error:
             said.append(str(error) == f"data: {rows}: none of its 1 prompts is of constraints.split {split!r}")
     assert said == [True, True], "a prompt is of one split of three"
+
+
+def test_no_row_is_held_out_for_an_evaluation_and_trained_on_because_it_was_cut(step, tmp_path):
+    """Prompts of many lengths, each twice: cut by step and evaluation as differently as may be, on one side for all."""
+    recipe, tokenizer, rows = step
+    asked = [f"{number} is a number that is not {'at all ' * (number % 30)}like {number}" for number in range(60)]
+    lines = [{"prompt": text, "completion": said} for text in asked for said in ("so", "so be it, and " * 6)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def sides(**limits):
+        source = recipe.source("rows").model_copy(update={"overlong": "cut_prompt", **limits})
+        cut = recipe.model_copy(update={"data": {**recipe.data, "rows": source}})
+        data = step_rows(cut, "sft", tokenizer, tmp_path / "work", model_limit=256)
+        sides = ({group.row - 20 for group in part if group.row >= 20} for part in (data.train, data.held_out))
+        return source, *sides, data.counts
+
+    _, trained, held_out, counts = sides()
+    assert "cut:prompt" not in counts
+    assert len(trained) + len(held_out) == 120
+    assert all((row in trained) == (row + 1 in trained) for row in range(0, 120, 2)), "a prompt is on one side"
+    for limits in ({"max_prompt_length": 24}, {"max_length": 80}, {"max_prompt_length": 16, "max_length": 60}):
+        source, *cut, counts = sides(**limits)
+        assert counts["cut:prompt"] > 20
+        assert cut == [trained, held_out]
+        groups, _ = likelihood_rows(source, tokenizer, model_limit=256, best=True)
+        assert {group.row for group in groups} == held_out
