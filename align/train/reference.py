@@ -118,9 +118,18 @@ class ReferenceCache:
         """The reference sum of each response of a group, MISSING where it is not there yet."""
         return self._sums[self._groups.span(index)].tolist()
 
-    def has(self, index: int) -> bool:
-        """Whether all of a group's sums are there."""
-        return MISSING not in self.of(index)
+    def owned(self, order: Indices) -> NDArray[np.bool_]:
+        """Which responses are to be stored from where they stand: of each missing one the first place in this order.
+
+        A response of two groups has other last bits in each, and a kill must not decide which are kept.
+        """
+        keys, starts = self._groups.keys(), self._groups.starts()
+        lengths = np.diff(starts, append=len(keys))[order]
+        places = np.repeat(starts[order] - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
+        _, first = np.unique(keys[places], return_index=True)
+        found = np.zeros(len(keys), np.bool_)
+        found[places[first]] = True
+        return found & (self._sums == MISSING)
 
 
 @torch.no_grad()
@@ -144,21 +153,24 @@ def fill(
     cache.open(groups, column)
     yield todo.num_missing
     found: dict[str, tuple[float, int]] = {}
-    flushed, alone = time.monotonic(), accelerator.num_processes == 1
-    for micro, first in _micro_batches(
+    flushed, owned = time.monotonic(), cache.owned(todo.groups)
+    for micros, first in _micro_batches(
         groups, todo, forward=forward, token_budget=token_budget, accelerator=accelerator
     ):
-        # An empty share runs one group all the same: sharded weights are gathered by all ranks or by none.
-        members = micro or (first,)
-        if alone and all(map(cache.has, members)):
+        if not any(owned[groups.span(index)].any() for micro in micros for index in micro):
             continue
+        # An empty share runs one group all the same: sharded weights are gathered by all ranks or by none.
+        micro = micros[accelerator.process_index]
+        members = micro or (first,)
         sequences = [sequence for index in members for sequence in groups[index].sequences]
         batch = tree_batch(sequences) if forward == "tree" else plain_batch(sequences)
         cache.computed = added([cache.computed, batch.work()])
         batch = batch.to(accelerator.device)
         totals = batch.sums(policy(batch)).tolist()
-        for sequence, total in zip(sequences, totals, strict=True):
-            found[sequence_key(sequence)] = (total, int(sequence.trained.sum()))
+        own = np.concatenate([owned[groups.span(index)] for index in members])
+        for sequence, total, is_own in zip(sequences, totals, own, strict=True):
+            if is_own and micro:
+                found[sequence_key(sequence)] = (total, int(sequence.trained.sum()))
         if time.monotonic() - flushed > FLUSH_S:
             cache.store(found)
             found, flushed = {}, time.monotonic()
@@ -178,13 +190,13 @@ def fill(
 
 def _micro_batches(
     groups: Groups, todo: Pass, *, forward: str, token_budget: int, accelerator: Accelerator
-) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Micro-batches of this rank, and a group of each one's plan: PLANNED groups of the pass are planned at once."""
+) -> Iterator[tuple[tuple[tuple[int, ...], ...], int]]:
+    """The micro-batches that all ranks run at once, and a group of their plan: PLANNED groups are planned at once."""
     sizes, num_ranks = groups.sizes(forward), accelerator.num_processes
     for start in range(0, len(todo.groups), PLANNED):
         window = todo.groups[start : start + PLANNED].tolist()
         plan = plan_step(window, sizes, token_budget=token_budget, num_ranks=num_ranks)
-        yield from ((micro, window[0]) for micro in plan.ranks[accelerator.process_index])
+        yield from ((micros, window[0]) for micros in zip(*plan.ranks, strict=True))
 
 
 def _group_keys(groups: Groups, indices: Indices) -> NDArray[np.bytes_]:

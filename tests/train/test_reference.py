@@ -1,13 +1,26 @@
 import json
+import random
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from itertools import islice
 
 import pytest
 import torch
-from tiny_training import Recorder, comparisons, demonstrations, group, llama, loop, policy, preference, supervised
+from tiny_training import (
+    VOCABULARY,
+    Recorder,
+    comparisons,
+    demonstrations,
+    group,
+    llama,
+    loop,
+    policy,
+    preference,
+    supervised,
+)
 
 from align.config import RunError
 from align.data.store import sequence_key
@@ -275,6 +288,77 @@ def test_a_broken_pass_goes_on_in_the_micro_batches_that_it_was_cut_into(tmp_pat
     assert 1 < len(list(work(resumed))) <= micros
     assert resumed.values == whole.values
     assert not (resumed.folder / BEGUN).exists()
+
+
+def test_a_response_of_two_rows_has_the_value_of_the_first_wherever_a_pass_is_broken_off(tmp_path, monkeypatch):
+    draw = random.Random(3)
+    prompts = [[draw.randrange(VOCABULARY) for _ in range(9)] for _ in range(12)]
+    pairs = [([prompt[0]] * 5, [prompt[0] + end] * (3 + end)) for prompt in prompts for end in (1, 2)]
+    groups = [group(prompts[at // 2], [*pair], [1.0, 0.0], row=at) for at, pair in enumerate(pairs)]
+    draw.shuffle(groups)
+
+    def work(name, flush_s):
+        monkeypatch.setattr("align.train.reference.FLUSH_S", flush_s)
+        cache = cache_of(tmp_path / name)
+        return cache, filling(cache, Cut(), groups, cache.folder, budget=60)
+
+    cache, whole = work("at the end", 60.0)
+    micros = len(list(whole)) - 1
+    expected = cache.values
+    assert len(expected) == 36 < 2 * len(groups) and len(set(expected.values())) > 3
+    for stop in range(micros):
+        begun = work(f"after {stop}", -1.0)[1]
+        for _ in range(1 + stop):
+            next(begun)
+        begun.close()
+        cache, resumed = work(f"after {stop}", -1.0)
+        list(resumed)
+        assert cache.values == expected, stop
+
+
+class Rank:
+    """What a process of two knows of the launch, as far as a pass asks."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def __init__(self, number):
+        self.process_index, self.is_main_process = number, number == 0
+
+    def wait_for_everyone(self):
+        pass
+
+
+def test_what_several_processes_had_stored_before_a_kill_is_not_computed_again(tmp_path, monkeypatch):
+    groups, passes = comparisons(40), []
+
+    def told(values):  # by the first process, to whom the second listens
+        if values == [0] or not hasattr(values[0], "groups"):
+            return [0]
+        passes.extend(values if len(values[0].groups) else [])
+        return [passes[-1]]
+
+    monkeypatch.setattr("align.train.reference.FLUSH_S", -1.0)
+    monkeypatch.setattr("align.train.reference.broadcast_object_list", told)
+    cache = cache_of(tmp_path)
+
+    def life(number, stop=None):
+        counting = Counting()
+        work = fill(
+            cache,
+            counting,
+            Groups(groups),
+            column=tmp_path / "column.bin",
+            forward="plain",
+            token_budget=1,
+            accelerator=Rank(number),
+        )
+        for _ in islice(work, stop):
+            pass
+        work.close()
+        return counting.asked.total()
+
+    assert [life(number, stop=1 + 15) for number in (0, 1)] == [2 * 15, 2 * 15]  # sequences asked about
+    assert [life(number) for number in (0, 1)] == [2 * 5, 2 * 5]
 
 
 def test_a_large_pass_is_planned_in_stretches_and_computes_the_same(tmp_path, monkeypatch):
