@@ -6,7 +6,9 @@ import difflib
 import hashlib
 import importlib
 import json
+import os
 import re
+import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,20 @@ T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
 
 PLACE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*): ")  # how an error that knows its place in a recipe begins
+# What importing a user's module may raise: it runs their program.
+OF_A_PROGRAM = (
+    ImportError,
+    AttributeError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    NameError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    OSError,
+    RuntimeError,
+)
 OVERRIDE = re.compile(r"[^.=]+(\.[^.=]+)*=")
 
 
@@ -57,8 +73,19 @@ def dotted(path: str, kind: str) -> Any:  # noqa: ANN401 - a user's own object h
     module_name, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: an empty or relative name
-        raise InputError(f"{kind} {path!r} cannot be imported as module:name: {error}") from error
+    except OF_A_PROGRAM as error:
+        raise InputError(f"{kind} {path!r} cannot be imported as module:name: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """What went wrong in a user's module, with the file and line unless it was not even found."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # behind our own
+    there = [frame for frame in frames if not frame.filename.startswith(("<", os.path.dirname(os.__file__)))]
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {one_line(error.msg)}"
+    where = f"{there[-1].filename}:{there[-1].lineno}: " if there else ""
+    kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+    return f"{where}{kind}{one_line(error)}"
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -77,15 +104,18 @@ def located(path: Path, overrides: Sequence[str]) -> Generator[None]:
     try:
         yield
     except InputError as error:
-        place = PLACE.match(str(error))
-        parts = place[1].split(".") if place else []
+        place, found, _ = str(error).partition(": ")
+        parts = place.split(".") if found else []
         prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-        said = next((each for each in overrides if each.partition("=")[0] in prefixes), None)
+        keys = {each: each.partition("=")[0] for each in overrides}
+        said = next((each for each in overrides if keys[each] in prefixes), None)
         if said is not None:
             raise InputError(f"override {said!r}: {error}") from error
         lines = lines_of(path)
         line = next((lines[prefix] for prefix in prefixes if prefix in lines), None)
-        raise InputError(f"{path}{f':{line}' if line else ''}: {error}") from error
+        below = [f"override {each!r}" for each in overrides if found and keys[each].startswith(f"{place}.")]
+        at = f"{path}{f':{line}' if line else ''}"  # where it may be right, and the override below it wrong
+        raise InputError(f"{' and '.join([*below[-1:], at])}: {error}") from error
 
 
 def lines_of(path: Path) -> dict[str, int]:
@@ -129,7 +159,13 @@ def _plain_values(load: Callable[[], Any], overrides: Sequence[str], where: str)
         plain = OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise InputError(f"{where}: {one_line(error)}") from error
-    return json.loads(json.dumps(plain))  # the key 1 of YAML is "1", as in the hash
+    try:
+        return json.loads(json.dumps(plain))  # the key 1 of YAML is "1", as in the hash
+    except TypeError as error:
+        said = one_line(error)
+        raise InputError(
+            f"{source}: a recipe is made of texts, numbers, switches, lists and mappings: {said}"
+        ) from error
 
 
 def build(settings: type[S], values: Mapping[str, Any], where: str) -> S:
@@ -155,6 +191,9 @@ def _explain(error: ValidationError, settings: type[Settings], where: str) -> st
         return f"{place}: unknown key; {nearest(path[-1], _fields_at([settings], path[:-1]))}"
     if first["type"] == "missing":
         return f"{place}: this key is required and not there"
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):  # which says the value, and perhaps which setting within it is
+        return f"{place}{'.' if PLACE.match(str(cause)) else ': '}{cause}".removeprefix(": ")
     message = one_line(first["msg"].removeprefix("Value error, "))
     return f"{place}: {message} (got {repr(first['input'])[:80]})"
 

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from pydantic import Field, model_validator
 
-from align.config import InputError, Settings, build, dotted, nearest, one_line, pick, read_recipe, stable_hash
+from align.config import InputError, Settings, build, dotted, located, nearest, one_line, pick, read_recipe, stable_hash
 
 
 class Schedule(Settings):
@@ -90,6 +90,7 @@ WRONG_RECIPES = [
     ("a: [1]", ["a.3=1"], "override 'a.3=1': list index out of range"),
     ("a: [1]", ["a.b=1"], "override 'a.b=1'"),
     ("a: 1", ["b=[1,"], "override 'b=[1,'"),
+    ("a: !!binary aGVsbG8=", [], "recipe.yaml: a recipe is made of texts, numbers"),
     ("a: 1", ["lr"], "'lr' is not of the form key.sub=value"),
     ("a: 1", ["=1"], "'=1' is not of the form"),
     ("a: 1", ["a.=1"], "'a.=1' is not of the form"),
@@ -115,6 +116,25 @@ def test_a_recipe_that_is_no_text_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00a: \xff")
     with pytest.raises(InputError, match=r"recipe\.yaml"):
         read_recipe(tmp_path / "recipe.yaml")
+
+
+PLACES = [
+    ("by_name.dpo.lr: wrong", [], ":4: "),
+    ("by_name.a step.lr: wrong", [], ":6: "),
+    ("by_name.dpo: wrong", ["by_name.dpo.lr=1"], "override 'by_name.dpo.lr=1' and {path}:3: "),
+    ("by_name.dpo.lr: wrong", ["by_name.dpo={lr: 1}"], "override 'by_name.dpo={lr: 1}': "),
+    ("by_name.dpo.lr: wrong", ["by_name.dpo.lrs=1", "by_name.dp=1", "training.lr=1"], ":4: "),
+    ("no such file", ["by_name.dpo.lr=1"], ": "),
+]
+
+
+@pytest.mark.parametrize(("error", "overrides", "said"), PLACES)
+def test_an_error_begins_with_its_line_or_the_override_at_above_or_below_its_place(recipe, error, overrides, said):
+    path = recipe("training: {lr: 1}\nby_name:\n  dpo:\n    lr: 1\n  a step:\n    lr: 1\n")
+    with pytest.raises(InputError) as caught, located(path, overrides):
+        raise InputError(error)
+    begins = said.format(path=path) if "override" in said else f"{path}{said}"
+    assert str(caught.value) == begins + error
 
 
 GOOD = {"training": {"lr": 1e-5}}

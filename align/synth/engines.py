@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from align.config import InputError, Settings, build
 from align.synth.engine import LocalSettings, TransformersEngine
 from align.synth.samples import Engine
 from align.synth.server import OpenAIEngine, ServerSettings
+
+SOME = "policy"  # in place of the name of one that is not known yet, to check the other settings by
 
 
 class EngineSettings(Settings):
@@ -19,19 +21,45 @@ class EngineSettings(Settings):
     local: Mapping[str, Any] = Field(default_factory=dict[str, Any])  # as LocalSettings, less the path
     server: Mapping[str, Any] = Field(default_factory=dict[str, Any])  # as ServerSettings, less the model
 
+    @field_validator("local")
+    @classmethod
+    def _of_local(cls, local: Mapping[str, Any]) -> Mapping[str, Any]:
+        _local(local, SOME)
+        return local
+
+    @field_validator("server")
+    @classmethod
+    def _of_server(cls, server: Mapping[str, Any]) -> Mapping[str, Any]:
+        if server:
+            _server(server, SOME)
+        return server
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.server and self.local:
+            raise InputError("give local or server, not both")
+        return self
+
+
+def _local(given: Mapping[str, Any], policy: str) -> LocalSettings:
+    return build(LocalSettings, _named(given, "path", policy), "")
+
+
+def _server(given: Mapping[str, Any], policy: str) -> ServerSettings:
+    return build(ServerSettings, _named(given, "model", policy), "")
+
+
+def _named(given: Mapping[str, Any], key: str, policy: str) -> dict[str, Any]:
+    if key in given:
+        raise InputError(f"{key}: is the policy's own name, {given[key]!r} here; leave it out")
+    return {**given, key: policy}
+
 
 def make_engine(policy: str, settings: EngineSettings = EngineSettings(), *, name: str | None = None) -> Engine:  # noqa: B008 - frozen
     """The engine of a folder, hub id or gguf:FILE, or of the name by which a server knows a model.
 
     Its samples go by `name`, the policy's own where left out.
     """
-    for where, key in (("local", "path"), ("server", "model")):
-        if key in getattr(settings, where):
-            raise InputError(f"engine.{where}.{key}: is the policy's own name, {policy!r} here; leave it out")
     if settings.server:
-        if settings.local:
-            raise InputError("engine: give local or server, not both")
-        asked = build(ServerSettings, {**settings.server, "model": policy}, "engine.server")
-        return OpenAIEngine(asked, name=name or policy)
-    local = build(LocalSettings, {**settings.local, "path": policy}, "engine.local")
-    return TransformersEngine.load(local, name=name or policy)
+        return OpenAIEngine(_server(settings.server, policy), name=name or policy)
+    return TransformersEngine.load(_local(settings.local, policy), name=name or policy)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from align.config import InputError, Settings, build, dotted, nearest, pick, read_overrides
-from align.synth.checked import ground_truth_judge, verifier_judge
+from align.config import InputError, Settings, build, dotted, pick, read_overrides
+from align.synth.checked import GroundTruthJudge, GroundTruthSettings, VerifierJudge, VerifierSettings
 from align.synth.code_tests import ExecutedTests, executed_tests_judge
-from align.synth.engines import EngineSettings, make_engine
-from align.synth.llm_judge import LlmJudge
-from align.synth.reward_judge import reward_model_judge
+from align.synth.llm_judge import LlmSettings, llm_judge
+from align.synth.reward_judge import RewardModelJudge, RewardModelSettings
 from align.synth.verdicts import GROUPS_AT_ONCE, Group, Judge, Verdict
 
+T = TypeVar("T")
+J = TypeVar("J", bound="Sequence[JudgeSettings]")
 How = Literal["precedence", "weights"]
 
 
@@ -26,6 +28,13 @@ class JudgeSettings(Settings):
     name: str  # a row of JUDGES, or a user's own as module:make
     weight: float = 1.0  # of its reward in the sum, where judges are combined by weights
     settings: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> Self:
+        make = _maker(self.name, self.settings)
+        if self.name in JUDGES and not JUDGES[self.name].reads:
+            _at("settings", make)
+        return self
 
     @field_validator("weight")
     @classmethod
@@ -37,7 +46,10 @@ class JudgeSettings(Settings):
 
 def judge_of(text: str) -> dict[str, Any]:
     """A judge as its settings from `NAME key=value …`."""
-    name, *words = shlex.split(text) or [""]
+    try:
+        name, *words = shlex.split(text) or [""]
+    except ValueError as error:
+        raise InputError(f"judge {text!r}: {error}; a quotation mark is closed by another") from error
     given = read_overrides(words)
     weight = {"weight": given.pop("weight")} if "weight" in given else {}
     return {"name": name, **weight, "settings": given}
@@ -47,23 +59,40 @@ def make_judge(judges: Sequence[JudgeSettings], *, how: How = "precedence") -> J
     """The judge that the settings describe; several become one."""
     if not judges:
         raise InputError("judges: at least one is needed")
-    made = [(one.name, one.weight, _make(one)) for one in judges]
-    names = [name for name, _, _ in made]
-    if doubled := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"judges: {doubled[0]!r} stands there twice; each is named once")
+    made = [(one.name, one.weight, _maker(one.name, one.settings)()) for one in each_once(judges)]
     if len(made) == 1 and (how == "precedence" or made[0][1] == 1):
         return made[0][2]
     return Precedence({name: judge for name, _, judge in made}) if how == "precedence" else Weighted(made)
 
 
-def _make(given: JudgeSettings) -> Judge:
-    make = dotted(given.name, "judge") if ":" in given.name else pick(JUDGES, given.name, "judge")
+def each_once(judges: J) -> J:
+    """The judges, of which no two have one name."""
+    names = [one.name for one in judges]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"judge {doubled[0]!r} stands there twice; each is named once")
+    return judges
+
+
+def _maker(name: str, settings: Mapping[str, Any]) -> Callable[[], Judge]:
+    """What makes the judge of settings that are checked here, while no model is read yet."""
+    if ":" not in name:
+        kind = _at("name", lambda: pick(JUDGES, name, "judge"))
+        made = build(kind.settings, settings, "settings")
+        return partial(kind.make, made)
+    make = _at("name", lambda: dotted(name, "judge"))
     try:
-        inspect.signature(make).bind(**given.settings)
+        inspect.signature(make).bind(**settings)
     except TypeError as error:
-        known = ", ".join(inspect.signature(make).parameters) or "none"
-        raise InputError(f"judge {given.name!r}: {error}; its settings are {known}") from error
-    return make(**given.settings)
+        known = ", ".join(inspect.signature(make).parameters) or "none" if callable(make) else "none"
+        raise InputError(f"settings: {error}; those of {name!r} are {known}") from error
+    return partial(make, **settings)
+
+
+def _at(key: str, find: Callable[[], T]) -> T:
+    try:
+        return find()
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
 
 
 class Precedence:
@@ -122,23 +151,18 @@ def _named(verdict: Verdict, judge: str) -> Verdict:
     return Verdict(verdict.reward, verdict.attributes, verdict.why, {"judge": judge, "raw": verdict.raw})
 
 
-def _executed_tests(**settings: Any) -> Judge:  # noqa: ANN401 - checked as ExecutedTests
-    return executed_tests_judge(build(ExecutedTests, settings, "judge executed_tests"))
+class Kind(NamedTuple):
+    """One row of JUDGES."""
+
+    settings: type[Settings]
+    make: Callable[[Any], Judge]  # of the settings
+    reads: bool = False  # a model, when it is made
 
 
-def _llm(model: str, *, engine: Mapping[str, Any] | None = None, **settings: Any) -> LlmJudge:  # noqa: ANN401 - LlmJudge's
-    """A chat model as the judge: a folder or hub id, or the name that a server knows it by."""
-    known = [name for name in inspect.signature(LlmJudge).parameters if name != "engine"]
-    if unknown := [name for name in settings if name not in known]:
-        raise InputError(f"judge llm: unknown setting {unknown[0]!r}; {nearest(unknown[0], known)}")
-    return LlmJudge(make_engine(model, build(EngineSettings, engine or {}, "judge llm: engine")), **settings)
-
-
-# What a judge is made by, from its settings.
-JUDGES: dict[str, Callable[..., Judge]] = {
-    "ground_truth": ground_truth_judge,
-    "executed_tests": _executed_tests,
-    "verifier": verifier_judge,
-    "reward_model": reward_model_judge,
-    "llm": _llm,
+JUDGES: dict[str, Kind] = {
+    "ground_truth": Kind(GroundTruthSettings, GroundTruthJudge),
+    "executed_tests": Kind(ExecutedTests, executed_tests_judge),
+    "verifier": Kind(VerifierSettings, VerifierJudge),
+    "reward_model": Kind(RewardModelSettings, RewardModelJudge, reads=True),
+    "llm": Kind(LlmSettings, llm_judge, reads=True),
 }

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, count, islice
 from typing import Literal
 
-from align.config import InputError
+from pydantic import Field
+
+from align.config import Settings
 from align.records import Message, Prompt
+from align.synth.engines import EngineSettings, make_engine
 from align.synth.samples import Engine, SamplingSettings, ask
 from align.synth.verdicts import Group, Verdict
 
@@ -56,6 +59,18 @@ Explain your rating in one or two sentences. Then end with the number in double 
 AGAIN = "That did not end as asked. Say nothing but {form}."
 
 
+class LlmSettings(Settings):
+    """Settings of the judge that is a chat model."""
+
+    model: str  # a folder or hub id, or the name that a server knows it by
+    engine: EngineSettings = EngineSettings()
+    mode: Literal["pairs", "rating"] = "pairs"  # see LlmJudge
+    attempts: int = Field(default=3, ge=1)  # at an answer that can be read
+    max_new_tokens: int = Field(default=512, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    seed: int = 0
+
+
 class LlmJudge:
     """A chat model as a judge.
 
@@ -64,22 +79,11 @@ class LlmJudge:
     `rating`: 1 to 10 for each response by itself. What cannot be read is asked for again, `attempts` times in all.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        mode: Literal["pairs", "rating"] = "pairs",
-        attempts: int = 3,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        if mode not in ("pairs", "rating"):
-            raise InputError(f"judge llm: mode is {mode!r}; it can be pairs or rating")
-        if attempts < 1:
-            raise InputError(f"judge llm: attempts is {attempts}; at least 1 is needed")
-        self.engine, self.mode, self.attempts = engine, mode, attempts
-        self.sampling = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    def __init__(self, engine: Engine, settings: LlmSettings) -> None:
+        self.engine, self.mode, self.attempts = engine, settings.mode, settings.attempts
+        self.sampling = SamplingSettings(
+            max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=settings.seed
+        )
 
     def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
         """Verdicts of each group; one that cannot be read is none, and says so."""
@@ -134,6 +138,11 @@ class LlmJudge:
 
     def _unread(self) -> str:
         return f"no verdict could be read from {self.attempts} answers"
+
+
+def llm_judge(settings: LlmSettings) -> LlmJudge:
+    """The judge that the settings' model is."""
+    return LlmJudge(make_engine(settings.model, settings.engine), settings)
 
 
 def conversation(prompt: Prompt) -> str:

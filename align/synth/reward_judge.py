@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from align.config import InputError, nearest, stable_hash
+from align.config import InputError, Settings, build, stable_hash
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.templates import apply_template
 from align.models.backbone import fingerprint
@@ -17,15 +17,20 @@ from align.models.reward import load_reward_model, saved_rating, score_groups
 from align.records import Comparison, Response
 from align.synth.verdicts import GROUPS_AT_ONCE, Group, Verdict
 
-PRECISIONS = ("fp32", "bf16")
 TOO_LONG, EMPTY = "too long", "the response is empty"  # how reasons begin
+
+
+class RewardModelSettings(Settings):
+    """Settings of the judge that is a reward model."""
+
+    path: str  # a folder or hub id
+    precision: Literal["fp32", "bf16"] = "fp32"  # of its matrix products
 
 
 def reward_model_judge(path: str, *, precision: str = "fp32") -> RewardModelJudge:
     """The judge that the reward model at `path`, a folder or hub id, is; in bf16 its matrix products are."""
-    if precision not in PRECISIONS:
-        raise InputError(f"judge reward_model: no precision is called {precision!r}; {nearest(precision, PRECISIONS)}")
-    return RewardModelJudge(path, precision=precision)
+    given = {"path": path, "precision": precision}
+    return RewardModelJudge(build(RewardModelSettings, given, "judge reward_model"))
 
 
 class RewardModelJudge:
@@ -35,8 +40,9 @@ class RewardModelJudge:
     where a kill came.
     """
 
-    def __init__(self, path: str, *, precision: str = "fp32") -> None:
+    def __init__(self, settings: RewardModelSettings) -> None:
         quiet_transformers()
+        path, precision = settings.path, settings.precision
         saved = saved_rating(path)
         if saved is None:
             raise InputError(f"{path}: not a reward model (a sequence classifier); the stage reward_model makes one")

@@ -1,6 +1,6 @@
 import pytest
 
-from align.config import InputError
+from align.config import InputError, build
 from align.records import Message, Prompt
 from align.synth.judges import JUDGES, JudgeSettings, Precedence, Weighted, judge_of, make_judge
 from align.synth.verdicts import Verdict
@@ -89,24 +89,94 @@ def test_ground_truth_comes_before_a_verifier_and_that_before_ones_own():
     assert rewards(judge, groups) == [(1, 0), (0, 1), (1, 2)]
 
 
+BROKEN = {
+    "parentheses.py": ("def make(:\n", "parentheses.py:1: "),
+    "names.py": ("x = 1\nmake = nowhere\n", "names.py:2: NameError: name 'nowhere' is not defined"),
+    "keys.py": ("make = {}['a']\n", "keys.py:1: KeyError: 'a'"),
+    "other.py": ("def mak():\n    pass\n", "has no attribute 'make'"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_in_the_module_of_ones_own_judge_is_told_with_its_line(tmp_path, monkeypatch, name):
+    program, said = BROKEN[name]
+    module = f"broken_{name}"
+    (tmp_path / module).write_text(program)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError) as caught:
+        build(JudgeSettings, {"name": f"{module.removesuffix('.py')}:make"}, "judges.0")
+    assert str(caught.value).startswith(f"judges.0.name: judge '{module.removesuffix('.py')}:make' cannot be imported")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([], "at least one"),
-        ([{"name": "oracle"}], "oracle"),
-        ([{"name": "verifier"}, {"name": "verifier"}], "twice"),
-        ([{"name": "verifier", "settings": {"lose": True}}], "loose"),
-        ([{"name": "executed_tests", "settings": {"rewards": "all"}}], "reward"),
-        ([{"name": "reward_model"}], "path"),
-        ([{"name": "reward_model", "settings": {"path": "x", "pat": "y"}}], "path, precision"),
-        ([{"name": "llm", "settings": {"model": "m", "mod": "rating"}}], "mode"),
-        ([{"name": "no.such.module:judge"}], "no.such.module"),
+        ({"name": "oracle"}, "name: no judge is called 'oracle'; there are"),
+        ({"name": "verifer"}, "name: no judge is called 'verifer'; did you mean 'verifier'"),
+        ({"name": "verifier", "settings": {"lose": True}}, "settings.lose: unknown key; did you mean 'loose'"),
+        ({"name": "verifier", "settings": {"min_words": -1}}, "settings.min_words: Input should be greater than or"),
+        (
+            {"name": "verifier", "settings": {"verifiers": {"a": "no.such:x"}}},
+            "settings: verifier 'no.such:x' cannot be",
+        ),
+        (
+            {"name": "ground_truth", "settings": {"missing": 1}},
+            "settings.missing: Input should be 'abstain' or 'error'",
+        ),
+        (
+            {"name": "executed_tests", "settings": {"rewards": "all"}},
+            "settings.rewards: unknown key; did you mean 'reward'",
+        ),
+        ({"name": "reward_model"}, "settings.path: this key is required"),
+        ({"name": "reward_model", "settings": {"path": 5}}, "settings.path: Input should be a valid string (got 5)"),
+        (
+            {"name": "reward_model", "settings": {"path": "x", "pat": "y"}},
+            "settings.pat: unknown key; did you mean 'path'",
+        ),
+        (
+            {"name": "llm", "settings": {"model": "m", "mod": "rating"}},
+            "settings.mod: unknown key; did you mean 'mode'",
+        ),
+        (
+            {"name": "llm", "settings": {"model": "m", "mode": "vote"}},
+            "settings.mode: Input should be 'pairs' or 'rating'",
+        ),
+        (
+            {"name": "llm", "settings": {"model": "m", "attempts": "two"}},
+            "settings.attempts: Input should be a valid int",
+        ),
+        ({"name": "llm", "settings": {"model": "m", "attempts": 0}}, "settings.attempts: Input should be greater than"),
+        (
+            {"name": "llm", "settings": {"model": "m", "temperature": -1}},
+            "settings.temperature: Input should be greater",
+        ),
+        (
+            {"name": "llm", "settings": {"model": "m", "engine": {"server": {"base_url": "u", "retry": 3}}}},
+            "settings.engine.server.retry: unknown key; did you mean 'retries'",
+        ),
+        ({"name": "no.such.module:judge"}, "name: judge 'no.such.module:judge' cannot be imported"),
+        ({"name": f"{__name__}:by_length", "settings": {"scal": 1}}, "settings: got an unexpected keyword argument"),
     ],
 )
-def test_what_makes_no_judge_is_said_in_one_line(given, said):
-    with pytest.raises(InputError, match=said) as caught:
-        make_judge([JudgeSettings(**each) for each in given])
+def test_what_makes_no_judge_is_said_in_one_line_with_its_place(given, said):
+    with pytest.raises(InputError) as caught:
+        build(JudgeSettings, given, "judges.0")
+    assert str(caught.value).startswith(f"judges.0.{said}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [([], "at least one"), (["verifier", "verifier"], "'verifier' stands there")]
+)
+def test_no_judge_and_a_judge_named_twice_are_refused(names, said):
+    with pytest.raises(InputError, match=said):
+        make_judge([JudgeSettings(name=name) for name in names])
+
+
+def test_a_judge_whose_quotation_is_left_open_is_said_in_one_line():
+    with pytest.raises(InputError, match="No closing quotation"):
+        judge_of("verifier reward='both")
 
 
 @pytest.mark.parametrize("weight", [0.0, float("nan"), float("inf")])

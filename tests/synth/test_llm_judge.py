@@ -2,9 +2,8 @@ import re
 
 import pytest
 
-from align.config import InputError
 from align.records import Message, Prompt
-from align.synth.llm_judge import LlmJudge, read_preference, read_rating
+from align.synth.llm_judge import LlmJudge, LlmSettings, read_preference, read_rating
 from align.synth.samples import Sample, Speed, prompt_key
 
 PROMPT = Prompt((Message("user", "Name a colour {of} the flag."),))
@@ -35,43 +34,47 @@ def longest(messages):
     return "Because.\n[[C]]" if first == second else f"It says more. [[{'A' if first > second else 'B'}]]"
 
 
+def judge_by(voice, **settings):
+    return LlmJudge(voice, LlmSettings(model="voice", **settings))
+
+
 def rewards(judge, *responses):
     ((*verdicts,),) = judge([(PROMPT, responses)])
     return [verdict.reward for verdict in verdicts]
 
 
 def test_the_better_of_two_wins_in_whatever_order_they_stand():
-    assert rewards(LlmJudge(Voice(longest)), "red", "dark red") == [0, 1]
-    assert rewards(LlmJudge(Voice(longest)), "dark red", "red") == [1, 0]
+    assert rewards(judge_by(Voice(longest)), "red", "dark red") == [0, 1]
+    assert rewards(judge_by(Voice(longest)), "dark red", "red") == [1, 0]
 
 
 def test_both_orders_are_asked_for():
     voice = Voice(longest)
-    rewards(LlmJudge(voice), "red", "dark red")
+    rewards(judge_by(voice), "red", "dark red")
     assert sorted(shown(asked.messages) for asked in voice.asked) == [["dark red", "red"], ["red", "dark red"]]
     assert all("Name a colour {of} the flag." in asked.messages[0].content for asked in voice.asked)
 
 
 @pytest.mark.parametrize("mark", ["A", "B"])
 def test_a_judge_that_always_prefers_a_place_decides_nothing(mark):
-    judge = LlmJudge(Voice(lambda _: f"[[{mark}]]"))
+    judge = judge_by(Voice(lambda _: f"[[{mark}]]"))
     ((*verdicts,),) = judge([(PROMPT, ["red", "dark red", "blue"])])
     assert [verdict.reward for verdict in verdicts] == [None] * 3
     assert "the orders disagree (2)" in verdicts[0].why
 
 
 def test_a_tie_in_both_orders_is_a_tie():
-    assert rewards(LlmJudge(Voice(lambda _: "[[C]]")), "red", "blue") == [0.5, 0.5]
+    assert rewards(judge_by(Voice(lambda _: "[[C]]")), "red", "blue") == [0.5, 0.5]
 
 
 def test_a_tie_in_one_order_only_decides_nothing():
-    judge = LlmJudge(Voice(lambda messages: "[[C]]" if shown(messages)[0] == "red" else "[[A]]"))
+    judge = judge_by(Voice(lambda messages: "[[C]]" if shown(messages)[0] == "red" else "[[A]]"))
     assert rewards(judge, "red", "blue") == [None, None]
 
 
 def test_of_many_responses_each_gets_the_mean_of_its_decided_pairs():
     # By length: 1 < 2 = 2 < 3, so of three pairs each wins 0, 1.5, 1.5 and 3.
-    assert rewards(LlmJudge(Voice(longest)), "a", "bb", "cc", "ddd") == [0, 0.5, 0.5, 1]
+    assert rewards(judge_by(Voice(longest)), "a", "bb", "cc", "ddd") == [0, 0.5, 0.5, 1]
 
 
 def test_a_pair_that_is_void_counts_for_neither():
@@ -79,12 +82,12 @@ def test_a_pair_that_is_void_counts_for_neither():
         first, second = shown(messages)
         return "[[A]]" if {first, second} == {"a", "bb"} else longest(messages)
 
-    assert rewards(LlmJudge(Voice(say)), "a", "bb", "ccc") == [0, 0, 1]
+    assert rewards(judge_by(Voice(say)), "a", "bb", "ccc") == [0, 0, 1]
 
 
 def test_what_cannot_be_read_is_asked_for_again_with_the_form_that_is_wanted():
     voice = Voice(lambda messages: "I like both." if len(messages) == 1 else longest(messages))
-    assert rewards(LlmJudge(voice), "red", "dark red") == [0, 1]
+    assert rewards(judge_by(voice), "red", "dark red") == [0, 1]
     again = [asked.messages for asked in voice.asked if len(asked.messages) > 1]
     assert len(again) == 2
     assert [message.role for message in again[0]] == ["user", "assistant", "user"]
@@ -94,7 +97,7 @@ def test_what_cannot_be_read_is_asked_for_again_with_the_form_that_is_wanted():
 
 def test_garbage_is_asked_for_as_often_as_allowed_and_then_given_up():
     voice = Voice(lambda _: "hmm")
-    ((*verdicts,),) = LlmJudge(voice, attempts=4)([(PROMPT, ["red", "dark red"])])
+    ((*verdicts,),) = judge_by(voice, attempts=4)([(PROMPT, ["red", "dark red"])])
     assert len(voice.asked) == 2 * 4
     assert [verdict.reward for verdict in verdicts] == [None, None]
     assert "no verdict could be read (1)" in verdicts[0].why
@@ -102,24 +105,24 @@ def test_garbage_is_asked_for_as_often_as_allowed_and_then_given_up():
 
 def test_only_what_was_not_read_is_asked_for_again():
     voice = Voice(lambda messages: "hmm" if len(messages) == 1 and shown(messages)[0] == "red" else longest(messages))
-    rewards(LlmJudge(voice), "red", "dark red")
+    rewards(judge_by(voice), "red", "dark red")
     assert len(voice.asked) == 3
 
 
 def test_one_response_has_nothing_to_be_compared_with():
-    ((verdict,),) = LlmJudge(Voice(longest))([(PROMPT, ["red"])])
+    ((verdict,),) = judge_by(Voice(longest))([(PROMPT, ["red"])])
     assert (verdict.reward, verdict.why) == (None, "there is nothing to compare it with")
 
 
 def test_ratings_are_of_each_response_by_itself():
     voice = Voice(lambda messages: f"Fine. [[{len(shown(messages)[0])}]]")
-    assert rewards(LlmJudge(voice, mode="rating"), "red", "white") == [3, 5]
-    assert rewards(LlmJudge(voice, mode="rating", attempts=1), "red", "a" * 11) == [3, None]
+    assert rewards(judge_by(voice, mode="rating"), "red", "white") == [3, 5]
+    assert rewards(judge_by(voice, mode="rating", attempts=1), "red", "a" * 11) == [3, None]
 
 
 def test_groups_come_back_in_order_over_more_than_one_round():
     groups = [(PROMPT, ["a" * (index % 3 + 1), "bb"]) for index in range(40)]
-    found = [tuple(verdict.reward for verdict in verdicts) for verdicts in LlmJudge(Voice(longest))(groups)]
+    found = [tuple(verdict.reward for verdict in verdicts) for verdicts in judge_by(Voice(longest))(groups)]
     assert found == [[(0, 1), (0.5, 0.5), (1, 0)][index % 3] for index in range(40)]
 
 
@@ -154,9 +157,3 @@ def test_preferences_are_read_from_the_last_mark(answer, value):
 )
 def test_ratings_are_numbers_from_one_to_ten(answer, value):
     assert read_rating(answer) == value
-
-
-@pytest.mark.parametrize(("settings", "said"), [({"mode": "vote"}, "'vote'"), ({"attempts": 0}, "attempts is 0")])
-def test_settings_that_cannot_work_are_refused(settings, said):
-    with pytest.raises(InputError, match=said):
-        LlmJudge(Voice(longest), **settings)

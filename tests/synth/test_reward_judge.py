@@ -151,5 +151,5 @@ def test_in_bf16_it_says_nearly_the_same(folders):
     assert rounded == pytest.approx(exact, abs=0.05)  # bf16 keeps eight bits, and rewards here are of the order of 1
     assert rounded != exact
     assert half.identity != reward_model_judge(str(folders / "reward")).identity
-    with pytest.raises(InputError, match="did you mean 'bf16'"):
+    with pytest.raises(InputError, match="precision: Input should be 'fp32' or 'bf16'"):
         reward_model_judge(str(folders / "reward"), precision="bf61")
