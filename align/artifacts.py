@@ -25,12 +25,13 @@ PACKAGES = ("align", "torch", "transformers", "tokenizers", "trl", "accelerate",
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+MISPLACED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # a folder that is missing, or one that is a file
 SPARE_BYTES = 1 << 20  # a disk with less than this left is full, whatever a library calls the failure
 
 
 @contextmanager
 def writing(path: Path) -> Generator[None]:
-    """A block in which a disk that is full or closed to us becomes one line that names `path`.
+    """A block in which a disk that is full or closed to us, or a wrong place, becomes one line that names a path.
 
     Libraries put a full disk in their own words (torch: "unexpected pos 576"), so the disk is asked too.
     """
@@ -41,7 +42,7 @@ def writing(path: Path) -> Generator[None]:
     except BaseException as error:
         if _is_full(error, path):
             raise RunError(f"{path}: no space left on the disk") from error
-        if isinstance(error, OSError) and error.errno in REFUSED:
+        if isinstance(error, OSError) and error.errno in (*REFUSED, *MISPLACED):
             raise RunError(f"{error.filename or path}: {error.strerror}") from error
         raise
 

@@ -55,6 +55,26 @@ def test_lines_are_added_and_can_be_read_while_the_run_goes_on(tmp_path):
         assert [json.loads(line)["step"] for line in lines] == list(range(step + 1))
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("no/such/a.json", "No such file"), ("file/a.json", "Not a directory"), ("folder", "Is a directory")],
+)
+@pytest.mark.parametrize("write", [write_json, append_line])
+def test_a_place_that_nothing_can_be_written_to_is_one_line(tmp_path, place, said, write):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunError, match=rf"{tmp_path}/.*: {said}") as caught:
+        write(tmp_path / place, {})
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine" and not names(tmp_path / "folder")
+
+
+def test_a_folder_cannot_be_made_where_a_file_is_above_it(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="file"), whole_folder(tmp_path / "file" / "model"):
+        pass
+
+
 @pytest.mark.parametrize("text", [None, "", "{", b"\xff"])
 def test_a_file_that_holds_no_json_is_named(tmp_path, text):
     if text is not None:

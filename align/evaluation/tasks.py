@@ -51,9 +51,9 @@ class Task:
         return Prompt((Message("user", self.ask(row)),), dict(row))
 
 
-def check_rows(task: str, rows: Sequence[Row], path: str) -> None:
-    """Raise for the first row that is not of the task's form."""
-    for number, row in enumerate(rows):
+def check_rows(task: str, rows: Sequence[Row], path: str, *, skipped: int = 0) -> None:
+    """Raise for the first row that is not of the task's form; `skipped` others stand before them."""
+    for number, row in enumerate(rows, start=skipped + 1):
         if missing := [name for name in TASKS[task].needs if row.get(name) is None]:
             raise InputError(
                 f"{path}: row {number} has no {missing[0]}; {task} rows have {', '.join(TASKS[task].needs)}"

@@ -31,7 +31,7 @@ def win_rates(groups: Sequence[Group], judge: Judge) -> dict[str, Any]:
     out of the rates.
     """
     if wrong := [number for number, (_, responses) in enumerate(groups) if len(responses) != 2]:  # noqa: PLR2004
-        raise InputError(f"win rate: prompt {wrong[0]} has {len(groups[wrong[0]][1])} responses; two are compared")
+        raise InputError(f"win rate: prompt {wrong[0] + 1} has {len(groups[wrong[0]][1])} responses; two are compared")
     results = [result(verdicts) for verdicts in judge(groups)]
     decided = [index for index, value in enumerate(results) if value is not None]
     void = len(results) - len(decided)

@@ -1,4 +1,4 @@
-"""What a policy answers to a task's rows, and how the answers are graded, by all processes of a launch."""
+"""What is answered to a task's rows, by a policy or in a file, and how it is graded by all processes of a launch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 
 from align.artifacts import writing
 from align.config import InputError
+from align.data.formats import read_rows
 from align.evaluation.tasks import TASKS, Answer, Grade, Row, grade_all
 from align.stages.shares import dealt, share_of
 from align.synth.journal import Journal
 from align.synth.samples import TOO_LONG, Engine, Sample, SamplingSettings, distinct, prompt_key, resumed
 from align.train.runtime import Processes, Reporter
+
+NAMES = ("key", "task_id")  # columns that say which row a response answers
+TEXTS = ("response", "completion", "output")
 
 
 def ask_policy(
@@ -58,6 +62,47 @@ def ask_policy(
     return sorted(
         ((number, sample.text) for sample in found for number in numbers[sample.key]), key=lambda answer: answer[0]
     )
+
+
+def match(task: str, rows: Sequence[Row], path: str) -> list[tuple[int, str]]:
+    """(row number, response) of every response in a file, by `key` or `task_id`, or else by the prompt."""
+    by_name: dict[str, list[int]] = defaultdict(list)
+    by_prompt: dict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        name = next((str(row[each]) for each in NAMES if row.get(each) is not None), str(number))
+        by_name[name].append(number)
+        for text in {TASKS[task].ask(row), str(row.get("prompt") or row.get("question") or row.get("text"))}:
+            by_prompt[text].append(number)
+    found: list[tuple[int, str]] = []
+    for place, row in enumerate(read_rows(path), start=1):
+        where = f"{path}: row {place}"
+        text = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
+        if text is None:
+            raise InputError(f"{where}: has no {' or '.join(TEXTS[:2])} in text")
+        name = next((str(row[each]) for each in NAMES if row.get(each) is not None), None)
+        candidates = by_name.get(name, []) if name is not None else by_prompt.get(str(row.get("prompt")), [])
+        if len(candidates) > 1 and row.get("prompt") is not None:
+            candidates = [number for number in candidates if number in by_prompt.get(str(row["prompt"]), [])]
+        if len(candidates) != 1:
+            said = f"{name!r} names" if name is not None else "its prompt is that of"
+            raise InputError(f"{where}: {said} {len(candidates)} rows of the data; one is needed")
+        found.append((candidates[0], text))
+    if not found:
+        raise InputError(f"{path}: holds no responses")
+    return found
+
+
+def by_prompt(path: str) -> dict[str, str]:
+    """Each prompt's response; a prompt with two is one too many."""
+    found: dict[str, str] = {}
+    for place, row in enumerate(read_rows(path), start=1):
+        text = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
+        if text is None or not isinstance(row.get("prompt"), str):
+            raise InputError(f"{path}: row {place}: a prompt and a response are needed, both in text")
+        if row["prompt"] in found:
+            raise InputError(f"{path}: row {place}: its prompt has a response already")
+        found[row["prompt"]] = text
+    return found
 
 
 def grades_of(

@@ -83,7 +83,7 @@ def generate(
     """
     quiet_transformers()
     processes = join()
-    check_out(out)
+    check_out(out, [data, *policies])
     if not policies or len(set(policies)) < len(policies):
         raise InputError(f"policy: name at least one, and each once, not {', '.join(policies) or 'none'}")
     judge = make_judge(settings.judges, how=settings.combine) if settings.judges else None
@@ -155,10 +155,17 @@ def opened(path: Path, made_with: Mapping[str, Any], processes: Processes) -> Jo
     return processes.all(lambda: Journal(path, made_with, share_of(processes)), f"opening {path}")
 
 
-def check_out(out: Path, what: str = "samples") -> None:
-    """Raise for a file that is not to be written over: it is there, and nothing of the command's beside it."""
+def check_out(out: Path, inputs: Sequence[str], what: str = "samples") -> None:
+    """Raise for a file that is not to be written: one that is read, or that is there and not of the command's own."""
     if out.suffix != ".jsonl":
         raise InputError(f"{out}: rows are written as .jsonl, not as {out.suffix or 'a file without suffix'}")
+    folder = next(each for each in out.absolute().parents if each.exists())
+    if not folder.is_dir():
+        raise InputError(f"{out}: {folder} is a file, and not a folder to write into")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; name a file in it")
+    if out.exists() and any(Path(each).exists() and out.samefile(each) for each in inputs):
+        raise InputError(f"{out}: is what this command reads; name another file")
     if out.exists() and not beside(out, what).exists():
         raise InputError(f"{out}: is there, and not from this command: name another file, or move it away")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from align.config import InputError, Settings, nearest, pick, stable_hash
+from align.config import InputError, Settings, nearest, one_line, pick, stable_hash
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import read_rows
 from align.data.templates import apply_template
 from align.evaluation.harness import harness
 from align.evaluation.likelihood import LIKELIHOODS, NLL, rates
 from align.evaluation.scores import Score
-from align.evaluation.tasks import TASKS, Row, check_rows, scores
+from align.evaluation.tasks import TASKS, Answer, Row, check_rows, scores
 from align.evaluation.winning import win_rates
 from align.models.loading import PolicySettings, length_limit, quiet_transformers
 from align.models.policy import load_policy
 from align.records import Comparison, Demonstration
-from align.stages.answering import ask_policy, grades_of, write_lines
-from align.stages.generating import RowSettings, beside, opened
+from align.stages.answering import ask_policy, by_prompt, grades_of, match, write_lines
+from align.stages.generating import RowSettings, beside, check_out, opened
 from align.stages.recipe import TASKS as PROCEDURAL
 from align.stages.recipe import SourceSettings, content_of
 from align.stages.shares import dealt, join, leave
@@ -38,8 +38,16 @@ from align.train.runtime import Processes, Reporter
 
 HARNESS = "harness:"  # prefix of a task of lm-evaluation-harness
 WIN_RATE = "win_rate"
-NAMES = ("key", "task_id")  # columns that say which row a response answers
-TEXTS = ("response", "completion", "output")
+LIKELIHOOD, SAMPLED, GIVEN = "likelihood", "sampled", "given"  # a policy's numbers, its answers, or those of a file
+
+ROWS = "rows.format rows.split rows.invalid rows.seed rows.constraints"
+USES = {  # kind of task -> all that it looks at; what else is given would be without effect, and is refused
+    HARNESS: "--policy --limit tasks_folder",
+    LIKELIHOOD: "--data --policy --limit max_length rows.format rows.split rows.invalid rows.seed",
+    WIN_RATE: f"--data --responses --limit --judge combine {ROWS}",
+    SAMPLED: f"--data --policy --limit --out sampling engine {ROWS}",
+    GIVEN: f"--data --responses --limit --out {ROWS}",
+}
 
 
 class EvaluateSettings(Settings):
@@ -79,120 +87,143 @@ def evaluate(asked: Asked, out: Path | None, *, settings: EvaluateSettings, repo
     """What is known of the policy or the responses: `{task, scores: {name: {value, low, high, n}}, …}`."""
     quiet_transformers()
     processes = join()
-    found = _evaluated(asked, out, settings, processes, report)
+    kind = _kind(asked)
+    _check_used(kind, asked, out, settings)
+    if kind == HARNESS:
+        if processes.count > 1:
+            raise InputError(f"task {asked.task} runs in one process: leave accelerate launch out")
+        found = _by_harness(asked, settings)
+    elif kind == LIKELIHOOD:
+        found = _likelihood(asked, settings, processes)
+    elif kind == WIN_RATE:
+        found = _wins(asked, settings, processes, report)
+    else:
+        found = _graded(asked, out, settings, processes, report)
     leave()
     return found
 
 
-def _evaluated(
+def _kind(asked: Asked) -> str:
+    """The entry of USES that the task is."""
+    if asked.task.startswith(HARNESS):
+        return HARNESS
+    names = task_names()
+    if asked.task not in names:
+        raise InputError(f"no task is called {asked.task!r}; {nearest(asked.task, [*names, HARNESS + 'NAME'])}")
+    if asked.task in TASKS:
+        return GIVEN if asked.policy is None else SAMPLED
+    return WIN_RATE if asked.task == WIN_RATE else LIKELIHOOD
+
+
+def _check_used(kind: str, asked: Asked, out: Path | None, settings: EvaluateSettings) -> None:
+    """Raise for the first option or setting that is given and that the task does not look at."""
+    unread = set[str]()
+    made, constrained = (asked.data or "").startswith(PROCEDURAL), settings.rows.constraints is not None
+    if made or (kind in (SAMPLED, GIVEN) and not constrained):  # no reader of records is asked
+        unread |= {"rows.format", "rows.invalid"}
+    if not made and not constrained:  # nothing is drawn
+        unread.add("rows.seed")
+    uses = set(USES[kind].split()) - unread
+    if ignored := [name for name in _given(asked, out, settings) if name not in uses]:
+        if kind == SAMPLED and ignored[0] == "--responses":
+            raise InputError(f"task {asked.task}: give either --policy or one file of --responses")
+        of = " with --responses" if kind == GIVEN else ""
+        raise InputError(f"task {asked.task}{of} does not use {ignored[0]}: leave it out")
+
+
+def _given(asked: Asked, out: Path | None, settings: EvaluateSettings) -> list[str]:
+    """The options and settings that say something else than they do where they are left out, as they are written."""
+    options = {**asked._asdict(), "out": out, "judge": settings.judges}
+    found = [f"--{name}" for name, value in options.items() if name != "task" and value not in (None, (), [])]
+    for prefix, own in (("", settings), ("rows.", settings.rows)):
+        plain = type(own)()
+        names = [name for name in type(own).model_fields if name not in ("rows", "judges")]
+        found += [prefix + name for name in names if getattr(own, name) != getattr(plain, name)]
+    return found
+
+
+def _graded(
     asked: Asked, out: Path | None, settings: EvaluateSettings, processes: Processes, report: Reporter
 ) -> dict[str, Any]:
-    task = asked.task
-    if task.startswith(HARNESS):
-        if processes.count > 1:
-            raise InputError(f"task {task} runs in one process: leave accelerate launch out")
-        return _by_harness(asked, settings)
-    names = [*TASKS, *LIKELIHOODS, WIN_RATE]
-    if task not in names:
-        raise InputError(f"no task is called {task!r}; {nearest(task, [*names, HARNESS + 'NAME'])}")
-    if task in LIKELIHOODS:
-        return _likelihood(asked, settings, processes)
-    if task == WIN_RATE:
-        return _wins(asked, settings, processes, report)
-    rows = task_rows(task, settings.rows.source(asked.needed("data"), asked.limit), seed=0)
-    if (asked.policy is None) != (len(asked.responses) == 1):
+    """What a program says of each answer, in total and, with `out`, one by one."""
+    task, data = asked.task, asked.needed("data")
+    if asked.policy is None and len(asked.responses) != 1:
         raise InputError(f"task {task}: give either --policy or one file of --responses")
-    if asked.policy is not None:
-        answers = _asked(task, rows, asked.policy, settings, out=out, processes=processes, report=report)
-    else:
-        answers = match(task, rows, asked.responses[0])
-    return _graded(task, rows, answers, out=out, processes=processes, report=report)
+    if out is not None:
+        check_out(out, [data, *asked.responses])
+    left_out = Counter[str]()
+    rows = task_rows(task, settings.rows.source(data, asked.limit), seed=0, counts=left_out)
+    answers = _answers(asked, rows, settings, out=out, processes=processes, report=report)
+    grades = grades_of(task, rows, answers, processes=processes, report=report)
+    unanswered = len(rows) - len({number for number, _ in answers})
+    if unanswered:
+        report.note(f"{unanswered} of {len(rows)} rows have no response and are not in the rates")
+    if out is not None:
+        for path in asked.responses:
+            _claim(out, path, rows, processes)
+        column = TASKS[task].name
+        names = [rows[number].get(column, number) for number, _ in answers]
+        lines = [{column: name, **grade.line} for name, grade in zip(names, grades, strict=True)]
+        processes.first(lambda: write_lines(out, lines), f"writing {out}")
+    more = {"rows": len(rows), "responses": len(answers), "unanswered": unanswered, "out": str(out) if out else None}
+    return _summary(task, scores(task, answers, grades), left_out=dict(left_out), **more)
 
 
-def task_rows(task: str, source: SourceSettings, *, seed: int) -> list[Row]:
-    """The task's rows, checked for what it needs; of procedural or constrained prompts what is known of each."""
+def task_rows(task: str, source: SourceSettings, *, seed: int, counts: Counter[str] | None = None) -> list[Row]:
+    """The task's rows, checked for what it needs; of procedural or constrained prompts what is known of each.
+
+    `counts` is told what was left out.
+    """
     pick(TASKS, task, "task")
     if source.path.startswith(PROCEDURAL) or source.constraints is not None:
-        found = prompts(source, seed=seed)
+        found = prompts(source, seed=seed, counts=counts)
+        if longer := [prompt for prompt in found if len(prompt.messages) > 1]:
+            text = one_line(longer[0].messages[-1].content)[:40]
+            raise InputError(f"{source.path}: prompt {text!r}: has messages before it; a task asks one message alone")
         rows: list[Row] = [{**prompt.metadata, "prompt": prompt.messages[-1].content} for prompt in found]
     else:
         last = None if source.limit is None else source.skip + source.limit
         rows = list(islice(read_rows(source.path, split=source.split), source.skip, last))
     if not rows:
         raise InputError(f"{source.path}: holds no rows")
-    check_rows(task, rows, source.path)
+    check_rows(task, rows, source.path, skipped=source.skip)
     return rows
 
 
-def _asked(
-    task: str,
+def _answers(
+    asked: Asked,
     rows: Sequence[Row],
-    policy: str,
     settings: EvaluateSettings,
     *,
     out: Path | None,
     processes: Processes,
     report: Reporter,
-) -> list[tuple[int, str]]:
-    """The policy's responses; they are kept beside `out` where there is one."""
-    engine, sampling = make_engine(policy, settings.engine), settings.sampling
-    ask = partial(ask_policy, task, rows, engine, sampling=sampling, processes=processes, report=report)
+) -> list[Answer]:
+    """The responses of the file, or of the policy; the latter are kept beside `out` where there is one."""
+    if asked.policy is None:
+        (path,) = asked.responses
+        if out is not None and out.exists():
+            _claim(out, path, rows, processes)
+        return match(asked.task, rows, path)
+    engine, sampling = make_engine(asked.policy, settings.engine), settings.sampling
+    ask = partial(ask_policy, asked.task, rows, engine, sampling=sampling, processes=processes, report=report)
     if out is None:
         return ask(kept=None)
-    asked = {"sampling": sampling.model_dump(), "engine": settings.engine.model_dump()}
-    made_with = {"policy": content_of(policy), "rows": stable_hash([dict(row) for row in rows]), **asked}
+    by = {"sampling": sampling.model_dump(), "engine": settings.engine.model_dump()}
+    made_with = {"policy": content_of(asked.policy), "rows": _content_of(rows), **by}
     with opened(beside(out, "samples"), made_with, processes) as journal:
         return ask(kept=journal)
 
 
-def match(task: str, rows: Sequence[Row], path: str) -> list[tuple[int, str]]:
-    """(row number, response) of every response in a file, by `key` or `task_id`, or else by the prompt."""
-    by_name: dict[str, list[int]] = defaultdict(list)
-    by_prompt: dict[str, list[int]] = defaultdict(list)
-    for number, row in enumerate(rows):
-        name = next((str(row[each]) for each in NAMES if row.get(each) is not None), str(number))
-        by_name[name].append(number)
-        for text in {TASKS[task].ask(row), str(row.get("prompt") or row.get("question") or row.get("text"))}:
-            by_prompt[text].append(number)
-    found: list[tuple[int, str]] = []
-    for place, row in enumerate(read_rows(path)):
-        where = f"{path}: row {place}"
-        text = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
-        if text is None:
-            raise InputError(f"{where}: has no {' or '.join(TEXTS[:2])} in text")
-        name = next((str(row[each]) for each in NAMES if row.get(each) is not None), None)
-        candidates = by_name.get(name, []) if name is not None else by_prompt.get(str(row.get("prompt")), [])
-        if len(candidates) > 1 and row.get("prompt") is not None:
-            candidates = [number for number in candidates if number in by_prompt.get(str(row["prompt"]), [])]
-        if len(candidates) != 1:
-            said = f"{name!r} names" if name is not None else "its prompt is that of"
-            raise InputError(f"{where}: {said} {len(candidates)} rows of the data; one is needed")
-        found.append((candidates[0], text))
-    if not found:
-        raise InputError(f"{path}: holds no responses")
-    return found
+def _claim(out: Path, responses: str, rows: Sequence[Row], processes: Processes) -> None:
+    """Leave beside `out` what its verdicts are of; raises where that is something else already."""
+    made_with = {"responses": content_of(responses), "rows": _content_of(rows)}
+    with opened(beside(out, "samples"), made_with, processes):
+        pass
 
 
-def _graded(
-    task: str,
-    rows: Sequence[Row],
-    answers: Sequence[tuple[int, str]],
-    *,
-    out: Path | None,
-    processes: Processes,
-    report: Reporter,
-) -> dict[str, Any]:
-    kind = pick(TASKS, task, "task")
-    grades = grades_of(task, rows, answers, processes=processes, report=report)
-    unanswered = len(rows) - len({number for number, _ in answers})
-    if unanswered:
-        report.note(f"{unanswered} of {len(rows)} rows have no response and are not in the rates")
-    if out is not None:
-        names = [rows[number].get(kind.name, number) for number, _ in answers]
-        lines = [{kind.name: name, **grade.line} for name, grade in zip(names, grades, strict=True)]
-        processes.first(lambda: write_lines(out, lines), f"writing {out}")
-    more = {"rows": len(rows), "responses": len(answers), "unanswered": unanswered, "out": str(out) if out else None}
-    return _summary(task, scores(task, answers, grades), **more)
+def _content_of(rows: Sequence[Row]) -> str:
+    return stable_hash([dict(row) for row in rows])
 
 
 def _by_harness(asked: Asked, settings: EvaluateSettings) -> dict[str, Any]:
@@ -247,8 +278,9 @@ def _wins(asked: Asked, settings: EvaluateSettings, processes: Processes, report
         raise InputError(f"task {WIN_RATE}: give --responses twice: the policy's and the baseline's")
     judge = make_judge(settings.judges, how=settings.combine)
     source = settings.rows.source(data, asked.limit)
-    known = {prompt.messages[-1].content: prompt for prompt in prompts(source, seed=0)}
-    ours, theirs = (_by_prompt(path) for path in asked.responses)
+    left_out = Counter[str]()
+    known = {prompt.messages[-1].content: prompt for prompt in prompts(source, seed=0, counts=left_out)}
+    ours, theirs = (by_prompt(path) for path in asked.responses)
     both = [text for text in known if text in ours and text in theirs]
     if not both:
         raise InputError(f"task {WIN_RATE}: no prompt of {data} is answered in both files")
@@ -259,20 +291,8 @@ def _wins(asked: Asked, settings: EvaluateSettings, processes: Processes, report
 
     found = win_rates([(known[text], (ours[text], theirs[text])) for text in both], shared)
     told = {name: value for name, value in found.items() if isinstance(value, Score)}
-    return _summary(WIN_RATE, told, undecided=found["undecided"], unanswered=len(known) - len(both))
-
-
-def _by_prompt(path: str) -> dict[str, str]:
-    """Each prompt's response; a prompt with two is one too many."""
-    found: dict[str, str] = {}
-    for place, row in enumerate(read_rows(path)):
-        text = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
-        if text is None or not isinstance(row.get("prompt"), str):
-            raise InputError(f"{path}: row {place}: a prompt and a response are needed, both in text")
-        if row["prompt"] in found:
-            raise InputError(f"{path}: row {place}: its prompt has a response already")
-        found[row["prompt"]] = text
-    return found
+    more = {"undecided": found["undecided"], "unanswered": len(known) - len(both), "left_out": dict(left_out)}
+    return _summary(WIN_RATE, told, **more)
 
 
 def _summary(task: str, found: Mapping[str, Score], **more: object) -> dict[str, Any]:

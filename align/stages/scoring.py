@@ -40,9 +40,9 @@ def score_file(
     A row that is too long for the model is not cut: it is left out and counted.
     """
     processes = join()
-    check_out(out, KEPT)
+    check_out(out, [data, model], KEPT)
     reading = read(data, format=format, split=split, limit=limit, invalid=invalid)
-    asked = [_asked(record, f"{data}: record {number}") for number, record in enumerate(reading.records)]
+    asked = [_asked(record, f"{data}: record {number}") for number, record in enumerate(reading.records, start=1)]
     judge = reward_model_judge(model)
     made_with = {"model": judge.identity, "data": [content_of(data), reading.format, split, invalid]}
     began = time.monotonic()

@@ -91,7 +91,7 @@ def test_pass_at_k_is_told_for_as_many_samples_as_every_problem_has():
 
 
 def test_a_row_without_what_the_task_needs_is_named():
-    with pytest.raises(InputError, match=r"file: row 1 has no test_list"):
+    with pytest.raises(InputError, match=r"file: row 2 has no test_list"):
         check_rows("mbpp", [CODE, {"task_id": 4}], "file")
 
 

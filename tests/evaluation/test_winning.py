@@ -42,7 +42,7 @@ def test_a_judge_that_decides_nothing_is_an_error():
 
 
 def test_two_responses_are_compared_and_no_other_number():
-    with pytest.raises(InputError, match="prompt 1 has 3"):
+    with pytest.raises(InputError, match="prompt 2 has 3"):
         win_rates(groups(("a", "b"), ("a", "b", "c")), by(len))
 
 

@@ -181,8 +181,8 @@ def test_responses_find_their_rows_by_the_prompt_or_by_the_number(tmp_path):
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ([{"key": 99, "response": "x"}], "row 0: '99' names 0 rows"),
-        ([{"key": 11, "response": "x"}, {"response": "x", "prompt": "Never asked."}], "row 1: its prompt"),
+        ([{"key": 99, "response": "x"}], "row 1: '99' names 0 rows"),
+        ([{"key": 11, "response": "x"}, {"response": "x", "prompt": "Never asked."}], "row 2: its prompt"),
         ([{"key": 11, "text": "x"}], "response"),
         ([], "holds no"),
     ],
@@ -195,15 +195,36 @@ def test_a_response_to_nothing_is_named(tmp_path, answers, said):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+ASKED, ANSWERED = ("--data", "DATA", "--policy", "nowhere"), ("--data", "DATA", "--responses", "DATA")
+
+
 @pytest.mark.parametrize(
     ("task", "more", "said"),
     [
         ("ifevil", (), "ifeval"),
         ("ifeval", (), "--data"),
         ("ifeval", ("--data", "DATA"), "--policy or one file of --responses"),
-        ("gsm8k", ("--data", "DATA", "--responses", "DATA"), "row 0 has no question"),
+        ("gsm8k", ("--data", "DATA", "--responses", "DATA"), "row 1 has no question"),
         ("nll", ("--data", "DATA"), "--policy"),
         ("win_rate", ("--data", "DATA"), "twice"),
+        ("ifeval", (*ASKED, "--responses", "a", "--responses", "b"), "--policy or one file of --responses"),
+        ("ifeval", (*ASKED, "--judge", "verifier"), "does not use --judge"),
+        ("ifeval", (*ANSWERED, "--judge", "verifier"), "does not use --judge"),
+        ("ifeval", (*ANSWERED, "sampling.max_new_tokens=4"), "ifeval with --responses does not use sampling"),
+        ("ifeval", (*ANSWERED, "engine.local.precision=fp32"), "does not use engine"),
+        ("ifeval", (*ANSWERED, "rows.format=native"), "does not use rows.format"),
+        ("ifeval", (*ANSWERED, "rows.invalid=drop"), "does not use rows.invalid"),
+        ("ifeval", (*ANSWERED, "rows.seed=3"), "does not use rows.seed"),
+        ("ifeval", (*ASKED, "max_length=9"), "does not use max_length"),
+        ("general", ("--data", "tasks:general", *ASKED[2:], "rows.format=native"), "does not use rows.format"),
+        ("nll", (*ASKED, "--responses", "nowhere.jsonl"), "does not use --responses"),
+        ("nll", (*ASKED, "--out", "o.jsonl"), "does not use --out"),
+        ("preference", (*ASKED, "--judge", "ground_truth"), "does not use --judge"),
+        ("preference", (*ASKED, "sampling.max_new_tokens=4"), "does not use sampling"),
+        ("win_rate", (*ANSWERED, "--responses", "b", "--judge", "verifier", "--policy", "p"), "does not use --policy"),
+        ("win_rate", (*ANSWERED, "--responses", "b", "--judge", "verifier", "--out", "o"), "does not use --out"),
+        ("harness:x", ASKED, "does not use --data"),
+        ("harness:x", (*ASKED[2:], "--out", "o.jsonl"), "does not use --out"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_in_one_line(tmp_path, task, more, said):
@@ -211,6 +232,76 @@ def test_what_cannot_be_evaluated_is_said_in_one_line(tmp_path, task, more, said
     ended = evaluate(task, *(data if part == "DATA" else part for part in more))
     assert ended.returncode == 2
     assert said in ended.stderr.splitlines()[-1]
+
+
+OUTS = {  # --out -> what is said of it
+    "data.jsonl": "is what this command reads",
+    "said.jsonl": "is what this command reads",
+    "folder/../data.jsonl": "is what this command reads",
+    "linked.jsonl": "is what this command reads",
+    "others.jsonl": "is there, and not from this command",
+    "folder.jsonl": "is a folder",
+    "data.jsonl/verdicts.jsonl": "is a file, and not a folder",
+    "verdicts": "written as .jsonl",
+}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+@pytest.mark.parametrize("out", OUTS)
+def test_nothing_is_written_over_and_a_place_that_is_none_is_named_before_any_work(tmp_path, out, command):
+    given = {"--data": rows(tmp_path / "data.jsonl", IFEVAL)}
+    if command == "evaluate":
+        said = [{"key": row["key"], "response": "cats"} for row in IFEVAL]
+        given |= {"--task": "ifeval", "--responses": rows(tmp_path / "said.jsonl", said)}
+    elif out == "said.jsonl":
+        pytest.skip("generate reads no responses")
+    else:
+        given["--policy"] = "nowhere"
+    (tmp_path / "others.jsonl").write_text("mine\n")
+    for name in ("folder", "folder.jsonl"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "linked.jsonl").symlink_to(tmp_path / "data.jsonl")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    ended = align(command, *(word for pair in given.items() for word in pair), "--out", str(tmp_path / out))
+    assert ended.returncode == 2
+    (last,) = [line for line in ended.stderr.splitlines() if line.startswith("align: ")]
+    assert OUTS[out] in last
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_verdicts_are_written_again_by_the_same_command_and_by_no_other(tmp_path):
+    data, out = rows(tmp_path / "data.jsonl", IFEVAL), tmp_path / "new" / "folder" / "verdicts.jsonl"
+    said = [rows(tmp_path / f"{text}.jsonl", [{"key": 11, "response": text}]) for text in ("cats", "a, b")]
+    call = ("ifeval", "--data", data, "--out", out, "--responses")
+    first = evaluate(*call, said[0])
+    whole = out.read_bytes()
+    again = evaluate(*call, said[0])
+    assert summary_of(first) == summary_of(again)
+    other = evaluate(*call, said[1])
+    assert other.returncode == 2
+    assert "was begun with responses" in other.stderr.splitlines()[-1]
+    assert out.read_bytes() == whole
+    out.unlink()
+    assert summary_of(evaluate(*call, said[0]))["scores"]
+    assert out.read_bytes() == whole
+
+
+def test_responses_that_cannot_be_graded_leave_nothing_in_the_way_of_better_ones(tmp_path):
+    out, said = tmp_path / "verdicts.jsonl", tmp_path / "said.jsonl"
+    sums = rows(tmp_path / "data.jsonl", [{**SUMS[0], "answer": "as said above"}])
+    call = ("gsm8k", "--data", sums, "--responses", rows(said, [{"key": 0, "response": "42"}]), "--out", out)
+    assert "no final answer" in evaluate(*call).stderr
+    rows(tmp_path / "data.jsonl", SUMS[:1])
+    assert summary_of(evaluate(*call))["scores"]["correct"]["value"] == 1
+
+
+def test_a_dialogue_with_instructions_behind_it_is_no_row_of_a_task(tmp_path):
+    turns = [{"role": role, "content": text} for role, text in (("user", "Hi."), ("assistant", "Yes?"))]
+    data = rows(tmp_path / "data.jsonl", [{"messages": [*turns, {"role": "user", "content": "List animals."}]}])
+    ended = evaluate("ifeval", "--data", data, "--policy", "nowhere", "rows.constraints.kinds=[punctuation:no_comma]")
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert re.match(rf"align: {re.escape(data)}: prompt 'List animals\..*': has messages before it", last)
 
 
 def test_a_policy_is_asked_and_graded(policy, tmp_path):
