@@ -57,6 +57,7 @@ class Loop:
         self.sizes = self.groups.sizes(self.forward.name)
         self.sharding.use_precision()
         self.model = self.sharding.model
+        self.sharding.settle(self.make(self.groups[0].sequences).to(self.accelerator.device))
         self.num_steps = job.settings.num_steps(job.num_rows)
         self.epoch = lru_cache(maxsize=2)(job.epoch)  # the order of a large epoch is not made for each of its steps
         self._referred, self._num_referred = Work(0, 0, 0), 0

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from align.models.backbone import Backbone, full
+from align.models.tree import TokenBatch
 from align.train.settings import TrainSettings
 
 WEIGHT = "weight"
@@ -58,6 +60,16 @@ class Whole:
 
         if self.settings.precision == "bf16":
             self.policy.forward = precise
+
+    def settle(self, batch: TokenBatch) -> None:
+        """Take a backward pass of nothing where DDP, after the first one of a process, lays its buckets anew.
+
+        In a life that goes on from a kill the first one would be another step's, and over three ranks and more the last
+        bits of a sum depend on where in a bucket it stands.
+        """
+        if isinstance(self.model, DistributedDataParallel):
+            self.backward((self.model(batch) * 0).sum())
+            self.prepared.zero_grad()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the step's precision."""

@@ -53,6 +53,18 @@ def test_two_processes_do_what_one_does(tmp_path, way):
         compare(name, tmp_path / name)
 
 
+@pytest.mark.parametrize("way", ["ddp", "zero3"])
+def test_three_processes_go_on_from_a_kill_bit_for_bit(tmp_path, way):
+    """Of three numbers a sum depends on their order, of two it does not."""
+    script = Path(__file__).with_name("distributed_runs.py")
+    more = ["--num_processes", "3", "--main_process_port", "0"]
+    launched = start(LAUNCH / f"{way}-cpu-2.yaml", *more, script, tmp_path, "resumed")
+    output, errors = finish(launched)
+    assert launched.returncode == 0, errors[-3000:]  # the script compares the two
+    assert [one["processes"] for one in told(output)] == [3, 3, 3]
+    compare("resumed", tmp_path / "resumed")
+
+
 def compare(name, folder):
     """Every number of every step, and the final weights, against those of one process."""
     lines, of_one = alone(name)
