@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -128,16 +128,25 @@ def _likely(context: Context, name: str, task: TaskSettings, before: Work, proce
     return rates(parts), added([before, *(tree_batch(group.sequences).work() for group in groups)])
 
 
+class _Column(NamedTuple):
+    """Where the verdicts of a policy's column stand, and what was asked for them."""
+
+    file: Path
+    part: str  # of a line
+    task: dict[str, Any]  # its settings with those of its rows
+
+
 def changes(recipe: Recipe, made: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Of each policy and column the change against the evaluated policy that it comes from, over the same prompts.
 
     `{policy: {column: {value, low, high, n, from}}}`, with the 95 % bootstrap interval of the paired difference.
+    Where the two were asked something else, or in another way, no change is told.
     """
-    columns: dict[str, dict[str, tuple[Path, str]]] = {}  # policy -> column -> its file, and its part of a line
+    columns: dict[str, dict[str, _Column]] = {}
     for name, manifest in made.items():
         for column, (task, part) in manifest.get("columns", {}).items():
-            policy = next(iter(manifest["scores"]))
-            columns.setdefault(policy, {})[column] = (recipe.root / name / f"{task}.jsonl", part)
+            policy, file = next(iter(manifest["scores"])), recipe.root / name / f"{task}.jsonl"
+            columns.setdefault(policy, {})[column] = _Column(file, part, _asked_in(recipe, name, task))
     found: dict[str, dict[str, Any]] = {}
     for policy, own in columns.items():
         before = recipe.policy_of(policy)
@@ -145,21 +154,41 @@ def changes(recipe: Recipe, made: Mapping[str, Mapping[str, Any]]) -> dict[str, 
             before = recipe.policy_of(before)
         if before is None:
             continue
-        for column in own:
-            if column in columns[before]:
-                then, now = (_parts_in(*of[column]) for of in (columns[before], own))
-                found.setdefault(policy, {})[column] = {**_change(then, now), "from": before}
+        for column in [each for each in own if each in columns[before]]:
+            then, now = columns[before][column], own[column]
+            if then.task == now.task and (change := _change(_parts_in(then), _parts_in(now))):
+                found.setdefault(policy, {})[column] = {**change, "from": before}
     return found
 
 
-def _parts_in(path: Path, part: str) -> list[tuple[float, float]]:
-    """(passed, of how many) of every prompt that has the part."""
-    lines = [json.loads(line)["parts"] for line in path.read_text("utf-8").splitlines()]
-    return [(parts[part][0], parts[part][1]) for parts in lines if part in parts]
+def _asked_in(recipe: Recipe, name: str, task: str) -> dict[str, Any]:
+    """The task's settings, with those of its rows in place of their name, and without which of its rates are told."""
+    step = recipe.steps[name]
+    assert isinstance(step, EvaluateStep)
+    settings = step.tasks[task]
+    return settings.model_dump(exclude={"rates"}) | {"data": recipe.source(settings.data).model_dump()}
 
 
-def _change(then: Sequence[tuple[float, float]], now: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    values = np.asarray(list(zip(then, now, strict=True)), dtype=np.float64)  # [prompts, then or now, passed or of]
+class _Parts(NamedTuple):
+    """What is known of each prompt that has the part."""
+
+    prompts: list[Any]  # in text, or the number of the row
+    passed: list[tuple[float, float]]  # and of how many
+
+
+def _parts_in(column: _Column) -> _Parts:
+    lines = [json.loads(line) for line in column.file.read_text("utf-8").splitlines()]
+    known = [line for line in lines if column.part in line["parts"]]
+    prompts = [line["row"] if "row" in line else line["prompt"] for line in known]
+    return _Parts(prompts, [(line["parts"][column.part][0], line["parts"][column.part][1]) for line in known])
+
+
+def _change(then: _Parts, now: _Parts) -> dict[str, Any] | None:
+    """The paired difference with its interval; None where the prompts are not the same."""
+    if then.prompts != now.prompts:
+        return None
+    pairs = list(zip(then.passed, now.passed, strict=True))
+    values = np.asarray(pairs, dtype=np.float64)  # [prompts, then or now, passed or of]
 
     def difference(chosen: np.ndarray) -> float:
         (passed, of), (passed_now, of_now) = values[chosen].sum(axis=0)
