@@ -9,6 +9,15 @@ from typing import Any
 
 from align.config import InputError
 
+
+class WrongRow(InputError):
+    """What is wrong with a record, known by its index; it is told by its number, from 1."""
+
+    def __init__(self, row: int, said: str) -> None:
+        super().__init__(f"row {row + 1}: {said}")
+        self.row, self.said = row, said
+
+
 ROLES = ("system", "user", "assistant", "tool")
 
 

@@ -18,13 +18,14 @@ from transformers import PreTrainedTokenizerBase
 
 from align.config import InputError, pick
 from align.data.templates import BREAK, Rendered, Renderer, Turn, adds_bos
-from align.records import Comparison, Demonstration, Message
+from align.records import Comparison, Demonstration, Message, WrongRow
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 # NeMo-Aligner's default_chosen_reward and default_rejected_reward, for responses with a label and no rewards
 CHOSEN_REWARD, REJECTED_REWARD = 1.0, 0.0
+BY_LABEL = f"rewards {CHOSEN_REWARD:g} and {REJECTED_REWARD:g} by the label"  # how often, in an account
 
 RECORDS_AT_ONCE = 256  # tokenized in one call, which spreads them over the cores
 
@@ -102,7 +103,11 @@ class ChatEncoder:
 
     def encode_all(self, records: Iterable[Demonstration | Comparison]) -> Iterator[TokenGroup]:
         """Token groups of the records that are kept, in order; faster than one by one."""
-        numbered = enumerate(records)
+        return self.encode_numbered(enumerate(records))
+
+    def encode_numbered(self, records: Iterable[tuple[int, Demonstration | Comparison]]) -> Iterator[TokenGroup]:
+        """The same of records that bring the numbers of their rows along."""
+        numbered = iter(records)
         while batch := list(islice(numbered, RECORDS_AT_ONCE)):
             yield from (group for group in self._encode(batch) if group is not None)
 
@@ -141,7 +146,10 @@ class ChatEncoder:
         if isinstance(record, Demonstration):
             return TokenGroup(sequences, None, None, ({},), row, asked)
         attributes = tuple(dict(response.attributes) for response in record.responses)
-        return TokenGroup(sequences, _rewards(record), record.chosen, attributes, row, asked)
+        rewards = _rewards(record)
+        if rewards is not None and record.responses[0].reward is None:
+            self.counts[BY_LABEL] += 1
+        return TokenGroup(sequences, rewards, record.chosen, attributes, row, asked)
 
     def _sequence(self, rendered: Rendered, encodings: Mapping[str, Encoding], row: int) -> TokenSequence:
         """The rendered dialogue in tokens, cut after its last end of turn."""
@@ -172,7 +180,7 @@ class ChatEncoder:
 
     def _eos(self, row: int) -> int:
         if self._eos_id is None:
-            raise InputError(f"row {row}: the chat template ends no turn, and the tokenizer has no eos_token to do it")
+            raise WrongRow(row, "the chat template ends no turn, and the tokenizer has no eos_token to do it")
         return self._eos_id
 
     def _end(self, turn: Turn, tokens: Encoding) -> tuple[int, bool]:
@@ -263,7 +271,7 @@ def _refuse(sequences: Sequence[TokenSequence], size: _Size) -> None:
         )
         if tokens > limit
     ]
-    raise InputError(f"row {size.row}: {over[0]}; raise it, or set overlong to drop, cut_prompt or cut_response")
+    raise WrongRow(size.row, f"{over[0]}; raise it, or set overlong to drop, cut_prompt or cut_response")
 
 
 def _cut_prompt(sequences: Sequence[TokenSequence], size: _Size) -> tuple[TokenSequence, ...] | None:

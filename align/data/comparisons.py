@@ -248,12 +248,13 @@ def _ranked(tree: Any, before: Messages) -> Iterator[Comparison]:  # noqa: ANN40
         yield from _ranked(reply, said)
 
 
-def merged(comparisons: Iterable[Record]) -> Iterator[Record]:
-    """Neighbours that answer one prompt as one comparison."""
-    for prompt, neighbours in groupby(cast(Iterable[Comparison], comparisons), key=lambda one: one.prompt):
-        members = list(neighbours)
+def merged(comparisons: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, Record]]:
+    """Neighbours that answer one prompt as one comparison, at the place of the first."""
+    found = cast(Iterable[tuple[str, Comparison]], comparisons)
+    for prompt, neighbours in groupby(found, key=lambda one: one[1].prompt):
+        places, members = zip(*neighbours, strict=True)
         responses = tuple(one for member in members for one in member.responses)
-        yield Comparison(prompt, responses, None, members[0].metadata)
+        yield places[0], Comparison(prompt, responses, None, members[0].metadata)
 
 
 def reviewed_answers(rows: Iterable[Located]) -> Iterator[Located]:

@@ -66,6 +66,7 @@ class Account:
 
     num_rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter[str])
+    place: str = ""  # of the row that the last record came from
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,9 @@ class _Reading:
         counted = self._matching(rows)
         joined = self._reader.join(counted) if self._reader.join else counted
         single = chain.from_iterable(map(self._read, joined))
-        return merged(single) if self._reader.merge else single
+        for place, record in merged(single) if self._reader.merge else single:
+            self._account.place = place
+            yield record
 
     def _matching(self, rows: Iterable[Located]) -> Iterator[Located]:
         for located in rows:
@@ -164,15 +167,15 @@ class _Reading:
                 needed = " or ".join(self._reader.columns)
                 self._wrong(located, InputError(f"{self._name} needs {needed}; there are {_columns(located.row)}"))
 
-    def _read(self, located: Located) -> list[Record]:
+    def _read(self, located: Located) -> list[tuple[str, Record]]:
         try:
             records = list(self._reader.read(located.row))
             if not records:
                 raise InputError("the row holds no record")
-            return records
+            return [(located.place, record) for record in records]
         except InputError as error:
             self._wrong(located, error)
-            return [error.remaining] if isinstance(error, EmptyResponses) else []
+            return [(located.place, error.remaining)] if isinstance(error, EmptyResponses) else []
 
     def _wrong(self, located: Located, error: InputError) -> None:
         if not self._drops:

@@ -31,7 +31,7 @@ def preview(group: TokenGroup, tokenizer: PreTrainedTokenizerBase, *, uncut: Tok
     text = Text(f"{NEWLINE} newline  {BORDER} end of a token  ")
     for kind, style in STYLES.items():
         text.append(f"[{kind}] ", style=style)
-    text.append(f"\nrow {group.row}: {asked} prompt tokens\n", style="bold")
+    text.append(f"\nrow {group.row + 1}: {asked} prompt tokens\n", style="bold")
     for index, sequence in enumerate(group.sequences):
         shared = _num_shared(group, index)
         tokens = [*zip(sequence.ids.tolist(), _kinds(sequence, shared), strict=True)]

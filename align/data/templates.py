@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from align.config import InputError, nearest, one_line
-from align.records import Message
+from align.records import Message, WrongRow
 
 # A Unicode noncharacter, put inside a special token that someone typed so that it is not read as the token
 BREAK = "\ufdd0"
@@ -128,9 +128,10 @@ class Renderer:
             unsaid = self._unsaid(chat, index, row)
             place = text.find(content, start + len(commonprefix([text[start:stop], unsaid[start:]])), stop)
         if place < 0:
-            raise InputError(
-                f"row {row}: the chat template alters an assistant message: it writes {text[start:stop][:40]!r} for "
-                f"{content[:40]!r}; use a template that keeps all of it, or take out of the data what it drops"
+            raise WrongRow(
+                row,
+                f"the chat template alters an assistant message: it writes {text[start:stop][:40]!r} for "
+                f"{content[:40]!r}; use a template that keeps all of it, or take out of the data what it drops",
             )
         end = place + len(content)
         following = chat[index + 1]["content"].strip() if index + 1 < len(chat) else ""
@@ -153,7 +154,7 @@ class Renderer:
                 chats, tokenize=False, add_generation_prompt=generation_prompt
             )
         except (TemplateError, TypeError) as error:
-            raise InputError(f"row {row}: the chat template refuses the dialogue: {one_line(error)}") from error
+            raise WrongRow(row, f"the chat template refuses the dialogue: {one_line(error)}") from error
         return texts
 
     def _starts(self, chat: Chat, text: str, row: int) -> dict[int, int]:
@@ -183,9 +184,10 @@ class Renderer:
             content = chat[index]["content"].strip()
             start = next((start for start, end in blocks if content in text[start:end]), None)
             if start is None:
-                raise InputError(
-                    f"row {row}: no generation block of the chat template holds {content[:40]!r}; "
-                    "each assistant message needs a block around its whole text and its end of turn"
+                raise WrongRow(
+                    row,
+                    f"no generation block of the chat template holds {content[:40]!r}; "
+                    "each assistant message needs a block around its whole text and its end of turn",
                 )
             starts[index] = start
         return starts
@@ -197,10 +199,11 @@ class Renderer:
         switch = (
             " ({% set enable_thinking = false %} at its head may do)" if "enable_thinking" in self._template else ""
         )
-        raise InputError(
-            f"row {row}: the chat template rewrites the prompt once a response follows: "
+        raise WrongRow(
+            row,
+            f"the chat template rewrites the prompt once a response follows: "
             f"{asked[place : place + 60]!r} becomes {text[place : place + 60]!r}; "
-            f"name a .jinja file that leaves what came before as it was{switch}"
+            f"name a .jinja file that leaves what came before as it was{switch}",
         )
 
     def _seam(self, prompt: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
@@ -20,10 +20,10 @@ from align.data.formats import Account, Reading, Stream, stream
 from align.data.mixing import Mixture, told
 from align.data.store import StoreWriter, TokenStore, writing_store
 from align.models.tree import count_tokens
-from align.records import Comparison, Demonstration, Prompt, Record
+from align.records import Comparison, Demonstration, Prompt, Record, WrongRow
 from align.stages.recipe import TASKS, Recipe, SourceSettings
 from align.stages.steps import PreferenceStep, RewardStep, TrainStep
-from align.stages.usable import comparable, of_kind, telling
+from align.stages.usable import Usable, comparable, telling
 from align.synth import tasks
 from align.synth.constrained import constrain
 from align.synth.preferences import prompt_of
@@ -154,7 +154,14 @@ def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: in
         made = tasks.comparisons(task, num_rows=last, num_responses=source.responses, seed=seed, split=split)
     else:
         made = tasks.prompts(task, num_rows=last, seed=seed, split=split)
-    return Stream(records=iter(made), format="tasks", account=Account(num_rows=len(made)))
+    account = Account(num_rows=len(made))
+
+    def placed() -> Iterator[Record]:
+        for number, record in enumerate(made, start=1):
+            account.place = f"{source.path}: row {number}"
+            yield record
+
+    return Stream(records=placed(), format="tasks", account=account)
 
 
 def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = None) -> list[Prompt]:
@@ -163,13 +170,13 @@ def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = 
     `counts` is told which rows were dropped, and how many prompts are of another split than the instructions'.
     """
     counts, found = Counter() if counts is None else counts, list[Prompt]()
-    reading = records(source, kind=Prompt, seed=seed)
-    counts.update({f"rows:dropped {reason}": number for reason, number in reading.dropped.items()})
-    for number, record in enumerate(reading.records):
+    reading = streamed(source, kind=Prompt, seed=seed)
+    for record in reading.records:
         try:
             found.append(prompt_of(record))
         except InputError as error:
-            raise InputError(f"{source.path}: record {number}: {one_line(error)}") from error
+            raise InputError(f"{reading.account.place}: {one_line(error)}") from error
+    counts.update({f"rows:dropped {reason}": number for reason, number in reading.account.dropped.items()})
     if source.constraints is None:
         return found
     joined = constrain(found, source.constraints, seed=seed + source.seed)
@@ -196,49 +203,28 @@ def _write_source(
         max_prompt_length=source.max_prompt_length,
         overlong=source.overlong,
     )
-    usable = _Usable(found.records, kind, source)
-    groups, dropped = encoder.encode_all(usable), Counter[str]()
+    usable = Usable(found, kind)
+    groups, told = encoder.encode_numbered(usable), usable.counts
     if isinstance(step, PreferenceStep):
-        groups = comparable(groups, step, dropped, source.path)
+        groups = comparable(groups, step, told)
     elif isinstance(step, RewardStep):
-        groups = telling(groups, step, asked.attributes, dropped, source.path)
+        groups = telling(groups, step, asked.attributes, told, source.path)
     trained, kept = train.number, held_out.number
-    for group in groups:
-        where = held_out if is_held_out(group, source.held_out) else train
-        where.add(replace(group, row=before + group.row), usable.metadata(group.row))
+    try:
+        for group in groups:
+            where = held_out if is_held_out(group, source.held_out) else train
+            where.add(replace(group, row=before + group.row), usable.metadata(group.row))
+    except WrongRow as error:
+        raise InputError(f"data: {usable.place(error.row)}: {error.said}") from error
     counts = Counter({"rows": found.account.num_rows, "records": usable.number})
     counts += Counter({f"dropped:{reason}": number for reason, number in found.account.dropped.items()})
     counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
-    counts += dropped
+    counts += told
     counts["trained"], counts["held_out"] = train.number - trained, held_out.number - kept
     if not counts["trained"]:
         said = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
         raise InputError(f"data: {source.path}: no row is left to train on ({said})")
     return {"counts": dict(counts), "format": found.format}
-
-
-class _Usable:
-    """Records of the kind that a stage trains on; their metadata is kept until it is asked for, row after row."""
-
-    def __init__(
-        self, records: Iterable[Record], kind: type[Demonstration | Comparison], source: SourceSettings
-    ) -> None:
-        self._records, self._kind, self._source = records, kind, source
-        self._metadata: dict[int, Mapping[str, Any]] = {}
-        self.number = 0
-
-    def __iter__(self) -> Iterator[Demonstration | Comparison]:
-        for row, record in enumerate(self._records):
-            self.number += 1
-            usable = of_kind(record, self._kind, self._source, row)
-            self._metadata[row] = usable.metadata
-            yield usable
-
-    def metadata(self, row: int) -> Mapping[str, Any]:
-        """That of a row, behind which nobody asks for an earlier one's."""
-        while (first := next(iter(self._metadata))) < row:
-            del self._metadata[first]
-        return self._metadata[row]
 
 
 def preferred(group: TokenGroup) -> TokenGroup:

@@ -3,36 +3,79 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from align.config import InputError
 from align.data.chat import TokenGroup
+from align.data.formats import Stream
 from align.losses.preference import preference_loss
-from align.records import Comparison, Demonstration, Message, Prompt, Record
-from align.stages.recipe import SourceSettings
+from align.records import Comparison, Demonstration, Message, Prompt, Record, WrongRow
 from align.stages.steps import PreferenceStep, RewardStep
 from align.train.reward_objective import BradleyTerryObjective
 
 
-def of_kind(
-    record: Record, kind: type[Demonstration | Comparison], source: SourceSettings, row: int
-) -> Demonstration | Comparison:
-    """The record as what the stage trains on; a comparison's best response can also be imitated."""
-    if isinstance(record, kind):
-        return record
-    if kind is Demonstration and isinstance(record, Comparison):
-        best = max(record.responses, key=lambda response: response.reward or 0.0)
-        if record.chosen is not None:
-            best = record.responses[record.chosen]
-        return Demonstration((*record.prompt, Message("assistant", best.content)), record.metadata)
-    found = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "a prompt without a response"}
-    needs = "this stage needs comparisons of responses" if kind is Comparison else "sft needs demonstrations"
-    raise InputError(f"data: {source.path}: record {row} is {found[type(record)]}, and {needs}")
+class Usable:
+    """Records of the kind that a stage trains on, by number; `counts` says what was dropped, and what was chosen.
+
+    The place and the metadata of a row are kept until they are asked for, row after row.
+    """
+
+    def __init__(self, found: Stream, kind: type[Demonstration | Comparison]) -> None:
+        self._found, self._kind = found, kind
+        self._known: dict[int, tuple[str, Mapping[str, Any]]] = {}
+        self.number = 0
+        self.counts = Counter[str]()
+
+    def __iter__(self) -> Iterator[tuple[int, Demonstration | Comparison]]:
+        for row, record in enumerate(self._found.records):
+            self.number += 1
+            self._known[row] = self._found.account.place, record.metadata
+            usable = self._of_kind(record, row)
+            if usable is not None:
+                yield row, usable
+
+    def place(self, row: int) -> str:
+        """Where the row stands, in words."""
+        return self._known[row][0]
+
+    def metadata(self, row: int) -> Mapping[str, Any]:
+        """That of a row, behind which nobody asks for an earlier one's."""
+        while (first := next(iter(self._known))) < row:
+            del self._known[first]
+        return self._known[row][1]
+
+    def _of_kind(self, record: Record, row: int) -> Demonstration | Comparison | None:
+        """The record as what the stage trains on; a comparison's best response can also be imitated."""
+        if isinstance(record, self._kind):
+            return record
+        if self._kind is Demonstration and isinstance(record, Comparison):
+            return imitated(record, self.counts)
+        found = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "a prompt without a response"}
+        needs = "comparisons of responses" if self._kind is Comparison else "demonstrations"
+        raise WrongRow(row, f"this is {found[type(record)]}, and the stage needs {needs}")
 
 
-def comparable(
-    groups: Iterable[TokenGroup], step: PreferenceStep, counts: Counter[str], path: str
-) -> Iterator[TokenGroup]:
+def imitated(comparison: Comparison, counts: Counter[str]) -> Demonstration | None:
+    """The preferred response as one to imitate, or the only one unless it is disliked; None is counted by its reason.
+
+    A reward of 0 for the only response is what a label of false is read as.
+    """
+    responses, best = comparison.responses, comparison.chosen
+    rewards = [response.reward for response in responses if response.reward is not None]
+    if best is None and len(responses) == 1:
+        best = 0 if rewards != [0] else None
+    elif best is None and len(set(rewards)) > 1:
+        best = rewards.index(max(rewards))
+    if best is None:
+        counts["dropped:not liked" if len(responses) == 1 else "dropped:no response is preferred"] += 1
+        return None
+    if len(responses) > 1:
+        counts["best of a comparison"] += 1
+    return Demonstration((*comparison.prompt, Message("assistant", responses[best].content)), comparison.metadata)
+
+
+def comparable(groups: Iterable[TokenGroup], step: PreferenceStep, counts: Counter[str]) -> Iterator[TokenGroup]:
     """The groups that say something to the step's loss; the others are counted by what they lack."""
     needs_values = preference_loss(step.loss.name, **step.loss.settings).uses_rewards
     for group in groups:
@@ -40,7 +83,7 @@ def comparable(
             counts["dropped:one response"] += 1
         elif group.rewards is None and (needs_values or step.min_chosen is not None):
             wants = f"{step.loss.name} aims at them" if needs_values else "min_chosen looks at them"
-            raise InputError(f"data: {path}: record {group.row} has no rewards, and {wants}")
+            raise WrongRow(group.row, f"the row has no rewards, and {wants}")
         elif step.min_chosen is not None and _of_best(group) < step.min_chosen:
             counts["dropped:best response too bad"] += 1
         elif not needs_values and group.chosen is None and len(set(group.rewards or ())) < 2:  # noqa: PLR2004
@@ -78,7 +121,7 @@ def telling(
     has_pair = BradleyTerryObjective(step.loss, ()).has_pair
     for group in groups:
         if step.loss != "bt" and group.rewards is None:
-            raise InputError(f"data: {path}: record {group.row} has no rewards, and {step.loss} takes its margin")
+            raise WrongRow(group.row, f"the row has no rewards, and {step.loss} takes its margin")
         if has_pair(group):
             yield group
         else:

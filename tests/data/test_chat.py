@@ -214,8 +214,8 @@ def test_an_overlong_row_is_treated_as_its_policy_says_and_counted(policy, promp
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ({"max_length": 16}, "row 9: a sequence of 17 tokens, and max_length is 16"),
-        ({"max_prompt_length": 10}, "row 9: a prompt of 11 tokens, and max_prompt_length is 10"),
+        ({"max_length": 16}, "row 10: a sequence of 17 tokens, and max_length is 16"),
+        ({"max_prompt_length": 10}, "row 10: a prompt of 11 tokens, and max_prompt_length is 10"),
     ],
 )
 def test_an_overlong_row_can_be_an_error_that_names_it_with_its_length_and_the_limit(limits, words):

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from align.config import InputError, RunError
-from align.data.formats import READERS, read, write
+from align.data.formats import READERS, read, stream, write
 from align.records import Comparison, Demonstration, Message, Prompt, Response
 
 
@@ -374,6 +374,16 @@ def test_neighbouring_rows_of_one_prompt_are_one_comparison(lines):
     found = read(lines(*rows))
     groups = [(one.prompt[0].content, [response.content for response in one.responses]) for one in found.records]
     assert groups == [("a", ["w", "x"]), ("b", ["y"]), ("a", ["z"])] and found.num_rows == 4
+
+
+def test_a_record_knows_the_row_it_came_from_also_where_rows_are_joined(lines):
+    rated = [{"prompt": prompt, "response": "a", "helpfulness": 3} for prompt in "aabbbc"]
+    spoilt = {**rated[0], "response": ""}
+    path = lines(rated[0], spoilt, *rated[1:], {"prompt": "d"})
+    found = stream(path, invalid="drop")
+    assert [(one.prompt[0].content, found.account.place) for one in found.records] == [
+        (prompt, f"{path}: row {row}") for prompt, row in [("a", 1), ("b", 4), ("c", 7)]
+    ]
 
 
 def test_a_review_counts_for_both_answers_and_minus_one_for_none(lines):

@@ -44,7 +44,7 @@ def test_titles_say_what_is_counted():
     plain = preview(ChatEncoder(TOKENIZER).encode(pair("Is the moon far?", "yes, far", "no"), 12), TOKENIZER).plain
     lengths = [len(TOKENIZER.encode(text)) for text in ("yes, far<|im_end|>", "no<|im_end|>")]
     asked = len(TOKENIZER.encode("<|im_start|>user\nIs the moon far?<|im_end|>\n<|im_start|>assistant\n"))
-    assert f"row 12: {asked} prompt tokens" in plain
+    assert f"row 13: {asked} prompt tokens" in plain
     for title in (
         f"sequence 1 of 2, chosen, reward 1: {asked + lengths[0]} tokens, {lengths[0]} trained, 0 of them shared",
         f"sequence 2 of 2, reward 0: {asked + lengths[1]} tokens, {lengths[1]} trained, 0 of them shared",

@@ -120,7 +120,7 @@ THOUGHT = "<think>\nhm\n</think>\n\nyes"
 def test_a_template_that_does_not_fit_is_named_with_the_row_and_what_differs(template, record, words):
     with pytest.raises(InputError) as raised:
         ChatEncoder(tokenizer_of(template)).encode(record, 41)
-    assert all(word in str(raised.value) for word in ["row 41", *words])
+    assert all(word in str(raised.value) for word in ["row 42", *words])
     assert "\n" not in str(raised.value)
 
 
@@ -152,7 +152,7 @@ def test_the_next_message_is_not_trained_where_a_turn_has_no_end():
 
 def test_a_tokenizer_that_cannot_end_a_turn_is_refused():
     tokenizer = tokenizer_of(ENDLESS, special=("<|im_start|>",))
-    with pytest.raises(InputError, match="row 5.*eos_token"):
+    with pytest.raises(InputError, match="row 6.*eos_token"):
         ChatEncoder(tokenizer).encode(pair(), 5)
     for name in TEMPLATES:
         with pytest.raises(InputError, match="no eos_token"):

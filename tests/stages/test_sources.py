@@ -1,6 +1,7 @@
 """A step's rows on their way into its store: whole or not at all, by one process for all, and gone when it is done."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -13,6 +14,7 @@ from align.stages.sources import prompts, records, remove_rows, step_rows, strea
 from align.stages.training import tokenizer_of
 from align.synth.constrained import ConstraintSettings
 from align.train.groups import ROWS
+from align.train.objectives import PreferenceSettings
 
 RECIPE = """
 run: rows
@@ -31,7 +33,12 @@ steps:
     data: {{words: 1, rows: 1}}
     exhausted: down_weight
     train: {{learning_rate: 1.0e-3}}
+  prefer: {{stage: preference, data: rows, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-3}}}}
 """
+
+
+def as_lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def step(tmp_path):
     """(the recipe, its tokenizer, the file of its rows): 300 rows of one's own, of which some teach nothing."""
     rows = tmp_path / "rows.jsonl"
     lines = [{"prompt": f"say {row}", "completion": f"it is {row}" * (1 + row % 7)} for row in range(300)]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows.write_text(as_lines(lines))
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.format(runs=tmp_path / "runs", rows=rows))
     recipe = load_recipe(path, ())
@@ -124,7 +131,7 @@ def test_nothing_behind_what_is_skipped_is_said(step):
 def test_every_prompt_that_is_not_asked_is_counted_by_why(tmp_path):
     rows = tmp_path / "prompts.jsonl"
     said = [f"say {row}" if row % 10 else "" for row in range(100)]
-    rows.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in said))
+    rows.write_text(as_lines({"prompt": text} for text in said))
     asked = {}
     for split in ("train", "validation", "test"):
         constraints = ConstraintSettings(kinds=["punctuation:no_comma"], split=split)
@@ -158,7 +165,7 @@ def test_no_row_is_held_out_for_an_evaluation_and_trained_on_because_it_was_cut(
     recipe, tokenizer, rows = step
     asked = [f"{number} is a number that is not {'at all ' * (number % 30)}like {number}" for number in range(60)]
     lines = [{"prompt": text, "completion": said} for text in asked for said in ("so", "so be it, and " * 6)]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows.write_text(as_lines(lines))
 
     def sides(**limits):
         source = recipe.source("rows").model_copy(update={"overlong": "cut_prompt", **limits})
@@ -177,3 +184,106 @@ def test_no_row_is_held_out_for_an_evaluation_and_trained_on_because_it_was_cut(
         assert cut == [trained, held_out]
         groups, _ = likelihood_rows(source, tokenizer, model_limit=256, best=True)
         assert {group.row for group in groups} == held_out
+
+
+def of(*rewards, **known):
+    """A group of as many responses as there are rewards, named by their number."""
+    items = [{"content": f"answer {number}", "reward": reward} for number, reward in enumerate(rewards)]
+    return {"prompt": "say it", "responses": items, **known}
+
+
+IMITATED = {
+    "liked and disliked answers": (
+        [{"prompt": f"say {row}", "completion": f"it is {row}", "label": row % 3 > 0} for row in range(9)],
+        [f"it is {row}" for row in range(9) if row % 3],
+        {"dropped:not liked": 3},
+    ),
+    "one answer each": ([of(None), of(0.5), of(-2.0), of(0.0)], ["answer 0"] * 3, {"dropped:not liked": 1}),
+    "one answer that is ranked": (
+        [{"prompt": "say it", "completions": [{"text": "a", "content": "b", "rank": 0}]}],
+        ["b"],
+        {},
+    ),
+    "answers that nobody has compared": (
+        [of(None, None), of(0.5, 0.5), of(0.0, 0.0, 0.0), of(0.1, 0.3, 0.2)],
+        ["answer 1"],
+        {"dropped:no response is preferred": 3, "best of a comparison": 1},
+    ),
+    "answers of which one is named": (
+        [of(None, None, chosen=1), of(0.5, 0.5, chosen=0), of(0.9, 0.1, chosen=1), of(0.0, chosen=0)],
+        ["answer 1", "answer 0", "answer 1", "answer 0"],
+        {"best of a comparison": 3},
+    ),
+    "answers below zero": ([of(-3.0, -1.0), of(-1.0, 0.0, -2.0)], ["answer 1"] * 2, {"best of a comparison": 2}),
+    "a chosen answer": (
+        [{"prompt": "say it", "chosen": "yes", "rejected": "no"}],
+        ["yes"],
+        {"best of a comparison": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IMITATED)
+def test_only_answers_that_somebody_likes_are_imitated_and_the_others_counted(step, tmp_path, case):
+    recipe, tokenizer, path = step
+    rows, said, counted = IMITATED[case]
+    path.write_text(as_lines(rows))
+    data = alone(recipe, tokenizer, tmp_path / "work")
+    trained = [tokenizer.decode(group.sequences[0].ids[group.sequences[0].trained]) for group in data.train]
+    assert [text.removesuffix("<|im_end|>") for text in trained] == said
+    known = {"rows": len(rows), "records": len(rows), "trained": len(said), "held_out": 0}
+    assert data.counts == {**known, **counted}
+
+
+def alone(recipe, tokenizer, folder, name="sft", **settings):
+    """What becomes of the file of rows as the step's only source, of which nothing is held out."""
+    source = recipe.source("rows").model_copy(update={"held_out": 0.0, **settings})
+    steps = {name: recipe.steps[name].model_copy(update={"data": "rows"})}
+    recipe = recipe.model_copy(update={"data": {"rows": source}, "steps": {**recipe.steps, **steps}})
+    return step_rows(recipe, name, tokenizer, folder, model_limit=256)
+
+
+def test_rewards_that_stand_in_for_a_label_are_counted(step, tmp_path):
+    recipe, tokenizer, path = step
+    pairs = [{"prompt": f"say {row}", "chosen": "yes", "rejected": "no"} for row in range(10)]
+    path.write_text(as_lines([*pairs, *({**pair, "chosen_score": 3, "rejected_score": 1} for pair in pairs[:4])]))
+    data = alone(recipe, tokenizer, tmp_path, "prefer")
+    assert data.counts["rewards 1 and 0 by the label"] == 10
+    assert [group.rewards for group in data.train] == [(1.0, 0.0)] * 10 + [(3.0, 1.0)] * 4
+
+
+def demonstration(row, said="so"):
+    return {"prompt": f"say {row}", "completion": said}
+
+
+RPO = PreferenceSettings(name="rpo_sq")
+
+
+def test_a_row_is_named_by_its_file_and_its_line_whatever_was_passed_over(step, tmp_path):
+    """Before it: another source, rows that are skipped, a row that is dropped, and a batch that is encoded at once."""
+    recipe, tokenizer, path = step
+    shapes = {"overlong": "error", "skip": 5, "invalid": "drop"}
+    for name, good, bad, said in (
+        ("sft", demonstration, demonstration(0, "on " * 300), "a sequence of "),
+        ("prefer", lambda row: of(row, 0.5), of(None, None), "the row has no rewards, and rpo_sq aims at them"),
+    ):
+        rows = [good(row) for row in range(400)]
+        rows[20], rows[341] = {**rows[20], "prompt": ""}, bad
+        path.write_text(as_lines(rows))
+        source = recipe.source("rows").model_copy(update=shapes)
+        steps = {**recipe.steps, "prefer": recipe.steps["prefer"].model_copy(update={"loss": RPO})}
+        asked = recipe.model_copy(update={"data": {**recipe.data, "rows": source}, "steps": steps})
+        with pytest.raises(InputError, match=f"^data: {re.escape(str(path))}: row 342: {said}"):
+            step_rows(asked, name, tokenizer, tmp_path / "work", model_limit=256)
+
+
+def test_a_row_of_the_wrong_kind_is_named_too(step, tmp_path):
+    recipe, tokenizer, path = step
+    path.write_text(as_lines([demonstration(0), demonstration(1)]))
+    said = f"data: {path}: row 1: this is a demonstration, and the stage needs comparisons of responses"
+    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+        step_rows(recipe, "prefer", tokenizer, tmp_path / "work", model_limit=256)
+    words = {"words": recipe.source("words").model_copy(update={"max_length": 20, "overlong": "error"})}
+    asked = recipe.model_copy(update={"data": {**recipe.data, **words}})
+    with pytest.raises(InputError, match="^data: tasks:general: row 1: a sequence of "):
+        step_rows(asked, "sft", tokenizer, tmp_path / "work", model_limit=256)
