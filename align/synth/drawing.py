@@ -35,7 +35,8 @@ def draw(logits_BV: Tensor, uniforms_B: Sequence[float], *, temperature: float, 
     numbers_B = torch.tensor(uniforms_B, device=logits_BV.device, dtype=torch.float32)
     if top_p == 1:
         return _invert(scaled_BV.softmax(dim=-1), numbers_B).tolist()
-    lse_B1 = scaled_BV.logsumexp(dim=-1, keepdim=True)
+    # Of a single row several threads add up the parts of a vocabulary each, and of two rows a row each.
+    lse_B1 = scaled_BV.expand(max(2, len(scaled_BV)), -1).logsumexp(dim=-1, keepdim=True)[: len(scaled_BV)]
     found: list[int] = []
     top = scaled_BV.topk(min(LIKELIEST, scaled_BV.shape[1]), dim=-1)
     probs_BN = (top.values - lse_B1).exp()

@@ -40,6 +40,7 @@ FP32_ROWS = 16
 HALF_ROWS = 32
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the logits' spread; a wrong mask is off by more
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # what configurations call how many there are
 _BY_POSITION = {DynamicLayer, DynamicSlidingWindowLayer}
 # The argument that takes keys and values, by the name that `generate` gives it: transformers 5.24 has another
 _ARGUMENTS = signature(cast(Any, GenerationMixin).prepare_inputs_for_generation).parameters
@@ -61,6 +62,9 @@ def prepare(model: PreTrainedModel) -> str:
         return f"{kind} computes attention by itself"
     if odd := {type(layer) for layer in DynamicCache(config=model.config).layers} - _BY_POSITION:
         return f"{kind} has a {odd.pop().__name__}, which is not keys and values by position"
+    config = model.config.get_text_config()
+    if _is_fp32_on_a_cpu(model) and any((getattr(config, name, None) or 0) > 1 for name in EXPERTS):
+        return f"{kind} has experts, each of which computes as many rows at once as have chosen it"
     if model.config._attn_implementation == "sdpa":  # pyright: ignore[reportPrivateUsage] - there is no public name
         model.set_attn_implementation(NAME)
     gap = _measure(model)
@@ -93,12 +97,16 @@ def _measure(model: PreTrainedModel) -> float:
     return float((found - expected).square().mean().sqrt() / expected.std())
 
 
+def _is_fp32_on_a_cpu(model: PreTrainedModel) -> bool:
+    return model.device.type == "cpu" and any(value.dtype == torch.float32 for value in model.parameters())
+
+
 class Slots(Generic[R]):
     """The rows in work, with the keys and values of each, and the step that adds one token to all of them."""
 
     def __init__(self, model: PreTrainedModel, size: int) -> None:
         self._model = model
-        has_fp32 = model.device.type == "cpu" and any(value.dtype == torch.float32 for value in model.parameters())
+        has_fp32 = _is_fp32_on_a_cpu(model)
         self._multiple = FP32_ROWS if has_fp32 else ROWS
         self._size = _up(size, self._multiple)
         halves = HALF_ROWS if model.device.type == "cpu" else self._size

@@ -73,3 +73,29 @@ def test_more_numbers_of_a_seed_only_add_to_them_and_seeds_differ():
     assert many.max() < 1
     shares = np.histogram(many, bins=20, range=(0, 1))[0] / len(many)
     np.testing.assert_allclose(shares, 0.05, atol=5 * math.sqrt(0.05 * 0.95 / len(many)))
+
+
+def test_a_row_alone_draws_what_it_draws_beside_others_on_two_threads():
+    generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        borders = 0
+        for _ in range(12):
+            logits_BV = torch.randn(8, 49152, generator=generator) * 4
+            for row, one in enumerate(logits_BV):
+                top = one.topk(40).values
+                sums = [
+                    (top - total).exp().cumsum(-1) for total in (one[None].logsumexp(-1), logits_BV.logsumexp(-1)[row])
+                ]
+                for top_p in (
+                    {value for each in sums for value in each.tolist() if value < 1}
+                    if not sums[0].equal(sums[1])
+                    else ()
+                ):
+                    borders += 1
+                    alone = draw(one[None], [0.9999999], temperature=1.0, top_p=top_p)
+                    assert alone == draw(logits_BV, [0.9999999] * 8, temperature=1.0, top_p=top_p)[row : row + 1]
+        if not borders:
+            pytest.skip("this machine adds up a row alone as it does beside others")
+    finally:
+        torch.set_num_threads(before)
