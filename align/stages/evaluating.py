@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,10 @@ def _answered(
     context: Context, name: str, task: TaskSettings, engine: TransformersEngine, processes: Processes
 ) -> Scores:
     recipe, kind, report = context.recipe, kind_of(context.recipe, task), context.report
-    rows = task_rows(kind, recipe.source(task.data), seed=recipe.seed)
+    left_out = Counter[str]()
+    rows = task_rows(kind, recipe.source(task.data), seed=recipe.seed, counts=left_out)
+    for what, number in left_out.items():
+        report.note(f"{name}: {number:,} {what.replace(':', ' ')}")
     sampling = SamplingSettings(temperature=task.temperature, max_new_tokens=task.max_new_tokens)
     path = context.working / f".{name}.samples"
     with opened(path, {"sampling": sampling.model_dump()}, processes) as journal:

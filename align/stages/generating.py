@@ -87,10 +87,10 @@ def generate(
     if not policies or len(set(policies)) < len(policies):
         raise InputError(f"policy: name at least one, and each once, not {', '.join(policies) or 'none'}")
     judge = make_judge(settings.judges, how=settings.combine) if settings.judges else None
-    asked = prompts(settings.rows.source(data, limit), seed=0)
+    account, engines = Account(), {policy: policy for policy in policies}
+    asked = prompts(settings.rows.source(data, limit), seed=0, counts=account.counts)
     origin = {"policies": {policy: content_of(policy) for policy in policies}, "data": content_of(data)}
     made_with = {**origin, "sampling": settings.sampling.model_dump(), "engine": settings.engine.model_dump()}
-    account, engines = Account(), {policy: policy for policy in policies}
     with opened(beside(out, "samples"), made_with, processes) as journal:
         samples, speeds = sampled(engines, asked, settings, journal=journal, processes=processes, report=report)
     if judge is None:

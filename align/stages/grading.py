@@ -23,13 +23,13 @@ from align.evaluation.tasks import TASKS, Answer, Row, check_rows, scores
 from align.evaluation.winning import win_rates
 from align.models.loading import PolicySettings, length_limit, quiet_transformers
 from align.models.policy import load_policy
-from align.records import Comparison, Demonstration
+from align.records import Comparison, Demonstration, WrongRow
 from align.stages.answering import ask_policy, by_prompt, grades_of, match, write_lines
 from align.stages.generating import RowSettings, beside, check_out, opened
 from align.stages.recipe import TASKS as PROCEDURAL
 from align.stages.recipe import SourceSettings, content_of
 from align.stages.shares import dealt, join, leave
-from align.stages.sources import is_held_out, preferred, prompts, records
+from align.stages.sources import is_held_out, preferred, prompts, streamed
 from align.synth.engines import EngineSettings, make_engine
 from align.synth.judges import How, JudgeSettings, make_judge
 from align.synth.samples import SamplingSettings
@@ -60,11 +60,6 @@ class EvaluateSettings(Settings):
     combine: How = "precedence"
     max_length: int | None = Field(default=None, ge=2)  # tokens of a row whose likelihood is asked for
     tasks_folder: str | None = None  # lm-evaluation-harness's task files of one's own
-
-
-def task_names() -> list[str]:
-    """Every task that there is."""
-    return [*TASKS, *LIKELIHOODS, WIN_RATE]
 
 
 class Asked(NamedTuple):
@@ -107,7 +102,7 @@ def _kind(asked: Asked) -> str:
     """The entry of USES that the task is."""
     if asked.task.startswith(HARNESS):
         return HARNESS
-    names = task_names()
+    names = [*TASKS, *LIKELIHOODS, WIN_RATE]
     if asked.task not in names:
         raise InputError(f"no task is called {asked.task!r}; {nearest(asked.task, [*names, HARNESS + 'NAME'])}")
     if asked.task in TASKS:
@@ -256,10 +251,14 @@ def likelihood_rows(
     Of a source of which training holds a share of the prompts back, these are the ones that are held back. With `best`
     it is the preferred response of each row alone.
     """
-    reading = records(source, kind=Demonstration, seed=seed)
-    usable = [record for record in reading.records if isinstance(record, Comparison | Demonstration)]
+    reading = streamed(source, kind=Demonstration, seed=seed)
+    found = [(record, reading.account.place) for record in reading.records]
+    usable = [(record, place) for record, place in found if isinstance(record, Comparison | Demonstration)]
     encoder = ChatEncoder(tokenizer, max_length=source.max_length or model_limit, overlong=source.overlong)
-    groups = list(encoder.encode_all(usable))
+    try:
+        groups = list(encoder.encode_all(record for record, _ in usable))
+    except WrongRow as error:
+        raise InputError(f"{usable[error.row][1]}: {error.said}") from error
     if source.held_out:
         groups = [group for group in groups if is_held_out(group, source.held_out)]
     if best:
@@ -267,9 +266,9 @@ def likelihood_rows(
     if not groups:
         raise InputError(f"{source.path}: no row has a response of which the likelihood could be told")
     counts = {name: number for name, number in encoder.counts.items() if name != "rows"}
-    without = {"prompts without a response": len(reading.records) - len(usable)}
-    left_out = {**reading.dropped, **{name: number for name, number in without.items() if number}, **counts}
-    return groups, {"rows": reading.num_rows, "left_out": left_out}
+    without = {"prompts without a response": len(found) - len(usable)}
+    left_out = {**reading.account.dropped, **{name: number for name, number in without.items() if number}, **counts}
+    return groups, {"rows": reading.account.num_rows, "left_out": left_out}
 
 
 def _wins(asked: Asked, settings: EvaluateSettings, processes: Processes, report: Reporter) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 from align.accounting.formulas import Work
 from align.config import InputError
 from align.models.loading import config_of, default_device, quiet_transformers
-from align.records import Comparison, Demonstration, Prompt, Record
+from align.records import Comparison, Prompt, Record
 from align.stages.costs import NOTHING, Done, dimensions
 from align.stages.generating import beside, opened, sampled, write_judged
 from align.stages.recipe import GROUPS_FILE, Recipe, content_of
 from align.stages.shares import join
-from align.stages.sources import prompts, records
+from align.stages.sources import prompts, streamed
 from align.stages.steps import GenerateStep, ScoreStep, with_folders
 from align.stages.training import Context, about
 from align.synth.judges import make_judge
@@ -32,31 +33,32 @@ def generate_groups(context: Context) -> dict[str, Any]:
     assert isinstance(step, GenerateStep)
     quiet_transformers()
     processes = join()
-    asked = asked_prompts(recipe, step)
+    account = Account()
+    asked = asked_prompts(recipe, step, account.counts)
     policies = {name: str(context.inputs[name]) for name in recipe.policies_of(context.name)}
     policies |= {model: model for model in step.models}
     path = beside(context.working / GROUPS_FILE, "samples")
     made_with = {"sampling": step.sampling.model_dump(), "models": [content_of(model) for model in step.models]}
     with opened(path, made_with, processes) as journal:
         samples, speeds = sampled(policies, asked, step, journal=journal, processes=processes, report=context.report)
-    account = _judge(context, step, asked, samples, processes)
+    _judge(context, step, asked, samples, account, processes)
     told = {name: speed.tokens_per_s for name, speed in speeds.items() if speed.seconds}
     done = replace(_done(context, speeds), devices=processes.count)
     return {**about(context), "report": account.report(), "tokens_per_s": told, "done": done}
 
 
-def asked_prompts(recipe: Recipe, step: GenerateStep) -> list[Prompt]:
-    """The prompts of the step's round, of all its sources."""
+def asked_prompts(recipe: Recipe, step: GenerateStep, counts: Counter[str] | None = None) -> list[Prompt]:
+    """The prompts of the step's round, of all its sources; `counts` is told which rows were left out on the way."""
     found: list[Prompt] = []
     for name in [step.data] if isinstance(step.data, str) else step.data:
         source, number = recipe.source(name), (step.prompts or {}).get(name)
         if number is None:
-            found += prompts(source, seed=recipe.seed)
+            found += prompts(source, seed=recipe.seed, counts=counts)
             continue
         first, last = step.round * number, (step.round + 1) * number
         if source.limit is None and source.constraints is None:
             source = source.model_copy(update={"limit": last})
-        there = prompts(source, seed=recipe.seed)
+        there = prompts(source, seed=recipe.seed, counts=counts)
         if len(there) < last:
             raise InputError(
                 f"data.{name}: round {step.round + 1} takes prompts {first + 1} to {last}, and there are {len(there)}"
@@ -71,26 +73,30 @@ def score_groups(context: Context) -> dict[str, Any]:
     assert isinstance(step, ScoreStep)
     quiet_transformers()
     processes = join()
-    source = recipe.source(step.data)
-    reading = records(source, kind=Comparison, seed=recipe.seed)
+    reading, account = streamed(recipe.source(step.data), kind=Comparison, seed=recipe.seed), Account()
     asked: list[Prompt] = []
     samples: list[Sample] = []
     for number, record in enumerate(reading.records):
-        texts = _responses(record, f"{source.path}: record {number}")
-        prompt = prompt_of(record)
+        prompt, texts = _answered(record, reading.account.place)
         key = prompt_key(prompt)
         asked.append(prompt)
         samples += [Sample(key, place, f"{GIVEN} {number}", text, None, GIVEN, 0) for place, text in enumerate(texts)]
-    account = _judge(context, step, asked, samples, processes)
+    account.counts.update({f"rows:dropped {reason}": number for reason, number in reading.account.dropped.items()})
+    _judge(context, step, asked, samples, account, processes)
     return {**about(context), "report": account.report(), "done": Done(devices=processes.count)}
 
 
-def _responses(record: Record, where: str) -> list[str]:
+def _answered(record: Record, place: str) -> tuple[Prompt, list[str]]:
+    """The prompt and what is answered to it; of a demonstration the last assistant message."""
+    if isinstance(record, Prompt):
+        raise InputError(f"{place}: is a prompt without a response, and there is nothing to score")
+    try:
+        prompt = prompt_of(record)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
     if isinstance(record, Comparison):
-        return [response.content for response in record.responses]
-    if isinstance(record, Demonstration):
-        return [[message.content for message in record.messages if message.role == "assistant"][-1]]
-    raise InputError(f"{where}: is a prompt without a response, and there is nothing to score")
+        return prompt, [response.content for response in record.responses]
+    return prompt, [[message.content for message in record.messages if message.role == "assistant"][-1]]
 
 
 def _judge(
@@ -98,16 +104,16 @@ def _judge(
     step: GenerateStep | ScoreStep,
     asked: Sequence[Prompt],
     samples: Sequence[Sample],
+    account: Account,
     processes: Processes,
-) -> Account:
-    """Write the groups; the account of them, which is whole on the first process."""
+) -> None:
+    """Write the groups, and say what became of everything; the account of it is whole on the first process."""
     out, judges, report = context.working / GROUPS_FILE, with_folders(step.judges, context.inputs), context.report
-    settled, account = step.model_copy(update={"judges": judges}), Account()
+    settled = step.model_copy(update={"judges": judges})
     judge = make_judge(judges, how=step.combine)
     write_judged(out, asked, samples, judge, settled, account=account, processes=processes, report=report)
     told = sorted(account.counts.items())
     report.note("; ".join(f"{number:,} {name.replace(':', ' ')}" for name, number in told if number))
-    return account
 
 
 def _done(context: Context, speeds: dict[str, Speed]) -> Done:

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from align.config import InputError
-from align.data.formats import read, write
+from align.data.formats import stream, write
 from align.records import Comparison, Demonstration, Prompt, Record, Response
 from align.stages.generating import beside, check_out, opened
 from align.stages.pairs import accuracy, pairs_of
@@ -41,8 +41,8 @@ def score_file(
     """
     processes = join()
     check_out(out, [data, model], KEPT)
-    reading = read(data, format=format, split=split, limit=limit, invalid=invalid)
-    asked = [_asked(record, f"{data}: record {number}") for number, record in enumerate(reading.records, start=1)]
+    reading = stream(data, format=format, split=split, limit=limit, invalid=invalid)
+    asked = [_asked(record, reading.account.place) for record in reading.records]
     judge = reward_model_judge(model)
     made_with = {"model": judge.identity, "data": [content_of(data), reading.format, split, invalid]}
     began = time.monotonic()
@@ -72,7 +72,7 @@ def score_file(
         "rows": len(asked),
         "rated": len(rated),
         "rated_now": len(missing),
-        "left_out": {**dict(reading.dropped), **left_out},
+        "left_out": {**reading.account.dropped, **left_out},
         "responses": sum(len(verdicts[row]) for row in rated),
         **_figures([verdict for row in rated for verdict in verdicts[row]]),
         "agreement": accuracy(

@@ -8,9 +8,13 @@ import pytest
 import torch
 from test_cli import SMALL, align
 
+from align.config import InputError
 from align.data.formats import read
-from align.records import Comparison
+from align.records import Comparison, Message, Prompt
+from align.stages.grading import likelihood_rows
 from align.stages.groups import sampling_done
+from align.stages.recipe import SourceSettings
+from align.synth.constrained import split_of
 from align.synth.samples import Speed
 
 IFEVAL = [
@@ -352,6 +356,38 @@ def test_the_likelihood_of_rows_is_that_of_plain_transformers(policy, tmp_path):
     means = {name: total / length for name, (total, length) in found.items()}
     assert accuracies["accuracy_summed"]["value"] == float(found["chosen"][0] > found["rejected"][0])
     assert accuracies["accuracy_per_token"]["value"] == float(means["chosen"] > means["rejected"])
+
+
+def test_a_row_whose_likelihood_cannot_be_told_is_named_by_its_place_in_the_file(policy, tmp_path):
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    def said(text):
+        return [{"role": "user", "content": "List two animals."}, {"role": "assistant", "content": text}]
+
+    content = [{"prompt": "Hi."}, {"messages": said("cat")}, {"messages": said("dog " * 99)}]
+    data = rows(tmp_path / "data.jsonl", [{**row, "metadata": {}} for row in content])
+    source = SourceSettings(path=data, format="native", max_length=60, overlong="error")
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    with pytest.raises(InputError, match=rf"^{re.escape(data)}: row 3: .*60"):
+        likelihood_rows(source, tokenizer, model_limit=None)
+    groups, account = likelihood_rows(source.model_copy(update={"limit": 2}), tokenizer, model_limit=None)
+    assert (len(groups), account["rows"], account["left_out"]) == (1, 2, {"prompts without a response": 1})
+
+
+def test_rows_that_are_dropped_and_prompts_of_another_split_are_told(policy, tmp_path):
+    texts = [f"Tell me about {what}." for what in ("cats", "dogs", "rain", "snow", "tea", "figs", "oak")]
+    data = rows(tmp_path / "data.jsonl", [*({"prompt": text} for text in texts), {"prompt": ""}])
+    of_test = [text for text in texts if split_of(Prompt((Message("user", text),))) == "test"]
+    assert 0 < len(of_test) < len(texts)  # some of both, so that the test can fail
+    how = ("rows.invalid=drop", "rows.constraints.split=test", "sampling.max_new_tokens=2")
+    for summary, told in (
+        (summary_of(generate(policy, tmp_path / "groups.jsonl", *how, data=data)), "counts"),
+        (summary_of(evaluate("ifeval", "--data", data, "--policy", policy, *how)), "left_out"),
+    ):
+        counts = summary[told]
+        assert counts["prompts:of another split"] == len(texts) - len(of_test)
+        assert [number for name, number in counts.items() if name.startswith("rows:dropped ")] == [1]
+    assert summary["rows"] == len(of_test)
 
 
 def longer():

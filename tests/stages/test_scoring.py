@@ -190,7 +190,7 @@ WRONG = {
     "a policy in place of a reward model": (lambda o: o | {"model": "policy"}, "not a reward model"),
     "a folder that is not there": (lambda o: o | {"model": "nowhere"}, "no model can be read"),
     "rows that are not there": (lambda o: o | {"data": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
-    "prompts alone": (lambda o: o | {"data": "prompts.jsonl"}, "record 1: a prompt without a response"),
+    "prompts alone": (lambda o: o | {"data": "prompts.jsonl"}, "prompts.jsonl: row 1: a prompt without a response"),
     "another kind of file": (lambda o: o | {"out": "out.csv"}, "written as .jsonl, not as .csv"),
     "a file that something else has made": (
         lambda o: o | {"out": "prompts.jsonl"},
@@ -230,4 +230,4 @@ def test_a_demonstration_that_begins_with_its_answer_is_named(models, tmp_path):
     write(tmp_path / "data.jsonl", [Demonstration((Message("assistant", "b"),))])
     ended, _ = score(models, tmp_path / "data.jsonl", tmp_path / "out.jsonl")
     assert ended.returncode == 2
-    assert "data.jsonl: record 1: a comparison needs a prompt" in ended.stderr
+    assert "data.jsonl: row 1: a comparison needs a prompt" in ended.stderr
