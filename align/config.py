@@ -22,7 +22,7 @@ from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLEr
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
 
-PLACE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*): ")  # how an error that knows its place in a recipe begins
+PLACE = re.compile(r"([A-Za-z_][\w-]*(?:\.[^.:'\"]+)*): ")  # how an error that knows its place in a recipe begins
 # What importing a user's module may raise: it runs their program.
 OF_A_PROGRAM = (
     ImportError,

@@ -18,6 +18,7 @@ from align import artifacts
 from align.config import InputError, RunError, nearest, pick, stable_hash
 
 LOCK = ".lock"
+AGAIN = ".again.json"  # in a run's folder while it goes on: what it was asked to run again and has put back
 NEW, STOPPED, RUNNING, FINISHED = "waiting", "stopped", "running", "finished"  # states of a step
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.partial)")
@@ -32,8 +33,16 @@ class Step:
     key: str
 
     def __post_init__(self) -> None:
-        if not FOLDER_NAME.fullmatch(self.name):
-            raise InputError(f"a step's name becomes a folder: letters, digits, '-', '_' and '.', not {self.name!r}")
+        check_name(self.name)
+
+
+def check_name(name: str) -> None:
+    """Raise for the name of a step that cannot be a folder's."""
+    if not FOLDER_NAME.fullmatch(name):
+        raise InputError(
+            f"steps.{name}: a step's name becomes a folder: letters, digits, '-', '_' and '.' after a letter or digit, "
+            f"and no '.partial' behind, not {name!r}"
+        )
 
 
 Execute = Callable[[Step, Path, Mapping[str, Path]], Mapping[str, Any]]
@@ -90,9 +99,15 @@ def plan(steps: Sequence[Step], root: Path, *, until: str | None = None, again: 
     """What `run` would do with each step up to `until`, in order: `again` and what depends on them are not skipped."""
     ordered, marks = order(steps), fingerprints(steps)
     places = {step.name: place for place, step in enumerate(ordered)}
-    redone = dependents(steps, again)
+    redone = set[str]() if _is_put_back(steps, root, again) else dependents(steps, again)
     last = pick(places, until, "step") if until is not None else len(ordered) - 1
-    return [_planned(step, root / step.name, marks[step.name], step.name in redone) for step in ordered[: last + 1]]
+    found: list[Planned] = []
+    times: dict[str, int] = {}  # that a step's folder will have been made
+    for step in ordered[: last + 1]:
+        read = {name: times[name] for name in step.inputs}
+        found.append(_planned(step, root / step.name, marks[step.name], read, step.name in redone))
+        times[step.name] = _times_made(root / step.name) + (found[-1].state != FINISHED)
+    return found
 
 
 def dependents(steps: Sequence[Step], names: Sequence[str]) -> set[str]:
@@ -105,17 +120,39 @@ def dependents(steps: Sequence[Step], names: Sequence[str]) -> set[str]:
     return found
 
 
-def _planned(step: Step, target: Path, mark: str, is_redone: bool) -> Planned:
+def _planned(step: Step, target: Path, mark: str, read: Mapping[str, int], is_redone: bool) -> Planned:
     there, begun = artifacts.manifest(target), artifacts.manifest(artifacts.working_folder(target))
-    if there is not None and there.get("fingerprint") == mark and not is_redone:
+    if there is not None and not is_redone and _is_of(there, mark, read):
         return Planned(step, FINISHED, "finished before, skipped")
-    if begun is not None and begun.get("fingerprint") == mark and not is_redone:
+    if begun is not None and not is_redone and _is_of(begun, mark, read):
         return Planned(step, STOPPED, "continues where it was stopped")
-    if begun is not None and begun.get("fingerprint") != mark:
+    if begun is not None and not _is_of(begun, mark, read):
         return Planned(step, NEW, "runs from its start: what it had begun was of other settings or inputs")
     if there is None:
         return Planned(step, NEW, "runs")
     return Planned(step, NEW, "runs again, as asked" if is_redone else "its settings or inputs changed, runs")
+
+
+def _is_of(manifest: Mapping[str, Any], mark: str, read: Mapping[str, int]) -> bool:
+    """Whether the folder is of these settings, and of inputs that have not been made once more since."""
+    return manifest.get("fingerprint") == mark and {**read, **manifest.get("read", {})} == read
+
+
+def _times_made(target: Path) -> int:
+    """How often the folder has been made: settings that come back do not bring back what was made of them then."""
+    there = artifacts.manifest(target)
+    return 0 if there is None else int(there.get("made", 1))
+
+
+def _is_put_back(steps: Sequence[Step], root: Path, again: Sequence[str]) -> bool:
+    """Whether an earlier call, which did not come to its end, was asked for the same again and has begun it."""
+    note = root / AGAIN
+    return bool(again) and note.is_file() and artifacts.read_json(note) == _asked_again(steps, again)
+
+
+def _asked_again(steps: Sequence[Step], again: Sequence[str]) -> dict[str, str]:
+    marks = fingerprints(steps)
+    return {name: marks[name] for name in sorted(dependents(steps, again))}
 
 
 def run(
@@ -136,7 +173,9 @@ def run(
     `watch(step, state)` is told whenever a step's state changes.
     """
     planned, marks = plan(steps, root, until=until, again=again), fingerprints(steps)
-    _forget([root / name for name in dependents(steps, again)])  # those after `until` as well
+    if again and not _is_put_back(steps, root, again):
+        _forget([root / name for name in dependents(steps, again)])  # those after `until` as well
+        artifacts.write_json(root / AGAIN, _asked_again(steps, again))
     for step, state, _ in planned:
         watch(step.name, state)
     made: dict[str, dict[str, Any]] = {}
@@ -151,7 +190,8 @@ def run(
         if found is None and target.exists():
             raise InputError(f"{target} is there and no step made it: move it away, or call the step something else")
         working = artifacts.working_folder(target)
-        _open(working, mark)
+        read = {name: _times_made(root / name) for name in step.inputs}
+        _open(working, mark, read)
         watch(step.name, RUNNING)
         begun = artifacts.manifest(working)
         if begun is not None and "step" in begun:  # it is whole, and a kill has kept its name from it
@@ -160,9 +200,13 @@ def run(
             with artifacts.writing(working):
                 content = execute(step, working, {name: root / name for name in step.inputs})
             inputs = {name: marks[name] for name in step.inputs}
-            made[step.name] = {**content, "step": step.name, "key": step.key, "inputs": inputs, "fingerprint": mark}
+            times = {"made": _times_made(target) + 1, "read": read}
+            own = {"step": step.name, "key": step.key, "inputs": inputs, "fingerprint": mark}
+            made[step.name] = {**content, **own, **times}
         artifacts.complete(working, target, manifest=made[step.name], tidy=tidy)
         watch(step.name, FINISHED)
+    if (root / AGAIN).is_file() and (again or artifacts.read_json(root / AGAIN).keys() <= made.keys()):
+        (root / AGAIN).unlink()
     return made
 
 
@@ -174,13 +218,13 @@ def _forget(targets: Sequence[Path]) -> None:
             artifacts.write_json(target / artifacts.MANIFEST, {**known, "fingerprint": None})
 
 
-def _open(working: Path, mark: str) -> None:
-    """Make the working folder ready, cleared of an attempt with another fingerprint."""
-    if (artifacts.manifest(working) or {}).get("fingerprint") == mark:
+def _open(working: Path, mark: str, read: Mapping[str, int]) -> None:
+    """Make the working folder ready, cleared of an attempt with another fingerprint or of other inputs."""
+    if _is_of(artifacts.manifest(working) or {}, mark, read):
         return
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
-    artifacts.write_json(working / artifacts.MANIFEST, {"fingerprint": mark})
+    artifacts.write_json(working / artifacts.MANIFEST, {"fingerprint": mark, "read": dict(read)})
 
 
 @contextmanager

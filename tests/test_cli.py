@@ -99,7 +99,7 @@ WRONG = {
     "an unknown stage": (["steps.dpo.stage=prefrence"], "did you mean 'preference'?"),
     "an unknown source": (["steps.dpo.data=paris"], "did you mean 'pairs'?"),
     "an unknown step to start from": (["steps.dpo.policy=stf"], "did you mean 'sft'?"),
-    "a file that is not there": (["data.pairs.path=./gone.jsonl"], "gone.jsonl"),
+    "a file that is not there": (["data.pairs.path=./gone.jsonl", "data.pairs.responses=4"], "no such file"),
     "an override that is none": (["steps"], "key.sub=value"),
     "an unknown architecture": (["policy.fresh.model_type=lama"], "did you mean 'llama'?"),
     "rows that have no end": (["data.shown.limit=null"], "give limit"),
@@ -136,7 +136,8 @@ def test_a_bad_row_is_named_and_leaves_no_artifact(recipe: Path, tmp_path: Path,
     row, said = BAD_ROWS[case]
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(row) + "\n")
-    result = align("run", str(recipe), f"data.pairs.path={rows}", "data.shown.limit=10", "steps.sft.train.max_steps=1")
+    pairs = [f"data.pairs.path={rows}", "data.pairs.responses=4"]
+    result = align("run", str(recipe), *pairs, "data.shown.limit=10", "steps.sft.train.max_steps=1")
     assert result.returncode == 2, result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.startswith("align:")

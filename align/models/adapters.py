@@ -27,16 +27,17 @@ from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.artifacts import read_json, write_json
-from align.config import InputError, Settings, one_line, stable_hash
+from align.config import InputError, Settings, nearest, one_line, stable_hash
 
 T = TypeVar("T")
 # What transformers and peft raise for files and configurations that they cannot make a model of.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
 MADE_OF = "made_of.json"  # of a folder of adapters: their base, how it was quantised, and the rank of each part
+LINEAR = (nn.Linear, LoraLayer)  # a layer without adapters, and one under them
 TOP, BELOW = "default", "below"  # peft's names of what is trained, and of what stands still under it
 
 
@@ -98,7 +99,7 @@ def new_adapters(model: PreTrainedModel, lora: LoraSettings, *, seed: int, task:
             f"policy.lora.adapters: {lora.adapters!r} needs a base in a folder; import the fresh model first"
         )
     with seeded(seed):
-        return _named(_asked(lambda: cast(PeftModel, get_peft_model(model, _new_config(lora, task)))))
+        return _named(_asked(lambda: cast(PeftModel, get_peft_model(model, _new_config(model, lora, task)))))
 
 
 def continued(model: PreTrainedModel, path: str, lora: LoraSettings) -> PeftModel:
@@ -109,7 +110,7 @@ def continued(model: PreTrainedModel, path: str, lora: LoraSettings) -> PeftMode
     asked: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha}
     if "targets" in lora.model_fields_set:
         there["targets"] = _adapted(made, TOP)
-        _asked(lambda: made.add_adapter("asked", _new_config(lora, "CAUSAL_LM"), low_cpu_mem_usage=True))
+        _asked(lambda: made.add_adapter("asked", _new_config(model, lora, "CAUSAL_LM"), low_cpu_mem_usage=True))
         asked["targets"] = _adapted(made, "asked")
         made.delete_adapter("asked")
     for name in sorted(there.keys() & lora.model_fields_set):
@@ -130,7 +131,7 @@ def stacked(model: PreTrainedModel, path: str, lora: LoraSettings, *, seed: int)
         raise InputError(f"policy.lora.adapters: the adapters in {path} have {odd[0]}, and nothing is stacked on that")
     # New ones that began where those below once began would look into much the same directions.
     with seeded(int(stable_hash([seed, below.r])[:8], 16)):
-        _asked(lambda: made.add_adapter(TOP, _new_config(lora, "CAUSAL_LM")))
+        _asked(lambda: made.add_adapter(TOP, _new_config(model, lora, "CAUSAL_LM")))
     made.peft_config[TOP].base_model_name_or_path = below.base_model_name_or_path
     cast(Any, made.base_model).set_adapter([BELOW, TOP])
     made.set_requires_grad(BELOW, requires_grad=False)
@@ -200,7 +201,13 @@ def _stacked_weights(hf: PeftModel, parts: Sequence[Mapping[str, Tensor]], ranks
     return made
 
 
-def _new_config(lora: LoraSettings, task: str) -> LoraConfig:
+def _new_config(model: PreTrainedModel, lora: LoraSettings, task: str) -> LoraConfig:
+    layers = dict(model.named_modules())
+    for target in lora.targets if isinstance(lora.targets, list) else ():  # peft objects where none is there, only
+        if not any(place == target or place.endswith(f".{target}") for place in layers):
+            linear = {place.rpartition(".")[2] for place, layer in layers.items() if isinstance(layer, LINEAR)}
+            hint = nearest(target, linear - {"base_layer", "lm_head", TOP, BELOW})
+            raise InputError(f"policy.lora.targets: no layer of the model is called {target!r}; {hint}")
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type=task)
 
 
@@ -208,6 +215,8 @@ def _asked(make: Callable[[], T]) -> T:
     """What `make` makes of adapters that the settings ask for."""
     try:
         return make()
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"policy.lora.targets: {one_line(error)[:300]}") from error
 

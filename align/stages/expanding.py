@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.config import InputError, build, nearest, pick
+from align.pipeline import check_name
 from align.stages.steps import ALL, MAKES, POLICY, SETTINGS, STEP, AnyStep, EvaluateStep, PreferenceStep, RoundSettings
 
 ROUND_KEYS = tuple(RoundSettings.model_fields)
 PREFERENCE_KEYS = (*PreferenceStep.model_fields, *ROUND_KEYS)
+# What a run's folder holds beside the folders of its steps.
+RESERVED = ("recipe.json", "table.json", "changes.json", "ledger.json", "report.html", "references")
 NAMES_STEPS = ("policy", "policies", "data", "step")  # keys whose values may be the names of steps
 
 
@@ -45,6 +48,8 @@ def expand(given: Mapping[Any, Any]) -> Expanded:
             continue
         step = build(kind, settings, where)
         if isinstance(step, EvaluateStep):
+            if not step.policies:
+                raise InputError(f"{where}.policies: name a step at least, or 'all'")
             evaluations[name] = step
             continue
         _add(found, name, step, name)
@@ -60,6 +65,11 @@ def _pick_stage(stage: str, where: str) -> type[AnyStep]:
 
 
 def _add(found: Expanded, name: str, step: AnyStep, origin: str) -> None:
+    check_name(origin)
+    if name in RESERVED:
+        raise InputError(
+            f"steps.{origin}: a run has something else of its own called {name!r}; call the step otherwise"
+        )
     if name in found.steps:
         raise InputError(f"steps.{origin}: becomes a step called {name!r}, and there is one of this name already")
     found.steps[name], found.origins[name] = step, origin
@@ -90,6 +100,8 @@ def _with_evaluations(found: Expanded, evaluations: Mapping[str, EvaluateStep]) 
     placed = Expanded()
     makers = [name for name, step in found.steps.items() if MAKES[step.stage] == POLICY]
     asked = {name: makers if step.policies == ALL else list(step.policies) for name, step in evaluations.items()}
+    if unasked := [name for name, policies in asked.items() if not policies]:
+        raise InputError(f"steps.{unasked[0]}.policies: 'all', and no step makes a policy; import one first")
     for name, step in found.steps.items():
         _add(placed, name, step, found.origins[name])
         for evaluation in [each for each, policies in asked.items() if name in policies]:

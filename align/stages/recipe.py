@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -13,16 +13,16 @@ from align.accounting.settings import AccountingSettings
 from align.artifacts import fingerprint
 from align.config import PLACE, InputError, Settings, build, located, pick, read_recipe, stable_hash
 from align.data.mixing import shares_of
-from align.losses.preference import preference_loss
 from align.models.loading import GGUF, PolicySettings
-from align.models.reward import check_adapters, choose_rating
 from align.pipeline import Step, order
+from align.stages.checks import Given, check_columns, check_settings, check_source, within
 from align.stages.expanding import expand
 from align.stages.shares import check_launch
 from align.stages.steps import (
     GROUPS,
     MAKES,
     POLICY,
+    PROCEDURAL,
     REWARD_MODEL,
     AnyStep,
     EvaluateStep,
@@ -32,14 +32,14 @@ from align.stages.steps import (
     PreferenceStep,
     RewardStep,
     ScoreStep,
+    SourceSettings,
     TrainStep,
     judge_steps,
     key_of,
 )
-from align.synth.constrained import ConstraintSettings
 
 T = TypeVar("T")
-TASKS = "tasks:"  # prefix of a source's path that names procedural tasks
+TASKS = PROCEDURAL
 GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses
 
 
@@ -47,24 +47,6 @@ def content_of(path: str) -> str:
     """The content hash of a local file or folder; a hub id or a server's name for a model stands for itself."""
     local = Path(path.removeprefix(GGUF)).expanduser()
     return fingerprint(local) if local.exists() else path
-
-
-class SourceSettings(Settings):
-    """Where rows come from and how they become tokens."""
-
-    path: str  # a file, a folder, a hub id, or tasks:KIND for rows that the project makes itself
-    format: str = "auto"
-    split: str | None = None
-    skip: int = Field(default=0, ge=0)  # rows passed over first
-    limit: int | None = Field(default=None, ge=1)  # rows read after them, or made
-    responses: int = Field(default=4, ge=1)  # of each prompt, where the rows are made
-    invalid: Literal["error", "drop"] = "error"
-    seed: int = 0  # of rows that are made, beside the recipe's own
-    constraints: ConstraintSettings | None = None  # verifiable instructions to put behind the prompts
-    held_out: float = Field(default=0.0, ge=0, lt=1)  # share of the prompts kept for evaluation
-    max_length: int | None = Field(default=None, ge=2)  # tokens; the model's own limit where left out
-    max_prompt_length: int | None = Field(default=None, ge=1)
-    overlong: Literal["drop", "cut_prompt", "cut_response", "error"] = "drop"
 
 
 class Recipe(Settings):
@@ -227,8 +209,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         expanded = expand(given)
         recipe = build(Recipe, {**values, "steps": {}}, "")
         recipe = recipe.model_copy(update={"steps": expanded.steps, "origins": expanded.origins})
-        for name in recipe.steps:
-            _check_step(recipe, name)
+        _check_recipe(recipe)
         try:
             order([Step(name, recipe.inputs(name), key="") for name in recipe.steps])
         except InputError as error:
@@ -237,26 +218,45 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def _check_recipe(recipe: Recipe) -> None:
+    """Everything that the recipe names is there and of the right kind, and its settings agree with each other."""
+    _check_policy(recipe)
+    for name, source in recipe.data.items():
+        with within(f"data.{name}"):
+            check_source(source)
+    for name in recipe.steps:
+        _check_step(recipe, name)
+    steps = [(recipe.origins[name], step) for name, step in recipe.steps.items() if isinstance(step, EvaluateStep)]
+    sources = {task.data: recipe.source(task.data) for _, step in steps for task in step.tasks.values()}
+    check_columns(dict(steps), sources)
+
+
+def _check_policy(recipe: Recipe) -> None:
+    """The recipe says which policy it starts from, in one way, if any of its steps does."""
+    if recipe.policy.path is not None and recipe.policy.fresh is not None:
+        raise InputError("policy: give either path (hub id, folder or gguf:FILE) or fresh (a configuration), not both")
+    if recipe.policy.path is not None or recipe.policy.fresh is not None:
+        return
+    for name, step in recipe.steps.items():
+        elsewhere = isinstance(step, ImportStep) and step.path is not None
+        if MAKES[step.stage] in (POLICY, REWARD_MODEL) and recipe.policy_of(name) is None and not elsewhere:
+            raise InputError(
+                f"policy: step {recipe.origins[name]!r} starts from it: give path (hub id, folder or gguf:FILE) or "
+                "fresh (a configuration)"
+            )
+
+
 def _check_step(recipe: Recipe, name: str) -> None:
-    """Everything that the step names is there and of the right kind, and its settings agree with each other."""
-    step, inner = recipe.steps[name], ""
+    step = recipe.steps[name]
     try:
         _check_names(recipe, name)
-        if isinstance(step, PreferenceStep):
-            inner = ".loss"
-            preference_loss(step.loss.name, **step.loss.settings)
-        elif isinstance(step, RewardStep):
-            check_adapters(recipe.policy, step.head)
-            if step.head.attributes is not None:
-                choose_rating(step.head, None, default=())
-        elif isinstance(step, GenerateStep):
-            _check_prompts(recipe, step, recipe.policies_of(name))
+        sources = {source: recipe.source(source) for source in recipe.sources_of(name)}
+        policies = recipe.policies_of(name) if isinstance(step, GenerateStep) else ()
+        check_settings(Given(step, recipe.policy, sources, policies))
     except InputError as error:
         said = str(error)
-        place = PLACE.match(said)
-        if recipe.is_of_round(name) and not said.startswith(("data", "policy")):
-            inner = ".generate"
-        where = f"steps.{recipe.origins[name]}{inner}{'.' if place else ': '}"
+        inner = ".generate" if recipe.is_of_round(name) and not said.startswith(("data", "policy")) else ""
+        where = f"steps.{recipe.origins[name]}{inner}{'.' if PLACE.match(said) else ': '}"
         raise InputError(said if said.startswith(("steps.", "policy.")) else f"{where}{said}") from error
 
 
@@ -270,7 +270,7 @@ def _check_names(recipe: Recipe, name: str) -> None:
         key = key_of(step, source)
         if source in recipe.steps and source in recipe.data:
             raise InputError(f"{key}: {source!r} is both a step and a source of data; call one of them something else")
-        if source not in recipe.steps:
+        if source not in recipe.steps or isinstance(step, GenerateStep | EvaluateStep):
             _known(recipe.data, source, "source of data", key)
     for need in recipe.needs(name):
         found = MAKES[_known(recipe.steps, need.step, "step", need.key).stage]
@@ -283,16 +283,3 @@ def _known(table: Mapping[str, T], name: str, kind: str, key: str) -> T:
         return pick(table, name, kind)
     except InputError as error:
         raise InputError(f"{key}: {error}") from error
-
-
-def _check_prompts(recipe: Recipe, step: GenerateStep, policies: Sequence[str]) -> None:
-    sources = [step.data] if isinstance(step.data, str) else step.data
-    if not policies and not step.models:
-        raise InputError("policies: no step before it makes one: name one here, or a model under models")
-    for source in step.prompts or {}:
-        _known({each: each for each in sources}, source, "source of its prompts", "prompts")
-    if step.round and (step.prompts is None or set(step.prompts) != set(sources)):
-        raise InputError("prompts: how many prompts of each source a round takes must be said")
-    for source in sources:
-        if recipe.source(source).limit is None and recipe.source(source).path.startswith(TASKS) and not step.prompts:
-            raise InputError(f"data: {source} has no end; give its limit, or prompts: {{{source}: NUMBER}}")

@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from align.config import Settings
 from align.data.mixing import Exhausted
 from align.models.reward import HELPSTEER, HeadSettings
+from align.synth.constrained import ConstraintSettings
 from align.synth.engines import EngineSettings
-from align.synth.judges import How, JudgeSettings
+from align.synth.judges import How, JudgeSettings, each_once
 from align.synth.preferences import GroupSettings
 from align.synth.samples import SamplingSettings
 from align.train.objectives import PreferenceSettings
 from align.train.reward_objective import RewardLoss
 from align.train.settings import TrainSettings
 
+PROCEDURAL = "tasks:"  # prefix of a source's path that names procedural tasks
 STEP = "step:"  # prefix of a judge's setting that names a step's folder
 ALL = "all"  # in place of the policies of an evaluation: each that the recipe makes
+
+
+class SourceSettings(Settings):
+    """Where rows come from and how they become tokens."""
+
+    path: str  # a file, a folder, a hub id, or tasks:KIND for rows that the project makes itself
+    format: str = "auto"
+    split: str | None = None
+    skip: int = Field(default=0, ge=0)  # rows passed over first
+    limit: int | None = Field(default=None, ge=1)  # rows read after them, or made
+    responses: int = Field(default=4, ge=1)  # of each prompt, where the rows are made
+    invalid: Literal["error", "drop"] = "error"
+    seed: int = 0  # of rows that are made, beside the recipe's own
+    constraints: ConstraintSettings | None = None  # verifiable instructions to put behind the prompts
+    held_out: float = Field(default=0.0, ge=0, lt=1)  # share of the prompts kept for evaluation
+    max_length: int | None = Field(default=None, ge=2)  # tokens; the model's own limit where left out
+    max_prompt_length: int | None = Field(default=None, ge=1)
+    overlong: Literal["drop", "cut_prompt", "cut_response", "error"] = "drop"
+
+
+Judges = Annotated[list[JudgeSettings], Field(min_length=1), AfterValidator(each_once)]
 
 
 class StepSettings(Settings):
@@ -84,7 +107,7 @@ class GenerateStep(StepSettings):
     round: int = Field(default=0, ge=0)  # how many times as many prompts of each source are passed over first
     sampling: SamplingSettings = SamplingSettings(num_responses=4)
     engine: EngineSettings = EngineSettings()
-    judges: list[JudgeSettings] = Field(min_length=1)
+    judges: Judges
     combine: How = "precedence"
     groups: GroupSettings = GroupSettings()
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of the prompts that training on the groups keeps back
@@ -103,7 +126,7 @@ class ScoreStep(StepSettings):
 
     stage: Literal["score"]
     data: str
-    judges: list[JudgeSettings] = Field(min_length=1)
+    judges: Judges
     combine: How = "precedence"
     groups: GroupSettings = GroupSettings()
     held_out: float = Field(default=0.0, ge=0, lt=1)

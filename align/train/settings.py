@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from align.config import Settings
+from align.config import InputError, Settings
 from align.data.batching import steps_per_epoch
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
@@ -36,6 +36,13 @@ class TrainSettings(Settings):
     checkpoint_steps: int | None = Field(default=None, ge=1)
     checkpoint_minutes: float | None = Field(default=15.0, gt=0)
     trackers: list[str] = Field(default_factory=list[str])  # accelerate's names: tensorboard, wandb, trackio
+
+    @field_validator("final_share")
+    @classmethod
+    def _falls(cls, share: float, info: ValidationInfo) -> float:
+        if share and info.data.get("schedule") == "constant":
+            raise InputError(f"{share} is where cosine and linear end, and a constant schedule ends where it is")
+        return share
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """Learning rate of optimizer step `step`, from 0; the first step of a warm-up of n has 1/n of it."""

@@ -188,6 +188,13 @@ def test_adapters_that_are_continued_are_not_asked_to_be_others(base, tmp_path, 
         assert len(trained(policy)) == len(values(policy, "lora_")) == 28
 
 
+@pytest.mark.parametrize("way", ["continued", "stacked"])
+def test_layers_that_are_not_there_are_refused_over_an_earlier_steps_adapters_too(base, tmp_path, way):
+    step(base, tmp_path / "sft", way, rank=2, targets=["q_proj"])
+    with pytest.raises(InputError, match=r"^policy\.lora\.targets: no layer .* 'qproj'; did you mean 'q_proj'\?"):
+        load(tmp_path / "sft", way, targets=["q_proj", "qproj"])
+
+
 def test_a_runs_folder_can_be_moved_as_a_whole(base, tmp_path, monkeypatch):
     monkeypatch.chdir(base.parent)
     said = step("base", base.parent / "sft", "continued", rank=4)  # a relative path, found from elsewhere all the same

@@ -270,9 +270,23 @@ def test_an_adapter_on_the_lm_head_is_refused(settings):
         load_policy(settings(lora=LoraSettings(targets=["lm_head", "q_proj"])))
 
 
-def test_adapters_for_layers_that_are_not_there_are_refused(settings):
-    with pytest.raises(InputError, match="no_such_layer"):
-        load_policy(settings(lora=LoraSettings(targets=["no_such_layer"])))
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (
+            ["no_such_layer"],
+            r"policy\.lora\.targets: no layer of the model is called 'no_such_layer'; .*there are: down_",
+        ),
+        (
+            ["q_proj", "vproj"],
+            r"policy\.lora\.targets: no layer of the model is called 'vproj'; did you mean 'v_proj'\?",
+        ),
+        ("no_such_layer", "policy\\.lora\\.targets: .*no_such_layer"),
+    ],
+)
+def test_adapters_for_layers_that_are_not_there_are_refused(settings, targets, said):
+    with pytest.raises(InputError, match=f"^{said}"):
+        load_policy(settings(lora=LoraSettings(targets=targets)))
 
 
 def test_stock_logits_are_what_the_policy_answers(settings):

@@ -8,6 +8,9 @@ import yaml
 from middle_recipe import MIDDLE, recipe_in
 
 from align.config import InputError
+from align.stages.expanding import RESERVED
+from align.stages.running import LEAVES
+from align.stages.training import REFERENCES
 
 
 def line_of(text, *keys):
@@ -27,6 +30,7 @@ def line_of(text, *keys):
     return at + 1
 
 
+TO_DPO = "        beta: 0.2\n    train:\n"
 # What is changed in the file, what is said, and of which key (as steps.dpo.policy) the line is given
 WRONG = {
     "a cycle of policies": (
@@ -181,6 +185,201 @@ WRONG = {
         "runs in one process",
         "steps base launch",
     ),
+    "an unknown judge": (
+        [
+            (
+                "judges:\n      - name: reward_model\n        settings:\n          path: step:rate\n  dpo",
+                "judges:\n      - name: reward_modl\n        settings:\n          path: step:rate\n  dpo",
+            )
+        ],
+        "did you mean 'reward_model'?",
+        "steps rescored judges 0 name",
+    ),
+    "an unknown setting of a judge": (
+        [("          path: step:rate\n  dpo", "          pth: step:rate\n  dpo")],
+        "did you mean 'path'?",
+        "steps rescored judges 0 settings pth",
+    ),
+    "a judge's setting of the wrong kind": (
+        [("          path: step:rate\n  dpo", "          path: 5\n  dpo")],
+        "a valid string (got 5)",
+        "steps rescored judges 0 settings path",
+    ),
+    "a judge twice": (
+        [("  dpo:", "      - name: reward_model\n        settings:\n          path: step:rate\n  dpo:")],
+        "judge 'reward_model' stands there twice",
+        "steps rescored judges",
+    ),
+    "an unknown judge of a round": (
+        [("        - name: reward_model\n          settings:\n            path: step:rate", "        - name: oracle")],
+        "no judge is called 'oracle'",
+        "steps rpo generate judges 0 name",
+    ),
+    "an unknown setting of an engine": (
+        [("      num_responses: 3\n", "      num_responses: 3\n    engine:\n      local:\n        batch_siz: 3\n")],
+        "did you mean 'batch_size'?",
+        "steps samples engine local batch_siz",
+    ),
+    "a server's setting of the wrong kind": (
+        [("      num_responses: 3\n", "      num_responses: 3\n    engine:\n      server:\n        base_url: 3\n")],
+        "a valid string (got 3)",
+        "steps samples engine server base_url",
+    ),
+    "two engines": (
+        [
+            (
+                "      num_responses: 3\n",
+                "      num_responses: 3\n    engine:\n      server:\n        base_url: u\n      local:\n"
+                "        batch_size: 3\n",
+            )
+        ],
+        "give local or server, not both",
+        "steps samples engine",
+    ),
+    "an unknown task": (
+        [("        data: test\n", "        data: test\n        task: ifevl\n")],
+        "did you mean 'ifeval'?",
+        "steps evaluate tasks general task",
+    ),
+    "a task of other rows": (
+        [("        data: test\n", "        data: test\n        task: gsm8k\n")],
+        "tasks:general makes no rows of 'gsm8k'",
+        "steps evaluate tasks general task",
+    ),
+    "rows of no task": (
+        [
+            ("    split: test\n    limit: 5", "    limit: 5"),
+            ("  test:\n    path: tasks:general", "  test:\n    path: a.csv"),
+        ],
+        "does not say which task its rows are of",
+        "steps evaluate tasks general",
+    ),
+    "an unknown rate": (
+        [("        data: test\n", "        data: test\n        rates: [nl, correct]\n")],
+        "general tells no 'nl'; there are: correct",
+        "steps evaluate tasks general rates",
+    ),
+    "no rate": (
+        [("        data: test\n", "        data: test\n        rates: []\n")],
+        "name at least one",
+        "steps evaluate tasks general rates",
+    ),
+    "an evaluation of nobody": (
+        [("policies: [general, rpo]", "policies: []")],
+        "name a step at least",
+        "steps evaluate policies",
+    ),
+    "an evaluation whose name has a space and an unknown key": (
+        [("      general:\n        data: test\n", "      in general:\n        data: test\n        dat: a\n")],
+        "did you mean 'data'?",
+        None,
+    ),
+    "a step's groups to be evaluated": ([("        data: test", "        data: samples")], "no source of data", None),
+    "two evaluations of one name": (
+        [
+            (
+                "  evaluate:\n",
+                "  more:\n    stage: evaluate\n    policies: [dpo]\n    tasks:\n      general:\n        data: test\n"
+                "  evaluate:\n",
+            )
+        ],
+        "its column 'general' of the table is that of steps.",
+        None,
+    ),
+    "prompts that training splits": (
+        [("  prompts:\n    path: tasks:general\n", "  prompts:\n    path: tasks:general\n    held_out: 0.1\n")],
+        "prompts is split by held_out, 0.1, for training alone",
+        "steps samples data",
+    ),
+    "an evaluation of rows that are trained on": (
+        [
+            ("        data: test\n", "        data: ratings\n"),
+            ("    responses: 3\n", "    responses: 3\n    held_out: 0.5\n"),
+        ],
+        "ratings is split by held_out, 0.5, for training alone",
+        "steps evaluate tasks general data",
+    ),
+    "the best of nothing held out": (
+        [(f"{TO_DPO}", f"{TO_DPO}      keep: best\n")],
+        "no row is held out: set held_out of rescored",
+        "steps dpo train keep",
+    ),
+    "an evaluation of nothing held out": (
+        [(f"{TO_DPO}", f"{TO_DPO}      evaluate_every: 3\n")],
+        "no row is held out: set held_out of rescored",
+        "steps dpo train evaluate_every",
+    ),
+    "subsets of nothing held out": (
+        [("    loss: bt\n", "    loss: bt\n    subset: kind\n")],
+        "no row is held out: set held_out of ratings",
+        "steps rate subset",
+    ),
+    "a tokenizer for a model that has one": (
+        [("    vocab_size: 300", "    vocab_size: 300\n    path: somebody/model")],
+        "somebody/model has a tokenizer",
+        "steps base vocab_size",
+    ),
+    "two tokenizers": (
+        [("  chat_template: chatml", "  chat_template: chatml\n  tokenizer: somebody/model")],
+        "would take the place of 'somebody/model'",
+        "steps base vocab_size",
+    ),
+    "two policies to start from": (
+        [("  chat_template: chatml", "  chat_template: chatml\n  path: somebody/model")],
+        "give either path",
+        "policy",
+    ),
+    "no policy to start from": (
+        [("  fresh: {{model_type: llama, hidden_size: 16}}\n", "")],
+        "step 'base' starts from it",
+        "policy",
+    ),
+    "a constant rate that ends elsewhere": (
+        [(f"{TO_DPO}", f"{TO_DPO}      final_share: 0.1\n")],
+        "a constant schedule ends where it is",
+        "steps dpo train final_share",
+    ),
+    "what happens when one source is exhausted": (
+        [("    data: programs\n", "    data: programs\n    exhausted: stop\n")],
+        "'stop' is for several sources, and 'programs' is one",
+        "steps code exhausted",
+    ),
+    "an unknown kind of rows": (
+        [("  programs:\n    path: tasks:code", "  programs:\n    path: tasks:coda")],
+        "did you mean 'code'?",
+        "data programs path",
+    ),
+    "an unknown split of rows": ([("split: test", "split: tset")], "did you mean 'test'?", "data test split"),
+    "a file's format for rows that are made": (
+        [("    limit: 5", "    limit: 5\n    format: native")],
+        "'native' has no effect on tasks:general",
+        "data test format",
+    ),
+    "responses of rows that are read": (
+        [("  ratings:\n    path: tasks:general", "  ratings:\n    path: rows.jsonl")],
+        "3 has no effect on rows.jsonl",
+        "data ratings responses",
+    ),
+    "a seed of rows that are read": (
+        [("  shown:\n    path: tasks:general", "  shown:\n    path: rows.jsonl")],
+        "1 has no effect on rows.jsonl",
+        "data shown seed",
+    ),
+    "constraints on rows that are trained on": (
+        [("    limit: 10\n    responses: 3\n", "    limit: 10\n    responses: 3\n    constraints: {{most: 1}}\n")],
+        "ratings has constraints",
+        "steps general data ratings",
+    ),
+    "a step whose name is no folder's": (
+        [("  dpo:", "  d po:")],
+        "a step's name becomes a folder",
+        None,
+    ),
+    "a step that is called as the run's table": (
+        [("  dpo:", "  table.json:")],
+        "a run has something else of its own called 'table.json'",
+        None,
+    ),
     "a round without a number of prompts": ([("      prompts:\n        prompts: 8\n", "")], "has no end", None),
 }
 
@@ -202,7 +401,7 @@ def test_what_is_wrong_is_told_by_its_line_before_anything_runs(tmp_path, case):
     message = str(caught.value)
     assert said in message and "\n" not in message
     assert not (tmp_path / "runs").exists()
-    place = re.match(rf"{re.escape(str(tmp_path / 'recipe.yaml'))}:(\d+): (\S+): ", message)
+    place = re.match(rf"{re.escape(str(tmp_path / 'recipe.yaml'))}:(\d+): (.+?): ", message)
     assert place, message
     if key is not None:
         wanted = [int(part) if part.isdigit() else part for part in key.split()]
@@ -244,3 +443,14 @@ def shuffle(values, draw):
     if not isinstance(values, dict):
         return [shuffle(each, draw) for each in values] if isinstance(values, list) else values
     return {key: shuffle(values[key], draw) for key in draw.sample(list(values), len(values))}
+
+
+def test_every_name_that_a_run_needs_beside_its_steps_is_reserved():
+    assert {*LEAVES, REFERENCES} <= set(RESERVED)
+
+
+def test_an_override_below_what_is_wrong_is_named(tmp_path):
+    with pytest.raises(InputError) as caught:
+        recipe_in(tmp_path, MIDDLE, "steps.dpo.loss.settings.beta=0")
+    assert str(caught.value).startswith("override 'steps.dpo.loss.settings.beta=0' and ")
+    assert ": steps.dpo.loss: loss 'dpo': beta" in str(caught.value)

@@ -249,7 +249,10 @@ WRONG = {
         ["steps.rank.subset=kin"],
         "no held-out row has 'kin' in its metadata; there are: kind",
     ),
-    "the best of nothing held out": (["data.rated.held_out=0.0"], "train.keep is 'best', and no row is held out"),
+    "the best of nothing held out": (
+        ["data.rated.held_out=0.0"],
+        "steps.rate.train.keep: is told of held-out rows, and no row is held out: set held_out of rated",
+    ),
     "other attributes than were trained": (
         ["steps.sharpen.head.attributes=[a, b]"],
         "head.attributes: this reward model rates shout, length, and not others",

@@ -88,6 +88,7 @@ WRONG = [
     ({"learning_rate": 1, "warmup_steps": -1}, "train.warmup_steps"),
     ({"learning_rate": 1, "warmup_steps": 0.5}, "train.warmup_steps"),
     ({"learning_rate": 1, "final_share": 2}, "train.final_share"),
+    ({"learning_rate": 1, "final_share": 0.1}, "train.final_share: 0.1 is where cosine and linear end, and a constant"),
     ({"learning_rate": 1, "groups_per_step": 0}, "train.groups_per_step"),
     ({"learning_rate": 1, "tokens_per_micro_batch": 0}, "train.tokens_per_micro_batch"),
     ({"learning_rate": 1, "max_steps": 0}, "train.max_steps"),
@@ -105,7 +106,7 @@ def test_a_wrong_setting_is_named_in_one_line(values, said):
 
 
 def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
-    base = {"learning_rate": 1.0}
+    base = {"learning_rate": 1.0, "schedule": "linear"}
     changed = {
         "schedule": "cosine",
         "warmup_steps": 1,
@@ -128,7 +129,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
     }
     assert {"learning_rate", *changed} == set(TrainSettings.model_fields)  # each setting was thought of
     identity = TrainSettings(**base).identity()
-    without = {name for name, value in changed.items() if TrainSettings(**base, **{name: value}).identity() == identity}
+    without = {name for name, value in changed.items() if TrainSettings(**{**base, name: value}).identity() == identity}
     assert without == {
         "tokens_per_micro_batch",
         "evaluate_every",

@@ -1,0 +1,258 @@
+"""What can be wrong with a step and is known before anything runs: its settings against its rows, and among themselves.
+
+Each error begins with the key, below the step's own, that is to be changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from align.config import PLACE, InputError, nearest, pick
+from align.evaluation.likelihood import LIKELIHOODS
+from align.evaluation.tasks import TASKS
+from align.losses.preference import preference_loss
+from align.models.loading import PolicySettings
+from align.models.reward import check_adapters, choose_rating
+from align.stages.steps import (
+    PROCEDURAL,
+    AnyStep,
+    EvaluateStep,
+    GenerateStep,
+    ImportStep,
+    PreferenceStep,
+    RewardStep,
+    ScoreStep,
+    SourceSettings,
+    TaskSettings,
+    TrainStep,
+    key_of,
+)
+from align.synth import tasks
+
+# What each kind of evaluation tells of a policy that answers each prompt once.
+RATES: dict[str, tuple[str, ...]] = {
+    "ifeval": ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"),
+    "gsm8k": ("correct",),
+    "humaneval": ("pass@1",),
+    "mbpp": ("pass@1",),
+    "general": ("correct",),
+    "code": ("correct",),
+    "nll": ("nll",),
+    "preference": ("accuracy_summed", "accuracy_per_token"),
+}
+TRAINING = (TrainStep, PreferenceStep, RewardStep)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A step with what the recipe gives it."""
+
+    step: Any  # of the kinds that a check of CHECKS is for
+    policy: PolicySettings  # the recipe's own
+    sources: Mapping[str, SourceSettings]  # the rows that it reads, by name
+    policies: Sequence[str] = ()  # of a step that samples, the steps that make them
+
+
+@contextmanager
+def within(key: str) -> Generator[None]:
+    """A block whose errors are about the key, or about a key below it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{key}{'.' if PLACE.match(str(error)) else ': '}{error}") from error
+
+
+def check_settings(given: Given) -> None:
+    """Raise for the first thing that is wrong."""
+    for kinds, check in CHECKS:
+        if isinstance(given.step, kinds):
+            check(given)
+
+
+def check_source(source: SourceSettings) -> None:
+    """Raise for a setting of the source that could have no effect."""
+    made = source.path.startswith(PROCEDURAL)
+    if made:
+        with within("path"):
+            pick(tasks.KINDS, source.path.removeprefix(PROCEDURAL), "kind of task")
+        if source.split is not None:
+            with within("split"):
+                pick(tasks.SPLITS, source.split, "split")
+    idle = {
+        "format": made and "rows that the project makes have none of a file's formats",
+        "responses": not made and f"rows that are read have the responses they have; it is for {PROCEDURAL}KIND",
+        "seed": not made
+        and source.constraints is None
+        and f"nothing is drawn; it is for {PROCEDURAL}KIND or constraints",
+    }
+    for key, why in idle.items():
+        value, default = getattr(source, key), SourceSettings.model_fields[key].default
+        if why and value != default:
+            raise InputError(f"{key}: {value!r} has no effect on {source.path}: {why}; leave it at {default!r}")
+
+
+def kind_of(task: TaskSettings, source: SourceSettings) -> str:
+    """The entry of TASKS or LIKELIHOODS that the evaluation is."""
+    own = source.path.removeprefix(PROCEDURAL) if source.path.startswith(PROCEDURAL) else None
+    kind = task.task or own or ("ifeval" if source.constraints is not None else None)
+    known = [*TASKS, *LIKELIHOODS]
+    if kind is None:
+        raise InputError(f"task: {task.data} does not say which task its rows are of; name one of {', '.join(known)}")
+    if kind not in known:
+        raise InputError(f"task: no task is called {kind!r}; {nearest(kind, known)}")
+    if own is not None and kind in TASKS and kind != own:
+        raise InputError(f"task: {source.path} makes no rows of {kind!r}; leave it out, or name a source of such rows")
+    return kind
+
+
+def check_columns(evaluations: Mapping[str, EvaluateStep], sources: Mapping[str, SourceSettings]) -> None:
+    """Raise where evaluations, by the names they are written under, would tell different things in one column."""
+    seen: dict[str, tuple[str, object]] = {}
+    for step_name, step in evaluations.items():
+        for name, task in step.tasks.items():
+            place, source = f"steps.{step_name}.tasks.{name}", sources[task.data]
+            asked = name, task.model_copy(update={"data": "", "rates": None}), source
+            for column in _columns(name, kind_of(task, source), task.rates):
+                other, same = seen.setdefault(column, (place, asked))
+                if same != asked:
+                    raise InputError(
+                        f"{place}: its column {column!r} of the table is that of {other} too, which asks something "
+                        "else; call one of them something else"
+                    )
+
+
+def _columns(name: str, kind: str, asked: Sequence[str] | None) -> Iterator[str]:
+    rates = [rate for rate in RATES[kind] if asked is None or rate in asked]
+    for rate in rates:
+        alone = len(rates) == 1 and (kind not in LIKELIHOODS or rate in name)
+        yield name if alone else f"{name} {rate}"
+
+
+def _vocabulary(given: Given) -> None:
+    step: ImportStep = given.step
+    if step.vocab_size is None:
+        return
+    if (path := step.path or given.policy.path) is not None:
+        raise InputError(
+            f"vocab_size: {path} has a tokenizer, which its weights were trained with; a new one is for policy.fresh"
+        )
+    if given.policy.tokenizer is not None:
+        raise InputError(
+            f"vocab_size: a new tokenizer would take the place of {given.policy.tokenizer!r}; leave it or "
+            "policy.tokenizer out"
+        )
+
+
+def _exhausted(given: Given) -> None:
+    step: TrainStep = given.step
+    if "exhausted" in step.model_fields_set and len(given.sources) == 1:
+        (only,) = given.sources
+        raise InputError(f"exhausted: {step.exhausted!r} is for several sources, and {only!r} is one; leave it out")
+
+
+def _loss(given: Given) -> None:
+    with within("loss"):
+        preference_loss(given.step.loss.name, **given.step.loss.settings)
+
+
+def _head(given: Given) -> None:
+    step: RewardStep = given.step
+    check_adapters(given.policy, step.head)
+    if step.head.attributes is not None:
+        choose_rating(step.head, None, default=())
+
+
+def _held_out_rows(given: Given) -> None:
+    """What is told of held-out rows needs some."""
+    step: TrainStep | PreferenceStep | RewardStep = given.step
+    if any(source.held_out for source in given.sources.values()):
+        return
+    asks = {
+        "train.keep": step.train.keep == "best",
+        "train.evaluate_every": step.train.evaluate_every is not None,
+        "subset": isinstance(step, RewardStep) and step.subset is not None,
+    }
+    for key, is_asked in asks.items():
+        if is_asked:
+            raise InputError(
+                f"{key}: is told of held-out rows, and no row is held out: set held_out of {' or '.join(given.sources)}"
+            )
+
+
+def _prompts(given: Given) -> None:
+    step: GenerateStep = given.step
+    sources = [step.data] if isinstance(step.data, str) else step.data
+    if not given.policies and not step.models:
+        raise InputError("policies: no step before it makes one: name one here, or a model under models")
+    with within("prompts"):
+        for source in step.prompts or {}:
+            pick({each: each for each in sources}, source, "source of its prompts")
+    if step.round and (step.prompts is None or set(step.prompts) != set(sources)):
+        raise InputError("prompts: how many prompts of each source a round takes must be said")
+    for name, source in given.sources.items():
+        if source.limit is None and source.path.startswith(PROCEDURAL) and not step.prompts:
+            raise InputError(f"data: {name} has no end; give its limit, or prompts: {{{name}: NUMBER}}")
+        with within("data"):
+            _all_are_asked(name, source)
+
+
+def _all_are_asked(name: str, source: SourceSettings) -> None:
+    if source.held_out:
+        raise InputError(
+            f"{name} is split by held_out, {source.held_out}, for training alone, and all of its prompts would be "
+            "asked: give the prompts a source of their own, by split, skip or limit"
+        )
+
+
+def _evaluated(given: Given) -> None:
+    step: EvaluateStep = given.step
+    for name, task in step.tasks.items():
+        source = given.sources[task.data]
+        with within(f"tasks.{name}"):
+            kind = kind_of(task, source)
+            with within("rates"):
+                _rates(task, kind)
+            with within("data"):
+                if kind in LIKELIHOODS:
+                    _not_constrained(task.data, source)
+                else:
+                    _all_are_asked(task.data, source)
+
+
+def _rates(task: TaskSettings, kind: str) -> None:
+    if task.rates is not None and not task.rates:
+        raise InputError("name at least one, or leave it out for all")
+    for rate in task.rates or ():
+        if rate not in RATES[kind]:
+            raise InputError(f"{kind} tells no {rate!r}; {nearest(rate, RATES[kind])}")
+
+
+def _given_rows(given: Given) -> None:
+    """Rows whose responses are there are taken as they are."""
+    for name, source in given.sources.items():
+        with within(key_of(given.step, name)):
+            _not_constrained(name, source)
+
+
+def _not_constrained(name: str, source: SourceSettings) -> None:
+    if source.constraints is not None:
+        raise InputError(
+            f"{name} has constraints, which are put behind prompts that a policy is asked; its responses here know "
+            "nothing of them: use a source without"
+        )
+
+
+# In the order in which they are made; a check sees steps of its own kinds alone.
+CHECKS: tuple[tuple[tuple[type[AnyStep], ...], Callable[[Given], None]], ...] = (
+    ((ImportStep,), _vocabulary),
+    ((PreferenceStep,), _loss),
+    ((RewardStep,), _head),
+    ((GenerateStep,), _prompts),
+    ((EvaluateStep,), _evaluated),
+    ((TrainStep,), _exhausted),
+    (TRAINING, _held_out_rows),
+    ((*TRAINING, ScoreStep), _given_rows),
+)
