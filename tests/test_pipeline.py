@@ -199,6 +199,77 @@ def test_what_a_step_goes_on_from_stays_until_a_kill_can_cost_nothing(tmp_path):
     assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["letter", "manifest.json"]
 
 
+def test_settings_that_come_back_do_not_bring_back_what_was_made_of_other_samples(tmp_path):
+    drawn, said = [], []
+
+    def execute(step, working, inputs):
+        drawn.append(step.name)  # a server's samples differ each time
+        text = f"draw {len(drawn)}" if step.name == "samples" else (inputs["samples"] / "letter").read_text()
+        (working / "letter").write_text(text)
+        return {}
+
+    def call(key, until=None):
+        steps = [Step("samples", (), key), Step("rpo", ("samples",), "k")]
+        run(steps, tmp_path, execute=execute, announce=said.append, until=until)
+        return [(tmp_path / name / "letter").read_text() for name in ("samples", "rpo")]
+
+    assert call("A") == ["draw 1", "draw 1"]
+    assert call("B", until="samples") == ["draw 3", "draw 1"]
+    assert call("A") == ["draw 4", "draw 4"]
+    assert call("A") == ["draw 4", "draw 4"]
+    assert said[-2:] == ["samples: finished before, skipped", "rpo: finished before, skipped"]
+    assert [manifest(tmp_path / name)["made"] for name in ("samples", "rpo")] == [3, 2]
+
+
+def test_what_was_begun_on_other_samples_is_cleared(tmp_path):
+    def execute(step, working, inputs):
+        if step.name == "rpo" and kills:
+            (working / "checkpoint").write_text("half way")
+            raise kills.pop()
+        assert not (working / "checkpoint").exists()
+        return letter(step, working, inputs)
+
+    def call(key, until=None):
+        steps = [Step("samples", (), key), Step("rpo", ("samples",), "k")]
+        run(steps, tmp_path, execute=execute, announce=lambda _: None, until=until)
+
+    kills = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        call("A")
+    call("B", until="samples")
+    call("A")
+    assert (tmp_path / "rpo" / "letter").exists()
+
+
+@pytest.mark.parametrize("until", [None, "rpo"])
+def test_a_step_that_is_run_again_and_killed_is_gone_on_with_by_the_same_command(tmp_path, until):
+    steps = [Step("general", (), "k"), Step("dpo", ("general",), "k"), Step("rpo", ("dpo",), "k")]
+    ran, kills = [], []
+
+    def execute(step, working, inputs):
+        ran.append((step.name, (working / "checkpoint").exists()))
+        (working / "checkpoint").write_text("half way")
+        if step.name in kills:
+            kills.remove(step.name)
+            raise KeyboardInterrupt
+        return {}
+
+    def call(again=()):
+        ran.clear()
+        run(steps, tmp_path, execute=execute, announce=lambda _: None, again=again, until=until)
+
+    call()
+    for command in (["dpo"], []):  # who goes on may leave --from out
+        kills[:] = ["rpo"]
+        with pytest.raises(KeyboardInterrupt):
+            call(again=["dpo"])
+        assert ran == [("dpo", False), ("rpo", False)]
+        call(again=command)
+        assert ran == [("rpo", True)]
+        call(again=["dpo"])  # that one came to its end: asked once more it is run once more
+        assert ran == [("dpo", False), ("rpo", False)]
+
+
 def test_until_it_is_made_anew_a_changed_step_keeps_its_older_folder(tmp_path):
     def look(step, working, inputs):
         assert (tmp_path / "sft" / "letter").read_text() == "sft:one()"
