@@ -18,6 +18,15 @@ class WrongRow(InputError):
         self.row, self.said = row, said
 
 
+def check_text(text: str) -> None:
+    """Raise where the text holds half of a surrogate pair, which JSON can write and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InputError(f"a text holds {half!r}, half a character; put the whole there or leave it out") from error
+
+
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -31,6 +40,7 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise InputError(f"a message's role is one of {', '.join(ROLES)}, not {self.role!r}")
+        check_text(self.content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class Response:
     def __post_init__(self) -> None:
         if not self.content.strip():
             raise InputError("a response is empty")
+        check_text(self.content)
         values = {"reward": self.reward, **self.attributes}
         for name, value in values.items():
             if value is not None and not math.isfinite(value):

@@ -18,6 +18,8 @@ REFUSED = {
         lambda: Demonstration((ASK, SAY, ASK, Message("assistant", ""))),
         "an assistant message is empty",
     ),
+    "half a character of a turn": (lambda: Message("user", "\ud83d hi"), r"a text holds '\ud83d', half a character"),
+    "half a character of a response": (lambda: Response("hi \ude00"), r"a text holds '\ude00', half a character"),
     "an empty response": (lambda: Response("\t"), "a response is empty"),
     "a reward that is not a number": (lambda: Response("x", float("nan")), "reward is nan"),
     "an infinite reward": (lambda: Response("x", float("-inf")), "reward is -inf"),

@@ -33,6 +33,7 @@ PAIR_REWARDS = tuple(
     for kind in ("reward", "score", "rating")
     for form in ("{side}_{kind}", "{kind}_{side}", "{side}-{kind}")
 )
+READ_AND_KEPT = frozenset({"margin", *(name for names in PAIR_REWARDS for name in names)})
 GROUPS = ("responses", "completions", "inferences")
 CONTENTS = ("content", "completion", "response", "output")
 REWARDS = ("reward", "overall_score", "fine-grained_score", "score", "preference", "pass_rate")
@@ -40,6 +41,7 @@ ATTRIBUTES = ("attributes", "annotations")
 GENERATORS = ("model", "generator", "model_name", "sampling_config")
 RATED = (("prompt", "response", "ratings"), ("input", "output_cand", "parsed_result"))
 UNRATED = (None, "", "N/A")
+MARKS = ("score", "Rating")  # of an object that rates an attribute
 LABELS = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # Wang et al. 2024 (HelpSteer2)
 STEERLM = ("quality", "toxicity", "humor", "creativity", *HELPSTEER)  # NeMo-Aligner's order of a label vector
@@ -74,6 +76,8 @@ def answer(prompt: Messages, value: Any, what: str) -> tuple[Messages, str]:  # 
     said = reply_messages(value, what)
     own = any(one.role == "user" for one in said)
     before = tuple(one for one in prompt if one.role == "system" and one not in said) if own else prompt
+    if own and before and any(one.role == "system" for one in said):
+        raise InputError(f"{what} has another system message than the row; one is needed, in {what} or in a column")
     if not own and not before:
         raise InputError(f"there is no prompt: neither in a column nor in {what}")
     return (*before, *said[:-1]), said[-1].content
@@ -116,7 +120,7 @@ def group(row: Row) -> Iterator[Record]:
     if any(models):
         metadata["models"] = models
     chosen = row["chosen"] if row.get("chosen") is not None else best_ranked(items)
-    if chosen is not None and not isinstance(chosen, int):
+    if chosen is not None and (not isinstance(chosen, int) or isinstance(chosen, bool)):
         raise InputError(f"chosen is {shortened(chosen)}; the index of a response is needed")
     full = [item for item in items if content_of(item).strip()]
     if len(full) == len(items) or chosen is not None or len(full) < 2:
@@ -166,7 +170,11 @@ def ratings(values: Any) -> dict[str, float]:  # noqa: ANN401 - a cell of whatev
     """The attributes that are rated, each by a number or by an object that holds it beside its reason."""
     rated: dict[str, float] = {}
     for name, value in mapped(values, "a set of ratings").items():
-        mark = value.get("score", value.get("Rating")) if isinstance(value, Mapping) else value
+        mark = next((value[key] for key in MARKS if key in value), value) if isinstance(value, Mapping) else value
+        if mark is value and isinstance(value, Mapping):
+            raise InputError(
+                f"{name} is {shortened(value)}; a number is needed, or an object with a {' or a '.join(MARKS)}"
+            )
         found = number(mark, name)
         if found is not None:
             rated[name] = found

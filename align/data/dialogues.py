@@ -28,6 +28,10 @@ SPEAKERS = {
     "function": "tool",
 }
 TRAINED_FIELDS = ("loss_weight", "weight", "train")  # how LLaMA-Factory, OpenAI and Axolotl say that a turn is trained
+SAID_BESIDE = (  # fields of a message that hold something said or shown, under which nothing is trained
+    *("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "refusal", "function_call"),
+    *("image", "images", "image_url", "audio", "audios", "video", "videos", "documents", "attachments"),
+)
 STEERLM = re.compile(r"(?:\A|\n)<extra_id_[01]>(System|User|Assistant)\n")
 STEERLM_END = re.compile(r"\n?<extra_id_[12]>\s*\Z")
 HUMAN_ASSISTANT = re.compile(r"\n\n(Human|Assistant):")  # Bai et al. 2022 (HH-RLHF)
@@ -88,11 +92,16 @@ def messages(value: Any, what: str) -> Messages:  # noqa: ANN401 - a cell of wha
 
 
 def message(turn: Any) -> Message:  # noqa: ANN401 - a turn as it stands in the file
-    """The message of `role` and `content`, or of `from` and `value`; a turn that calls tools is refused."""
+    """The message of `role` and `content`, or of `from` and `value`; a turn that holds more than text is refused."""
     fields = mapped(turn, "a message")
     name = str(fields.get("role") or fields.get("from"))
     if fields.get("tool_calls") or name == "function_call":
         raise InputError("a message calls a tool; records hold text only")
+    beside = next(
+        (name for name in SAID_BESIDE if isinstance(fields.get(name), str | list | dict) and fields[name]), ""
+    )
+    if beside:
+        raise InputError(f"a message has {beside} beside its content; write it into the content, or take it out")
     content = fields["content"] if fields.get("content") is not None else fields.get("value")
     return Message(speaker(name), spoken(content, f"the content of a {name} message"))
 
@@ -191,8 +200,10 @@ def asked(row: Row, columns: Sequence[str] = PROMPT_COLUMNS) -> Asked:
     if column is None:
         return Asked((), ())
     beside = BESIDE if column in ("instruction", "question") else ()
-    material = next((spoken(row[name], name) for name in beside if row.get(name)), "")
-    value = f"{spoken(row[column], column)}\n\n{material}".lstrip("\n") if material else row[column]
+    material, *unused = [name for name in beside if row.get(name)] or [""]
+    value = row[column]
+    if material:
+        value = f"{spoken(value, column)}\n\n{spoken(row[material], material)}".lstrip("\n")
     said = prompt_messages(value, column)
     if not any(one.content.strip() for one in said):
         raise InputError(f"{column} is empty")
@@ -202,15 +213,17 @@ def asked(row: Row, columns: Sequence[str] = PROMPT_COLUMNS) -> Asked:
         if len(pair) != 2:
             raise InputError(f"a turn of the history has {len(pair)} texts; a question and its answer are needed")
         earlier += (Message("user", pair[0]), Message("assistant", pair[1]))
-    return Asked(with_system(row, (*earlier, *said)), (column, *beside, "history", *SYSTEM_COLUMNS))
+    used = (name for name in beside if name not in unused)
+    return Asked(with_system(row, (*earlier, *said)), (column, *used, "history", *SYSTEM_COLUMNS))
 
 
 def with_system(row: Row, said: Messages) -> Messages:
-    """The messages after the row's own system text, where it has one and they have none."""
-    text = next((row[name] for name in SYSTEM_COLUMNS if row.get(name)), None)
-    if text is None or any(one.role == "system" for one in said):
-        return said
-    return (Message("system", spoken(text, "the system message")), *said)
+    """The messages after the row's own system text, where it has one; they may repeat it and have no other."""
+    texts = {spoken(row[name], "the system message") for name in SYSTEM_COLUMNS if row.get(name)}
+    own = {one.content for one in said if one.role == "system"}
+    if texts and len(texts | own) > 1:
+        raise InputError("the row has two system messages; one is needed, in a column or as the first message")
+    return (Message("system", texts.pop()), *said) if texts and not own else said
 
 
 def rest(row: Row, used: Iterable[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from uuid import uuid4
 
 from align.config import InputError, RunError, dotted, nearest, one_line, pick
 from align.data.comparisons import (
+    READ_AND_KEPT,
     EmptyResponses,
     group,
     helpsteer,
@@ -44,6 +46,7 @@ class Reader:
     read: Callable[[Row], Iterator[Record]]
     join: Callable[[Iterable[Located]], Iterator[Located]] | None = None  # rows that belong together, to one
     merge: bool = False  # neighbouring rows of one prompt are one comparison
+    keeps: frozenset[str] = frozenset()  # columns that are used and stand in the metadata all the same
 
     def matches(self, row: Row) -> bool:
         """Whether the row has the columns that this format needs."""
@@ -67,6 +70,7 @@ class Account:
     num_rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter[str])
     place: str = ""  # of the row that the last record came from
+    unused: Counter[str] = field(default_factory=Counter[str])  # column -> rows of which nothing in it was used
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,8 @@ def stream(
         raise InputError(f"reader {name!r} is a {type(reader).__name__}; a Reader is needed")
     account = Account()
     reading = _Reading(name, reader, account, drops=invalid == "drop")
-    return Stream(_some(islice(reading.records(chain([first], rows)), limit), path, account), name, account)
+    last = None if limit is None else min(limit, sys.maxsize)  # more than that nothing can count
+    return Stream(_some(islice(reading.records(chain([first], rows)), last), path, account), name, account)
 
 
 def _some(records: Iterator[Record], path: str, account: Account) -> Iterator[Record]:
@@ -172,6 +177,7 @@ class _Reading:
             records = list(self._reader.read(located.row))
             if not records:
                 raise InputError("the row holds no record")
+            self._account.unused.update(_unused(located.row, records, self._reader))
             return [(located.place, record) for record in records]
         except InputError as error:
             self._wrong(located, error)
@@ -181,6 +187,12 @@ class _Reading:
         if not self._drops:
             raise InputError(f"{located.place}: {error}") from error
         self._account.dropped[str(error)] += 1
+
+
+def _unused(row: Row, records: Iterable[Record], reader: Reader) -> set[str]:
+    """The columns that hold something, of which a record has nothing but the metadata."""
+    left = {name for record in records for name in record.metadata} - reader.keeps
+    return {name for name in left if row.get(name) not in (None, "", [], {})}
 
 
 def native(row: Row) -> Iterator[Record]:
@@ -238,16 +250,18 @@ def write(path: Path | str, records: Iterable[Record]) -> None:
 # The first format that has a row's columns reads it, so the special stand before the general.
 READERS = {
     "openassistant": Reader(("message_tree_id prompt", "message_id text role replies"), openassistant),
-    "nemo_aligner": Reader(("prompt chosen_response rejected_response",), preference),
+    "nemo_aligner": Reader(("prompt chosen_response rejected_response",), preference, keeps=READ_AND_KEPT),
     "nemo_rl": Reader(("context completions",), group),
-    "preference": Reader(("chosen rejected", "chosen_messages rejected_messages"), preference),
+    "preference": Reader(("chosen rejected", "chosen_messages rejected_messages"), preference, keeps=READ_AND_KEPT),
     "unpaired": Reader(
         ("messages label", "prompt completion label", "conversations kto_tag", "instruction output kto_tag"), unpaired
     ),
     "steerlm": Reader(("text label",), steerlm, merge=True),
     "helpsteer": Reader(("prompt response helpfulness",), helpsteer, merge=True),
     "just_eval": Reader(("prompt response ratings", "input output_cand parsed_result"), rated),
-    "just_eval_pairs": Reader(("input output_A output_B parsed_result",), judged_pair),
+    "just_eval_pairs": Reader(
+        ("input output_A output_B parsed_result",), judged_pair, keeps=frozenset({"parsed_result"})
+    ),
     "ultrafeedback": Reader(("instruction completions",), group),
     "alpaca_eval": Reader(("instruction responses",), group),
     "acecode": Reader(("question inferences",), group),

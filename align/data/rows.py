@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -146,8 +147,11 @@ def _json_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
             raise _not_json(error, file, error.lineno) from error
         value = _line_rows(cast(BinaryIO, io.BytesIO(content)), file)
     if isinstance(value, dict):
-        held = [value[key] for key in CONTAINERS if isinstance(value.get(key), list)]
-        value = held[0] if held else [value]
+        held = {key: value[key] for key in CONTAINERS if isinstance(value.get(key), list)}
+        filled = [key for key, rows in held.items() if rows]
+        if len(filled) > 1:
+            raise InputError(f"{file}: holds several lists of rows, {' and '.join(filled)}; keep one of them")
+        value = held[filled[0]] if filled else [] if held else [value]
     yield from value
 
 
@@ -155,10 +159,14 @@ def _not_json(error: json.JSONDecodeError, file: Path, line: int) -> InputError:
     return InputError(f"{file}: line {line}: not valid JSON ({error.msg}, column {error.colno})")
 
 
-def _csv_rows(stream: BinaryIO, _: Path) -> Iterator[Any]:
+def _csv_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
     csv.field_size_limit(sys.maxsize)  # a dialogue may be longer than the 128 KiB that are the default
     with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
-        for row in csv.DictReader(text, strict=True):
+        rows = csv.DictReader(text, strict=True)
+        twice = [name for name, times in Counter(rows.fieldnames or ()).items() if times > 1]
+        if twice:
+            raise InputError(f"{file}: the header names the column {twice[0]!r} more than once")
+        for row in rows:
             if None in row or None in row.values():
                 raise csv.Error("the next row has more or fewer fields than the header")
             yield row

@@ -21,6 +21,9 @@ BREAK = "\ufdd0"
 
 SEAM_REACH = 400  # characters before the end of a prompt in which its last control token is looked for
 
+# What a template, which is a program of the user's own, may end with beside jinja's errors
+OF_A_PROGRAM = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
 Chat = list[dict[str, str]]
 
 
@@ -153,7 +156,7 @@ class Renderer:
             texts: Any = self._tokenizer.apply_chat_template(
                 chats, tokenize=False, add_generation_prompt=generation_prompt
             )
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, *OF_A_PROGRAM) as error:
             raise WrongRow(row, f"the chat template refuses the dialogue: {one_line(error)}") from error
         return texts
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from align.config import InputError
 from align.data.preview import preview
-from align.models.loading import quiet_transformers
+from align.models.loading import length_limit, quiet_transformers
+from align.stages.checking import model_config
 from align.stages.recipe import Recipe
 from align.stages.rewards import rating_of
 from align.stages.sources import step_rows
@@ -27,7 +28,8 @@ def preview_rows(recipe: Recipe, name: str, *, number: int) -> Iterator[Text]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tokenizer_of(recipe, name, Path(folder))
         names = rating_of(recipe, name).names if isinstance(step, RewardStep) else ()
-        cut = step_rows(recipe, name, tokenizer, Path(folder) / "cut", model_limit=None, attributes=names)
+        limit = length_limit(model_config(recipe, name, len(tokenizer)))
+        cut = step_rows(recipe, name, tokenizer, Path(folder) / "cut", model_limit=limit, attributes=names)
         free = Path(folder) / "whole"
         whole = step_rows(recipe, name, tokenizer, free, model_limit=None, attributes=names, free=True)
         shown = cut.train[:number]

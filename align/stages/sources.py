@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from align.train.groups import ROWS
 
 TRAIN, HELD_OUT, PARTS = "train", "held_out", "parts.json"  # of ROWS
 HASH_SPACE = 1 << 32
+UNUSED = "unused column:"  # prefix of a column that nobody reads, in an account
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream
 
 
 def _after_skipped(found: Stream, source: SourceSettings) -> Iterator[Record]:
-    first = next(islice(found.records, source.skip, None), None)
+    first = next(islice(found.records, min(source.skip, sys.maxsize), None), None)
     if first is None:
         raise InputError(f"data: {source.path}: skip passes over {source.skip} rows, and there are no more")
     yield first
@@ -220,6 +222,7 @@ def _write_source(
     counts += Counter({f"dropped:{reason}": number for reason, number in found.account.dropped.items()})
     counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
     counts += told
+    counts += Counter({UNUSED + one_line(column): number for column, number in found.account.unused.items()})
     counts["trained"], counts["held_out"] = train.number - trained, held_out.number - kept
     if not counts["trained"]:
         said = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))

@@ -22,7 +22,7 @@ from align.models.loading import PolicySettings, is_plain, length_limit, load_to
 from align.models.policy import load_policy, save_policy
 from align.stages.costs import Done, dimensions
 from align.stages.recipe import Recipe
-from align.stages.sources import Rows, step_rows
+from align.stages.sources import UNUSED, Rows, step_rows
 from align.stages.steps import ImportStep, PreferenceStep, RewardStep, TrainStep
 from align.synth import tasks
 from align.train.job import Job, Outcome
@@ -134,7 +134,7 @@ def job_of(
     """What the step gives to the loop."""
     step = context.recipe.steps[context.name]
     assert isinstance(step, TrainStep | PreferenceStep | RewardStep)
-    return Job(
+    job = Job(
         objective=objective,
         train=data.train,
         held_out=data.held_out,
@@ -146,6 +146,9 @@ def job_of(
         folder=context.working,
         references=context.recipe.root / REFERENCES,
     )
+    if (warm := step.train.warmup_steps) >= (num_steps := step.train.num_steps(job.num_rows)) and warm:
+        context.report.note(f"the warm-up of {warm} steps takes all {num_steps} of this run")
+    return job
 
 
 def end_of_turn(groups: Sequence[TokenGroup]) -> int | None:
@@ -185,7 +188,10 @@ def describe(counts: Mapping[str, int], form: str = "") -> str:
     read = f"{counts['rows']} rows read{f' as {form}' if form else ''}"
     said = [read, f"{counts['trained']} trained", f"{counts['held_out']} held out"]
     known = {"rows", "records", "trained", "held_out"}
-    return ", ".join([*said, *(f"{name} {number}" for name, number in sorted(counts.items()) if name not in known)])
+    unused = sorted(name for name in counts if name.startswith(UNUSED))
+    told = (f"{name} {number}" for name, number in sorted(counts.items()) if name not in (*known, *unused))
+    columns = ", ".join(name.removeprefix(UNUSED) for name in unused)
+    return ", ".join([*said, *told]) + (f"; columns left unused: {columns}" if columns else "")
 
 
 def about(context: Context) -> dict[str, Any]:

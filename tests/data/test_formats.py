@@ -1,3 +1,4 @@
+import dataclasses
 import datetime
 import json
 import sys
@@ -454,6 +455,32 @@ WRONG = {
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
         "the content of a user message has a part that is not text",
     ),
+    "a thought": (
+        {"messages": [*chat("a"), {"role": "assistant", "content": "b", "reasoning_content": "hm"}]},
+        "a message has reasoning_content beside its content; write it into the content, or take it out",
+    ),
+    "a picture": (
+        {"conversations": [sharegpt("a")[0] | {"images": ["a.png"]}, *sharegpt("a", "b")[1:]]},
+        "a message has images beside its content",
+    ),
+    "two system messages": ({"system": "s", "messages": chat("=t", "a", "b")}, "the row has two system messages"),
+    "two system columns": (
+        {"system": "s", "system_prompt": "t", "instruction": "a", "output": "b"},
+        "the row has two system messages",
+    ),
+    "a system message in either dialogue": (
+        {"system": "s", "prompt": "a", "chosen": chat("=t", "a", "b"), "rejected": chat("=t", "a", "c")},
+        "chosen has another system message than the row",
+    ),
+    "a rating without its score": (
+        {"prompt": "a", "responses": [{"content": "b", "attributes": {"helpfulness": {"Score": 3}}}]},
+        "helpfulness is {'Score': 3}; a number is needed, or an object with a score or a Rating",
+    ),
+    "a choice by yes": (
+        {"prompt": "a", "responses": ["b", "c"], "chosen": True},
+        "chosen is True; the index of a response is needed",
+    ),
+    "half a character": ({"prompt": "a", "completion": "\ud800 hi"}, r"a text holds '\ud800', half a character"),
     "a stranger": (
         {"messages": [{"role": "narrator", "content": "a"}]},
         "a message's role is 'narrator'; known are system,",
@@ -482,6 +509,47 @@ def test_a_wrong_row_is_named_with_its_place(lines, row, message):
         read(lines(row))
     assert f"rows.jsonl: row 1: {message}" in str(caught.value) or message in str(caught.value).partition("row 1: ")[2]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"system": "s", "messages": chat("=s", "ask", "say")}, demonstration("=s", "ask", "say")),
+        ({"system": "s", "system_prompt": "s", "prompt": "ask", "output": "say"}, demonstration("=s", "ask", "say")),
+        ({"system": "", "messages": chat("=t", "ask", "say")}, demonstration("=t", "ask", "say")),
+        ({"system": "s", "chosen": chat("=s", "ask", "good"), "rejected": chat("=s", "ask", "bad")}, pair("=s", "ask")),
+        (
+            {
+                "messages": [
+                    *chat("ask"),
+                    {**chat("", "say")[1], "reasoning_content": "", "images": [], "thinking": None},
+                ]
+            },
+            demonstration("ask", "say"),
+        ),
+    ],
+)
+def test_what_is_said_twice_or_holds_nothing_is_no_contradiction(lines, row, expected):
+    (found,) = read(lines(row)).records
+    assert dataclasses.replace(found, metadata={}) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "unused"),
+    [
+        ({"prompt": "a", "output": "b", "response": "c"}, {"output"}),
+        ({"instruction": "a", "input": "", "context": "b", "output": "c"}, set()),
+        ({"instruction": "a", "input": "b", "context": "c", "output": "d"}, {"context"}),
+        ({"prompt": "a", "completion": "b", "metadata": {"id": 1}, "id": 2, "tags": [], "note": ""}, {"id"}),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2, "score_rejected": 1, "margin": 1}, set()),
+        ({"prompt": "a", "response": "b", "helpfulness": 3, "verbosity": 1, "split": "train"}, {"split"}),
+        ({"input": "a", "output_A": "b", "output_B": "c", "parsed_result": {"x": {"preference": "A"}}}, set()),
+    ],
+)
+def test_columns_that_no_reader_used_are_counted(lines, row, unused):
+    found = stream(lines(row, row))
+    list(found.records)
+    assert found.account.unused == dict.fromkeys(unused, 2)
 
 
 def test_dropped_rows_are_counted_by_reason(lines):

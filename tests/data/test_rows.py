@@ -68,6 +68,8 @@ def test_a_single_object_is_one_row_and_a_bare_string_a_prompt(tmp_path):
     (tmp_path / "one.json").write_text('{"prompt": "a", "answers": [{"x": 1}]}')
     (tmp_path / "strings.jsonl").write_text('"a"\n"b"\n')
     assert list(read_rows(str(tmp_path / "one.json"))) == [{"prompt": "a", "answers": [{"x": 1}]}]
+    (tmp_path / "kept.json").write_text('{"data": [], "examples": [{"a": 1}], "version": 2}')
+    assert list(read_rows(str(tmp_path / "kept.json"))) == [{"a": 1}]
     assert list(read_rows(str(tmp_path / "strings.jsonl"))) == [{"prompt": "a"}, {"prompt": "b"}]
 
 
@@ -121,6 +123,8 @@ BROKEN = {
     "ragged.csv": (b"a,b\n1,2\n1,2,3\n", "cannot be read after row 1: the next row has more or fewer fields"),
     "short.csv": (b"a,b\n1\n", "cannot be read after row 0: the next row has more or fewer fields"),
     "open_quote.csv": (b'a,b\n1,"2\n', "cannot be read after row 0: unexpected end of data"),
+    "twice.csv": (b"a,b,a\n1,2,3\n", "the header names the column 'a' more than once"),
+    "lists.json": (b'{"data": [{"a": 1}], "examples": [{"a": 2}]}', "holds several lists of rows, data and examples"),
     "numbers.jsonl": (b'{"a": 1}\n3\n', "row 2 is a int; a row is an object with named columns"),
     "digits.jsonl": (b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", "cannot be read after row 1: Exceeds the limit"),
     "deep.json": (b"[" * 100_000, "cannot be read after row 0"),

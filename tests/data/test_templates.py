@@ -115,6 +115,9 @@ THOUGHT = "<think>\nhm\n</think>\n\nyes"
         (CHATML.replace("m.content", "m.text"), pair(), ["refuses the dialogue", "text"]),
         (CHATML_BLOCKS.replace("'assistant' %}", "'tool' %}"), Demonstration(dialogue("1", "yes")), ["block", "'yes'"]),
         (CHATML.replace("{{ '<|im", "{{{ '<|im"), pair(), ["refuses the dialogue"]),
+        (CHATML + "{{ 1 / 0 }}", pair(), ["refuses the dialogue", "division by zero"]),
+        (CHATML + "{{ messages[0].content.index('zz') }}", pair(), ["refuses the dialogue", "substring not found"]),
+        (CHATML + "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", pair(), ["refuses the dialogue"]),
     ],
 )
 def test_a_template_that_does_not_fit_is_named_with_the_row_and_what_differs(template, record, words):

@@ -9,9 +9,10 @@ import pytest
 from align.config import InputError
 from align.records import Demonstration
 from align.stages.grading import likelihood_rows
+from align.stages.previewing import preview_rows
 from align.stages.recipe import SourceSettings, load_recipe
 from align.stages.sources import prompts, records, remove_rows, step_rows, streamed
-from align.stages.training import tokenizer_of
+from align.stages.training import describe, tokenizer_of
 from align.synth.constrained import ConstraintSettings
 from align.train.groups import ROWS
 from align.train.objectives import PreferenceSettings
@@ -287,3 +288,41 @@ def test_a_row_of_the_wrong_kind_is_named_too(step, tmp_path):
     asked = recipe.model_copy(update={"data": {**recipe.data, **words}})
     with pytest.raises(InputError, match="^data: tasks:general: row 1: a sequence of "):
         step_rows(asked, "sft", tokenizer, tmp_path / "work", model_limit=256)
+
+
+def test_a_preview_shows_no_row_that_the_model_is_too_short_for(step):
+    recipe, _, path = step
+    path.write_text(as_lines([demonstration(0, "on " * 300), demonstration(1), demonstration(2, "on " * 300)]))
+    source = {"rows": recipe.source("rows").model_copy(update={"held_out": 0.0})}
+    alone = {"sft": recipe.steps["sft"].model_copy(update={"data": "rows"})}
+    asked = recipe.model_copy(update={"data": source, "steps": {**recipe.steps, **alone}})
+    (shown,) = preview_rows(asked, "sft", number=3)
+    assert "row 2: " in shown.plain
+
+
+def test_columns_that_nobody_reads_are_told_once_for_the_source(step, tmp_path):
+    recipe, tokenizer, path = step
+    rows = [{**demonstration(row), "input": "of this" * (row % 2), "id": row, "note": None} for row in range(10)]
+    path.write_text(as_lines(rows))
+    data = alone(recipe, tokenizer, tmp_path / "work")
+    known = {"rows": 10, "records": 10, "trained": 10, "held_out": 0}
+    assert data.counts == {**known, "unused column:id": 10, "unused column:input": 5}
+    said = describe(data.counts, data.format)
+    assert said == "10 rows read as prompt_completion, 10 trained, 0 held out; columns left unused: id, input"
+    path.write_text(as_lines([{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_scor": 3, "rejected_score": 1}]))
+    with pytest.raises(InputError, match="some responses of a comparison have a reward"):
+        alone(recipe, tokenizer, tmp_path / "work", "prefer")
+    path.write_text(as_lines([{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_scor": 3, "rejected_scor": 1}]))
+    said = describe(alone(recipe, tokenizer, tmp_path / "work", "prefer").counts)
+    assert "rewards 1 and 0 by the label 1; columns left unused: chosen_scor, rejected_scor" in said
+
+
+@pytest.mark.parametrize("name", ["limit", "skip"])
+def test_a_number_of_rows_may_be_larger_than_a_machine_can_count(step, tmp_path, name):
+    recipe, tokenizer, path = step
+    path.write_text(as_lines([demonstration(0), demonstration(1)]))
+    if name == "limit":
+        assert alone(recipe, tokenizer, tmp_path / "work", limit=10**20).counts["trained"] == 2
+    else:
+        with pytest.raises(InputError, match="skip passes over 100000000000000000000 rows, and there are no more"):
+            alone(recipe, tokenizer, tmp_path / "work", skip=10**20)
