@@ -31,6 +31,7 @@ from align.stages.steps import (
     key_of,
 )
 from align.synth import tasks
+from align.train.runtime import check_trackers
 
 # What each kind of evaluation tells of a policy that answers each prompt once.
 RATES: dict[str, tuple[str, ...]] = {
@@ -254,5 +255,6 @@ CHECKS: tuple[tuple[tuple[type[AnyStep], ...], Callable[[Given], None]], ...] = 
     ((EvaluateStep,), _evaluated),
     ((TrainStep,), _exhausted),
     (TRAINING, _held_out_rows),
+    (TRAINING, lambda given: check_trackers(given.step.train)),
     ((*TRAINING, ScoreStep), _given_rows),
 )

@@ -83,10 +83,7 @@ def make_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
     for way in ("DEEPSPEED", "FSDP"):
         if asks_for(way) and "RANK" not in os.environ:
             raise InputError(f"the launch file asks for {way}, and this is no process of an accelerate launch: no RANK")
-    known = [str(name) for name in get_available_trackers()]
-    missing = [name for name in settings.trackers if name not in known]
-    if missing:
-        raise InputError(f"train.trackers: no tracker called {missing[0]!r} is installed; {nearest(missing[0], known)}")
+    check_trackers(settings)
     if asks_for("DEEPSPEED"):
         _ready_deepspeed()
     options: dict[str, Any] = {}
@@ -109,6 +106,14 @@ def make_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
     _check_joined(accelerator)
     unset_hf_deepspeed_config()  # by which transformers shares out whatever it makes; `read_in_shares` says what
     return accelerator
+
+
+def check_trackers(settings: TrainSettings) -> None:
+    """Raise for a tracker that is not installed here."""
+    known = [str(name) for name in get_available_trackers()]
+    missing = [name for name in settings.trackers if name not in known]
+    if missing:
+        raise InputError(f"train.trackers: no tracker called {missing[0]!r} is installed; {nearest(missing[0], known)}")
 
 
 @contextmanager

@@ -309,6 +309,11 @@ WRONG = {
         "no row is held out: set held_out of rescored",
         "steps dpo train evaluate_every",
     ),
+    "a tracker that is not there": (
+        [(f"{TO_DPO}", f"{TO_DPO}      trackers: [tensorbord]\n")],
+        "no tracker called 'tensorbord' is installed",
+        "steps dpo train trackers",
+    ),
     "subsets of nothing held out": (
         [("    loss: bt\n", "    loss: bt\n    subset: kind\n")],
         "no row is held out: set held_out of ratings",
