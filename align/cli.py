@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 
 WIDE = 160  # columns of a table in a file
+INTERRUPTED = 130  # the status of a command that was stopped from the keyboard
+WRONG_CALL: Any = typer.BadParameter.__bases__  # click's UsageError, which newer typers have within themselves
 
 RecipeArgument = Annotated[Path, typer.Argument(help="A recipe, as YAML.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.sub=value …", show_default=False)]
@@ -198,16 +200,30 @@ def main() -> None:
     if "RANK" in os.environ:
         sys.excepthook = _unforeseen
     sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked for last
+    status = 0
     try:
-        app(standalone_mode=True)
+        status = app(standalone_mode=not sys.argv[1:]) or 0  # which shows the help where nothing is given
+    except WRONG_CALL as error:
+        _fail(_told(error), 2)
     except (ValueError, RuntimeError) as error:
         from align.config import InputError, RunError  # noqa: PLC0415 - pydantic takes as long to import as --help may
 
         if not isinstance(error, InputError | RunError):
             raise
         _fail(str(error), 2 if isinstance(error, InputError) else 1)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last checkpoint", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # as typer has it
+        _fail("stopped; the same command goes on from the last checkpoint", status)
+    if status:
+        _end(status)
+
+
+def _told(error: BaseException) -> str:
+    """What is wrong with a call, and where to read of what would be right."""
+    wrong: Any = error
+    said = str(wrong.format_message()).rstrip(".")
+    return said if wrong.ctx is None else f"{said}; see {wrong.ctx.command_path} --help"
 
 
 def _fail(text: str, status: int) -> None:

@@ -121,6 +121,44 @@ def test_what_is_wrong_is_said_in_one_line_with_status_two(recipe: Path, tmp_pat
     assert "Traceback" not in result.stderr
 
 
+WRONG_CALLS = {
+    "no task": (["evaluate"], "align: Missing option '--task'; see "),
+    "a limit of nothing": (
+        ["score", "--model", "m", "--data", "d", "--out", "o.jsonl", "--limit", "0"],
+        "align: Invalid value for '--limit'",
+    ),
+    "an unknown command": (["rum"], "align: No such command 'rum'"),
+    "an unknown option": (["check", "recipe.yaml", "--bogus"], "align: No such option: --bogus"),
+    "an option without its value": (["evaluate", "--task"], "align: Option '--task' requires an argument"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CALLS)
+def test_a_wrong_call_is_answered_in_one_line_with_status_two(case: str):
+    arguments, said = WRONG_CALLS[case]
+    ended = align(*arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(said)
+
+
+def test_help_is_for_who_asks_for_it_or_gives_nothing():
+    for arguments, status in (([], 2), (["--help"], 0), (["run", "--help"], 0)):
+        ended = align(*arguments)
+        assert (ended.returncode, ended.stderr) == (status, "")
+        assert "Usage:" in ended.stdout
+
+
+def test_a_command_that_is_stopped_from_the_keyboard_says_how_it_goes_on(recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("align.stages.recipe.load_recipe", stopped)
+    ended = align("check", str(recipe))
+    assert ended.returncode == 130
+    assert ended.stderr == "align: stopped; the same command goes on from the last checkpoint\n"
+
+
 BAD_ROWS = {
     "an empty response": ({"prompt": "a", "chosen": "b", "rejected": " "}, "empty"),
     "a reward that is no number": (
