@@ -143,9 +143,14 @@ class Meter:
             wire_bytes=done.wire_bytes,
             weights=done.weights,
         )
-        for path in self._working.glob(SPENT.format("*")):
-            path.unlink()
+        self._note_spent()
         return entry(usage, energy, settings)
+
+
+def remove_spent(working: Path) -> None:
+    """Remove the notes of the lives of a step whose ledger is written."""
+    for path in working.glob(SPENT.format("*")):
+        path.unlink()
 
 
 def _plus(one: float | None, other: float | None) -> float | None:

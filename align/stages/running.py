@@ -20,7 +20,7 @@ from align import artifacts, pipeline
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger, total
 from align.config import InputError, RunError
-from align.stages.costs import Meter
+from align.stages.costs import Meter, remove_spent
 from align.stages.evaluating import changes, evaluate_policy
 from align.stages.generating import remove_kept
 from align.stages.groups import generate_groups, score_groups
@@ -167,6 +167,10 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
         return
     working = artifacts.working_folder(target)
     context = Context(recipe, name, working, inputs, report)
+    begun = artifacts.manifest(working) or {}
+    is_whole = "step" in begun and begun.get("fingerprint") == marks[name]  # a kill has kept its name from it
+    if not is_first and is_whole:
+        return
     if not is_first:
         STAGES[recipe.steps[name].stage](context)
         leave()
@@ -207,6 +211,7 @@ def _tidy(working: Path) -> None:
     remove_checkpoints(working)
     remove_rows(working)
     remove_kept(working)
+    remove_spent(working)
     (working / CONTENT).unlink(missing_ok=True)
 
 

@@ -9,9 +9,10 @@ of processes and the way of sharding may change between two lives, and with the 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from align import artifacts
-from align.artifacts import read_json, whole_folder, write_json
+from align.artifacts import METRICS, read_json, whole_folder, write_json
 from align.config import RunError
 from align.train.runtime import Processes
 from align.train.sharding import WEIGHT, Part
@@ -57,6 +58,9 @@ def save_checkpoint(folder: Path, step: int, *, holder: Holder, processes: Proce
     if processes.is_first:
         for half in folder.glob(f".{PREFIX}*"):  # as large as a whole one, of a life that was killed while it wrote
             shutil.rmtree(half)
+        if (folder / METRICS).is_file():  # its lines are on the disk before a checkpoint counts on them
+            with (folder / METRICS).open("rb") as lines:
+                os.fsync(lines.fileno())
     _save(folder / f"{PREFIX}{step}", {"step": step, "settings": settings_hash}, holder, processes, moments=True)
     if processes.is_first:
         for older in _checkpoints(folder)[:-1]:
@@ -183,11 +187,19 @@ def remove_checkpoints(folder: Path) -> None:
 def metrics_until(path: Path, step: int, *, write: bool) -> list[dict[str, float]]:
     """The lines of the steps that the checkpoint holds; what was logged after it is computed again."""
     lines = path.read_bytes().splitlines(keepends=True)[:step] if path.is_file() else []
+    if [_step_of(line) for line in lines] != list(range(1, step + 1)):
+        raise RunError(f"{path}: does not hold steps 1 to {step}, which the checkpoint counts on: remove {path.parent}")
     if write:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.truncate(sum(map(len, lines)))  # at once: another rank reads the same lines before and after
     return [json.loads(line) for line in lines]
+
+
+def _step_of(line: bytes) -> int | None:
+    with suppress(ValueError):
+        return json.loads(line)["step"]
+    return None
 
 
 def _remove(checkpoint: Path) -> None:

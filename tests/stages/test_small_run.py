@@ -9,9 +9,10 @@ from small_runs import RECIPE, ROOT, Told, metrics, run
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from align import artifacts
 from align.cli import app
 from align.pipeline import FINISHED, fingerprints
-from align.stages import costs
+from align.stages import costs, running
 from align.stages.recipe import load_recipe
 from align.stages.running import Command, planned, run_recipe
 from align.synth import tasks
@@ -112,6 +113,37 @@ def test_the_seconds_of_a_resumed_step_are_those_of_all_its_lives(tmp_path, monk
     assert not list((tmp_path / "runs/small/sft").glob("spent-*"))
     losses = [line["loss"] for line in metrics(tmp_path, "sft")]
     assert losses == pytest.approx([line["loss"] for line in metrics_of_whole(tmp_path / "whole")], abs=0)
+
+
+def test_the_seconds_of_a_step_that_was_killed_before_its_manifest_are_not_lost(tmp_path, monkeypatch):
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    working = tmp_path / "runs/small/base.partial"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(artifacts, "complete", killed)
+        run_recipe(Command(path, ()), Told(), need=(0, 0), until="base")
+    spent = json.loads((working / "spent-1.json").read_text())
+    (working / "spent-1.json").write_text(json.dumps({**spent, "seconds": 1000.0}))
+    made = run_recipe(Command(path, ()), Told(), need=(0, 0), until="base")
+    assert (made["base"]["lives"], made["base"]["ledger"]["seconds"] > 1000) == (2, True)
+    assert not list((tmp_path / "runs/small/base").glob("spent-*"))
+
+
+def test_no_process_waits_for_the_first_at_a_step_that_lacks_nothing_but_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    command = Command(path, ())
+    run_recipe(command, Told(), need=(0, 0), until="sft")
+    (tmp_path / "runs/small/sft").rename(tmp_path / "runs/small/sft.partial")
+    monkeypatch.setitem(running.STAGES, "sft", lambda context: pytest.fail("nothing is left to do"))
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        running.run_step(command, "sft", Told())
+    assert (tmp_path / "runs/small/sft/manifest.json").exists()
 
 
 def metrics_of_whole(folder):

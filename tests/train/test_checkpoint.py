@@ -83,6 +83,17 @@ def test_killed_again_and_again_is_never_killed(tmp_path, never_killed):
     assert same(weights(again.policy), never_killed["rpo"][1])
 
 
+@pytest.mark.parametrize("lost", ["lines", "zeros"])
+def test_lines_that_a_checkpoint_counts_on_and_the_machine_has_lost_are_told_of(tmp_path, lost):
+    with pytest.raises(Killed):
+        start(tmp_path, "rpo", stop_after=5, checkpoint_steps=1).run()
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    tail = b"".join(lines[2:])
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines[:2]) + (bytes(len(tail)) if lost == "zeros" else b""))
+    with pytest.raises(RunError, match="metrics.jsonl: does not hold steps 1 to 4, which the checkpoint counts on"):
+        start(tmp_path, "rpo", checkpoint_steps=1).run()
+
+
 KINDS = {
     "adapters": (with_adapters, "fp32"),
     "tied": (lambda: policy(tie_word_embeddings=True), "fp32"),
