@@ -159,6 +159,13 @@ def test_a_command_that_is_stopped_from_the_keyboard_says_how_it_goes_on(recipe:
     assert ended.stderr == "align: stopped; the same command goes on from the last checkpoint\n"
 
 
+def test_a_warm_up_that_no_step_follows_is_told(recipe: Path):
+    short = ["data.shown.limit=10", "steps.sft.train.warmup_steps=4"]
+    ended = align("run", str(recipe), "--until", "sft", *short)
+    assert ended.returncode == 0, ended.stderr
+    assert "the warm-up of 4 steps takes all 1 of this run" in ended.stderr
+
+
 BAD_ROWS = {
     "an empty response": ({"prompt": "a", "chosen": "b", "rejected": " "}, "empty"),
     "a reward that is no number": (

@@ -26,9 +26,9 @@ from align.evaluation.tasks import TASKS
 from align.models.loading import config_of, default_device, fresh_config, length_limit, quiet_transformers
 from align.models.tree import count_tokens, tree_batch
 from align.records import Prompt
+from align.stages.checks import kind_of
 from align.stages.costs import matrix_rate
 from align.stages.estimates import Estimate, Training
-from align.stages.evaluating import kind_of
 from align.stages.footprint import footprint
 from align.stages.grading import likelihood_rows, task_rows
 from align.stages.groups import asked_prompts
@@ -222,7 +222,8 @@ def _evenly(tokens: int, rows: int) -> Work:
 
 
 def _asked(recipe: Recipe, task: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> _Asked:
-    source, kind = recipe.source(task.data), kind_of(recipe, task)
+    source = recipe.source(task.data)
+    kind = kind_of(task, source)
     if kind in LIKELIHOODS:
         groups, _ = likelihood_rows(source, tokenizer, model_limit=None, seed=recipe.seed)
         return _Asked(len(groups), sum(count_tokens(group.sequences) for group in groups), 0)

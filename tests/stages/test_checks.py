@@ -1,0 +1,87 @@
+"""What a check holds to be known before anything runs is what comes out when it runs."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from align.config import InputError
+from align.data.chat import TokenGroup, TokenSequence
+from align.evaluation.likelihood import LIKELIHOODS, rates
+from align.evaluation.tasks import TASKS, grade_all, scores
+from align.models.policy import Policy
+from align.stages.checks import RATES, check_columns
+from align.stages.steps import EvaluateStep, SourceSettings, TaskSettings
+from align.synth import tasks
+
+ROWS = {
+    "ifeval": {"key": 1, "prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+    "gsm8k": {"question": "a", "answer": "#### 4"},
+    "humaneval": {"task_id": "a", "prompt": "def f():\n", "test": "def check(f):\n    pass\n", "entry_point": "f"},
+    "mbpp": {"task_id": 1, "text": "a", "test_list": ["assert True"]},
+    **{
+        kind: {"prompt": "a", **tasks.prompts(kind, num_rows=1, seed=0, split="test")[0].metadata}
+        for kind in tasks.KINDS
+    },
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_rates_that_a_check_knows_of_a_task_are_those_that_it_tells(task):
+    answers = [(0, "any answer")]
+    grades = [grade for _, grade in grade_all(task, [ROWS[task]], answers)]
+    assert set(scores(task, answers, grades)) == set(RATES[task])
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_the_rates_that_a_check_knows_of_a_likelihood_are_those_that_it_tells(kind):
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=16)
+    torch.manual_seed(0)
+    ids = [np.array([1, 2, last], np.int32) for last in (3, 4)]
+    trained = np.array([False, False, True])
+    group = TokenGroup(tuple(TokenSequence(each, trained) for each in ids), (1.0, 0.0), None, ({}, {}), 0)
+    found = rates(list(LIKELIHOODS[kind](Policy(LlamaForCausalLM(config)), [group])))
+    assert set(found) == set(RATES[kind])
+
+
+def test_every_kind_of_evaluation_is_known_to_the_check():
+    assert set(RATES) == {*TASKS, *LIKELIHOODS}
+
+
+SOURCES = {
+    "sums": SourceSettings(path="sums.jsonl"),
+    "same": SourceSettings(path="sums.jsonl"),
+    "others": SourceSettings(path="others.jsonl"),
+}
+
+
+def evaluation(**asked):
+    return EvaluateStep(
+        stage="evaluate", policies=["sft"], tasks={name: TaskSettings(**of) for name, of in asked.items()}
+    )
+
+
+GSM8K = {"data": "sums", "task": "gsm8k"}
+ONE_COLUMN = {
+    "other rows": (evaluation(maths=GSM8K), evaluation(maths=GSM8K | {"data": "others"})),
+    "other settings": (evaluation(maths=GSM8K), evaluation(maths=GSM8K | {"max_new_tokens": 7})),
+    "another task whose rate makes the name": (
+        evaluation(text={"data": "sums", "task": "ifeval"}, **{"text prompt_strict": GSM8K}),
+        evaluation(maths=GSM8K),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ONE_COLUMN)
+def test_two_evaluations_in_one_column_are_refused(case):
+    one, other = ONE_COLUMN[case]
+    with pytest.raises(
+        InputError, match=r"^steps\.\w+\.tasks\.[\w ]+: its column '.*' of the table is that of steps\."
+    ):
+        check_columns({"one": one, "other": other}, SOURCES)
+
+
+def test_the_same_evaluation_of_others_shares_its_column():
+    check_columns({"one": evaluation(maths=GSM8K), "other": evaluation(maths=GSM8K | {"data": "same"})}, SOURCES)
+    strict = {"data": "sums", "task": "ifeval", "rates": ["prompt_strict"]}
+    check_columns({"one": evaluation(**{"text": strict, "text prompt_strict": GSM8K})}, SOURCES)
