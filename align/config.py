@@ -10,7 +10,8 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -37,6 +38,7 @@ OF_A_PROGRAM = (
     OSError,
     RuntimeError,
 )
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")  # module:name
 OVERRIDE = re.compile(r"[^.=]+(\.[^.=]+)*=")
 
 
@@ -75,6 +77,16 @@ def dotted(path: str, kind: str) -> Any:  # noqa: ANN401 - a user's own object h
         return getattr(importlib.import_module(module_name), attribute)
     except OF_A_PROGRAM as error:
         raise InputError(f"{kind} {path!r} cannot be imported as module:name: {_told(error)}") from error
+
+
+def file_of(path: str) -> Path | None:
+    """The file with the code that `package.module:name` names; None where the text names none that is found."""
+    if not DOTTED.fullmatch(path):
+        return None
+    with suppress(ImportError, ValueError, AttributeError):
+        found = find_spec(path.partition(":")[0])
+        return None if found is None or not found.has_location else Path(str(found.origin))
+    return None
 
 
 def _told(error: Exception) -> str:

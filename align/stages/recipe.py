@@ -11,7 +11,7 @@ from pydantic import Field
 
 from align.accounting.settings import AccountingSettings
 from align.artifacts import fingerprint
-from align.config import PLACE, InputError, Settings, build, located, pick, read_recipe, stable_hash
+from align.config import PLACE, InputError, Settings, build, file_of, located, pick, read_recipe, stable_hash
 from align.data.mixing import shares_of
 from align.models.loading import GGUF, PolicySettings
 from align.pipeline import Step, order
@@ -37,16 +37,32 @@ from align.stages.steps import (
     judge_steps,
     key_of,
 )
+from align.synth.engines import deciding
 
 T = TypeVar("T")
 TASKS = PROCEDURAL
+NAMING = ("models", "judges", "loss")  # settings of a step that may name files, folders or a user's own pieces
 GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses
 
 
 def content_of(path: str) -> str:
-    """The content hash of a local file or folder; a hub id or a server's name for a model stands for itself."""
+    """The content hash of a local file or folder, or of the module with a user's own piece, named as module:name.
+
+    A hub id, a built-in's name or a server's name for a model stands for itself.
+    """
     local = Path(path.removeprefix(GGUF)).expanduser()
-    return fingerprint(local) if local.exists() else path
+    if local.exists():
+        return fingerprint(local)
+    code = file_of(path)
+    return path if code is None else f"{path} {fingerprint(code)}"
+
+
+def texts_of(settings: Any) -> Iterator[str]:  # noqa: ANN401 - JSON holds any type
+    """Every text in settings: names of built-ins, of files and of a user's own pieces among them."""
+    if isinstance(settings, str):
+        yield settings
+    for each in settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, list) else ():
+        yield from texts_of(each)
 
 
 class Recipe(Settings):
@@ -173,25 +189,21 @@ class Recipe(Settings):
 
     def _content(self, name: str, content_of: Callable[[str], str]) -> list[Any]:
         step = self.steps[name]
-        settings = step.model_dump(mode="json", exclude={"launch"})
+        settings = deciding(step.model_dump(mode="json", exclude={"launch"}))
         if isinstance(step, TrainStep | PreferenceStep | RewardStep):
             settings["train"] = step.train.identity()  # without what decides only how it is computed
         content: list[Any] = [self.seed, settings]
         if MAKES[step.stage] in (POLICY, REWARD_MODEL):
-            content.append(self.policy.model_dump(mode="json"))
+            content.append(self.policy.model_dump(mode="json", exclude={"gradient_checkpointing"}))
+            content += [content_of(name) for name in (self.policy.tokenizer, self.policy.chat_template) if name]
             begins = step.path or self.policy.path if isinstance(step, ImportStep) else self.policy.path
             if begins is not None and self.policy_of(name) is None:
                 content.append(content_of(begins))
         for source, share in self.sources_of(name).items():
             if source not in self.steps:
                 found = self.source(source)
-                content += [share, found.model_dump(mode="json"), content_of(found.path)]
-        if isinstance(step, GenerateStep):
-            content += [content_of(model) for model in step.models]
-        if isinstance(step, GenerateStep | ScoreStep):
-            values = [value for judge in step.judges for value in judge.settings.values() if isinstance(value, str)]
-            content += [content_of(value) for value in values]
-        return content
+                content += [share, found.model_dump(mode="json"), content_of(found.path), content_of(found.format)]
+        return [*content, *map(content_of, texts_of({key: settings.get(key) for key in NAMING}))]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

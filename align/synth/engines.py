@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,8 @@ from align.synth.engine import LocalSettings, TransformersEngine
 from align.synth.samples import Engine
 from align.synth.server import OpenAIEngine, ServerSettings
 
+# Of an engine's settings what decides no sample: a run may go on with less memory, or from a server's next address
+HOW = {"local": {"batch_size"}, "server": {"base_url", "concurrency", "timeout_s", "retries", "api_key_env"}}
 SOME = "policy"  # in place of the name of one that is not known yet, to check the other settings by
 
 
@@ -39,6 +41,22 @@ class EngineSettings(Settings):
         if self.server and self.local:
             raise InputError("give local or server, not both")
         return self
+
+
+def deciding(settings: Any) -> Any:  # noqa: ANN401 - JSON holds any type
+    """The settings, as JSON, without what says only how an engine runs, wherever they name one."""
+    if isinstance(settings, list):
+        return [deciding(each) for each in cast("list[Any]", settings)]
+    if not isinstance(settings, dict):
+        return settings
+    found = {key: deciding(value) for key, value in cast("dict[str, Any]", settings).items()}
+    if isinstance(engine := found.get("engine"), dict):
+        kinds = cast("dict[str, dict[str, Any]]", engine)
+        found["engine"] = {
+            kind: {key: value for key, value in given.items() if key not in HOW.get(kind, ())}
+            for kind, given in kinds.items()
+        }
+    return found
 
 
 def _local(given: Mapping[str, Any], policy: str) -> LocalSettings:

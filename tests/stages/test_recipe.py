@@ -1,6 +1,7 @@
 """A recipe as it is written becomes the steps that are run; an edit of it runs what depends on it, and no more."""
 
 import json
+import sys
 
 import pytest
 from middle_recipe import MIDDLE, recipe_in
@@ -113,6 +114,7 @@ ROWS_READ_BY = {
 }
 # Where and in what portions a step is computed, and who looks on: no number depends on it
 NO_NUMBER = {"launch", "tokens_per_micro_batch", "checkpoint_steps", "checkpoint_minutes", "trackers", "evaluate_every"}
+NO_NUMBER |= {"gradient_checkpointing", "batch_size"}
 OTHERS = [7, 0.25, True, "repeat", "cosine", "bf16", "best", "bt_margin", "weights", "best_worst", "ipo", "drop"]
 OTHERS += ["cut_prompt", "verifier", "launch/cpu-1.yaml", "nll", [0.5, 0.5], ["x"], {"x": 1}, ["prompt_strict"]]
 NAMES = {"policy": ["base"], "policies": ["base"], "step": [], "models": [["some/model"]], "data": ["test", "prompts"]}
@@ -172,7 +174,8 @@ def edits(recipe):
             yield (name, *place), changed and recipe.model_copy(update={"data": data}), again
     for place, _ in leaves(json.loads(recipe.policy.model_dump_json())):
         changed = edited(recipe.policy, place)
-        yield ("policy", *place), changed and recipe.model_copy(update={"policy": changed}), set(READ_BY)
+        again = set() if NO_NUMBER & set(place) else set(READ_BY)
+        yield ("policy", *place), changed and recipe.model_copy(update={"policy": changed}), again
     yield ("seed",), recipe.model_copy(update={"seed": 4}), set(READ_BY)
     yield ("accounting",), recipe.model_copy(update={"accounting": AccountingSettings(currency="USD")}), set()
     yield ("run",), recipe.model_copy(update={"run": "other"}), set()
@@ -191,6 +194,70 @@ def test_editing_one_field_runs_exactly_that_step_and_its_dependents_again(tmp_p
         count, unchanged = count + 1, unchanged + (not again)
     print(f"edited {count} fields, {unchanged} of which change nothing; no other value for {sorted(without)}")
     assert count > 300 and unchanged > 40
+
+
+OWN = """
+run: r
+policy: {{fresh: {{model_type: llama}}, tokenizer: {0}/tok, chat_template: {0}/t.jinja}}
+data:
+  pairs: {{path: {0}/pairs.jsonl}}
+  asked: {{path: "tasks:general", limit: 4}}
+steps:
+  base: {{stage: import}}
+  dpo: {{stage: preference, data: pairs, loss: {{name: "own_loss:make"}}, train: {{learning_rate: 0.1}}}}
+  samples:
+    stage: generate
+    data: asked
+    judges: [{{name: "own_judge:make"}}, {{name: verifier, settings: {{verifiers: {{mine: "own_check:made"}}}}}}]
+    engine: {{server: {{base_url: "http://node17:8000/v1"}}}}
+  rpo: {{stage: preference, data: samples, train: {{learning_rate: 0.1}}}}
+"""
+EVERY = ["base", "dpo", "samples", "rpo"]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """What a recipe's owner has written besides it; then the recipe's marks, under overrides."""
+    (tmp_path / "tok").mkdir()
+    for name in ("own_loss.py", "own_judge.py", "own_check.py", "t.jinja", "tok/tokenizer.json", "pairs.jsonl"):
+        (tmp_path / name).write_text("made = make = lambda: lambda *given: None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("own_loss", "own_judge", "own_check"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return lambda *overrides: fingerprints(
+        recipe_in(tmp_path, OWN.replace("{0}", str(tmp_path)), *overrides).pipeline()
+    )
+
+
+@pytest.mark.parametrize(
+    ("edited", "again"),
+    [
+        ("own_loss.py", ["dpo", "samples", "rpo"]),
+        ("own_judge.py", ["samples", "rpo"]),
+        ("own_check.py", ["samples", "rpo"]),
+        ("pairs.jsonl", ["dpo", "samples", "rpo"]),
+        ("t.jinja", EVERY),
+        ("tok/tokenizer.json", EVERY),
+    ],
+)
+def test_editing_what_a_recipe_names_runs_the_steps_again_that_use_it(own, tmp_path, edited, again):
+    before = own()
+    (tmp_path / edited).write_text("made = make = lambda: lambda *given: 1\n")
+    after = own()
+    assert [name for name in before if before[name] != after[name]] == again
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "policy.gradient_checkpointing=true",
+        "steps.samples.engine.server.base_url=http://node18:8000/v1",
+        "steps.samples.engine.server.concurrency=8",
+        "steps.dpo.train.tokens_per_micro_batch=512",
+    ],
+)
+def test_what_says_only_how_a_step_is_computed_runs_none_again(own, how):
+    assert own(how) == own()
 
 
 def test_another_round_runs_alone(tmp_path):
