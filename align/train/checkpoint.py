@@ -27,7 +27,7 @@ from align.train.runtime import Processes
 from align.train.sharding import WEIGHT, Part
 
 PREFIX = "checkpoint-"
-BEST = "best"  # folder of the weights with the lowest held-out loss so far
+BEST = "best-"  # before the step whose weights had the lowest held-out loss so far
 STATE = "state.json"
 SHARD = "shard-{:05}.safetensors"  # of the process with this number
 
@@ -53,8 +53,13 @@ class Holder(Protocol):
         ...
 
 
-def save_checkpoint(folder: Path, step: int, *, holder: Holder, processes: Processes, settings_hash: str) -> None:
-    """Write `checkpoint-<step>` beside the earlier one, and only then remove that; all processes call it together."""
+def save_checkpoint(
+    folder: Path, step: int, *, holder: Holder, processes: Processes, settings_hash: str, best: int = 0
+) -> None:
+    """Write `checkpoint-<step>` beside the earlier one, and only then remove that; all processes call it together.
+
+    Of the weights that were the best at some time those of the step `best` are kept.
+    """
     if processes.is_first:
         for half in folder.glob(f".{PREFIX}*"):  # as large as a whole one, of a life that was killed while it wrote
             shutil.rmtree(half)
@@ -63,7 +68,8 @@ def save_checkpoint(folder: Path, step: int, *, holder: Holder, processes: Proce
                 os.fsync(lines.fileno())
     _save(folder / f"{PREFIX}{step}", {"step": step, "settings": settings_hash}, holder, processes, moments=True)
     if processes.is_first:
-        for older in _checkpoints(folder)[:-1]:
+        others = [path for path in folder.glob(f"{BEST}*") if path.name != f"{BEST}{best}"]
+        for older in [*_checkpoints(folder)[:-1], *others]:
             _remove(older)
 
 
@@ -82,20 +88,19 @@ def load_checkpoint(folder: Path, *, holder: Holder, settings_hash: str) -> int:
 
 
 def save_best(folder: Path, step: int, *, holder: Holder, processes: Processes) -> None:
-    """Keep the weights as the best so far, in place of those that were.
+    """Keep the weights as the best so far, beside those that were until a checkpoint holds this step.
 
-    A run that is killed after this and resumed from an earlier step comes by this step again, with the same numbers,
-    and keeps the same weights again.
+    A run that is resumed from before it may find, in other micro-batches, that the earlier ones stay the best.
     """
-    _save(folder / BEST, {"step": step}, holder, processes, moments=False)
+    _save(folder / f"{BEST}{step}", {"step": step}, holder, processes, moments=False)
 
 
 def load_best(folder: Path, step: int, *, holder: Holder) -> None:
-    """Put the best weights in place, which must be those of `step`."""
-    kept = read_json(folder / BEST / STATE)["step"]
-    if kept != step:
-        raise RunError(f"{folder / BEST}: holds the weights of step {kept}, and those of step {step} were the best")
-    _load(folder / BEST, holder, _stored(folder / BEST), moments=False)
+    """Put the best weights in place, which are those of `step`."""
+    kept = folder / f"{BEST}{step}"
+    if not (kept / STATE).is_file():
+        raise RunError(f"{kept}: is not there, and the weights of step {step} were the best")
+    _load(kept, holder, _stored(kept), moments=False)
 
 
 def _save(target: Path, state: Mapping[str, Any], holder: Holder, processes: Processes, *, moments: bool) -> None:
@@ -180,7 +185,7 @@ def is_begun(folder: Path) -> bool:
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove every checkpoint: the finished step's own weights stand for them."""
-    for each in [*folder.glob(f"{PREFIX}*"), *folder.glob(BEST)]:
+    for each in [*folder.glob(f"{PREFIX}*"), *folder.glob(f"{BEST}*")]:
         _remove(each)
 
 

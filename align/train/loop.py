@@ -117,8 +117,9 @@ class Loop:
         told, late = self._due(saved, stop)
         if not told and (final or not (late or _every(step + 1, settings.checkpoint_steps))):
             return saved
+        best = int((_best(lines) or {"step": 0})["step"])
         save_checkpoint(
-            job.folder, step + 1, holder=self.sharding, processes=self.processes, settings_hash=self.identity
+            job.folder, step + 1, holder=self.sharding, processes=self.processes, settings_hash=self.identity, best=best
         )
         if told:
             raise RunError(

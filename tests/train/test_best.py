@@ -1,7 +1,5 @@
 """The best of the evaluated weights is kept, and after any kill it is the same, bit for bit."""
 
-import json
-
 import pytest
 import torch
 from tiny_training import (
@@ -84,10 +82,29 @@ def test_best_weights_that_a_kill_left_half_written_are_made_again(tmp_path, nev
     best = int(outcome.kept["step"])
     with pytest.raises(Killed):
         start(tmp_path, stop_after=best, checkpoint_steps=best - 1).run()
-    (tmp_path / BEST / "state.json").unlink()  # as between the two renames
+    (tmp_path / f"{BEST}{best}" / "state.json").unlink()  # as between the two renames
     again = start(tmp_path, checkpoint_steps=best - 1)
     again.run()
     assert same(weights(again.policy), kept)
+
+
+def test_weights_that_were_the_best_in_one_life_only_do_not_cost_those_that_are(tmp_path):
+    """Other micro-batches or another GPU round a held-out loss otherwise."""
+
+    def life(losses, stop_after=None):
+        made = start(tmp_path, stop_after=stop_after, checkpoint_steps=5)
+        told = iter(losses)
+        made.evaluate = lambda: {"loss": next(told)}
+        return made, made.run
+
+    with pytest.raises(Killed):
+        life([5.0, 1.0, 4.0, 4.0, 4.0, 0.5], stop_after=6)[1]()
+    assert {path.name for path in tmp_path.glob("best-*")} == {"best-2", "best-6"}  # no checkpoint holds step 6 yet
+    made, go_on = life([4.0, 4.0, 4.0, 4.0, 4.0])
+    assert go_on().kept["step"] == 2
+    other = start(tmp_path / "other", keep="last", max_steps=2)
+    other.run()
+    assert same(weights(made.policy), weights(other.policy))
 
 
 def test_adapters_are_kept_alike(tmp_path):
@@ -103,13 +120,13 @@ def test_adapters_are_kept_alike(tmp_path):
 def test_between_evaluations_nothing_is_kept(tmp_path):
     outcome = start(tmp_path, evaluate_every=4).run()
     assert outcome.kept["step"] in (4, 8, 9)
-    assert json.loads((tmp_path / BEST / "state.json").read_text())["step"] == outcome.kept["step"]
+    assert (tmp_path / f"{BEST}{int(outcome.kept['step'])}" / "state.json").exists()
 
 
 def test_where_the_last_weights_stay_none_are_kept_beside(tmp_path):
     outcome = start(tmp_path, keep="last").run()
     assert outcome.kept == outcome.last
-    assert not (tmp_path / BEST).exists()
+    assert not list(tmp_path.glob(f"{BEST}*"))
 
 
 def test_the_best_of_no_held_out_rows_is_refused(tmp_path):
@@ -141,7 +158,7 @@ def test_weights_of_another_step_are_not_taken_for_the_best(tmp_path):
     with torch.no_grad():
         for value in model.parameters():
             value.add_(1)
-    with pytest.raises(RunError, match="holds the weights of step 3, and those of step 4"):
+    with pytest.raises(RunError, match="best-4: is not there, and the weights of step 4 were the best"):
         load_best(tmp_path, 4, holder=holder)
     load_best(tmp_path, 3, holder=holder)
     trained = {name: value for name, value in before.items() if "lora_" in name}
