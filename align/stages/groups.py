@@ -128,9 +128,9 @@ def _done(context: Context, speeds: dict[str, Speed]) -> Done:
 
 def sampling_done(folder: Path, speeds: Sequence[Speed], precision: str, more: Work = NOTHING) -> Done:
     """What drawing samples from a policy took, and a forward pass over more."""
-    tokens = sum(speed.tokens + speed.prompt_tokens for speed in speeds) + more.tokens
+    tokens = sum(speed.computed for speed in speeds) + more.tokens
     pairs = sum(speed.pairs_attended for speed in speeds) + more.attended_pairs
-    targets = sum(speed.tokens for speed in speeds) + more.targets
+    targets = sum(speed.drawn for speed in speeds) + more.targets
     size = dimensions(config_of(str(folder)))
     return Done(
         dimensions=size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast
 
@@ -32,7 +32,17 @@ from align.models.policy import load_policy
 from align.records import Prompt
 from align.synth import slots
 from align.synth.drawing import draw, uniforms
-from align.synth.samples import TOO_LONG, Sample, SamplingSettings, Speed, before_stop, prompt_key, sample_seed
+from align.synth.samples import (
+    NONE,
+    TOO_LONG,
+    Done,
+    Sample,
+    SamplingSettings,
+    Speed,
+    before_stop,
+    prompt_key,
+    sample_seed,
+)
 from align.synth.slots import Slots
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -99,14 +109,14 @@ class TransformersEngine:
         model.to(torch.device(default_device()))  # pyright: ignore[reportArgumentType] - transformers wraps `to`
         return cls(model, tokenizer, name=name, batch_size=settings.batch_size)
 
-    def sample(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, *, done: Container[tuple[str, int]] = frozenset()
-    ) -> Iterator[Sample]:
+    def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings, *, done: Done = NONE) -> Iterator[Sample]:
         """K samples of each prompt, in the order of completion, which does depend on the batch size.
 
         A prompt that leaves no room for `max_new_tokens` comes first, with empty ones that end as TOO_LONG.
         """
         rows = self._rows(prompts, settings)
+        for row in rows:
+            self._account(row, done.get((row.key, row.number)) or 0)
         yield from (self._sample(row, settings) for row in rows if row.finish and (row.key, row.number) not in done)
         rows = [row for row in rows if not row.finish]
         if self.refusal:
@@ -126,7 +136,7 @@ class TransformersEngine:
                 raise InputError(f"prompt {place}: the chat template makes no token of it")
             fits = len(ids) + settings.max_new_tokens <= self._most
             if fits:
-                self.speed.prompt_tokens += len(ids)
+                self.speed.computed += len(ids)
                 self.speed.pairs_attended += len(ids) * (len(ids) + 1) // 2
             seeds = [sample_seed(settings, self.name, key, number) for number in range(settings.num_responses)]
             rows[key] = [
@@ -163,9 +173,7 @@ class TransformersEngine:
                             ended.append(row)
             yield from (self._sample(row, settings) for row in ended)
 
-    def _one_by_one(
-        self, rows: Sequence[Row], settings: SamplingSettings, done: Container[tuple[str, int]]
-    ) -> Iterator[Sample]:
+    def _one_by_one(self, rows: Sequence[Row], settings: SamplingSettings, done: Done) -> Iterator[Sample]:
         """The samples by `generate`, all K of a prompt at once: their numbers depend on K then, and on nothing else."""
         for start in range(0, len(rows), settings.num_responses):
             group = rows[start : start + settings.num_responses]
@@ -202,9 +210,13 @@ class TransformersEngine:
 
     def _sample(self, row: Row, settings: SamplingSettings) -> Sample:
         text, _ = before_stop(self._text(row.ids), settings.stop)
-        drawn = len(row.ids)
-        self.speed.pairs_attended += drawn * len(row.prompt) + drawn * (drawn + 1) // 2
+        self._account(row, len(row.ids))
         return Sample(row.key, row.number, self.name, text, len(row.ids), row.finish, row.seed)
+
+    def _account(self, row: Row, drawn: int) -> None:
+        self.speed.computed += drawn
+        self.speed.drawn += drawn
+        self.speed.pairs_attended += drawn * len(row.prompt) + drawn * (drawn + 1) // 2
 
     def _text(self, ids: Sequence[int]) -> str:
         said = [token for token in ids if token not in self._ends]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Container, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Annotated, Protocol, Self
 
 from pydantic import Field, model_validator
@@ -54,12 +55,13 @@ class Sample:
 
 @dataclass(slots=True)
 class Speed:
-    """How fast an engine has been so far, while somebody waited for it."""
+    """How fast an engine has been so far, while somebody waited for it, and what its samples have taken."""
 
     tokens: int = 0  # drawn
     seconds: float = 0.0
-    prompt_tokens: int = 0  # computed, each prompt once
-    pairs_attended: int = 0  # (query, key) pairs in one layer
+    computed: int = 0  # tokens of the prompts, each once, and of all samples, those of earlier lives among them
+    drawn: int = 0  # of these the samples'
+    pairs_attended: int = 0  # (query, key) pairs of them in one layer
 
     @property
     def tokens_per_s(self) -> float:
@@ -71,7 +73,8 @@ class Speed:
         return Speed(
             self.tokens + other.tokens,
             max(self.seconds, other.seconds),
-            self.prompt_tokens + other.prompt_tokens,
+            self.computed + other.computed,
+            self.drawn + other.drawn,
             self.pairs_attended + other.pairs_attended,
         )
 
@@ -85,18 +88,21 @@ class Speed:
             self.seconds += time.perf_counter() - start
 
 
+# Samples that an earlier life has drawn, by their prompt's key and number: the tokens of each, where they are known
+Done = Mapping[tuple[str, int], int | None]
+NONE: Done = MappingProxyType({})
+
+
 class Engine(Protocol):
     """Something that answers prompts: a model in this process, or a server."""
 
     name: str  # of the policy
     speed: Speed
 
-    def sample(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, *, done: Container[tuple[str, int]] = frozenset()
-    ) -> Iterator[Sample]:
+    def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings, *, done: Done = NONE) -> Iterator[Sample]:
         """K samples of each prompt, as soon as each is known: the order is that of completion.
 
-        A prompt that is given twice is answered once. The samples in `done`, as (prompt's key, number), are left out.
+        A prompt that is given twice is answered once. The samples in `done` are left out.
         """
         ...
 
@@ -145,7 +151,7 @@ def resumed(
     """
     there = kept(journal, engine.name, prompts)
     yield from there
-    for one in engine.sample(prompts, settings, done={(one.key, one.number) for one in there}):
+    for one in engine.sample(prompts, settings, done={(one.key, one.number): one.num_tokens for one in there}):
         journal.add(f"{one.policy}/{one.key}/{one.number}", asdict(one))
         yield one
 

@@ -8,7 +8,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from align.config import InputError, RunError, Settings, one_line
 from align.records import Prompt
-from align.synth.samples import Sample, SamplingSettings, Speed, before_stop, prompt_key, sample_seed
+from align.synth.samples import NONE, Done, Sample, SamplingSettings, Speed, before_stop, prompt_key, sample_seed
 
 FIRST_WAIT_S = 0.5  # before the first repetition; each further wait is twice as long, less a share drawn at random
 LONGEST_WAIT_S = 60.0
@@ -85,9 +85,7 @@ class OpenAIEngine:
         self._headers = _authorization(settings.api_key_env)
         self._check_server()
 
-    def sample(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, *, done: Container[tuple[str, int]] = frozenset()
-    ) -> Iterator[Sample]:
+    def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings, *, done: Done = NONE) -> Iterator[Sample]:
         """K samples of each prompt, in the order that the server answers.
 
         When a request has failed for good no further one is sent; what is under way is still waited for and given,

@@ -103,7 +103,7 @@ def test_without_a_judge_responses_have_no_rewards(policy, tmp_path):
 def test_what_was_sampled_on_a_gpu_is_accounted_for_there(policy, monkeypatch):
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        done = sampling_done(Path(policy), [Speed(tokens=7, prompt_tokens=5)], "bf16")
+        done = sampling_done(Path(policy), [Speed(computed=12, drawn=7)], "bf16")
         assert (done.device, done.observed.tokens) == ("cuda" if there else "cpu", 12)
 
 

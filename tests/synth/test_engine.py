@@ -103,9 +103,17 @@ def test_other_seeds_policies_and_numbers_give_other_samples():
 def test_what_is_done_is_not_made_again_and_a_prompt_given_twice_is_answered_once():
     engine, _, _ = tiny_engine()
     whole = by_place(engine.sample(PROMPTS, SETTINGS))
-    done = set(list(whole)[::2])
+    done = {place: whole[place].num_tokens for place in list(whole)[::2]}
     rest = by_place(engine.sample([*PROMPTS, *PROMPTS], SETTINGS, done=done))
     assert rest == {place: sample for place, sample in whole.items() if place not in done}
+    other, _, _ = tiny_engine()
+    assert by_place(other.sample(PROMPTS, SETTINGS, done=done)) == rest  # and what all have taken is the same
+    first, _, _ = tiny_engine()
+    assert by_place(first.sample(PROMPTS, SETTINGS)) == whole
+    for figure in ("computed", "drawn", "pairs_attended"):
+        assert getattr(other.speed, figure) == getattr(first.speed, figure) > 0
+    assert first.speed.drawn == sum(sample.num_tokens for sample in whole.values()) == first.speed.tokens
+    assert other.speed.tokens == sum(sample.num_tokens for sample in rest.values())
 
 
 def test_a_killed_run_goes_on_to_the_same_samples(tmp_path):
@@ -266,7 +274,7 @@ def test_a_prompt_that_leaves_no_room_comes_first_and_unanswered_and_changes_not
         assert found[: len(empty)] == [one for one in found if one.finish == TOO_LONG]
         others = {(one.key, one.number): one for one in found if one.key != key}
         assert others == {(one.key, one.number): one for one in engine.sample(short, sampling)}
-        done = {(key, 0)}
+        done = {(key, 0): 0}
         again = [one.number for one in engine.sample(PROMPTS[4:5], sampling, done=done)]
         assert again == [1]
 
