@@ -9,7 +9,7 @@ import json
 import os
 import re
 import traceback
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,10 +174,19 @@ def _plain_values(load: Callable[[], Any], overrides: Sequence[str], where: str)
     try:
         return json.loads(json.dumps(plain))  # the key 1 of YAML is "1", as in the hash
     except TypeError as error:
-        said = one_line(error)
-        raise InputError(
-            f"{source}: a recipe is made of texts, numbers, switches, lists and mappings: {said}"
-        ) from error
+        odd = next(
+            (f"{place}: {value!r}" for place, value in _leaves(plain) if isinstance(value, bytes)), one_line(error)
+        )
+        raise InputError(f"{source}: {odd}: values are texts, numbers, switches, lists and mappings of them") from error
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain values of YAML
+    """Every value that holds no others, with its dotted place."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        yield place, value
+    for key, each in inner or ():
+        yield from _leaves(each, f"{place}.{key}".lstrip("."))
 
 
 def build(settings: type[S], values: Mapping[str, Any], where: str) -> S:

@@ -213,6 +213,8 @@ def _evaluated(given: Given) -> None:
     for name, task in step.tasks.items():
         source = given.sources[task.data]
         with within(f"tasks.{name}"):
+            if "/" in name or name.startswith("."):
+                raise InputError(f"its name becomes a file's: no '/' in it and no '.' at its start, not {name!r}")
             kind = kind_of(task, source)
             with within("rates"):
                 _rates(task, kind)

@@ -274,6 +274,11 @@ WRONG = {
         "did you mean 'data'?",
         None,
     ),
+    "an evaluation whose name is no file's": (
+        [("      general:\n        data: test\n", "      in/general:\n        data: test\n")],
+        "no '/' in it and no '.' at its start, not 'in/general'",
+        None,
+    ),
     "a step's groups to be evaluated": ([("        data: test", "        data: samples")], "no source of data", None),
     "two evaluations of one name": (
         [
