@@ -227,9 +227,8 @@ class Loop:
         if missing:
             self.report.phase("reference", missing)
         for done in work:
-            self._num_referred += 1
             self.report.advance(done)
-        self._referred = Work(*(int(self._sum(part)) for part in cache.computed))
+        self._referred, self._num_referred = cache.computed, cache.forwards
         return cache
 
     def _check_first(self, batch: GroupBatch, result: Step) -> None:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class ReferenceCache:
 
     def __init__(self, folder: Path, *, weights: str, precision: str) -> None:
         self.folder = folder / f"{weights}-{precision}"
-        self.computed = Work(0, 0, 0)  # by this process
+        self.computed, self.forwards = Work(0, 0, 0), 0  # of a step's pass: by all processes, and by each of them
 
     @property
     def values(self) -> dict[str, float]:
@@ -119,7 +119,7 @@ class ReferenceCache:
         return self._sums[self._groups.span(index)].tolist()
 
     def owned(self, order: Indices) -> NDArray[np.bool_]:
-        """Which responses are to be stored from where they stand: of each missing one the first place in this order.
+        """Which responses are to be stored from where they stand: of each the first place in this order.
 
         A response of two groups has other last bits in each, and a kill must not decide which are kept.
         """
@@ -129,7 +129,23 @@ class ReferenceCache:
         _, first = np.unique(keys[places], return_index=True)
         found = np.zeros(len(keys), np.bool_)
         found[places[first]] = True
-        return found & (self._sums == MISSING)
+        return found
+
+    def missing(self) -> NDArray[np.bool_]:
+        """Which responses have no reference yet."""
+        return self._sums == MISSING
+
+    def account(self, path: Path, mine: Work, forwards: int, accelerator: Accelerator) -> None:
+        """Take in what a pass has computed, and leave it in a file for later lives, which find nothing missing."""
+        if forwards:
+            here = torch.tensor(list(mine), dtype=torch.float64, device=accelerator.device)
+            total = cast(Tensor, accelerator.reduce(here, reduction="sum")).tolist()
+            if accelerator.is_main_process:
+                write_json(path, [*map(int, total), forwards])
+        accelerator.wait_for_everyone()
+        if path.is_file():
+            *work, self.forwards = read_json(path)
+            self.computed = Work(*work)
 
 
 @torch.no_grad()
@@ -154,20 +170,24 @@ def fill(
     yield todo.num_missing
     found: dict[str, tuple[float, int]] = {}
     flushed, owned = time.monotonic(), cache.owned(todo.groups)
+    wanted, computed, forwards = owned & cache.missing(), Work(0, 0, 0), 0
     for micros, first in _micro_batches(
         groups, todo, forward=forward, token_budget=token_budget, accelerator=accelerator
     ):
-        if not any(owned[groups.span(index)].any() for micro in micros for index in micro):
+        spans = [groups.span(index) for micro in micros for index in micro]
+        if not any(owned[span].any() for span in spans):
             continue
         # An empty share runs one group all the same: sharded weights are gathered by all ranks or by none.
         micro = micros[accelerator.process_index]
         members = micro or (first,)
         sequences = [sequence for index in members for sequence in groups[index].sequences]
         batch = tree_batch(sequences) if forward == "tree" else plain_batch(sequences)
-        cache.computed = added([cache.computed, batch.work()])
+        computed, forwards = added([computed, batch.work()]), forwards + 1  # in this life, or in an earlier one
+        if not any(wanted[span].any() for span in spans):
+            continue
         batch = batch.to(accelerator.device)
         totals = batch.sums(policy(batch)).tolist()
-        own = np.concatenate([owned[groups.span(index)] for index in members])
+        own = np.concatenate([wanted[groups.span(index)] for index in members])
         for sequence, total, is_own in zip(sequences, totals, own, strict=True):
             if is_own and micro:
                 found[sequence_key(sequence)] = (total, int(sequence.trained.sum()))
@@ -183,6 +203,7 @@ def fill(
         raise RunError(
             f"{cache.folder}: {left} references are missing after all ranks wrote; do all nodes share the folder?"
         )
+    cache.account(column.with_suffix(".computed"), computed, forwards, accelerator)
     if accelerator.is_main_process:
         cache.finish()
     cache.open(groups, column)

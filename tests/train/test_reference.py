@@ -327,6 +327,9 @@ class Rank:
     def wait_for_everyone(self):
         pass
 
+    def reduce(self, tensor, reduction):
+        return tensor
+
 
 def test_what_several_processes_had_stored_before_a_kill_is_not_computed_again(tmp_path, monkeypatch):
     groups, passes = comparisons(40), []
@@ -359,6 +362,32 @@ def test_what_several_processes_had_stored_before_a_kill_is_not_computed_again(t
 
     assert [life(number, stop=1 + 15) for number in (0, 1)] == [2 * 15, 2 * 15]  # sequences asked about
     assert [life(number) for number in (0, 1)] == [2 * 5, 2 * 5]
+
+
+class KilledInThePass(Recorder):
+    """A reporter that ends the run after the second micro-batch of references."""
+
+    def advance(self, units, metrics=None):
+        super().advance(units, metrics)
+        self.passes = getattr(self, "passes", 0) + (metrics is None)
+        if self.passes == 2:
+            raise Killed
+
+
+def test_every_later_life_tells_what_the_references_have_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("align.train.reference.FLUSH_S", -1.0)
+
+    def life(name, report):
+        how = {"checkpoint_steps": 1, "tokens_per_micro_batch": 100}
+        return loop(tmp_path / name, preference("dpo"), comparisons(24), report=report, **how).run()
+
+    whole = life("whole", Recorder())
+    for report in (KilledInThePass(), Recorder(stop_after=2)):
+        with pytest.raises(Killed):
+            life("killed", report)
+    killed = life("killed", Recorder())
+    assert killed.observed == whole.observed and whole.observed.tokens > 0
+    assert killed.forwards == whole.forwards > 4
 
 
 def test_a_large_pass_is_planned_in_stretches_and_computes_the_same(tmp_path, monkeypatch):
