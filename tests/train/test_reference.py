@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_training import (
     VOCABULARY,
+    Killed,
     Recorder,
     comparisons,
     demonstrations,
