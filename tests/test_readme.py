@@ -17,7 +17,7 @@ from align.records import Comparison
 from align.stages.generating import GenerateSettings, settings_of
 from align.stages.grading import EvaluateSettings
 from align.stages.recipe import SourceSettings, load_recipe
-from align.stages.sources import records
+from align.stages.sources import streamed
 
 sys.path.insert(0, str(Path(__file__).parent / "stages"))
 from small_runs import RECIPE, run
@@ -82,7 +82,7 @@ def test_the_program_of_ones_own_trains_and_saves_a_policy(tmp_path, monkeypatch
     (tmp_path / "runs/quickstart").mkdir()
     (tmp_path / "runs/small/base").rename(tmp_path / "runs/quickstart/general")
     source = SourceSettings(path="tasks:general", limit=6, responses=4)
-    write(tmp_path / "groups.jsonl", records(source, kind=Comparison, seed=0).records)
+    write(tmp_path / "groups.jsonl", streamed(source, kind=Comparison, seed=0).records)
     monkeypatch.chdir(tmp_path)
     exec(program("save_policy("), {})
     losses = [float(line) for line in capsys.readouterr().out.split()]

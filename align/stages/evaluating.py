@@ -21,10 +21,10 @@ from align.models.loading import PolicySettings, default_device, length_limit, q
 from align.models.policy import load_policy
 from align.models.tree import tree_batch
 from align.stages.answering import ask_policy, grades_of, write_lines
+from align.stages.checks import kind_of
 from align.stages.generating import opened
 from align.stages.grading import likelihood_rows, task_rows
 from align.stages.groups import sampling_done
-from align.stages.recipe import TASKS as PROCEDURAL
 from align.stages.recipe import Recipe
 from align.stages.shares import join
 from align.stages.steps import EvaluateStep, TaskSettings
@@ -48,7 +48,7 @@ def evaluate_policy(context: Context) -> dict[str, Any]:
     columns: dict[str, tuple[str, str]] = {}
     more = Work(0, 0, 0)
     for name, task in step.tasks.items():
-        kind = kind_of(context.recipe, task)
+        kind = kind_of(task, context.recipe.source(task.data))
         if kind in LIKELIHOODS:
             told, more = _likely(context, name, task, more, processes)
         else:
@@ -70,23 +70,12 @@ def evaluate_policy(context: Context) -> dict[str, Any]:
     return {**about(context), "scores": {policy: found}, "columns": columns, "done": done}
 
 
-def kind_of(recipe: Recipe, task: TaskSettings) -> str:
-    """The entry of TASKS or LIKELIHOODS that the evaluation is."""
-    source = recipe.source(task.data)
-    own = source.path.removeprefix(PROCEDURAL) if source.path.startswith(PROCEDURAL) else None
-    kind = task.task or own or ("ifeval" if source.constraints is not None else None)
-    known = [*TASKS, *LIKELIHOODS]
-    if kind not in known:
-        raise InputError(f"no task is called {kind!r}; {nearest(str(kind), known)}")
-    return kind
-
-
 def _answered(
     context: Context, name: str, task: TaskSettings, engine: TransformersEngine, processes: Processes
 ) -> Scores:
-    recipe, kind, report = context.recipe, kind_of(context.recipe, task), context.report
-    left_out = Counter[str]()
-    rows = task_rows(kind, recipe.source(task.data), seed=recipe.seed, counts=left_out)
+    recipe, source, report = context.recipe, context.recipe.source(task.data), context.report
+    kind, left_out = kind_of(task, source), Counter[str]()
+    rows = task_rows(kind, source, seed=recipe.seed, counts=left_out)
     for what, number in left_out.items():
         report.note(f"{name}: {number:,} {what.replace(':', ' ')}")
     sampling = SamplingSettings(temperature=task.temperature, max_new_tokens=task.max_new_tokens)
@@ -114,7 +103,8 @@ def _likely(context: Context, name: str, task: TaskSettings, before: Work, proce
     policy, tokenizer = load_policy(PolicySettings(path=str(context.inputs[step.policies[0]])))
     apply_template(tokenizer)
     limit = length_limit(policy.base.config)
-    source, kind = recipe.source(task.data), kind_of(recipe, task)
+    source = recipe.source(task.data)
+    kind = kind_of(task, source)
     groups, account = likelihood_rows(source, tokenizer, model_limit=limit, seed=recipe.seed, best=kind == NLL)
     context.report.note(
         f"{name}: {account['rows']} rows read, {len(groups)} told, {account['left_out'] or 'none'} left out"

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from align.artifacts import read_json, remove_leftovers, whole_folder, write_json
 from align.config import InputError, one_line
 from align.data.chat import ChatEncoder, TokenGroup
-from align.data.formats import Account, Reading, Stream, stream
+from align.data.formats import Account, Stream, stream
 from align.data.mixing import Mixture, told
 from align.data.store import StoreWriter, TokenStore, writing_store
 from align.models.tree import count_tokens
@@ -137,11 +137,6 @@ def _after_skipped(found: Stream, source: SourceSettings) -> Iterator[Record]:
     yield first
     yield from found.records
     found.account.num_rows -= source.skip
-
-
-def records(source: SourceSettings, *, kind: type[Record], seed: int) -> Reading:
-    """The records of a source, all at once."""
-    return streamed(source, kind=kind, seed=seed).read()
 
 
 def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: int) -> Stream:

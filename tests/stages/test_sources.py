@@ -11,7 +11,7 @@ from align.records import Demonstration
 from align.stages.grading import likelihood_rows
 from align.stages.previewing import preview_rows
 from align.stages.recipe import SourceSettings, load_recipe
-from align.stages.sources import prompts, records, remove_rows, step_rows, streamed
+from align.stages.sources import prompts, remove_rows, step_rows, streamed
 from align.stages.training import describe, tokenizer_of
 from align.synth.constrained import ConstraintSettings
 from align.train.groups import ROWS
@@ -115,7 +115,7 @@ def test_one_record_at_a_time_is_the_same_as_all_at_once(step, skip, limit):
     found = streamed(source, kind=Demonstration, seed=0)
     first = next(found.records)
     assert found.account.num_rows <= skip + 2, "more was read than was asked for"
-    at_once = records(source, kind=Demonstration, seed=0)
+    at_once = streamed(source, kind=Demonstration, seed=0).read()
     assert [first, *found.records] == at_once.records
     assert at_once.num_rows == found.account.num_rows == len(at_once.records)
     texts = [record.messages[0].content for record in at_once.records]
