@@ -42,9 +42,17 @@ def writing(path: Path) -> Generator[None]:
     except BaseException as error:
         if _is_full(error, path):
             raise RunError(f"{path}: no space left on the disk") from error
-        if isinstance(error, OSError) and error.errno in (*REFUSED, *MISPLACED):
+        if isinstance(error, OSError) and (error.errno in REFUSED or _is_misplaced(error, path)):
             raise RunError(f"{error.filename or path}: {error.strerror}") from error
         raise
+
+
+def _is_misplaced(error: OSError, path: Path) -> bool:
+    """Whether the place of `path` is wrong, and not that of something else which the block looks for."""
+    found = Path(os.fsdecode(error.filename or path)).absolute()
+    return error.errno in MISPLACED and (
+        path.absolute().is_relative_to(found) or found.parent == path.absolute().parent
+    )
 
 
 def _is_full(error: BaseException, path: Path) -> bool:

@@ -83,7 +83,7 @@ def file_of(path: str) -> Path | None:
     """The file with the code that `package.module:name` names; None where the text names none that is found."""
     if not DOTTED.fullmatch(path):
         return None
-    with suppress(ImportError, ValueError, AttributeError):
+    with suppress(*OF_A_PROGRAM):
         found = find_spec(path.partition(":")[0])
         return None if found is None or not found.has_location else Path(str(found.origin))
     return None

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+from uuid import uuid4
 
 from align import artifacts
 from align.config import InputError, RunError, nearest, pick, stable_hash
 
 LOCK = ".lock"
+TO_BE_MADE = "to be made"  # in place of what tells one making of a folder from another
 AGAIN = ".again.json"  # in a run's folder while it goes on: what it was asked to run again and has put back
 NEW, STOPPED, RUNNING, FINISHED = "waiting", "stopped", "running", "finished"  # states of a step
 
@@ -102,11 +104,11 @@ def plan(steps: Sequence[Step], root: Path, *, until: str | None = None, again: 
     redone = set[str]() if _is_put_back(steps, root, again) else dependents(steps, again)
     last = pick(places, until, "step") if until is not None else len(ordered) - 1
     found: list[Planned] = []
-    times: dict[str, int] = {}  # that a step's folder will have been made
+    made: dict[str, str] = {}
     for step in ordered[: last + 1]:
-        read = {name: times[name] for name in step.inputs}
+        read = {name: made[name] for name in step.inputs}
         found.append(_planned(step, root / step.name, marks[step.name], read, step.name in redone))
-        times[step.name] = _times_made(root / step.name) + (found[-1].state != FINISHED)
+        made[step.name] = _made(root / step.name) if found[-1].state == FINISHED else TO_BE_MADE
     return found
 
 
@@ -120,7 +122,7 @@ def dependents(steps: Sequence[Step], names: Sequence[str]) -> set[str]:
     return found
 
 
-def _planned(step: Step, target: Path, mark: str, read: Mapping[str, int], is_redone: bool) -> Planned:
+def _planned(step: Step, target: Path, mark: str, read: Mapping[str, str], is_redone: bool) -> Planned:
     there, begun = artifacts.manifest(target), artifacts.manifest(artifacts.working_folder(target))
     if there is not None and not is_redone and _is_of(there, mark, read):
         return Planned(step, FINISHED, "finished before, skipped")
@@ -133,15 +135,14 @@ def _planned(step: Step, target: Path, mark: str, read: Mapping[str, int], is_re
     return Planned(step, NEW, "runs again, as asked" if is_redone else "its settings or inputs changed, runs")
 
 
-def _is_of(manifest: Mapping[str, Any], mark: str, read: Mapping[str, int]) -> bool:
+def _is_of(manifest: Mapping[str, Any], mark: str, read: Mapping[str, str]) -> bool:
     """Whether the folder is of these settings, and of inputs that have not been made once more since."""
     return manifest.get("fingerprint") == mark and {**read, **manifest.get("read", {})} == read
 
 
-def _times_made(target: Path) -> int:
-    """How often the folder has been made: settings that come back do not bring back what was made of them then."""
-    there = artifacts.manifest(target)
-    return 0 if there is None else int(there.get("made", 1))
+def _made(target: Path) -> str:
+    """What tells this making of the folder from others, by the same settings too; '' where an older version made it."""
+    return str((artifacts.manifest(target) or {}).get("made", ""))
 
 
 def _is_put_back(steps: Sequence[Step], root: Path, again: Sequence[str]) -> bool:
@@ -190,7 +191,7 @@ def run(
         if found is None and target.exists():
             raise InputError(f"{target} is there and no step made it: move it away, or call the step something else")
         working = artifacts.working_folder(target)
-        read = {name: _times_made(root / name) for name in step.inputs}
+        read = {name: _made(root / name) for name in step.inputs}
         _open(working, mark, read)
         watch(step.name, RUNNING)
         begun = artifacts.manifest(working)
@@ -200,13 +201,11 @@ def run(
             with artifacts.writing(working):
                 content = execute(step, working, {name: root / name for name in step.inputs})
             inputs = {name: marks[name] for name in step.inputs}
-            times = {"made": _times_made(target) + 1, "read": read}
             own = {"step": step.name, "key": step.key, "inputs": inputs, "fingerprint": mark}
-            made[step.name] = {**content, **own, **times}
+            made[step.name] = {**content, **own, "made": uuid4().hex, "read": read}
         artifacts.complete(working, target, manifest=made[step.name], tidy=tidy)
         watch(step.name, FINISHED)
-    if (root / AGAIN).is_file() and (again or artifacts.read_json(root / AGAIN).keys() <= made.keys()):
-        (root / AGAIN).unlink()
+    (root / AGAIN).unlink(missing_ok=True)
     return made
 
 
@@ -218,7 +217,7 @@ def _forget(targets: Sequence[Path]) -> None:
             artifacts.write_json(target / artifacts.MANIFEST, {**known, "fingerprint": None})
 
 
-def _open(working: Path, mark: str, read: Mapping[str, int]) -> None:
+def _open(working: Path, mark: str, read: Mapping[str, str]) -> None:
     """Make the working folder ready, cleared of an attempt with another fingerprint or of other inputs."""
     if _is_of(artifacts.manifest(working) or {}, mark, read):
         return

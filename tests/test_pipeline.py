@@ -1,5 +1,6 @@
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,7 +219,8 @@ def test_settings_that_come_back_do_not_bring_back_what_was_made_of_other_sample
     assert call("A") == ["draw 4", "draw 4"]
     assert call("A") == ["draw 4", "draw 4"]
     assert said[-2:] == ["samples: finished before, skipped", "rpo: finished before, skipped"]
-    assert [manifest(tmp_path / name)["made"] for name in ("samples", "rpo")] == [3, 2]
+    shutil.rmtree(tmp_path / "samples")  # the usual way to have a step made again
+    assert call("A") == ["draw 6", "draw 6"]
 
 
 def test_what_was_begun_on_other_samples_is_cleared(tmp_path):
@@ -268,6 +270,12 @@ def test_a_step_that_is_run_again_and_killed_is_gone_on_with_by_the_same_command
         assert ran == [("rpo", True)]
         call(again=["dpo"])  # that one came to its end: asked once more it is run once more
         assert ran == [("dpo", False), ("rpo", False)]
+    kills[:] = ["dpo"]
+    with pytest.raises(KeyboardInterrupt):
+        call(again=["dpo"])
+    run(steps, tmp_path, execute=execute, announce=lambda _: None, until="dpo")  # which ends well
+    call(again=["dpo"])
+    assert ran == [("dpo", False), ("rpo", False)]
 
 
 def test_until_it_is_made_anew_a_changed_step_keeps_its_older_folder(tmp_path):

@@ -41,6 +41,7 @@ ATTRIBUTES = ("attributes", "annotations")
 GENERATORS = ("model", "generator", "model_name", "sampling_config")
 RATED = (("prompt", "response", "ratings"), ("input", "output_cand", "parsed_result"))
 UNRATED = (None, "", "N/A")
+LIKED = "liked"  # in the metadata: whether a response that stands alone is
 MARKS = ("score", "Rating")  # of an object that rates an attribute
 LABELS = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # Wang et al. 2024 (HelpSteer2)
@@ -104,7 +105,8 @@ def unpaired(row: Row) -> Iterator[Record]:
     is_whole = column in ("messages", "conversations")
     prompt = Asked(with_system(row, ()), SYSTEM_COLUMNS) if is_whole else asked(row)
     before, content = answer(prompt.messages, listed(row[column], column) if is_whole else row[column], column)
-    yield Comparison(before, (Response(content, reward),), None, rest(row, {*prompt.columns, column, label}))
+    known = {**rest(row, {*prompt.columns, column, label}), LIKED: bool(reward)}
+    yield Comparison(before, (Response(content, reward),), None, known)
 
 
 def group(row: Row) -> Iterator[Record]:

@@ -91,15 +91,19 @@ def messages(value: Any, what: str) -> Messages:  # noqa: ANN401 - a cell of wha
     return tuple(message(turn) for turn in listed(value, what))
 
 
+def _holds_something(value: Any) -> bool:  # noqa: ANN401 - a cell of whatever type the file has
+    if isinstance(value, Mapping):
+        return any(map(_holds_something, cast("Mapping[str, Any]", value).values()))
+    return isinstance(value, str | bytes | list) and bool(cast("str | bytes | list[Any]", value))
+
+
 def message(turn: Any) -> Message:  # noqa: ANN401 - a turn as it stands in the file
     """The message of `role` and `content`, or of `from` and `value`; a turn that holds more than text is refused."""
     fields = mapped(turn, "a message")
     name = str(fields.get("role") or fields.get("from"))
     if fields.get("tool_calls") or name == "function_call":
         raise InputError("a message calls a tool; records hold text only")
-    beside = next(
-        (name for name in SAID_BESIDE if isinstance(fields.get(name), str | list | dict) and fields[name]), ""
-    )
+    beside = next((name for name in SAID_BESIDE if _holds_something(fields.get(name))), "")
     if beside:
         raise InputError(f"a message has {beside} beside its content; write it into the content, or take it out")
     content = fields["content"] if fields.get("content") is not None else fields.get("value")
@@ -221,7 +225,7 @@ def with_system(row: Row, said: Messages) -> Messages:
     """The messages after the row's own system text, where it has one; they may repeat it and have no other."""
     texts = {spoken(row[name], "the system message") for name in SYSTEM_COLUMNS if row.get(name)}
     own = {one.content for one in said if one.role == "system"}
-    if texts and len(texts | own) > 1:
+    if texts and len({text.strip() for text in texts | own}) > 1:
         raise InputError("the row has two system messages; one is needed, in a column or as the first message")
     return (Message("system", texts.pop()), *said) if texts and not own else said
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from align.config import InputError, RunError, dotted, nearest, one_line, pick
 from align.data.comparisons import (
+    LIKED,
     READ_AND_KEPT,
     EmptyResponses,
     group,
@@ -254,7 +255,9 @@ READERS = {
     "nemo_rl": Reader(("context completions",), group),
     "preference": Reader(("chosen rejected", "chosen_messages rejected_messages"), preference, keeps=READ_AND_KEPT),
     "unpaired": Reader(
-        ("messages label", "prompt completion label", "conversations kto_tag", "instruction output kto_tag"), unpaired
+        ("messages label", "prompt completion label", "conversations kto_tag", "instruction output kto_tag"),
+        unpaired,
+        keeps=frozenset({LIKED}),
     ),
     "steerlm": Reader(("text label",), steerlm, merge=True),
     "helpsteer": Reader(("prompt response helpfulness",), helpsteer, merge=True),

@@ -26,7 +26,7 @@ from align.evaluation.tasks import TASKS
 from align.models.loading import config_of, default_device, fresh_config, length_limit, quiet_transformers
 from align.models.tree import count_tokens, tree_batch
 from align.records import Prompt
-from align.stages.checks import kind_of
+from align.stages.checks import TRAINING, kind_of
 from align.stages.costs import matrix_rate
 from align.stages.estimates import Estimate, Training
 from align.stages.footprint import footprint
@@ -54,6 +54,7 @@ from align.stages.training import imported, objective_of, tokenizer_of
 # sampling, which reads all weights for each token of a batch and has been timed on a CPU only.
 EFFICIENCY, SAMPLING_EFFICIENCY = {"cpu": 0.6, "cuda": 0.37}, 0.05
 CHECKPOINTS = 6  # models' sizes on the disk at once: weights and two moments, of a checkpoint and of the one before it
+BEST = 2  # and the best weights so far, beside those that the latest checkpoint knows as the best
 RANKS, DEALT = (8, 64), 16  # numbers of ranks that a step's balance is told for, over so many steps
 TEXT_BYTES = 8  # of a token in a file of responses and in what is kept beside it until it is whole
 
@@ -111,7 +112,9 @@ def disk_need(recipe: Recipe) -> tuple[int, int]:
     models = _Models(recipe)
     making = [name for name, step in recipe.steps.items() if MAKES[step.stage] in (POLICY, REWARD_MODEL)]
     sizes = [decoder(models.of(name)[1].to_dict()).num_weights * FP32 for name in making]
-    return sum(sizes), CHECKPOINTS * max(sizes, default=0)
+    steps = [recipe.steps[name] for name in making]
+    kept = [BEST if isinstance(step, TRAINING) and step.train.keep == "best" else 0 for step in steps]
+    return sum(sizes), max(((CHECKPOINTS + more) * size for more, size in zip(kept, sizes, strict=True)), default=0)
 
 
 def _of_training(

@@ -14,11 +14,12 @@ from align.config import InputError, Settings, build, read_overrides
 from align.data.formats import write
 from align.models.loading import quiet_transformers
 from align.records import Prompt
-from align.stages.recipe import SourceSettings, content_of, texts_of
+from align.stages.contents import content_of, contents_of
+from align.stages.recipe import SourceSettings
 from align.stages.shares import finish, join, leave, share_of
 from align.stages.sources import prompts
 from align.synth.constrained import ConstraintSettings
-from align.synth.engines import EngineSettings, deciding, make_engine
+from align.synth.engines import EngineSettings, make_engine
 from align.synth.journal import Journal, remove_journal
 from align.synth.judges import How, JudgeSettings, judge_of, make_judge
 from align.synth.preferences import Account, GroupSettings, comparisons, judged, unjudged
@@ -90,8 +91,7 @@ def generate(
     account, engines = Account(), {policy: policy for policy in policies}
     asked = prompts(settings.rows.source(data, limit), seed=0, counts=account.counts)
     origin = {"policies": {policy: content_of(policy) for policy in policies}, "data": content_of(data)}
-    how = deciding({"engine": settings.engine.model_dump(), "sampling": settings.sampling.model_dump()})
-    made_with = {**origin, **how}
+    made_with = {**origin, "sampling": settings.sampling.model_dump(), "engine": settings.engine.deciding()}
     with opened(beside(out, "samples"), made_with, processes) as journal:
         samples, speeds = sampled(engines, asked, settings, journal=journal, processes=processes, report=report)
     if judge is None:
@@ -239,13 +239,7 @@ def sampled(
 
 def _judged_with(judges: Sequence[JudgeSettings]) -> list[Any]:
     """The judges' settings, with the content of every file or folder that they name."""
-    return [
-        {
-            **deciding(one.model_dump()),
-            "content": [content_of(text) for text in texts_of(deciding(one.model_dump()))],
-        }
-        for one in judges
-    ]
+    return [{**one.deciding(), "content": contents_of(one)} for one in judges]
 
 
 def _counted(scored: Iterator[Any], report: Reporter) -> Iterator[Any]:

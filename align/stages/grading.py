@@ -25,12 +25,13 @@ from align.models.loading import PolicySettings, length_limit, quiet_transformer
 from align.models.policy import load_policy
 from align.records import Comparison, Demonstration, WrongRow
 from align.stages.answering import ask_policy, by_prompt, grades_of, match, write_lines
+from align.stages.contents import content_of
 from align.stages.generating import RowSettings, beside, check_out, opened
 from align.stages.recipe import TASKS as PROCEDURAL
-from align.stages.recipe import SourceSettings, content_of
+from align.stages.recipe import SourceSettings
 from align.stages.shares import dealt, join, leave
 from align.stages.sources import is_held_out, preferred, prompts, streamed
-from align.synth.engines import EngineSettings, deciding, make_engine
+from align.synth.engines import EngineSettings, make_engine
 from align.synth.judges import How, JudgeSettings, make_judge
 from align.synth.samples import SamplingSettings
 from align.synth.verdicts import Group, Verdict
@@ -204,7 +205,7 @@ def _answers(
     ask = partial(ask_policy, asked.task, rows, engine, sampling=sampling, processes=processes, report=report)
     if out is None:
         return ask(kept=None)
-    by = {"sampling": sampling.model_dump(), **deciding({"engine": settings.engine.model_dump()})}
+    by = {"sampling": sampling.model_dump(), "engine": settings.engine.deciding()}
     made_with = {"policy": content_of(asked.policy), "rows": _content_of(rows), **by}
     with opened(beside(out, "samples"), made_with, processes) as journal:
         return ask(kept=journal)

@@ -12,9 +12,10 @@ from align.accounting.formulas import Work
 from align.config import InputError
 from align.models.loading import config_of, default_device, quiet_transformers
 from align.records import Comparison, Prompt, Record
+from align.stages.contents import content_of
 from align.stages.costs import NOTHING, Done, dimensions
 from align.stages.generating import beside, opened, sampled, write_judged
-from align.stages.recipe import GROUPS_FILE, Recipe, content_of
+from align.stages.recipe import GROUPS_FILE, Recipe
 from align.stages.shares import join
 from align.stages.sources import prompts, streamed
 from align.stages.steps import GenerateStep, ScoreStep, with_folders

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from align.accounting.settings import AccountingSettings
-from align.artifacts import fingerprint
-from align.config import PLACE, InputError, Settings, build, file_of, located, pick, read_recipe, stable_hash
+from align.config import PLACE, InputError, Settings, build, located, pick, read_recipe, stable_hash
 from align.data.mixing import shares_of
-from align.models.loading import GGUF, PolicySettings
+from align.models.loading import PolicySettings
 from align.pipeline import Step, order
 from align.stages.checks import Given, check_columns, check_settings, check_source, within
+from align.stages.contents import code_of, content_of, contents_of
 from align.stages.expanding import expand
 from align.stages.shares import check_launch
 from align.stages.steps import (
@@ -37,32 +37,10 @@ from align.stages.steps import (
     judge_steps,
     key_of,
 )
-from align.synth.engines import deciding
 
 T = TypeVar("T")
 TASKS = PROCEDURAL
-NAMING = ("models", "judges", "loss")  # settings of a step that may name files, folders or a user's own pieces
 GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses
-
-
-def content_of(path: str) -> str:
-    """The content hash of a local file or folder, or of the module with a user's own piece, named as module:name.
-
-    A hub id, a built-in's name or a server's name for a model stands for itself.
-    """
-    local = Path(path.removeprefix(GGUF)).expanduser()
-    if local.exists():
-        return fingerprint(local)
-    code = file_of(path)
-    return path if code is None else f"{path} {fingerprint(code)}"
-
-
-def texts_of(settings: Any) -> Iterator[str]:  # noqa: ANN401 - JSON holds any type
-    """Every text in settings: names of built-ins, of files and of a user's own pieces among them."""
-    if isinstance(settings, str):
-        yield settings
-    for each in settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, list) else ():
-        yield from texts_of(each)
 
 
 class Recipe(Settings):
@@ -189,7 +167,7 @@ class Recipe(Settings):
 
     def _content(self, name: str, content_of: Callable[[str], str]) -> list[Any]:
         step = self.steps[name]
-        settings = deciding(step.model_dump(mode="json", exclude={"launch"}))
+        settings = step.model_dump(mode="json", exclude={"launch"})
         if isinstance(step, TrainStep | PreferenceStep | RewardStep):
             settings["train"] = step.train.identity()  # without what decides only how it is computed
         content: list[Any] = [self.seed, settings]
@@ -202,8 +180,16 @@ class Recipe(Settings):
         for source, share in self.sources_of(name).items():
             if source not in self.steps:
                 found = self.source(source)
-                content += [share, found.model_dump(mode="json"), content_of(found.path), content_of(found.format)]
-        return [*content, *map(content_of, texts_of({key: settings.get(key) for key in NAMING}))]
+                content += [share, found.model_dump(mode="json"), content_of(found.path), code_of(found.format)]
+        if isinstance(step, GenerateStep):
+            settings["engine"] = step.engine.deciding()
+            content += [content_of(model) for model in step.models]
+        if isinstance(step, GenerateStep | ScoreStep):
+            settings["judges"] = [judge.deciding() for judge in step.judges]
+            content += [told for judge in step.judges for told in contents_of(judge, content_of)]
+        if isinstance(step, PreferenceStep):
+            content.append(code_of(step.loss.name))
+        return content
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

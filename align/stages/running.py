@@ -30,6 +30,7 @@ from align.stages.shares import leave
 from align.stages.sources import remove_rows
 from align.stages.training import Context, import_policy, train
 from align.train.checkpoint import remove_checkpoints
+from align.train.reference import REFERRED
 from align.train.runtime import Reporter
 from align.train.stopping import stop_later
 
@@ -154,23 +155,22 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
     steps = {step.name: step for step in recipe.pipeline()}
     marks = pipeline.fingerprints(list(steps.values()))
     needed = [other for other in steps if other in _before(steps, name)]
+    chosen = [steps[other] for other in (*needed, name)]
+    states = {each.step.name: each.state for each in pipeline.plan(chosen, recipe.root)}
     for other in needed:
-        found = artifacts.manifest(recipe.root / other)
-        if found is None or found.get("fingerprint") != marks[other]:
+        if states[other] != pipeline.FINISHED:
             raise InputError(
                 f"step {name!r} needs {other!r}, which is not finished with these settings: align run first"
             )
     target, inputs = recipe.root / name, {other: recipe.root / other for other in steps[name].inputs}
     is_first, is_inside = int(os.environ.get("RANK", "0")) == 0, os.environ.get(INSIDE) == marks[name]
-    if (artifacts.manifest(target) or {}).get("fingerprint") == marks[name] and not is_inside:
+    if states[name] == pipeline.FINISHED and not is_inside:
         report.note(f"{name}: finished before, skipped")
         return
     working = artifacts.working_folder(target)
     context = Context(recipe, name, working, inputs, report)
-    begun = artifacts.manifest(working) or {}
-    is_whole = "step" in begun and begun.get("fingerprint") == marks[name]  # a kill has kept its name from it
-    if not is_first and is_whole:
-        return
+    if not is_first and states[name] == pipeline.STOPPED and "step" in (artifacts.manifest(working) or {}):
+        return  # it is whole, and the first gives it its name, which a kill has kept from it
     if not is_first:
         STAGES[recipe.steps[name].stage](context)
         leave()
@@ -184,7 +184,6 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
         if is_inside:
             artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
         else:
-            chosen = [steps[other] for other in (*needed, name)]
             pipeline.run(chosen, recipe.root, execute=execute, announce=report.note, watch=report.watch, tidy=_tidy)
     leave()
 
@@ -212,6 +211,7 @@ def _tidy(working: Path) -> None:
     remove_rows(working)
     remove_kept(working)
     remove_spent(working)
+    (working / REFERRED).unlink(missing_ok=True)
     (working / CONTENT).unlink(missing_ok=True)
 
 

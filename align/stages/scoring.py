@@ -12,9 +12,9 @@ from typing import Any
 from align.config import InputError
 from align.data.formats import stream, write
 from align.records import Comparison, Demonstration, Prompt, Record, Response
+from align.stages.contents import content_of
 from align.stages.generating import beside, check_out, opened
 from align.stages.pairs import accuracy, pairs_of
-from align.stages.recipe import content_of
 from align.stages.shares import finish, join, leave, share_of
 from align.synth.reward_judge import reward_model_judge
 from align.synth.verdicts import Verdict

@@ -8,6 +8,7 @@ from typing import Any
 
 from align.config import InputError
 from align.data.chat import TokenGroup
+from align.data.comparisons import LIKED
 from align.data.formats import Stream
 from align.losses.preference import preference_loss
 from align.records import Comparison, Demonstration, Message, Prompt, Record, WrongRow
@@ -57,14 +58,11 @@ class Usable:
 
 
 def imitated(comparison: Comparison, counts: Counter[str]) -> Demonstration | None:
-    """The preferred response as one to imitate, or the only one unless it is disliked; None is counted by its reason.
-
-    A reward of 0 for the only response is what a label of false is read as.
-    """
+    """The preferred response as one to imitate, or the only one unless it is disliked; what is not is counted."""
     responses, best = comparison.responses, comparison.chosen
     rewards = [response.reward for response in responses if response.reward is not None]
     if best is None and len(responses) == 1:
-        best = 0 if rewards != [0] else None
+        best = 0 if comparison.metadata.get(LIKED, True) else None
     elif best is None and len(set(rewards)) > 1:
         best = rewards.index(max(rewards))
     if best is None:

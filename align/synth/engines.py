@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,6 +23,13 @@ class EngineSettings(Settings):
     local: Mapping[str, Any] = Field(default_factory=dict[str, Any])  # as LocalSettings, less the path
     server: Mapping[str, Any] = Field(default_factory=dict[str, Any])  # as ServerSettings, less the model
 
+    def deciding(self) -> dict[str, Any]:
+        """The settings, as JSON, without what says only how the engine runs."""
+        return {
+            kind: {key: value for key, value in given.items() if key not in HOW[kind]}
+            for kind, given in self.model_dump(mode="json").items()
+        }
+
     @field_validator("local")
     @classmethod
     def _of_local(cls, local: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -41,22 +48,6 @@ class EngineSettings(Settings):
         if self.server and self.local:
             raise InputError("give local or server, not both")
         return self
-
-
-def deciding(settings: Any) -> Any:  # noqa: ANN401 - JSON holds any type
-    """The settings, as JSON, without what says only how an engine runs, wherever they name one."""
-    if isinstance(settings, list):
-        return [deciding(each) for each in cast("list[Any]", settings)]
-    if not isinstance(settings, dict):
-        return settings
-    found = {key: deciding(value) for key, value in cast("dict[str, Any]", settings).items()}
-    if isinstance(engine := found.get("engine"), dict):
-        kinds = cast("dict[str, dict[str, Any]]", engine)
-        found["engine"] = {
-            kind: {key: value for key, value in given.items() if key not in HOW.get(kind, ())}
-            for kind, given in kinds.items()
-        }
-    return found
 
 
 def _local(given: Mapping[str, Any], policy: str) -> LocalSettings:

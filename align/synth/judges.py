@@ -29,6 +29,13 @@ class JudgeSettings(Settings):
     weight: float = 1.0  # of its reward in the sum, where judges are combined by weights
     settings: dict[str, Any] = Field(default_factory=dict[str, Any])
 
+    def deciding(self) -> dict[str, Any]:
+        """The settings, as JSON, without what says only how an engine runs."""
+        found = self.model_dump(mode="json")
+        if self.name == "llm" and "engine" in self.settings:
+            found["settings"]["engine"] = build(LlmSettings, self.settings, "settings").engine.deciding()
+        return found
+
     @model_validator(mode="after")
     def _can_be_made(self) -> Self:
         make = _maker(self.name, self.settings)

@@ -90,9 +90,15 @@ def load_checkpoint(folder: Path, *, holder: Holder, settings_hash: str) -> int:
 def save_best(folder: Path, step: int, *, holder: Holder, processes: Processes) -> None:
     """Keep the weights as the best so far, beside those that were until a checkpoint holds this step.
 
-    A run that is resumed from before it may find, in other micro-batches, that the earlier ones stay the best.
+    A run that is resumed from before it may find, in other micro-batches, that the earlier ones stay the best. Those
+    that came between are of no use any more.
     """
     _save(folder / f"{BEST}{step}", {"step": step}, holder, processes, moments=False)
+    if processes.is_first:
+        covered = max((_step_of(each, PREFIX) for each in _checkpoints(folder)), default=0)
+        for other in folder.glob(f"{BEST}*"):
+            if covered < _step_of(other, BEST) != step:
+                _remove(other)
 
 
 def load_best(folder: Path, step: int, *, holder: Holder) -> None:
@@ -192,7 +198,7 @@ def remove_checkpoints(folder: Path) -> None:
 def metrics_until(path: Path, step: int, *, write: bool) -> list[dict[str, float]]:
     """The lines of the steps that the checkpoint holds; what was logged after it is computed again."""
     lines = path.read_bytes().splitlines(keepends=True)[:step] if path.is_file() else []
-    if [_step_of(line) for line in lines] != list(range(1, step + 1)):
+    if [_step_in(line) for line in lines] != list(range(1, step + 1)):
         raise RunError(f"{path}: does not hold steps 1 to {step}, which the checkpoint counts on: remove {path.parent}")
     if write:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +207,7 @@ def metrics_until(path: Path, step: int, *, write: bool) -> list[dict[str, float
     return [json.loads(line) for line in lines]
 
 
-def _step_of(line: bytes) -> int | None:
+def _step_in(line: bytes) -> int | None:
     with suppress(ValueError):
         return json.loads(line)["step"]
     return None
@@ -216,4 +222,8 @@ def _remove(checkpoint: Path) -> None:
 def _checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints from the earliest to the latest."""
     found = [path.parent for path in folder.glob(f"{PREFIX}*/{STATE}")]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    return sorted(found, key=lambda path: _step_of(path, PREFIX))
+
+
+def _step_of(folder: Path, prefix: str) -> int:
+    return int(folder.name.removeprefix(prefix))

@@ -25,7 +25,7 @@ from align.train.groups import ROWS, Groups
 from align.train.job import Job, Outcome
 from align.train.objectives import GroupBatch, Step, Tally, group_batch
 from align.train.optimizer import make_optimizer
-from align.train.reference import ReferenceCache, fill
+from align.train.reference import REFERRED, ReferenceCache, fill
 from align.train.runtime import Processes, Reporter, make_accelerator, peak_memory
 from align.train.sharded import shard
 from align.train.stopping import Stop, stop_later
@@ -218,6 +218,7 @@ class Loop:
             self.model,
             self.groups,
             column=self.job.folder / ROWS / "references.bin",
+            told=self.job.folder / REFERRED,
             forward=self.forward.name,
             token_budget=self.job.settings.tokens_per_micro_batch,
             accelerator=self.accelerator,

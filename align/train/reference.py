@@ -31,6 +31,7 @@ from align.train.groups import Groups
 
 FLUSH_S = 60.0  # seconds of computing that a kill may lose
 PLANNED = 1 << 14  # groups of a pass that are cut into micro-batches together
+REFERRED = "references.computed"  # in a step's working folder: what its pass has taken
 BEGUN = "begun.keys"  # names what a pass computes, until it is through
 MISSING = np.inf  # no logarithm of a probability
 SUM = np.dtype("<f8")  # of a column: a sum of log-probabilities, `MISSING` where there is none yet
@@ -155,13 +156,14 @@ def fill(
     groups: Groups,
     *,
     column: Path,
+    told: Path,
     forward: str,
     token_budget: int,
     accelerator: Accelerator,
 ) -> Iterator[int]:
     """Compute what is missing, every rank its share, and open the cache; yields the number of missing groups first.
 
-    After that it yields how many groups are done after each micro-batch.
+    After that it yields how many groups are done after each micro-batch. What all have taken is left in `told`.
     """
     # What the first rank finds missing all compute: another run may be adding to the folder while they look.
     todo = Pass(np.empty(0, np.int64), 0)
@@ -203,7 +205,7 @@ def fill(
         raise RunError(
             f"{cache.folder}: {left} references are missing after all ranks wrote; do all nodes share the folder?"
         )
-    cache.account(column.with_suffix(".computed"), computed, forwards, accelerator)
+    cache.account(told, computed, forwards, accelerator)
     if accelerator.is_main_process:
         cache.finish()
     cache.open(groups, column)

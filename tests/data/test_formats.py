@@ -167,14 +167,22 @@ ONE_ROW = [  # reader, row, the records that the row is
     (
         "unpaired",
         {"messages": chat("ask", "say", "more", "good"), "label": True},
-        Comparison(talk("ask", "say", "more"), (Response("good", 1.0),)),
+        Comparison(talk("ask", "say", "more"), (Response("good", 1.0),), None, {"liked": True}),
     ),
-    ("unpaired", {"prompt": "ask", "completion": "bad", "label": 0}, group(("bad", 0.0))),
-    ("unpaired", {"instruction": "ask", "input": "", "output": "good", "kto_tag": "true"}, group(("good", 1.0))),
+    (
+        "unpaired",
+        {"prompt": "ask", "completion": "bad", "label": 0},
+        Comparison(talk("ask"), (Response("bad", 0.0),), None, {"liked": False}),
+    ),
+    (
+        "unpaired",
+        {"instruction": "ask", "input": "", "output": "good", "kto_tag": "true"},
+        Comparison(talk("ask"), (Response("good", 1.0),), None, {"liked": True}),
+    ),
     (
         "unpaired",
         {"conversations": sharegpt("ask", "bad"), "system": "s", "kto_tag": False},
-        Comparison(talk("=s", "ask"), (Response("bad", 0.0),)),
+        Comparison(talk("=s", "ask"), (Response("bad", 0.0),), None, {"liked": False}),
     ),
     (
         "helpsteer",

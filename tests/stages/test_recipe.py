@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from align.accounting.settings import AccountingSettings
 from align.pipeline import fingerprints
+from align.stages.contents import content_of
 from align.stages.steps import EvaluateStep
+from align.synth.judges import JudgeSettings
 
 
 def needs(recipe):
@@ -258,6 +260,35 @@ def test_editing_what_a_recipe_names_runs_the_steps_again_that_use_it(own, tmp_p
 )
 def test_what_says_only_how_a_step_is_computed_runs_none_again(own, how):
     assert own(how) == own()
+
+
+def test_names_of_built_ins_rows_and_steps_are_no_files(own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = own()
+    for name in ("verifier", "rpo_bwd_kl", "auto"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("changes")
+    (tmp_path / "tasks.py").write_text("somebody = 'else'")
+    assert own() == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a word", "x" * 300, "~nobody9 is it", "step:rate", "tasks:general", "no_module:at"]
+)
+def test_a_text_that_names_no_file_stands_for_itself(text):
+    assert content_of(text) == text
+
+
+def test_a_judge_of_ones_own_may_call_its_settings_as_it_likes(tmp_path, monkeypatch):
+    (tmp_path / "free_judge.py").write_text("def make(engine, batch_size):\n    return lambda groups: []\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"engine": {"local": {"batch_size": 3}}, "batch_size": 4}
+    judge = JudgeSettings(name="free_judge:make", settings=settings)
+    assert judge.deciding()["settings"] == settings
+    chat = {"model": "m", "engine": {"server": {"base_url": "http://a/v1", "retries": 2}}}
+    other = {"model": "m", "engine": {"server": {"base_url": "http://b/v1"}}}
+    first, second = (JudgeSettings(name="llm", settings=each).deciding() for each in (chat, other))
+    assert first == second
 
 
 def test_another_round_runs_alone(tmp_path):

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from align import artifacts
 from align.cli import app
+from align.config import InputError
 from align.pipeline import FINISHED, fingerprints
 from align.stages import costs, running
 from align.stages.recipe import load_recipe
@@ -144,6 +145,44 @@ def test_no_process_waits_for_the_first_at_a_step_that_lacks_nothing_but_its_nam
         monkeypatch.setenv("RANK", rank)
         running.run_step(command, "sft", Told())
     assert (tmp_path / "runs/small/sft/manifest.json").exists()
+
+
+class EndsInDpo(Told):
+    """A reporter that ends the run in the second optimizer step against references."""
+
+    def advance(self, units, metrics=None):
+        super().advance(units, metrics)
+        if metrics and "loss/preference" in metrics and metrics["step"] == 2:
+            raise KeyboardInterrupt
+
+
+def test_what_the_references_of_a_killed_step_have_taken_is_in_its_ledger(tmp_path):
+    path, often = tmp_path / "small.yaml", "steps.dpo.train.checkpoint_steps=1"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(Command(path, (often,)), EndsInDpo(), need=(0, 0))
+    killed, told = run(tmp_path, often)
+    whole, _ = run(tmp_path / "whole", often)
+    assert any(note.startswith("resumed after step 1") for note in told.notes)
+    for figure in ("tokens_computed", "flops"):
+        assert killed["dpo"]["ledger"][figure] == whole["dpo"]["ledger"][figure]
+    assert not list((tmp_path / "runs/small/dpo").glob("references*"))
+
+
+def test_one_step_is_trained_again_whose_inputs_were_made_again(tmp_path, monkeypatch):
+    path, other = tmp_path / "small.yaml", "steps.sft.train.max_steps=2"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    for overrides, until in (((), "dpo"), ((other,), "sft"), ((), "sft")):
+        run_recipe(Command(path, overrides), Told(), need=(0, 0), until=until)
+    trained = []
+    monkeypatch.setitem(running.STAGES, "preference", lambda context: trained.append(context.name) or pytest.fail())
+    for rank in ("1", "0"):  # what the first process does the others do
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(pytest.fail.Exception):
+            running.run_step(Command(path, ()), "dpo", Told())
+    assert trained == ["dpo", "dpo"]
+    with pytest.raises(InputError, match="needs 'sft', which is not finished with these settings"):
+        running.run_step(Command(path, (other,)), "dpo", Told())
 
 
 def metrics_of_whole(folder):

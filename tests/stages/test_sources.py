@@ -199,7 +199,7 @@ IMITATED = {
         [f"it is {row}" for row in range(9) if row % 3],
         {"dropped:not liked": 3},
     ),
-    "one answer each": ([of(None), of(0.5), of(-2.0), of(0.0)], ["answer 0"] * 3, {"dropped:not liked": 1}),
+    "one answer each": ([of(None), of(0.5), of(-2.0), of(0.0)], ["answer 0"] * 4, {}),
     "one answer that is ranked": (
         [{"prompt": "say it", "completions": [{"text": "a", "content": "b", "rank": 0}]}],
         ["b"],

@@ -107,6 +107,20 @@ def test_weights_that_were_the_best_in_one_life_only_do_not_cost_those_that_are(
     assert same(weights(made.policy), weights(other.policy))
 
 
+def test_weights_that_were_the_best_for_a_while_do_not_pile_up(tmp_path):
+    made = start(tmp_path, checkpoint_steps=3)
+    falling, there = iter(range(9, 0, -1)), []
+
+    def evaluate():
+        there.append({path.name for path in tmp_path.glob("best-*")})
+        return {"loss": float(next(falling))}
+
+    made.evaluate = evaluate
+    made.run()
+    assert {path.name for path in tmp_path.glob("best-*")} == {"best-6", "best-9"}  # the checkpoint is that of step 6
+    assert max(map(len, there)) == 2
+
+
 def test_adapters_are_kept_alike(tmp_path):
     trained = start(tmp_path / "whole", model=with_adapters())
     trained.run()

@@ -58,9 +58,8 @@ def filling(cache, policy, groups, folder, *, budget, forward="tree"):
     """The work of a pass over the groups."""
     accelerator = make_accelerator(TrainSettings(learning_rate=1.0), folder)
     column = folder / "column.bin"
-    return fill(
-        cache, policy, Groups(groups), column=column, forward=forward, token_budget=budget, accelerator=accelerator
-    )
+    more = {"forward": forward, "token_budget": budget, "accelerator": accelerator, "told": folder / "computed"}
+    return fill(cache, policy, Groups(groups), column=column, **more)
 
 
 @pytest.mark.parametrize("budget", [1, 100, 10**6])
@@ -352,6 +351,7 @@ def test_what_several_processes_had_stored_before_a_kill_is_not_computed_again(t
             counting,
             Groups(groups),
             column=tmp_path / "column.bin",
+            told=tmp_path / "computed",
             forward="plain",
             token_budget=1,
             accelerator=Rank(number),
