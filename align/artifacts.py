@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from align.config import InputError, RunError, one_line
+from align.errors import InputError, RunError, one_line
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"

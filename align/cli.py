@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from align.screen import Screen
+from align.commands.progress import TerminalProgress
 
 app = typer.Typer(
     add_completion=False,
@@ -206,7 +206,7 @@ def main() -> None:
     except WRONG_CALL as error:
         _fail(_told(error), 2)
     except (ValueError, RuntimeError) as error:
-        from align.config import InputError, RunError  # noqa: PLC0415 - pydantic takes as long to import as --help may
+        from align.errors import InputError, RunError  # noqa: PLC0415 - pydantic takes as long to import as --help may
 
         if not isinstance(error, InputError | RunError):
             raise
@@ -246,10 +246,10 @@ def _unforeseen(kind: type[BaseException], error: BaseException, trace: Tracebac
     _end(1)
 
 
-def _on_screen(work: Callable[[Screen], Any]) -> Any:  # noqa: ANN401 - whatever the work returns
+def _on_screen(work: Callable[[TerminalProgress], Any]) -> Any:  # noqa: ANN401 - whatever the work returns
     """Do the work under a progress bar; of several processes the first alone is seen."""
     console = Console(stderr=True, quiet=not _is_first())
-    with Screen(console) as screen:
+    with TerminalProgress(console) as screen:
         return work(screen)
 
 

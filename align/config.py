@@ -1,17 +1,12 @@
-"""Recipes: YAML to frozen pydantic models, strictly, with overrides and a stable hash. No domain field lives here."""
+"""Settings and YAML: frozen pydantic models, overrides, error locations and stable hashes."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib
 import json
-import os
 import re
-import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from importlib.util import find_spec
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -20,90 +15,25 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLError, compose
 
-T = TypeVar("T")
+from align.errors import InputError, Location, dotted_loc, one_line
+from align.registry import nearest
+
 S = TypeVar("S", bound="Settings")
 
-PLACE = re.compile(r"([A-Za-z_][\w-]*(?:\.[^.:'\"]+)*): ")  # how an error that knows its place in a recipe begins
-# What importing a user's module may raise: it runs their program.
-OF_A_PROGRAM = (
-    ImportError,
-    AttributeError,
-    ValueError,
-    TypeError,
-    SyntaxError,
-    NameError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    OSError,
-    RuntimeError,
-)
-DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")  # module:name
 OVERRIDE = re.compile(r"[^.=]+(\.[^.=]+)*=")
-
-
-class InputError(ValueError):
-    """Something a person gave is wrong; one line says what, where, the value and what would be right. Exit status 2."""
-
-
-class RunError(RuntimeError):
-    """A run failed after its input was accepted; one line says where and why. Exit status 1."""
+MAX_SHOWN = 80  # characters of a wrong value in an error
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: frozen, complete, and strict about names and types."""
+    """Base class of all settings: frozen, strict about types, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The hint that ends an error about a wrong name: the nearest right one, and all there are."""
-    known = sorted(names)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"there are: {', '.join(known)}"
-
-
-def pick(table: Mapping[str, T], name: str, kind: str) -> T:
-    """The entry called `name`, or an error that offers the nearest right one."""
-    if name not in table:
-        raise InputError(f"no {kind} is called {name!r}; {nearest(name, table)}")
-    return table[name]
-
-
-def dotted(path: str, kind: str) -> Any:  # noqa: ANN401 - a user's own object has whatever type it has
-    """The object that `package.module:name` names: how a user's own piece comes in."""
-    module_name, _, attribute = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except OF_A_PROGRAM as error:
-        raise InputError(f"{kind} {path!r} cannot be imported as module:name: {_told(error)}") from error
-
-
-def file_of(path: str) -> Path | None:
-    """The file with the code that `package.module:name` names; None where the text names none that is found."""
-    if not DOTTED.fullmatch(path):
-        return None
-    with suppress(*OF_A_PROGRAM):
-        found = find_spec(path.partition(":")[0])
-        return None if found is None or not found.has_location else Path(str(found.origin))
-    return None
-
-
-def _told(error: Exception) -> str:
-    """What went wrong in a user's module, with the file and line unless it was not even found."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # behind our own
-    there = [frame for frame in frames if not frame.filename.startswith(("<", os.path.dirname(os.__file__)))]
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {one_line(error.msg)}"
-    where = f"{there[-1].filename}:{there[-1].lineno}: " if there else ""
-    kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-    return f"{where}{kind}{one_line(error)}"
-
-
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe at `path` with `key.sub=value` overrides applied and interpolations resolved.
+    """Return the values of a YAML file with `key.sub=value` overrides applied and interpolations resolved.
 
-    An override may set a key that the recipe leaves out; whether the key is known is the schema's to say.
+    An override may set a key that the file leaves out. Unknown keys are found later, by the settings' own types.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
@@ -112,22 +42,26 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 @contextmanager
 def located(path: Path, overrides: Sequence[str]) -> Generator[None]:
-    """A block whose errors begin with the line of the recipe that they are about, or with the override."""
+    """Prefix every `InputError` raised in this block with the line of the file, or the override, that it is about."""
     try:
         yield
     except InputError as error:
-        place, found, _ = str(error).partition(": ")
-        parts = place.split(".") if found else []
-        prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-        keys = {each: each.partition("=")[0] for each in overrides}
-        said = next((each for each in overrides if keys[each] in prefixes), None)
-        if said is not None:
-            raise InputError(f"override {said!r}: {error}") from error
-        lines = lines_of(path)
-        line = next((lines[prefix] for prefix in prefixes if prefix in lines), None)
-        below = [f"override {each!r}" for each in overrides if found and keys[each].startswith(f"{place}.")]
-        at = f"{path}{f':{line}' if line else ''}"  # where it may be right, and the override below it wrong
-        raise InputError(f"{' and '.join([*below[-1:], at])}: {error}") from error
+        raise InputError(f"{_source_of(error.loc, path, overrides)}: {error}") from error
+
+
+def _source_of(loc: Location, path: Path, overrides: Sequence[str]) -> str:
+    """Return the override or `file:line` that set the value at `loc`, or the nearest key above it."""
+    prefixes = [dotted_loc(loc[:length]) for length in range(len(loc), 0, -1)]
+    keys = {override: override.partition("=")[0] for override in overrides}
+    override = next((each for each in overrides if keys[each] in prefixes), None)
+    if override is not None:
+        return f"override {override!r}"
+    lines = lines_of(path)
+    line = next((lines[prefix] for prefix in prefixes if prefix in lines), None)
+    at = f"{path}{f':{line}' if line else ''}"
+    # The file may be right and an override of a key inside the value wrong
+    below = [f"override {each!r}" for each in overrides if loc and keys[each].startswith(f"{dotted_loc(loc)}.")]
+    return " and ".join([*below[-1:], at])
 
 
 def lines_of(path: Path) -> dict[str, int]:
@@ -189,34 +123,34 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:  # noqa: 
         yield from _leaves(each, f"{place}.{key}".lstrip("."))
 
 
-def build(settings: type[S], values: Mapping[str, Any], where: str) -> S:
-    """`settings` made from plain values; the first thing wrong with them becomes one line that names its place.
+def build(settings: type[S], values: Mapping[str, Any], loc: Location = ()) -> S:
+    """Return `settings` made from plain values; the first error carries its location below `loc`.
 
-    Values are taken as JSON: a list may become a tuple and a text a path, but no text a number and no number a switch.
+    Values are validated as JSON: a list may become a tuple and a string a path, but no string becomes a number.
     """
     try:
         return settings.model_validate_json(json.dumps(values, default=_plain), strict=True)
     except ValidationError as error:
-        raise InputError(_explain(error, settings, where)) from error
+        raise _first_error(error, settings, loc) from error
 
 
-def _explain(error: ValidationError, settings: type[Settings], where: str) -> str:
+def _first_error(error: ValidationError, settings: type[Settings], loc: Location) -> InputError:
     errors = error.errors()
     first = errors[0]
-    if first["type"] == "missing":  # perhaps it is there under a misspelled name
+    if first["type"] == "missing":  # the key may be there under a misspelled name
         beside = [each for each in errors if each["loc"][:-1] == first["loc"][:-1]]
         first = next((each for each in beside if each["type"] == "extra_forbidden"), first)
-    path = [str(part) for part in first["loc"]]
-    place = ".".join([where, *path]).strip(".")
+    place = (*loc, *first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{place}: unknown key; {nearest(path[-1], _fields_at([settings], path[:-1]))}"
+        path = [str(part) for part in first["loc"]]
+        return InputError(f"unknown key; {nearest(path[-1], _fields_at([settings], path[:-1]))}", place)
     if first["type"] == "missing":
-        return f"{place}: this key is required and not there"
+        return InputError("this key is required", place)
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):  # which says the value, and perhaps which setting within it is
-        return f"{place}{'.' if PLACE.match(str(cause)) else ': '}{cause}".removeprefix(": ")
+    if isinstance(cause, InputError):  # raised by a validator, perhaps about a key below its field
+        return InputError(cause.message, (*place, *cause.loc))
     message = one_line(first["msg"].removeprefix("Value error, "))
-    return f"{place}: {message} (got {repr(first['input'])[:80]})"
+    return InputError(f"{message} (got {repr(first['input'])[:MAX_SHOWN]})", place)
 
 
 def _fields_at(kinds: list[type[Settings]], path: list[str]) -> set[str]:
@@ -248,8 +182,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"settings are made of plain values and paths, not of {type(value).__name__}")
-
-
-def one_line(error: BaseException | str) -> str:
-    """An error's text folded to one line."""
-    return " ".join(str(error).split())

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple, TextIO
 from uuid import uuid4
 
 from align import artifacts
-from align.config import InputError, RunError, nearest, pick, stable_hash
+from align.config import stable_hash
+from align.errors import InputError, RunError
+from align.registry import nearest, pick
 
 LOCK = ".lock"
 TO_BE_MADE = "to be made"  # in place of what tells one making of a folder from another
@@ -42,8 +44,9 @@ def check_name(name: str) -> None:
     """Raise for the name of a step that cannot be a folder's."""
     if not FOLDER_NAME.fullmatch(name):
         raise InputError(
-            f"steps.{name}: a step's name becomes a folder: letters, digits, '-', '_' and '.' after a letter or digit, "
-            f"and no '.partial' behind, not {name!r}"
+            "a step's name becomes a folder: letters, digits, '-', '_' and '.' after a letter or digit, "
+            f"and no '.partial' behind, not {name!r}",
+            ("steps", name),
         )
 
 
@@ -55,11 +58,11 @@ def order(steps: Sequence[Step]) -> list[Step]:
     names = [step.name for step in steps]
     for step in steps:
         if names.count(step.name) > 1:
-            raise InputError(f"steps.{step.name}: two steps are called {step.name!r}; a name is given once")
+            raise InputError(f"two steps are called {step.name!r}; a name is given once", ("steps", step.name))
         for name in step.inputs:
             if name not in names:
                 raise InputError(
-                    f"steps.{step.name}: step {step.name!r} needs {name!r}, which is no step; {nearest(name, names)}"
+                    f"step {step.name!r} needs {name!r}, which is no step; {nearest(name, names)}", ("steps", step.name)
                 )
     placed: dict[str, Step] = {}
     while len(placed) < len(steps):
@@ -67,7 +70,7 @@ def order(steps: Sequence[Step]) -> list[Step]:
         ready = next((step for step in waiting if all(name in placed for name in step.inputs)), None)
         if ready is None:
             ring = _ring(waiting)
-            raise InputError(f"steps.{ring[0]}: steps need each other in a ring: {' -> '.join(ring)}")
+            raise InputError(f"steps need each other in a ring: {' -> '.join(ring)}", ("steps", ring[0]))
         placed[ready.name] = ready
     return list(placed.values())
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.config import InputError
+from align.errors import InputError
 
 
 class WrongRow(InputError):

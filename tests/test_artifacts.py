@@ -22,7 +22,7 @@ from align.artifacts import (
     working_folder,
     write_json,
 )
-from align.config import InputError, RunError
+from align.errors import InputError, RunError
 
 
 def names(folder):
@@ -221,7 +221,7 @@ FILLED = """
 import sys
 from pathlib import Path
 from align.artifacts import append_line, complete, whole_folder, working_folder, write_json
-from align.config import RunError
+from align.errors import RunError
 big, disk, writer = "x" * 4_000_000, Path(sys.argv[1]), sys.argv[2]
 write_json(disk / "older.json", 1)
 with whole_folder(disk / "older") as folder:

@@ -6,7 +6,9 @@ from typing import Literal
 import pytest
 from pydantic import Field, model_validator
 
-from align.config import InputError, Settings, build, dotted, located, nearest, one_line, pick, read_recipe, stable_hash
+from align.config import Settings, build, located, read_recipe, stable_hash
+from align.errors import InputError, one_line
+from align.registry import dotted, nearest, pick
 
 
 class Schedule(Settings):

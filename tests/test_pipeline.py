@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from align.artifacts import manifest, working_folder
-from align.config import InputError, RunError
+from align.errors import InputError, RunError
 from align.pipeline import Step, fingerprints, order, run
 
 # base -> code -> chat -> dpo -> rpo, with a reward model beside

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from align.artifacts import manifest
-from align.config import InputError, RunError
+from align.errors import InputError, RunError
 from align.pipeline import FINISHED, NEW, STOPPED, Step, dependents, held, plan, run
 
 HOLDING = """

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from align.config import InputError
+from align.errors import InputError
 from align.records import Comparison, Demonstration, Message, Prompt, Response
 
 ASK = Message("user", "Name a prime.")

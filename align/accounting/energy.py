@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any, NamedTuple, Protocol, Self
 
 from align.accounting.settings import AccountingSettings
-from align.config import InputError
+from align.errors import InputError
 
 MILLIJOULES_PER_KWH = 3.6e9
 SAMPLE_S = 15  # between codecarbon's own readings; a RAPL counter wraps within the hour, and only once between two

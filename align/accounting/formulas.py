@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from align.config import InputError
+from align.errors import InputError
 
 UNGATED = frozenset({"gpt2", "gpt_neox", "nemotron", "opt", "phi", "starcoder2"})  # model types with one matrix up
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")

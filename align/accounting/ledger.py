@@ -8,7 +8,7 @@ from typing import Any
 
 from align.accounting.energy import EnergyReading
 from align.accounting.settings import AccountingSettings
-from align.config import InputError
+from align.errors import InputError
 
 SECONDS_PER_HOUR = 3600
 

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from align.config import InputError, pick
 from align.data.templates import BREAK, Rendered, Renderer, Turn, adds_bos
+from align.errors import InputError
 from align.records import Comparison, Demonstration, Message, WrongRow
+from align.registry import pick
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.bool_]

@@ -8,7 +8,6 @@ from operator import itemgetter
 from statistics import mean
 from typing import Any, cast
 
-from align.config import InputError
 from align.data.dialogues import (
     SYSTEM_COLUMNS,
     Asked,
@@ -25,6 +24,7 @@ from align.data.dialogues import (
     with_system,
 )
 from align.data.rows import Located, Row
+from align.errors import InputError
 from align.records import Comparison, Record, Response
 
 PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages"))

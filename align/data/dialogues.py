@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from align.config import InputError, one_line
 from align.data.rows import Row
+from align.errors import InputError, one_line
 from align.records import Demonstration, Message, Prompt, Record
 
 SPEAKERS = {

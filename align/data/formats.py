@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from align.config import InputError, RunError, dotted, nearest, one_line, pick
 from align.data.comparisons import (
     LIKED,
     READ_AND_KEPT,
@@ -34,7 +33,9 @@ from align.data.comparisons import (
 )
 from align.data.dialogues import demonstration, dialogue, prompt_only, seed_tasks
 from align.data.rows import Located, Row, located_rows, read_rows
+from align.errors import InputError, RunError, one_line
 from align.records import Demonstration, Message, Prompt, Record
+from align.registry import dotted, nearest, pick
 
 __all__ = ["READERS", "Account", "Reader", "Reading", "Stream", "read", "read_rows", "stream", "write"]
 

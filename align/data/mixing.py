@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from align.config import InputError
 from align.data.batching import order
+from align.errors import InputError
 
 # What happens when a source has given all its rows: the epoch ends with the first that runs out (stop); it ends with
 # the last and the others begin anew (repeat); it ends with the last and what is left takes the place of what ran out,

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from align.artifacts import ABOUT_A_RUN
-from align.config import InputError, one_line
+from align.errors import InputError, one_line
 
 Row = Mapping[str, Any]
 

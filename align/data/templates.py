@@ -13,8 +13,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from align.config import InputError, nearest, one_line
+from align.errors import InputError, one_line
 from align.records import Message, WrongRow
+from align.registry import nearest
 
 # A Unicode noncharacter, put inside a special token that someone typed so that it is not read as the token
 BREAK = "\ufdd0"

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from align.config import InputError
 from align.data.batching import plan_step
 from align.data.chat import TokenGroup
-from align.evaluation.scores import Score, score
+from align.distributed.processes import Processes
+from align.errors import InputError
+from align.evaluation.statistics import Score, score
 from align.models.policy import Policy
 from align.models.probe import choose_forward
 from align.models.tree import count_tokens, plain_batch, tree_batch
-from align.train.runtime import Processes
 
 
 class Likelihood(NamedTuple):

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from align.config import InputError
-from align.evaluation.scores import Score, score
+from align.errors import InputError
+from align.evaluation.statistics import Score, score
+from align.procedural import tasks
 from align.records import Message, Prompt
-from align.synth import tasks
-from align.synth.answers import final_answer, same_answer
-from align.synth.code_tests import NUM_CORES, grade_humaneval, grade_mbpp, in_parallel, pass_at_k
-from align.synth.verdicts import Verdict
-from align.synth.verifiers import follows
+from align.rewards.final_answers import final_answer, same_answer
+from align.rewards.unit_tests import NUM_CORES, grade_humaneval, grade_mbpp, in_parallel, pass_at_k
+from align.rewards.verdicts import Verdict
+from align.rewards.verifiers.instructions import follows
 
 Row = Mapping[str, Any]
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from align.config import InputError, dotted, nearest, pick
+from align.errors import InputError
+from align.registry import dotted, nearest, pick
 
 
 class Contests(NamedTuple):

@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.artifacts import read_json, write_json
-from align.config import InputError, Settings, nearest, one_line, stable_hash
+from align.config import Settings, stable_hash
+from align.errors import InputError, one_line
+from align.registry import nearest
 
 T = TypeVar("T")
 # What transformers and peft raise for files and configurations that they cannot make a model of.

@@ -24,7 +24,8 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
-from align.config import InputError, Settings, nearest, one_line
+from align.config import Settings
+from align.errors import InputError, one_line
 from align.models.adapters import (
     UNREADABLE,
     LoraSettings,
@@ -38,6 +39,7 @@ from align.models.adapters import (
     stacked,
 )
 from align.models.quantized import dequantized, quantization, steady
+from align.registry import nearest
 
 GGUF = "gguf:"
 

@@ -10,8 +10,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.config import InputError
 from align.data.chat import TokenSequence
+from align.errors import InputError
 from align.models.adapters import save_adapters
 from align.models.backbone import Backbone
 from align.models.loading import PolicySettings, adapted, load_base, load_tokenizer_for

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from align.config import InputError, RunError
 from align.data.chat import TokenSequence
+from align.errors import InputError, RunError
 from align.models import tree_attention
 from align.models.backbone import Backbone
 from align.models.tree import plain_batch, tree_batch

@@ -18,7 +18,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
-from align.config import InputError, one_line
+from align.errors import InputError, one_line
 
 NF4 = "nf4"
 BLOCK = 64  # weights that share a scale (Dettmers et al. 2023, sec. 3)

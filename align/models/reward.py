@@ -22,9 +22,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.config import InputError, Settings, one_line
+from align.config import Settings
 from align.data.batching import plan_step
 from align.data.chat import TokenGroup, TokenSequence
+from align.errors import InputError, one_line
 from align.models.adapters import UNREADABLE, folded, is_adapter, seeded
 from align.models.backbone import Backbone
 from align.models.loading import (

@@ -21,7 +21,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from align.config import InputError
+from align.errors import InputError
 from align.models.tree import Span, TreeLayout
 
 NAME = "align_tree"

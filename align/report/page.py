@@ -14,7 +14,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from align.artifacts import writing
-from align.config import InputError
+from align.errors import InputError
 from align.report import charts, samples, spending, tables
 from align.report.quantities import RATE, change_text, duration, interval_text, plain, scaled, score_text, share
 from align.report.reading import FINISHED, FIRST, SECOND, Facts, Run, read_run

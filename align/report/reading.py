@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.artifacts import MANIFEST, METRICS, manifest, read_json, working_folder
-from align.config import InputError
+from align.errors import InputError
 
 RECIPE, TABLE, CHANGES, LEDGER = "recipe.json", "table.json", "changes.json", "ledger.json"
 LIKELIHOOD = "nll"  # in the name of a rate or of a task

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from align.artifacts import writing
-from align.config import InputError
 from align.data.formats import read_rows
+from align.distributed.journal import Journal
+from align.distributed.processes import Processes
+from align.distributed.progress import Progress
+from align.distributed.work_split import dealt, share_of
+from align.errors import InputError
 from align.evaluation.tasks import TASKS, Answer, Grade, Row, grade_all
-from align.stages.shares import dealt, share_of
-from align.synth.journal import Journal
-from align.synth.samples import TOO_LONG, Engine, Sample, SamplingSettings, distinct, prompt_key, resumed
-from align.train.runtime import Processes, Reporter
+from align.inference.samples import TOO_LONG, Engine, Sample, SamplingSettings, distinct, prompt_key, resumed
 
 NAMES = ("key", "task_id")  # columns that say which row a response answers
 TEXTS = ("response", "completion", "output")
@@ -29,7 +30,7 @@ def ask_policy(
     sampling: SamplingSettings,
     kept: Journal | None,
     processes: Processes,
-    report: Reporter,
+    report: Progress,
 ) -> list[Answer]:
     """(row number, response) of every response of the policy, in the rows' order; a journal keeps them.
 
@@ -106,7 +107,7 @@ def by_prompt(path: str) -> dict[str, str]:
 
 
 def grades_of(
-    task: str, rows: Sequence[Row], answers: Sequence[Answer], *, processes: Processes, report: Reporter
+    task: str, rows: Sequence[Row], answers: Sequence[Answer], *, processes: Processes, report: Progress
 ) -> list[Grade]:
     """The grade of each answer; each process grades its share of them."""
     report.phase("grade", len(answers))

@@ -5,17 +5,20 @@ Each error begins with the key, below the step's own, that is to be changed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from align.config import PLACE, InputError, nearest, pick
+from align.errors import InputError
 from align.evaluation.likelihood import LIKELIHOODS
 from align.evaluation.tasks import TASKS
 from align.losses.preference import preference_loss
 from align.models.loading import PolicySettings
 from align.models.reward import check_adapters, choose_rating
+from align.procedural import tasks
+from align.registry import nearest, pick
 from align.stages.steps import (
     PROCEDURAL,
     AnyStep,
@@ -30,8 +33,7 @@ from align.stages.steps import (
     TrainStep,
     key_of,
 )
-from align.synth import tasks
-from align.train.runtime import check_trackers
+from align.train.accelerator import check_trackers
 
 # What each kind of evaluation tells of a policy that answers each prompt once.
 RATES: dict[str, tuple[str, ...]] = {
@@ -63,7 +65,29 @@ def within(key: str) -> Generator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{key}{'.' if PLACE.match(str(error)) else ': '}{error}") from error
+        place_in_message(error)
+        error.loc = (*key.split("."), *error.loc)
+        raise
+
+
+PLACE = re.compile(r"([A-Za-z_][\w-]*(?:\.[^.:'\"]+)*): ")
+
+
+def place_in_message(error: InputError) -> None:
+    """Move a location at the start of the message into the error's own."""
+    if (found := PLACE.match(error.message)) is not None:
+        error.message = error.message[found.end() :]
+        error.loc = (*error.loc, *found.group(1).split("."))
+
+
+@contextmanager
+def placed() -> Generator[None]:
+    """A block whose errors have their location as data."""
+    try:
+        yield
+    except InputError as error:
+        place_in_message(error)
+        raise
 
 
 def check_settings(given: Given) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from align.artifacts import fingerprint
-from align.config import file_of
 from align.models.loading import GGUF
+from align.registry import file_of
+from align.rewards.judges import JudgeSettings
 from align.stages.steps import PROCEDURAL
-from align.synth.judges import JudgeSettings
 
 NO_FILE = (PROCEDURAL, "step:")  # how names of other things begin
 

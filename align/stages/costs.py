@@ -22,8 +22,9 @@ from align.accounting.formulas import (
 from align.accounting.ledger import Ledger, Usage, entry
 from align.accounting.settings import AccountingSettings
 from align.artifacts import read_json, write_json
-from align.config import InputError
-from align.train.runtime import Reporter, peak_memory
+from align.distributed.processes import peak_memory
+from align.distributed.progress import Progress
+from align.errors import InputError
 
 NOTHING = Work(0, 0, 0)
 SPENT = "spent-{}.json"  # what one life of a step has used so far
@@ -90,7 +91,7 @@ def matrix_rate(device: str, precision: str) -> float:
 class Meter:
     """A reporter that passes everything on, and now and then writes down what this life of the step has used."""
 
-    def __init__(self, working: Path, report: Reporter, energy: EnergyMeter) -> None:
+    def __init__(self, working: Path, report: Progress, energy: EnergyMeter) -> None:
         forget_peak()
         self._report, self._energy, self._working = report, energy, working
         earlier = sorted(working.glob(SPENT.format("*")))

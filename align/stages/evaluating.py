@@ -12,26 +12,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.accounting.formulas import Work, added
-from align.config import InputError, nearest
 from align.data.templates import apply_template
+from align.distributed.processes import Processes
+from align.distributed.work_split import join
+from align.errors import InputError
 from align.evaluation.likelihood import LIKELIHOODS, NLL, Parts, rates
-from align.evaluation.scores import Score, interval
+from align.evaluation.statistics import Score, interval
 from align.evaluation.tasks import CORRECT, TASKS, scores
+from align.inference.samples import SamplingSettings
+from align.inference.transformers_engine import LocalSettings, TransformersEngine
 from align.models.loading import PolicySettings, default_device, length_limit, quiet_transformers
 from align.models.policy import load_policy
 from align.models.tree import tree_batch
+from align.registry import nearest
 from align.stages.answering import ask_policy, grades_of, write_lines
 from align.stages.checks import kind_of
 from align.stages.generating import opened
 from align.stages.grading import likelihood_rows, task_rows
 from align.stages.groups import sampling_done
 from align.stages.recipe import Recipe
-from align.stages.shares import join
 from align.stages.steps import EvaluateStep, TaskSettings
 from align.stages.training import Context, about
-from align.synth.engine import LocalSettings, TransformersEngine
-from align.synth.samples import SamplingSettings
-from align.train.runtime import Processes
 
 Scores = dict[str, Score]
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.config import InputError, build, nearest, pick
+from align.config import build
+from align.errors import InputError
 from align.pipeline import check_name
+from align.registry import nearest, pick
 from align.stages.steps import ALL, MAKES, POLICY, SETTINGS, STEP, AnyStep, EvaluateStep, PreferenceStep, RoundSettings
 
 ROUND_KEYS = tuple(RoundSettings.model_fields)
@@ -43,10 +45,10 @@ def expand(given: Mapping[Any, Any]) -> Expanded:
         rounds = {key: settings[key] for key in ROUND_KEYS if key in settings}
         if stage == "preference" and rounds:
             plain = {key: value for key, value in settings.items() if key not in ROUND_KEYS}
-            _add_rounds(found, name, plain, build(RoundSettings, rounds, where), policy)
+            _add_rounds(found, name, plain, build(RoundSettings, rounds, ("steps", name)), policy)
             latest[name] = policy = list(found.steps)[-1]
             continue
-        step = build(kind, settings, where)
+        step = build(kind, settings, ("steps", name))
         if isinstance(step, EvaluateStep):
             if not step.policies:
                 raise InputError(f"{where}.policies: name a step at least, or 'all'")
@@ -88,10 +90,10 @@ def _add_rounds(found: Expanded, name: str, plain: Mapping[str, Any], how: Round
             if policy is None:
                 raise InputError(f"{where}.on_policy: no step before this one makes a policy that could answer")
             samples = {"stage": "generate", "policies": [policy], "data": plain.get("data"), "round": number}
-            made = build(SETTINGS["generate"], {**samples, **how.generate}, f"{where}.generate")
+            made = build(SETTINGS["generate"], {**samples, **how.generate}, ("steps", name, "generate"))
             _add(found, f"{round_name}-samples", made, name)
             settings["data"] = f"{round_name}-samples"
-        _add(found, round_name, build(SETTINGS["preference"], settings, where), name)
+        _add(found, round_name, build(SETTINGS["preference"], settings, ("steps", name)), name)
         policy = round_name
 
 

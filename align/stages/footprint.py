@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from align.accounting.formulas import Decoder, Sharding
 from align.accounting.memory import DEEPSPEED, PROCESS, MicroBatch, adapter_weights, training_memory
-from align.config import InputError, read_recipe
+from align.config import read_recipe
+from align.errors import InputError
 from align.models.loading import default_device
 from align.models.logprobs import TILE_CPU, TILE_GPU
 from align.stages.estimates import Footprint

@@ -10,22 +10,24 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import Field
 
-from align.config import InputError, Settings, build, read_overrides
+from align.config import Settings, build, read_overrides
 from align.data.formats import write
+from align.distributed.journal import Journal, remove_journal
+from align.distributed.processes import Processes
+from align.distributed.progress import Progress
+from align.distributed.work_split import finish, join, leave, share_of
+from align.errors import InputError
+from align.inference.engines import EngineSettings, make_engine
+from align.inference.samples import Sample, SamplingSettings, Speed, distinct, kept, prompt_key, resumed
 from align.models.loading import quiet_transformers
 from align.records import Prompt
+from align.rewards.judges import How, JudgeSettings, judge_of, make_judge
+from align.rewards.verdicts import Judge
 from align.stages.contents import content_of, contents_of
 from align.stages.recipe import SourceSettings
-from align.stages.shares import finish, join, leave, share_of
 from align.stages.sources import prompts
-from align.synth.constrained import ConstraintSettings
-from align.synth.engines import EngineSettings, make_engine
-from align.synth.journal import Journal, remove_journal
-from align.synth.judges import How, JudgeSettings, judge_of, make_judge
-from align.synth.preferences import Account, GroupSettings, comparisons, judged, unjudged
-from align.synth.samples import Sample, SamplingSettings, Speed, distinct, kept, prompt_key, resumed
-from align.synth.verdicts import Judge
-from align.train.runtime import Processes, Reporter
+from align.synth.constraints import ConstraintSettings
+from align.synth.scored_groups import Account, GroupSettings, comparisons, judged, unjudged
 
 KEPT = ("samples", "verdicts")  # beside an output file, as they come
 
@@ -65,7 +67,7 @@ def settings_of(kind: type[S], judges: Sequence[str], overrides: Sequence[str]) 
     values = read_overrides(overrides, kind().model_dump(mode="json"))
     if judges:
         values["judges"] = [judge_of(text) for text in judges]
-    return build(kind, values, "")
+    return build(kind, values)
 
 
 def generate(
@@ -75,7 +77,7 @@ def generate(
     *,
     settings: GenerateSettings,
     limit: int | None = None,
-    report: Reporter,
+    report: Progress,
 ) -> dict[str, Any]:
     """The account of what was made, after `out` holds it in the native form.
 
@@ -131,7 +133,7 @@ def write_judged(
     *,
     account: Account,
     processes: Processes,
-    report: Reporter,
+    report: Progress,
 ) -> None:
     """Write the samples with their verdicts as comparisons; the verdicts are kept beside `out` as they come.
 
@@ -211,7 +213,7 @@ def sampled(
     *,
     journal: Journal,
     processes: Processes,
-    report: Reporter,
+    report: Progress,
 ) -> Sampled:
     """The responses of each policy, by name and path, one in memory at a time; each process makes those of its prompts.
 
@@ -242,7 +244,7 @@ def _judged_with(judges: Sequence[JudgeSettings]) -> list[Any]:
     return [{**one.deciding(), "content": contents_of(one)} for one in judges]
 
 
-def _counted(scored: Iterator[Any], report: Reporter) -> Iterator[Any]:
+def _counted(scored: Iterator[Any], report: Progress) -> Iterator[Any]:
     for one in scored:
         report.advance(1)
         yield one

@@ -12,30 +12,33 @@ from typing import Any, NamedTuple
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from align.config import InputError, Settings, nearest, one_line, pick, stable_hash
+from align.config import Settings, stable_hash
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import read_rows
 from align.data.templates import apply_template
-from align.evaluation.harness import harness
+from align.distributed.processes import Processes
+from align.distributed.progress import Progress
+from align.distributed.work_split import dealt, join, leave
+from align.errors import InputError, one_line
 from align.evaluation.likelihood import LIKELIHOODS, NLL, rates
-from align.evaluation.scores import Score
+from align.evaluation.lm_eval import harness
+from align.evaluation.pairwise import win_rates
+from align.evaluation.statistics import Score
 from align.evaluation.tasks import TASKS, Answer, Row, check_rows, scores
-from align.evaluation.winning import win_rates
+from align.inference.engines import EngineSettings, make_engine
+from align.inference.samples import SamplingSettings
 from align.models.loading import PolicySettings, length_limit, quiet_transformers
 from align.models.policy import load_policy
 from align.records import Comparison, Demonstration, WrongRow
+from align.registry import nearest, pick
+from align.rewards.judges import How, JudgeSettings, make_judge
+from align.rewards.verdicts import Group, Verdict
 from align.stages.answering import ask_policy, by_prompt, grades_of, match, write_lines
 from align.stages.contents import content_of
 from align.stages.generating import RowSettings, beside, check_out, opened
 from align.stages.recipe import TASKS as PROCEDURAL
 from align.stages.recipe import SourceSettings
-from align.stages.shares import dealt, join, leave
 from align.stages.sources import is_held_out, preferred, prompts, streamed
-from align.synth.engines import EngineSettings, make_engine
-from align.synth.judges import How, JudgeSettings, make_judge
-from align.synth.samples import SamplingSettings
-from align.synth.verdicts import Group, Verdict
-from align.train.runtime import Processes, Reporter
 
 HARNESS = "harness:"  # prefix of a task of lm-evaluation-harness
 WIN_RATE = "win_rate"
@@ -79,7 +82,7 @@ class Asked(NamedTuple):
         return str(value)
 
 
-def evaluate(asked: Asked, out: Path | None, *, settings: EvaluateSettings, report: Reporter) -> dict[str, Any]:
+def evaluate(asked: Asked, out: Path | None, *, settings: EvaluateSettings, report: Progress) -> dict[str, Any]:
     """What is known of the policy or the responses: `{task, scores: {name: {value, low, high, n}}, …}`."""
     quiet_transformers()
     processes = join()
@@ -139,7 +142,7 @@ def _given(asked: Asked, out: Path | None, settings: EvaluateSettings) -> list[s
 
 
 def _graded(
-    asked: Asked, out: Path | None, settings: EvaluateSettings, processes: Processes, report: Reporter
+    asked: Asked, out: Path | None, settings: EvaluateSettings, processes: Processes, report: Progress
 ) -> dict[str, Any]:
     """What a program says of each answer, in total and, with `out`, one by one."""
     task, data = asked.task, asked.needed("data")
@@ -193,7 +196,7 @@ def _answers(
     *,
     out: Path | None,
     processes: Processes,
-    report: Reporter,
+    report: Progress,
 ) -> list[Answer]:
     """The responses of the file, or of the policy; the latter are kept beside `out` where there is one."""
     if asked.policy is None:
@@ -272,7 +275,7 @@ def likelihood_rows(
     return groups, {"rows": reading.account.num_rows, "left_out": left_out}
 
 
-def _wins(asked: Asked, settings: EvaluateSettings, processes: Processes, report: Reporter) -> dict[str, Any]:
+def _wins(asked: Asked, settings: EvaluateSettings, processes: Processes, report: Progress) -> dict[str, Any]:
     data = asked.needed("data")
     if len(asked.responses) != 2:  # noqa: PLR2004
         raise InputError(f"task {WIN_RATE}: give --responses twice: the policy's and the baseline's")

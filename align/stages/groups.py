@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from align.accounting.formulas import Work
-from align.config import InputError
+from align.distributed.processes import Processes
+from align.distributed.work_split import join
+from align.errors import InputError
+from align.inference.samples import Sample, Speed, prompt_key
 from align.models.loading import config_of, default_device, quiet_transformers
 from align.records import Comparison, Prompt, Record
+from align.rewards.judges import make_judge
 from align.stages.contents import content_of
 from align.stages.costs import NOTHING, Done, dimensions
 from align.stages.generating import beside, opened, sampled, write_judged
 from align.stages.recipe import GROUPS_FILE, Recipe
-from align.stages.shares import join
 from align.stages.sources import prompts, streamed
 from align.stages.steps import GenerateStep, ScoreStep, with_folders
 from align.stages.training import Context, about
-from align.synth.judges import make_judge
-from align.synth.preferences import Account, prompt_of
-from align.synth.samples import Sample, Speed, prompt_key
-from align.train.runtime import Processes
+from align.synth.scored_groups import Account, prompt_of
 
 GIVEN = "given"  # whom responses are from that were there already
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.text import Text
 
-from align.config import InputError
 from align.data.preview import preview
+from align.errors import InputError
 from align.models.loading import length_limit, quiet_transformers
 from align.stages.checking import model_config
 from align.stages.recipe import Recipe

@@ -10,14 +10,16 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from align.accounting.settings import AccountingSettings
-from align.config import PLACE, InputError, Settings, build, located, pick, read_recipe, stable_hash
+from align.config import Settings, build, located, read_recipe, stable_hash
 from align.data.mixing import shares_of
+from align.distributed.work_split import check_launch
+from align.errors import InputError
 from align.models.loading import PolicySettings
 from align.pipeline import Step, order
-from align.stages.checks import Given, check_columns, check_settings, check_source, within
+from align.registry import pick
+from align.stages.checks import Given, check_columns, check_settings, check_source, place_in_message, placed, within
 from align.stages.contents import code_of, content_of, contents_of
 from align.stages.expanding import expand
-from align.stages.shares import check_launch
 from align.stages.steps import (
     GROUPS,
     MAKES,
@@ -198,21 +200,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     An error begins with the line in the file, or with the override, that is to be changed.
     """
     values = read_recipe(path, overrides)
-    with located(path, overrides):
+    with located(path, overrides), placed():
         given = values.get("steps")
         if not isinstance(given, Mapping) or not given:
             raise InputError(f"steps: a mapping from a step's name to its settings is needed, not {given!r}")
         if "origins" in values:
             raise InputError("origins: unknown key")
         expanded = expand(given)
-        recipe = build(Recipe, {**values, "steps": {}}, "")
+        recipe = build(Recipe, {**values, "steps": {}})
         recipe = recipe.model_copy(update={"steps": expanded.steps, "origins": expanded.origins})
         _check_recipe(recipe)
         try:
             order([Step(name, recipe.inputs(name), key="") for name in recipe.steps])
         except InputError as error:
-            name, _, said = str(error).removeprefix("steps.").partition(": ")
-            raise InputError(f"steps.{recipe.origins[name]}: {said}") from error
+            place_in_message(error)
+            error.loc = ("steps", recipe.origins[str(error.loc[1])])
+            raise
     return recipe
 
 
@@ -252,10 +255,12 @@ def _check_step(recipe: Recipe, name: str) -> None:
         policies = recipe.policies_of(name) if isinstance(step, GenerateStep) else ()
         check_settings(Given(step, recipe.policy, sources, policies))
     except InputError as error:
-        said = str(error)
-        inner = ".generate" if recipe.is_of_round(name) and not said.startswith(("data", "policy")) else ""
-        where = f"steps.{recipe.origins[name]}{inner}{'.' if PLACE.match(said) else ': '}"
-        raise InputError(said if said.startswith(("steps.", "policy.")) else f"{where}{said}") from error
+        place_in_message(error)
+        if error.loc[:1] in (("steps",), ("policy",)) and len(error.loc) > 1:
+            raise
+        inner = ("generate",) if recipe.is_of_round(name) and error.loc[:1] not in (("data",), ("policy",)) else ()
+        error.loc = ("steps", recipe.origins[name], *inner, *error.loc)
+        raise
 
 
 def _check_names(recipe: Recipe, name: str) -> None:

@@ -11,10 +11,11 @@ from typing import Any, cast
 import torch
 from accelerate.utils import broadcast
 
-from align.config import InputError
 from align.data.batching import order
 from align.data.chat import TokenGroup
 from align.data.templates import apply_template
+from align.distributed.processes import Processes
+from align.errors import InputError
 from align.evaluation import score
 from align.models.backbone import full
 from align.models.backbone import whole as whole_values
@@ -36,10 +37,10 @@ from align.stages.recipe import Recipe
 from align.stages.sources import Rows, step_rows
 from align.stages.steps import RewardStep
 from align.stages.training import Context, about, account, describe, done_of, job_of, policy_settings, whole_copy
+from align.train.accelerator import make_accelerator, read_in_shares
 from align.train.checkpoint import is_begun
 from align.train.loop import Loop
 from align.train.reward_objective import BradleyTerryObjective, RewardObjective, label_table, reward_objective
-from align.train.runtime import Processes, make_accelerator, read_in_shares
 
 BEGIN_WITH = 1024  # groups that a new head is fitted to before training
 

@@ -19,20 +19,20 @@ import torch
 from align import artifacts, pipeline
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger, total
-from align.config import InputError, RunError
+from align.distributed.progress import Progress
+from align.distributed.signals import stop_later
+from align.distributed.work_split import leave
+from align.errors import InputError, RunError
 from align.stages.costs import Meter, remove_spent
 from align.stages.evaluating import changes, evaluate_policy
 from align.stages.generating import remove_kept
 from align.stages.groups import generate_groups, score_groups
 from align.stages.recipe import Recipe, load_recipe
 from align.stages.rewards import train_reward_model
-from align.stages.shares import leave
 from align.stages.sources import remove_rows
 from align.stages.training import Context, import_policy, train
 from align.train.checkpoint import remove_checkpoints
 from align.train.reference import REFERRED
-from align.train.runtime import Reporter
-from align.train.stopping import stop_later
 
 INSIDE = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint, as its pipeline has it
 LAUNCHED = ".lock-launched"  # beside the pipeline's own
@@ -54,7 +54,7 @@ class Command:
         return load_recipe(self.recipe, self.overrides)
 
 
-class Watcher(Reporter, Protocol):
+class Watcher(Progress, Protocol):
     """A reporter who also sees the whole pipeline."""
 
     def watch(self, step: str, state: str) -> None:
@@ -109,7 +109,7 @@ def _ends(recipe: Recipe, until: str | None, again: str | None) -> tuple[str | N
     return last, recipe.written_as(again) if again is not None else []
 
 
-def _tell_disk(root: Path, models: int, checkpoints: int, *, report: Reporter) -> None:
+def _tell_disk(root: Path, models: int, checkpoints: int, *, report: Progress) -> None:
     """Say what the run will need before it starts. A step keeps its latest checkpoint, and none when it is finished."""
     free = shutil.disk_usage(root).free
     report.note(
@@ -237,7 +237,7 @@ def _launched(command: Command, name: str, launch: str, mark: str, working: Path
     return artifacts.read_json(content)
 
 
-def _followed(call: Sequence[str], environment: Mapping[str, str], log: Path, metrics: Path, report: Reporter) -> int:
+def _followed(call: Sequence[str], environment: Mapping[str, str], log: Path, metrics: Path, report: Progress) -> int:
     """The status that the call ends with; every line of metrics is passed on as it comes."""
     seen, passed, status = 0, False, None
     with stop_later() as stop, log.open("w", encoding="utf-8") as file:

@@ -9,16 +9,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from align.config import InputError
 from align.data.formats import stream, write
+from align.distributed.progress import Progress
+from align.distributed.work_split import finish, join, leave, share_of
+from align.errors import InputError
 from align.records import Comparison, Demonstration, Prompt, Record, Response
+from align.rewards.reward_model_judge import reward_model_judge
+from align.rewards.verdicts import Verdict
 from align.stages.contents import content_of
 from align.stages.generating import beside, check_out, opened
 from align.stages.pairs import accuracy, pairs_of
-from align.stages.shares import finish, join, leave, share_of
-from align.synth.reward_judge import reward_model_judge
-from align.synth.verdicts import Verdict
-from align.train.runtime import Reporter
 
 KEPT = "ratings"  # what is kept beside the file that is written
 
@@ -32,7 +32,7 @@ def score_file(
     split: str | None = None,
     limit: int | None = None,
     invalid: str = "error",
-    report: Reporter,
+    report: Progress,
 ) -> dict[str, Any]:
     """What was rated, after `out` holds it in the native form.
 

@@ -15,20 +15,20 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import read_json, remove_leftovers, whole_folder, write_json
-from align.config import InputError, one_line
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import Account, Stream, stream
 from align.data.mixing import Mixture, told
 from align.data.store import StoreWriter, TokenStore, writing_store
+from align.errors import InputError, one_line
 from align.models.tree import count_tokens
+from align.procedural import tasks
 from align.records import Comparison, Demonstration, Prompt, Record, WrongRow
 from align.stages.recipe import TASKS, Recipe, SourceSettings
 from align.stages.steps import PreferenceStep, RewardStep, TrainStep
 from align.stages.usable import Usable, comparable, telling
-from align.synth import tasks
-from align.synth.constrained import constrain
-from align.synth.preferences import prompt_of
-from align.train.groups import ROWS
+from align.synth.constraints import constrain
+from align.synth.scored_groups import prompt_of
+from align.train.indexed_groups import ROWS
 
 TRAIN, HELD_OUT, PARTS = "train", "held_out", "parts.json"  # of ROWS
 HASH_SPACE = 1 << 32

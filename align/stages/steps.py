@@ -9,12 +9,12 @@ from pydantic import AfterValidator, Field, field_validator
 
 from align.config import Settings
 from align.data.mixing import Exhausted
+from align.inference.engines import EngineSettings
+from align.inference.samples import SamplingSettings
 from align.models.reward import HELPSTEER, HeadSettings
-from align.synth.constrained import ConstraintSettings
-from align.synth.engines import EngineSettings
-from align.synth.judges import How, JudgeSettings, each_once
-from align.synth.preferences import GroupSettings
-from align.synth.samples import SamplingSettings
+from align.rewards.judges import How, JudgeSettings, each_once
+from align.synth.constraints import ConstraintSettings
+from align.synth.scored_groups import GroupSettings
 from align.train.objectives import PreferenceSettings
 from align.train.reward_objective import RewardLoss
 from align.train.settings import TrainSettings

@@ -17,19 +17,21 @@ from align.artifacts import versions
 from align.data.chat import TokenGroup
 from align.data.templates import apply_template
 from align.data.tokenizer import train_tokenizer
+from align.distributed.processes import Processes
+from align.distributed.progress import Progress
 from align.models.backbone import Backbone
 from align.models.loading import PolicySettings, is_plain, length_limit, load_tokenizer, quiet_transformers
 from align.models.policy import load_policy, save_policy
+from align.procedural import tasks
 from align.stages.costs import Done, dimensions
 from align.stages.recipe import Recipe
 from align.stages.sources import UNUSED, Rows, step_rows
 from align.stages.steps import ImportStep, PreferenceStep, RewardStep, TrainStep
-from align.synth import tasks
-from align.train.job import Job, Outcome
+from align.train.accelerator import make_accelerator, read_in_shares
 from align.train.loop import Loop
 from align.train.objectives import Objective, PreferenceObjective, SupervisedObjective
-from align.train.runtime import Processes, Reporter, make_accelerator, read_in_shares
 from align.train.sharding import num_values
+from align.train.training_run import Job, Outcome
 
 B = TypeVar("B", bound=Backbone)
 
@@ -44,7 +46,7 @@ class Context:
     name: str
     working: Path
     inputs: Mapping[str, Path]
-    report: Reporter
+    report: Progress
 
 
 def import_policy(context: Context) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from align.config import InputError
 from align.data.chat import TokenGroup
 from align.data.comparisons import LIKED
 from align.data.formats import Stream
+from align.errors import InputError
 from align.losses.preference import preference_loss
 from align.records import Comparison, Demonstration, Message, Prompt, Record, WrongRow
 from align.stages.steps import PreferenceStep, RewardStep

@@ -1,1 +1,1 @@
-"""Procedural tasks, engines that sample, judges that rate, and the groups that both make."""
+"""Synthetic data: verifiable constraints on real prompts, and scored groups of responses."""

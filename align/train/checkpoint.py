@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from align import artifacts
 from align.artifacts import METRICS, read_json, whole_folder, write_json
-from align.config import RunError
-from align.train.runtime import Processes
+from align.distributed.processes import Processes
+from align.errors import RunError
 from align.train.sharding import WEIGHT, Part
 
 PREFIX = "checkpoint-"

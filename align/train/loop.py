@@ -15,20 +15,23 @@ from torch import Tensor
 
 from align.accounting.formulas import Work, added
 from align.artifacts import METRICS, append_line
-from align.config import InputError, RunError, stable_hash
+from align.config import stable_hash
 from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
+from align.distributed.processes import Processes, peak_memory
+from align.distributed.progress import Progress
+from align.distributed.signals import Stop, stop_later
+from align.errors import InputError, RunError
 from align.models.backbone import Backbone, fingerprint
 from align.models.probe import choose_forward
 from align.models.tree import plain_batch, tree_batch
+from align.train.accelerator import make_accelerator
 from align.train.checkpoint import load_best, load_checkpoint, metrics_until, save_best, save_checkpoint
-from align.train.groups import ROWS, Groups
-from align.train.job import Job, Outcome
+from align.train.indexed_groups import ROWS, Groups
 from align.train.objectives import GroupBatch, Step, Tally, group_batch
 from align.train.optimizer import make_optimizer
 from align.train.reference import REFERRED, ReferenceCache, fill
-from align.train.runtime import Processes, Reporter, make_accelerator, peak_memory
 from align.train.sharded import shard
-from align.train.stopping import Stop, stop_later
+from align.train.training_run import Job, Outcome
 
 # How far the policy and its references may be apart before the first update, in nats a token: what rounding does in
 # micro-batches of another cut. The loss itself would not show it: at a beta of 1e-3 it hardly depends on them.
@@ -39,7 +42,7 @@ WORK = ("tokens_computed", "pairs_attended", "targets")  # names in the metrics 
 class Loop:
     """One training step over fixed groups; the same numbers however it is cut into micro-batches and ranks."""
 
-    def __init__(self, policy: Backbone, job: Job, report: Reporter, accelerator: Accelerator | None = None) -> None:
+    def __init__(self, policy: Backbone, job: Job, report: Progress, accelerator: Accelerator | None = None) -> None:
         self.job, self.report, self.policy = job, report, policy
         self.keeps_best = job.settings.keep == "best"
         if self.keeps_best and not job.held_out:

@@ -13,8 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from align.config import InputError, Settings
+from align.config import Settings
 from align.data.chat import TokenGroup, TokenSequence
+from align.errors import InputError
 from align.losses.preference import preference_loss
 from align.models.tree import TokenBatch
 

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from align.accounting.formulas import Work, added
 from align.artifacts import read_json, write_json, writing
-from align.config import RunError
 from align.data.batching import plan_step
 from align.data.store import KEY, KEY_BYTES, mapped, sequence_key
+from align.errors import RunError
 from align.models.tree import TokenBatch, plain_batch, tree_batch
-from align.train.groups import Groups
+from align.train.indexed_groups import Groups
 
 FLUSH_S = 60.0  # seconds of computing that a kill may lose
 PLANNED = 1 << 14  # groups of a pass that are cut into micro-batches together

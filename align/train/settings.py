@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from align.config import InputError, Settings
+from align.config import Settings
 from align.data.batching import steps_per_epoch
+from align.errors import InputError
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
 

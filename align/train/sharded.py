@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import AdamW
 
-from align.config import InputError, RunError
+from align.errors import InputError, RunError
 from align.models.backbone import Backbone, full, whole
 from align.train.settings import TrainSettings
 from align.train.sharding import Part, Whole, local

@@ -10,7 +10,7 @@ import pytest
 
 from align.accounting.energy import EnergyMeter
 from align.accounting.settings import AccountingSettings
-from align.config import InputError
+from align.errors import InputError
 
 needs_codecarbon = pytest.mark.skipif(importlib.util.find_spec("codecarbon") is None, reason="codecarbon is not there")
 

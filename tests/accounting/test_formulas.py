@@ -4,7 +4,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from align.accounting.formulas import Work, decoder, forward_flops, padded, training_flops
-from align.config import InputError
+from align.errors import InputError
 
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES = {"vocab_size": 131, "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3, **SPECIAL}

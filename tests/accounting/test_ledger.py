@@ -6,7 +6,8 @@ import pytest
 from align.accounting.energy import EnergyReading
 from align.accounting.ledger import Ledger, Usage, entry, total
 from align.accounting.settings import AccountingSettings
-from align.config import InputError, build
+from align.config import build
+from align.errors import InputError
 
 SETTINGS = AccountingSettings(price_per_device_hour=3, currency="EUR")
 TRAINED = Usage(

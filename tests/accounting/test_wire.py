@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from align.accounting.formulas import Sharding, Traffic, wire_bytes
-from align.config import InputError
+from align.errors import InputError
 
 
 class Ring:

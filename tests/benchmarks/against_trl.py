@@ -45,10 +45,10 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from align.accounting.formulas import Work, decoder, forward_flops, training_flops
-from align.config import InputError
 from align.data.batching import plan_step
 from align.data.chat import ChatEncoder, TokenSequence
 from align.data.formats import read
+from align.errors import InputError
 from align.models.loading import PolicySettings, quiet_transformers
 from align.models.policy import load_policy, save_policy
 from align.records import Comparison, Record, Response

@@ -37,11 +37,11 @@ import torch
 from align.accounting.formulas import decoder
 from align.accounting.memory import MicroBatch, adapter_weights, training_memory
 from align.data.chat import TokenGroup, TokenSequence
+from align.distributed.processes import peak_memory
 from align.models.loading import LoraSettings, PolicySettings, adapted, load_base, quiet_transformers
 from align.models.logprobs import TILE_CPU
 from align.models.policy import Policy
 from align.stages.costs import forget_peak
-from align.train.runtime import peak_memory
 from tests.train import tiny_training
 
 ROOT = Path(__file__).parents[2]

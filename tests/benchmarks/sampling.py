@@ -33,15 +33,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.config import InputError
 from align.data.chat import ChatEncoder
 from align.data.formats import read
 from align.data.templates import apply_template
+from align.errors import InputError
+from align.inference.samples import SamplingSettings
+from align.inference.transformers_engine import DTYPES, TransformersEngine, in_precision
 from align.models.loading import PolicySettings, quiet_transformers
 from align.models.policy import load_policy
 from align.records import Comparison, Prompt
-from align.synth.engine import DTYPES, TransformersEngine, in_precision
-from align.synth.samples import SamplingSettings
 
 LOOKED_AT = 2000  # rows, of which the first short enough are taken
 

@@ -20,7 +20,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from align.evaluation.scores import interval
+from align.evaluation.statistics import interval
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t of n - 1 degrees of freedom, two-sided
 

@@ -27,11 +27,12 @@ from transformers import (
 
 from align.data.batching import groups_of_step
 from align.data.chat import TokenGroup, TokenSequence
+from align.distributed.processes import peak_memory
+from align.distributed.progress import SilentProgress
 from align.models.loading import PolicySettings
 from align.models.policy import load_policy
 from align.train.loop import Job, Loop
 from align.train.objectives import PreferenceObjective, PreferenceSettings
-from align.train.runtime import Silence, peak_memory
 from align.train.settings import TrainSettings
 
 BETA = 0.1  # Rafailov et al. 2023, and both sides' default
@@ -142,7 +143,7 @@ def train_with_align(task: Task, channel: Connection) -> None:
             folder=Path(name, "run"),
             references=Path(name, "references"),
         )
-        loop = Loop(policy, job, Silence())
+        loop = Loop(policy, job, SilentProgress())
         tokens.take()
         channel.send("ready")
         for step in range(task.num_steps):

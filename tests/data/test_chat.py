@@ -28,9 +28,9 @@ from toy_chat import (
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from align.config import InputError
 from align.data.chat import ChatEncoder
 from align.data.templates import apply_template
+from align.errors import InputError
 from align.records import Comparison, Demonstration, Response
 
 SMOLLM2 = Path(__file__).parents[2] / ".." / "shared" / "tools" / "smollm2.sh"

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from align.config import InputError, RunError
 from align.data.formats import READERS, read, stream, write
+from align.errors import InputError, RunError
 from align.records import Comparison, Demonstration, Message, Prompt, Response
 
 

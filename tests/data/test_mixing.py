@@ -7,9 +7,9 @@ from itertools import count
 
 import pytest
 
-from align.config import InputError
 from align.data.batching import groups_of_step, plan_step, steps_per_epoch
 from align.data.mixing import Mixture, shares_of
+from align.errors import InputError
 
 NUM_CASES = 200
 

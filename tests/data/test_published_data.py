@@ -10,8 +10,8 @@ from statistics import mean
 
 import pytest
 
-from align.config import InputError
 from align.data.formats import READERS, read
+from align.errors import InputError
 from align.records import Comparison, Demonstration, Prompt
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"

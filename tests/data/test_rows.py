@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc, parquet
 
-from align.config import InputError
 from align.data.rows import read_rows
+from align.errors import InputError
 
 ROWS = [{"prompt": "Wie geht's?\nGut – 你好", "answer": "a,b"}, {"prompt": "second", "answer": 'with "quotes"'}]
 
@@ -151,7 +151,7 @@ def test_a_missing_path_is_named(tmp_path):
 
 HUB = """
 import sys
-from align.config import InputError
+from align.errors import InputError
 from align.data.rows import hub_rows, read_rows
 print([row for _, row in hub_rows(sys.argv[1], config=None, split=None)])
 try:

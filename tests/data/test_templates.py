@@ -24,9 +24,9 @@ from toy_chat import (
     trained_runs,
 )
 
-from align.config import InputError
 from align.data.chat import ChatEncoder
 from align.data.templates import TEMPLATES, apply_template
+from align.errors import InputError
 from align.records import Comparison, Demonstration, Message, Response
 
 TRL_TEMPLATES = Path(trl.__file__).parent / "chat_templates"

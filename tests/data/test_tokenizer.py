@@ -1,8 +1,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from align.config import InputError
 from align.data.tokenizer import train_tokenizer
+from align.errors import InputError
 
 WORDS = ["cat", "horse", "mango", "exclamation"]
 TEXTS = [form for word in WORDS for form in (word, f" {word}", word.upper(), f" {word.upper()}")]

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from align.config import InputError
 from align.data.formats import read_rows
+from align.errors import InputError
 from align.evaluation.tasks import TASKS, check_rows, grade_all, scores
 
 MBPP = Path(__file__).parents[3] / "shared" / "data" / "mbpp" / "mbpp_train.jsonl"

@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from align.config import InputError
+from align.errors import InputError
 from align.losses.preference import LOSSES, PAIRS, OwnLoss, PreferenceLoss, preference_loss
 
 NAN, INF = math.nan, math.inf

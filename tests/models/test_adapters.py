@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import SEQUENCES, SMALL, learned, trained
 from transformers import AutoModelForCausalLM
 
-from align.config import InputError
+from align.errors import InputError
 from align.models.adapters import LoraSettings, folded
 from align.models.backbone import fingerprint
 from align.models.loading import PolicySettings, config_of

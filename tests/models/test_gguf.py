@@ -11,7 +11,7 @@ import torch
 from tiny_models import perturbed
 from transformers import AutoModelForCausalLM
 
-from align.config import InputError
+from align.errors import InputError
 from align.models.backbone import fingerprint
 from align.models.loading import LoraSettings, PolicySettings, load_tokenizer
 from align.models.policy import load_policy, save_policy

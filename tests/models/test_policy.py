@@ -7,7 +7,7 @@ import torch
 from tiny_models import SEQUENCES, SMALL, TREE, perturbed, stock_logps, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from align.config import InputError
+from align.errors import InputError
 from align.models.adapters import LoraSettings
 from align.models.backbone import fingerprint
 from align.models.loading import PolicySettings, load_tokenizer

@@ -7,7 +7,7 @@ import torch
 from tiny_models import MORE_TREE, PLAIN, SEQUENCES, TREE, random_sequences, stock_logps, tiny_model, token_sequences
 from transformers import AttentionInterface
 
-from align.config import InputError, RunError
+from align.errors import InputError, RunError
 from align.models import logprobs, probe, tree_attention
 from align.models.logprobs import LogitTransform
 from align.models.policy import Policy

@@ -11,7 +11,7 @@ from tiny_models import SEQUENCES, SMALL, learned, stock_logps, trained
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from align.config import InputError
+from align.errors import InputError
 from align.models import quantized
 from align.models.adapters import LoraSettings
 from align.models.backbone import fingerprint

@@ -8,9 +8,9 @@ import torch
 from tiny_models import SEQUENCES, SMALL, TREE, perturbed, random_sequences
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from align.config import InputError
 from align.data.chat import TokenGroup, TokenSequence
 from align.data.tokenizer import PAD, TURN_END, TURN_START
+from align.errors import InputError
 from align.models.backbone import fingerprint
 from align.models.loading import LoraSettings, PolicySettings
 from align.models.policy import load_policy, save_policy

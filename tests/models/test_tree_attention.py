@@ -9,7 +9,7 @@ import torch
 from tiny_models import SEQUENCES
 from torch.nn.attention.varlen import varlen_attn
 
-from align.config import InputError
+from align.errors import InputError
 from align.models import tree_attention as module_of_attention
 from align.models.tree import tree_batch
 from align.models.tree_attention import (

@@ -5,7 +5,7 @@ import yaml
 from page_parts import Page
 from run_folders import LEDGER, PASSES, POLICIES, STEPS, make_run, outcomes, row, write
 
-from align.config import InputError
+from align.errors import InputError
 from align.report import write_report
 
 HOSTILE = '</pre><script>document.body.dataset.hacked = 1</script><img src=x onerror="alert(1)"> & {{ 7 * 7 }}'

@@ -4,7 +4,7 @@ import pytest
 from page_parts import Page
 from run_folders import POLICIES, STEPS, make_run, metrics, write, write_lines
 
-from align.config import InputError
+from align.errors import InputError
 from align.report import write_report
 from align.report.reading import read_run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from small_runs import run
 
 from align.accounting import energy
-from align.config import RunError
+from align.errors import RunError
 from align.stages import costs
 
 STEPS = (20, 90, 170, 260, 400)  # KiB that are free at each call, before the last one which has room

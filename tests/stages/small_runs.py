@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from align.rewards.verdicts import Verdict
 from align.stages.running import Command, run_recipe
-from align.synth.verdicts import Verdict
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,13 +8,13 @@ import pytest
 from safetensors.torch import load_file
 from small_runs import RECIPE, metrics, run
 
-from align.config import InputError
+from align.errors import InputError
+from align.inference.samples import SamplingSettings
+from align.inference.transformers_engine import LocalSettings, TransformersEngine
 from align.models.adapters import LoraSettings
 from align.models.loading import PolicySettings
 from align.models.policy import load_policy
 from align.records import Message, Prompt
-from align.synth.engine import LocalSettings, TransformersEngine
-from align.synth.samples import SamplingSettings
 
 WIDE = RECIPE.replace("hidden_size: 16, intermediate_size: 32", "hidden_size: 64, intermediate_size: 128")
 IMPORT = WIDE.partition("  sft: ")[0]

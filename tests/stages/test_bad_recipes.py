@@ -7,7 +7,7 @@ import pytest
 import yaml
 from middle_recipe import MIDDLE, recipe_in
 
-from align.config import InputError
+from align.errors import InputError
 from align.stages.expanding import RESERVED
 from align.stages.running import LEAVES
 from align.stages.training import REFERENCES

@@ -5,14 +5,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from align.config import InputError
 from align.data.chat import TokenGroup, TokenSequence
+from align.errors import InputError
 from align.evaluation.likelihood import LIKELIHOODS, rates
 from align.evaluation.tasks import TASKS, grade_all, scores
 from align.models.policy import Policy
+from align.procedural import tasks
 from align.stages.checks import RATES, check_columns
 from align.stages.steps import EvaluateStep, SourceSettings, TaskSettings
-from align.synth import tasks
 
 ROWS = {
     "ifeval": {"key": 1, "prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},

@@ -5,7 +5,7 @@ import json
 from small_runs import RECIPE, run
 
 from align.records import Message, Prompt
-from align.synth.constrained import split_of
+from align.synth.constraints import split_of
 
 DROPPING = (
     RECIPE.partition("  sft: {{stage")[0].replace(

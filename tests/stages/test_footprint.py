@@ -9,7 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from small_runs import RECIPE
 
 from align.accounting.formulas import Sharding
-from align.config import InputError
+from align.errors import InputError
 from align.stages.checking import check
 from align.stages.estimates import holes
 from align.stages.footprint import sharding_of

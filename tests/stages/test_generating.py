@@ -8,14 +8,14 @@ import pytest
 import torch
 from test_cli import SMALL, align
 
-from align.config import InputError
 from align.data.formats import read
+from align.errors import InputError
+from align.inference.samples import Speed
 from align.records import Comparison, Message, Prompt
 from align.stages.grading import likelihood_rows
 from align.stages.groups import sampling_done
 from align.stages.recipe import SourceSettings
-from align.synth.constrained import split_of
-from align.synth.samples import Speed
+from align.synth.constraints import split_of
 
 IFEVAL = [
     {"key": 11, "prompt": "List two animals.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
@@ -391,7 +391,7 @@ def test_rows_that_are_dropped_and_prompts_of_another_split_are_told(policy, tmp
 
 
 def longer():
-    from align.synth.verdicts import Verdict  # noqa: PLC0415 - a user's module
+    from align.rewards.verdicts import Verdict  # noqa: PLC0415 - a user's module
 
     return lambda groups: [tuple(Verdict(float(len(text))) for text in responses) for _, responses in groups]
 

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from align.accounting.settings import AccountingSettings
 from align.pipeline import fingerprints
+from align.rewards.judges import JudgeSettings
 from align.stages.contents import content_of
 from align.stages.steps import EvaluateStep
-from align.synth.judges import JudgeSettings
 
 
 def needs(recipe):

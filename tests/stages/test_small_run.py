@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from align import artifacts
 from align.cli import app
-from align.config import InputError
+from align.errors import InputError
 from align.pipeline import FINISHED, fingerprints
+from align.procedural import tasks
 from align.stages import costs, running
 from align.stages.recipe import load_recipe
 from align.stages.running import Command, planned, run_recipe
-from align.synth import tasks
 
 REPLAY = RECIPE.replace(
     "  dpo:",

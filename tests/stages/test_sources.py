@@ -6,15 +6,15 @@ from collections import Counter
 
 import pytest
 
-from align.config import InputError
+from align.errors import InputError
 from align.records import Demonstration
 from align.stages.grading import likelihood_rows
 from align.stages.previewing import preview_rows
 from align.stages.recipe import SourceSettings, load_recipe
 from align.stages.sources import prompts, remove_rows, step_rows, streamed
 from align.stages.training import describe, tokenizer_of
-from align.synth.constrained import ConstraintSettings
-from align.train.groups import ROWS
+from align.synth.constraints import ConstraintSettings
+from align.train.indexed_groups import ROWS
 from align.train.objectives import PreferenceSettings
 
 RECIPE = """

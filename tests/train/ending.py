@@ -6,7 +6,7 @@ import time
 import torch
 from accelerate import PartialState
 
-from align.train import heartbeat
+from align.distributed import heartbeat
 
 
 def leave_early():

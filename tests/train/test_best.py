@@ -17,7 +17,7 @@ from tiny_training import (
     with_adapters,
 )
 
-from align.config import InputError, RunError
+from align.errors import InputError, RunError
 from align.train.checkpoint import BEST, load_best, remove_checkpoints, save_best
 
 HELD_OUT = demonstrations(6, seed=9)

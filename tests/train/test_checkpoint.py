@@ -24,7 +24,7 @@ from tiny_training import (
     with_adapters,
 )
 
-from align.config import RunError
+from align.errors import RunError
 from align.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 
 STEPS = 6

@@ -20,8 +20,8 @@ from tiny_training import (
     with_adapters,
 )
 
-from align.config import InputError, RunError
 from align.data.batching import groups_of_step
+from align.errors import InputError, RunError
 from align.train.objectives import Step
 from align.train.reference import ReferenceCache
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny_training import VOCABULARY, comparisons, group, preference, supervised
 
-from align.config import InputError
 from align.data.chat import TokenGroup, TokenSequence
+from align.errors import InputError
 from align.losses.preference import LOSSES
 from align.models.tree import plain_batch, tree_batch
 from align.train.objectives import group_batch

@@ -23,11 +23,11 @@ from tiny_training import (
     supervised,
 )
 
-from align.config import RunError
 from align.data.store import sequence_key
-from align.train.groups import Groups
+from align.errors import RunError
+from align.train.accelerator import make_accelerator
+from align.train.indexed_groups import Groups
 from align.train.reference import BEGUN, ReferenceCache, fill
-from align.train.runtime import make_accelerator
 from align.train.settings import TrainSettings
 
 

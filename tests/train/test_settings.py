@@ -8,7 +8,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from align.config import InputError, build
+from align.config import build
+from align.errors import InputError
 from align.train.settings import TrainSettings
 
 # Rate of step 0 to 11 with a warm-up of 4 and a learning rate of 8, worked out by hand where that is easy

@@ -1,0 +1,1 @@
+"""Processes of a launch: work split, heartbeat, signals, journal and progress."""

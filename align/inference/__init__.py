@@ -1,0 +1,1 @@
+"""Sampling engines: a model in this process, or an OpenAI-compatible server."""

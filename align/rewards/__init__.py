@@ -1,0 +1,1 @@
+"""Everything that scores a response: judges, verifiers, final answers and unit tests."""

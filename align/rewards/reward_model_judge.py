@@ -1,0 +1,93 @@
+"""The judge that is a reward model: attributes and one reward for each response, which share their prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+
+from align.config import Settings, build, stable_hash
+from align.data.chat import ChatEncoder, TokenGroup
+from align.data.templates import apply_template
+from align.errors import InputError
+from align.models.backbone import fingerprint
+from align.models.loading import PolicySettings, default_device, length_limit, quiet_transformers
+from align.models.probe import choose_forward, refusal
+from align.models.reward import load_reward_model, saved_rating, score_groups
+from align.records import Comparison, Response
+from align.rewards.verdicts import GROUPS_AT_ONCE, Group, Verdict
+
+TOO_LONG, EMPTY = "too long", "the response is empty"  # how reasons begin
+
+
+class RewardModelSettings(Settings):
+    """Settings of the judge that is a reward model."""
+
+    path: str  # a folder or hub id
+    precision: Literal["fp32", "bf16"] = "fp32"  # of its matrix products
+
+
+def reward_model_judge(path: str, *, precision: str = "fp32") -> RewardModelJudge:
+    """The judge that the reward model at `path`, a folder or hub id, is; in bf16 its matrix products are."""
+    given = {"path": path, "precision": precision}
+    return RewardModelJudge(build(RewardModelSettings, given, ("judge reward_model",)))
+
+
+class RewardModelJudge:
+    """A reward model as a judge. It rates a group whole, or says that it is too long for the model and cuts nothing.
+
+    A group is computed by itself: in a micro-batch with others its last bits would depend on which they are, and so on
+    where a kill came.
+    """
+
+    def __init__(self, settings: RewardModelSettings) -> None:
+        quiet_transformers()
+        path, precision = settings.path, settings.precision
+        saved = saved_rating(path)
+        if saved is None:
+            raise InputError(f"{path}: not a reward model (a sequence classifier); the stage reward_model makes one")
+        self.rating, self.precision = saved, precision
+        self.model, self.tokenizer = load_reward_model(PolicySettings(path=path))
+        template = apply_template(self.tokenizer)
+        self.model.to(default_device())
+        self.encoder = ChatEncoder(self.tokenizer)
+        self.limit = length_limit(self.model.base.config)
+        self.identity = stable_hash([fingerprint(self.model), template, saved, precision])  # of what decides a verdict
+        self.forwards: dict[bool, Literal["tree", "plain"]] = {}  # by whether a group's length refuses the tree
+
+    def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
+        """A verdict for each response; an empty one gets none, and neither do those of a group that is too long."""
+        for start in range(0, len(groups), GROUPS_AT_ONCE):
+            yield from self._verdicts(groups[start : start + GROUPS_AT_ONCE])
+
+    def _verdicts(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
+        asked = [
+            (index, Comparison(prompt.messages, tuple(Response(text) for text in texts if text.strip())))
+            for index, (prompt, texts) in enumerate(groups)
+            if any(map(str.strip, texts))
+        ]
+        encoded = {asked[group.row][0]: group for group in self.encoder.encode_all([each for _, each in asked])}
+        lengths = {index: max(len(each.ids) for each in group.sequences) for index, group in encoded.items()}
+        for index, (_, texts) in enumerate(groups):
+            longest = lengths.get(index, 0)
+            if longest and (self.limit is None or longest <= self.limit):
+                rated = iter(self._rated(self._scores(encoded[index])))
+                yield tuple(next(rated) if text.strip() else Verdict(None, why=EMPTY) for text in texts)
+            else:
+                why = f"{TOO_LONG}: {longest} tokens, and the model takes {self.limit}" if longest else EMPTY
+                yield (Verdict(None, why=why),) * len(texts)
+
+    def _rated(self, scores_KA: torch.Tensor) -> list[Verdict]:
+        columns = zip(self.rating.rewards(scores_KA), scores_KA.tolist(), strict=True)
+        return [Verdict(reward, dict(zip(self.rating.names, values, strict=True))) for reward, values in columns]
+
+    def _scores(self, group: TokenGroup) -> torch.Tensor:
+        """Attributes [K, A] of the responses, by the tree where the model takes it at their length."""
+        sequences = group.sequences
+        refused = refusal(self.model, max(len(each.ids) for each in sequences)) is not None
+        if refused not in self.forwards:
+            self.forwards[refused] = choose_forward(self.model, [sequences], "auto", precision=self.precision).name
+        self.model.use_forward(self.forwards[refused])
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return score_groups(self.model, [group])[0]

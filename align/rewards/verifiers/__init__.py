@@ -1,0 +1,1 @@
+"""Verifiable instructions: the 25 kinds of IFEval and a user's own."""

@@ -1,0 +1,146 @@
+"""A file of finished items: nothing is done twice, whatever a kill leaves behind."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from align.distributed.journal import Journal, Share, remove_journal
+from align.errors import InputError, RunError
+
+MADE_WITH = {"settings": {"temperature": 0.7, "stop": ["\n"]}, "policies": ["a", "b"], "data": "3f"}
+ITEMS = {"a/1/0": {"text": "naïve — 日本語 🙂\n"}, "a/1/1": ["", None, 0.5], "b/2/0": "ok"}
+
+
+def filled(path, items=None):
+    with Journal(path, MADE_WITH) as journal:
+        for key, value in (ITEMS if items is None else items).items():
+            journal.add(key, value)
+    return path.read_bytes()
+
+
+def test_what_was_finished_is_there_in_the_next_call(tmp_path):
+    filled(tmp_path / "new" / "journal.jsonl")
+    with Journal(tmp_path / "new" / "journal.jsonl", MADE_WITH) as journal:
+        assert journal.done == ITEMS
+
+
+def test_a_kill_at_any_byte_costs_the_line_that_was_being_written_and_nothing_else(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    whole = filled(path)
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        num_whole = max(0, sum(end <= size for end in ends) - 1)  # the first line holds no item
+        with Journal(path, MADE_WITH) as journal:
+            assert list(journal.done) == list(ITEMS)[:num_whole], size
+            for key in ITEMS.keys() - journal.done.keys():
+                journal.add(key, ITEMS[key])
+        with Journal(path, MADE_WITH) as journal:
+            assert journal.done == ITEMS, size
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"settings": {"temperature": 1.0, "stop": ["\n"]}}, r"begun with settings.temperature 0.7, and .* has 1.0"),
+        ({"policies": ["a"]}, r'policies \["a", "b"\], and this call has \["a"\]'),
+        ({"data": "40"}, r'data "3f", and this call has "40"'),
+        ({"seed": 1}, r"seed null, and this call has 1"),
+    ],
+)
+def test_a_file_that_was_made_with_something_else_is_refused_with_what_differs(tmp_path, change, said):
+    before = filled(tmp_path / "journal.jsonl")
+    with pytest.raises(InputError, match=said) as caught:
+        Journal(tmp_path / "journal.jsonl", {**MADE_WITH, **change})
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ['{"prompt": "precious"}\n', "precious", '[{"prompt": 1}]'])
+def test_somebody_elses_file_is_left_alone(tmp_path, content):
+    path = tmp_path / "data.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match="not a file of finished items"):
+        Journal(path, MADE_WITH)
+    assert path.read_text() == content
+
+
+def test_a_line_that_is_broken_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    lines = filled(path).split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:2], lines[2][:5], *lines[3:]]))
+    with pytest.raises(InputError, match="line 3 is not whole"):
+        Journal(path, MADE_WITH)
+
+
+def test_two_processes_do_not_write_to_one_file(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    code = (
+        "from pathlib import Path; from align.distributed.journal import Journal; "
+        f"Journal(Path({str(path)!r}), {MADE_WITH!r})"
+    )
+    with Journal(path, MADE_WITH):
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert f"{RunError.__name__}: {path}: another process is writing to it" in other.stderr
+    Journal(path, MADE_WITH).close()
+
+
+def test_each_item_is_a_line_of_json_of_its_own(tmp_path):
+    lines = filled(tmp_path / "journal.jsonl").decode().splitlines()
+    assert [json.loads(line) for line in lines[1:]] == [[key, value] for key, value in ITEMS.items()]
+
+
+def test_items_of_several_processes_are_found_whatever_the_number_of_the_next_ones(tmp_path):
+    path, keys = tmp_path / "journal.jsonl", [f"item {number}" for number in range(10)]
+    journals = [Journal(path, MADE_WITH, Share(number, 3)) for number in range(3)]
+    for journal, share in zip(journals, (Share(number, 3) for number in range(3)), strict=True):
+        for key in share.of(keys):
+            journal.add(key, [key, share.number])
+    for journal in journals:
+        journal.look_around()
+        assert journal.done == {key: [key, place % 3] for place, key in enumerate(keys)}
+        journal.close()
+    for count in (1, 2, 4):
+        with Journal(path, MADE_WITH, Share(count - 1, count)) as journal:
+            assert journal.done.keys() == set(keys)
+    remove_journal(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_has_torn_in_another_processs_file_is_done_again(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, MADE_WITH, Share(1, 2)) as second:
+        second.add("whole", 1)
+        second.add("torn", 2)
+    second.path.write_bytes(second.path.read_bytes()[:-3])
+    with Journal(path, MADE_WITH) as journal:
+        assert journal.done == {"whole": 1}
+        journal.add("torn", 2)
+    with Journal(path, MADE_WITH) as journal:
+        assert journal.done == {"whole": 1, "torn": 2}
+
+
+def test_a_process_that_a_kill_has_left_over_is_not_written_beside(tmp_path):
+    """Two processes begin, of which the first is killed: one alone waits for the end of the second."""
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, MADE_WITH, Share(1, 2)), pytest.raises(RunError, match="jsonl-1: another process is writing"):
+        Journal(path, MADE_WITH)
+    Journal(path, MADE_WITH).close()
+
+
+def test_a_folder_that_the_machines_do_not_share_is_found_out(tmp_path):
+    with (
+        Journal(tmp_path / "journal.jsonl", MADE_WITH, Share(0, 2)) as journal,
+        pytest.raises(RunError, match="jsonl-1: another process writes to it and it is not there"),
+    ):
+        journal.look_around()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_shares_are_every_item_once_and_of_nearly_one_size(count):
+    items = list(range(132))
+    shares = [Share(number, count).of(items) for number in range(count)]
+    assert sorted(item for share in shares for item in share) == items
+    assert {len(share) for share in shares} <= {132 // count, 132 // count + 1}

@@ -1,0 +1,196 @@
+"""Rows that come and go: each says what the model says of its sequence, to the last bit the same in any company."""
+
+import importlib.util
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from align.inference.continuous_batching import FP32_ROWS, HALF_ROWS, WIDTH, Slots, prefill, prepare
+from align.inference.transformers_engine import in_precision
+
+MODELS = Path(__file__).parents[1] / "models" / "tiny_models.py"
+spec = importlib.util.spec_from_file_location("tiny_models_for_slots", MODELS)
+tiny_models = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny_models)
+
+# Three query heads to a key head, one, and all. Threads have buffers of their own, which PyTorch aligns in their own
+# way; two of them wait for each other at each of a thousand products, so one layout and one layer stand for all there.
+HEADS_AND_THREADS = [((9, 3), 2), ((9, 3), 1), ((4, 4), 1), ((5, 1), 1)]
+SLIDING = {
+    "every layer": ("mistral", {"sliding_window": 5}),
+    "some layers": ("gemma3_text", {"sliding_window": 5, "query_pre_attn_scalar": 8}),
+    "switched off": ("qwen2", {"sliding_window": 5, "use_sliding_window": False}),
+}
+
+
+@contextmanager
+def threads(number):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
+def wide_model(heads, precision, *, num_layers):
+    """Layers as wide as those of a real one: smaller products take other kernels."""
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=512,
+        hidden_size=64 * heads[0],
+        intermediate_size=1536,
+        num_hidden_layers=num_layers,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        head_dim=64,
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return in_precision(model, precision)
+
+
+def sequences(lengths, vocabulary, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, vocabulary, (length,), generator=generator).tolist() for length in lengths]
+
+
+def logits_of(model, rows, num_steps, size):
+    """The last `num_steps` logits of each sequence, `size` of them in work at once; the next takes a free slot."""
+    waiting = [row for row in rows]
+    work, found = Slots(model, size), {number: [] for number, _ in waiting}
+    while waiting or work.rows:
+        while waiting and len(work.rows) < size:
+            number, ids = waiting.pop(0)
+            work.add((number, ids), prefill(model, ids[:-num_steps])[0], len(ids) - num_steps)
+        going = list(work.arrange())
+        logits = work.step([ids[len(ids) - num_steps + len(found[number])] for number, ids in going])
+        for (number, ids), row in zip(going, logits, strict=True):
+            found[number].append(row.clone())
+            if len(found[number]) == num_steps - number % 3:  # rows do not all go at once
+                work.remove((number, ids))
+    return found
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("heads, num_threads", HEADS_AND_THREADS)
+def test_a_row_is_the_same_to_the_last_bit_beside_any_others(heads, num_threads, precision):
+    alone = num_threads == 1
+    model = wide_model(heads, precision, num_layers=2 if alone else 1)
+    assert prepare(model) == ""
+    wider = [WIDTH + 3, 9, 2 * WIDTH + 1, WIDTH + 1, 30, 3 * WIDTH - 2]  # three come to see more keys on the way
+    rows = list(enumerate(sequences([*wider, *range(6, 6 + FP32_ROWS - 3)], 512)))  # more than one fp32 forward takes
+    num_compared = 0
+    with threads(num_threads):
+        together = logits_of(model, rows, 4, len(rows))
+        for order, size in ((rows[:6], 1), (rows[::-2], 5), (rows[1::2] + rows[::2], 9))[: 3 if alone else 2]:
+            other = logits_of(model, order, 4, size)
+            for number, _ in order:
+                assert torch.equal(torch.stack(other[number]), torch.stack(together[number])), (number, size)
+                num_compared += len(other[number])
+    print(f"compared {num_compared} rows of logits")
+
+
+def test_a_row_is_the_same_before_a_large_vocabulary_however_many_are_beside_it():
+    """The product whose kernel was seen to change is that of the LM head of SmolLM2."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=1,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=512,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    assert prepare(model) == ""
+    rows = list(enumerate(sequences(range(6, 6 + HALF_ROWS + 8), 512)))
+    with threads(1):
+        together, few = logits_of(model, rows, 4, len(rows)), logits_of(model, rows, 4, 4)
+    assert all(torch.equal(torch.stack(few[number]), torch.stack(together[number])) for number, _ in rows)
+
+
+def agreement(model, lengths=(9, 14, 20)):
+    """How far the slots' logits of a model are from its own without a cache."""
+    rows = list(enumerate(sequences(lengths, tiny_models.VOCABULARY)))
+    found = logits_of(model, rows, 4, 2)
+    with torch.no_grad():
+        gaps = [
+            (torch.stack(found[number]) - model(input_ids=torch.tensor([ids])).logits[0, -4:][: len(found[number])])
+            for number, ids in rows
+        ]
+    return max(gap.abs().max().item() for gap in gaps)
+
+
+@pytest.mark.parametrize("name", sorted(tiny_models.TREE))
+def test_slots_say_what_the_model_says(name):
+    model = tiny_models.tiny_model(*tiny_models.TREE[name])
+    assert prepare(model) == ""
+    assert agreement(model) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(tiny_models.MORE_TREE))
+def test_slots_say_what_further_models_say(name, monkeypatch):
+    monkeypatch.setattr(
+        "align.inference.continuous_batching.EXPERTS", ()
+    )  # which refuse in fp32, and would be right but for the last bits
+    model = tiny_models.tiny_model(*tiny_models.MORE_TREE[name])
+    refusal = prepare(model)
+    print(refusal or "in slots")
+    assert refusal or agreement(model) < 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(SLIDING))
+def test_a_window_that_slides_over_some_layers_is_kept(name):
+    kind, settings = SLIDING[name]
+    model = tiny_models.tiny_model(kind, settings)
+    assert prepare(model) == ""
+    assert agreement(model) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["bloom", "mamba", "falcon", "lfm2", "qwen3_next"])
+def test_a_model_whose_state_is_not_keys_by_position_is_refused_with_the_reason(name):
+    kind, settings, _ = tiny_models.PLAIN[name]
+    model = tiny_models.tiny_model(kind, settings)
+    assert prepare(model).startswith(type(model).__name__)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_are_refused_in_fp32_where_a_row_would_depend_on_who_else_has_chosen_them(name):
+    model = tiny_models.tiny_model(*tiny_models.MORE_TREE[name])
+    assert "experts" in prepare(model)
+    assert prepare(in_precision(model, torch.bfloat16)) == ""
+
+
+def test_a_model_whose_slots_would_be_wrong_is_found_out():
+    class Elsewhere(type(tiny_models.tiny_model("llama"))):
+        """Puts every token at another place than it is told, as a model would that counts for itself."""
+
+        def forward(self, *args, position_ids=None, **kwargs):
+            if position_ids is not None:
+                position_ids = position_ids + 40
+            return super().forward(*args, position_ids=position_ids, **kwargs)
+
+    model = tiny_models.tiny_model("llama")
+    model.__class__ = Elsewhere
+    assert "in slots" in prepare(model)
+
+
+def test_weights_are_rounded_as_transformers_loads_them(tmp_path):
+    for name in ("llama", "gpt2", "deepseek_v3"):
+        kind, settings = {**tiny_models.TREE, **tiny_models.MORE_TREE}[name]
+        model = tiny_models.tiny_model(kind, settings)
+        model.save_pretrained(tmp_path / name)
+        rounded = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.bfloat16).eval()
+        ids = torch.arange(3, 23)[None]
+        with torch.no_grad():
+            assert torch.equal(in_precision(rounded, torch.bfloat16)(ids).logits, loaded(ids).logits), name

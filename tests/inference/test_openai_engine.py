@@ -1,0 +1,299 @@
+"""Samples of a server that really speaks HTTP: what passes is tried again, what does not ends the run in one line."""
+
+import email.utils
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+from chat_server import SLOW_S, answer_to, serving
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from align.config import build
+from align.data.tokenizer import train_tokenizer
+from align.distributed.journal import Journal
+from align.errors import InputError, RunError
+from align.inference.openai_engine import OpenAIEngine, ServerSettings
+from align.inference.samples import SamplingSettings, ask, prompt_key, resumed
+from align.records import Message, Prompt
+
+PROMPTS = [
+    Prompt((Message("system", "Be brief."), Message("user", f"question {number} — 日本語"))) for number in range(6)
+]
+SETTINGS = SamplingSettings(num_responses=3, temperature=0.7, top_p=0.9, max_new_tokens=50, seed=4)
+ALL = {(prompt_key(prompt), number) for prompt in PROMPTS for number in range(3)}
+
+
+def engine(server, **settings):
+    url = server if isinstance(server, str) else server.url
+    values = {"base_url": url, "model": "m", "timeout_s": SLOW_S / 2, "retries": 2, "concurrency": 4, **settings}
+    return OpenAIEngine(build(ServerSettings, values, "engine.server"), name="m")
+
+
+def by_place(samples):
+    found = {}
+    for sample in samples:
+        assert (sample.key, sample.number) not in found, "sampled twice"
+        found[sample.key, sample.number] = sample
+    return found
+
+
+def distinct(requests):
+    return {(request["messages"][-1]["content"], request["seed"]) for request in requests}
+
+
+def test_every_sample_is_asked_for_once_with_its_own_seed_and_all_settings():
+    with serving() as server:
+        asked = engine(server, body={"top_k": 5})
+        samples = by_place(asked.sample([*PROMPTS, *PROMPTS], SETTINGS))
+    assert samples.keys() == ALL
+    assert len(server.requests) == len(distinct(server.requests)) == len(ALL)
+    said = {(request["messages"][-1]["content"], request["seed"]): answer_to(request) for request in server.requests}
+    for prompt in PROMPTS:
+        for number in range(3):
+            sample = samples[prompt_key(prompt), number]
+            assert sample.text == said[prompt.messages[-1].content, sample.seed]
+            assert (sample.policy, sample.finish, sample.num_tokens) == ("m", "length", len(sample.text))
+    assert server.requests[0].keys() == {"model", "messages", "temperature", "top_p", "max_tokens", "seed", "top_k"}
+    first = server.requests[0]
+    assert [first[name] for name in ("temperature", "top_p", "max_tokens", "top_k")] == [0.7, 0.9, 50, 5]
+    assert first["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert asked.speed.tokens == sum(sample.num_tokens for sample in samples.values())
+    assert asked.speed.tokens_per_s > 0
+
+
+def test_the_number_of_requests_at_once_changes_no_sample():
+    found = []
+    for concurrency in (1, 7):
+        with serving() as server:
+            found.append(by_place(engine(server, concurrency=concurrency).sample(PROMPTS, SETTINGS)))
+            assert server.most_under_way <= concurrency
+    assert found[0] == found[1]
+    with serving() as server:
+        other = SETTINGS.model_copy(update={"seed": 5})
+        assert not {one.seed for one in engine(server).sample(PROMPTS, other)} & {one.seed for one in found[0].values()}
+
+
+FAILURES = [(429,), (429, "0"), (500,), (503, "0.05"), "slow", "half", "cut", "reset", "odd"]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_may_pass_is_tried_again(failure):
+    with serving([failure, "ok", failure]) as server:
+        samples = by_place(engine(server).sample(PROMPTS, SETTINGS))
+    assert samples.keys() == ALL
+    assert sum(server.steps.values()) == len(ALL) + 2
+    assert len(distinct(server.requests)) == len(ALL)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_does_not_pass_ends_the_run_with_what_is_done_kept_and_the_next_call_goes_on(tmp_path, failure):
+    path = tmp_path / "samples.jsonl"
+    made_with = SETTINGS.model_dump()
+    with serving(["ok"] * 7, always=failure) as server:
+        asked = engine(server, retries=1)
+        with Journal(path, made_with) as journal:
+            before = []
+            with pytest.raises(RunError, match=r"failed 2 times, at last with: .*; what is done is kept") as caught:
+                before.extend(resumed(asked, PROMPTS, SETTINGS, journal))
+        assert "\n" not in str(caught.value)
+        assert len(journal.done) == 7  # written down even where the caller saw less
+        assert sum(server.steps.values()) <= 7 + 2 * 4  # what was under way, and no more
+        answered = distinct(server.requests[:7])
+    with serving() as server:
+        with Journal(path, made_with) as journal:
+            samples = by_place(resumed(engine(server), PROMPTS, SETTINGS, journal))
+        assert samples.keys() == ALL
+        assert len(server.requests) == len(ALL) - 7
+        assert not distinct(server.requests) & answered
+
+
+@pytest.mark.parametrize("told", ["0.4", "date"])
+def test_the_server_says_how_long_to_wait(told):
+    if told == "date":  # in whole seconds, by its form
+        told = email.utils.formatdate(time.time() + 1.999, usegmt=True)
+    with serving([(429, told)]) as server:
+        list(engine(server, concurrency=1).sample(PROMPTS[:1], SETTINGS))
+    assert server.times[1] - server.times[0] > 0.39
+
+
+def test_waits_grow():
+    said = "failed 4 times, at last with: HTTP 500: .*status 500"
+    with serving(always=(500,)) as server, pytest.raises(RunError, match=said):
+        list(engine(server, concurrency=1, retries=3).sample(PROMPTS, SETTINGS))
+    waits = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
+    for wait_s, most_s in zip(waits, (0.5, 1.0, 2.0), strict=True):
+        assert most_s / 2 <= wait_s < most_s + 0.3
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_what_was_asked_wrongly_is_not_asked_again(status):
+    with serving(["ok", "ok"], always=(status,)) as server:
+        found = []
+        with pytest.raises(InputError, match=rf"refuses a request for 'm' with HTTP {status}: .*as told"):
+            found.extend(engine(server, concurrency=1).sample(PROMPTS, SETTINGS))
+    assert len(server.requests) == 3
+
+
+def test_an_empty_answer_is_given_all_the_same():
+    with serving(["empty"]) as server:
+        samples = list(engine(server).sample(PROMPTS, SETTINGS))
+    assert len(samples) == len(ALL)
+    assert [(one.text, one.finish, one.num_tokens) for one in samples if not one.text] == [("", "stop", None)]
+
+
+def test_a_stop_string_that_the_server_leaves_in_the_text_is_cut_off():
+    with serving() as server:
+        samples = list(engine(server).sample(PROMPTS, SETTINGS.model_copy(update={"stop": [" to", "zz"]})))
+    assert server.requests[0]["stop"] == [" to", "zz"]
+    assert {(len(one.text), one.finish) for one in samples} == {(len("naïve 🙂 01234567"), "stop")}
+
+
+def test_ask_answers_in_the_order_of_the_questions():
+    with serving(["slow", "ok", (500,)]) as server:
+        asked = [PROMPTS[2], PROMPTS[0], PROMPTS[2], PROMPTS[5]]
+        answers = list(ask(engine(server, timeout_s=5.0), asked, SETTINGS))
+    assert [answer.split(" to ")[1] for answer in answers] == [prompt.messages[-1].content for prompt in asked]
+
+
+def test_without_a_server_one_line_says_so():
+    with socket.socket() as taken:  # a port that nobody listens to
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        with pytest.raises(InputError, match=rf"no server answers at '{url}' \(ConnectError: .*\): start it") as caught:
+            engine(url)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_goes_away_ends_the_run():
+    with serving() as server:
+        asked = engine(server, retries=1, concurrency=1)
+        coming = asked.sample(PROMPTS, SETTINGS)
+        next(coming)
+        server.always = "reset"  # the connections that are open
+    with pytest.raises(RunError, match="failed 2 times, at last with: (ConnectError|RemoteProtocolError|ReadError)"):
+        list(coming)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "http://", "ftp://host/v1", ""])
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(InputError, match="no server answers at"):
+        engine(url)
+
+
+def test_the_key_comes_from_the_environment_and_is_in_no_settings_and_no_error(monkeypatch):
+    monkeypatch.setenv("KEY_OF_A_TEST", "s3cret")
+    with serving(key="s3cret") as server:
+        samples = list(engine(server, api_key_env="KEY_OF_A_TEST").sample(PROMPTS, SETTINGS))
+        assert len(samples) == len(ALL)
+        with pytest.raises(InputError, match="refuses a call without a key with HTTP 401: set api_key_env"):
+            engine(server)
+        monkeypatch.setenv("KEY_OF_A_TEST", "wr0ng")
+        with pytest.raises(InputError, match=r"refuses the key in \$KEY_OF_A_TEST with HTTP 401") as caught:
+            engine(server, api_key_env="KEY_OF_A_TEST")
+        assert "wr0ng" not in str(caught.value)
+        with pytest.raises(InputError, match="the environment has no variable NO_SUCH_KEY"):
+            engine(server, api_key_env="NO_SUCH_KEY")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"concurrency": 0}, "concurrency"),
+        ({"timeout_s": 0.0}, "timeout_s"),
+        ({"retries": -1}, "retries"),
+        ({"body": {"temperature": 1.0}}, "body sets temperature, which the sampling settings set"),
+        ({"api_key": "s3cret"}, "api_key: unknown key"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(values, said):
+    with pytest.raises(InputError, match=said):
+        build(ServerSettings, {"base_url": "http://127.0.0.1:1/v1", "model": "m", **values}, "engine.server")
+
+
+def test_a_program_that_is_interrupted_does_not_wait_for_the_server():
+    code = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job is born without
+from align.records import Message, Prompt
+from align.inference.samples import SamplingSettings
+from align.inference.openai_engine import OpenAIEngine, ServerSettings
+engine = OpenAIEngine(ServerSettings(base_url=sys.argv[1], model="m", timeout_s=60.0), name="m")
+print("asking", flush=True)
+list(engine.sample([Prompt((Message("user", "q"),))], SamplingSettings(num_responses=4)))
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        command = [sys.executable, "-c", code, url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 404 none\r\nContent-Length: 0\r\n\r\n")
+                assert child.stdout.readline() == b"asking\n"
+            asked, _ = silent.accept()
+            with asked:
+                asked.recv(1000)  # a sample is asked for, and nobody answers
+                start = time.monotonic()
+                child.send_signal(signal.SIGINT)
+                assert child.wait(timeout=20) != 0
+                assert time.monotonic() - start < 10
+
+
+SAMPLES = {"generation_config": '{"do_sample": true}'}  # the server heeds no temperature otherwise
+
+
+@contextmanager
+def transformers_serve(folder, log):
+    """The base URL of `transformers serve` while it runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "HF_HOME": str(folder.parent / "home")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        for _ in range(600):
+            with suppress(httpx2.RequestError):
+                if httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                    break
+            assert process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn", "openai")),
+    reason="transformers serve needs fastapi, uvicorn and openai",
+)
+def test_transformers_serve_is_such_a_server(tmp_path):
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer = train_tokenizer(["a b"], vocab_size=259, chat_template=template)
+    shape = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 6, "num_hidden_layers": 2}
+    config = AutoConfig.for_model("llama", **shape, vocab_size=len(tokenizer), initializer_range=0.4)
+    model = AutoModelForCausalLM.from_config(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with transformers_serve(tmp_path / "model", tmp_path / "log") as url:
+        asked = engine(url, model=str(tmp_path / "model"), timeout_s=60.0, concurrency=2, body=SAMPLES)
+        short = SETTINGS.model_copy(update={"max_new_tokens": 8})
+        samples = by_place(asked.sample(PROMPTS, short))
+        assert samples.keys() == ALL
+        assert all(0 <= one.num_tokens <= 8 for one in samples.values())
+        assert len({one.text for one in samples.values()}) > len(ALL) // 2
+        greedy = SamplingSettings(temperature=0, max_new_tokens=8)
+        first, again = (by_place(asked.sample(PROMPTS, greedy)) for _ in range(2))
+        assert first == again

@@ -1,0 +1,155 @@
+"""The reward model as a judge: the order of its answers, what it is silent about, and that no batch changes any."""
+
+import pytest
+import torch
+
+from align.data.tokenizer import train_tokenizer
+from align.errors import InputError
+from align.models.loading import PolicySettings
+from align.models.policy import load_policy, save_policy
+from align.models.reward import HeadSettings, load_reward_model, save_reward_model, set_padding
+from align.records import Message, Prompt
+from align.rewards.reward_model_judge import GROUPS_AT_ONCE, reward_model_judge
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FRESH = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 260,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.1,
+}
+NAMES, WEIGHTS = ("good", "long"), (2.0, -1.0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A reward model and a policy on disk."""
+    root = tmp_path_factory.mktemp("models")
+    train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(root / "tokenizer")
+    settings = PolicySettings(fresh=FRESH, tokenizer=str(root / "tokenizer"))
+    model, tokenizer = load_reward_model(settings, HeadSettings(attributes=NAMES, weights=WEIGHTS))
+    set_padding(model, tokenizer, {1})
+    save_reward_model(model, tokenizer, root / "reward")
+    save_policy(*load_policy(settings), root / "policy")
+    return root
+
+
+def prompt(text):
+    return Prompt((Message("user", text),))
+
+
+GROUPS = [
+    (prompt(f"say {number}"), [f"{number} {letter}" for letter in "abc"[: 1 + number % 3]]) for number in range(70)
+]
+
+
+def test_verdicts_come_in_the_order_of_the_groups_and_their_responses(folders):
+    judge = reward_model_judge(str(folders / "reward"))
+    assert len(GROUPS) > GROUPS_AT_ONCE
+    together = list(judge(GROUPS))
+    assert [len(each) for each in together] == [len(texts) for _, texts in GROUPS]
+    for (asked, texts), verdicts in zip(GROUPS, together, strict=True):
+        for text, verdict in zip(texts, verdicts, strict=True):
+            ((alone,),) = judge([(asked, [text])])
+            assert verdict.reward == pytest.approx(alone.reward, abs=1e-5)
+            assert verdict.reward == pytest.approx(
+                2 * verdict.attributes["good"] - verdict.attributes["long"], abs=1e-5
+            )
+    assert len({verdict.reward for verdicts in together for verdict in verdicts}) > 100
+
+
+def test_a_verdict_is_what_the_model_says_of_the_rendered_dialogue(folders):
+    judge = reward_model_judge(str(folders / "reward"))
+    ((verdict,),) = judge([(prompt("hello"), ["well met"])])
+    text = "<|im_start|>user\nhello<|im_end|><|im_start|>assistant\nwell met<|im_end|>"
+    ids = judge.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    judge.model.use_forward("plain")
+    expected = judge.model.hf(input_ids=ids.to(judge.model.device)).logits[0].cpu()
+    torch.testing.assert_close(torch.tensor([verdict.attributes[name] for name in NAMES]), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_verdict_is_the_same_to_the_last_bit_beside_any_groups(folders, precision):
+    judge = reward_model_judge(str(folders / "reward"), precision=precision)
+    together = list(judge(GROUPS))
+    for first in (1, 2, 5, 13, 40, 63):  # what a kill leaves to be judged
+        assert list(judge(GROUPS[first:])) == together[first:]
+    assert [list(judge([group])) for group in GROUPS] == [[each] for each in together]
+
+
+def test_a_window_that_some_groups_do_not_fit_changes_nothing_for_the_others(folders, tmp_path):
+    settings = PolicySettings(
+        fresh=FRESH | {"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 40},
+        tokenizer=str(folders / "tokenizer"),
+    )
+    model, tokenizer = load_reward_model(settings, HeadSettings(attributes=NAMES, weights=WEIGHTS))
+    set_padding(model, tokenizer, {1})
+    save_reward_model(model, tokenizer, tmp_path / "windowed")
+    groups = [(prompt("word " * (1 + number % 4)), [f"{number} a", f"{number} b"]) for number in range(12)]
+    judge = reward_model_judge(str(tmp_path / "windowed"))
+    together = list(judge(groups))
+    assert judge.forwards == {False: "tree", True: "plain"}
+    for first in range(1, 12):
+        assert list(reward_model_judge(str(tmp_path / "windowed"))(groups[first:])) == together[first:]
+
+
+def test_what_is_too_long_or_empty_gets_no_reward_and_the_reason(folders):
+    judge = reward_model_judge(str(folders / "reward"))
+    groups = [
+        (prompt("a"), ["b", "c" * 200]),
+        (prompt("a"), ["b", " ", "d"]),
+        (prompt("a"), ["", ""]),
+        (prompt("a"), []),
+    ]
+    long, holey, empty, none = judge(groups)
+    assert [verdict.reward for verdict in long] == [None, None]
+    assert "too long" in long[0].why and "128" in long[0].why
+    assert [verdict.reward is None for verdict in holey] == [False, True, False]
+    assert holey[1].why == "the response is empty"
+    ((first,), (third,)) = judge([(prompt("a"), ["b"]), (prompt("a"), ["d"])])
+    assert [holey[0].reward, holey[2].reward] == pytest.approx([first.reward, third.reward], abs=1e-5)
+    assert [verdict.reward for verdict in empty] == [None, None]
+    assert none == ()
+
+
+def test_only_what_is_asked_for_is_computed(folders):
+    judge = reward_model_judge(str(folders / "reward"))
+    list(judge(GROUPS[:1]))  # the first time the forward is compared with that of transformers
+    seen = []
+    judge.model.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    verdicts = judge(GROUPS)
+    for number in range(1, len(GROUPS) + 1):
+        next(verdicts)
+        assert sum(seen) == sum(len(texts) for _, texts in GROUPS[:number])
+
+
+def test_its_identity_is_that_of_weights_template_and_aggregate(folders, tmp_path):
+    again = [reward_model_judge(str(folders / "reward")).identity for _ in range(2)]
+    model, tokenizer = load_reward_model(PolicySettings(path=str(folders / "reward")), HeadSettings(weights=(1.0, 1.0)))
+    save_reward_model(model, tokenizer, tmp_path / "other")
+    assert again[0] == again[1] != reward_model_judge(str(tmp_path / "other")).identity
+
+
+@pytest.mark.parametrize("what", ["policy", "tokenizer"])
+def test_what_is_no_reward_model_is_one_line(folders, what):
+    with pytest.raises(InputError) as error:
+        reward_model_judge(str(folders / what))
+    assert str(folders / what) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_in_bf16_it_says_nearly_the_same(folders):
+    exact = [verdict.reward for of in reward_model_judge(str(folders / "reward"))(GROUPS) for verdict in of]
+    half = reward_model_judge(str(folders / "reward"), precision="bf16")
+    rounded = [verdict.reward for of in half(GROUPS) for verdict in of]
+    assert rounded == pytest.approx(exact, abs=0.05)  # bf16 keeps eight bits, and rewards here are of the order of 1
+    assert rounded != exact
+    assert half.identity != reward_model_judge(str(folders / "reward")).identity
+    with pytest.raises(InputError, match="precision: Input should be 'fp32' or 'bf16'"):
+        reward_model_judge(str(folders / "reward"), precision="bf61")

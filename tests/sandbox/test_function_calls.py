@@ -1,0 +1,180 @@
+"""Many programs of one sandbox: what they answer, that none harms anyone, and that none sees or spoils another."""
+
+import os
+import re
+import runpy
+import time
+from pathlib import Path
+
+import pytest
+
+from align.errors import InputError
+from align.sandbox.calls_worker import MOST_ANSWER, MOST_ANSWERS
+from align.sandbox.function_calls import Program, answers
+from align.sandbox.process import Limits
+
+ATTACKING = runpy.run_path(
+    str(Path(__file__).with_name("test_sandbox.py"))
+)  # its attacks, and what they must not reach
+ATTACKS, answer, host, gone, descendants = (
+    ATTACKING[name] for name in ("ATTACKS", "answer", "host", "gone", "descendants")
+)
+LIMITS = Limits(cpu_s=1, wall_s=5, memory_mb=256, folder_mb=4)
+SQUARE = Program("f = lambda x: x * x", ("2", "3"))
+
+
+def why_not():
+    """The reason that this machine gives for having no sandbox, "" where it has one."""
+    try:
+        answers([SQUARE])
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+
+def test_answers_are_written_as_python_writes_them():
+    inputs = ("[1, 'a', None, (2.5,), {3: True}]", "''", "-7")
+    assert answers([Program("def f(x): return x", inputs)]) == {
+        Program("def f(x): return x", inputs): ["[1, 'a', None, (2.5,), {3: True}]", "''", "-7"]
+    }
+
+
+WRONG = [  # program, what comes instead of the two answers
+    ("def f(x): return 1 / (x - 2)", ["!ZeroDivisionError", "1.0"]),
+    ("f = lambda", ["!SyntaxError", "!nothing more"]),
+    ("g = 1", ["!KeyError", "!nothing more"]),
+    ("", ["!KeyError", "!nothing more"]),
+    ("import os\ndef f(x): os._exit(0)", ["!nothing more"] * 2),
+    ("import os\ndef f(x): return os._exit(0) if x > 2 else x", ["2", "!nothing more"]),
+    ("import os\ndef f(x): return os._exit(3) if x > 2 else x", ["2", "!was ended"]),
+    ("def f(x):\n    while x > 2: pass\n    return x", ["2", "!was ended"]),
+    ("import time\ndef f(x): time.sleep(99)", ["!was ended"] * 2),
+    ("f = lambda x: 'x' * 2000", ["'" + "x" * (MOST_ANSWER - 1)] * 2),
+    ("f = lambda x: 'a\\nb'", ["'a\\nb'"] * 2),
+    ("class A:\n    def __repr__(self): return '1\\n2\\n3'\ndef f(x): return A()", ["1 2 3"] * 2),
+    ("def f(x): return '\\ud800'", ["'\\ud800'"] * 2),
+    ("class A:\n    def __repr__(self): return '\\ud800'\ndef f(x): return A()", ["?"] * 2),
+    ("import sys\ndef f(x): sys.exit(0)", ["!SystemExit"] * 2),
+]
+
+
+def test_a_program_that_fails_says_so_for_each_input_and_spoils_no_other():
+    programs = [Program(source, ("2", "3")) for source, _ in WRONG]
+    mixed = [SQUARE, *(each for program in programs for each in (program, Program(f"{program.source}\n#", ("2",))))]
+    found = answers(mixed, limits=LIMITS, num_workers=1)
+    assert [found[program] for program in programs] == [expected for _, expected in WRONG]
+    assert found[SQUARE] == ["4", "9"]
+
+
+def test_each_program_runs_once_and_many_workers_give_the_same():
+    programs = [Program(f"f = lambda x: x + {number}", ("1",)) for number in range(150)]
+    found = answers([*programs, *programs], num_workers=3)
+    assert found == {program: [str(number + 1)] for number, program in enumerate(programs)}
+    assert answers([]) == {}
+
+
+def test_no_attack_answers_right_or_does_harm_and_all_in_one_sandbox_leave_the_last_program_alone(host):
+    programs = {}
+    for name, (source, *_) in ATTACKS.items():
+        for place, value in host.items():
+            source = source.replace(f"@{place}@", str(value))
+        programs[name] = Program(source, ("2", "3"))
+    found = answers([*programs.values(), SQUARE], limits=LIMITS)
+    for name, program in programs.items():
+        assert len(found[program]) == 2
+        assert not {"4", "9"} & set(found[program]), (name, found[program])
+    assert found[SQUARE] == ["4", "9"]
+    assert len(programs) > 60
+
+
+# name -> (program, what its answer to 2 may be)
+TROUBLE = {
+    "kill everyone": (answer("os.kill(-1, 9)"), "ProcessLookupError"),
+    "kill the first process": (answer("os.kill(1, 9)"), "None"),
+    "interrupt the first process": (answer("os.kill(1, 2)"), "None"),
+    "stop the first process": (answer("os.kill(1, 19)"), "None"),
+    "every signal to the first process": (answer("[os.kill(1, number) for number in range(1, 32)]"), r"\[None"),
+    "limit the first process": (
+        answer("resource.prlimit(1, resource.RLIMIT_CPU, (0, 0))", "os, resource"),
+        "Permission",
+    ),
+    "limit the files of the first process": (
+        answer("resource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0))", "os, resource"),
+        "Permission",
+    ),
+    "start a process": (answer("os.fork()"), "PermissionError"),
+    "read the orders": (answer("os.read(3, 99)"), "OSError"),
+    "write the results": (answer("os.write(4, bytes(99))"), "OSError"),
+    "use every other descriptor": (
+        answer("[number for number in range(3, 1000) if number != 3 and os.isatty(number) is None]"),
+        r"\[\]",
+    ),
+    "leave a file": (answer("open('left', 'w')"), "Read-only file system"),
+    "leave a folder": (answer("os.mkdir('/tmp/left')"), "Read-only file system"),
+    "look for what was left": (answer("os.listdir('/tmp')"), r"\[\]"),
+    "make the folder writable": (
+        answer("ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None)", "ctypes"),
+        "-1",
+    ),
+    "shared memory": (answer("open('/dev/shm/left', 'w')"), "FileNotFoundError"),
+    "see who is there": (answer("os.listdir('/proc')"), r"\[\]|FileNotFoundError"),
+    "forge a report": (
+        "import os, struct\nos.write(3, struct.pack('>?I', True, 4) + b'4\\n9\\n' * 9)\nos._exit(0)",
+        r"^(?!4$)",
+    ),
+    "widen the pipe": (
+        "import fcntl, os\ndef f(x):\n    fcntl.fcntl(3, 1031, 1 << 20)\n    os.write(3, b'4\\n' * 100000)\n"
+        "    os._exit(0)",
+        "!nothing more",
+    ),
+    "fill the pipe": ("import os\ndef f(x): os.write(3, b'4\\n' * 100000)", "!was ended"),
+    "find another program in memory": (
+        """
+import gc, sys
+def f(x):
+    frame, seen = sys._getframe(), []
+    while frame:
+        seen += frame.f_locals.values()
+        frame = frame.f_back
+    for held in gc.get_objects():
+        seen += held.values() if isinstance(held, dict) else [held]
+    return sum('se' 'cret' in value for value in seen if isinstance(value, str)) - sum(
+        'se' 'cret' in value.decode('latin-1') for value in seen if isinstance(value, bytes))
+""",
+        "^0$",
+    ),
+    "change Python for who comes next": (
+        "import builtins, ast\nbuiltins.repr = lambda _: '4'\nast.literal_eval = lambda _: 2\ndef f(x): return x",
+        "4|2",
+    ),
+}
+
+
+def test_no_program_sees_or_spoils_those_before_and_after_it_in_its_sandbox():
+    before, programs = Program("secret = 1\nf = lambda x: 'secret'", ("2",)), [SQUARE]
+    for number, (source, _) in enumerate(TROUBLE.values()):
+        programs += [before, Program(source, ("2",)), Program(f"f = lambda x: x * x + {number}", ("2", "3"))]
+        before = Program(f"secret = {number}\nf = lambda x: 'secret'", ("2",))
+    found = answers(programs, limits=LIMITS, num_workers=1)
+    for number, (name, (source, may_be)) in enumerate(TROUBLE.items()):
+        assert re.search(may_be, found[Program(source, ("2",))][0]), (name, found[Program(source, ("2",))])
+        after = found[Program(f"f = lambda x: x * x + {number}", ("2", "3"))]
+        assert after == [str(4 + number), str(9 + number)], name
+
+
+def test_answers_are_bounded_in_number_and_length():
+    endless = Program("f = lambda x: 'x' * 5000", tuple(map(str, range(60))))
+    (lines,) = answers([endless]).values()
+    assert len(lines) == 60
+    assert sum(line[0] != "!" for line in lines) == MOST_ANSWERS // (MOST_ANSWER + 1)
+
+
+def test_no_process_is_left_after_a_program_that_would_not_end():
+    before = descendants(os.getpid())
+    started = time.monotonic()
+    answers([Program("while True: pass", ("1",)), SQUARE], limits=LIMITS)
+    assert time.monotonic() - started < 15
+    assert gone(descendants(os.getpid()) - before)

@@ -1,0 +1,237 @@
+import json
+
+import pytest
+
+from align.data.formats import read, write
+from align.distributed.journal import Journal
+from align.errors import InputError
+from align.inference.samples import TOO_LONG, Sample, prompt_key
+from align.records import Comparison, Demonstration, Message, Prompt, Response
+from align.rewards.verdicts import Verdict
+from align.synth.scored_groups import Account, GroupSettings, comparisons, judged, prompt_of, spread, unjudged
+
+
+def prompt(text, **metadata):
+    return Prompt((Message("user", text),), metadata)
+
+
+def sample(asked, number, text, policy="p", finish="stop"):
+    return Sample(prompt_key(asked), number, policy, text, len(text), finish, 7)
+
+
+def samples(asked, *texts, policy="p"):
+    return [sample(asked, number, text, policy) for number, text in enumerate(texts)]
+
+
+class ByLength:
+    """A judge whose reward is the number of letters; it remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, groups):
+        for asked, responses in groups:
+            self.asked.append((asked.messages[-1].content, tuple(responses)))
+            yield tuple(
+                Verdict(None, why="a question") if "?" in text else Verdict(float(len(text)), {"letters": len(text)})
+                for text in responses
+            )
+
+
+def made(tmp_path, prompts, given, settings=GroupSettings(), judge=None):  # noqa: B008 - frozen
+    account = Account()
+    with Journal(tmp_path / "verdicts", {}) as journal:
+        scored = judged(prompts, given, judge or ByLength(), journal=journal, account=account)
+        return list(comparisons(scored, settings, account)), account
+
+
+Q, R = prompt("Q", key=1), prompt("R", key=2)
+
+
+def texts(comparison):
+    return [response.content for response in comparison.responses]
+
+
+def test_responses_become_a_group_with_the_best_first(tmp_path):
+    (group,), _ = made(tmp_path, [Q], samples(Q, "bb", "a", "ccc"))
+    assert texts(group) == ["ccc", "bb", "a"]
+    assert [response.reward for response in group.responses] == [3, 2, 1]
+    assert group.responses[0].attributes == {"letters": 3}
+
+
+def test_where_each_response_came_from_stands_beside_it_in_the_same_order(tmp_path):
+    given = [*samples(Q, "bb", policy="first"), *samples(Q, "a", "ccc", policy="second")]
+    (group,), _ = made(tmp_path, [Q], given)
+    origins = group.metadata["origins"]
+    assert [(origin["policy"], origin["number"]) for origin in origins] == [("second", 1), ("first", 0), ("second", 0)]
+    assert {origin["seed"] for origin in origins} == {7}
+    assert group.metadata["key"] == 1
+
+
+def test_groups_are_written_and_read_back_as_they_are(tmp_path):
+    groups, _ = made(tmp_path, [Q], samples(Q, "bb", "a"))
+    write(tmp_path / "groups.jsonl", groups)
+    assert read(str(tmp_path / "groups.jsonl")).records == groups
+    json.loads((tmp_path / "groups.jsonl").read_text())
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "reason"),
+    [
+        (("aa", "bb"), {}, "groups:left out, a tie"),
+        (("aa", "b"), {"min_gap": 1.5}, "groups:left out, gap too small"),
+        (("aa", "b"), {"min_best": 3.0}, "groups:left out, best response too bad"),
+        (("aa", "b?"), {}, "groups:left out, fewer than two responses with a verdict"),
+        (("aa", "aa"), {}, "groups:left out, fewer than two responses with a verdict"),
+        (("aa", "  "), {}, "groups:left out, fewer than two responses with a verdict"),
+    ],
+)
+def test_what_is_left_out_is_counted_by_its_reason(tmp_path, given, settings, reason):
+    groups, account = made(tmp_path, [Q], samples(Q, *given), GroupSettings(**settings))
+    assert groups == []
+    assert account.counts[reason] == 1
+    assert account.counts["groups"] == 0
+
+
+def test_limits_that_are_just_met_keep_the_group(tmp_path):
+    groups, _ = made(tmp_path, [Q], samples(Q, "aa", "b"), GroupSettings(min_gap=1.0, min_best=2.0))
+    assert len(groups) == 1
+
+
+def test_empty_repeated_and_unjudged_responses_are_counted(tmp_path):
+    _, account = made(tmp_path, [Q], samples(Q, "aa", "b", "", "b", "c?"))
+    assert account.counts["responses"] == 5
+    assert account.counts["responses:left out, empty"] == 1
+    assert account.counts["responses:left out, said before"] == 1
+    assert account.counts["responses:left out, no verdict"] == 1
+
+
+def test_a_response_that_was_cut_gets_the_reward_for_it_and_is_counted(tmp_path):
+    given = [sample(Q, 0, "bb"), sample(Q, 1, "cccc", finish="length"), sample(Q, 2, "?", finish="length")]
+    (group,), account = made(tmp_path, [Q], given, GroupSettings(cut_reward=-1.0))
+    assert [(response.content, response.reward) for response in group.responses] == [("bb", 2.0), ("cccc", -1.0)]
+    assert account.counts["responses:cut, with the reward for it"] == 1
+    (group,), _ = made(tmp_path / "kept", [Q], given)
+    assert [response.reward for response in group.responses] == [4.0, 2.0]
+
+
+def test_best_and_worst_alone_can_be_kept(tmp_path):
+    (group,), account = made(tmp_path, [Q], samples(Q, "bb", "a", "ccc"), GroupSettings(keep="best_worst"))
+    assert texts(group) == ["ccc", "a"]
+    assert account.counts["responses:left out, over the number to keep"] == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "places"),
+    [(5, 5, [0, 1, 2, 3, 4]), (5, 2, [0, 4]), (5, 3, [0, 2, 4]), (2, 8, [0, 1]), (9, 3, [0, 4, 8])],
+)
+def test_a_cap_keeps_the_best_the_worst_and_others_between(size, most, places):
+    assert spread(size, most) == places
+
+
+@pytest.mark.parametrize("most", range(2, 9))
+def test_no_place_is_kept_twice(most):
+    for size in range(most, 30):
+        places = spread(size, most)
+        assert len(set(places)) == most
+        assert (places[0], places[-1]) == (0, size - 1)
+
+
+def test_a_prompt_that_is_given_twice_is_one_group(tmp_path):
+    groups, account = made(tmp_path, [Q, R, Q], [*samples(Q, "a", "bb"), *samples(R, "a", "bb")])
+    assert len(groups) == 2
+    assert account.counts["prompts:given twice"] == 1
+
+
+def test_a_prompt_without_responses_is_counted(tmp_path):
+    groups, account = made(tmp_path, [Q, R], samples(Q, "a", "bb"))
+    assert len(groups) == 1
+    assert account.counts["prompts:left out, no response"] == 1
+
+
+def test_a_prompt_that_was_too_long_to_be_asked_is_counted_as_such(tmp_path):
+    unasked = [sample(R, number, "", finish=TOO_LONG) for number in range(2)]
+    groups, account = made(tmp_path, [Q, R], [*unasked, *samples(Q, "a", "bb")])
+    assert len(groups) == 1
+    assert account.counts["responses"] == 2
+    assert account.counts["responses:not asked for, the prompt is too long"] == 2
+    assert account.counts["prompts:left out, no response"] == 1
+    assert account.counts["responses:left out, empty"] == 0
+
+
+def test_a_judge_is_not_asked_again_what_a_stopped_call_has_written_down(tmp_path):
+    class Stops(ByLength):
+        def __call__(self, groups):
+            yield next(super().__call__(groups))
+            raise KeyboardInterrupt
+
+    given = [*samples(Q, "a", "bb"), *samples(R, "a", "bb")]
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path, [Q, R], given, judge=Stops())
+    judge = ByLength()
+    groups, _ = made(tmp_path, [Q, R], given, judge=judge)
+    assert [asked for asked, _ in judge.asked] == ["R"]
+    assert groups == made(tmp_path / "afresh", [Q, R], given)[0]
+
+
+def test_other_responses_to_the_same_prompt_are_judged_anew(tmp_path):
+    made(tmp_path, [Q], samples(Q, "a", "bb"))
+    judge = ByLength()
+    made(tmp_path, [Q], samples(Q, "a", "ccc"), judge=judge)
+    assert judge.asked == [("Q", ("a", "ccc"))]
+
+
+def test_a_judge_that_forgets_a_response_is_refused(tmp_path):
+    with pytest.raises(InputError, match="1 verdicts for 2"):
+        made(tmp_path, [Q], samples(Q, "a", "bb"), judge=lambda groups: [(Verdict(1.0),) for _ in groups])
+
+
+def test_a_report_tells_how_length_goes_with_reward(tmp_path):
+    given = [*samples(Q, "a", "bb", "cccc"), *samples(R, "aaaaaaaa", "bb")]
+    _, account = made(tmp_path, [Q, R], given)
+    report = account.report()
+    assert report["longer_wins"] == 1
+    assert report["length_correlation"] == pytest.approx(1)
+    assert report["gap_mean"] == (3 + 6) / 2
+    assert report["reward_mean"] == (1 + 2 + 4 + 8 + 2) / 5
+
+
+def test_a_judge_that_likes_it_short_is_seen_in_the_report(tmp_path):
+    def short(groups):
+        return [tuple(Verdict(-float(len(text))) for text in responses) for _, responses in groups]
+
+    report = made(tmp_path, [Q], samples(Q, "a", "bb", "cc"), judge=short)[1].report()
+    assert report["longer_wins"] == 0
+    assert report["counts"]["pairs:tied"] == 1
+
+
+def test_a_report_of_nothing_says_so():
+    assert Account().report()["reward_mean"] is None
+
+
+def test_unjudged_responses_have_no_reward():
+    account = Account()
+    (group,) = unjudged([Q], samples(Q, "a", "bb", ""), account)
+    assert texts(group) == ["a", "bb"]
+    assert {response.reward for response in group.responses} == {None}
+    assert account.counts["responses:left out, empty"] == 1
+
+
+def test_every_kind_of_record_asks_something():
+    said = (Message("user", "How many?"), Message("assistant", "So it is\n#### 1,200"))
+    assert prompt_of(Q) is Q
+    assert prompt_of(Comparison(Q.messages, (Response("a"),), metadata={"x": 1})) == prompt("Q", x=1)
+    asked = prompt_of(Demonstration((*said, Message("user", "Thanks"), Message("assistant", "Welcome")), {"y": 2}))
+    assert asked.messages == (*said, Message("user", "Thanks"))
+    assert prompt_of(Demonstration(said)).messages == said[:1]
+
+
+def test_a_number_in_a_chat_is_no_known_answer():
+    said = (Message("user", "When?"), Message("assistant", "Perhaps in 1984."))
+    assert "answer" not in prompt_of(Demonstration(said)).metadata
+
+
+def test_the_final_answer_of_a_demonstration_is_what_is_to_be_found():
+    said = (Message("user", "How many?"), Message("assistant", "So it is\n#### 72"))
+    assert prompt_of(Demonstration(said)).metadata["answer"] == "72"
+    assert prompt_of(Demonstration(said, {"answer": "own"})).metadata["answer"] == "own"

@@ -1,0 +1,56 @@
+"""The groups of a step by one index, those that are trained on before those that are held out."""
+
+import pytest
+from tiny_training import comparisons, demonstrations, group
+
+from align.data.store import TokenStore, writing_store
+from align.models.tree import count_tokens
+from align.train.indexed_groups import Groups
+
+
+def stored(folder, made):
+    with writing_store(folder, count_tokens) as writer:
+        for each in made:
+            writer.add(each)
+    return TokenStore(folder)
+
+
+@pytest.mark.parametrize("as_store", [False, True])
+@pytest.mark.parametrize("num_held_out", [0, 1, 7])
+def test_an_index_leads_to_the_same_group_and_numbers_in_a_list_and_in_a_store(tmp_path, as_store, num_held_out):
+    train, held_out = comparisons(20, sizes=(1, 3)), comparisons(num_held_out, seed=1)
+    both = [*train, *held_out]
+    parts = (stored(tmp_path / "a", train), stored(tmp_path / "b", held_out)) if as_store else (train, held_out)
+    groups = Groups(*parts)
+    assert len(groups) == len(both)
+    sizes, plain, starts = groups.sizes("tree"), groups.sizes("plain"), groups.starts().tolist()
+    for index, each in enumerate(both):
+        assert [one.ids.tolist() for one in groups[index].sequences] == [one.ids.tolist() for one in each.sequences]
+        assert int(sizes[index]) == count_tokens(each.sequences)
+        assert int(plain[index]) == sum(len(one.ids) for one in each.sequences)
+        assert starts[index] == groups.span(index).start
+        assert groups.span(index).stop - groups.span(index).start == len(each.sequences)
+    some = [17, 2, len(both) - 1]
+    assert groups.trained_tokens(some) == sum(sum(both[index].lengths) for index in some)
+    assert [each.lengths for each in groups.some(some)] == [both[index].lengths for index in some]
+    assert len(groups.keys()) == sum(len(each.sequences) for each in both)
+    with pytest.raises(IndexError):
+        groups[len(both)]
+
+
+def test_a_forward_is_chosen_by_the_first_groups_and_one_with_the_longest_sequence():
+    train = demonstrations(9, longest=10)
+    for part in (0, 1):
+        long = group([1, 2], [[3] * 50])
+        parts = ([*train, long], train) if part == 0 else (train, [long, *train])
+        probed = Groups(*parts).probed()
+        assert [each[0].ids.tolist() for each in probed[:2]] == [each.sequences[0].ids.tolist() for each in train[:2]]
+        assert max(len(one.ids) for each in probed for one in each) == 52
+    assert len(Groups([long]).probed()) == 2
+
+
+def test_held_out_rows_are_in_the_digests_where_they_are_asked_for():
+    train, one, other = comparisons(5), comparisons(3, seed=1), comparisons(3, seed=2)
+    assert Groups(train, one).digests(held_out=False) == Groups(train, other).digests(held_out=False)
+    assert Groups(train, one).digests(held_out=True) != Groups(train, other).digests(held_out=True)
+    assert Groups(train, one).digests(held_out=False) != Groups(one, train).digests(held_out=False)
