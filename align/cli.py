@@ -39,7 +39,7 @@ def run(
     until: Annotated[str | None, typer.Option(help="The last step to be run.", show_default=False)] = None,
     again: Annotated[
         str | None,
-        typer.Option("--from", help="Run this step and what depends on it, finished or not.", show_default=False),
+        typer.Option("--rerun-from", help="Run this step and what depends on it, finished or not.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes.")] = False,
 ) -> None:
@@ -141,13 +141,13 @@ def score(
     limit: Annotated[int | None, typer.Option(min=1, help="Rate the first rows only.", show_default=False)] = None,
     format: Annotated[str, typer.Option(help="How the rows are read; found by their columns.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Of a folder or hub id.", show_default=False)] = None,
-    invalid: Annotated[str, typer.Option(help="Rows that cannot be read: error or drop.")] = "error",
+    on_error: Annotated[str, typer.Option(help="Rows that cannot be read: error or skip.")] = "error",
 ) -> None:
     """Rate every response of a file by a reward model; the same command goes on where it was stopped."""
     from align.stages.scoring import score_file  # noqa: PLC0415 - imports torch
     from align.stages.tables import scored_tables  # noqa: PLC0415
 
-    options: dict[str, Any] = {"format": format, "split": split, "limit": limit, "invalid": invalid}
+    options: dict[str, Any] = {"format": format, "split": split, "limit": limit, "on_error": on_error}
     summary = _on_screen(lambda screen: score_file(model, data, out, report=screen, **options))
     _conclude(scored_tables(summary), summary)
 

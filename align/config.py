@@ -21,6 +21,17 @@ from align.registry import nearest
 S = TypeVar("S", bound="Settings")
 
 OVERRIDE = re.compile(r"[^.=]+(\.[^.=]+)*=")
+# Keys of version 0.1 and their names since 0.2; removed at 1.0
+RENAMED_KEYS = {
+    "fresh": "from_config",
+    "groups_per_step": "prompts_per_step",
+    "final_share": "min_lr_ratio",
+    "exhausted": "stopping_strategy",
+    "invalid": "on_error",
+    "rate": "lr_multiplier",
+    "most": "max_constraints",
+    "rates": "metrics",
+}
 MAX_SHOWN = 80  # characters of a wrong value in an error
 
 
@@ -143,7 +154,10 @@ def _first_error(error: ValidationError, settings: type[Settings], loc: Location
     place = (*loc, *first["loc"])
     if first["type"] == "extra_forbidden":
         path = [str(part) for part in first["loc"]]
-        return InputError(f"unknown key; {nearest(path[-1], _fields_at([settings], path[:-1]))}", place)
+        known = _fields_at([settings], path[:-1])
+        if RENAMED_KEYS.get(path[-1]) in known:
+            return InputError(f"this key is called {RENAMED_KEYS[path[-1]]!r} since version 0.2", place)
+        return InputError(f"unknown key; {nearest(path[-1], known)}", place)
     if first["type"] == "missing":
         return InputError("this key is required", place)
     cause = first.get("ctx", {}).get("error")

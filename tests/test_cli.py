@@ -21,8 +21,8 @@ SMALL = """
 run: small
 runs: {runs}
 policy:
-  fresh: {{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-           max_position_embeddings: 256, initializer_range: 0.05}}
+  from_config: {{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,
+           num_attention_heads: 2, max_position_embeddings: 256, initializer_range: 0.05}}
   chat_template: chatml
 data:
   shown: {{path: "tasks:general", limit: 40}}
@@ -31,9 +31,9 @@ data:
   prompts: {{path: "tasks:general", split: test, limit: 10}}
 steps:
   base: {{stage: import, vocab_size: 1024}}
-  sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-3, groups_per_step: 10}}}}
-  dpo: {{stage: preference, data: pairs, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-4, groups_per_step: 8}}}}
-  rpo: {{stage: preference, data: groups, train: {{learning_rate: 1.0e-4, groups_per_step: 8, checkpoint_steps: 1}}}}
+  sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-3, prompts_per_step: 10}}}}
+  dpo: {{stage: preference, data: pairs, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-4, prompts_per_step: 8}}}}
+  rpo: {{stage: preference, data: groups, train: {{learning_rate: 1.0e-4, prompts_per_step: 8, checkpoint_steps: 1}}}}
   table: {{stage: evaluate, policies: [sft, rpo], tasks: {{general: {{data: prompts, max_new_tokens: 8}}}}}}
 """
 
@@ -84,7 +84,7 @@ WRONG = {
     "a misspelled key of a step": (["steps.dpo.train.learnin_rate=1"], "did you mean 'learning_rate'?"),
     "a misspelled key at the top": (["polcy.path=x"], "did you mean 'policy'?"),
     "a value out of range": (["steps.dpo.train.learning_rate=-1"], "steps.dpo.train.learning_rate"),
-    "a text for a number": (["steps.dpo.train.groups_per_step=many"], "steps.dpo.train.groups_per_step"),
+    "a text for a number": (["steps.dpo.train.prompts_per_step=many"], "steps.dpo.train.prompts_per_step"),
     "an unknown loss": (["steps.dpo.loss.name=rpo_bwd"], "steps.dpo.loss: no preference loss is called 'rpo_bwd'"),
     "an unknown setting of a loss": (["steps.dpo.loss.settings.bta=1"], "did you mean 'beta'?"),
     "an unknown stage": (["steps.dpo.stage=prefrence"], "did you mean 'preference'?"),
@@ -92,7 +92,7 @@ WRONG = {
     "an unknown step to start from": (["steps.dpo.policy=stf"], "did you mean 'sft'?"),
     "a file that is not there": (["data.pairs.path=./gone.jsonl", "data.pairs.responses=4"], "no such file"),
     "an override that is none": (["steps"], "key.sub=value"),
-    "an unknown architecture": (["policy.fresh.model_type=lama"], "did you mean 'llama'?"),
+    "an unknown architecture": (["policy.from_config.model_type=lama"], "did you mean 'llama'?"),
     "rows that have no end": (["data.shown.limit=null"], "give limit"),
     "demonstrations for a preference": (["steps.dpo.data=rows"], "needs comparisons"),
 }

@@ -261,7 +261,7 @@ def test_a_step_that_is_run_again_and_killed_is_gone_on_with_by_the_same_command
         run(steps, tmp_path, execute=execute, announce=lambda _: None, again=again, until=until)
 
     call()
-    for command in (["dpo"], []):  # who goes on may leave --from out
+    for command in (["dpo"], []):  # who goes on may leave --rerun-from out
         kills[:] = ["rpo"]
         with pytest.raises(KeyboardInterrupt):
             call(again=["dpo"])

@@ -194,7 +194,7 @@ def test_the_plan_is_what_is_then_done_and_that_is_what_changed_and_its_dependen
     done = ran(tmp_path, after, until=until, again=again)
     assert done == [each.step.name for each in planned if each.state != FINISHED]
     assert set(done) == expected & {step.name for step in after[:there]}
-    fresh = tmp_path / "fresh"
+    fresh = tmp_path / "from_config"
     ran(fresh, after, until=until)
     for each in planned:
         assert (tmp_path / each.step.name / "letter").read_text() == (fresh / each.step.name / "letter").read_text()

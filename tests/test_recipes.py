@@ -79,7 +79,7 @@ def test_a_recipe_is_valid_and_can_be_checked_with_rows_of_its_form(name, tokeni
         rows.write_text("".join(json.dumps(FORMS[settings.path](row)) + "\n" for row in range(NUMBER)))
         overrides += [f"data.{source}.path={rows}", f"data.{source}.split=null", f"data.{source}.skip=0"]
     if recipe.policy.path is not None:
-        overrides += ["policy.path=null", f"policy.fresh={FRESH}", f"policy.tokenizer={tokenizer}"]
+        overrides += ["policy.path=null", f"policy.from_config={FRESH}", f"policy.tokenizer={tokenizer}"]
         overrides += ["policy.chat_template=chatml", "policy.gradient_checkpointing=false"]
     for step in recipe.steps.values():
         for source in getattr(step, "prompts", None) or {}:

@@ -38,15 +38,15 @@ def order(num_groups: int, *, seed: int, epoch: int, place: str = "order") -> ar
     return indices
 
 
-def steps_per_epoch(num_groups: int, groups_per_step: int) -> int:
+def steps_per_epoch(num_groups: int, prompts_per_step: int) -> int:
     """Optimizer steps of one epoch; the last takes what is left."""
-    return -(-num_groups // groups_per_step)
+    return -(-num_groups // prompts_per_step)
 
 
 def groups_of_step(
     step: int,
     num_groups: int,
-    groups_per_step: int,
+    prompts_per_step: int,
     *,
     seed: int = 0,
     epoch_of: Callable[[int], Indices] | None = None,
@@ -55,9 +55,9 @@ def groups_of_step(
 
     An epoch is the permutation of `order`, or `num_groups` indices as `epoch_of` gives them, a mixture's for example.
     """
-    epoch, within = divmod(step, steps_per_epoch(num_groups, groups_per_step))
+    epoch, within = divmod(step, steps_per_epoch(num_groups, prompts_per_step))
     indices = epoch_of(epoch) if epoch_of is not None else order(num_groups, seed=seed, epoch=epoch)
-    return tuple(indices[within * groups_per_step : (within + 1) * groups_per_step])
+    return tuple(indices[within * prompts_per_step : (within + 1) * prompts_per_step])
 
 
 def plan_step(groups: Indices, sizes: Sizes, *, token_budget: int, num_ranks: int = 1) -> StepPlan:

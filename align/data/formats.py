@@ -90,25 +90,25 @@ class Stream:
 
 
 def read(
-    path: str, *, format: str = "auto", split: str | None = None, limit: int | None = None, invalid: str = "error"
+    path: str, *, format: str = "auto", split: str | None = None, limit: int | None = None, on_error: str = "error"
 ) -> Reading:
     """The first `limit` records of a file, folder or hub dataset, as `stream` gives them, all at once."""
-    return stream(path, format=format, split=split, limit=limit, invalid=invalid).read()
+    return stream(path, format=format, split=split, limit=limit, on_error=on_error).read()
 
 
 def stream(
-    path: str, *, format: str = "auto", split: str | None = None, limit: int | None = None, invalid: str = "error"
+    path: str, *, format: str = "auto", split: str | None = None, limit: int | None = None, on_error: str = "error"
 ) -> Stream:
     """The first `limit` records of a file, folder or hub dataset.
 
     `format` is a name of READERS, `auto`, or a reader of the user's own as `module:name`. A row that cannot be read
-    ends the reading with an InputError, or is dropped and counted where `invalid` is `drop`; a group of three or
+    ends the reading with an InputError, or is dropped and counted where `on_error` is `skip`; a group of three or
     more then loses no more than its empty responses.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; at least one record has to be read")
-    if invalid not in ("error", "drop"):
-        raise InputError(f"invalid is {invalid!r}; {nearest(invalid, ('error', 'drop'))}")
+    if on_error not in ("error", "skip"):
+        raise InputError(f"on_error is {on_error!r}; {nearest(on_error, ('error', 'skip'))}")
     rows = located_rows(path, split=split)
     first = next(rows, None)
     if first is None:
@@ -118,7 +118,7 @@ def stream(
     if not isinstance(reader, Reader):
         raise InputError(f"reader {name!r} is a {type(reader).__name__}; a Reader is needed")
     account = Account()
-    reading = _Reading(name, reader, account, drops=invalid == "drop")
+    reading = _Reading(name, reader, account, drops=on_error == "skip")
     last = None if limit is None else min(limit, sys.maxsize)  # more than that nothing can count
     return Stream(_some(islice(reading.records(chain([first], rows)), last), path, account), name, account)
 

@@ -17,7 +17,7 @@ from align.errors import InputError
 # What happens when a source has given all its rows: the epoch ends with the first that runs out (stop); it ends with
 # the last and the others begin anew (repeat); it ends with the last and what is left takes the place of what ran out,
 # each row once (down_weight).
-Exhausted = Literal["stop", "repeat", "down_weight"]
+StoppingStrategy = Literal["first_exhausted", "all_exhausted", "down_weight"]
 
 ALMOST = 1e-9  # of rounding, where a number of rows is a quotient
 
@@ -28,7 +28,7 @@ class Mixture:
 
     sizes: tuple[int, ...]  # rows of each source
     shares: tuple[float, ...]  # of each source in an epoch; 1 in all
-    exhausted: Exhausted = "stop"
+    stopping_strategy: StoppingStrategy = "first_exhausted"
     seed: int = 0
     replayed: int = 0  # how many of the last sources are replayed: they do not decide how long an epoch is
 
@@ -43,16 +43,16 @@ class Mixture:
         """Rows of an epoch."""
         own = slice(len(self.sizes) - self.replayed)
         lasts = [size / share for size, share in zip(self.sizes[own], self.shares[own], strict=True)]
-        if self.exhausted == "stop":
+        if self.stopping_strategy == "first_exhausted":
             return math.floor(min(lasts) + ALMOST)
-        if self.exhausted == "repeat":
+        if self.stopping_strategy == "all_exhausted":
             return math.ceil(max(lasts) - ALMOST)
         return round(sum(self.sizes[own]) / sum(self.shares[own]))
 
     @property
     def quotas(self) -> tuple[int, ...]:
         """Rows of each source in an epoch: its share to within one row; down-weighted, all rows of the step's own."""
-        if self.exhausted == "down_weight":
+        if self.stopping_strategy == "down_weight":
             own = self.sizes[: len(self.sizes) - self.replayed]
             return *own, *_apportioned(self.num_rows - sum(own), self.shares[len(own) :])
         return _apportioned(self.num_rows, self.shares)
@@ -60,7 +60,7 @@ class Mixture:
     def epoch(self, number: int) -> array[int]:
         """The rows of an epoch in their order, every source spread evenly over as much of it as its share asks."""
         quotas, starts = self.quotas, [sum(self.sizes[:source]) for source in range(len(self.sizes))]
-        weights = self.shares if self.exhausted == "down_weight" else quotas
+        weights = self.shares if self.stopping_strategy == "down_weight" else quotas
         digest = hashlib.sha256(repr((self.seed, "mixture", number)).encode()).digest()
         draw = random.Random(digest)
         # Stride scheduling (Waldspurger & Weihl 1995): who is due first gives the next row.
@@ -109,4 +109,4 @@ def told(mixture: Mixture, names: Sequence[str]) -> str:
     """The mixture in one line."""
     parts = zip(names, mixture.quotas, mixture.sizes, strict=True)
     rows = ", ".join(f"{quota:,} of {size:,} rows of {name}" for name, quota, size in parts)
-    return f"an epoch of {mixture.num_rows:,} rows: {rows} ({mixture.exhausted} when a source runs out)"
+    return f"an epoch of {mixture.num_rows:,} rows: {rows} ({mixture.stopping_strategy} when a source runs out)"

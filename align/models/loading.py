@@ -52,7 +52,7 @@ class PolicySettings(Settings):
     """Which model, and how it runs."""
 
     path: str | None = None  # hub id, folder, or gguf:FILE
-    fresh: dict[str, Any] | None = None  # configuration of a model made from nothing, with its `model_type`
+    from_config: dict[str, Any] | None = None  # configuration of a model made from nothing, with its `model_type`
     tokenizer: str | None = None  # folder or hub id; the model's own where left out
     chat_template: str | None = None  # a built-in's name or a file; the tokenizer's own where left out
     forward: Literal["auto", "tree", "plain"] = "auto"
@@ -77,12 +77,12 @@ class PolicySettings(Settings):
 
 def load_base(settings: PolicySettings) -> PreTrainedModel:
     """The causal language model in fp32 with dropout off; of a path that holds adapters, what is under them."""
-    if (settings.path is None) == (settings.fresh is None):
-        raise InputError("policy: give either path (hub id, folder or gguf:FILE) or fresh (a configuration)")
-    if settings.fresh is not None:
+    if (settings.path is None) == (settings.from_config is None):
+        raise InputError("policy: give either path (hub id, folder or gguf:FILE) or from_config (a configuration)")
+    if settings.from_config is not None:
         if settings.quantize:
             raise InputError("policy.quantize: only a model that is read is quantised; import the fresh one first")
-        return _fresh(settings.fresh, settings.seed)
+        return _fresh(settings.from_config, settings.seed)
     path = str(settings.path)
     if not is_adapter(path):
         return _read(path, settings.quantize)
@@ -222,24 +222,24 @@ def _fresh(values: Mapping[str, Any], seed: int) -> PreTrainedModel:
         with seeded(seed):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except UNREADABLE as error:
-        raise InputError(f"policy.fresh: {one_line(error)[:300]}") from error
+        raise InputError(f"policy.from_config: {one_line(error)[:300]}") from error
 
 
 def fresh_config(values: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration that the values describe; `model_type` names the architecture."""
     kind = values.get("model_type")
     if not isinstance(kind, str):
-        raise InputError("policy.fresh.model_type: name an architecture of transformers, such as llama")
+        raise InputError("policy.from_config.model_type: name an architecture of transformers, such as llama")
     if kind not in CONFIG_MAPPING:
-        raise InputError(f"policy.fresh.model_type: {kind!r}; {nearest(kind, CONFIG_MAPPING.keys())[:200]}")
+        raise InputError(f"policy.from_config.model_type: {kind!r}; {nearest(kind, CONFIG_MAPPING.keys())[:200]}")
     made = CONFIG_MAPPING[kind]
     known = {field.name for field in dataclasses.fields(made)} | made.attribute_map.keys() | _ALSO_CONFIG
     if unknown := sorted(values.keys() - known):
-        raise InputError(f"policy.fresh.{unknown[0]}: unknown key of {kind}; {nearest(unknown[0], known)}")
+        raise InputError(f"policy.from_config.{unknown[0]}: unknown key of {kind}; {nearest(unknown[0], known)}")
     try:
         return without_dropout(AutoConfig.for_model(**values))
     except UNREADABLE as error:
-        raise InputError(f"policy.fresh: {one_line(error)[:300]}") from error
+        raise InputError(f"policy.from_config: {one_line(error)[:300]}") from error
 
 
 def adapted(model: PreTrainedModel, settings: PolicySettings, *, task: str) -> PreTrainedModel | PeftModel:

@@ -51,7 +51,7 @@ class HeadSettings(Settings):
 
     attributes: tuple[str, ...] | None = None  # the model's own, or HelpSteer's five, or `reward` for Bradley-Terry
     weights: tuple[float, ...] | None = None  # the model's own, or the published ones, or equal ones that sum to 1
-    rate: float = Field(default=1.0, gt=0)  # learning rate of the head over that of the other weights
+    lr_multiplier: float = Field(default=1.0, gt=0)  # learning rate of the head over that of the other weights
     only: bool = False  # the decoder stays as it is (ArmoRM, Wang et al. 2024): for few rows, at a third of the cost
 
 

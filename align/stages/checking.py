@@ -132,7 +132,7 @@ def _of_training(
     settings = step.train
     num_rows = data.mixture.num_rows if data.mixture is not None else len(data.train)
     num_steps = settings.num_steps(num_rows)
-    epochs = num_steps / steps_per_epoch(num_rows, settings.groups_per_step)
+    epochs = num_steps / steps_per_epoch(num_rows, settings.prompts_per_step)
     chosen = data.mixture.epoch(0) if data.mixture is not None else order(num_rows, seed=recipe.seed, epoch=0)
     works = [_work(group, head=not isinstance(step, RewardStep)) for group in data.train]
     work = added(works[index] for index in chosen)
@@ -263,7 +263,7 @@ def _work(group: TokenGroup, *, head: bool) -> Work:
 
 def _balances(step: TrainStep | PreferenceStep | RewardStep, sizes: Sequence[int], epoch: Indices) -> list[Balance]:
     """How evenly the first steps of an epoch would be dealt to ranks, of which each has a group at least."""
-    per_step, budget = step.train.groups_per_step, step.train.tokens_per_micro_batch
+    per_step, budget = step.train.prompts_per_step, step.train.tokens_per_micro_batch
     starts = range(0, min(DEALT, max(1, len(epoch) // per_step)) * per_step, per_step)
     steps = [epoch[start : start + per_step] for start in starts]
     widths = [ranks for ranks in RANKS if ranks <= len(steps[0])] or [len(steps[0])]
@@ -281,6 +281,6 @@ def model_config(recipe: Recipe, name: str, vocab_size: int) -> PretrainedConfig
     settings = recipe.policy
     for step in (recipe.steps[each] for each in recipe.lineage(name)):
         settings = imported(recipe, step) if isinstance(step, ImportStep) else settings
-    if settings.fresh is not None:
-        return fresh_config({"vocab_size": vocab_size, **settings.fresh})
+    if settings.from_config is not None:
+        return fresh_config({"vocab_size": vocab_size, **settings.from_config})
     return config_of(str(settings.path))

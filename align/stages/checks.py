@@ -162,7 +162,8 @@ def _vocabulary(given: Given) -> None:
         return
     if (path := step.path or given.policy.path) is not None:
         raise InputError(
-            f"vocab_size: {path} has a tokenizer, which its weights were trained with; a new one is for policy.fresh"
+            f"vocab_size: {path} has a tokenizer, which its weights were trained with; a new one is for "
+            "policy.from_config"
         )
     if given.policy.tokenizer is not None:
         raise InputError(
@@ -173,9 +174,11 @@ def _vocabulary(given: Given) -> None:
 
 def _exhausted(given: Given) -> None:
     step: TrainStep = given.step
-    if "exhausted" in step.model_fields_set and len(given.sources) == 1:
+    if "stopping_strategy" in step.model_fields_set and len(given.sources) == 1:
         (only,) = given.sources
-        raise InputError(f"exhausted: {step.exhausted!r} is for several sources, and {only!r} is one; leave it out")
+        raise InputError(
+            f"stopping_strategy: {step.stopping_strategy!r} is for several sources, and {only!r} is one; leave it out"
+        )
 
 
 def _loss(given: Given) -> None:

@@ -62,7 +62,7 @@ def footprint(
 ) -> Footprint:
     """The memory of a step whose groups have these sizes in tokens."""
     settings, ways = step.train, sharding_of(step.launch, step.train.reduce)
-    largest, budget = sum(sorted(sizes)[-settings.groups_per_step :]), settings.tokens_per_micro_batch
+    largest, budget = sum(sorted(sizes)[-settings.prompts_per_step :]), settings.tokens_per_micro_batch
     if isinstance(step, RewardStep):  # which has no LM head, but a vector an attribute
         model = replace(model, tied=True)
     micro = MicroBatch(

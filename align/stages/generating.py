@@ -37,7 +37,7 @@ class RowSettings(Settings):
 
     format: str = "auto"
     split: str | None = None
-    invalid: Literal["error", "drop"] = "error"
+    on_error: Literal["error", "skip"] = "error"
     seed: int = 0  # of procedural rows
     constraints: ConstraintSettings | None = None  # verifiable instructions to put behind the prompts
 

@@ -44,10 +44,10 @@ HARNESS = "harness:"  # prefix of a task of lm-evaluation-harness
 WIN_RATE = "win_rate"
 LIKELIHOOD, SAMPLED, GIVEN = "likelihood", "sampled", "given"  # a policy's numbers, its answers, or those of a file
 
-ROWS = "rows.format rows.split rows.invalid rows.seed rows.constraints"
+ROWS = "rows.format rows.split rows.on_error rows.seed rows.constraints"
 USES = {  # kind of task -> all that it looks at; what else is given would be without effect, and is refused
     HARNESS: "--policy --limit tasks_folder",
-    LIKELIHOOD: "--data --policy --limit max_length rows.format rows.split rows.invalid rows.seed",
+    LIKELIHOOD: "--data --policy --limit max_length rows.format rows.split rows.on_error rows.seed",
     WIN_RATE: f"--data --responses --limit --judge combine {ROWS}",
     SAMPLED: f"--data --policy --limit --out sampling engine {ROWS}",
     GIVEN: f"--data --responses --limit --out {ROWS}",
@@ -119,7 +119,7 @@ def _check_used(kind: str, asked: Asked, out: Path | None, settings: EvaluateSet
     unread = set[str]()
     made, constrained = (asked.data or "").startswith(PROCEDURAL), settings.rows.constraints is not None
     if made or (kind in (SAMPLED, GIVEN) and not constrained):  # no reader of records is asked
-        unread |= {"rows.format", "rows.invalid"}
+        unread |= {"rows.format", "rows.on_error"}
     if not made and not constrained:  # nothing is drawn
         unread.add("rows.seed")
     uses = set(USES[kind].split()) - unread

@@ -234,16 +234,18 @@ def _check_recipe(recipe: Recipe) -> None:
 
 def _check_policy(recipe: Recipe) -> None:
     """The recipe says which policy it starts from, in one way, if any of its steps does."""
-    if recipe.policy.path is not None and recipe.policy.fresh is not None:
-        raise InputError("policy: give either path (hub id, folder or gguf:FILE) or fresh (a configuration), not both")
-    if recipe.policy.path is not None or recipe.policy.fresh is not None:
+    if recipe.policy.path is not None and recipe.policy.from_config is not None:
+        raise InputError(
+            "policy: give either path (hub id, folder or gguf:FILE) or from_config (a configuration), not both"
+        )
+    if recipe.policy.path is not None or recipe.policy.from_config is not None:
         return
     for name, step in recipe.steps.items():
         elsewhere = isinstance(step, ImportStep) and step.path is not None
         if MAKES[step.stage] in (POLICY, REWARD_MODEL) and recipe.policy_of(name) is None and not elsewhere:
             raise InputError(
                 f"policy: step {recipe.origins[name]!r} starts from it: give path (hub id, folder or gguf:FILE) or "
-                "fresh (a configuration)"
+                "from_config (a configuration)"
             )
 
 

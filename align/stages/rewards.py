@@ -68,7 +68,7 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     worth = dict(zip(rating.names, rating.weights, strict=True))
     context.report.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in worth.items())}")
     objective = reward_objective(step.loss, rating.names, rating.weights)
-    job = job_of(context, objective, data, settings, head_rate=step.head.rate)
+    job = job_of(context, objective, data, settings, head_lr_multiplier=step.head.lr_multiplier)
     loop = Loop(model, job, context.report, accelerator)
     if not rated_before and not begun:
         _begin(loop, model, data, objective)

@@ -31,7 +31,7 @@ def score_file(
     format: str = "auto",
     split: str | None = None,
     limit: int | None = None,
-    invalid: str = "error",
+    on_error: str = "error",
     report: Progress,
 ) -> dict[str, Any]:
     """What was rated, after `out` holds it in the native form.
@@ -41,10 +41,10 @@ def score_file(
     """
     processes = join()
     check_out(out, [data, model], KEPT)
-    reading = stream(data, format=format, split=split, limit=limit, invalid=invalid)
+    reading = stream(data, format=format, split=split, limit=limit, on_error=on_error)
     asked = [_asked(record, reading.account.place) for record in reading.records]
     judge = reward_model_judge(model)
-    made_with = {"model": judge.identity, "data": [content_of(data), reading.format, split, invalid]}
+    made_with = {"model": judge.identity, "data": [content_of(data), reading.format, split, on_error]}
     began = time.monotonic()
     with opened(beside(out, KEPT), made_with, processes) as journal:
         missing = [row for row in range(len(asked)) if str(row) not in journal.done]

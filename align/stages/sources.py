@@ -82,7 +82,7 @@ def step_rows(
     assert isinstance(step, TrainStep)
     sizes = tuple(part["counts"]["trained"] for part in parts)
     replayed = len(recipe.replayed(name)) if step.replay else 0
-    mixture = Mixture(sizes, tuple(shares.values()), step.exhausted, recipe.seed, replayed)
+    mixture = Mixture(sizes, tuple(shares.values()), step.stopping_strategy, recipe.seed, replayed)
     counts = Counter({"epoch": mixture.num_rows})
     for part in parts:
         counts.update(part["counts"])
@@ -126,7 +126,7 @@ def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream
     if source.path.startswith(TASKS):
         found = _made(source, last, kind, seed)
     else:
-        found = stream(source.path, format=source.format, split=source.split, limit=last, invalid=source.invalid)
+        found = stream(source.path, format=source.format, split=source.split, limit=last, on_error=source.on_error)
     return replace(found, records=_after_skipped(found, source)) if source.skip else found
 
 

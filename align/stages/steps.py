@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, Field, field_validator
 
 from align.config import Settings
-from align.data.mixing import Exhausted
+from align.data.mixing import StoppingStrategy
 from align.inference.engines import EngineSettings
 from align.inference.samples import SamplingSettings
 from align.models.reward import HELPSTEER, HeadSettings
@@ -33,7 +33,7 @@ class SourceSettings(Settings):
     skip: int = Field(default=0, ge=0)  # rows passed over first
     limit: int | None = Field(default=None, ge=1)  # rows read after them, or made
     responses: int = Field(default=4, ge=1)  # of each prompt, where the rows are made
-    invalid: Literal["error", "drop"] = "error"
+    on_error: Literal["error", "skip"] = "error"
     seed: int = 0  # of rows that are made, beside the recipe's own
     constraints: ConstraintSettings | None = None  # verifiable instructions to put behind the prompts
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of the prompts kept for evaluation
@@ -72,7 +72,7 @@ class TrainStep(StepSettings):
     stage: Literal["sft"]
     policy: str | None = None  # an earlier step; the latest that makes a policy where left out, else the recipe's
     data: str | dict[str, float]  # a name under `data`, or several with their weights
-    exhausted: Exhausted = "stop"  # what happens when the first source of a mixture has given all its rows
+    stopping_strategy: StoppingStrategy = "first_exhausted"  # when an epoch over several sources ends
     replay: ReplaySettings | None = None
     train: TrainSettings
 

@@ -70,7 +70,7 @@ def imported(recipe: Recipe, step: ImportStep) -> PolicySettings:
         "quantize": None,
     }  # a training step adds adapters, and quantises what it reads
     if step.path is not None:
-        plain |= {"path": step.path, "fresh": None, "tokenizer": None}
+        plain |= {"path": step.path, "from_config": None, "tokenizer": None}
     return recipe.policy.model_copy(update=plain)
 
 
@@ -81,11 +81,11 @@ def with_tokenizer(settings: PolicySettings, step: ImportStep, folder: Path) -> 
     tokenizer = train_tokenizer(tasks.corpus(), vocab_size=step.vocab_size, chat_template="")
     apply_template(tokenizer, settings.chat_template or "chatml")
     tokenizer.save_pretrained(str(folder))
-    fresh = settings.fresh
+    fresh = settings.from_config
     if fresh is not None:  # a fresh model is made for this tokenizer
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
         fresh = {"vocab_size": len(tokenizer), **ids, **fresh}
-    return settings.model_copy(update={"tokenizer": str(folder), "fresh": fresh, "chat_template": None})
+    return settings.model_copy(update={"tokenizer": str(folder), "from_config": fresh, "chat_template": None})
 
 
 def train(context: Context) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def whole_copy(loop: Loop, read: Callable[[], B]) -> B:
 
 
 def job_of(
-    context: Context, objective: Objective, data: Rows, settings: PolicySettings, *, head_rate: float = 1.0
+    context: Context, objective: Objective, data: Rows, settings: PolicySettings, *, head_lr_multiplier: float = 1.0
 ) -> Job:
     """What the step gives to the loop."""
     step = context.recipe.steps[context.name]
@@ -144,7 +144,7 @@ def job_of(
         settings=step.train,
         forward=settings.forward,
         seed=context.recipe.seed,
-        head_rate=head_rate,
+        head_lr_multiplier=head_lr_multiplier,
         folder=context.working,
         references=context.recipe.root / REFERENCES,
     )
@@ -170,7 +170,7 @@ def policy_settings(recipe: Recipe, name: str, inputs: Mapping[str, Path]) -> Po
     before = recipe.policy_of(name)
     if before is None:
         return recipe.policy
-    moved = {"path": str(inputs[before]), "fresh": None, "tokenizer": None, "chat_template": None}
+    moved = {"path": str(inputs[before]), "from_config": None, "tokenizer": None, "chat_template": None}
     return recipe.policy.model_copy(update=moved)
 
 

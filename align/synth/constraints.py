@@ -89,7 +89,7 @@ class ConstraintSettings(Settings):
     """Which instructions prompts are joined with, how many, and which prompts."""
 
     kinds: Annotated[list[str], Field(min_length=1), AfterValidator(_known)] | None = None  # of TEMPLATES; else all
-    most: int = Field(default=1, ge=1)  # instructions of a prompt; each number up to it is as likely
+    max_constraints: int = Field(default=1, ge=1)  # instructions of a prompt; each number up to it is as likely
     split: Split | None = None  # the prompts of this split only; see `split_of`
 
 
@@ -108,7 +108,7 @@ def constrain(prompts: Sequence[Prompt], settings: ConstraintSettings, *, seed: 
     """
     kinds = sorted(set(settings.kinds or TEMPLATES))
     there = [prompt for prompt in prompts if settings.split in (None, split_of(prompt))]
-    return [_joined(prompt, list(_drawn(prompt, kinds, settings.most, seed=seed))) for prompt in there]
+    return [_joined(prompt, list(_drawn(prompt, kinds, settings.max_constraints, seed=seed))) for prompt in there]
 
 
 def split_of(prompt: Prompt) -> Split:

@@ -50,7 +50,7 @@ class Loop:
         self.accelerator = accelerator or make_accelerator(job.settings, job.folder)
         self.processes = Processes(self.accelerator)
         self.weights = fingerprint(policy)
-        self.optimizer = make_optimizer(policy, job.settings, job.head_rate)
+        self.optimizer = make_optimizer(policy, job.settings, job.head_lr_multiplier)
         self.sharding = shard(self.accelerator, policy, self.optimizer, job.settings)
         self.groups = Groups(job.train, job.held_out)  # a group is known by its index in here
         self.forward = choose_forward(policy, self.groups.probed(), job.forward, precision=job.settings.precision)
@@ -66,7 +66,7 @@ class Loop:
         self._referred, self._num_referred = Work(0, 0, 0), 0
         with self.processes.at("the references, before step 1"):
             self.references = self._fill_references() if job.objective.needs_reference else None
-        numbers = [job.settings.identity(), job.objective.identity(), job.head_rate, self.weights, job.seed]
+        numbers = [job.settings.identity(), job.objective.identity(), job.head_lr_multiplier, self.weights, job.seed]
         numbers += [] if job.mixture is None else [asdict(job.mixture)]
         self.identity = stable_hash([*numbers, *self.groups.digests(held_out=self.keeps_best)])
 
@@ -144,7 +144,7 @@ class Loop:
         """Metrics of one optimizer step; the weights change only if loss and gradient are finite."""
         began = time.monotonic()
         job, settings = self.job, self.job.settings
-        indices = groups_of_step(step, job.num_rows, settings.groups_per_step, epoch_of=self.epoch)
+        indices = groups_of_step(step, job.num_rows, settings.prompts_per_step, epoch_of=self.epoch)
         denominator = job.objective.denominator(self.groups.some(indices))
         rate = settings.learning_rate_at(step, self.num_steps)
         self.sharding.set_rate(rate)
@@ -167,7 +167,7 @@ class Loop:
             raise RunError(f"step {step + 1}: the norm of the gradient is {norm}; the weights are as before this step")
         return {
             "step": step + 1,
-            "epoch": (step + 1) / steps_per_epoch(job.num_rows, settings.groups_per_step),
+            "epoch": (step + 1) / steps_per_epoch(job.num_rows, settings.prompts_per_step),
             **self._means(loss / denominator, totals),
             "grad_norm": norm,
             "lr": rate,

@@ -8,22 +8,22 @@ from align.models.backbone import Backbone
 from align.train.settings import TrainSettings
 
 
-def make_optimizer(model: Backbone, settings: TrainSettings, head_rate: float = 1.0) -> AdamW:
-    """AdamW over what is trained; a part's `rate` is its share of the step's learning rate.
+def make_optimizer(model: Backbone, settings: TrainSettings, head_lr_multiplier: float = 1.0) -> AdamW:
+    """AdamW over the trainable parameters; a group's `lr_multiplier` multiplies the step's learning rate.
 
-    Matrices decay and the rest does not; with another `head_rate` than 1 the model's head is a part of its own.
+    Matrices decay, the rest does not. With a `head_lr_multiplier` other than 1 the head has its own parameter group.
     """
     trainable = [value for value in model.parameters() if value.requires_grad]
     # A weight that ZeRO-3 has cut as it was read is flat, and remembers what it was.
     matrices = {id(value) for value in trainable if len(getattr(value, "ds_shape", value.shape)) > 1}
-    head = {id(value) for value in model.head.parameters()} if head_rate != 1 else set[int]()
+    head = {id(value) for value in model.head.parameters()} if head_lr_multiplier != 1 else set[int]()
     parts = [
         {
             "params": [
                 value for value in trainable if (id(value) in matrices, id(value) in head) == (is_matrix, is_head)
             ],
             "weight_decay": settings.weight_decay if is_matrix else 0.0,
-            "rate": head_rate if is_head else 1.0,
+            "lr_multiplier": head_lr_multiplier if is_head else 1.0,
         }
         for is_head in (False, True)
         for is_matrix in (True, False)

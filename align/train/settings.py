@@ -20,10 +20,10 @@ class TrainSettings(Settings):
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
-    final_share: float = Field(default=0.0, ge=0, le=1)  # of the learning rate, at the end of cosine and linear
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)  # of the learning rate, at the end of cosine and linear
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1)
-    groups_per_step: int = Field(default=64, ge=1)
+    prompts_per_step: int = Field(default=64, ge=1)
     tokens_per_micro_batch: int = Field(default=2048, ge=1)
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[Decay, Decay] = (0.9, 0.98)  # as in NeMo-Aligner's published settings
@@ -38,7 +38,7 @@ class TrainSettings(Settings):
     checkpoint_minutes: float | None = Field(default=15.0, gt=0)
     trackers: list[str] = Field(default_factory=list[str])  # accelerate's names: tensorboard, wandb, trackio
 
-    @field_validator("final_share")
+    @field_validator("min_lr_ratio")
     @classmethod
     def _falls(cls, share: float, info: ValidationInfo) -> float:
         if share and info.data.get("schedule") == "constant":
@@ -51,11 +51,11 @@ class TrainSettings(Settings):
             return self.learning_rate * (step + 1) / self.warmup_steps
         passed = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
         falling = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * passed)) / 2, "linear": 1 - passed}[self.schedule]
-        return self.learning_rate * (self.final_share + (1 - self.final_share) * falling)
+        return self.learning_rate * (self.min_lr_ratio + (1 - self.min_lr_ratio) * falling)
 
     def num_steps(self, num_groups: int) -> int:
         """Optimizer steps of the whole run over `num_groups` groups."""
-        steps = self.epochs * steps_per_epoch(num_groups, self.groups_per_step)
+        steps = self.epochs * steps_per_epoch(num_groups, self.prompts_per_step)
         whole = math.ceil(steps * (1 - 1e-12))  # 1.1 epochs of 50 steps are 55, though 1.1 * 50 is a little more
         return min(whole, self.max_steps) if self.max_steps is not None else whole
 

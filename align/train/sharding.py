@@ -81,7 +81,7 @@ class Whole:
     def set_rate(self, rate: float) -> None:
         """Give every part of the optimizer its share of the learning rate."""
         for group in self.prepared.param_groups:
-            group["lr"] = rate * group["rate"]
+            group["lr"] = rate * group["lr_multiplier"]
 
     @contextmanager
     def accumulating(self) -> Generator[None]:

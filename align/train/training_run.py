@@ -27,7 +27,7 @@ class Job:
     settings: TrainSettings
     forward: str = "auto"  # auto, tree or plain
     seed: int = 0
-    head_rate: float = 1.0  # learning rate of the head over that of the other weights
+    head_lr_multiplier: float = 1.0  # learning rate of the head over that of the other weights
     folder: Path  # where metrics and checkpoints are written
     references: Path  # folder of the reference cache
 

@@ -73,8 +73,8 @@ def main() -> None:
         task = Task(
             model=model,
             rows=choose_rows(options, AutoTokenizer.from_pretrained(model)),
-            groups_per_step=options.groups_per_step,
-            num_steps=options.steps or options.rows // options.groups_per_step,
+            prompts_per_step=options.prompts_per_step,
+            num_steps=options.steps or options.rows // options.prompts_per_step,
             precision=options.precision,
             token_budget=options.token_budget,
             learning_rate=options.learning_rate,
@@ -111,7 +111,7 @@ def choose_rows(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
     num_responses = 2 if options.pairs == "pairs" else options.responses
-    for number, record in enumerate(read(options.data, invalid="drop").records):
+    for number, record in enumerate(read(options.data, on_error="skip").records):
         ranked = best_first(record, num_responses)
         tokens = encoder.encode(ranked, number) if ranked is not None else None
         if ranked is None:
@@ -127,8 +127,8 @@ def choose_rows(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
         if len(rows) == options.rows:
             break
     print(f"{len(rows)} prompts of {num_responses} responses; left out: {dict(left_out) or 'none'}")
-    if len(rows) < options.rows or options.rows % options.groups_per_step:
-        wanted = f"--rows {options.rows} in whole steps of {options.groups_per_step}"
+    if len(rows) < options.rows or options.rows % options.prompts_per_step:
+        wanted = f"--rows {options.rows} in whole steps of {options.prompts_per_step}"
         raise SystemExit(f"{wanted}: there are {len(rows)} rows")
     return tuple(rows)
 

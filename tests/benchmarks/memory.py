@@ -82,7 +82,7 @@ class Case:
             "max_position_embeddings": 8192,
         }
         lora = LoraSettings(rank=self.rank) if self.rank else None
-        source: dict[str, Any] = {"fresh": fresh} if path is None else {"path": path}
+        source: dict[str, Any] = {"from_config": fresh} if path is None else {"path": path}
         return PolicySettings(**source, gradient_checkpointing=self.checkpointing, lora=lora)
 
 
@@ -153,7 +153,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             objective,
             groups,
             model=policy,
-            groups_per_step=len(groups),
+            prompts_per_step=len(groups),
             tokens_per_micro_batch=tokens,
             precision=case.precision,
             epochs=float(STEPS),

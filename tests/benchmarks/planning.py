@@ -45,14 +45,14 @@ def drawn(name: str, number: int, *, seed: int = 0) -> np.ndarray:
     return np.interp(draw.random(number), SHARES, LENGTHS[name]).astype(np.int32)
 
 
-def balance(name: str, *, num_ranks: int, groups_per_step: int, budget: int) -> dict[str, float]:
+def balance(name: str, *, num_ranks: int, prompts_per_step: int, budget: int) -> dict[str, float]:
     """Mean and worst imbalance over STEPS steps, and what no plan could be below."""
     found, bounds = [], []
     for step in range(STEPS):
-        sizes = drawn(name, groups_per_step, seed=step)
-        plan = plan_step(range(groups_per_step), sizes, token_budget=budget, num_ranks=num_ranks)
+        sizes = drawn(name, prompts_per_step, seed=step)
+        plan = plan_step(range(prompts_per_step), sizes, token_budget=budget, num_ranks=num_ranks)
         found.append(imbalance(plan, sizes))
-        bounds.append(least_imbalance(range(groups_per_step), sizes, num_ranks=num_ranks))
+        bounds.append(least_imbalance(range(prompts_per_step), sizes, num_ranks=num_ranks))
     return {"mean": mean(found), "worst": max(found), "bound_mean": mean(bounds), "bound_worst": max(bounds)}
 
 
@@ -70,7 +70,7 @@ def epoch(num_groups: int, *, num_ranks: int, per_rank: int, budget: int) -> dic
 
 def mixed(num_groups: int) -> float:
     """Seconds of a core for the order of an epoch over three sources."""
-    mixture = Mixture((num_groups // 2, num_groups // 3, num_groups // 6), (0.5, 0.3, 0.2), "repeat")
+    mixture = Mixture((num_groups // 2, num_groups // 3, num_groups // 6), (0.5, 0.3, 0.2), "all_exhausted")
     began = time.process_time()
     mixture.epoch(0)
     return time.process_time() - began
@@ -91,7 +91,7 @@ def main() -> None:
     balances: dict[str, dict[str, dict[str, float]]] = {}
     for name in LENGTHS:
         for num_ranks, per_step in ((8, 128), (64, 128), *((ranks, ranks * asked.per_rank) for ranks in RANKS[1:])):
-            found = balance(name, num_ranks=num_ranks, groups_per_step=per_step, budget=asked.budget)
+            found = balance(name, num_ranks=num_ranks, prompts_per_step=per_step, budget=asked.budget)
             balances.setdefault(name, {})[f"{num_ranks} ranks, {per_step} groups"] = found
             told = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
             print(f"{name:<32} {num_ranks:>4} ranks {per_step:>5} groups: {told}", flush=True)

@@ -98,7 +98,7 @@ def choose(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> t
     """The first prompts that are short enough, no two the same, with their tokens."""
     encoder = ChatEncoder(tokenizer)
     found: dict[tuple[int, ...], Prompt] = {}
-    for number, record in enumerate(read(options.data, limit=LOOKED_AT, invalid="drop").records):
+    for number, record in enumerate(read(options.data, limit=LOOKED_AT, on_error="skip").records):
         messages = record.prompt if isinstance(record, Comparison) else record.messages
         while messages and messages[-1].role == "assistant":
             messages = messages[:-1]

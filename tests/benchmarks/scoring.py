@@ -65,7 +65,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def choose(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenGroup]:
     """The first prompts that are short enough, each with its K responses."""
-    found = [record for record in read(options.data, invalid="drop").records if isinstance(record, Comparison)]
+    found = [record for record in read(options.data, on_error="skip").records if isinstance(record, Comparison)]
     encoder = ChatEncoder(tokenizer, max_prompt_length=options.max_prompt_length)
     number = 0
     for row, record in enumerate(found):

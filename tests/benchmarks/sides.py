@@ -66,7 +66,7 @@ class Task:
 
     model: str  # a plain folder
     rows: tuple[Row, ...]
-    groups_per_step: int
+    prompts_per_step: int
     num_steps: int
     precision: Literal["fp32", "bf16"]
     token_budget: int  # tokens of one of align's micro-batches
@@ -76,7 +76,7 @@ class Task:
 
     def indices(self, step: int) -> tuple[int, ...]:
         """The rows of an optimizer step."""
-        return groups_of_step(step, len(self.rows), self.groups_per_step, seed=SEED)
+        return groups_of_step(step, len(self.rows), self.prompts_per_step, seed=SEED)
 
     def pairs(self, step: int) -> list[Pair]:
         """Every pair of every group of an optimizer step."""
@@ -91,8 +91,8 @@ class Task:
         """Settings of the optimizer and the loop."""
         return TrainSettings(
             learning_rate=self.learning_rate,
-            epochs=self.num_steps * self.groups_per_step / len(self.rows),
-            groups_per_step=self.groups_per_step,
+            epochs=self.num_steps * self.prompts_per_step / len(self.rows),
+            prompts_per_step=self.prompts_per_step,
             tokens_per_micro_batch=self.token_budget,
             precision=self.precision,
         )

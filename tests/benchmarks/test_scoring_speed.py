@@ -25,7 +25,9 @@ FRESH = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num
 def test_both_ways_score_the_same_tokens_alike(tmp_path):
     train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(tmp_path / "tokenizer")
     fresh = FRESH | {"num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.1}
-    save_policy(*load_policy(PolicySettings(fresh=fresh, tokenizer=str(tmp_path / "tokenizer"))), tmp_path / "model")
+    save_policy(
+        *load_policy(PolicySettings(from_config=fresh, tokenizer=str(tmp_path / "tokenizer"))), tmp_path / "model"
+    )
     rows = [{"prompt": f"say {row}", "chosen": f"yes {row}", "rejected": "x" * (5 + row)} for row in range(6)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "rows.jsonl"), "--prompts", "5"]

@@ -111,7 +111,7 @@ def train(options: argparse.Namespace, reduce: str) -> None:
     if options.checkpointing:
         model.base.gradient_checkpointing_enable({"use_reentrant": False})
     sizes = [value.numel() for value in model.parameters()]
-    changes: dict[str, Any] = {"reduce": reduce, "groups_per_step": in_step}
+    changes: dict[str, Any] = {"reduce": reduce, "prompts_per_step": in_step}
     changes |= {"tokens_per_micro_batch": PROMPT + RESPONSE, "evaluate_every": 1 if options.evaluations else None}
     held_out = rows(in_step) if options.evaluations else []
     made = loop(

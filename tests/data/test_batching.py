@@ -101,13 +101,13 @@ def test_ranks_get_nearly_equal_tokens_on_realistic_lengths(num_groups, num_rank
 EVEN = [(8, 128, 1.02), (64, 256, 1.05), (64, 1024, 1.02)]
 
 
-@pytest.mark.parametrize(("num_ranks", "groups_per_step", "most"), EVEN)
+@pytest.mark.parametrize(("num_ranks", "prompts_per_step", "most"), EVEN)
 @pytest.mark.parametrize("budget", [1024, 2048, 8192])
-def test_pairs_as_long_as_those_of_ultrafeedback_are_dealt_evenly(num_ranks, groups_per_step, most, budget):
+def test_pairs_as_long_as_those_of_ultrafeedback_are_dealt_evenly(num_ranks, prompts_per_step, most, budget):
     found = []
     for step in range(20):
-        sizes = drawn("UltraFeedback, pairs", groups_per_step, seed=step)
-        plan = plan_step(range(groups_per_step), sizes, token_budget=budget, num_ranks=num_ranks)
+        sizes = drawn("UltraFeedback, pairs", prompts_per_step, seed=step)
+        plan = plan_step(range(prompts_per_step), sizes, token_budget=budget, num_ranks=num_ranks)
         found.append(imbalance(plan, sizes))
     assert max(found) <= most
 
@@ -195,16 +195,16 @@ def test_the_order_is_the_same_on_every_machine():
     assert list(order(8, seed=0, epoch=0)) == golden
 
 
-@pytest.mark.parametrize("groups_per_step", [1, 3, 8, 20])
-def test_an_epoch_takes_every_group_once_and_the_next_one_anew(groups_per_step):
+@pytest.mark.parametrize("prompts_per_step", [1, 3, 8, 20])
+def test_an_epoch_takes_every_group_once_and_the_next_one_anew(prompts_per_step):
     num_groups = 20
-    steps = steps_per_epoch(num_groups, groups_per_step)
-    taken = [groups_of_step(step, num_groups, groups_per_step, seed=5) for step in range(3 * steps)]
+    steps = steps_per_epoch(num_groups, prompts_per_step)
+    taken = [groups_of_step(step, num_groups, prompts_per_step, seed=5) for step in range(3 * steps)]
     for epoch in range(3):
         of_epoch = [group for step in taken[epoch * steps : (epoch + 1) * steps] for group in step]
         assert of_epoch == list(order(num_groups, seed=5, epoch=epoch))
-    assert all(len(step) <= groups_per_step for step in taken)
-    assert sum(len(step) < groups_per_step for step in taken) == (3 if num_groups % groups_per_step else 0)
+    assert all(len(step) <= prompts_per_step for step in taken)
+    assert sum(len(step) < prompts_per_step for step in taken) == (3 if num_groups % prompts_per_step else 0)
 
 
 def test_a_steps_groups_do_not_depend_on_the_plan_or_on_other_steps():

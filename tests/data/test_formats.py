@@ -389,7 +389,7 @@ def test_a_record_knows_the_row_it_came_from_also_where_rows_are_joined(lines):
     rated = [{"prompt": prompt, "response": "a", "helpfulness": 3} for prompt in "aabbbc"]
     spoilt = {**rated[0], "response": ""}
     path = lines(rated[0], spoilt, *rated[1:], {"prompt": "d"})
-    found = stream(path, invalid="drop")
+    found = stream(path, on_error="skip")
     assert [(one.prompt[0].content, found.account.place) for one in found.records] == [
         (prompt, f"{path}: row {row}") for prompt, row in [("a", 1), ("b", 4), ("c", 7)]
     ]
@@ -563,19 +563,19 @@ def test_columns_that_no_reader_used_are_counted(lines, row, unused):
 def test_dropped_rows_are_counted_by_reason(lines):
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     path = lines(good, {**good, "chosen": ""}, {**good, "rejected": " "}, {"prompt": "a"}, good)
-    found = read(path, invalid="drop")
+    found = read(path, on_error="skip")
     needs = "preference needs chosen rejected or chosen_messages rejected_messages; there are the columns prompt"
     assert (len(found.records), found.num_rows, found.dropped) == (2, 5, {"a response is empty": 2, needs: 1})
     with pytest.raises(InputError, match="row 2: a response is empty"):
         read(path)
     with pytest.raises(InputError, match="none of the 1 rows can be read: a response is empty"):
-        read(lines({**good, "chosen": ""}), invalid="drop")
+        read(lines({**good, "chosen": ""}), on_error="skip")
 
 
 def test_a_group_loses_only_its_empty_responses(lines):
     path = lines({"prompt": "ask", "responses": [{"content": text, "reward": 1} for text in ("a", " ", "b")]})
-    assert read(path, invalid="drop").records == [group(("a", 1.0), ("b", 1.0))]
-    assert read(path, invalid="drop").dropped == {"a response is empty": 1}
+    assert read(path, on_error="skip").records == [group(("a", 1.0), ("b", 1.0))]
+    assert read(path, on_error="skip").dropped == {"a response is empty": 1}
     with pytest.raises(InputError, match="row 1: a response is empty"):
         read(path)
 
@@ -595,7 +595,7 @@ def test_a_limit_stops_the_reading(lines):
             "row 1: alpaca needs instruction output or instruction response; there are the columns prompt",
         ),
         ({"format": "json:loads"}, "reader 'json:loads' is a function; a Reader is needed"),
-        ({"invalid": "dorp"}, "invalid is 'dorp'; did you mean 'drop'?"),
+        ({"on_error": "skpi"}, "on_error is 'skpi'; did you mean 'skip'?"),
         ({"limit": 0}, "limit is 0"),
     ],
 )

@@ -40,14 +40,14 @@ def ends(exhausted, sizes, shares):
     """Rows of an epoch, counted up one by one: until no source can give its share, or until each has given all."""
     for number in count(1):
         gaps = [size - share * number for size, share in zip(sizes, shares, strict=True)]
-        if exhausted == "stop" and min(gaps) < 0:
+        if exhausted == "first_exhausted" and min(gaps) < 0:
             return number - 1
-        if exhausted == "repeat" and max(gaps) <= 0:
+        if exhausted == "all_exhausted" and max(gaps) <= 0:
             return number
     raise AssertionError
 
 
-@pytest.mark.parametrize("exhausted", ["stop", "repeat"])
+@pytest.mark.parametrize("exhausted", ["first_exhausted", "all_exhausted"])
 def test_the_shares_of_an_epoch_are_exact_to_within_a_row(exhausted):
     num_rows = 0
     for mixture, shares in mixtures(exhausted):
@@ -56,7 +56,7 @@ def test_the_shares_of_an_epoch_are_exact_to_within_a_row(exhausted):
         given = Counter(sources(mixture, rows))
         for source, share in enumerate(shares):
             assert abs(given[source] - share * len(rows)) < 1, (mixture, source)
-        if exhausted == "stop":
+        if exhausted == "first_exhausted":
             assert len(set(rows)) == len(rows)  # nothing twice before all of it once
         else:
             assert set(rows) == set(range(sum(mixture.sizes)))  # nothing is left out
@@ -83,7 +83,7 @@ def test_down_weighted_each_row_comes_once_in_the_shares_that_are_left():
                 since, begun = at, Counter(given)
 
 
-@pytest.mark.parametrize("exhausted", ["stop", "repeat"])
+@pytest.mark.parametrize("exhausted", ["first_exhausted", "all_exhausted"])
 def test_every_prefix_of_an_epoch_has_nearly_the_shares_of_the_whole(exhausted):
     for mixture, _ in mixtures(exhausted):
         order, given = sources(mixture, mixture.epoch(1)), Counter()
@@ -94,7 +94,7 @@ def test_every_prefix_of_an_epoch_has_nearly_the_shares_of_the_whole(exhausted):
                 assert abs(given[each] * size - number * at) <= size + number * len(whole), (mixture, at)
 
 
-@pytest.mark.parametrize("exhausted", ["stop", "repeat", "down_weight"])
+@pytest.mark.parametrize("exhausted", ["first_exhausted", "all_exhausted", "down_weight"])
 def test_over_the_epochs_the_rows_of_a_source_are_used_equally_often_within_one(exhausted):
     for mixture, _ in mixtures(exhausted):
         used = Counter()
@@ -108,15 +108,15 @@ def test_over_the_epochs_the_rows_of_a_source_are_used_equally_often_within_one(
 
 
 def test_an_epoch_depends_on_its_number_alone():
-    made = Mixture((30, 50, 7), (0.5, 0.3, 0.2), "repeat", seed=1)
+    made = Mixture((30, 50, 7), (0.5, 0.3, 0.2), "all_exhausted", seed=1)
     in_order = [made.epoch(number) for number in range(6)]
     for number in random.Random(0).sample(range(6), 6):
-        assert Mixture((30, 50, 7), (0.5, 0.3, 0.2), "repeat", seed=1).epoch(number) == in_order[number]
+        assert Mixture((30, 50, 7), (0.5, 0.3, 0.2), "all_exhausted", seed=1).epoch(number) == in_order[number]
     assert len({tuple(epoch) for epoch in in_order}) == 6
-    assert Mixture((30, 50, 7), (0.5, 0.3, 0.2), "repeat", seed=2).epoch(0) != in_order[0]
+    assert Mixture((30, 50, 7), (0.5, 0.3, 0.2), "all_exhausted", seed=2).epoch(0) != in_order[0]
 
 
-@pytest.mark.parametrize("exhausted", ["stop", "repeat", "down_weight"])
+@pytest.mark.parametrize("exhausted", ["first_exhausted", "all_exhausted", "down_weight"])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_any_number_of_workers_does_the_same_rows_in_the_same_steps(exhausted, num_ranks):
     made, draw, per_step = Mixture((40, 11, 5), (0.7, 0.2, 0.1), exhausted), random.Random(0), 6
@@ -148,19 +148,21 @@ WRONG = [
     (lambda: shares_of({"chat": float("inf")}, {}, 0.0), "data.chat: the weight is inf"),
     (lambda: shares_of({"chat": 1.0}, {"chat": 1.0}, 0.1), "replay: 'chat' is one of the step's own sources"),
     (lambda: Mixture((3, 0), (0.5, 0.5)), r"mixture of \(3, 0\) rows: each source needs one"),
-    (lambda: Mixture((3, 0), (0.5, 0.5), "repeat"), "each source needs one"),
+    (lambda: Mixture((3, 0), (0.5, 0.5), "all_exhausted"), "each source needs one"),
     (lambda: Mixture((0,), (1.0,), "down_weight"), "each source needs one"),
     (lambda: Mixture((3, 3), (0.5, 0.6)), "1 in all"),
     (lambda: Mixture((3, 3), (1.0, 0.0)), "above 0"),
 ]
 
 
-@pytest.mark.parametrize(("exhausted", "own_rows"), [("stop", 150), ("repeat", 400), ("down_weight", 300)])
+@pytest.mark.parametrize(
+    ("exhausted", "own_rows"), [("first_exhausted", 150), ("all_exhausted", 400), ("down_weight", 300)]
+)
 @pytest.mark.parametrize("size", [1, 3, 50, 10_000])
 def test_replayed_rows_take_their_share_of_an_epoch_that_the_own_sources_decide(exhausted, own_rows, size):
     shares = shares_of({"a": 1.0, "b": 1.0}, {"c": 3.0, "d": 1.0}, 0.2)  # of 100 and 200 rows; c and d have few or many
     sizes = (100, 200, size, size)
-    sizes = (75, 200, size, size) if exhausted == "stop" else sizes
+    sizes = (75, 200, size, size) if exhausted == "first_exhausted" else sizes
     mixture = Mixture(sizes, tuple(shares.values()), exhausted, replayed=2)
     given = Counter(sources(mixture, mixture.epoch(0)))
     assert given[0] + given[1] == own_rows

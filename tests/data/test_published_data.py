@@ -203,7 +203,7 @@ def test_every_file_is_accounted_for():
 def test_a_published_file_is_read_to_the_letter(name):
     reader, count, num_letters = READ[name]
     rows = plain(DATA / name)
-    found = read(str(DATA / name), invalid="drop")
+    found = read(str(DATA / name), on_error="skip")
     assert (found.format, len(found.records)) == (reader, count(rows))
     assert letters(*(text for record in found.records for text in answers(record))) == num_letters(rows)
     assert sum(found.dropped.values()) == WITH_EMPTY_ANSWERS.get(name, 0)
@@ -218,15 +218,15 @@ def test_an_empty_answer_stops_the_reading_unless_it_is_to_be_dropped(name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_without_rows_to_train_on_is_refused_in_one_line(name):
-    for invalid in ("error", "drop"):
+    for on_error in ("error", "skip"):
         with pytest.raises(InputError) as caught:
-            read(str(DATA / name), invalid=invalid)
+            read(str(DATA / name), on_error=on_error)
         assert REFUSED[name] in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", READ)
 def test_the_kind_of_record_follows_from_the_reader(name):
-    kinds = {type(record) for record in read(str(DATA / name), limit=20, invalid="drop").records}
+    kinds = {type(record) for record in read(str(DATA / name), limit=20, on_error="skip").records}
     demonstrates = (
         "alpaca",
         "topic_following",
@@ -243,7 +243,7 @@ def test_the_kind_of_record_follows_from_the_reader(name):
 
 
 def rewards(name):
-    records = read(str(DATA / name), invalid="drop").records
+    records = read(str(DATA / name), on_error="skip").records
     return [[response.reward for response in record.responses] for record in records]
 
 
@@ -309,7 +309,7 @@ def test_label_vectors_become_helpsteers_attributes():
 
 def test_questions_answers_and_reviews_join_to_scored_groups():
     folder = DATA / "vicuna_blog_eval"
-    found = read(str(folder), invalid="drop")
+    found = read(str(folder), on_error="skip")
     given = {}
     for review in plain(folder / "reviews_gpt4.jsonl.gz"):
         for side in (0, 1):

@@ -23,8 +23,8 @@ RECIPE = """
 run: small
 runs: {runs}
 policy:
-  fresh: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
-          max_position_embeddings: 256, initializer_range: 0.3}}
+  from_config: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
+          num_attention_heads: 2, max_position_embeddings: 256, initializer_range: 0.3}}
   chat_template: chatml
 data:
   ratings: {{path: "tasks:general", limit: 16, responses: 3}}
@@ -34,7 +34,7 @@ data:
   pairs: {{path: "tasks:general", limit: 90, responses: 3, seed: 5}}
 steps:
   base: {{stage: import, vocab_size: 300}}
-  rate: {{stage: reward_model, loss: bt, data: ratings, train: {{learning_rate: 1.0e-3, groups_per_step: 8}}}}
+  rate: {{stage: reward_model, loss: bt, data: ratings, train: {{learning_rate: 1.0e-3, prompts_per_step: 8}}}}
   samples:
     stage: generate
     data: prompts

@@ -26,7 +26,7 @@ TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}  # of a sum taken in another order; the
 def base(tmp_path_factory, tokenizer_folder):
     """A folder with a plain policy."""
     folder = tmp_path_factory.mktemp("run") / "base"
-    save_policy(*load_policy(PolicySettings(fresh=FRESH, tokenizer=str(tokenizer_folder))), folder)
+    save_policy(*load_policy(PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder))), folder)
     return folder
 
 
@@ -303,6 +303,6 @@ def test_nothing_is_folded_into_weights_that_zero_has_shared_out(base, tmp_path)
 
 @pytest.mark.parametrize("adapters", ["continued", "stacked"])
 def test_adapters_on_a_fresh_model_cannot_be_saved_alone(tokenizer_folder, adapters):
-    settings = PolicySettings(fresh=FRESH, tokenizer=str(tokenizer_folder), lora=lora(adapters))
+    settings = PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder), lora=lora(adapters))
     with pytest.raises(InputError, match=r"policy\.lora\.adapters: .* import the fresh model first"):
         load_policy(settings)

@@ -71,7 +71,7 @@ def test_labels_that_nothing_tells_cost_little_more_than_by_the_mean_predictor()
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
 def test_a_head_starts_at_the_regression_of_its_known_labels(tokenizer_folder, lora):
-    model, _ = load_reward_model(PolicySettings(fresh=FRESH, tokenizer=str(tokenizer_folder), lora=lora))
+    model, _ = load_reward_model(PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder), lora=lora))
     made = [random_sequences(seed, prompts=1, most_responses=3) for seed in range(30)]
     groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
     model.use_forward("tree")
@@ -94,7 +94,7 @@ def test_a_head_starts_at_the_regression_of_its_known_labels(tokenizer_folder, l
 
 
 def test_states_are_what_the_head_sees(tokenizer_folder):
-    model, _ = load_reward_model(PolicySettings(fresh=FRESH, tokenizer=str(tokenizer_folder)))
+    model, _ = load_reward_model(PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder)))
     made = [random_sequences(seed, prompts=1, most_responses=4) for seed in range(7)]
     groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
     states, scores = last_states(model, groups, token_budget=30), score_groups(model, groups)

@@ -21,7 +21,7 @@ IDS = torch.arange(3, 20)[None]
 @pytest.fixture
 def settings(tokenizer_folder):
     """Settings of a fresh policy, changed by name."""
-    return lambda **changes: PolicySettings(**{"fresh": FRESH, "tokenizer": str(tokenizer_folder)} | changes)
+    return lambda **changes: PolicySettings(**{"from_config": FRESH, "tokenizer": str(tokenizer_folder)} | changes)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_new_adapters_depend_on_the_seed(settings):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("forward", ["plain", "tree"])
 def test_a_saved_policy_loads_anywhere_bit_for_bit(settings, tmp_path, tied, forward):
-    policy, tokenizer = load_policy(settings(fresh=FRESH | {"tie_word_embeddings": tied}))
+    policy, tokenizer = load_policy(settings(from_config=FRESH | {"tie_word_embeddings": tied}))
     policy.use_forward("plain")
     expected = logits(policy.hf)
     policy.use_forward(forward)
@@ -94,7 +94,7 @@ STOPS = [(1, None, 1), (None, 9, [1, 9]), ([7, 8], 9, [1, 7, 8, 9])]
 
 @pytest.mark.parametrize(("before", "end_of_turn", "after"), STOPS)
 def test_generation_stops_at_eos_at_the_end_of_a_turn_and_where_it_did(tmp_path, settings, before, end_of_turn, after):
-    policy, tokenizer = load_policy(settings(fresh=FRESH | {"eos_token_id": before}))
+    policy, tokenizer = load_policy(settings(from_config=FRESH | {"eos_token_id": before}))
     assert tokenizer.eos_token_id == 1
     save_policy(policy, tokenizer, tmp_path, end_of_turn=end_of_turn)
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == after
@@ -133,13 +133,13 @@ def test_an_adapter_in_the_current_folder_is_not_this_policys(settings, tmp_path
 
 def test_dropout_and_router_noise_are_off_everywhere(settings):
     fresh = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300, "attn_pdrop": 0.3}
-    policy, _ = load_policy(settings(fresh=fresh))
+    policy, _ = load_policy(settings(from_config=fresh))
     rates = {module.p for module in policy.modules() if isinstance(module, torch.nn.Dropout)}
     assert policy.training and rates == {0.0}
     assert torch.equal(logits(policy.hf), logits(policy.hf))
     assert {name: value for name, value in policy.base.config.to_dict().items() if "pdrop" in name and value} == {}
     noisy = FRESH | {"model_type": "phimoe", "num_local_experts": 4, "router_jitter_noise": 0.1}
-    policy, _ = load_policy(settings(fresh={name: value for name, value in noisy.items() if name != "head_dim"}))
+    policy, _ = load_policy(settings(from_config={name: value for name, value in noisy.items() if name != "head_dim"}))
     assert torch.equal(logits(policy.hf), logits(policy.hf))
 
 
@@ -221,9 +221,12 @@ def test_a_broken_folder_ends_in_one_line(model_folder, how, monkeypatch):
 
 
 WRONG_FRESH = {
-    "no model_type": ({"model_type": None}, "fresh.model_type: name an architecture"),
+    "no model_type": ({"model_type": None}, "from_config.model_type: name an architecture"),
     "a model_type that nobody knows": ({"model_type": "lama"}, "'lama'; did you mean 'llama'?"),
-    "an unknown key": ({"hidden_sise": 32}, "fresh.hidden_sise: unknown key of llama; did you mean 'hidden_size'?"),
+    "an unknown key": (
+        {"hidden_sise": 32},
+        "from_config.hidden_sise: unknown key of llama; did you mean 'hidden_size'?",
+    ),
     "a value of the wrong kind": ({"hidden_size": "wide"}, "expected int, got str"),
     "heads that do not fit": ({"hidden_size": 30}, "not a multiple of the number of attention heads"),
     "an activation that nobody knows": ({"hidden_act": "relux"}, "relux"),
@@ -238,25 +241,25 @@ def test_a_wrong_configuration_ends_in_one_line(settings, how):
     if changes.get("model_type") == "t5":
         fresh = {"model_type": "t5"}
     with pytest.raises(InputError) as error:
-        load_policy(settings(fresh=fresh))
+        load_policy(settings(from_config=fresh))
     assert words in str(error.value)
-    assert "\n" not in str(error.value) and "policy.fresh" in str(error.value)
+    assert "\n" not in str(error.value) and "policy.from_config" in str(error.value)
 
 
 def test_path_or_fresh_is_given_and_not_both(settings):
     for wrong in (PolicySettings(), settings(path="somewhere")):
-        with pytest.raises(InputError, match="either path .* or fresh"):
+        with pytest.raises(InputError, match="either path .* or from_config"):
             load_policy(wrong)
 
 
 def test_a_fresh_policy_needs_a_tokenizer():
     with pytest.raises(InputError, match=r"policy\.tokenizer"):
-        load_tokenizer(PolicySettings(fresh=FRESH))
+        load_tokenizer(PolicySettings(from_config=FRESH))
 
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(settings):
     with pytest.raises(InputError, match="tokenizer has 259 tokens and the model 100 embeddings"):
-        load_policy(settings(fresh=FRESH | {"vocab_size": 100}))
+        load_policy(settings(from_config=FRESH | {"vocab_size": 100}))
 
 
 def test_a_path_that_is_not_there_is_named(monkeypatch):

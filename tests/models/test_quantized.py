@@ -35,7 +35,7 @@ BLOCK = 64
 def base(tmp_path_factory, tokenizer_folder):
     """A folder with a plain policy."""
     folder = tmp_path_factory.mktemp("run") / "base"
-    save_policy(*load_policy(PolicySettings(fresh=WIDE, tokenizer=str(tokenizer_folder))), folder)
+    save_policy(*load_policy(PolicySettings(from_config=WIDE, tokenizer=str(tokenizer_folder))), folder)
     return folder
 
 
@@ -111,7 +111,7 @@ def test_the_tree_its_twin_and_the_stock_model_agree(base, name, checkpointing):
 def test_under_autocast_products_are_in_its_type_and_nothing_is_rounded_for_good(tmp_path, tokenizer_folder):
     fresh = WIDE | {"model_type": "qwen2", "head_dim": None}  # whose projections have biases
     fresh = {name: value for name, value in fresh.items() if value is not None}
-    made, tokenizer = load_policy(PolicySettings(fresh=fresh, tokenizer=str(tokenizer_folder)))
+    made, tokenizer = load_policy(PolicySettings(from_config=fresh, tokenizer=str(tokenizer_folder)))
     for name, value in made.named_parameters():
         if "bias" in name:
             value.data.normal_()
@@ -203,7 +203,7 @@ def test_what_is_quantised_already_is_refused(base, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the defect is of bitsandbytes' CPU kernel")
 def test_widths_that_bitsandbytes_reads_wrongly_are_refused(tmp_path, tokenizer_folder):
     fresh = WIDE | {"intermediate_size": 96}
-    save_policy(*load_policy(PolicySettings(fresh=fresh, tokenizer=str(tokenizer_folder))), tmp_path)
+    save_policy(*load_policy(PolicySettings(from_config=fresh, tokenizer=str(tokenizer_folder))), tmp_path)
     with pytest.raises(InputError, match="reads layers of 96 inputs wrongly"):
         load(tmp_path)
 
@@ -211,7 +211,7 @@ def test_widths_that_bitsandbytes_reads_wrongly_are_refused(tmp_path, tokenizer_
 @needs_bitsandbytes
 def test_layers_that_are_turned_round_are_refused(tmp_path, tokenizer_folder):
     fresh = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300}
-    save_policy(*load_policy(PolicySettings(fresh=fresh, tokenizer=str(tokenizer_folder))), tmp_path)
+    save_policy(*load_policy(PolicySettings(from_config=fresh, tokenizer=str(tokenizer_folder))), tmp_path)
     with pytest.raises(InputError, match="is made of Conv1D layers, as GPT-2 is"):
         load(tmp_path)
 
@@ -256,6 +256,6 @@ def test_four_bits_need_adapters_that_stay_apart(how):
 def test_only_a_model_that_is_read_in_full_is_quantised(tmp_path):
     lora = LoraSettings(adapters="stacked")
     with pytest.raises(InputError, match=r"policy\.quantize: only a model that is read is quantised"):
-        load_policy(PolicySettings(fresh=WIDE, quantize="nf4", lora=lora))
+        load_policy(PolicySettings(from_config=WIDE, quantize="nf4", lora=lora))
     with pytest.raises(InputError, match=r"policy\.quantize: gguf:.* is quantised in its own way"):
         load_policy(PolicySettings(path=f"gguf:{tmp_path}/model.gguf", quantize="nf4", lora=lora))

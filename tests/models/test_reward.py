@@ -38,7 +38,7 @@ END = 1  # of a turn, by the tokenizer below
 @pytest.fixture
 def settings(tokenizer_folder):
     """Settings of a fresh model, changed by name."""
-    return lambda **changes: PolicySettings(**{"fresh": FRESH, "tokenizer": str(tokenizer_folder)} | changes)
+    return lambda **changes: PolicySettings(**{"from_config": FRESH, "tokenizer": str(tokenizer_folder)} | changes)
 
 
 def ended(sequences):
@@ -67,7 +67,7 @@ def test_scores_in_the_tree_are_those_of_each_response_alone(tmp_path, settings,
     model_type, changes = TREE[kind]
     values = {name: value for name, value in (SMALL | changes).items() if model_type != "gpt2" or name in changes}
     fresh = {"model_type": model_type, **values, "vocab_size": 300, "initializer_range": 0.1}
-    model, _ = load_reward_model(settings(fresh=fresh))
+    model, _ = load_reward_model(settings(from_config=fresh))
     sequences = [*SEQUENCES["many"], *SEQUENCES["a prefix of another"]]
     assert choose_forward(model, [sequences], "auto").name == "tree"
     together = said(model, sequences, "tree")
@@ -266,7 +266,7 @@ def test_what_is_no_reward_model_is_known_as_none_and_a_reward_model_as_no_polic
     assert saved_rating(str(tmp_path / "policy")) is None
     assert saved_rating(None) is None
     fresh = FRESH | {"tie_word_embeddings": True}  # a language model of it would lack no weight
-    model, tokenizer = load_reward_model(settings(fresh=fresh))
+    model, tokenizer = load_reward_model(settings(from_config=fresh))
     set_padding(model, tokenizer, {END})
     save_reward_model(model, tokenizer, tmp_path / "reward")
     with pytest.raises(InputError, match="holds a reward model, which is no policy"):
@@ -274,7 +274,10 @@ def test_what_is_no_reward_model_is_known_as_none_and_a_reward_model_as_no_polic
 
 
 WRONG = {
-    "an architecture without a classifier": ({"fresh": COHERE}, "makes no sequence classifier of CohereForCausalLM"),
+    "an architecture without a classifier": (
+        {"from_config": COHERE},
+        "makes no sequence classifier of CohereForCausalLM",
+    ),
     "adapters that are to be saved alone": ({"lora": LoraSettings(adapters="stacked")}, "policy.lora.adapters"),
     "adapters for layers that are not there": ({"lora": LoraSettings(targets=["nowhere"])}, "policy.lora.targets"),
 }

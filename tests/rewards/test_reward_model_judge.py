@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
     """A reward model and a policy on disk."""
     root = tmp_path_factory.mktemp("models")
     train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(root / "tokenizer")
-    settings = PolicySettings(fresh=FRESH, tokenizer=str(root / "tokenizer"))
+    settings = PolicySettings(from_config=FRESH, tokenizer=str(root / "tokenizer"))
     model, tokenizer = load_reward_model(settings, HeadSettings(attributes=NAMES, weights=WEIGHTS))
     set_padding(model, tokenizer, {1})
     save_reward_model(model, tokenizer, root / "reward")
@@ -86,7 +86,7 @@ def test_a_verdict_is_the_same_to_the_last_bit_beside_any_groups(folders, precis
 
 def test_a_window_that_some_groups_do_not_fit_changes_nothing_for_the_others(folders, tmp_path):
     settings = PolicySettings(
-        fresh=FRESH | {"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 40},
+        from_config=FRESH | {"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 40},
         tokenizer=str(folders / "tokenizer"),
     )
     model, tokenizer = load_reward_model(settings, HeadSettings(attributes=NAMES, weights=WEIGHTS))

@@ -26,7 +26,7 @@ from align.stages.running import Command, run_recipe
 RECIPE = """
 run: small
 policy:
-  fresh: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+  from_config: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
           max_position_embeddings: 256, initializer_range: 0.05}
   chat_template: chatml
 data:
@@ -37,7 +37,7 @@ data:
   test: {path: "tasks:general", split: test, limit: 4}
 steps:
   base: {stage: import, vocab_size: 300}
-  code: {stage: sft, data: programs, train: &train {learning_rate: 1.0e-3, groups_per_step: 4, checkpoint_steps: 1}}
+  code: {stage: sft, data: programs, train: &train {learning_rate: 1.0e-3, prompts_per_step: 4, checkpoint_steps: 1}}
   general: {stage: sft, data: shown, replay: {share: 0.2}, train: *train}
   rate: {stage: reward_model, loss: bt, data: ratings, train: *train}
   samples:

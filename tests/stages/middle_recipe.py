@@ -8,7 +8,7 @@ runs: {runs}
 seed: 3
 accounting: {{currency: EUR}}
 policy:
-  fresh: {{model_type: llama, hidden_size: 16}}
+  from_config: {{model_type: llama, hidden_size: 16}}
   chat_template: chatml
 data:
   programs:
@@ -43,7 +43,7 @@ steps:
     data:
       shown: 2.0
       ratings: 1.0
-    exhausted: repeat
+    stopping_strategy: all_exhausted
     replay:
       share: 0.02
       step: code

@@ -14,16 +14,16 @@ RECIPE = """
 run: small
 runs: {runs}
 policy:
-  fresh: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
-          max_position_embeddings: 256, initializer_range: 0.05}}
+  from_config: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
+          num_attention_heads: 2, max_position_embeddings: 256, initializer_range: 0.05}}
   chat_template: chatml
 data:
   shown: {{path: "tasks:general", limit: 24}}
   pairs: {{path: "tasks:general", limit: 12, responses: 2}}
 steps:
   base: {{stage: import, vocab_size: 300}}
-  sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}
-  dpo: {{stage: preference, data: pairs, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}
+  sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}}}
+  dpo: {{stage: preference, data: pairs, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}}}
 """
 
 

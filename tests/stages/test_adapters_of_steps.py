@@ -28,9 +28,9 @@ data:
   shown: {{path: "tasks:general", limit: 16}}
   pairs: {{path: "tasks:general", limit: 12, responses: 2}}
 steps:
-  sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-2, groups_per_step: 4}}}}
-  dpo: {{stage: preference, data: pairs, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-2, groups_per_step: 4}}}}
-  rpo: {{stage: preference, data: pairs, loss: {{name: rpo_sq}}, train: {{learning_rate: 1.0e-2, groups_per_step: 4}}}}
+  sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-2, prompts_per_step: 4}}}}
+  dpo: {{stage: preference, data: pairs, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-2, prompts_per_step: 4}}}}
+  rpo: {{stage: preference, data: pairs, loss: {{name: rpo_sq}}, train: {{learning_rate: 1.0e-2, prompts_per_step: 4}}}}
 """
 WAYS = {
     "stacked": ((), [2, 4, 6]),

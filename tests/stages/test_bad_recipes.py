@@ -161,9 +161,9 @@ WRONG = {
     "an unknown stage": ([("stage: score", "stage: scre")], "did you mean 'score'?", "steps rescored stage"),
     "a step without a stage": ([("    stage: score\n", "")], "a step needs a stage", "steps rescored"),
     "an unknown policy of what is exhausted": (
-        [("exhausted: repeat", "exhausted: again")],
+        [("stopping_strategy: all_exhausted", "stopping_strategy: again")],
         "'stop', 'repeat' or 'down_weight'",
-        "steps general exhausted",
+        "steps general stopping_strategy",
     ),
     "a replayed source beside itself": (
         [("      shown: 2.0", "      programs: 2.0")],
@@ -340,19 +340,19 @@ WRONG = {
         "policy",
     ),
     "no policy to start from": (
-        [("  fresh: {{model_type: llama, hidden_size: 16}}\n", "")],
+        [("  from_config: {{model_type: llama, hidden_size: 16}}\n", "")],
         "step 'base' starts from it",
         "policy",
     ),
     "a constant rate that ends elsewhere": (
-        [(f"{TO_DPO}", f"{TO_DPO}      final_share: 0.1\n")],
+        [(f"{TO_DPO}", f"{TO_DPO}      min_lr_ratio: 0.1\n")],
         "a constant schedule ends where it is",
-        "steps dpo train final_share",
+        "steps dpo train min_lr_ratio",
     ),
     "what happens when one source is exhausted": (
-        [("    data: programs\n", "    data: programs\n    exhausted: stop\n")],
+        [("    data: programs\n", "    data: programs\n    stopping_strategy: first_exhausted\n")],
         "'stop' is for several sources, and 'programs' is one",
-        "steps code exhausted",
+        "steps code stopping_strategy",
     ),
     "an unknown kind of rows": (
         [("  programs:\n    path: tasks:code", "  programs:\n    path: tasks:coda")],
@@ -376,7 +376,12 @@ WRONG = {
         "data shown seed",
     ),
     "constraints on rows that are trained on": (
-        [("    limit: 10\n    responses: 3\n", "    limit: 10\n    responses: 3\n    constraints: {{most: 1}}\n")],
+        [
+            (
+                "    limit: 10\n    responses: 3\n",
+                "    limit: 10\n    responses: 3\n    constraints: {{max_constraints: 1}}\n",
+            )
+        ],
         "ratings has constraints",
         "steps general data ratings",
     ),

@@ -15,8 +15,8 @@ RECIPE = """
 run: dealt
 runs: {runs}
 policy:
-  fresh: {{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-           max_position_embeddings: 256}}
+  from_config: {{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,
+           num_attention_heads: 2, max_position_embeddings: 256}}
   chat_template: chatml
 data:
   words: {{path: "tasks:general", limit: 90}}
@@ -26,8 +26,8 @@ steps:
   sft:
     stage: sft
     data: {{words: 1, code: 2}}
-    exhausted: repeat
-    train: {{learning_rate: 1.0e-3, groups_per_step: {per_step}, tokens_per_micro_batch: 512}}
+    stopping_strategy: all_exhausted
+    train: {{learning_rate: 1.0e-3, prompts_per_step: {per_step}, tokens_per_micro_batch: 512}}
 """
 
 

@@ -10,8 +10,8 @@ from align.synth.constraints import split_of
 DROPPING = (
     RECIPE.partition("  sft: {{stage")[0].replace(
         "  pairs:",
-        "  asked: {{path: {runs}/asked.jsonl, invalid: drop, constraints: {{split: train}}}}\n"
-        "  given: {{path: {runs}/given.jsonl, invalid: drop}}\n"
+        "  asked: {{path: {runs}/asked.jsonl, on_error: skip, constraints: {{split: train}}}}\n"
+        "  given: {{path: {runs}/given.jsonl, on_error: skip}}\n"
         "  pairs:",
     )
     + """

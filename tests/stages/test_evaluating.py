@@ -12,7 +12,8 @@ RECIPE = """
 run: small
 runs: {runs}
 policy:
-  fresh: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
+  from_config: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
+           num_attention_heads: 2}}
   chat_template: chatml
 data:
   shown: {{path: "tasks:general", limit: 24}}

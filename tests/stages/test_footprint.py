@@ -76,7 +76,7 @@ def test_without_a_launch_file_a_step_is_where_the_machine_has_its_gpu(monkeypat
 
 def test_what_spares_memory_is_seen_to(tmp_path):
     def peak(*overrides):
-        return memory_of(tmp_path, "policy.fresh.num_hidden_layers=4", *overrides)["sft"].peak
+        return memory_of(tmp_path, "policy.from_config.num_hidden_layers=4", *overrides)["sft"].peak
 
     assert peak("policy.gradient_checkpointing=true") < peak()
     assert peak("steps.sft.train.precision=bf16") < peak()

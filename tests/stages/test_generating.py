@@ -217,7 +217,7 @@ ASKED, ANSWERED = ("--data", "DATA", "--policy", "nowhere"), ("--data", "DATA", 
         ("ifeval", (*ANSWERED, "sampling.max_new_tokens=4"), "ifeval with --responses does not use sampling"),
         ("ifeval", (*ANSWERED, "engine.local.precision=fp32"), "does not use engine"),
         ("ifeval", (*ANSWERED, "rows.format=native"), "does not use rows.format"),
-        ("ifeval", (*ANSWERED, "rows.invalid=drop"), "does not use rows.invalid"),
+        ("ifeval", (*ANSWERED, "rows.on_error=skip"), "does not use rows.on_error"),
         ("ifeval", (*ANSWERED, "rows.seed=3"), "does not use rows.seed"),
         ("ifeval", (*ASKED, "max_length=9"), "does not use max_length"),
         ("general", ("--data", "tasks:general", *ASKED[2:], "rows.format=native"), "does not use rows.format"),
@@ -379,7 +379,7 @@ def test_rows_that_are_dropped_and_prompts_of_another_split_are_told(policy, tmp
     data = rows(tmp_path / "data.jsonl", [*({"prompt": text} for text in texts), {"prompt": ""}])
     of_test = [text for text in texts if split_of(Prompt((Message("user", text),))) == "test"]
     assert 0 < len(of_test) < len(texts)  # some of both, so that the test can fail
-    how = ("rows.invalid=drop", "rows.constraints.split=test", "sampling.max_new_tokens=2")
+    how = ("rows.on_error=skip", "rows.constraints.split=test", "sampling.max_new_tokens=2")
     for summary, told in (
         (summary_of(generate(policy, tmp_path / "groups.jsonl", *how, data=data)), "counts"),
         (summary_of(evaluate("ifeval", "--data", data, "--policy", policy, *how)), "left_out"),

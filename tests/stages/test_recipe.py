@@ -117,7 +117,21 @@ ROWS_READ_BY = {
 # Where and in what portions a step is computed, and who looks on: no number depends on it
 NO_NUMBER = {"launch", "tokens_per_micro_batch", "checkpoint_steps", "checkpoint_minutes", "trackers", "evaluate_every"}
 NO_NUMBER |= {"gradient_checkpointing", "batch_size"}
-OTHERS = [7, 0.25, True, "repeat", "cosine", "bf16", "best", "bt_margin", "weights", "best_worst", "ipo", "drop"]
+OTHERS = [
+    7,
+    0.25,
+    True,
+    "all_exhausted",
+    "skip",
+    "cosine",
+    "bf16",
+    "best",
+    "bt_margin",
+    "weights",
+    "best_worst",
+    "ipo",
+    "drop",
+]
 OTHERS += ["cut_prompt", "verifier", "launch/cpu-1.yaml", "nll", [0.5, 0.5], ["x"], {"x": 1}, ["prompt_strict"]]
 NAMES = {"policy": ["base"], "policies": ["base"], "step": [], "models": [["some/model"]], "data": ["test", "prompts"]}
 
@@ -200,7 +214,7 @@ def test_editing_one_field_runs_exactly_that_step_and_its_dependents_again(tmp_p
 
 OWN = """
 run: r
-policy: {{fresh: {{model_type: llama}}, tokenizer: {0}/tok, chat_template: {0}/t.jinja}}
+policy: {{from_config: {{model_type: llama}}, tokenizer: {0}/tok, chat_template: {0}/t.jinja}}
 data:
   pairs: {{path: {0}/pairs.jsonl}}
   asked: {{path: "tasks:general", limit: 4}}

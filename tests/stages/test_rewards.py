@@ -13,8 +13,8 @@ RECIPE = """
 run: rewards
 runs: {runs}
 policy:
-  fresh: {{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-           max_position_embeddings: 256, initializer_range: 0.05}}
+  from_config: {{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,
+           num_attention_heads: 2, max_position_embeddings: 256, initializer_range: 0.05}}
   chat_template: chatml
 data:
   rated: {{path: {rated}, held_out: 0.3}}
@@ -24,20 +24,21 @@ steps:
   rate:
     stage: reward_model
     data: rated
-    head: {{attributes: [shout, length], weights: [1.0, -0.5], rate: 10}}
-    train: {{learning_rate: 1.0e-3, groups_per_step: 16, epochs: 8, keep: best, evaluate_every: 5, checkpoint_steps: 5}}
+    head: {{attributes: [shout, length], weights: [1.0, -0.5], lr_multiplier: 10}}
+    train: {{learning_rate: 1.0e-3, prompts_per_step: 16, epochs: 8, keep: best, evaluate_every: 5,
+            checkpoint_steps: 5}}
   rank:
     stage: reward_model
     data: pairs
     loss: bt
     subset: kind
-    train: {{learning_rate: 1.0e-3, groups_per_step: 8}}
+    train: {{learning_rate: 1.0e-3, prompts_per_step: 8}}
   sharpen:
     stage: reward_model
     policy: rate
     data: pairs
     loss: bt_scaled
-    train: {{learning_rate: 1.0e-4, groups_per_step: 8}}
+    train: {{learning_rate: 1.0e-4, prompts_per_step: 8}}
 """
 WORDS = ("red", "green", "blue", "grey")
 
@@ -261,7 +262,7 @@ WRONG = {
         ["steps.dpo={stage: preference, policy: rate, data: pairs, train: {learning_rate: 1e-4}}"],
         "steps.dpo.policy: step 'rate' makes a reward model, not a policy",
     ),
-    "a rate of nothing": (["steps.rate.head.rate=0"], "steps.rate.head.rate"),
+    "a rate of nothing": (["steps.rate.head.lr_multiplier=0"], "steps.rate.head.lr_multiplier"),
 }
 
 

@@ -39,7 +39,7 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(root / "tokenizer")
     for seed in (0, 1):
-        settings = PolicySettings(fresh=FRESH, tokenizer=str(root / "tokenizer"), seed=seed)
+        settings = PolicySettings(from_config=FRESH, tokenizer=str(root / "tokenizer"), seed=seed)
         head = HeadSettings(attributes=("good", "long"), weights=(2.0, -1.0))
         model, tokenizer = load_reward_model(settings, head)
         set_padding(model, tokenizer, {1})

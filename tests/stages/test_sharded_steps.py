@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 ZERO3 = "launch/zero3-cpu-2.yaml"
 RATED = """  rate: {{stage: reward_model, policy: base, data: pairs, loss: bt, head: {{attributes: [good]}},
-         train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}
+         train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}}}
 """
 
 

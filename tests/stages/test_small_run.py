@@ -21,7 +21,7 @@ from align.stages.running import Command, planned, run_recipe
 REPLAY = RECIPE.replace(
     "  dpo:",
     "  more: {{stage: sft, data: code, replay: {{share: 0.2}},\n"
-    "         train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}\n  dpo:",
+    "         train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}}}\n  dpo:",
 ).replace("steps:\n", '  code: {{path: "tasks:code", limit: 20}}\nsteps:\n')
 EACH_ALONE = "steps.sft.train.tokens_per_micro_batch=1"
 
@@ -208,8 +208,8 @@ WEAK_TO_STRONG = """
 run: strong
 runs: {runs}
 policy:
-  fresh: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
-          max_position_embeddings: 256, initializer_range: 0.05}}
+  from_config: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
+          num_attention_heads: 2, max_position_embeddings: 256, initializer_range: 0.05}}
   chat_template: chatml
 data:
   prompts: {{path: "tasks:general"}}
@@ -224,7 +224,7 @@ steps:
     engine: {{local: {{precision: fp32}}}}
     judges: [{{name: "small_runs:longer"}}]
   rescored: {{stage: score, data: samples, judges: [{{name: "small_runs:longer"}}], groups: {{keep: best_worst}}}}
-  dpo: {{stage: preference, data: rescored, train: {{learning_rate: 1.0e-3, groups_per_step: 4}}}}
+  dpo: {{stage: preference, data: rescored, train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}}}
 """
 
 

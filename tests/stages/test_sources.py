@@ -21,8 +21,8 @@ RECIPE = """
 run: rows
 runs: {runs}
 policy:
-  fresh: {{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-           max_position_embeddings: 256}}
+  from_config: {{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,
+           num_attention_heads: 2, max_position_embeddings: 256}}
   chat_template: chatml
 data:
   words: {{path: "tasks:general", limit: 20, held_out: 0.3}}
@@ -32,7 +32,7 @@ steps:
   sft:
     stage: sft
     data: {{words: 1, rows: 1}}
-    exhausted: down_weight
+    stopping_strategy: down_weight
     train: {{learning_rate: 1.0e-3}}
   prefer: {{stage: preference, data: rows, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-3}}}}
 """
@@ -138,14 +138,14 @@ def test_every_prompt_that_is_not_asked_is_counted_by_why(tmp_path):
         constraints = ConstraintSettings(kinds=["punctuation:no_comma"], split=split)
         counts = Counter({"prompts": 3})
         asked[split] = prompts(
-            SourceSettings(path=str(rows), invalid="drop", constraints=constraints), seed=0, counts=counts
+            SourceSettings(path=str(rows), on_error="skip", constraints=constraints), seed=0, counts=counts
         )
         assert counts.pop("prompts") == 3
         assert counts.pop("rows:dropped prompt is empty") == 10
         assert counts == {"prompts:of another split": 90 - len(asked[split])}
     assert sum(map(len, asked.values())) == 90
     everything = Counter()
-    assert len(prompts(SourceSettings(path=str(rows), invalid="drop"), seed=0, counts=everything)) == 90
+    assert len(prompts(SourceSettings(path=str(rows), on_error="skip"), seed=0, counts=everything)) == 90
     assert everything == {"rows:dropped prompt is empty": 10}
 
 
@@ -263,7 +263,7 @@ RPO = PreferenceSettings(name="rpo_sq")
 def test_a_row_is_named_by_its_file_and_its_line_whatever_was_passed_over(step, tmp_path):
     """Before it: another source, rows that are skipped, a row that is dropped, and a batch that is encoded at once."""
     recipe, tokenizer, path = step
-    shapes = {"overlong": "error", "skip": 5, "invalid": "drop"}
+    shapes = {"overlong": "error", "skip": 5, "on_error": "skip"}
     for name, good, bad, said in (
         ("sft", demonstration, demonstration(0, "on " * 300), "a sequence of "),
         ("prefer", lambda row: of(row, 0.5), of(None, None), "the row has no rewards, and rpo_sq aims at them"),

@@ -93,7 +93,7 @@ def asked(text, **metadata):
 
 
 PROMPTS = [asked(f"Describe the number {number} as {role} would.") for number in range(30) for role in ("kings", "X")]
-EVERYTHING = ConstraintSettings(most=4)
+EVERYTHING = ConstraintSettings(max_constraints=4)
 
 
 def instructions(prompt):
@@ -200,7 +200,7 @@ CONTRADICTORY = [
 
 @pytest.mark.parametrize("pair", CONTRADICTORY, ids=" ".join)
 def test_contradictory_kinds_never_meet(pair):
-    for made in constrain(PROMPTS, ConstraintSettings(kinds=list(pair), most=2), seed=3):
+    for made in constrain(PROMPTS, ConstraintSettings(kinds=list(pair), max_constraints=2), seed=3):
         assert len(instructions(made)) == 1
 
 
@@ -213,7 +213,7 @@ def test_kinds_that_leave_no_room_stand_alone_or_beside_their_companions():
 
 
 def test_a_prompt_is_in_one_split_whatever_is_asked_of_it_and_however_it_is_written():
-    parts = {split: constrain(PROMPTS, ConstraintSettings(split=split, most=2), seed=0) for split in SPLITS}
+    parts = {split: constrain(PROMPTS, ConstraintSettings(split=split, max_constraints=2), seed=0) for split in SPLITS}
     assert sum(map(len, parts.values())) == len(PROMPTS)
     told = {split: {made.messages[-1].content.split("\n\n")[0] for made in part} for split, part in parts.items()}
     for split, texts in told.items():
@@ -235,7 +235,7 @@ REFUSED = [
     ({"kinds": ["punctuation:no_comas"]}, "constraints.kinds: no instruction is called 'punctuation:no_comas'"),
     ({"kinds": ["punctuation:no_comas"]}, "did you mean 'punctuation:no_comma'"),
     ({"kinds": []}, "constraints.kinds: List should have at least 1 item"),
-    ({"most": 0}, "constraints.most: Input should be greater than or equal to 1"),
+    ({"max_constraints": 0}, "constraints.max_constraints: Input should be greater than or equal to 1"),
     ({"split": "dev"}, "constraints.split: Input should be 'train', 'validation' or 'test'"),
     ({"kind": None}, "did you mean 'kinds'"),
 ]

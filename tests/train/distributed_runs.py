@@ -49,7 +49,7 @@ CASES = {
         {"tokens_per_micro_batch": 200, "checkpoint_minutes": OFTEN},
     ),
     # Steps of one group: a rank has none
-    "alone": (preference("dpo"), comparisons(10), {"groups_per_step": 1, "epochs": 2}),
+    "alone": (preference("dpo"), comparisons(10), {"prompts_per_step": 1, "epochs": 2}),
     "adapters": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     "reward": (
         reward_objective("regression", NAMES, WEIGHTS),

@@ -24,7 +24,7 @@ def live(folder):
     torch.set_num_threads(1)
     train = comparisons(18, sizes=(2, 3))
     objective = preference("rpo_bwd_kl", beta=0.1, sft_weight=0.02)
-    made = loop(folder, objective, train, groups_per_step=6, epochs=4, checkpoint_steps=1)
+    made = loop(folder, objective, train, prompts_per_step=6, epochs=4, checkpoint_steps=1)
     made.run()
     save_file(weights(made.policy), folder / "trained.safetensors")
     os._exit(0)

@@ -26,7 +26,7 @@ STEPS = 9
 
 def start(folder, *, stop_after=None, keep="best", model=None, held_out=HELD_OUT, **changes):
     """A run that learns its rows by heart: the loss of others falls first, then rises."""
-    settings = {"groups_per_step": 6, "epochs": 3, "learning_rate": 2e-2, "schedule": "constant", "keep": keep}
+    settings = {"prompts_per_step": 6, "epochs": 3, "learning_rate": 2e-2, "schedule": "constant", "keep": keep}
     changes = {"evaluate_every": 1} | changes
     job = {"held_out": held_out}
     report = Recorder(stop_after)

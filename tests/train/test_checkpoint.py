@@ -38,7 +38,7 @@ def start(folder, name, *, stop_after=None, model=None, **changes):
     """A run of six steps over two epochs, which evaluates and may be stopped."""
     objective, train = RUNS[name]
     job = {"held_out": comparisons(3, seed=9)}
-    settings = {"groups_per_step": 6, "epochs": 2, "evaluate_every": 2, "tokens_per_micro_batch": 120} | changes
+    settings = {"prompts_per_step": 6, "epochs": 2, "evaluate_every": 2, "tokens_per_micro_batch": 120} | changes
     return loop(folder, objective, train, model=model, report=Recorder(stop_after), job=job, **settings)
 
 

@@ -216,7 +216,7 @@ def test_a_line_of_metrics_says_what_a_small_step_is_worked_out_to_be(tmp_path):
     ]
     best_worst = [(1, 0), (1, 0), (1, 0), (0, 0)]  # the last is tied throughout, so that both are its first response
     objective = preference("dpo", beta=0.3, sft_weight=0.25)
-    changes = {"groups_per_step": 2, "schedule": "constant", "warmup_steps": 0, "learning_rate": 1e-2, "epochs": 2}
+    changes = {"prompts_per_step": 2, "schedule": "constant", "warmup_steps": 0, "learning_rate": 1e-2, "epochs": 2}
     loop(tmp_path / "whole", objective, train, **changes).run()
     begun = loop(tmp_path / "begun", objective, train, max_steps=3, **changes)
     begun.run()
@@ -284,7 +284,7 @@ def test_gradient_clipping_schedule_and_optimizer_are_those_of_torch(tmp_path):
     train = demonstrations(24)
     rates = [1.5e-3, 3e-3, 3e-3, 1.5e-3]  # two steps up, and of two steps down the last one ends at 0
     settings = {"weight_decay": 0.3, "betas": (0.8, 0.95), "epsilon": 1e-6, "max_grad_norm": 0.5}
-    trained = loop(tmp_path, supervised(), train, groups_per_step=6, warmup_steps=2, schedule="linear", **settings)
+    trained = loop(tmp_path, supervised(), train, prompts_per_step=6, warmup_steps=2, schedule="linear", **settings)
     trained.run()
     model = llama()
     norms = [value for name, value in model.named_parameters() if "norm" in name]

@@ -88,7 +88,7 @@ def test_the_losses_and_the_trained_weights_are_those_of_trl(tmp_path, monkeypat
     made = rows()
     groups = [group(prompt, [[*a, EOS], [*b, EOS]], rewards=(1.0, 0.0)) for prompt, a, b in made]
     model = policy(**SPECIAL)
-    changes = {"groups_per_step": PER_STEP, "warmup_steps": 0, "schedule": "constant"} | OURS
+    changes = {"prompts_per_step": PER_STEP, "warmup_steps": 0, "schedule": "constant"} | OURS
     ours = loop(tmp_path, preference("dpo", beta=0.2), groups, model=model, **changes)
     ours.run()
     lines = metrics(tmp_path)

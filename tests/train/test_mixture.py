@@ -17,7 +17,7 @@ from tiny_training import (
 from align.data.mixing import Mixture
 
 ROWS = demonstrations(16) + demonstrations(9, seed=1) + demonstrations(3, seed=2)
-WAYS = ["stop", "repeat", "down_weight"]
+WAYS = ["first_exhausted", "all_exhausted", "down_weight"]
 
 
 def start(folder, exhausted, *, stop_after=None, **changes):
@@ -34,7 +34,7 @@ def test_eight_rows_at_once_are_eight_rows_one_at_a_time(tmp_path, exhausted):
     lines, other = metrics(tmp_path / "once"), metrics(tmp_path / "alone")
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in other], rel=0, abs=1e-6)
     assert gap(weights(once.policy), weights(alone.policy)) <= 5e-5
-    num_rows = {"stop": 15, "repeat": 32, "down_weight": 28}[exhausted]  # 3 / 0.2, 16 / 0.5, all
+    num_rows = {"first_exhausted": 15, "all_exhausted": 32, "down_weight": 28}[exhausted]  # 3 / 0.2, 16 / 0.5, all
     assert sum(line["groups"] for line in lines) == 2 * num_rows
     trained = once.job.epoch(0) + once.job.epoch(1)
     assert sum(line["tokens_trained"] for line in lines) == sum(sum(ROWS[row].lengths) for row in trained)

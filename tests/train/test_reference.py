@@ -96,7 +96,7 @@ AGAIN = {
     "loss": (preference("rpo_sq", eta=3.0, sft_weight=0.5), {}, {}),
     "order": (preference("dpo"), {}, {"seed": 5}),
     "forward": (preference("dpo"), {}, {"forward": "plain"}),
-    "batch": (preference("dpo"), {"groups_per_step": 2, "tokens_per_micro_batch": 1}, {}),
+    "batch": (preference("dpo"), {"prompts_per_step": 2, "tokens_per_micro_batch": 1}, {}),
     "held out": (preference("dpo"), {}, {"held_out": comparisons(5)}),
 }
 

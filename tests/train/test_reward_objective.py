@@ -104,7 +104,7 @@ def test_eight_groups_at_once_are_eight_groups_one_at_a_time(tmp_path, loss):
 
 def test_32_rated_rows_are_learnt_to_near_zero_error(tmp_path):
     groups = rated(32, sizes=(1,), missing=0.2)
-    lines, _ = run(tmp_path, "regression", groups, groups_per_step=32, epochs=250, schedule="linear")
+    lines, _ = run(tmp_path, "regression", groups, prompts_per_step=32, epochs=250, schedule="linear")
     assert lines[0]["loss"] > 2
     assert lines[-1]["loss"] < 1e-3
     assert max(lines[-1][f"mse/{name}"] for name in NAMES) < 1e-3
@@ -112,7 +112,7 @@ def test_32_rated_rows_are_learnt_to_near_zero_error(tmp_path):
 
 @pytest.mark.parametrize("loss", ["bt", "bt_margin", "bt_scaled"])
 def test_pairs_are_learnt_to_be_put_right(tmp_path, loss):
-    lines, _ = run(tmp_path, loss, comparisons(16, sizes=(2, 3)), groups_per_step=16, epochs=60)
+    lines, _ = run(tmp_path, loss, comparisons(16, sizes=(2, 3)), prompts_per_step=16, epochs=60)
     assert lines[-1]["rewards/accuracies"] == 1.0
     assert lines[-1]["loss"] < lines[0]["loss"] / 4
 
@@ -189,7 +189,9 @@ def test_the_head_learns_at_its_own_rate(tmp_path):
     changes = {"max_steps": 1, "warmup_steps": 0, "schedule": "constant", "learning_rate": 1e-4, "weight_decay": 0.0}
     start = weights(model())
     for rate in (1.0, 20.0):
-        _, trained = run(tmp_path / str(rate), "regression", RUNS["regression"], job={"head_rate": rate}, **changes)
+        _, trained = run(
+            tmp_path / str(rate), "regression", RUNS["regression"], job={"head_lr_multiplier": rate}, **changes
+        )
         moved = {name: (trained[name] - start[name]).abs().max().item() for name in start}
         head = moved.pop("score.weight")
         # The first step of Adam is as long as the learning rate.

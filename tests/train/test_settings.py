@@ -16,9 +16,9 @@ from align.train.settings import TrainSettings
 BY_HAND = [
     ({"schedule": "constant"}, {0: 2.0, 1: 4.0, 3: 8.0, 4: 8.0, 11: 8.0}),
     ({"schedule": "linear"}, {0: 2.0, 3: 8.0, 4: 8.0, 5: 7.0, 8: 4.0, 11: 1.0}),
-    ({"schedule": "linear", "final_share": 0.5}, {3: 8.0, 4: 8.0, 8: 6.0, 11: 4.5}),
+    ({"schedule": "linear", "min_lr_ratio": 0.5}, {3: 8.0, 4: 8.0, 8: 6.0, 11: 4.5}),
     ({"schedule": "cosine"}, {0: 2.0, 3: 8.0, 4: 8.0, 6: 4 + math.sqrt(8), 8: 4.0, 10: 4 - math.sqrt(8)}),
-    ({"schedule": "cosine", "final_share": 0.25}, {4: 8.0, 8: 5.0}),
+    ({"schedule": "cosine", "min_lr_ratio": 0.25}, {4: 8.0, 8: 5.0}),
 ]
 
 
@@ -35,7 +35,7 @@ def test_the_learning_rate_warms_up_and_falls_as_worked_out_by_hand(changes, rat
         ({"schedule": "cosine"}, get_cosine_schedule_with_warmup),
         ({"schedule": "linear"}, get_linear_schedule_with_warmup),
         (
-            {"schedule": "cosine", "final_share": 0.1},
+            {"schedule": "cosine", "min_lr_ratio": 0.1},
             lambda *args: get_cosine_with_min_lr_schedule_with_warmup(*args, min_lr_rate=0.1),
         ),
     ],
@@ -70,7 +70,7 @@ NUM_STEPS = [
 
 @pytest.mark.parametrize(("groups", "per_step", "changes", "steps"), NUM_STEPS)
 def test_a_run_has_as_many_steps_as_its_epochs_ask_for(groups, per_step, changes, steps):
-    assert TrainSettings(learning_rate=1.0, groups_per_step=per_step, **changes).num_steps(groups) == steps
+    assert TrainSettings(learning_rate=1.0, prompts_per_step=per_step, **changes).num_steps(groups) == steps
 
 
 WRONG = [
@@ -88,9 +88,12 @@ WRONG = [
     ({"learning_rate": 1, "precision": "fp16"}, "train.precision: Input should be 'fp32' or 'bf16'"),
     ({"learning_rate": 1, "warmup_steps": -1}, "train.warmup_steps"),
     ({"learning_rate": 1, "warmup_steps": 0.5}, "train.warmup_steps"),
-    ({"learning_rate": 1, "final_share": 2}, "train.final_share"),
-    ({"learning_rate": 1, "final_share": 0.1}, "train.final_share: 0.1 is where cosine and linear end, and a constant"),
-    ({"learning_rate": 1, "groups_per_step": 0}, "train.groups_per_step"),
+    ({"learning_rate": 1, "min_lr_ratio": 2}, "train.min_lr_ratio"),
+    (
+        {"learning_rate": 1, "min_lr_ratio": 0.1},
+        "train.min_lr_ratio: 0.1 is where cosine and linear end, and a constant",
+    ),
+    ({"learning_rate": 1, "prompts_per_step": 0}, "train.prompts_per_step"),
     ({"learning_rate": 1, "tokens_per_micro_batch": 0}, "train.tokens_per_micro_batch"),
     ({"learning_rate": 1, "max_steps": 0}, "train.max_steps"),
     ({"learning_rate": 1, "checkpoint_minutes": 0}, "train.checkpoint_minutes"),
@@ -111,10 +114,10 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
     changed = {
         "schedule": "cosine",
         "warmup_steps": 1,
-        "final_share": 0.5,
+        "min_lr_ratio": 0.5,
         "epochs": 2.0,
         "max_steps": 7,
-        "groups_per_step": 3,
+        "prompts_per_step": 3,
         "weight_decay": 0.5,
         "betas": (0.1, 0.2),
         "epsilon": 0.1,

@@ -120,7 +120,7 @@ def settings(**changes):
         "learning_rate": 3e-3,
         "schedule": "cosine",
         "warmup_steps": 3,
-        "groups_per_step": 8,
+        "prompts_per_step": 8,
         "tokens_per_micro_batch": 10**6,
         "max_grad_norm": 1.0,
         "checkpoint_minutes": None,
