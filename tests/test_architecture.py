@@ -155,6 +155,7 @@ def test_the_command_line_answers_before_torch_is_imported():
     assert not {"torch", "transformers", "datasets", "accelerate", "peft", "trl", "numpy", "pyarrow"} & set(loaded)
 
 
+LONG_FILE = "pass\n" * (MOST_LINES_OF_A_FILE + 1)
 LONG_FUNCTION = "def long() -> None:\n" + "    pass\n" * MOST_LINES_OF_A_FUNCTION
 WIDE_METHOD = "class A:\n    def wide(self, a, b, c, d, *, e, f, g, h, i): ...\n"
 
@@ -187,7 +188,11 @@ BROKEN = [
         {"data/a.py": "from align.data import b", "data/b.py": "def f():\n  import align.data.a"},
         "ring of imports",
     ),
-    (oversized, {"cli.py": "pass\n" * (MOST_LINES_OF_A_FILE + 1)}, f"align/cli.py has {MOST_LINES_OF_A_FILE + 1} lines"),
+    (
+        oversized,
+        {"cli.py": "pass\n" * (MOST_LINES_OF_A_FILE + 1)},
+        f"align/cli.py has {MOST_LINES_OF_A_FILE + 1} lines",
+    ),
     (oversized, {"cli.py": LONG_FUNCTION}, "align/cli.py:1 long has 61 lines"),
     (oversized, {"cli.py": WIDE_METHOD}, "align/cli.py:2 wide takes 9 parameters"),
     (unsaid, {"cli.py": "# a comment only"}, "align.cli has no docstring"),
