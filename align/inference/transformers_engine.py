@@ -42,8 +42,9 @@ from align.inference.samples import (
     prompt_key,
     sample_seed,
 )
-from align.models.loading import PolicySettings, default_device
+from align.models.loading import default_device
 from align.models.policy import load_policy
+from align.models.settings import PolicySettings
 from align.records import Prompt
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -24,15 +24,15 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.artifacts import read_json, write_json
-from align.config import Settings, stable_hash
+from align.config import stable_hash
 from align.errors import InputError, one_line
+from align.models.settings import LoraSettings, is_adapter
 from align.registry import nearest
 
 T = TypeVar("T")
@@ -43,33 +43,12 @@ LINEAR = (nn.Linear, LoraLayer)  # a layer without adapters, and one under them
 TOP, BELOW = "default", "below"  # peft's names of what is trained, and of what stands still under it
 
 
-class LoraSettings(Settings):
-    """Low-rank adapters (Hu et al. 2021) on the linear layers."""
-
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, gt=0)
-    targets: str | list[str] = "all-linear"  # module names, or every linear layer but the LM head
-    # What the adapters of a step are to the next one. It finds them in the weights of a plain folder and adds new ones;
-    # or it finds them alone, and trains the same ones on; or leaves them as they are, below new ones.
-    adapters: Literal["merged", "continued", "stacked"] = "merged"
-
-    @property
-    def merge(self) -> bool:
-        """Whether adapters are folded into the weights when a step is saved."""
-        return self.adapters == "merged"
-
-
 @contextmanager
 def seeded(seed: int) -> Generator[None]:
     """The CPU's generator at `seed`, and as it was afterwards; no other device draws here."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
-
-
-def is_adapter(path: str) -> bool:
-    """Whether the folder holds adapters alone."""
-    return (Path(path) / "adapter_config.json").is_file()
 
 
 def base_of(path: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
-from pydantic import model_validator
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -24,55 +23,24 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
-from align.config import Settings
 from align.errors import InputError, one_line
 from align.models.adapters import (
     UNREADABLE,
-    LoraSettings,
     base_of,
     continued,
     folded,
-    is_adapter,
     new_adapters,
     quantization_of,
     seeded,
     stacked,
 )
 from align.models.quantized import dequantized, quantization, steady
+from align.models.settings import GGUF, PolicySettings, is_adapter
 from align.registry import nearest
-
-GGUF = "gguf:"
 
 QUANTIZED = "policy: the weights in {!r} are quantised, and not by policy.quantize; give the model in full precision"
 # Names that a configuration takes beside its own fields.
 _ALSO_CONFIG = {"model_type", "rope_theta", "rope_scaling"}
-
-
-class PolicySettings(Settings):
-    """Which model, and how it runs."""
-
-    path: str | None = None  # hub id, folder, or gguf:FILE
-    from_config: dict[str, Any] | None = None  # configuration of a model made from nothing, with its `model_type`
-    tokenizer: str | None = None  # folder or hub id; the model's own where left out
-    chat_template: str | None = None  # a built-in's name or a file; the tokenizer's own where left out
-    forward: Literal["auto", "tree", "plain"] = "auto"
-    gradient_checkpointing: bool = False
-    lora: LoraSettings | None = None
-    quantize: Literal["nf4"] | None = None  # the frozen weights under adapters in 4 bits (QLoRA, Dettmers et al. 2023)
-    seed: int = 0  # of a fresh model's weights and of new adapters
-
-    @model_validator(mode="after")
-    def _quantized_under_adapters(self) -> PolicySettings:
-        if self.quantize and self.lora is None:
-            raise ValueError("quantize: weights in 4 bits are not trained; give lora, or leave quantize out")
-        # SmolLM2-135M, 16 supervised steps: the loss of held-out rows fell from 3.29 to 1.32, and was 3.25 once what
-        # was learned had been folded in and quantised again.
-        if self.quantize and self.lora is not None and self.lora.merge:
-            raise ValueError(
-                "quantize: the next step would round merged adapters to 4 bits, and most of them away; "
-                "set lora.adapters to 'continued' or 'stacked'"
-            )
-        return self
 
 
 def load_base(settings: PolicySettings) -> PreTrainedModel:
@@ -182,12 +150,6 @@ def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"policy: no tokenizer can be read from {source!r}: {one_line(error)[:300]}") from error
-
-
-def is_plain(settings: PolicySettings) -> bool:
-    """Whether the settings name a folder or hub id whose weights are read as they are."""
-    path = settings.path
-    return path is not None and not path.startswith(GGUF) and not is_adapter(path) and settings.quantize is None
 
 
 def is_classifier(config: PretrainedConfig) -> bool:

@@ -14,9 +14,10 @@ from align.data.chat import TokenSequence
 from align.errors import InputError
 from align.models.adapters import save_adapters
 from align.models.backbone import Backbone
-from align.models.loading import PolicySettings, adapted, load_base, load_tokenizer_for
+from align.models.loading import adapted, load_base, load_tokenizer_for
 from align.models.logprobs import LogitTransform, install
 from align.models.quantized import NF4, is_quantized
+from align.models.settings import PolicySettings
 from align.models.tree import TokenBatch
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -22,15 +21,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.config import Settings
 from align.data.batching import plan_step
 from align.data.chat import TokenGroup, TokenSequence
 from align.errors import InputError, one_line
-from align.models.adapters import UNREADABLE, folded, is_adapter, seeded
+from align.models.adapters import UNREADABLE, folded, seeded
 from align.models.backbone import Backbone
 from align.models.loading import (
-    GGUF,
-    PolicySettings,
     adapted,
     config_of,
     is_classifier,
@@ -38,32 +34,20 @@ from align.models.loading import (
     load_pretrained,
     load_tokenizer_for,
 )
+from align.models.settings import (
+    GGUF,
+    HELPSTEER,
+    HeadSettings,
+    PolicySettings,
+    Rating,
+    attribute_weights,
+    check_adapters,
+    choose_rating,
+    is_adapter,
+)
 from align.models.tree import TokenBatch, count_tokens, plain_batch, tree_batch
 
-# Of Nemotron-4-340B-Reward (Wang et al. 2024, HelpSteer2, sec. 3).
-PUBLISHED_WEIGHTS = {"helpfulness": 0.3, "correctness": 0.74, "coherence": 0.46, "complexity": 0.47, "verbosity": -0.33}
-HELPSTEER = tuple(PUBLISHED_WEIGHTS)
 AGGREGATE = "aggregate"  # key of a saved configuration: weight by attribute
-
-
-class HeadSettings(Settings):
-    """What the head rates, and how it learns."""
-
-    attributes: tuple[str, ...] | None = None  # the model's own, or HelpSteer's five, or `reward` for Bradley-Terry
-    weights: tuple[float, ...] | None = None  # the model's own, or the published ones, or equal ones that sum to 1
-    lr_multiplier: float = Field(default=1.0, gt=0)  # learning rate of the head over that of the other weights
-    only: bool = False  # the decoder stays as it is (ArmoRM, Wang et al. 2024): for few rows, at a third of the cost
-
-
-class Rating(NamedTuple):
-    """The attributes in the order of the head, and what each is worth in the reward."""
-
-    names: tuple[str, ...]
-    weights: tuple[float, ...]
-
-    def rewards(self, scores_KA: Tensor) -> list[float]:
-        """The reward of each response."""
-        return (scores_KA.double() @ torch.tensor(self.weights, dtype=torch.float64)).tolist()
 
 
 class RewardModel(Backbone):
@@ -117,35 +101,7 @@ def saved_rating(path: str | None) -> Rating | None:
     labels = cast("dict[int, str]", config.id2label)
     names = tuple(labels[index] for index in range(len(labels)))
     known: dict[str, float] | None = getattr(config, AGGREGATE, None)
-    return Rating(names, _weights(names, tuple(known[name] for name in names) if known else None))
-
-
-def choose_rating(head: HeadSettings, saved: Rating | None, *, default: Sequence[str]) -> Rating:
-    """What a model is to rate: as the settings say, else as it was saved, else the attributes `default`."""
-    names = head.attributes or (saved.names if saved else tuple(default))
-    if saved is not None and names != saved.names:
-        raise InputError(f"head.attributes: this reward model rates {', '.join(saved.names)}, and not others")
-    if len(set(names)) < len(names) or not all(name.strip() for name in names):
-        raise InputError(f"head.attributes: each needs a name of its own, not {', '.join(map(repr, names))}")
-    return Rating(names, _weights(names, head.weights or (saved.weights if saved else None)))
-
-
-def _weights(names: Sequence[str], given: tuple[float, ...] | None) -> tuple[float, ...]:
-    if given is None:
-        if set(names) == set(HELPSTEER):
-            return tuple(PUBLISHED_WEIGHTS[name] for name in names)
-        return (1 / len(names),) * len(names)  # as NeMo-Aligner's merge_attributes without weights
-    if len(given) != len(names):
-        raise InputError(f"head.weights: {len(given)} weights for {len(names)} attributes ({', '.join(names)})")
-    return given
-
-
-def check_adapters(settings: PolicySettings, head: HeadSettings) -> None:
-    """Adapters that a reward model cannot have are refused."""
-    if settings.lora is not None and not settings.lora.merge:
-        raise InputError("policy.lora.adapters: a reward model is saved whole; leave it at 'merged', or train it apart")
-    if settings.lora is not None and head.only:
-        raise InputError("head.only: adapters train the decoder, which then stays as it is; leave policy.lora out")
+    return Rating(names, attribute_weights(names, tuple(known[name] for name in names) if known else None))
 
 
 def load_reward_model(

@@ -12,9 +12,10 @@ from align.data.chat import ChatEncoder, TokenGroup
 from align.data.templates import apply_template
 from align.errors import InputError
 from align.models.backbone import fingerprint
-from align.models.loading import PolicySettings, default_device, length_limit, quiet_transformers
+from align.models.loading import default_device, length_limit, quiet_transformers
 from align.models.probe import choose_forward, refusal
 from align.models.reward import load_reward_model, saved_rating, score_groups
+from align.models.settings import PolicySettings
 from align.records import Comparison, Response
 from align.rewards.verdicts import GROUPS_AT_ONCE, Group, Verdict
 

@@ -15,8 +15,7 @@ from align.errors import InputError
 from align.evaluation.likelihood import LIKELIHOODS
 from align.evaluation.tasks import TASKS
 from align.losses.preference import preference_loss
-from align.models.loading import PolicySettings
-from align.models.reward import check_adapters, choose_rating
+from align.models.settings import PolicySettings, check_adapters, choose_rating
 from align.procedural import tasks
 from align.registry import nearest, pick
 from align.stages.steps import (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.artifacts import fingerprint
-from align.models.loading import GGUF
+from align.models.settings import GGUF
 from align.registry import file_of
 from align.rewards.judges import JudgeSettings
 from align.stages.steps import PROCEDURAL

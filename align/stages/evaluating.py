@@ -21,8 +21,9 @@ from align.evaluation.statistics import Score, interval
 from align.evaluation.tasks import CORRECT, TASKS, scores
 from align.inference.samples import SamplingSettings
 from align.inference.transformers_engine import LocalSettings, TransformersEngine
-from align.models.loading import PolicySettings, default_device, length_limit, quiet_transformers
+from align.models.loading import default_device, length_limit, quiet_transformers
 from align.models.policy import load_policy
+from align.models.settings import PolicySettings
 from align.models.tree import tree_batch
 from align.registry import nearest
 from align.stages.answering import ask_policy, grades_of, write_lines

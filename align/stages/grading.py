@@ -27,8 +27,9 @@ from align.evaluation.statistics import Score
 from align.evaluation.tasks import TASKS, Answer, Row, check_rows, scores
 from align.inference.engines import EngineSettings, make_engine
 from align.inference.samples import SamplingSettings
-from align.models.loading import PolicySettings, length_limit, quiet_transformers
+from align.models.loading import length_limit, quiet_transformers
 from align.models.policy import load_policy
+from align.models.settings import PolicySettings
 from align.records import Comparison, Demonstration, WrongRow
 from align.registry import nearest, pick
 from align.rewards.judges import How, JudgeSettings, make_judge

@@ -14,7 +14,7 @@ from align.config import Settings, build, located, read_recipe, stable_hash
 from align.data.mixing import shares_of
 from align.distributed.work_split import check_launch
 from align.errors import InputError
-from align.models.loading import PolicySettings
+from align.models.settings import PolicySettings
 from align.pipeline import Step, order
 from align.registry import pick
 from align.stages.checks import Given, check_columns, check_settings, check_source, place_in_message, placed, within

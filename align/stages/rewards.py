@@ -22,9 +22,7 @@ from align.models.backbone import whole as whole_values
 from align.models.head_start import started
 from align.models.loading import length_limit, quiet_transformers
 from align.models.reward import (
-    Rating,
     RewardModel,
-    choose_rating,
     last_states,
     load_reward_model,
     save_reward_model,
@@ -32,6 +30,7 @@ from align.models.reward import (
     score_groups,
     set_padding,
 )
+from align.models.settings import Rating, choose_rating
 from align.stages.pairs import accuracy, pairs_of
 from align.stages.recipe import Recipe
 from align.stages.sources import Rows, step_rows

@@ -11,7 +11,7 @@ from align.config import Settings
 from align.data.mixing import StoppingStrategy
 from align.inference.engines import EngineSettings
 from align.inference.samples import SamplingSettings
-from align.models.reward import HELPSTEER, HeadSettings
+from align.models.settings import HELPSTEER, HeadSettings
 from align.rewards.judges import How, JudgeSettings, each_once
 from align.synth.constraints import ConstraintSettings
 from align.synth.scored_groups import GroupSettings

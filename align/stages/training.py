@@ -20,8 +20,9 @@ from align.data.tokenizer import train_tokenizer
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.models.backbone import Backbone
-from align.models.loading import PolicySettings, is_plain, length_limit, load_tokenizer, quiet_transformers
+from align.models.loading import length_limit, load_tokenizer, quiet_transformers
 from align.models.policy import load_policy, save_policy
+from align.models.settings import PolicySettings
 from align.procedural import tasks
 from align.stages.costs import Done, dimensions
 from align.stages.recipe import Recipe
@@ -95,7 +96,7 @@ def train(context: Context) -> dict[str, Any]:
     quiet_transformers()
     settings = policy_settings(recipe, context.name, context.inputs)
     accelerator = make_accelerator(step.train, context.working)
-    with read_in_shares(accelerator) if is_plain(settings) else nullcontext():
+    with read_in_shares(accelerator) if settings.is_plain_checkpoint else nullcontext():
         policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
     limit = length_limit(policy.base.config)

@@ -49,8 +49,9 @@ from align.data.batching import plan_step
 from align.data.chat import ChatEncoder, TokenSequence
 from align.data.formats import read
 from align.errors import InputError
-from align.models.loading import PolicySettings, quiet_transformers
+from align.models.loading import quiet_transformers
 from align.models.policy import load_policy, save_policy
+from align.models.settings import PolicySettings
 from align.records import Comparison, Record, Response
 from tests.benchmarks.sides import PRODUCT_SIDE, SIDES, Row, StepReport, Task
 

@@ -38,9 +38,10 @@ from align.accounting.formulas import decoder
 from align.accounting.memory import MicroBatch, adapter_weights, training_memory
 from align.data.chat import TokenGroup, TokenSequence
 from align.distributed.processes import peak_memory
-from align.models.loading import LoraSettings, PolicySettings, adapted, load_base, quiet_transformers
+from align.models.loading import adapted, load_base, quiet_transformers
 from align.models.logprobs import TILE_CPU
 from align.models.policy import Policy
+from align.models.settings import LoraSettings, PolicySettings
 from align.stages.costs import forget_peak
 from tests.train import tiny_training
 

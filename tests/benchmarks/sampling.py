@@ -39,8 +39,9 @@ from align.data.templates import apply_template
 from align.errors import InputError
 from align.inference.samples import SamplingSettings
 from align.inference.transformers_engine import DTYPES, TransformersEngine, in_precision
-from align.models.loading import PolicySettings, quiet_transformers
+from align.models.loading import quiet_transformers
 from align.models.policy import load_policy
+from align.models.settings import PolicySettings
 from align.records import Comparison, Prompt
 
 LOOKED_AT = 2000  # rows, of which the first short enough are taken

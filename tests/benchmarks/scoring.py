@@ -31,9 +31,10 @@ from transformers import PreTrainedTokenizerBase
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import read
 from align.data.templates import apply_template
-from align.models.loading import PolicySettings, quiet_transformers
+from align.models.loading import quiet_transformers
 from align.models.probe import choose_forward
 from align.models.reward import RewardModel, load_reward_model, score_groups
+from align.models.settings import PolicySettings
 from align.models.tree import count_tokens
 from align.records import Comparison, Response
 

@@ -29,8 +29,8 @@ from align.data.batching import groups_of_step
 from align.data.chat import TokenGroup, TokenSequence
 from align.distributed.processes import peak_memory
 from align.distributed.progress import SilentProgress
-from align.models.loading import PolicySettings
 from align.models.policy import load_policy
+from align.models.settings import PolicySettings
 from align.train.loop import Job, Loop
 from align.train.objectives import PreferenceObjective, PreferenceSettings
 from align.train.settings import TrainSettings

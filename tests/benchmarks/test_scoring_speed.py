@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from align.data.tokenizer import train_tokenizer
-from align.models.loading import PolicySettings
 from align.models.policy import load_policy, save_policy
+from align.models.settings import PolicySettings
 
 pytestmark = pytest.mark.slow
 

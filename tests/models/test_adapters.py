@@ -11,10 +11,11 @@ from tiny_models import SEQUENCES, SMALL, learned, trained
 from transformers import AutoModelForCausalLM
 
 from align.errors import InputError
-from align.models.adapters import LoraSettings, folded
+from align.models.adapters import folded
 from align.models.backbone import fingerprint
-from align.models.loading import PolicySettings, config_of
+from align.models.loading import config_of
 from align.models.policy import load_policy, save_policy
+from align.models.settings import LoraSettings, PolicySettings
 from align.models.tree import plain_batch, tree_batch
 
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from align.errors import InputError
 from align.models.backbone import fingerprint
-from align.models.loading import LoraSettings, PolicySettings, load_tokenizer
+from align.models.loading import load_tokenizer
 from align.models.policy import load_policy, save_policy
+from align.models.settings import LoraSettings, PolicySettings
 
 FETCH = Path(__file__).parents[2] / ".." / "shared" / "tools" / "smollm2.sh"
 IDS = torch.arange(3, 20)[None]

@@ -8,8 +8,8 @@ from tiny_models import SMALL, random_sequences
 
 from align.data.chat import TokenGroup
 from align.models.head_start import PENALTIES, regression, ridge, started
-from align.models.loading import LoraSettings, PolicySettings
 from align.models.reward import last_states, load_reward_model, score_groups
+from align.models.settings import LoraSettings, PolicySettings
 
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
 

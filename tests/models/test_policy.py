@@ -8,10 +8,10 @@ from tiny_models import SEQUENCES, SMALL, TREE, perturbed, stock_logps, tiny_mod
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from align.errors import InputError
-from align.models.adapters import LoraSettings
 from align.models.backbone import fingerprint
-from align.models.loading import PolicySettings, load_tokenizer
+from align.models.loading import load_tokenizer
 from align.models.policy import Policy, load_policy, save_policy
+from align.models.settings import LoraSettings, PolicySettings
 from align.models.tree import plain_batch, tree_batch
 
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}

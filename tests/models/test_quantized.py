@@ -13,10 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from align.errors import InputError
 from align.models import quantized
-from align.models.adapters import LoraSettings
 from align.models.backbone import fingerprint
-from align.models.loading import PolicySettings
 from align.models.policy import load_policy, save_policy
+from align.models.settings import LoraSettings, PolicySettings
 from align.models.tree import plain_batch, tree_batch
 
 needs_bitsandbytes = pytest.mark.skipif(

@@ -12,20 +12,17 @@ from align.data.chat import TokenGroup, TokenSequence
 from align.data.tokenizer import PAD, TURN_END, TURN_START
 from align.errors import InputError
 from align.models.backbone import fingerprint
-from align.models.loading import LoraSettings, PolicySettings
 from align.models.policy import load_policy, save_policy
 from align.models.probe import choose_forward
-from align.models.reward import (
+from align.models.reward import load_reward_model, save_reward_model, saved_rating, score_groups, set_padding
+from align.models.settings import (
     HELPSTEER,
     PUBLISHED_WEIGHTS,
     HeadSettings,
+    LoraSettings,
+    PolicySettings,
     Rating,
     choose_rating,
-    load_reward_model,
-    save_reward_model,
-    saved_rating,
-    score_groups,
-    set_padding,
 )
 from align.models.tree import plain_batch, tree_batch
 

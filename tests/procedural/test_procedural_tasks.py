@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from align.errors import InputError
-from align.models.reward import PUBLISHED_WEIGHTS
+from align.models.settings import PUBLISHED_WEIGHTS
 from align.procedural.tasks import (
     KINDS,
     attributes,

@@ -5,9 +5,9 @@ import torch
 
 from align.data.tokenizer import train_tokenizer
 from align.errors import InputError
-from align.models.loading import PolicySettings
 from align.models.policy import load_policy, save_policy
-from align.models.reward import HeadSettings, load_reward_model, save_reward_model, set_padding
+from align.models.reward import load_reward_model, save_reward_model, set_padding
+from align.models.settings import HeadSettings, PolicySettings
 from align.records import Message, Prompt
 from align.rewards.reward_model_judge import GROUPS_AT_ONCE, reward_model_judge
 

@@ -11,9 +11,8 @@ from small_runs import RECIPE, metrics, run
 from align.errors import InputError
 from align.inference.samples import SamplingSettings
 from align.inference.transformers_engine import LocalSettings, TransformersEngine
-from align.models.adapters import LoraSettings
-from align.models.loading import PolicySettings
 from align.models.policy import load_policy
+from align.models.settings import LoraSettings, PolicySettings
 from align.records import Message, Prompt
 
 WIDE = RECIPE.replace("hidden_size: 16, intermediate_size: 32", "hidden_size: 64, intermediate_size: 128")

@@ -12,9 +12,9 @@ from test_cli import ROOT, align
 
 from align.data.formats import read, write
 from align.data.tokenizer import train_tokenizer
-from align.models.loading import PolicySettings
 from align.models.policy import load_policy, save_policy
-from align.models.reward import HeadSettings, load_reward_model, save_reward_model, set_padding
+from align.models.reward import load_reward_model, save_reward_model, set_padding
+from align.models.settings import HeadSettings, PolicySettings
 from align.records import Comparison, Demonstration, Message, Response
 
 TEMPLATE = (

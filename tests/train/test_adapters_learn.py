@@ -20,9 +20,8 @@ from tiny_training import (
 )
 
 from align.data.tokenizer import train_tokenizer
-from align.models.adapters import LoraSettings
-from align.models.loading import PolicySettings
 from align.models.policy import load_policy, save_policy
+from align.models.settings import LoraSettings, PolicySettings
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 300}
 WAYS = {

@@ -7,7 +7,8 @@ import torch
 from tiny_training import VOCABULARY, comparisons
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from align.models.reward import Rating, RewardModel
+from align.models.reward import RewardModel
+from align.models.settings import Rating
 
 NAMES = ("clear", "true", "long")
 WEIGHTS = (0.5, 1.0, -0.25)
