@@ -26,17 +26,17 @@ Mask = NDArray[np.bool_]
 
 # NeMo-Aligner's default_chosen_reward and default_rejected_reward, for responses with a label and no rewards
 CHOSEN_REWARD, REJECTED_REWARD = 1.0, 0.0
-BY_LABEL = f"rewards {CHOSEN_REWARD:g} and {REJECTED_REWARD:g} by the label"  # how often, in an account
+BY_LABEL = f"rewards {CHOSEN_REWARD:g} and {REJECTED_REWARD:g} by the label"  # key of `counts`
 
 RECORDS_AT_ONCE = 256  # tokenized in one call, which spreads them over the cores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenSequence:
-    """A dialogue to its last end of turn; `trained` marks tokens whose log-probability counts, never the first one."""
+    """Token ids of a dialogue up to its last end of turn; `loss_mask` is never true for the first token."""
 
     ids: Ids  # [T]
-    trained: Mask  # [T]
+    loss_mask: Mask  # [T]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +53,7 @@ class TokenGroup:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Trained tokens of each sequence."""
-        return tuple(int(sequence.trained.sum()) for sequence in self.sequences)
+        return tuple(int(sequence.loss_mask.sum()) for sequence in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +197,12 @@ class ChatEncoder:
 
     def _fit(self, sequences: Sequence[TokenSequence], row: int) -> tuple[TokenSequence, ...] | None:
         """The sequences within the limits, or None if the row is dropped."""
-        if not all(sequence.trained.any() for sequence in sequences):
+        if not all(sequence.loss_mask.any() for sequence in sequences):
             self.counts["dropped:nothing trained"] += 1
             return None
         size = _Size(
             row,
-            prompt=min(int(sequence.trained.argmax()) for sequence in sequences),
+            prompt=min(int(sequence.loss_mask.argmax()) for sequence in sequences),
             longest=max(len(sequence.ids) for sequence in sequences),
             max_prompt=self._max_prompt,
             max_length=self._max_length,
@@ -227,7 +227,7 @@ def common_prefix(first: Ids, second: Ids) -> int:
 
 
 def _prompt_hash(sequence: TokenSequence) -> int:
-    prompt = sequence.ids[: int(sequence.trained.argmax())]
+    prompt = sequence.ids[: int(sequence.loss_mask.argmax())]
     return int.from_bytes(hashlib.sha256(prompt.tobytes()).digest()[:4], "big")
 
 
@@ -282,15 +282,15 @@ def _cut_prompt(sequences: Sequence[TokenSequence], size: _Size) -> tuple[TokenS
     if excess >= size.prompt - first:
         return None
     gone = slice(first, first + excess)
-    return tuple(TokenSequence(np.delete(one.ids, gone), np.delete(one.trained, gone)) for one in sequences)
+    return tuple(TokenSequence(np.delete(one.ids, gone), np.delete(one.loss_mask, gone)) for one in sequences)
 
 
 def _cut_response(sequences: Sequence[TokenSequence], size: _Size) -> tuple[TokenSequence, ...] | None:
     """Every sequence to max_length tokens: what is cut loses its end of turn; None if a prompt is too long."""
     if size.prompt > size.max_prompt:
         return None
-    cut = tuple(TokenSequence(one.ids[: size.max_length], one.trained[: size.max_length]) for one in sequences)
-    return cut if all(one.trained.any() for one in cut) else None
+    cut = tuple(TokenSequence(one.ids[: size.max_length], one.loss_mask[: size.max_length]) for one in sequences)
+    return cut if all(one.loss_mask.any() for one in cut) else None
 
 
 OVERLONG = {"drop": _drop, "cut_prompt": _cut_prompt, "cut_response": _cut_response, "error": _refuse}

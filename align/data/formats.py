@@ -37,7 +37,7 @@ from align.errors import InputError, RunError, one_line
 from align.records import Demonstration, Message, Prompt, Record
 from align.registry import dotted, nearest, pick
 
-__all__ = ["READERS", "Account", "Reader", "Reading", "Stream", "read", "read_rows", "stream", "write"]
+__all__ = ["READERS", "RowStatistics", "Reader", "Reading", "Stream", "read", "read_rows", "stream", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +66,27 @@ class Reading:
 
 
 @dataclass(slots=True)
-class Account:
-    """What has become of the rows so far."""
+class RowStatistics:
+    """Counts of the rows read so far, by what became of them."""
 
     num_rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter[str])
     place: str = ""  # of the row that the last record came from
-    unused: Counter[str] = field(default_factory=Counter[str])  # column -> rows of which nothing in it was used
+    unused_columns: Counter[str] = field(default_factory=Counter[str])  # column -> rows of which nothing in it was used
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What a source holds, one record at a time; the account is complete when they are through."""
+    """What a source holds, one record at a time; `statistics` is complete when `records` is exhausted."""
 
     records: Iterator[Record]
     format: str
-    account: Account
+    statistics: RowStatistics
 
     def read(self) -> Reading:
         """All of it."""
         records = list(self.records)
-        return Reading(records, self.format, self.account.num_rows, dict(self.account.dropped))
+        return Reading(records, self.format, self.statistics.num_rows, dict(self.statistics.dropped))
 
 
 def read(
@@ -117,17 +117,19 @@ def stream(
     reader = dotted(name, "reader") if ":" in name else pick(READERS, name, "format")
     if not isinstance(reader, Reader):
         raise InputError(f"reader {name!r} is a {type(reader).__name__}; a Reader is needed")
-    account = Account()
-    reading = _Reading(name, reader, account, drops=on_error == "skip")
+    statistics = RowStatistics()
+    reading = _Reading(name, reader, statistics, drops=on_error == "skip")
     last = None if limit is None else min(limit, sys.maxsize)  # more than that nothing can count
-    return Stream(_some(islice(reading.records(chain([first], rows)), last), path, account), name, account)
+    return Stream(_some(islice(reading.records(chain([first], rows)), last), path, statistics), name, statistics)
 
 
-def _some(records: Iterator[Record], path: str, account: Account) -> Iterator[Record]:
+def _some(records: Iterator[Record], path: str, statistics: RowStatistics) -> Iterator[Record]:
     """The same, of which there must be one."""
     first = next(records, None)
     if first is None:
-        raise InputError(f"{path}: none of the {account.num_rows} rows can be read: {next(iter(account.dropped))}")
+        raise InputError(
+            f"{path}: none of the {statistics.num_rows} rows can be read: {next(iter(statistics.dropped))}"
+        )
     yield first
     yield from records
 
@@ -153,8 +155,8 @@ def _columns(row: Row) -> str:
 class _Reading:
     """A reading in progress: it counts what it meets."""
 
-    def __init__(self, name: str, reader: Reader, account: Account, *, drops: bool) -> None:
-        self._name, self._reader, self._account, self._drops = name, reader, account, drops
+    def __init__(self, name: str, reader: Reader, statistics: RowStatistics, *, drops: bool) -> None:
+        self._name, self._reader, self._statistics, self._drops = name, reader, statistics, drops
 
     def records(self, rows: Iterable[Located]) -> Iterator[Record]:
         """The records of the rows."""
@@ -162,12 +164,12 @@ class _Reading:
         joined = self._reader.join(counted) if self._reader.join else counted
         single = chain.from_iterable(map(self._read, joined))
         for place, record in merged(single) if self._reader.merge else single:
-            self._account.place = place
+            self._statistics.place = place
             yield record
 
     def _matching(self, rows: Iterable[Located]) -> Iterator[Located]:
         for located in rows:
-            self._account.num_rows += 1
+            self._statistics.num_rows += 1
             if self._reader.matches(located.row):
                 yield located
             else:
@@ -179,7 +181,7 @@ class _Reading:
             records = list(self._reader.read(located.row))
             if not records:
                 raise InputError("the row holds no record")
-            self._account.unused.update(_unused(located.row, records, self._reader))
+            self._statistics.unused_columns.update(_unused(located.row, records, self._reader))
             return [(located.place, record) for record in records]
         except InputError as error:
             self._wrong(located, error)
@@ -188,7 +190,7 @@ class _Reading:
     def _wrong(self, located: Located, error: InputError) -> None:
         if not self._drops:
             raise InputError(f"{located.place}: {error}") from error
-        self._account.dropped[str(error)] += 1
+        self._statistics.dropped[str(error)] += 1
 
 
 def _unused(row: Row, records: Iterable[Record], reader: Reader) -> set[str]:

@@ -27,7 +27,7 @@ def preview(group: TokenGroup, tokenizer: PreTrainedTokenizerBase, *, uncut: Tok
 
     `uncut` is the same row encoded without limits: what it has and the group lacks is shown as cut.
     """
-    asked = min(int(sequence.trained.argmax()) for sequence in group.sequences)
+    asked = min(int(sequence.loss_mask.argmax()) for sequence in group.sequences)
     text = Text(f"{NEWLINE} newline  {BORDER} end of a token  ")
     for kind, style in STYLES.items():
         text.append(f"[{kind}] ", style=style)
@@ -56,7 +56,7 @@ def _num_shared(group: TokenGroup, index: int) -> int:
 
 def _kinds(sequence: TokenSequence, num_shared: int) -> list[str]:
     """What becomes of each token."""
-    marks = enumerate(sequence.trained.tolist())
+    marks = enumerate(sequence.loss_mask.tolist())
     return [(SHARED if place < num_shared else TRAINED) if trained else PROMPT for place, trained in marks]
 
 

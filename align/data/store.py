@@ -56,7 +56,7 @@ def sequence_key(sequence: TokenSequence) -> str:
 
 def _key(sequence: TokenSequence) -> bytes:
     digest = hashlib.sha256(sequence.ids.astype("<i4").tobytes())
-    digest.update(sequence.trained.tobytes())
+    digest.update(sequence.loss_mask.tobytes())
     return digest.digest()[:KEY_BYTES]
 
 
@@ -134,7 +134,7 @@ def _batch(waiting: Sequence[tuple[TokenGroup, str | None]]) -> Any:  # noqa: AN
     lengths = [[len(sequence.ids) for sequence in group.sequences] for group in groups]
     offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)
     ids = np.concatenate([sequence.ids for group in groups for sequence in group.sequences])
-    trained = np.concatenate([sequence.trained for group in groups for sequence in group.sequences])
+    trained = np.concatenate([sequence.loss_mask for group in groups for sequence in group.sequences])
     columns = [
         pa.array([group.row for group in groups], pa.int64()),
         pa.array(lengths, pa.list_(pa.int32())),

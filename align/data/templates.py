@@ -177,7 +177,7 @@ class Renderer:
         return starts
 
     def _block_starts(self, chat: Chat, said: Sequence[int], row: int) -> dict[int, int]:
-        """Where the generation block of each assistant message begins, by the template's own account."""
+        """Where the generation block of each assistant message begins, as the template reports it."""
         settings: Any = self._tokenizer.special_tokens_map
         rendered: Any = render_jinja_template(
             [chat], chat_template=self._template, return_assistant_tokens_mask=True, **settings

@@ -48,7 +48,7 @@ class Policy(Backbone):
         """Log-probabilities of the sequence's targets from the model's own logits."""
         ids = torch.from_numpy(sequence.ids.astype("int64")).to(self.device)[None]
         logps = self.hf(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
-        trained = torch.from_numpy(sequence.trained[1:]).to(logps.device)
+        trained = torch.from_numpy(sequence.loss_mask[1:]).to(logps.device)
         return logps.gather(1, ids[0, 1:, None])[trained, 0]
 
 

@@ -162,7 +162,7 @@ def _row(values: np.ndarray) -> Tensor:
 
 def _targets(sequences: Sequence[TokenSequence], paths: Sequence[np.ndarray]) -> dict[str, Tensor]:
     """A target is predicted from the row of the token before it; a shared row has a target for each continuation."""
-    where = [np.flatnonzero(sequence.trained) for sequence in sequences]
+    where = [np.flatnonzero(sequence.loss_mask) for sequence in sequences]
     rows = np.concatenate([path[at - 1] for path, at in zip(paths, where, strict=True)])
     ids = np.concatenate([sequence.ids[at] for sequence, at in zip(sequences, where, strict=True)])
     owner = np.repeat(np.arange(len(sequences)), [len(at) for at in where])

@@ -107,9 +107,9 @@ def _likely(context: Context, name: str, task: TaskSettings, before: Work, proce
     limit = length_limit(policy.base.config)
     source = recipe.source(task.data)
     kind = kind_of(task, source)
-    groups, account = likelihood_rows(source, tokenizer, model_limit=limit, seed=recipe.seed, best=kind == NLL)
+    groups, row_counts = likelihood_rows(source, tokenizer, model_limit=limit, seed=recipe.seed, best=kind == NLL)
     context.report.note(
-        f"{name}: {account['rows']} rows read, {len(groups)} told, {account['left_out'] or 'none'} left out"
+        f"{name}: {row_counts['rows']} rows read, {len(groups)} told, {row_counts['left_out'] or 'none'} left out"
     )
     context.report.phase(name, len(groups))
     policy.to(default_device())

@@ -238,9 +238,9 @@ def _likelihood(asked: Asked, settings: EvaluateSettings, processes: Processes) 
     source = settings.rows.source(asked.needed("data"), asked.limit)
     source = source.model_copy(update={"max_length": settings.max_length})
     limit = length_limit(policy.base.config)
-    groups, account = likelihood_rows(source, tokenizer, model_limit=limit, best=asked.task == NLL)
+    groups, row_counts = likelihood_rows(source, tokenizer, model_limit=limit, best=asked.task == NLL)
     parts = list(LIKELIHOODS[asked.task](policy, groups, processes=processes))
-    return _summary(asked.task, rates(parts), **account)
+    return _summary(asked.task, rates(parts), **row_counts)
 
 
 def likelihood_rows(
@@ -257,7 +257,7 @@ def likelihood_rows(
     it is the preferred response of each row alone.
     """
     reading = streamed(source, kind=Demonstration, seed=seed)
-    found = [(record, reading.account.place) for record in reading.records]
+    found = [(record, reading.statistics.place) for record in reading.records]
     usable = [(record, place) for record, place in found if isinstance(record, Comparison | Demonstration)]
     encoder = ChatEncoder(tokenizer, max_length=source.max_length or model_limit, overlong=source.overlong)
     try:
@@ -272,8 +272,8 @@ def likelihood_rows(
         raise InputError(f"{source.path}: no row has a response of which the likelihood could be told")
     counts = {name: number for name, number in encoder.counts.items() if name != "rows"}
     without = {"prompts without a response": len(found) - len(usable)}
-    left_out = {**reading.account.dropped, **{name: number for name, number in without.items() if number}, **counts}
-    return groups, {"rows": reading.account.num_rows, "left_out": left_out}
+    left_out = {**reading.statistics.dropped, **{name: number for name, number in without.items() if number}, **counts}
+    return groups, {"rows": reading.statistics.num_rows, "left_out": left_out}
 
 
 def _wins(asked: Asked, settings: EvaluateSettings, processes: Processes, report: Progress) -> dict[str, Any]:

@@ -78,11 +78,11 @@ def score_groups(context: Context) -> dict[str, Any]:
     asked: list[Prompt] = []
     samples: list[Sample] = []
     for number, record in enumerate(reading.records):
-        prompt, texts = _answered(record, reading.account.place)
+        prompt, texts = _answered(record, reading.statistics.place)
         key = prompt_key(prompt)
         asked.append(prompt)
         samples += [Sample(key, place, f"{GIVEN} {number}", text, None, GIVEN, 0) for place, text in enumerate(texts)]
-    account.counts.update({f"rows:dropped {reason}": number for reason, number in reading.account.dropped.items()})
+    account.counts.update({f"rows:dropped {reason}": number for reason, number in reading.statistics.dropped.items()})
     _judge(context, step, asked, samples, account, processes)
     return {**about(context), "report": account.report(), "done": Done(devices=processes.count)}
 

@@ -42,7 +42,7 @@ def score_file(
     processes = join()
     check_out(out, [data, model], KEPT)
     reading = stream(data, format=format, split=split, limit=limit, on_error=on_error)
-    asked = [_asked(record, reading.account.place) for record in reading.records]
+    asked = [_asked(record, reading.statistics.place) for record in reading.records]
     judge = reward_model_judge(model)
     made_with = {"model": judge.identity, "data": [content_of(data), reading.format, split, on_error]}
     began = time.monotonic()
@@ -72,7 +72,7 @@ def score_file(
         "rows": len(asked),
         "rated": len(rated),
         "rated_now": len(missing),
-        "left_out": {**reading.account.dropped, **left_out},
+        "left_out": {**reading.statistics.dropped, **left_out},
         "responses": sum(len(verdicts[row]) for row in rated),
         **_figures([verdict for row in rated for verdict in verdicts[row]]),
         "agreement": accuracy(

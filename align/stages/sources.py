@@ -1,4 +1,4 @@
-"""A source of rows to token groups, with an account of every row read, dropped and cut."""
+"""Token groups of a source, with statistics of every row read, dropped and cut."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import read_json, remove_leftovers, whole_folder, write_json
 from align.data.chat import ChatEncoder, TokenGroup
-from align.data.formats import Account, Stream, stream
+from align.data.formats import RowStatistics, Stream, stream
 from align.data.mixing import Mixture, told
 from align.data.store import StoreWriter, TokenStore, writing_store
 from align.errors import InputError, one_line
@@ -32,12 +32,12 @@ from align.train.indexed_groups import ROWS
 
 TRAIN, HELD_OUT, PARTS = "train", "held_out", "parts.json"  # of ROWS
 HASH_SPACE = 1 << 32
-UNUSED = "unused column:"  # prefix of a column that nobody reads, in an account
+UNUSED = "unused column:"  # prefix of the count of a column that is not used
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Token groups of a step, in its store, and the account of how they came about."""
+    """Token groups of a step, in its store, and the statistics of the rows they were made from."""
 
     train: TokenStore
     held_out: TokenStore
@@ -136,7 +136,7 @@ def _after_skipped(found: Stream, source: SourceSettings) -> Iterator[Record]:
         raise InputError(f"data: {source.path}: skip passes over {source.skip} rows, and there are no more")
     yield first
     yield from found.records
-    found.account.num_rows -= source.skip
+    found.statistics.num_rows -= source.skip
 
 
 def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: int) -> Stream:
@@ -151,14 +151,14 @@ def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: in
         made = tasks.comparisons(task, num_rows=last, num_responses=source.responses, seed=seed, split=split)
     else:
         made = tasks.prompts(task, num_rows=last, seed=seed, split=split)
-    account = Account(num_rows=len(made))
+    statistics = RowStatistics(num_rows=len(made))
 
     def placed() -> Iterator[Record]:
         for number, record in enumerate(made, start=1):
-            account.place = f"{source.path}: row {number}"
+            statistics.place = f"{source.path}: row {number}"
             yield record
 
-    return Stream(records=placed(), format="tasks", account=account)
+    return Stream(records=placed(), format="tasks", statistics=statistics)
 
 
 def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = None) -> list[Prompt]:
@@ -172,8 +172,8 @@ def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = 
         try:
             found.append(prompt_of(record))
         except InputError as error:
-            raise InputError(f"{reading.account.place}: {one_line(error)}") from error
-    counts.update({f"rows:dropped {reason}": number for reason, number in reading.account.dropped.items()})
+            raise InputError(f"{reading.statistics.place}: {one_line(error)}") from error
+    counts.update({f"rows:dropped {reason}": number for reason, number in reading.statistics.dropped.items()})
     if source.constraints is None:
         return found
     joined = constrain(found, source.constraints, seed=seed + source.seed)
@@ -213,11 +213,11 @@ def _write_source(
             where.add(replace(group, row=before + group.row), usable.metadata(group.row))
     except WrongRow as error:
         raise InputError(f"data: {usable.place(error.row)}: {error.said}") from error
-    counts = Counter({"rows": found.account.num_rows, "records": usable.number})
-    counts += Counter({f"dropped:{reason}": number for reason, number in found.account.dropped.items()})
+    counts = Counter({"rows": found.statistics.num_rows, "records": usable.number})
+    counts += Counter({f"dropped:{reason}": number for reason, number in found.statistics.dropped.items()})
     counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
     counts += told
-    counts += Counter({UNUSED + one_line(column): number for column, number in found.account.unused.items()})
+    counts += Counter({UNUSED + one_line(column): number for column, number in found.statistics.unused_columns.items()})
     counts["trained"], counts["held_out"] = train.number - trained, held_out.number - kept
     if not counts["trained"]:
         said = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))

@@ -187,7 +187,7 @@ def tokenizer_of(recipe: Recipe, name: str, folder: Path) -> PreTrainedTokenizer
 
 
 def describe(counts: Mapping[str, int], form: str = "") -> str:
-    """The account of the rows in one line."""
+    """Row statistics in one line."""
     read = f"{counts['rows']} rows read{f' as {form}' if form else ''}"
     said = [read, f"{counts['trained']} trained", f"{counts['held_out']} held out"]
     known = {"rows", "records", "trained", "held_out"}

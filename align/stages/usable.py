@@ -31,7 +31,7 @@ class Usable:
     def __iter__(self) -> Iterator[tuple[int, Demonstration | Comparison]]:
         for row, record in enumerate(self._found.records):
             self.number += 1
-            self._known[row] = self._found.account.place, record.metadata
+            self._known[row] = self._found.statistics.place, record.metadata
             usable = self._of_kind(record, row)
             if usable is not None:
                 yield row, usable

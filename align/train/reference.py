@@ -192,7 +192,7 @@ def fill(
         own = np.concatenate([wanted[groups.span(index)] for index in members])
         for sequence, total, is_own in zip(sequences, totals, own, strict=True):
             if is_own and micro:
-                found[sequence_key(sequence)] = (total, int(sequence.trained.sum()))
+                found[sequence_key(sequence)] = (total, int(sequence.loss_mask.sum()))
         if time.monotonic() - flushed > FLUSH_S:
             cache.store(found)
             found, flushed = {}, time.monotonic()

@@ -170,7 +170,7 @@ def same_tokens(tokenizer: PreTrainedTokenizerBase, row: Row) -> bool:
     prompt = tokenizer(row.prompt)["input_ids"]
     return all(
         tokenizer(row.prompt + response)["input_ids"] == sequence.ids.tolist()
-        and sequence.ids[: sequence.trained.argmax()].tolist() == prompt
+        and sequence.ids[: sequence.loss_mask.argmax()].tolist() == prompt
         for response, sequence in zip(row.responses, row.tokens.sequences, strict=True)
     )
 
@@ -231,7 +231,7 @@ def distinct(sequences: Iterable[TokenSequence]) -> Work:
         for depth, token in enumerate(sequence.ids.tolist(), start=1):
             attended += depth if (node, token) not in node_of else 0
             node = node_of.setdefault((node, token), len(node_of) + 1)
-        targets += int(sequence.trained.sum())
+        targets += int(sequence.loss_mask.sum())
     return Work(len(node_of), attended, targets)
 
 

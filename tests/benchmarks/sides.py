@@ -248,7 +248,7 @@ def check_tokens(dataset: Any, pairs: list[Pair]) -> None:  # noqa: ANN401 - the
         for side, sequence in (("chosen_ids", pair.chosen), ("rejected_ids", pair.rejected)):
             trained = [False] * len(row["prompt_ids"]) + [True] * len(row[side])
             assert row["prompt_ids"] + row[side] == sequence.ids.tolist(), pair.text
-            assert trained == sequence.trained.tolist(), pair.text
+            assert trained == sequence.loss_mask.tolist(), pair.text
 
 
 def product_s(dtype: torch.dtype, device: str) -> float:

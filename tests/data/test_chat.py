@@ -47,7 +47,7 @@ def test_a_response_is_trained_from_the_prompts_end_to_its_end_of_turn(name):
     for sequence, response in zip(group.sequences, responses, strict=True):
         assert tokenizer.decode(sequence.ids) == (asked + answer).format(Q="Is the moon far?", A=response)
         assert trained_runs(sequence, tokenizer) == [answer.format(A=response)]
-        assert (sequence.ids.dtype, sequence.trained.dtype) == (np.int32, np.bool_)
+        assert (sequence.ids.dtype, sequence.loss_mask.dtype) == (np.int32, np.bool_)
     assert group.lengths == tuple(len(tokenizer.encode(answer.format(A=one))) for one in responses)
 
 
@@ -92,7 +92,7 @@ def test_the_tokens_are_those_of_whole_texts_and_the_mask_follows_their_common_p
         for record in (pair(prompt, response), Demonstration(dialogue(prompt, response))):
             sequence = encoder.encode(record, 0).sequences[0]
             assert sequence.ids.tolist() == whole_ids
-            assert sequence.trained.tolist() == [index >= place for index in range(len(whole_ids))]
+            assert sequence.loss_mask.tolist() == [index >= place for index in range(len(whole_ids))]
 
 
 def test_a_prompt_whose_end_merges_with_the_response_is_counted():
@@ -111,7 +111,7 @@ def test_there_is_one_bos_where_the_tokenizer_adds_one_too(template, record):
     for sequence in ChatEncoder(tokenizer).encode(record, 0).sequences:
         assert sequence.ids[0] == tokenizer.bos_token_id
         assert (sequence.ids == tokenizer.bos_token_id).sum() == 1
-        assert not sequence.trained[0]
+        assert not sequence.loss_mask[0]
 
 
 def test_the_first_token_is_never_trained():
@@ -120,7 +120,7 @@ def test_the_first_token_is_never_trained():
     )
     encoder = ChatEncoder(tokenizer)
     group = encoder.encode(pair("1", "the moon", "sun"), 0)
-    assert not any(sequence.trained[0] for sequence in group.sequences)
+    assert not any(sequence.loss_mask[0] for sequence in group.sequences)
     assert group.lengths == tuple(len(tokenizer.encode(text)) for text in ("the moon", "sun"))  # less one, plus EOS
 
 
@@ -182,7 +182,7 @@ def overlong(policy, prompt, responses, **limits):
         Comparison(dialogue(words_of(prompt)), tuple(Response(" " + words_of(n)) for n in responses)), 9
     )
     counts = {name: count for name, count in encoder.counts.items() if name != "rows"}
-    shapes = None if group is None else [(len(one.ids), int(one.trained.sum())) for one in group.sequences]
+    shapes = None if group is None else [(len(one.ids), int(one.loss_mask.sum())) for one in group.sequences]
     assert group is None or all(one.ids[0] == tokenizer.bos_token_id for one in group.sequences)
     return shapes, counts
 
@@ -283,7 +283,7 @@ def test_text_pairs_are_tokenized_as_trl_does_it(tmp_path, monkeypatch):
         group = ChatEncoder(tokenizer).encode(pair(**row), 0)
         for sequence, answer in zip(group.sequences, ("chosen_ids", "rejected_ids"), strict=True):
             assert sequence.ids.tolist() == expected["prompt_ids"] + expected[answer]
-            assert sequence.ids[sequence.trained].tolist() == expected[answer]
+            assert sequence.ids[sequence.loss_mask].tolist() == expected[answer]
 
 
 @pytest.mark.package
@@ -306,4 +306,4 @@ def test_a_real_tokenizer_gives_what_its_own_chat_template_call_gives():
         for record in (pair(prompt, response), Demonstration(dialogue(prompt, response))):
             sequence = encoder.encode(record, row).sequences[0]
             assert sequence.ids.tolist() == whole[:-1]
-            assert sequence.trained.tolist() == [index >= len(asked) for index in range(len(whole) - 1)]
+            assert sequence.loss_mask.tolist() == [index >= len(asked) for index in range(len(whole) - 1)]

@@ -390,7 +390,7 @@ def test_a_record_knows_the_row_it_came_from_also_where_rows_are_joined(lines):
     spoilt = {**rated[0], "response": ""}
     path = lines(rated[0], spoilt, *rated[1:], {"prompt": "d"})
     found = stream(path, on_error="skip")
-    assert [(one.prompt[0].content, found.account.place) for one in found.records] == [
+    assert [(one.prompt[0].content, found.statistics.place) for one in found.records] == [
         (prompt, f"{path}: row {row}") for prompt, row in [("a", 1), ("b", 4), ("c", 7)]
     ]
 
@@ -557,7 +557,7 @@ def test_what_is_said_twice_or_holds_nothing_is_no_contradiction(lines, row, exp
 def test_columns_that_no_reader_used_are_counted(lines, row, unused):
     found = stream(lines(row, row))
     list(found.records)
-    assert found.account.unused == dict.fromkeys(unused, 2)
+    assert found.statistics.unused_columns == dict.fromkeys(unused, 2)
 
 
 def test_dropped_rows_are_counted_by_reason(lines):

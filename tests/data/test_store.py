@@ -60,7 +60,7 @@ def stored(folder, made, metadata=None):
 
 def plain(group):
     """The group as values that can be compared."""
-    sequences = [(each.ids.tolist(), each.trained.tolist()) for each in group.sequences]
+    sequences = [(each.ids.tolist(), each.loss_mask.tolist()) for each in group.sequences]
     return sequences, group.rewards, group.chosen, [dict(known) for known in group.attributes], group.row
 
 
@@ -75,7 +75,7 @@ def test_what_is_written_comes_back_by_index_and_in_turn(tmp_path, number):
     assert [plain(group) for group in store[-3:]] == [plain(group) for group in made[-3:]]
     with pytest.raises(IndexError):
         store[number]
-    kinds = {(each.ids.dtype, each.trained.dtype) for group in store for each in group.sequences}
+    kinds = {(each.ids.dtype, each.loss_mask.dtype) for group in store for each in group.sequences}
     assert kinds <= {(np.dtype(np.int32), np.dtype(np.bool_))}
 
 
@@ -93,7 +93,7 @@ def test_columns_say_of_each_group_what_its_sequences_do_and_are_those_of_a_list
         assert columns.digest == store.columns.digest
         for index, group in enumerate(made):
             lengths = [len(each.ids) for each in group.sequences]
-            trained = sum(int(each.trained.sum()) for each in group.sequences)
+            trained = sum(int(each.loss_mask.sum()) for each in group.sequences)
             told = [int(columns.groups[name][index]) for name in ("tree", "plain", "trained", "longest")]
             assert told == [7 * len(lengths), sum(lengths), trained, max(lengths)]
             keys = [key.ljust(16, b"\0").hex() for key in columns.keys[columns.span(index)].tolist()]
@@ -101,8 +101,12 @@ def test_columns_say_of_each_group_what_its_sequences_do_and_are_those_of_a_list
 
 
 CHANGES = {
-    "a token": lambda one: (TokenSequence(one.sequences[0].ids + 1, one.sequences[0].trained), one.rewards, one.chosen),
-    "a mask": lambda one: (TokenSequence(one.sequences[0].ids, ~one.sequences[0].trained), one.rewards, one.chosen),
+    "a token": lambda one: (
+        TokenSequence(one.sequences[0].ids + 1, one.sequences[0].loss_mask),
+        one.rewards,
+        one.chosen,
+    ),
+    "a mask": lambda one: (TokenSequence(one.sequences[0].ids, ~one.sequences[0].loss_mask), one.rewards, one.chosen),
     "a reward": lambda one: (one.sequences[0], (0.25,) * len(one.sequences), one.chosen),
     "a label": lambda one: (one.sequences[0], one.rewards, 0 if one.chosen is None else None),
 }

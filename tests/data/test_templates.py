@@ -89,7 +89,7 @@ def test_generation_blocks_mark_what_transformers_says_they_mark():
     expected = tokenizer.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
     sequence = ChatEncoder(tokenizer).encode(Demonstration(messages), 0).sequences[0]
     assert sequence.ids.tolist() == expected["input_ids"]
-    assert sequence.trained.astype(int).tolist() == expected["assistant_masks"]
+    assert sequence.loss_mask.astype(int).tolist() == expected["assistant_masks"]
 
 
 MOVED_SYSTEM = (  # the system message is put before the last message, wherever that is

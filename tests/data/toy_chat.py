@@ -126,12 +126,12 @@ def pair(prompt="Is the moon far?", chosen="yes, far away", rejected="no"):
 
 def trained_runs(sequence, tokenizer):
     """The texts of the maximal runs of trained tokens."""
-    borders = np.flatnonzero(np.diff(sequence.trained.astype(int), prepend=0, append=0)).tolist()
+    borders = np.flatnonzero(np.diff(sequence.loss_mask.astype(int), prepend=0, append=0)).tolist()
     return [tokenizer.decode(sequence.ids[start:end]) for start, end in list(pairwise(borders))[::2]]
 
 
 def flat(group):
-    return [(one.ids.tolist(), one.trained.tolist()) for one in group.sequences]
+    return [(one.ids.tolist(), one.loss_mask.tolist()) for one in group.sequences]
 
 
 TEXTS = {  # template -> how a question Q is written, and what is trained of its answer A

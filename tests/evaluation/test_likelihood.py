@@ -42,7 +42,7 @@ def by_transformers(policy, sequence):
     fresh = LlamaForCausalLM(LlamaConfig(**CONFIG))
     fresh.load_state_dict(policy.base.state_dict())
     logps = fresh.eval()(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(dim=-1)
-    return sum(float(logps[at - 1, ids[0, at]]) for at in range(1, ids.shape[1]) if sequence.trained[at])
+    return sum(float(logps[at - 1, ids[0, at]]) for at in range(1, ids.shape[1]) if sequence.loss_mask[at])
 
 
 @pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-4), ("bf16", 5e-2)])

@@ -40,7 +40,7 @@ def settings(tokenizer_folder):
 
 def ended(sequences):
     """The same sequences with an end of turn behind each."""
-    return [TokenSequence(np.append(one.ids, np.int32(END)), np.append(one.trained, True)) for one in sequences]
+    return [TokenSequence(np.append(one.ids, np.int32(END)), np.append(one.loss_mask, True)) for one in sequences]
 
 
 def said(model, sequences, forward):

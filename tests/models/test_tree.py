@@ -200,7 +200,7 @@ def test_a_target_is_predicted_from_the_row_before_it(sequences, make):
     expected = [
         (number, tuple(sequence.ids[:at]), sequence.ids[at])
         for number, sequence in enumerate(sequences)
-        for at in np.flatnonzero(sequence.trained)
+        for at in np.flatnonzero(sequence.loss_mask)
     ]
     assert found == expected
     assert batch.num_sequences == len(sequences)

@@ -213,7 +213,7 @@ def stock_logps(model, sequences):
         logits = model(input_ids=ids[None], use_cache=False).logits[0]
         exact = logits if logits.dtype == torch.float64 else logits.float()
         logps = exact.log_softmax(dim=-1)
-        found += [logps[at - 1, ids[at]] for at in np.flatnonzero(sequence.trained)]
+        found += [logps[at - 1, ids[at]] for at in np.flatnonzero(sequence.loss_mask)]
     return torch.stack(found)
 
 

@@ -370,8 +370,8 @@ def test_a_row_whose_likelihood_cannot_be_told_is_named_by_its_place_in_the_file
     tokenizer = AutoTokenizer.from_pretrained(policy)
     with pytest.raises(InputError, match=rf"^{re.escape(data)}: row 3: .*60"):
         likelihood_rows(source, tokenizer, model_limit=None)
-    groups, account = likelihood_rows(source.model_copy(update={"limit": 2}), tokenizer, model_limit=None)
-    assert (len(groups), account["rows"], account["left_out"]) == (1, 2, {"prompts without a response": 1})
+    groups, row_counts = likelihood_rows(source.model_copy(update={"limit": 2}), tokenizer, model_limit=None)
+    assert (len(groups), row_counts["rows"], row_counts["left_out"]) == (1, 2, {"prompts without a response": 1})
 
 
 def test_rows_that_are_dropped_and_prompts_of_another_split_are_told(policy, tmp_path):

@@ -114,10 +114,10 @@ def test_one_record_at_a_time_is_the_same_as_all_at_once(step, skip, limit):
     source = recipe.source("rows").model_copy(update={"skip": skip, "limit": limit})
     found = streamed(source, kind=Demonstration, seed=0)
     first = next(found.records)
-    assert found.account.num_rows <= skip + 2, "more was read than was asked for"
+    assert found.statistics.num_rows <= skip + 2, "more was read than was asked for"
     at_once = streamed(source, kind=Demonstration, seed=0).read()
     assert [first, *found.records] == at_once.records
-    assert at_once.num_rows == found.account.num_rows == len(at_once.records)
+    assert at_once.num_rows == found.statistics.num_rows == len(at_once.records)
     texts = [record.messages[0].content for record in at_once.records]
     assert texts == [f"say {row}" for row in range(300)][skip : None if limit is None else skip + limit]
 
@@ -230,7 +230,7 @@ def test_only_answers_that_somebody_likes_are_imitated_and_the_others_counted(st
     rows, said, counted = IMITATED[case]
     path.write_text(as_lines(rows))
     data = alone(recipe, tokenizer, tmp_path / "work")
-    trained = [tokenizer.decode(group.sequences[0].ids[group.sequences[0].trained]) for group in data.train]
+    trained = [tokenizer.decode(group.sequences[0].ids[group.sequences[0].loss_mask]) for group in data.train]
     assert [text.removesuffix("<|im_end|>") for text in trained] == said
     known = {"rows": len(rows), "records": len(rows), "trained": len(said), "held_out": 0}
     assert data.counts == {**known, **counted}

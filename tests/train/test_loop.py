@@ -204,7 +204,7 @@ def token_logps(model, each):
     """Log-probabilities of a sequence's trained tokens by the model's own logits, in float64."""
     ids = torch.from_numpy(each.ids).long()
     logps = model.double()(input_ids=ids[None]).logits[0].log_softmax(dim=-1)
-    return [logps[at - 1, ids[at]].item() for at in range(1, len(ids)) if each.trained[at]]
+    return [logps[at - 1, ids[at]].item() for at in range(1, len(ids)) if each.loss_mask[at]]
 
 
 def test_a_line_of_metrics_says_what_a_small_step_is_worked_out_to_be(tmp_path):
@@ -262,10 +262,10 @@ def test_a_line_of_metrics_says_what_a_small_step_is_worked_out_to_be(tmp_path):
             "groups": 2,
             "micro_batches": 1,
             "imbalance": 1.0,  # of one process
-            "tokens_trained": sum(int(each.trained.sum()) for each in everything),
+            "tokens_trained": sum(int(each.loss_mask.sum()) for each in everything),
             "tokens_computed": len(prefixes),
             "pairs_attended": sum(map(len, prefixes)),
-            "targets": sum(int(each.trained.sum()) for each in everything),
+            "targets": sum(int(each.loss_mask.sum()) for each in everything),
         },
         abs=2e-5,
     )
@@ -302,10 +302,10 @@ def test_gradient_clipping_schedule_and_optimizer_are_those_of_torch(tmp_path):
         for index in groups_of_step(step, 24, 6, seed=0):
             each = train[index].sequences[0]
             ids = torch.from_numpy(each.ids).long()
-            labels = ids.masked_fill(~torch.from_numpy(each.trained), -100)
+            labels = ids.masked_fill(~torch.from_numpy(each.loss_mask), -100)
             logits = model(input_ids=ids[None]).logits[0, :-1]
             total = total + torch.nn.functional.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum")
-            count += int(each.trained.sum())
+            count += int(each.loss_mask.sum())
         assert line["lr"] == pytest.approx(rate)
         for part in optimizer.param_groups:
             part["lr"] = rate

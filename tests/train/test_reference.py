@@ -145,7 +145,7 @@ def test_what_is_cached_is_what_the_policy_says_in_double_precision(tmp_path, fo
     for each in (each for one in train for each in one.sequences):
         ids = torch.from_numpy(each.ids).long()
         logps = model(input_ids=ids[None]).logits[0].log_softmax(dim=-1)
-        total = sum(logps[at - 1, ids[at]].item() for at in range(1, len(ids)) if each.trained[at])
+        total = sum(logps[at - 1, ids[at]].item() for at in range(1, len(ids)) if each.loss_mask[at])
         assert values[sequence_key(each)] == pytest.approx(total, rel=1e-6, abs=1e-6)
     assert len(values) == len({sequence_key(each) for one in train for each in one.sequences})
 
