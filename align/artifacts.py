@@ -19,7 +19,7 @@ from align.errors import InputError, RunError, one_line
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
-ABOUT_A_RUN = (MANIFEST, METRICS)  # when and how fast, not what: no part of a fingerprint
+UNHASHED_FILES = (MANIFEST, METRICS)  # when and how fast, not what: no part of a fingerprint
 
 PACKAGES = ("align", "torch", "transformers", "tokenizers", "trl", "accelerate", "peft", "deepspeed", "datasets")
 
@@ -30,7 +30,7 @@ SPARE_BYTES = 1 << 20  # a disk with less than this left is full, whatever a lib
 
 
 @contextmanager
-def writing(path: Path) -> Generator[None]:
+def disk_errors(path: Path) -> Generator[None]:
     """A block in which a disk that is full or closed to us, or a wrong place, becomes one line that names a path.
 
     Libraries put a full disk in their own words (torch: "unexpected pos 576"), so the disk is asked too.
@@ -73,7 +73,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON holds any type
 def write_json(path: Path, value: object, *, sort_keys: bool = True) -> None:
     """Write `value` so that a reader sees all of it, or what was there before."""
     partial = _beside(path, "partial")
-    with writing(path):
+    with disk_errors(path):
         try:
             partial.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", "utf-8")
             _sync(partial)
@@ -84,12 +84,12 @@ def write_json(path: Path, value: object, *, sort_keys: bool = True) -> None:
 
 def append_line(path: Path, value: object) -> None:
     """Add `value` to a JSONL file in one write."""
-    with writing(path), path.open("a", encoding="utf-8") as lines:
+    with disk_errors(path), path.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(value) + "\n")
 
 
 @contextmanager
-def whole_folder(target: Path) -> Generator[Path]:
+def atomic_folder(target: Path) -> Generator[Path]:
     """A folder to write into, which takes the name `target` (and the place of an older one) when the block succeeds.
 
     When the block fails nothing of it stays. The name is missing for a moment while an older folder gives way;
@@ -97,7 +97,7 @@ def whole_folder(target: Path) -> Generator[Path]:
     """
     partial = _beside(target, "partial")
     try:
-        with writing(target):
+        with disk_errors(target):
             partial.mkdir(parents=True)
             yield partial
             _rename(partial, target)
@@ -111,22 +111,22 @@ def working_folder(target: Path) -> Path:
 
 
 def complete(
-    working: Path, target: Path, *, manifest: Mapping[str, Any], tidy: Callable[[Path], None] = lambda folder: None
+    working: Path, target: Path, *, manifest: Mapping[str, Any], cleanup: Callable[[Path], None] = lambda folder: None
 ) -> None:
     """Turn a step's working folder into `target`, its manifest last, without what kills have left in it.
 
-    `tidy` removes what a step goes on from after a kill: the manifest is there by then, and nothing is computed again.
+    `cleanup(working)` removes state that only resuming needs, after the manifest has been written.
     """
-    with writing(target):
+    with disk_errors(target):
         remove_leftovers(working)
         _sync_below(working)
         write_json(working / MANIFEST, dict(manifest))
-        tidy(working)
+        cleanup(working)
         _rename(working, target)
         remove_leftovers(target.parent, of=target.name)
 
 
-def manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder, or None where there is none."""
     return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
 
@@ -138,7 +138,7 @@ def fingerprint(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in ABOUT_A_RUN)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in UNHASHED_FILES)
     lines = [f"{fingerprint(file)} {file.relative_to(path).as_posix()}\n" for file in files]
     return fingerprint_bytes("".join(lines).encode())
 

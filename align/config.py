@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLError, compose
 
 from align.errors import InputError, Location, dotted_loc, one_line
-from align.registry import nearest
+from align.registry import suggest
 
 S = TypeVar("S", bound="Settings")
 
@@ -157,7 +157,7 @@ def _first_error(error: ValidationError, settings: type[Settings], loc: Location
         known = _fields_at([settings], path[:-1])
         if RENAMED_KEYS.get(path[-1]) in known:
             return InputError(f"this key is called {RENAMED_KEYS[path[-1]]!r} since version 0.2", place)
-        return InputError(f"unknown key; {nearest(path[-1], known)}", place)
+        return InputError(f"unknown key; {suggest(path[-1], known)}", place)
     if first["type"] == "missing":
         return InputError("this key is required", place)
     cause = first.get("ctx", {}).get("error")

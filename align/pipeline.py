@@ -18,12 +18,12 @@ from uuid import uuid4
 from align import artifacts
 from align.config import stable_hash
 from align.errors import InputError, RunError
-from align.registry import nearest, pick
+from align.registry import pick, suggest
 
-LOCK = ".lock"
+LOCK_FILE = ".lock"
 TO_BE_MADE = "to be made"  # in place of what tells one making of a folder from another
-AGAIN = ".again.json"  # in a run's folder while it goes on: what it was asked to run again and has put back
-NEW, STOPPED, RUNNING, FINISHED = "waiting", "stopped", "running", "finished"  # states of a step
+RERUN_REQUEST = ".rerun.json"  # in a run's folder while it goes on: what it was asked to run again and has put back
+WAITING, INTERRUPTED, RUNNING, FINISHED = "waiting", "interrupted", "running", "finished"  # states of a step
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.partial)")
 
@@ -62,7 +62,7 @@ def order(steps: Sequence[Step]) -> list[Step]:
         for name in step.inputs:
             if name not in names:
                 raise InputError(
-                    f"step {step.name!r} needs {name!r}, which is no step; {nearest(name, names)}", ("steps", step.name)
+                    f"step {step.name!r} needs {name!r}, which is no step; {suggest(name, names)}", ("steps", step.name)
                 )
     placed: dict[str, Step] = {}
     while len(placed) < len(steps):
@@ -92,21 +92,23 @@ def fingerprints(steps: Sequence[Step]) -> dict[str, str]:
     return found
 
 
-class Planned(NamedTuple):
+class PlannedStep(NamedTuple):
     """A step and what will become of it."""
 
     step: Step
-    state: str  # FINISHED, STOPPED or NEW
-    why: str  # it is run, or is not
+    state: str  # FINISHED, INTERRUPTED or WAITING
+    reason: str
 
 
-def plan(steps: Sequence[Step], root: Path, *, until: str | None = None, again: Sequence[str] = ()) -> list[Planned]:
-    """What `run` would do with each step up to `until`, in order: `again` and what depends on them are not skipped."""
+def plan(
+    steps: Sequence[Step], root: Path, *, until: str | None = None, rerun: Sequence[str] = ()
+) -> list[PlannedStep]:
+    """What `run` would do with each step up to `until`, in order: `rerun` and what depends on them are not skipped."""
     ordered, marks = order(steps), fingerprints(steps)
     places = {step.name: place for place, step in enumerate(ordered)}
-    redone = set[str]() if _is_put_back(steps, root, again) else dependents(steps, again)
+    redone = set[str]() if _is_put_back(steps, root, rerun) else dependents(steps, rerun)
     last = pick(places, until, "step") if until is not None else len(ordered) - 1
-    found: list[Planned] = []
+    found: list[PlannedStep] = []
     made: dict[str, str] = {}
     for step in ordered[: last + 1]:
         read = {name: made[name] for name in step.inputs}
@@ -125,38 +127,38 @@ def dependents(steps: Sequence[Step], names: Sequence[str]) -> set[str]:
     return found
 
 
-def _planned(step: Step, target: Path, mark: str, read: Mapping[str, str], is_redone: bool) -> Planned:
-    there, begun = artifacts.manifest(target), artifacts.manifest(artifacts.working_folder(target))
+def _planned(step: Step, target: Path, mark: str, read: Mapping[str, str], is_redone: bool) -> PlannedStep:
+    there, begun = artifacts.read_manifest(target), artifacts.read_manifest(artifacts.working_folder(target))
     if there is not None and not is_redone and _is_of(there, mark, read):
-        return Planned(step, FINISHED, "finished before, skipped")
+        return PlannedStep(step, FINISHED, "finished before, skipped")
     if begun is not None and not is_redone and _is_of(begun, mark, read):
-        return Planned(step, STOPPED, "continues where it was stopped")
+        return PlannedStep(step, INTERRUPTED, "continues where it was stopped")
     if begun is not None and not _is_of(begun, mark, read):
-        return Planned(step, NEW, "runs from its start: what it had begun was of other settings or inputs")
+        return PlannedStep(step, WAITING, "runs from its start: what it had begun was of other settings or inputs")
     if there is None:
-        return Planned(step, NEW, "runs")
-    return Planned(step, NEW, "runs again, as asked" if is_redone else "its settings or inputs changed, runs")
+        return PlannedStep(step, WAITING, "runs")
+    return PlannedStep(step, WAITING, "runs again, as asked" if is_redone else "its settings or inputs changed, runs")
 
 
 def _is_of(manifest: Mapping[str, Any], mark: str, read: Mapping[str, str]) -> bool:
     """Whether the folder is of these settings, and of inputs that have not been made once more since."""
-    return manifest.get("fingerprint") == mark and {**read, **manifest.get("read", {})} == read
+    return manifest.get("fingerprint") == mark and {**read, **manifest.get("input_build_ids", {})} == read
 
 
 def _made(target: Path) -> str:
     """What tells this making of the folder from others, by the same settings too; '' where an older version made it."""
-    return str((artifacts.manifest(target) or {}).get("made", ""))
+    return str((artifacts.read_manifest(target) or {}).get("build_id", ""))
 
 
-def _is_put_back(steps: Sequence[Step], root: Path, again: Sequence[str]) -> bool:
+def _is_put_back(steps: Sequence[Step], root: Path, rerun: Sequence[str]) -> bool:
     """Whether an earlier call, which did not come to its end, was asked for the same again and has begun it."""
-    note = root / AGAIN
-    return bool(again) and note.is_file() and artifacts.read_json(note) == _asked_again(steps, again)
+    note = root / RERUN_REQUEST
+    return bool(rerun) and note.is_file() and artifacts.read_json(note) == _asked_again(steps, rerun)
 
 
-def _asked_again(steps: Sequence[Step], again: Sequence[str]) -> dict[str, str]:
+def _asked_again(steps: Sequence[Step], rerun: Sequence[str]) -> dict[str, str]:
     marks = fingerprints(steps)
-    return {name: marks[name] for name in sorted(dependents(steps, again))}
+    return {name: marks[name] for name in sorted(dependents(steps, rerun))}
 
 
 def run(
@@ -164,29 +166,29 @@ def run(
     root: Path,
     *,
     execute: Execute,
-    announce: Callable[[str], None],
-    watch: Callable[[str, str], None] = lambda name, state: None,
-    tidy: Callable[[Path], None] = lambda folder: None,
+    log: Callable[[str], None],
+    on_state: Callable[[str, str], None] = lambda name, state: None,
+    cleanup: Callable[[Path], None] = lambda folder: None,
     until: str | None = None,
-    again: Sequence[str] = (),
+    rerun: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """The manifest of every step up to `until` by name, after `execute` has made those that were not there.
 
     `execute(step, working folder, folder of each input)` continues from what it finds in the working folder,
-    and returns what the manifest is to say; `tidy(working folder)` removes what only that needed, once it is written.
-    `watch(step, state)` is told whenever a step's state changes.
+    and returns what the manifest is to say; `cleanup(working folder)` removes state that only resuming needs.
+    `on_state(step, state)` is told whenever a step's state changes.
     """
-    planned, marks = plan(steps, root, until=until, again=again), fingerprints(steps)
-    if again and not _is_put_back(steps, root, again):
-        _forget([root / name for name in dependents(steps, again)])  # those after `until` as well
-        artifacts.write_json(root / AGAIN, _asked_again(steps, again))
+    planned, marks = plan(steps, root, until=until, rerun=rerun), fingerprints(steps)
+    if rerun and not _is_put_back(steps, root, rerun):
+        _forget([root / name for name in dependents(steps, rerun)])  # those after `until` as well
+        artifacts.write_json(root / RERUN_REQUEST, _asked_again(steps, rerun))
     for step, state, _ in planned:
-        watch(step.name, state)
+        on_state(step.name, state)
     made: dict[str, dict[str, Any]] = {}
-    for step, state, why in planned:
+    for step, state, reason in planned:
         target, mark = root / step.name, marks[step.name]
-        found = artifacts.manifest(target)
-        announce(f"{step.name}: {why}")
+        found = artifacts.read_manifest(target)
+        log(f"{step.name}: {reason}")
         if state == FINISHED:
             assert found is not None
             made[step.name] = found
@@ -196,19 +198,19 @@ def run(
         working = artifacts.working_folder(target)
         read = {name: _made(root / name) for name in step.inputs}
         _open(working, mark, read)
-        watch(step.name, RUNNING)
-        begun = artifacts.manifest(working)
+        on_state(step.name, RUNNING)
+        begun = artifacts.read_manifest(working)
         if begun is not None and "step" in begun:  # it is whole, and a kill has kept its name from it
             made[step.name] = begun
         else:
-            with artifacts.writing(working):
+            with artifacts.disk_errors(working):
                 content = execute(step, working, {name: root / name for name in step.inputs})
             inputs = {name: marks[name] for name in step.inputs}
             own = {"step": step.name, "key": step.key, "inputs": inputs, "fingerprint": mark}
-            made[step.name] = {**content, **own, "made": uuid4().hex, "read": read}
-        artifacts.complete(working, target, manifest=made[step.name], tidy=tidy)
-        watch(step.name, FINISHED)
-    (root / AGAIN).unlink(missing_ok=True)
+            made[step.name] = {**content, **own, "build_id": uuid4().hex, "input_build_ids": read}
+        artifacts.complete(working, target, manifest=made[step.name], cleanup=cleanup)
+        on_state(step.name, FINISHED)
+    (root / RERUN_REQUEST).unlink(missing_ok=True)
     return made
 
 
@@ -216,26 +218,26 @@ def _forget(targets: Sequence[Path]) -> None:
     """Make the folders unfinished for good, so that a kill in between leaves none of them to be skipped."""
     for target in targets:
         shutil.rmtree(artifacts.working_folder(target), ignore_errors=True)
-        if (known := artifacts.manifest(target)) is not None:
+        if (known := artifacts.read_manifest(target)) is not None:
             artifacts.write_json(target / artifacts.MANIFEST, {**known, "fingerprint": None})
 
 
 def _open(working: Path, mark: str, read: Mapping[str, str]) -> None:
     """Make the working folder ready, cleared of an attempt with another fingerprint or of other inputs."""
-    if _is_of(artifacts.manifest(working) or {}, mark, read):
+    if _is_of(artifacts.read_manifest(working) or {}, mark, read):
         return
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
-    artifacts.write_json(working / artifacts.MANIFEST, {"fingerprint": mark, "read": dict(read)})
+    artifacts.write_json(working / artifacts.MANIFEST, {"fingerprint": mark, "input_build_ids": dict(read)})
 
 
 @contextmanager
-def held(root: Path, announce: Callable[[str], None], *, lock: str = LOCK) -> Generator[None]:
+def locked(root: Path, log: Callable[[str], None], *, lock: str = LOCK_FILE) -> Generator[None]:
     """A block in which no other pipeline may write below `root`; who holds it stands in the lock file.
 
     The system takes the lock back when its holder ends, however it ends, so that a stale one is known for what it is.
     """
-    with artifacts.writing(root / lock):
+    with artifacts.disk_errors(root / lock):
         root.mkdir(parents=True, exist_ok=True)
         file = (root / lock).open("a+", encoding="utf-8")
     with file:
@@ -244,15 +246,15 @@ def held(root: Path, announce: Callable[[str], None], *, lock: str = LOCK) -> Ge
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                announce(f"{root}: its file system has no locks; see to it that no other pipeline writes to it")
+                log(f"{root}: its file system has no locks; see to it that no other pipeline writes to it")
             else:
                 raise RunError(
                     f"{root}: a pipeline is running here already, {before}; wait for it, or name this run otherwise "
                     "(run=NAME)"
                 ) from error
         if before:
-            announce(f"{root}: the lock of {before} was left behind; that pipeline is gone, and this one goes on")
-        with artifacts.writing(root / lock):
+            log(f"{root}: the lock of {before} was left behind; that pipeline is gone, and this one goes on")
+        with artifacts.disk_errors(root / lock):
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
         try:

@@ -34,7 +34,7 @@ OF_A_PROGRAM = (
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")  # module:name
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def suggest(name: str, names: Iterable[str]) -> str:
     """The hint that ends an error about a wrong name: the nearest right one, and all there are."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -44,11 +44,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def pick(table: Mapping[str, T], name: str, kind: str) -> T:
     """The entry called `name`, or an error that offers the nearest right one."""
     if name not in table:
-        raise InputError(f"no {kind} is called {name!r}; {nearest(name, table)}")
+        raise InputError(f"no {kind} is called {name!r}; {suggest(name, table)}")
     return table[name]
 
 
-def dotted(path: str, kind: str) -> Any:  # noqa: ANN401 - a user's own object has whatever type it has
+def import_dotted(path: str, kind: str) -> Any:  # noqa: ANN401 - a user's own object has whatever type it has
     """The object that `package.module:name` names: how a user's own piece comes in."""
     module_name, _, attribute = path.partition(":")
     try:
@@ -57,7 +57,7 @@ def dotted(path: str, kind: str) -> Any:  # noqa: ANN401 - a user's own object h
         raise InputError(f"{kind} {path!r} cannot be imported as module:name: {_told(error)}") from error
 
 
-def file_of(path: str) -> Path | None:
+def module_file(path: str) -> Path | None:
     """The file with the code that `package.module:name` names; None where the text names none that is found."""
     if not DOTTED.fullmatch(path):
         return None

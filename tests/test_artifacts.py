@@ -12,13 +12,13 @@ import transformers
 
 from align.artifacts import (
     append_line,
+    atomic_folder,
     complete,
     fingerprint,
     fingerprint_bytes,
-    manifest,
     read_json,
+    read_manifest,
     versions,
-    whole_folder,
     working_folder,
     write_json,
 )
@@ -71,7 +71,7 @@ def test_a_place_that_nothing_can_be_written_to_is_one_line(tmp_path, place, sai
 
 def test_a_folder_cannot_be_made_where_a_file_is_above_it(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match="file"), whole_folder(tmp_path / "file" / "model"):
+    with pytest.raises(RunError, match="file"), atomic_folder(tmp_path / "file" / "model"):
         pass
 
 
@@ -85,7 +85,7 @@ def test_a_file_that_holds_no_json_is_named(tmp_path, text):
 
 def test_a_whole_folder_takes_the_place_of_an_older_one(tmp_path):
     for text in ("old", "new"):
-        with whole_folder(tmp_path / "deep" / "model") as folder:
+        with atomic_folder(tmp_path / "deep" / "model") as folder:
             (folder / "inner").mkdir()
             (folder / "inner" / text).write_text(text)
     assert content(tmp_path) == {"deep/model/inner/new": "new"}
@@ -94,7 +94,7 @@ def test_a_whole_folder_takes_the_place_of_an_older_one(tmp_path):
 
 def test_a_whole_folder_may_be_entered_by_whom_the_user_lets_in(tmp_path):
     (tmp_path / "plain").mkdir()
-    with whole_folder(tmp_path / "whole"):
+    with atomic_folder(tmp_path / "whole"):
         pass
     assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
@@ -103,9 +103,9 @@ def test_a_whole_folder_may_be_entered_by_whom_the_user_lets_in(tmp_path):
 @pytest.mark.parametrize("error", [ValueError, OSError, RunError, KeyboardInterrupt])
 def test_a_folder_that_fails_is_as_if_it_had_not_begun(tmp_path, older, error):
     if older:
-        with whole_folder(tmp_path / "model") as folder:
+        with atomic_folder(tmp_path / "model") as folder:
             (folder / "weights").write_text("old")
-    with pytest.raises(error, match="in the middle"), whole_folder(tmp_path / "model") as folder:
+    with pytest.raises(error, match="in the middle"), atomic_folder(tmp_path / "model") as folder:
         (folder / "weights").write_text("half")
         assert content(tmp_path / "model") == {"weights": "old"} if older else not (tmp_path / "model").exists()
         raise error("in the middle")
@@ -116,7 +116,7 @@ def test_a_folder_that_fails_is_as_if_it_had_not_begun(tmp_path, older, error):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from align.artifacts import whole_folder, write_json
+from align.artifacts import atomic_folder, write_json
 target, name, left = Path(sys.argv[1]), sys.argv[2], [int(sys.argv[3])]
 call = getattr(os, name)
 def call_or_die(*arguments):
@@ -125,7 +125,7 @@ def call_or_die(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return call(*arguments)
 setattr(os, name, call_or_die)
-with whole_folder(target) as folder:
+with atomic_folder(target) as folder:
     for file in ("a", "b"):
         write_json(folder / file, "new")
 """
@@ -151,15 +151,15 @@ def test_a_kill_at_any_point_leaves_a_whole_folder_or_none(tmp_path, call, times
 def test_a_finished_step_has_its_manifest_and_nothing_of_its_kills(tmp_path):
     target = tmp_path / "sft"
     working = working_folder(target)
-    assert (working.parent, working.name, manifest(target)) == (tmp_path, "sft.partial", None)
+    assert (working.parent, working.name, read_manifest(target)) == (tmp_path, "sft.partial", None)
     (working / ".checkpoint-2.partial-0123abcd" / ".w.json.partial-0123abcd").mkdir(parents=True)
     for beside in (".sft.older-89abcdef", ".other.partial-01234567"):
         (tmp_path / beside).mkdir()
     (working / ".hidden").write_text("kept")
     append_line(working / "metrics.jsonl", {"step": 1})
-    assert manifest(target) is None
+    assert read_manifest(target) is None
     complete(working, target, manifest={"fingerprint": "f"})
-    assert manifest(target) == {"fingerprint": "f"}
+    assert read_manifest(target) == {"fingerprint": "f"}
     assert names(target) == [".hidden", "manifest.json", "metrics.jsonl"]
     assert names(tmp_path) == [".other.partial-01234567", "sft"]
 
@@ -220,11 +220,11 @@ def test_versions_are_told_without_an_import():
 FILLED = """
 import sys
 from pathlib import Path
-from align.artifacts import append_line, complete, whole_folder, working_folder, write_json
+from align.artifacts import append_line, complete, atomic_folder, working_folder, write_json
 from align.errors import RunError
 big, disk, writer = "x" * 4_000_000, Path(sys.argv[1]), sys.argv[2]
 write_json(disk / "older.json", 1)
-with whole_folder(disk / "older") as folder:
+with atomic_folder(disk / "older") as folder:
     write_json(folder / "a", 1)
 def by_torch(path):
     import torch
@@ -236,7 +236,7 @@ def by_numpy(path):
     import numpy
     numpy.save(path, numpy.zeros(1_000_000))
 def in_folder(write):
-    with whole_folder(disk / "older") as folder:
+    with atomic_folder(disk / "older") as folder:
         write(folder / "weights.npy")
 def finish():
     working_folder(disk / "older").mkdir()
@@ -304,12 +304,12 @@ def test_a_file_that_may_not_grow_is_named(tmp_path):
         f"write_json(Path({str(tmp_path / 'a.json')!r}), 'x' * 2000)"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert child.stderr.splitlines()[-1] == f"align.config.RunError: {tmp_path / 'a.json'}: File too large"
+    assert child.stderr.splitlines()[-1] == f"align.errors.RunError: {tmp_path / 'a.json'}: File too large"
     assert names(tmp_path) == []
 
 
 def test_a_path_is_not_needed_to_be_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with whole_folder(Path("model")) as folder:
+    with atomic_folder(Path("model")) as folder:
         write_json(folder / "a.json", 1)
     assert content(tmp_path) == {"model/a.json": "1\n"}

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from align.config import Settings, build, located, read_recipe, stable_hash
 from align.errors import InputError, one_line
-from align.registry import dotted, nearest, pick
+from align.registry import import_dotted, pick, suggest
 
 
 class Schedule(Settings):
@@ -233,13 +233,13 @@ def test_a_value_without_a_stable_form_has_no_hash(unstable):
 
 
 def test_a_dotted_path_brings_in_the_object_itself():
-    assert dotted("pathlib:Path", "thing") is Path
+    assert import_dotted("pathlib:Path", "thing") is Path
 
 
 @pytest.mark.parametrize("path", ["", "json", "json:", ":dumps", ".json:dumps", "json:nothing", "no.such:thing"])
 def test_a_dotted_path_that_leads_nowhere_is_named(path):
     with pytest.raises(InputError) as caught:
-        dotted(path, "loss")
+        import_dotted(path, "loss")
     assert f"loss {path!r} cannot be imported as module:name" in str(caught.value)
 
 
@@ -248,7 +248,7 @@ def test_a_wrong_name_is_answered_with_the_nearest_and_all_there_are():
     assert pick(table, "dpo", "loss") == 2
     with pytest.raises(InputError, match=r"no loss is called 'rpo_sqr'; did you mean 'rpo_sq'\? there are: dpo, ipo"):
         pick(table, "rpo_sqr", "loss")
-    assert nearest("quite else", table) == "there are: dpo, ipo, rpo_sq"
+    assert suggest("quite else", table) == "there are: dpo, ipo, rpo_sq"
 
 
 def test_an_error_of_many_lines_becomes_one():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from align.artifacts import manifest, working_folder
+from align.artifacts import read_manifest, working_folder
 from align.errors import InputError, RunError
 from align.pipeline import Step, fingerprints, order, run
 
@@ -41,7 +41,7 @@ def ran(steps, root, until=None):
         executed.append(step.name)
         return letter(step, working, inputs)
 
-    run(steps, root, execute=execute, announce=lambda _: None, until=until)
+    run(steps, root, execute=execute, log=lambda _: None, until=until)
     return executed
 
 
@@ -83,7 +83,7 @@ def test_a_name_that_is_no_folder_is_refused(name):
 
 
 def test_a_step_finds_its_inputs_whole_and_leaves_a_manifest(tmp_path):
-    made = run(chain(), tmp_path, execute=letter, announce=lambda _: None)
+    made = run(chain(), tmp_path, execute=letter, log=lambda _: None)
     assert (tmp_path / "rpo" / "letter").read_text() == "rpo:k(dpo:k(chat:k(code:k(base:k()))),reward:k(base:k()))"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CHAIN)
     assert made == {name: json.loads((tmp_path / name / "manifest.json").read_text()) for name in CHAIN}
@@ -93,11 +93,11 @@ def test_a_step_finds_its_inputs_whole_and_leaves_a_manifest(tmp_path):
 
 
 def test_what_is_finished_is_skipped_and_said_so(tmp_path):
-    run(chain(), tmp_path, execute=letter, announce=lambda _: None)
+    run(chain(), tmp_path, execute=letter, log=lambda _: None)
     said = []
-    made = run(chain(), tmp_path, execute=None, announce=said.append)
+    made = run(chain(), tmp_path, execute=None, log=said.append)
     assert said == [f"{name}: finished before, skipped" for name in CHAIN]
-    assert made == {name: manifest(tmp_path / name) for name in CHAIN}
+    assert made == {name: read_manifest(tmp_path / name) for name in CHAIN}
 
 
 AFTER_A_CHANGE = [
@@ -158,11 +158,11 @@ def test_a_failed_step_leaves_the_earlier_ones_whole_and_goes_on_from_its_workin
 
     names = list(CHAIN)
     with pytest.raises(RunError, match="the loss is nan"):
-        run(chain(), tmp_path, execute=execute, announce=lambda _: None)
+        run(chain(), tmp_path, execute=execute, log=lambda _: None)
     whole = names[: names.index(failing)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*whole, f"{failing}.partial"])
     said = []
-    run(chain(), tmp_path, execute=execute, announce=said.append)
+    run(chain(), tmp_path, execute=execute, log=said.append)
     assert said[len(whole)] == f"{failing}: continues where it was stopped"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CHAIN)
 
@@ -173,9 +173,9 @@ def test_what_was_begun_with_other_settings_is_cleared_and_said_so(tmp_path):
         raise RunError("killed")
 
     with pytest.raises(RunError):
-        run([Step("sft", (), "one")], tmp_path, execute=fail, announce=lambda _: None)
+        run([Step("sft", (), "one")], tmp_path, execute=fail, log=lambda _: None)
     said = []
-    run([Step("sft", (), "two")], tmp_path, execute=letter, announce=said.append)
+    run([Step("sft", (), "two")], tmp_path, execute=letter, log=said.append)
     assert said == ["sft: runs from its start: what it had begun was of other settings or inputs"]
     assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["letter", "manifest.json"]
 
@@ -185,17 +185,17 @@ def test_what_a_step_goes_on_from_stays_until_a_kill_can_cost_nothing(tmp_path):
         (working / "checkpoint").write_text("half way")
         return letter(step, working, inputs)
 
-    def tidy(working):
-        kills.append(manifest(working)["step"])
+    def cleanup(working):
+        kills.append(read_manifest(working)["step"])
         if len(kills) == 1:
             raise KeyboardInterrupt
         (working / "checkpoint").unlink()
 
     kills = []
     with pytest.raises(KeyboardInterrupt):
-        run([Step("sft", (), "k")], tmp_path, execute=execute, announce=lambda _: None, tidy=tidy)
+        run([Step("sft", (), "k")], tmp_path, execute=execute, log=lambda _: None, cleanup=cleanup)
     assert (working_folder(tmp_path / "sft") / "checkpoint").exists()
-    run([Step("sft", (), "k")], tmp_path, execute=pytest.fail, announce=lambda _: None, tidy=tidy)
+    run([Step("sft", (), "k")], tmp_path, execute=pytest.fail, log=lambda _: None, cleanup=cleanup)
     assert kills == ["sft", "sft"]
     assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["letter", "manifest.json"]
 
@@ -211,7 +211,7 @@ def test_settings_that_come_back_do_not_bring_back_what_was_made_of_other_sample
 
     def call(key, until=None):
         steps = [Step("samples", (), key), Step("rpo", ("samples",), "k")]
-        run(steps, tmp_path, execute=execute, announce=said.append, until=until)
+        run(steps, tmp_path, execute=execute, log=said.append, until=until)
         return [(tmp_path / name / "letter").read_text() for name in ("samples", "rpo")]
 
     assert call("A") == ["draw 1", "draw 1"]
@@ -233,7 +233,7 @@ def test_what_was_begun_on_other_samples_is_cleared(tmp_path):
 
     def call(key, until=None):
         steps = [Step("samples", (), key), Step("rpo", ("samples",), "k")]
-        run(steps, tmp_path, execute=execute, announce=lambda _: None, until=until)
+        run(steps, tmp_path, execute=execute, log=lambda _: None, until=until)
 
     kills = [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
@@ -256,25 +256,25 @@ def test_a_step_that_is_run_again_and_killed_is_gone_on_with_by_the_same_command
             raise KeyboardInterrupt
         return {}
 
-    def call(again=()):
+    def call(rerun=()):
         ran.clear()
-        run(steps, tmp_path, execute=execute, announce=lambda _: None, again=again, until=until)
+        run(steps, tmp_path, execute=execute, log=lambda _: None, rerun=rerun, until=until)
 
     call()
     for command in (["dpo"], []):  # who goes on may leave --rerun-from out
         kills[:] = ["rpo"]
         with pytest.raises(KeyboardInterrupt):
-            call(again=["dpo"])
+            call(rerun=["dpo"])
         assert ran == [("dpo", False), ("rpo", False)]
-        call(again=command)
+        call(rerun=command)
         assert ran == [("rpo", True)]
-        call(again=["dpo"])  # that one came to its end: asked once more it is run once more
+        call(rerun=["dpo"])  # that one came to its end: asked once more it is run once more
         assert ran == [("dpo", False), ("rpo", False)]
     kills[:] = ["dpo"]
     with pytest.raises(KeyboardInterrupt):
-        call(again=["dpo"])
-    run(steps, tmp_path, execute=execute, announce=lambda _: None, until="dpo")  # which ends well
-    call(again=["dpo"])
+        call(rerun=["dpo"])
+    run(steps, tmp_path, execute=execute, log=lambda _: None, until="dpo")  # which ends well
+    call(rerun=["dpo"])
     assert ran == [("dpo", False), ("rpo", False)]
 
 
@@ -285,7 +285,7 @@ def test_until_it_is_made_anew_a_changed_step_keeps_its_older_folder(tmp_path):
 
     ran([Step("sft", (), "one")], tmp_path)
     said = []
-    run([Step("sft", (), "two")], tmp_path, execute=look, announce=said.append)
+    run([Step("sft", (), "two")], tmp_path, execute=look, log=said.append)
     assert said == ["sft: its settings or inputs changed, runs"]
     assert (tmp_path / "sft" / "letter").read_text() == "sft:two()"
 
@@ -306,7 +306,7 @@ def execute(step, working, inputs):
             os.kill(os.getpid(), signal.SIGKILL)
     return {}
 steps = [Step("a", (), "k"), Step("b", ("a",), "k"), Step("c", ("a", "b"), "k")]
-run(steps, root, execute=execute, announce=print)
+run(steps, root, execute=execute, log=print)
 """
 
 

@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
-from align.artifacts import manifest
+from align.artifacts import read_manifest
 from align.errors import InputError, RunError
-from align.pipeline import FINISHED, NEW, STOPPED, Step, dependents, held, plan, run
+from align.pipeline import FINISHED, INTERRUPTED, WAITING, Step, dependents, locked, plan, run
 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from align.pipeline import held
-with held(Path(sys.argv[1]), print):
+from align.pipeline import locked
+with locked(Path(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -33,11 +33,11 @@ def holder(tmp_path):
 
 
 def test_a_second_pipeline_is_refused_with_who_holds_the_folder(tmp_path, holder):
-    with pytest.raises(RunError) as caught, held(tmp_path, print):
+    with pytest.raises(RunError) as caught, locked(tmp_path, print):
         raise AssertionError("two hold it")
     assert f"running here already, process {holder.pid} on {platform.node()};" in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(RunError, match=f"process {holder.pid} on"), held(tmp_path, print):  # and again
+    with pytest.raises(RunError, match=f"process {holder.pid} on"), locked(tmp_path, print):  # and again
         pass
 
 
@@ -45,21 +45,21 @@ def test_what_a_killed_pipeline_has_left_is_known_for_stale_and_said(tmp_path, h
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     said = []
-    with held(tmp_path, said.append):
+    with locked(tmp_path, said.append):
         pass
     assert said == [
         f"{tmp_path}: the lock of process {holder.pid} on {platform.node()} was left behind; "
         "that pipeline is gone, and this one goes on"
     ]
-    with held(tmp_path, said.append):  # nothing is left of it
+    with locked(tmp_path, said.append):  # nothing is left of it
         pass
     assert len(said) == 1
 
 
 def test_the_folder_is_free_again_after_an_error(tmp_path):
-    with pytest.raises(InputError), held(tmp_path, print):
+    with pytest.raises(InputError), locked(tmp_path, print):
         raise InputError("a step has failed")
-    taken = "from pathlib import Path; from align.pipeline import held\nwith held(Path('.'), print): print('held')"
+    taken = "from pathlib import Path; from align.pipeline import locked\nwith locked(Path('.'), print): print('held')"
     other = subprocess.run([sys.executable, "-c", taken], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert other.stdout == "held\n"
 
@@ -79,7 +79,7 @@ def ran(root, steps=STEPS, **options):
         (working / "letter").write_text(f"{step.name}:{step.key}({before})")
         return {}
 
-    run(steps, root, execute=execute, announce=lambda _: None, **options)
+    run(steps, root, execute=execute, log=lambda _: None, **options)
     return executed
 
 
@@ -96,13 +96,13 @@ AGAIN = {
 def test_a_step_is_run_again_with_what_depends_on_it_and_nothing_else(tmp_path, name):
     ran(tmp_path)
     assert dependents(STEPS, [name]) == set(AGAIN[name])
-    assert ran(tmp_path, again=[name]) == AGAIN[name]
+    assert ran(tmp_path, rerun=[name]) == AGAIN[name]
     assert ran(tmp_path) == []
 
 
 def test_what_runs_again_may_end_early_and_the_rest_follows_later(tmp_path):
     ran(tmp_path)
-    assert ran(tmp_path, again=["code"], until="chat") == ["code", "chat"]
+    assert ran(tmp_path, rerun=["code"], until="chat") == ["code", "chat"]
     assert ran(tmp_path) == ["dpo"]
 
 
@@ -117,7 +117,7 @@ def execute(step, working, inputs):
     (working / "letter").write_text("of the second call")
     return {}
 chain = {"base": (), "code": ("base",), "reward": ("base",), "chat": ("code",), "dpo": ("chat", "reward")}
-run([Step(*each, "k") for each in chain.items()], root, execute=execute, announce=print, again=["code"])
+run([Step(*each, "k") for each in chain.items()], root, execute=execute, log=print, rerun=["code"])
 """
 
 
@@ -139,7 +139,7 @@ def execute(step, working, inputs):
     return {"told": step.name}
 rename = os.rename
 os.rename = lambda old, new: os._exit(9) if Path(new).name == "code" else rename(old, new)
-run([Step("base", (), "k"), Step("code", ("base",), "k")], root, execute=execute, announce=print)
+run([Step("base", (), "k"), Step("code", ("base",), "k")], root, execute=execute, log=print)
 """
 
 
@@ -148,7 +148,7 @@ def test_a_step_that_lacks_nothing_but_its_name_is_not_run_again(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "code.partial"]
     assert ran(tmp_path, STEPS[:2]) == []
     assert (tmp_path / "code" / "letter").read_text() == "whole"
-    assert manifest(tmp_path / "code")["told"] == "code"
+    assert read_manifest(tmp_path / "code")["told"] == "code"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "code"]
 
 
@@ -181,7 +181,7 @@ def below(steps, name):
 def test_the_plan_is_what_is_then_done_and_that_is_what_changed_and_its_dependents(tmp_path, seed):
     draw = random.Random(seed)
     steps = a_graph(draw)
-    assert {each.state for each in plan(steps, tmp_path)} == {NEW}
+    assert {each.state for each in plan(steps, tmp_path)} == {WAITING}
     assert ran(tmp_path, steps) == [step.name for step in steps]
     assert {each.state for each in plan(steps, tmp_path)} == {FINISHED}
     after, touched = changed(steps, draw)
@@ -189,9 +189,9 @@ def test_the_plan_is_what_is_then_done_and_that_is_what_changed_and_its_dependen
     again = [step.name for step in draw.sample(after, draw.choice([0, 0, 1, min(2, len(after))]))]
     there = len(after) if until is None else [step.name for step in after].index(until) + 1
     expected = touched.union(*(below(after, name) for name in again))
-    planned = plan(after, tmp_path, until=until, again=again)
+    planned = plan(after, tmp_path, until=until, rerun=again)
     assert [each.step for each in planned] == after[:there]
-    done = ran(tmp_path, after, until=until, again=again)
+    done = ran(tmp_path, after, until=until, rerun=again)
     assert done == [each.step.name for each in planned if each.state != FINISHED]
     assert set(done) == expected & {step.name for step in after[:there]}
     fresh = tmp_path / "from_config"
@@ -205,10 +205,10 @@ def test_a_plan_tells_of_what_was_begun_and_touches_nothing(tmp_path):
         raise RunError("the loss is nan")
 
     with pytest.raises(RunError):
-        run(STEPS[:1], tmp_path, execute=fail, announce=lambda _: None)
+        run(STEPS[:1], tmp_path, execute=fail, log=lambda _: None)
     before = sorted(tmp_path.rglob("*"))
-    assert [each.state for each in plan(STEPS, tmp_path)] == [STOPPED, NEW, NEW, NEW, NEW]
-    assert {each.state for each in plan(STEPS, tmp_path, again=["base"])} == {NEW}
+    assert [each.state for each in plan(STEPS, tmp_path)] == [INTERRUPTED, WAITING, WAITING, WAITING, WAITING]
+    assert {each.state for each in plan(STEPS, tmp_path, rerun=["base"])} == {WAITING}
     other = [Step("base", (), "other")]
-    assert plan(other, tmp_path)[0].why == "runs from its start: what it had begun was of other settings or inputs"
+    assert plan(other, tmp_path)[0].reason == "runs from its start: what it had begun was of other settings or inputs"
     assert sorted(tmp_path.rglob("*")) == before

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-MARKS = {"waiting": "·", "stopped": "…", "running": "▶", "finished": "✓"}  # of a step's state
+MARKS = {"waiting": "·", "interrupted": "…", "running": "▶", "finished": "✓"}  # of a step's state
 
 
 class TerminalProgress:

@@ -35,7 +35,7 @@ from align.data.dialogues import demonstration, dialogue, prompt_only, seed_task
 from align.data.rows import Located, Row, located_rows, read_rows
 from align.errors import InputError, RunError, one_line
 from align.records import Demonstration, Message, Prompt, Record
-from align.registry import dotted, nearest, pick
+from align.registry import import_dotted, pick, suggest
 
 __all__ = ["READERS", "RowStatistics", "Reader", "Reading", "Stream", "read", "read_rows", "stream", "write"]
 
@@ -108,13 +108,13 @@ def stream(
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; at least one record has to be read")
     if on_error not in ("error", "skip"):
-        raise InputError(f"on_error is {on_error!r}; {nearest(on_error, ('error', 'skip'))}")
+        raise InputError(f"on_error is {on_error!r}; {suggest(on_error, ('error', 'skip'))}")
     rows = located_rows(path, split=split)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path}: holds no rows")
     name = _recognised(first) if format == "auto" else format
-    reader = dotted(name, "reader") if ":" in name else pick(READERS, name, "format")
+    reader = import_dotted(name, "reader") if ":" in name else pick(READERS, name, "format")
     if not isinstance(reader, Reader):
         raise InputError(f"reader {name!r} is a {type(reader).__name__}; a Reader is needed")
     statistics = RowStatistics()

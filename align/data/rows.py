@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
-from align.artifacts import ABOUT_A_RUN
+from align.artifacts import UNHASHED_FILES
 from align.errors import InputError, one_line
 
 Row = Mapping[str, Any]
@@ -103,7 +103,10 @@ def _files(path: Path, split: str | None) -> list[Path]:
 def _is_data(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     return (
-        file.is_file() and not hidden and file.name not in (*SAVED_BESIDE, *ABOUT_A_RUN) and _opener(file) is not None
+        file.is_file()
+        and not hidden
+        and file.name not in (*SAVED_BESIDE, *UNHASHED_FILES)
+        and _opener(file) is not None
     )
 
 

@@ -15,7 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from align.errors import InputError, one_line
 from align.records import Message, WrongRow
-from align.registry import nearest
+from align.registry import suggest
 
 # A Unicode noncharacter, put inside a special token that someone typed so that it is not read as the token
 BREAK = "\ufdd0"
@@ -247,7 +247,7 @@ def _read(path: Path) -> str:
 
 def _built_in(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     if name not in TEMPLATES:
-        raise InputError(f"no chat template is called {name!r}; {nearest(name, TEMPLATES)}, or a path to a .jinja file")
+        raise InputError(f"no chat template is called {name!r}; {suggest(name, TEMPLATES)}, or a path to a .jinja file")
     token, source = TEMPLATES[name]
     # A token that the vocabulary lacks would need a new, untrained embedding; EOS has one.
     known = token in {added.content for added in tokenizer.added_tokens_decoder.values()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
-from align.artifacts import writing
+from align.artifacts import disk_errors
 from align.errors import InputError, RunError
 
 MADE_WITH = "made_with"  # the one key of the first line
@@ -52,7 +52,7 @@ class Journal:
         self.done: dict[str, Any] = {}
         self._paths = [_file_of(path, number) for number in range(share.count)]  # of all processes of this call
         self._header = json.loads(json.dumps({MADE_WITH: made_with}))
-        with writing(path):
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b")
         try:
@@ -77,7 +77,7 @@ class Journal:
 
     def sync(self) -> None:
         """Wait until all of it is on the disk, where other processes find it."""
-        with writing(self.path):
+        with disk_errors(self.path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Journal:
     def _read_own(self) -> None:
         lines, torn = self._lines(self._file, self.path)
         if torn:
-            with writing(self.path):
+            with disk_errors(self.path):
                 self._file.truncate(self._file.tell() - torn)
         if not lines:
             self._append(self._header)
@@ -128,7 +128,7 @@ class Journal:
         return dict(_parse(line, path, number) for number, line in enumerate(lines[1:], start=2))
 
     def _append(self, value: object) -> None:
-        with writing(self.path):
+        with disk_errors(self.path):
             self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
             self._file.flush()
 

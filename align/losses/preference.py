@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from align.errors import InputError
-from align.registry import dotted, nearest, pick
+from align.registry import import_dotted, pick, suggest
 
 
 class Contests(NamedTuple):
@@ -156,7 +156,7 @@ def preference_loss(name: str, **settings: object) -> PreferenceLoss | OwnLoss:
     member = pick(LOSSES, name, "preference loss")
     for setting in settings:
         if setting not in member.settings:
-            raise InputError(f"loss {name!r} has no setting {setting!r}; {nearest(setting, member.settings)}")
+            raise InputError(f"loss {name!r} has no setting {setting!r}; {suggest(setting, member.settings)}")
     try:
         return replace(member, **settings)
     except InputError as error:
@@ -164,7 +164,7 @@ def preference_loss(name: str, **settings: object) -> PreferenceLoss | OwnLoss:
 
 
 def _own_loss(path: str, settings: dict[str, object]) -> PreferenceLoss | OwnLoss:
-    make = dotted(path, "preference loss")
+    make = import_dotted(path, "preference loss")
     try:
         inspect.signature(make).bind(**settings)
     except TypeError as error:

@@ -33,7 +33,7 @@ from align.artifacts import read_json, write_json
 from align.config import stable_hash
 from align.errors import InputError, one_line
 from align.models.settings import LoraSettings, is_adapter
-from align.registry import nearest
+from align.registry import suggest
 
 T = TypeVar("T")
 # What transformers and peft raise for files and configurations that they cannot make a model of.
@@ -187,7 +187,7 @@ def _new_config(model: PreTrainedModel, lora: LoraSettings, task: str) -> LoraCo
     for target in lora.targets if isinstance(lora.targets, list) else ():  # peft objects where none is there, only
         if not any(place == target or place.endswith(f".{target}") for place in layers):
             linear = {place.rpartition(".")[2] for place, layer in layers.items() if isinstance(layer, LINEAR)}
-            hint = nearest(target, linear - {"base_layer", "lm_head", TOP, BELOW})
+            hint = suggest(target, linear - {"base_layer", "lm_head", TOP, BELOW})
             raise InputError(f"policy.lora.targets: no layer of the model is called {target!r}; {hint}")
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type=task)
 

@@ -36,7 +36,7 @@ from align.models.adapters import (
 )
 from align.models.quantized import dequantized, quantization, steady
 from align.models.settings import GGUF, PolicySettings, is_adapter
-from align.registry import nearest
+from align.registry import suggest
 
 QUANTIZED = "policy: the weights in {!r} are quantised, and not by policy.quantize; give the model in full precision"
 # Names that a configuration takes beside its own fields.
@@ -193,11 +193,11 @@ def fresh_config(values: Mapping[str, Any]) -> PretrainedConfig:
     if not isinstance(kind, str):
         raise InputError("policy.from_config.model_type: name an architecture of transformers, such as llama")
     if kind not in CONFIG_MAPPING:
-        raise InputError(f"policy.from_config.model_type: {kind!r}; {nearest(kind, CONFIG_MAPPING.keys())[:200]}")
+        raise InputError(f"policy.from_config.model_type: {kind!r}; {suggest(kind, CONFIG_MAPPING.keys())[:200]}")
     made = CONFIG_MAPPING[kind]
     known = {field.name for field in dataclasses.fields(made)} | made.attribute_map.keys() | _ALSO_CONFIG
     if unknown := sorted(values.keys() - known):
-        raise InputError(f"policy.from_config.{unknown[0]}: unknown key of {kind}; {nearest(unknown[0], known)}")
+        raise InputError(f"policy.from_config.{unknown[0]}: unknown key of {kind}; {suggest(unknown[0], known)}")
     try:
         return without_dropout(AutoConfig.for_model(**values))
     except UNREADABLE as error:

@@ -13,7 +13,7 @@ from uuid import uuid4
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from align.artifacts import writing
+from align.artifacts import disk_errors
 from align.errors import InputError
 from align.report import charts, samples, spending, tables
 from align.report.quantities import RATE, change_text, duration, interval_text, plain, scaled, score_text, share
@@ -47,7 +47,7 @@ def write_report(run: Path, out: Path | None = None, *, compare: Path | None = N
     if target.is_dir():
         raise InputError(f"{target}: is a folder; the page needs the name of a file")
     partial = target.with_name(f".{target.name}.partial-{uuid4().hex[:8]}")  # as artifacts names what a kill leaves
-    with writing(target):
+    with disk_errors(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("w", encoding="utf-8", errors="replace") as page:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.artifacts import MANIFEST, METRICS, manifest, read_json, working_folder
+from align.artifacts import MANIFEST, METRICS, read_json, read_manifest, working_folder
 from align.errors import InputError
 
 RECIPE, TABLE, CHANGES, LEDGER = "recipe.json", "table.json", "changes.json", "ledger.json"
@@ -114,7 +114,7 @@ def _manifests(folder: Path) -> Mapping[str, Facts | None]:
         raise InputError(f"{folder}: no such folder; a report is made of a run's folder")
     inside = sorted(path for path in folder.iterdir() if (path / MANIFEST).is_file())
     begun = {path.stem: None for path in inside if path.suffix == PARTIAL and not path.name.startswith(".")}
-    made = {path.name: manifest(path) or {} for path in inside if PARTIAL not in path.name}
+    made = {path.name: read_manifest(path) or {} for path in inside if PARTIAL not in path.name}
     if made or begun or (folder / RECIPE).is_file():
         return {**begun, **made}
     if (folder / MANIFEST).is_file():

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings, build, read_overrides
 from align.errors import InputError
-from align.registry import dotted, pick
+from align.registry import import_dotted, pick
 from align.rewards.llm_judge import LlmSettings, llm_judge
 from align.rewards.reward_model_judge import RewardModelJudge, RewardModelSettings
 from align.rewards.rule_judges import GroundTruthJudge, GroundTruthSettings, VerifierJudge, VerifierSettings
@@ -88,7 +88,7 @@ def _maker(name: str, settings: Mapping[str, Any]) -> Callable[[], Judge]:
         kind = _at("name", lambda: pick(JUDGES, name, "judge"))
         made = build(kind.settings, settings, ("settings",))
         return partial(kind.make, made)
-    make = _at("name", lambda: dotted(name, "judge"))
+    make = _at("name", lambda: import_dotted(name, "judge"))
     try:
         inspect.signature(make).bind(**settings)
     except TypeError as error:

@@ -17,7 +17,7 @@ from align.evaluation.tasks import TASKS
 from align.losses.preference import preference_loss
 from align.models.settings import PolicySettings, check_adapters, choose_rating
 from align.procedural import tasks
-from align.registry import nearest, pick
+from align.registry import pick, suggest
 from align.stages.steps import (
     PROCEDURAL,
     AnyStep,
@@ -126,7 +126,7 @@ def kind_of(task: TaskSettings, source: SourceSettings) -> str:
     if kind is None:
         raise InputError(f"task: {task.data} does not say which task its rows are of; name one of {', '.join(known)}")
     if kind not in known:
-        raise InputError(f"task: no task is called {kind!r}; {nearest(kind, known)}")
+        raise InputError(f"task: no task is called {kind!r}; {suggest(kind, known)}")
     if own is not None and kind in TASKS and kind != own:
         raise InputError(f"task: {source.path} makes no rows of {kind!r}; leave it out, or name a source of such rows")
     return kind
@@ -256,7 +256,7 @@ def _rates(task: TaskSettings, kind: str) -> None:
         raise InputError("name at least one, or leave it out for all")
     for rate in task.rates or ():
         if rate not in RATES[kind]:
-            raise InputError(f"{kind} tells no {rate!r}; {nearest(rate, RATES[kind])}")
+            raise InputError(f"{kind} tells no {rate!r}; {suggest(rate, RATES[kind])}")
 
 
 def _given_rows(given: Given) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from align.artifacts import fingerprint
 from align.models.settings import GGUF
-from align.registry import file_of
+from align.registry import module_file
 from align.rewards.judges import JudgeSettings
 from align.stages.steps import PROCEDURAL
 
@@ -32,7 +32,7 @@ def content_of(path: str) -> str:
 
 def code_of(name: str) -> str:
     """The name, with the content hash of the module behind it where it is module:name."""
-    code = None if name.startswith((*NO_FILE, GGUF)) else file_of(name)
+    code = None if name.startswith((*NO_FILE, GGUF)) else module_file(name)
     return name if code is None else f"{name} {fingerprint(code)}"
 
 

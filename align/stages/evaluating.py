@@ -25,7 +25,7 @@ from align.models.loading import default_device, length_limit, quiet_transformer
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
 from align.models.tree import tree_batch
-from align.registry import nearest
+from align.registry import suggest
 from align.stages.answering import ask_policy, grades_of, write_lines
 from align.stages.checks import kind_of
 from align.stages.generating import opened
@@ -60,7 +60,7 @@ def evaluate_policy(context: Context) -> dict[str, Any]:
             told = _answered(context, name, task, engines[task.precision], processes)
         chosen = {rate: value for rate, value in told.items() if task.rates is None or rate in task.rates}
         if unknown := [rate for rate in task.rates or () if rate not in told]:
-            raise InputError(f"steps.{context.name}.tasks.{name}.rates: {unknown[0]!r}; {nearest(unknown[0], told)}")
+            raise InputError(f"steps.{context.name}.tasks.{name}.rates: {unknown[0]!r}; {suggest(unknown[0], told)}")
         for rate, value in chosen.items():
             told_alone = len(chosen) == 1 and (kind not in LIKELIHOODS or rate in name)
             column = name if told_alone else f"{name} {rate}"

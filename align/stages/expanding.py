@@ -9,7 +9,7 @@ from typing import Any
 from align.config import build
 from align.errors import InputError
 from align.pipeline import check_name
-from align.registry import nearest, pick
+from align.registry import pick, suggest
 from align.stages.steps import ALL, MAKES, POLICY, SETTINGS, STEP, AnyStep, EvaluateStep, PreferenceStep, RoundSettings
 
 ROUND_KEYS = tuple(RoundSettings.model_fields)
@@ -37,11 +37,11 @@ def expand(given: Mapping[Any, Any]) -> Expanded:
         name = str(key)
         where = f"steps.{name}"
         if not isinstance(raw, Mapping) or "stage" not in raw:
-            raise InputError(f"{where}: a step needs a stage; {nearest('', SETTINGS)}")
+            raise InputError(f"{where}: a step needs a stage; {suggest('', SETTINGS)}")
         stage, settings = str(raw["stage"]), _renamed(raw, latest)
         kind = _pick_stage(stage, where)
         if unknown := [key for key in settings if stage == "preference" and key not in PREFERENCE_KEYS]:
-            raise InputError(f"{where}.{unknown[0]}: unknown key; {nearest(unknown[0], PREFERENCE_KEYS)}")
+            raise InputError(f"{where}.{unknown[0]}: unknown key; {suggest(unknown[0], PREFERENCE_KEYS)}")
         rounds = {key: settings[key] for key in ROUND_KEYS if key in settings}
         if stage == "preference" and rounds:
             plain = {key: value for key, value in settings.items() if key not in ROUND_KEYS}

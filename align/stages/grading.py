@@ -31,7 +31,7 @@ from align.models.loading import length_limit, quiet_transformers
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
 from align.records import Comparison, Demonstration, WrongRow
-from align.registry import nearest, pick
+from align.registry import pick, suggest
 from align.rewards.judges import How, JudgeSettings, make_judge
 from align.rewards.verdicts import Group, Verdict
 from align.stages.answering import ask_policy, by_prompt, grades_of, match, write_lines
@@ -109,7 +109,7 @@ def _kind(asked: Asked) -> str:
         return HARNESS
     names = [*TASKS, *LIKELIHOODS, WIN_RATE]
     if asked.task not in names:
-        raise InputError(f"no task is called {asked.task!r}; {nearest(asked.task, [*names, HARNESS + 'NAME'])}")
+        raise InputError(f"no task is called {asked.task!r}; {suggest(asked.task, [*names, HARNESS + 'NAME'])}")
     if asked.task in TASKS:
         return GIVEN if asked.policy is None else SAMPLED
     return WIN_RATE if asked.task == WIN_RATE else LIKELIHOOD

@@ -77,7 +77,7 @@ def run_recipe(
     began, recipe = time.monotonic(), command.load()
     last, redone = _ends(recipe, until, again)
     gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
-    with pipeline.held(recipe.root, report.note), EnergyMeter(recipe.accounting, gpus) as energy:
+    with pipeline.locked(recipe.root, report.note), EnergyMeter(recipe.accounting, gpus) as energy:
         for name in LEAVES:  # what a kill has left of one
             artifacts.remove_leftovers(recipe.root, of=name)
         _tell_disk(recipe.root, *need, report=report)
@@ -87,20 +87,20 @@ def run_recipe(
             recipe.pipeline(),
             recipe.root,
             execute=_timed(_executor(recipe, report, energy, command), computing_s),
-            announce=report.note,
-            watch=report.watch,
-            tidy=_tidy,
+            log=report.note,
+            on_state=report.watch,
+            cleanup=_tidy,
             until=last,
-            again=redone,
+            rerun=redone,
         )
         _conclude(recipe, made, began=began, computing_s=sum(computing_s))
     return made
 
 
-def planned(recipe: Recipe, until: str | None, again: str | None) -> list[pipeline.Planned]:
+def planned(recipe: Recipe, until: str | None, again: str | None) -> list[pipeline.PlannedStep]:
     """What `run_recipe` would do with each step."""
     last, redone = _ends(recipe, until, again)
-    return pipeline.plan(recipe.pipeline(), recipe.root, until=last, again=redone)
+    return pipeline.plan(recipe.pipeline(), recipe.root, until=last, rerun=redone)
 
 
 def _ends(recipe: Recipe, until: str | None, again: str | None) -> tuple[str | None, list[str]]:
@@ -169,7 +169,7 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
         return
     working = artifacts.working_folder(target)
     context = Context(recipe, name, working, inputs, report)
-    if not is_first and states[name] == pipeline.STOPPED and "step" in (artifacts.manifest(working) or {}):
+    if not is_first and states[name] == pipeline.INTERRUPTED and "step" in (artifacts.read_manifest(working) or {}):
         return  # it is whole, and the first gives it its name, which a kill has kept from it
     if not is_first:
         STAGES[recipe.steps[name].stage](context)
@@ -177,14 +177,14 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
         return
     with (
         # A launched child outlives a killed pipeline, and then holds off the child of the next
-        pipeline.held(recipe.root, report.note, lock=LAUNCHED if is_inside else pipeline.LOCK),
+        pipeline.locked(recipe.root, report.note, lock=LAUNCHED if is_inside else pipeline.LOCK_FILE),
         EnergyMeter(recipe.accounting) as energy,
     ):
         execute = _executor(recipe, report, energy, None)
         if is_inside:
             artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
         else:
-            pipeline.run(chosen, recipe.root, execute=execute, announce=report.note, watch=report.watch, tidy=_tidy)
+            pipeline.run(chosen, recipe.root, execute=execute, log=report.note, on_state=report.watch, cleanup=_tidy)
     leave()
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from align.artifacts import read_json, remove_leftovers, whole_folder, write_json
+from align.artifacts import atomic_folder, read_json, remove_leftovers, write_json
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import RowStatistics, Stream, stream
 from align.data.mixing import Mixture, told
@@ -109,7 +109,7 @@ def _write(target: Path, asked: _Asked, sources: Sequence[SourceSettings]) -> No
     remove_leftovers(target.parent, of=target.name)
     parts: list[dict[str, Any]] = []
     with (
-        whole_folder(target) as folder,
+        atomic_folder(target) as folder,
         writing_store(folder / TRAIN, count_tokens) as train,
         writing_store(folder / HELD_OUT, count_tokens) as held_out,
     ):

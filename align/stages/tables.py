@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from align.artifacts import read_json
-from align.pipeline import FINISHED, Planned
+from align.pipeline import FINISHED, PlannedStep
 from align.stages.estimates import Estimate
 
 PLAN = ("step", "stage", "rows", "tokens", "FLOPs", "minutes", "MiB that stay", "what")
@@ -30,7 +30,7 @@ def run_tables(made: Made, root: Path) -> Iterator[Table]:
     yield _score_table({step: scores[step] for step in made if step in scores}, read_json(root / "changes.json"))
 
 
-def plan_table(planned: Sequence[Planned], estimates: Sequence[Estimate]) -> Iterator[Table]:
+def plan_table(planned: Sequence[PlannedStep], estimates: Sequence[Estimate]) -> Iterator[Table]:
     """What a run would do, and what it takes."""
     known = {each.name: each for each in estimates}
     table = _table("What would be done; of what is made on the way the most", *PLAN)

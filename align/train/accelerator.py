@@ -22,7 +22,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from align.distributed.processes import PATIENCE, asks_for, check_world
 from align.errors import InputError, RunError
-from align.registry import nearest
+from align.registry import suggest
 from align.train.settings import TrainSettings
 
 
@@ -66,7 +66,7 @@ def check_trackers(settings: TrainSettings) -> None:
     known = [str(name) for name in get_available_trackers()]
     missing = [name for name in settings.trackers if name not in known]
     if missing:
-        raise InputError(f"train.trackers: no tracker called {missing[0]!r} is installed; {nearest(missing[0], known)}")
+        raise InputError(f"train.trackers: no tracker called {missing[0]!r} is installed; {suggest(missing[0], known)}")
 
 
 @contextmanager

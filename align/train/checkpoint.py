@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from align import artifacts
-from align.artifacts import METRICS, read_json, whole_folder, write_json
+from align.artifacts import METRICS, atomic_folder, read_json, write_json
 from align.distributed.processes import Processes
 from align.errors import RunError
 from align.train.sharding import WEIGHT, Part
@@ -122,11 +122,11 @@ def _save(target: Path, state: Mapping[str, Any], holder: Holder, processes: Pro
                     for kind, value in part.values.items()
                 }
                 file = writing / SHARD.format(processes.number)
-                with artifacts.writing(file):
+                with artifacts.disk_errors(file):
                     save_file(parts, file)
 
         def begin() -> Path:
-            return stack.enter_context(whole_folder(target))
+            return stack.enter_context(atomic_folder(target))
 
         def finish() -> None:
             write_json(writing / STATE, dict(state))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from align.accounting.formulas import Work, added
-from align.artifacts import read_json, write_json, writing
+from align.artifacts import disk_errors, read_json, write_json
 from align.data.batching import plan_step
 from align.data.store import KEY, KEY_BYTES, mapped, sequence_key
 from align.errors import RunError
@@ -243,7 +243,7 @@ def _write(path: Path, numbers: NDArray[Any]) -> None:
     """Write the numbers so that a reader sees all of them, or what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")  # as artifacts names what a kill leaves
-    with writing(path):
+    with disk_errors(path):
         try:
             numbers.tofile(partial)
             os.replace(partial, path)

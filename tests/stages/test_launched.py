@@ -102,12 +102,12 @@ def test_what_a_child_has_finished_is_not_trained_again_when_its_pipeline_is_gon
         if file.name != "manifest.json":
             (folder / "sft.partial" / file.name).write_bytes(file.read_bytes())
     (folder / "sft.partial/manifest.json").write_text(json.dumps({"fingerprint": made["sft"]["fingerprint"]}))
-    of_pipeline = ("step", "key", "inputs", "fingerprint", "made", "read")
+    of_pipeline = ("step", "key", "inputs", "fingerprint", "build_id", "input_build_ids")
     content = {name: value for name, value in made["sft"].items() if name not in of_pipeline}
     (folder / "sft.partial/content.json").write_text(json.dumps(content))
     again, told = run(tmp_path, LAUNCH)
     assert not any("accelerate launch" in note for note in told.notes)
-    assert {name: value for name, value in again["sft"].items() if name not in ("made", "read")} == {
-        name: value for name, value in made["sft"].items() if name not in ("made", "read")
+    assert {name: value for name, value in again["sft"].items() if name not in ("build_id", "input_build_ids")} == {
+        name: value for name, value in made["sft"].items() if name not in ("build_id", "input_build_ids")
     }
     assert not (folder / "sft/content.json").exists()

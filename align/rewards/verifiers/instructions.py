@@ -11,7 +11,7 @@ from pydantic import create_model
 
 from align.config import Settings, build
 from align.errors import InputError
-from align.registry import dotted, pick
+from align.registry import import_dotted, pick
 from align.rewards.verifiers import layout, wording
 
 Verifier = Callable[..., bool]  # (response, *, the instruction's settings by name) -> is it followed?
@@ -54,7 +54,7 @@ def with_own(paths: Mapping[str, str]) -> dict[str, Verifier]:
     taken = sorted(paths.keys() & VERIFIERS.keys())
     if taken:
         raise InputError(f"a verifier is called {taken[0]!r} already; give your own another name")
-    return VERIFIERS | {name: dotted(path, "verifier") for name, path in paths.items()}
+    return VERIFIERS | {name: import_dotted(path, "verifier") for name, path in paths.items()}
 
 
 def _asked(metadata: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
