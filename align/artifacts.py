@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and the manifest that says what made them."""
+"""Atomic files and folders, manifests and content fingerprints."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from align.errors import InputError, RunError, one_line
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
-UNHASHED_FILES = (MANIFEST, METRICS)  # when and how fast, not what: no part of a fingerprint
+UNHASHED_FILES = (MANIFEST, METRICS)  # they hold times and speeds, which are not part of a fingerprint
 
+# Packages whose versions a manifest records
 PACKAGES = ("align", "torch", "transformers", "tokenizers", "trl", "accelerate", "peft", "deepspeed", "datasets")
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
-MISPLACED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # a folder that is missing, or one that is a file
-SPARE_BYTES = 1 << 20  # a disk with less than this left is full, whatever a library calls the failure
+MISPLACED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # a folder is missing, or a file is in its place
+MIN_FREE_BYTES = 1 << 20  # with less free space than this a failed write is reported as a full disk
 
 
 @contextmanager
 def disk_errors(path: Path) -> Generator[None]:
-    """A block in which a disk that is full or closed to us, or a wrong place, becomes one line that names a path.
+    """Turn disk errors in this block into a `RunError` that names the path.
 
-    Libraries put a full disk in their own words (torch: "unexpected pos 576"), so the disk is asked too.
+    Covers a full disk, missing permissions and an unusable location of `path`; other errors pass through unchanged.
+    Some libraries hide a full disk (torch reports "unexpected pos 576"), so the free space is checked as well.
     """
     try:
         yield
@@ -43,59 +45,84 @@ def disk_errors(path: Path) -> Generator[None]:
         if _is_full(error, path):
             raise RunError(f"{path}: no space left on the disk") from error
         if isinstance(error, OSError) and (error.errno in REFUSED or _is_misplaced(error, path)):
-            raise RunError(f"{error.filename or path}: {error.strerror}") from error
+            failed = _failed_path(error, path)
+            raise RunError(f"{path if _is_temporary(failed, path) else failed}: {error.strerror}") from error
         raise
 
 
+def _failed_path(error: OSError, path: Path) -> Path:
+    return Path(os.fsdecode(error.filename or path))
+
+
+def _is_temporary(failed: Path, path: Path) -> bool:
+    """Return whether `failed` is a temporary file or folder of `path`."""
+    return failed.parent == path.parent and failed.name.startswith(f".{path.name}.partial-")
+
+
 def _is_misplaced(error: OSError, path: Path) -> bool:
-    """Whether the place of `path` is wrong, and not that of something else which the block looks for."""
-    found = Path(os.fsdecode(error.filename or path)).absolute()
-    return error.errno in MISPLACED and (
-        path.absolute().is_relative_to(found) or found.parent == path.absolute().parent
-    )
+    """Return whether the location of `path` is at fault, not another file that the block opened."""
+    failed, target = _failed_path(error, path).absolute(), path.absolute()
+    return error.errno in MISPLACED and (target.is_relative_to(failed) or failed.parent == target.parent)
 
 
 def _is_full(error: BaseException, path: Path) -> bool:
     if getattr(error, "errno", None) in FULL or "No space left" in str(error):
         return True
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(there).free < SPARE_BYTES
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(existing).free < MIN_FREE_BYTES
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON holds any type
-    """What the JSON file holds."""
+    """Return the content of a JSON file; raise `InputError` where it is missing or malformed."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
 
 
-def write_json(path: Path, value: object, *, sort_keys: bool = True) -> None:
-    """Write `value` so that a reader sees all of it, or what was there before."""
-    partial = _beside(path, "partial")
-    with disk_errors(path):
+@contextmanager
+def atomic_file(target: Path) -> Generator[Path]:
+    """Yield a temporary path beside `target`, which is renamed to `target` when the block succeeds.
+
+    The file is flushed to disk before the rename: a reader sees the old content or the new, never a part of it. When
+    the block fails, the temporary file is removed and an existing `target` stays unchanged. The folder must exist.
+    """
+    partial = _temporary_name(target, "partial")
+    with disk_errors(target):
         try:
-            partial.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", "utf-8")
+            yield partial
             _sync(partial)
-            os.replace(partial, path)
+            os.replace(partial, target)
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write `text` in UTF-8 atomically; `errors` handles characters that UTF-8 cannot encode."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, "utf-8", errors)
+
+
+def write_json(path: Path, value: object, *, sort_keys: bool = True) -> None:
+    """Write `value` as indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def append_line(path: Path, value: object) -> None:
-    """Add `value` to a JSONL file in one write."""
+    """Append `value` to a JSONL file in one write."""
     with disk_errors(path), path.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(value) + "\n")
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Generator[Path]:
-    """A folder to write into, which takes the name `target` (and the place of an older one) when the block succeeds.
+    """Yield a temporary folder, which replaces `target` when the block succeeds.
 
-    When the block fails nothing of it stays. The name is missing for a moment while an older folder gives way;
-    it never names a folder that is not whole.
+    When the block fails, the temporary folder is removed. Replacing an existing folder takes two renames, between
+    which `target` does not exist; it never is an incomplete folder.
     """
-    partial = _beside(target, "partial")
+    partial = _temporary_name(target, "partial")
     try:
         with disk_errors(target):
             partial.mkdir(parents=True)
@@ -106,16 +133,17 @@ def atomic_folder(target: Path) -> Generator[Path]:
 
 
 def working_folder(target: Path) -> Path:
-    """Where a step writes while it runs; a kill leaves it as it is, to be continued."""
+    """Return the folder that a step writes to while it runs; it survives an interruption and is resumed from."""
     return target.with_name(target.name + ".partial")
 
 
 def complete(
     working: Path, target: Path, *, manifest: Mapping[str, Any], cleanup: Callable[[Path], None] = lambda folder: None
 ) -> None:
-    """Turn a step's working folder into `target`, its manifest last, without what kills have left in it.
+    """Write the manifest of a finished step and rename its working folder to `target`.
 
-    `cleanup(working)` removes state that only resuming needs, after the manifest has been written.
+    Temporary files of interrupted attempts are removed. `cleanup(working)` removes state that only resuming needs,
+    after the manifest has been written.
     """
     with disk_errors(target):
         remove_leftovers(working)
@@ -127,12 +155,15 @@ def complete(
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder, or None where there is none."""
+    """Return the manifest of a folder, or None where it has none."""
     return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file's content, or of a folder's files by relative name and content; a run's journal is left out."""
+    """Return the SHA-256 of a file's content, or of a folder's relative file names and contents.
+
+    Manifests and metrics are left out, because they hold times.
+    """
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -144,12 +175,12 @@ def fingerprint(path: Path) -> str:
 
 
 def fingerprint_bytes(content: bytes) -> str:
-    """SHA-256 of `content`, the same as of a file that holds it."""
+    """Return the SHA-256 of `content`, equal to the fingerprint of a file with this content."""
     return hashlib.sha256(content).hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """The version of Python and of each package that numbers depend on, where installed; imports none of them."""
+    """Return the versions of Python and of the installed packages that affect results, without importing them."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -157,17 +188,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _beside(path: Path, what: str) -> Path:
-    """A fresh hidden name in the same folder; `remove_leftovers` knows it again."""
+def _temporary_name(path: Path, what: str) -> Path:
+    """Return an unused hidden name in the same folder, which `remove_leftovers` recognizes."""
     return path.with_name(f".{path.name}.{what}-{uuid4().hex[:8]}")
 
 
 def _rename(folder: Path, target: Path) -> None:
-    """Give `folder`, once all of it is on the disk, the name `target`."""
+    """Flush `folder` to disk and rename it to `target`, replacing an older folder."""
     _sync_below(folder)
     _sync(folder)
     if target.exists():
-        older = _beside(target, "older")
+        older = _temporary_name(target, "older")
         os.rename(target, older)
         os.rename(folder, target)
         shutil.rmtree(older)
@@ -177,13 +208,13 @@ def _rename(folder: Path, target: Path) -> None:
 
 
 def _sync_below(folder: Path) -> None:
-    """Wait until everything in the folder is on the disk."""
+    """Flush every file and folder below `folder` to disk."""
     for file in folder.rglob("*"):
         _sync(file)
 
 
 def _sync(path: Path) -> None:
-    """Wait until `path` is on the disk."""
+    """Flush `path` to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -192,7 +223,7 @@ def _sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, *, of: str = "*") -> None:
-    """Remove what a kill left half-written below `folder`, or in it of one target."""
+    """Remove temporary files and folders of interrupted writes below `folder`, or those of one target in it."""
     search = folder.rglob if of == "*" else folder.glob
     for what in ("partial", "older"):
         for leftover in list(search(f".{of}.{what}-????????")):

@@ -12,6 +12,7 @@ import transformers
 
 from align.artifacts import (
     append_line,
+    atomic_file,
     atomic_folder,
     complete,
     fingerprint,
@@ -21,6 +22,7 @@ from align.artifacts import (
     versions,
     working_folder,
     write_json,
+    write_text,
 )
 from align.errors import InputError, RunError
 
@@ -48,6 +50,27 @@ def test_a_json_file_that_cannot_be_written_leaves_the_older_one(tmp_path):
     assert content(tmp_path) == {"a.json": '{\n  "older": 1\n}\n'}
 
 
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+def test_a_file_whose_writing_fails_keeps_its_older_content(tmp_path, error):
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(error, match="in the middle"), atomic_file(tmp_path / "a") as partial:
+        partial.write_text("half")
+        assert content(tmp_path)["a"] == "old"
+        raise error("in the middle")
+    assert content(tmp_path) == {"a": "old"}
+    with atomic_file(tmp_path / "a") as partial:
+        partial.write_text("new")
+    assert content(tmp_path) == {"a": "new"}
+
+
+def test_text_that_utf_8_cannot_hold_is_written_only_on_request(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a", "\ud800")
+    assert content(tmp_path) == {}
+    write_text(tmp_path / "a", "\ud800", errors="replace")
+    assert content(tmp_path) == {"a": "?"}
+
+
 def test_lines_are_added_and_can_be_read_while_the_run_goes_on(tmp_path):
     for step in range(3):
         append_line(tmp_path / "metrics.jsonl", {"step": step, "note": "two\nlines"})
@@ -59,12 +82,12 @@ def test_lines_are_added_and_can_be_read_while_the_run_goes_on(tmp_path):
     ("place", "said"),
     [("no/such/a.json", "No such file"), ("file/a.json", "Not a directory"), ("folder", "Is a directory")],
 )
-@pytest.mark.parametrize("write", [write_json, append_line])
+@pytest.mark.parametrize("write", [write_json, append_line, write_text])
 def test_a_place_that_nothing_can_be_written_to_is_one_line(tmp_path, place, said, write):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RunError, match=rf"{tmp_path}/.*: {said}") as caught:
-        write(tmp_path / place, {})
+    with pytest.raises(RunError, match=rf"{tmp_path}/[^.].*: {said}") as caught:
+        write(tmp_path / place, "")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine" and not names(tmp_path / "folder")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,8 +12,8 @@ from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from align.artifacts import atomic_file
 from align.data.comparisons import (
     LIKED,
     READ_AND_KEPT,
@@ -33,7 +32,7 @@ from align.data.comparisons import (
 )
 from align.data.dialogues import demonstration, dialogue, prompt_only, seed_tasks
 from align.data.rows import Located, Row, located_rows, read_rows
-from align.errors import InputError, RunError, one_line
+from align.errors import InputError, one_line
 from align.records import Demonstration, Message, Prompt, Record
 from align.registry import import_dotted, pick, suggest
 
@@ -233,22 +232,16 @@ def _as_text(value: object) -> str:
 
 
 def write(path: Path | str, records: Iterable[Record]) -> None:
-    """Write the records in the native form, one JSON object a line; the file appears whole or not at all."""
+    """Write the records in the native form, one JSON object per line, atomically."""
     target = Path(path)
     if target.suffix != ".jsonl":
         raise InputError(f"{target}: records are written as .jsonl, not as {target.suffix or 'a file without suffix'}")
-    partial = target.with_name(f".{target.name}.partial-{uuid4().hex[:8]}")  # as artifacts names what a kill leaves
     try:
-        with partial.open("w", encoding="utf-8") as stream:
+        with atomic_file(target) as partial, partial.open("w", encoding="utf-8") as stream:
             for record in records:
                 stream.write(json.dumps(native_row(record), allow_nan=False, default=_as_text) + "\n")
-        os.replace(partial, target)
     except (TypeError, ValueError) as error:
         raise InputError(f"{target}: cannot be written: {one_line(error)}") from error
-    except OSError as error:
-        raise RunError(f"{target}: cannot be written: {one_line(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # The first format that has a row's columns reads it, so the special stand before the general.

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from uuid import uuid4
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from align.artifacts import disk_errors
+from align.artifacts import disk_errors, write_text
 from align.errors import InputError
 from align.report import charts, samples, spending, tables
 from align.report.quantities import RATE, change_text, duration, interval_text, plain, scaled, score_text, share
@@ -46,18 +43,9 @@ def write_report(run: Path, out: Path | None = None, *, compare: Path | None = N
     target = run / PAGE if out is None else out
     if target.is_dir():
         raise InputError(f"{target}: is a folder; the page needs the name of a file")
-    partial = target.with_name(f".{target.name}.partial-{uuid4().hex[:8]}")  # as artifacts names what a kill leaves
     with disk_errors(target):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8", errors="replace") as page:
-                page.write(text)
-                page.flush()
-                os.fsync(page.fileno())
-            os.replace(partial, target)
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, text, errors="replace")
     return target
 
 

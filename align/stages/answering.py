@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.artifacts import disk_errors
+from align.artifacts import write_text
 from align.data.formats import read_rows
 from align.distributed.journal import Journal
 from align.distributed.processes import Processes
@@ -122,7 +122,4 @@ def grades_of(
 
 def write_lines(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write the lines as JSON; the file appears whole."""
-    partial = out.with_name(f".{out.name}.partial")
-    with disk_errors(out):
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        partial.replace(out)
+    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

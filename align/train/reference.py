@@ -7,7 +7,6 @@ change of learning rate, loss or order of the data computes nothing again, and a
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from align.accounting.formulas import Work, added
-from align.artifacts import disk_errors, read_json, write_json
+from align.artifacts import atomic_file, read_json, write_json
 from align.data.batching import plan_step
 from align.data.store import KEY, KEY_BYTES, mapped, sequence_key
 from align.errors import RunError
@@ -242,10 +241,5 @@ def _bytes(key: str) -> bytes:
 def _write(path: Path, numbers: NDArray[Any]) -> None:
     """Write the numbers so that a reader sees all of them, or what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")  # as artifacts names what a kill leaves
-    with disk_errors(path):
-        try:
-            numbers.tofile(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial:
+        numbers.tofile(partial)
