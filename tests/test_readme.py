@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from align.cli import app
 from align.data.formats import write
-from align.losses.preference import preference_loss
+from align.losses.table import preference_loss
 from align.records import Comparison
 from align.stages.generating import GenerateSettings, settings_of
 from align.stages.grading import EvaluateSettings

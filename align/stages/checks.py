@@ -14,7 +14,7 @@ from typing import Any
 from align.errors import InputError
 from align.evaluation.likelihood import LIKELIHOODS
 from align.evaluation.tasks import TASKS
-from align.losses.preference import preference_loss
+from align.losses.table import preference_loss
 from align.models.settings import PolicySettings, check_adapters, choose_rating
 from align.procedural import tasks
 from align.registry import pick, suggest

@@ -10,7 +10,7 @@ from align.data.chat import TokenGroup
 from align.data.comparisons import LIKED
 from align.data.formats import Stream
 from align.errors import InputError
-from align.losses.preference import preference_loss
+from align.losses.table import preference_loss
 from align.records import Comparison, Demonstration, Message, Prompt, Record, WrongRow
 from align.stages.steps import PreferenceStep, RewardStep
 from align.train.reward_objective import BradleyTerryObjective

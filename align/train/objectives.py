@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from align.config import Settings
 from align.data.chat import TokenGroup, TokenSequence
 from align.errors import InputError
-from align.losses.preference import preference_loss
+from align.losses.table import preference_loss
 from align.models.tree import TokenBatch
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from align.data.chat import TokenGroup
-from align.losses.supervised import BRADLEY_TERRY, attribute_squares
+from align.losses.supervised import BRADLEY_TERRY, attribute_squared_error
 from align.train.objectives import GroupBatch, Step, Tally, by_group, label_order
 
 RewardLoss = Literal["regression", "bt", "bt_margin", "bt_scaled"]
@@ -39,7 +39,7 @@ class RegressionObjective:
         """Sum of squared errors, and its mean for each attribute."""
         predicted_SA: Tensor = policy(batch.tokens).double()
         label_SA = label_table(batch.attributes, self.names).to(predicted_SA.device)
-        total_A, count_A = attribute_squares(predicted_SA.T, label_SA.T)
+        total_A, count_A = attribute_squared_error(predicted_SA.T, label_SA.T)
         columns = zip(self.names, total_A.detach(), count_A, strict=True)
         return Step(total_A.sum(), {f"mse/{name}": Tally(total, count) for name, total, count in columns})
 

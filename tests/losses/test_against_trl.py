@@ -9,7 +9,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from align.losses.preference import preference_loss
+from align.losses.table import preference_loss
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from align.errors import InputError
-from align.losses.preference import LOSSES, PAIRS, OwnLoss, PreferenceLoss, preference_loss
+from align.losses.comparisons import PAIRS
+from align.losses.preference import PreferenceLoss
+from align.losses.table import LOSSES, CustomLoss, preference_loss
 
 NAN, INF = math.nan, math.inf
 
@@ -344,7 +346,7 @@ def test_extreme_inputs_give_finite_losses_and_gradients(name, pairs, dtype):
 
 def test_equal_policy_and_reference_pay_the_analytic_first_loss():
     rewards_BK = torch.tensor([[0.0, 2.0, 1.0], [1.0, 0.0, 5.0]], dtype=torch.float64)
-    lengths_BK = torch.full_like(rewards_BK, 7)
+    lengths_BK, zero_BK = torch.full_like(rewards_BK, 7), torch.zeros_like(rewards_BK)
     pair_BK, two_BK = rewards_BK[:, :2], lengths_BK[:, :2]
     p_B = [shares(row) for row in rewards_BK.tolist()]
     gaps = [2.0, 1.0]
@@ -366,11 +368,12 @@ def test_equal_policy_and_reference_pay_the_analytic_first_loss():
         "rpo_sq": [gap**2 for gap in gaps],
     }
     for name, values in expected.items():
-        assert LOSSES[name].first_loss(rewards_BK, lengths_BK).tolist() == pytest.approx(values), name
+        loss_B = LOSSES[name](zero_BK, zero_BK, rewards_BK, lengths_BK)
+        assert loss_B.tolist() == pytest.approx(values), name
     for name, values in expected_of_two.items():
-        assert LOSSES[name].first_loss(pair_BK, two_BK).tolist() == pytest.approx(values), name
+        loss_B = LOSSES[name](zero_BK[:, :2], zero_BK[:, :2], pair_BK, two_BK)
+        assert loss_B.tolist() == pytest.approx(values), name
     assert {*expected_of_two, "simpo"} == set(LOSSES)
-    assert LOSSES["simpo"].first_loss(pair_BK, two_BK) is None
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -422,19 +425,19 @@ def test_every_setting_changes_the_loss_or_is_refused(name):
     [
         ("rpo_bwdkl", {}, "did you mean 'rpo_bwd_kl'"),
         ("dpo", {"betta": 0.1}, "did you mean 'beta'"),
-        ("dpo", {"beta": 0}, "loss 'dpo': beta is a number above 0, not 0"),
-        ("dpo", {"beta": True}, "beta is a number above 0, not True"),
-        ("dpo", {"beta": "0.1"}, "beta is a number above 0, not '0.1'"),
-        ("rpo_sq", {"eta": INF}, "eta is a number above 0, not inf"),
-        ("cdpo", {"label_smoothing": 0.5}, r"label_smoothing is a share in \[0, 0.5\), not 0.5"),
-        ("simpo", {"gamma": -1}, "gamma is a number from 0, not -1"),
-        ("dpo", {"pairs": "some"}, "pairs is one of none, all, best_worst, not 'some'"),
-        ("dpo", {"per_token": 1}, "per_token is true or false, not 1"),
-        ("ipo", {"pairs": "none"}, "pairs is 'all' or 'best_worst' for a loss that is defined on pairs only"),
+        ("dpo", {"beta": 0}, "loss 'dpo': beta must be a number above 0, not 0"),
+        ("dpo", {"beta": True}, "beta must be a number above 0, not True"),
+        ("dpo", {"beta": "0.1"}, "beta must be a number above 0, not '0.1'"),
+        ("rpo_sq", {"eta": INF}, "eta must be a number above 0, not inf"),
+        ("cdpo", {"label_smoothing": 0.5}, r"label_smoothing must be a number in \[0, 0.5\), not 0.5"),
+        ("simpo", {"gamma": -1}, "gamma must be a number of at least 0, not -1"),
+        ("dpo", {"pairs": "some"}, "pairs must be one of none, all, best_worst, not 'some'"),
+        ("dpo", {"per_token": 1}, "per_token must be true or false, not 1"),
+        ("ipo", {"pairs": "none"}, "pairs must be 'all' or 'best_worst' for a pairwise loss"),
         ("no.such.module:make", {}, "cannot be imported"),
         ("math:pi", {}, "not a callable"),
-        ("math:dist", {"speed": 1}, "cannot be made with the settings"),
-        ("math:factorial", {}, "cannot be made with the settings"),
+        ("math:dist", {"speed": 1}, "does not accept the settings"),
+        ("math:factorial", {}, "does not accept the settings"),
     ],
 )
 def test_a_wrong_name_or_setting_is_answered_with_the_right_one(name, settings, message):
@@ -444,21 +447,22 @@ def test_a_wrong_name_or_setting_is_answered_with_the_right_one(name, settings, 
 
 
 def test_a_loss_made_by_hand_cannot_carry_a_setting_that_it_does_not_read():
-    with pytest.raises(InputError, match="gamma is not read by this loss"):
+    with pytest.raises(InputError, match="this loss has no setting 'gamma'"):
         PreferenceLoss(LOSSES["dpo"].distance, gamma=2.0)
 
 
 OWN = """
-from align.losses.preference import Distance, PreferenceLoss
+from align.losses.preference import PreferenceLoss
+from align.losses.distances import Distance
 
 def exponential(slope=1.0):
     return lambda policy, reference, rewards, lengths, mask=None: (-slope * (policy[:, 0] - policy[:, 1])).exp()
 
-def lead(contests, loss):
-    return -(contests.implicit_BPC[..., 0] - contests.implicit_BPC[..., 1])
+def negative_margin(comparisons):
+    return -(comparisons.implicit_BPC[..., 0] - comparisons.implicit_BPC[..., 1])
 
 def linear(**settings):
-    return PreferenceLoss(Distance(lead), pairs="all", **settings)
+    return PreferenceLoss(Distance(negative_margin), pairs="all", **settings)
 
 def number():
     return 3
@@ -470,17 +474,16 @@ def test_a_users_own_function_or_distance_comes_in_by_dotted_path(tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     groups = policy_BK, reference_BK, _, _ = random_groups(3, 2)
     loss = preference_loss("own_losses:exponential", slope=0.5)
-    assert isinstance(loss, OwnLoss)
+    assert isinstance(loss, CustomLoss)
     assert loss(*groups, None).tolist() == pytest.approx([math.exp(-0.5 * (a - b)) for a, b in policy_BK.tolist()])
     torch.testing.assert_close(loss.implicit_rewards(*groups[:2], groups[3]), policy_BK - reference_BK)
     assert loss.uses_rewards
     assert loss.uses_reference
-    assert loss.first_loss(*groups[2:]) is None
     linear = preference_loss("own_losses:linear", beta=0.5)
     assert isinstance(linear, PreferenceLoss)
     hinge = preference_loss("hinge", beta=0.5)  # is 1 + linear where it is positive
     torch.testing.assert_close((1 + linear(*groups)).relu(), hinge(*groups))
-    with pytest.raises(InputError, match="makes 3; a function that returns loss_B is needed"):
+    with pytest.raises(InputError, match="must return a function that returns loss_B, not 3"):
         preference_loss("own_losses:number")
     with pytest.raises(InputError, match="unexpected keyword argument 'steepness'"):
         preference_loss("own_losses:exponential", steepness=2)

@@ -1,42 +1,23 @@
-"""Losses of known answers against arithmetic by hand."""
+"""Reward model losses against arithmetic by hand."""
 
 import math
 
 import pytest
 import torch
 
-from align.losses.supervised import BRADLEY_TERRY, attribute_squares, token_nll
-
-
-def test_token_nll_adds_up_the_supervised_tokens_and_nothing_else():
-    logps_BT = torch.tensor([[-1.0, -2.0, -4.0], [-8.0, -math.inf, math.nan], [-3.0, -5.0, -7.0]], requires_grad=True)
-    supervised_BT = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]]).bool()
-    total_B, count_B = token_nll(logps_BT, supervised_BT)
-    assert total_B.tolist() == [7, 8, 0]
-    assert count_B.tolist() == [3, 1, 0]
-    total_B.sum().backward()
-    assert logps_BT.grad.tolist() == [[-1, -1, -1], [-1, 0, 0], [0, 0, 0]]
-
-
-@pytest.mark.parametrize(("lengths", "vocabulary"), [((2, 3), 10), ((1, 1), 16)])
-def test_an_ignorant_model_pays_the_log_of_its_vocabulary_for_each_token(lengths, vocabulary):
-    logps_BT = torch.zeros(2, 4, vocabulary, dtype=torch.float64).log_softmax(dim=-1)[..., 3]
-    supervised_BT = torch.arange(4) < torch.tensor(lengths)[:, None]
-    total_B, count_B = token_nll(logps_BT, supervised_BT)
-    assert count_B.tolist() == list(lengths)
-    assert total_B.tolist() == pytest.approx([length * math.log(vocabulary) for length in lengths])
+from align.losses.supervised import BRADLEY_TERRY, attribute_squared_error
 
 
 def test_attributes_without_a_label_count_for_nothing():
     predicted_BA = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]], dtype=torch.float64, requires_grad=True)
     label_BA = torch.tensor([[3.0, math.nan, 2.5], [math.nan, 0.0, -100.0]], dtype=torch.float64)
     mask_BA = torch.tensor([[True, True, True], [True, True, False]])
-    total_B, count_B = attribute_squares(predicted_BA, label_BA, mask_BA)
+    total_B, count_B = attribute_squared_error(predicted_BA, label_BA, mask_BA)
     assert total_B.tolist() == [4.25, 16]
     assert count_B.tolist() == [2, 1]
     total_B.sum().backward()
     assert predicted_BA.grad.tolist() == [[-4, 0, 1], [0, 8, 0]]
-    unmasked_B, unmasked_count_B = attribute_squares(predicted_BA, label_BA)
+    unmasked_B, unmasked_count_B = attribute_squared_error(predicted_BA, label_BA)
     assert unmasked_B.tolist() == [4.25, 16 + 104**2]
     assert unmasked_count_B.tolist() == [2, 2]
 

@@ -1,0 +1,107 @@
+"""The table of preference losses, and user-defined losses by dotted path."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.errors import InputError
+from align.losses.distances import Distance, backward_kl, forward_kl, hinge, ipo, logistic, robust, squared, top_choice
+from align.losses.preference import PreferenceLoss, full_mask
+from align.registry import import_dotted, pick, suggest
+
+TOP_CHOICE = Distance(top_choice, listwise=True)
+LOGISTIC = Distance(logistic, settings=("label_smoothing", "gamma"))
+ROBUST = Distance(robust, settings=("label_smoothing",))
+BACKWARD_KL = Distance(backward_kl, uses_rewards=True, listwise=True)
+FORWARD_KL = Distance(forward_kl, uses_rewards=True, listwise=True)
+SQUARED = Distance(squared, uses_rewards=True, listwise=True)
+
+# Defaults of beta: rpo_* from NeMo-Aligner's gpt_dpo.yaml (the paper gives a range), dpo_norm from Tülu 3 (Lambert et
+# al. 2024), simpo and its gamma from the paper's Llama-3-8B-Base run, others as dpo. No paper gives a default for
+# label_smoothing; 0.1 is a choice of this project.
+LOSSES: dict[str, PreferenceLoss] = {
+    "dpo": PreferenceLoss(TOP_CHOICE),
+    "dpo_norm": PreferenceLoss(TOP_CHOICE, beta=5.0, per_token=True),
+    "cdpo": PreferenceLoss(LOGISTIC, label_smoothing=0.1, pairs="all"),
+    "robust": PreferenceLoss(ROBUST, label_smoothing=0.1, pairs="all"),
+    "ipo": PreferenceLoss(Distance(ipo, settings=("beta",)), pairs="all"),
+    "hinge": PreferenceLoss(Distance(hinge), pairs="all"),
+    "simpo": PreferenceLoss(LOGISTIC, beta=2.0, gamma=1.0, pairs="all", per_token=True, reference_free=True),
+    "rpo_bwd_kl": PreferenceLoss(BACKWARD_KL, beta=0.2),
+    "rpo_fwd_kl": PreferenceLoss(FORWARD_KL, beta=0.2),
+    "rpo_sq": PreferenceLoss(SQUARED, beta=0.2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CustomLoss:
+    """A user's loss function with the attributes and methods that a trainer expects of a `PreferenceLoss`.
+
+    Its beta is unknown, so its implicit rewards are plain log-ratios.
+    """
+
+    function: Callable[..., Any]  # (policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK, mask_BK) -> loss_B
+    uses_rewards: bool = True
+    uses_reference: bool = True
+
+    def __call__(
+        self,
+        policy_logps_BK: Tensor,
+        reference_logps_BK: Tensor,
+        rewards_BK: Tensor,
+        lengths_BK: Tensor,
+        mask_BK: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of each group, shape [B]."""
+        return self.function(policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK, mask_BK)
+
+    def implicit_rewards(
+        self, policy_logps_BK: Tensor, reference_logps_BK: Tensor, lengths_BK: Tensor, mask_BK: Tensor | None = None
+    ) -> Tensor:
+        """Return the log-ratio of each response, shape [B, K]; 0 where the mask is False."""
+        mask_BK = full_mask(policy_logps_BK) if mask_BK is None else mask_BK.bool()
+        return torch.where(mask_BK, policy_logps_BK - reference_logps_BK, 0)
+
+
+def preference_loss(name: str, **settings: object) -> PreferenceLoss | CustomLoss:
+    """Return the loss called `name` in `LOSSES` with the given settings, or a user's loss.
+
+    `name` may be a dotted path `package.module:factory`. The factory is called with the settings and returns a
+    `PreferenceLoss` or a function of the same arguments as `PreferenceLoss.__call__`.
+
+    Raises `InputError` for an unknown name, an unknown setting, or a value out of range.
+
+    >>> preference_loss("rpo_bwd_kl", eta=2.0).beta
+    0.2
+    >>> preference_loss("dpo", eta=2.0)
+    Traceback (most recent call last):
+    align.errors.InputError: loss 'dpo' has no setting 'eta'; did you mean 'beta'? there are: beta, pairs, ...
+    """
+    if ":" in name:
+        return _custom_loss(name, settings)
+    loss = pick(LOSSES, name, "preference loss")
+    for setting in settings:
+        if setting not in loss.settings:
+            raise InputError(f"loss {name!r} has no setting {setting!r}; {suggest(setting, loss.settings)}")
+    try:
+        return replace(loss, **settings)
+    except InputError as error:
+        raise InputError(f"loss {name!r}: {error}") from None
+
+
+def _custom_loss(path: str, settings: dict[str, object]) -> PreferenceLoss | CustomLoss:
+    factory = import_dotted(path, "preference loss")
+    try:
+        inspect.signature(factory).bind(**settings)
+    except TypeError as error:
+        raise InputError(f"preference loss {path!r} does not accept the settings {settings}: {error}") from error
+    loss = factory(**settings)
+    if not callable(loss):
+        raise InputError(f"preference loss {path!r} must return a function that returns loss_B, not {loss!r}")
+    return loss if isinstance(loss, PreferenceLoss | CustomLoss) else CustomLoss(loss)
