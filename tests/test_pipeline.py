@@ -60,9 +60,9 @@ def test_whatever_order_they_are_given_in_each_step_follows_its_inputs(seed):
 
 
 WRONG = [
-    ([Step("a", ("b",), ""), Step("b", ("a",), "")], ["ring", "a -> b -> a"]),
-    ([Step("a", ("a",), "")], ["ring", "a -> a"]),
-    ([Step("x", ("c",), ""), *(Step(n, (m,), "") for n, m in ["ab", "bc", "ca"])], ["ring", "c -> a -> b -> c"]),
+    ([Step("a", ("b",), ""), Step("b", ("a",), "")], ["cycle", "a -> b -> a"]),
+    ([Step("a", ("a",), "")], ["cycle", "a -> a"]),
+    ([Step("x", ("c",), ""), *(Step(n, (m,), "") for n, m in ["ab", "bc", "ca"])], ["cycle", "c -> a -> b -> c"]),
     ([Step("sft", (), ""), Step("dpo", ("sfft",), "")], ["'dpo'", "'sfft'", "did you mean 'sft'?"]),
     ([Step("a", (), ""), Step("a", (), "other")], ["two steps are called 'a'"]),
 ]
@@ -78,7 +78,7 @@ def test_steps_that_cannot_be_ordered_are_named_before_anything_runs(tmp_path, s
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".hidden", "a b", "a\n", "sft.partial"])
 def test_a_name_that_is_no_folder_is_refused(name):
-    with pytest.raises(InputError, match="becomes a folder"):
+    with pytest.raises(InputError, match="also a folder name"):
         Step(name, (), "k")
 
 
@@ -143,7 +143,7 @@ def test_a_run_may_end_at_a_named_step_and_go_on_later(tmp_path):
 def test_a_folder_that_no_step_made_is_left_alone(tmp_path):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "mine.py").touch()
-    with pytest.raises(InputError, match="code is there and no step made it"):
+    with pytest.raises(InputError, match="code exists but was not made by a step"):
         ran(chain(), tmp_path)
     assert (tmp_path / "code" / "mine.py").exists()
 
@@ -163,7 +163,7 @@ def test_a_failed_step_leaves_the_earlier_ones_whole_and_goes_on_from_its_workin
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*whole, f"{failing}.partial"])
     said = []
     run(chain(), tmp_path, execute=execute, log=said.append)
-    assert said[len(whole)] == f"{failing}: continues where it was stopped"
+    assert said[len(whole)] == f"{failing}: resumes where it was interrupted"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CHAIN)
 
 
@@ -176,7 +176,7 @@ def test_what_was_begun_with_other_settings_is_cleared_and_said_so(tmp_path):
         run([Step("sft", (), "one")], tmp_path, execute=fail, log=lambda _: None)
     said = []
     run([Step("sft", (), "two")], tmp_path, execute=letter, log=said.append)
-    assert said == ["sft: runs from its start: what it had begun was of other settings or inputs"]
+    assert said == ["sft: restarts because its unfinished attempt had other settings or inputs"]
     assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["letter", "manifest.json"]
 
 
@@ -286,7 +286,7 @@ def test_until_it_is_made_anew_a_changed_step_keeps_its_older_folder(tmp_path):
     ran([Step("sft", (), "one")], tmp_path)
     said = []
     run([Step("sft", (), "two")], tmp_path, execute=look, log=said.append)
-    assert said == ["sft: its settings or inputs changed, runs"]
+    assert said == ["sft: reruns because its settings or inputs changed"]
     assert (tmp_path / "sft" / "letter").read_text() == "sft:two()"
 
 

@@ -1,5 +1,7 @@
 """One run folder and several calls: at once, one after the other, ended by a kill, asked to run a step again."""
 
+import errno
+import fcntl
 import os
 import platform
 import random
@@ -35,9 +37,9 @@ def holder(tmp_path):
 def test_a_second_pipeline_is_refused_with_who_holds_the_folder(tmp_path, holder):
     with pytest.raises(RunError) as caught, locked(tmp_path, print):
         raise AssertionError("two hold it")
-    assert f"running here already, process {holder.pid} on {platform.node()};" in str(caught.value)
+    assert f"in use by PID {holder.pid} on {platform.node()};" in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(RunError, match=f"process {holder.pid} on"), locked(tmp_path, print):  # and again
+    with pytest.raises(RunError, match=f"PID {holder.pid} on"), locked(tmp_path, print):  # and again
         pass
 
 
@@ -47,10 +49,8 @@ def test_what_a_killed_pipeline_has_left_is_known_for_stale_and_said(tmp_path, h
     said = []
     with locked(tmp_path, said.append):
         pass
-    assert said == [
-        f"{tmp_path}: the lock of process {holder.pid} on {platform.node()} was left behind; "
-        "that pipeline is gone, and this one goes on"
-    ]
+    gone = f"PID {holder.pid} on {platform.node()}"
+    assert said == [f"{tmp_path}: replaced the stale lock of {gone}, which no longer runs"]
     with locked(tmp_path, said.append):  # nothing is left of it
         pass
     assert len(said) == 1
@@ -62,6 +62,27 @@ def test_the_folder_is_free_again_after_an_error(tmp_path):
     taken = "from pathlib import Path; from align.pipeline import locked\nwith locked(Path('.'), print): print('held')"
     other = subprocess.run([sys.executable, "-c", taken], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert other.stdout == "held\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, number):
+    def no_locks(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    said = []
+    with locked(tmp_path, said.append):
+        said.append("inside")
+    with locked(tmp_path, said.append):  # the first one leaves no stale lock
+        pass
+    without = f"{tmp_path}: this file system has no file locks; make sure that no other process writes to this folder"
+    assert said == [without, "inside", without]
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file.*: Not a directory"), locked(tmp_path / "file" / "run", print):
+        pass
 
 
 # base -> code -> chat -> dpo, with a reward model beside that dpo reads
@@ -210,5 +231,5 @@ def test_a_plan_tells_of_what_was_begun_and_touches_nothing(tmp_path):
     assert [each.state for each in plan(STEPS, tmp_path)] == [INTERRUPTED, WAITING, WAITING, WAITING, WAITING]
     assert {each.state for each in plan(STEPS, tmp_path, rerun=["base"])} == {WAITING}
     other = [Step("base", (), "other")]
-    assert plan(other, tmp_path)[0].reason == "runs from its start: what it had begun was of other settings or inputs"
+    assert plan(other, tmp_path)[0].reason == "restarts because its unfinished attempt had other settings or inputs"
     assert sorted(tmp_path.rglob("*")) == before

@@ -35,7 +35,7 @@ TO_DPO = "        beta: 0.2\n    train:\n"
 WRONG = {
     "a cycle of policies": (
         [("    stage: sft\n    data: programs\n", "    stage: sft\n    data: programs\n    policy: dpo\n")],
-        "steps need each other in a ring",
+        "steps depend on each other in a cycle",
         None,
     ),
     "a missing policy": (
@@ -387,7 +387,7 @@ WRONG = {
     ),
     "a step whose name is no folder's": (
         [("  dpo:", "  d po:")],
-        "a step's name becomes a folder",
+        "a step name is also a folder name",
         None,
     ),
     "a step that is called as the run's table": (

@@ -67,7 +67,7 @@ def test_a_child_that_fails_is_one_line_with_status_one_and_the_step_goes_on_lat
     assert "Traceback" not in stderr.getvalue()
     assert not (tmp_path / "runs/small/sft").exists()
     made, told = run(tmp_path)
-    assert "sft: runs from its start: what it had begun was of other settings or inputs" in told.notes
+    assert "sft: restarts because its unfinished attempt had other settings or inputs" in told.notes
     assert set(made) == {"base", "sft", "dpo"}
 
 

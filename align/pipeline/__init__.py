@@ -1,0 +1,36 @@
+"""Run steps in dependency order: skip finished ones, resume interrupted ones, rerun changed ones.
+
+Knows nothing about machine learning. Each step fills one folder, whose manifest holds a fingerprint of the step's
+settings and inputs.
+"""
+
+from align.pipeline.lock import LOCK_FILE, locked
+from align.pipeline.runner import (
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    WAITING,
+    Execute,
+    PlannedStep,
+    plan,
+    run,
+)
+from align.pipeline.steps import Step, check_name, dependents, fingerprints, order
+
+__all__ = [
+    "FINISHED",
+    "INTERRUPTED",
+    "LOCK_FILE",
+    "RUNNING",
+    "WAITING",
+    "Execute",
+    "PlannedStep",
+    "Step",
+    "check_name",
+    "dependents",
+    "fingerprints",
+    "locked",
+    "order",
+    "plan",
+    "run",
+]
