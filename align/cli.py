@@ -195,6 +195,17 @@ def evaluate(
     _conclude(evaluated_tables(summary), summary)
 
 
+@app.command("test-loss")
+def test_loss(
+    loss: Annotated[str, typer.Argument(help="A loss's name, or module:name of your own.", show_default=False)],
+    settings: Annotated[list[str] | None, typer.Argument(help="Its settings: key=value …", show_default=False)] = None,
+) -> None:
+    """Check the properties of a preference loss, for example: align test-loss mine:make beta=0.1."""
+    from align.commands.test_loss import check_named_loss  # noqa: PLC0415 - imports torch
+
+    check_named_loss(loss, settings or ())
+
+
 def main() -> None:
     """Run the command; what is wrong ends in one line: status 2 for bad input, 1 for a failed run."""
     if "RANK" in os.environ:

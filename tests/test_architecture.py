@@ -23,6 +23,8 @@ LEVELS = (
     ("synth", "curate", "compress", "evaluation"),
     ("stages",),
     ("workflow",),
+    ("testing", "integrations"),
+    ("",),  # align/__init__.py: the public names
     ("commands",),
     ("cli",),
     ("__main__",),
