@@ -1,7 +1,8 @@
-"""Who is still there: every process of a launch says once a second that it lives, and what it is doing.
+"""Heartbeats: every process of a launch reports once a second that it is alive and what it is doing.
 
-A process whose node is cut off closes no connection: the others would wait in a collective for as long as that may
-take. Here they notice its silence, say whose it is, and end; the same command goes on from the last checkpoint.
+When a node loses its network no connection is closed, so the other processes would wait in a collective until its
+timeout. Here they notice the missing heartbeats, name the lost process and exit; rerunning the same command resumes
+from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,119 +23,128 @@ from typing import Any, NoReturn
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - its documented name
 
-BEAT_S = 1.0
-SILENCE_S = 20.0  # after which a process is taken for gone; whatever it computes, its heart beats in its own thread
-DYING_S = 1.0  # from the end of a process's connections to its own
-ENDED = "ended"  # what a process says when it ends by itself, and the first under this name
-LOST = "lost"  # under which the first process tells the others who is gone
+INTERVAL_S = 1.0
+TIMEOUT_S = 20.0  # without a heartbeat; they are sent from a thread, whatever the process computes
+EXIT_WAIT_S = 1.0  # how long a process may take to exit after its connections were closed
+ENDED = "ended"  # stored by a process that exits normally; by the main process also under this key
+LOST = "lost"  # key under which the main process names a lost process to the others
 
 
 class Heartbeat:
-    """The beat of this process, and what it knows of the others'."""
+    """The heartbeat of this process, and what it knows of the other processes."""
 
-    over = False  # of every heart of the process
+    stopped = False  # of all heartbeats of the process
 
-    def __init__(self, number: int, count: int) -> None:
-        self.number, self.count = number, count
-        self.place = "starting"  # what this process is doing, for the others to know
-        self._homes: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
-        if self.count > 1:
-            self._homes = gather_object(self._homes)
-            self._store = self._joined()
-            self._heard = time.monotonic()  # when the store last answered
-            atexit.register(self._farewell)
-            self._beating, watching = (threading.Thread(target=each, daemon=True) for each in (self._beat, self._watch))
-            self._beating.start()
-            watching.start()
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.activity = "starting"  # what this process is doing, for error messages of the others
+        self._hosts: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
+        if self.world_size > 1:
+            self._hosts = gather_object(self._hosts)
+            self._store = self._connect()
+            self._last_response = time.monotonic()  # of the store
+            atexit.register(self._on_exit)
+            self._sender = threading.Thread(target=self._send, daemon=True)
+            self._sender.start()
+            threading.Thread(target=self._watch_store, daemon=True).start()
 
-    def gone(self) -> list[int]:
-        """Processes of this machine that are no more; one that is just dying is waited for."""
-        here, began = socket.gethostname(), time.monotonic()
+    def dead_processes(self) -> list[int]:
+        """Return the ranks of the processes of this host that have exited; wait briefly for one that is exiting."""
+        host, start = socket.gethostname(), time.monotonic()
         while True:
-            dead = [number for number, (host, process) in enumerate(self._homes) if host == here and _is_dead(process)]
-            if dead or time.monotonic() - began > DYING_S:
+            dead = [rank for rank, (name, pid) in enumerate(self._hosts) if name == host and _has_exited(pid)]
+            if dead or time.monotonic() - start > EXIT_WAIT_S:
                 return dead
-            time.sleep(DYING_S / 100)
+            time.sleep(EXIT_WAIT_S / 100)
 
-    def _joined(self) -> TCPStore:
-        """The store that the first process serves."""
+    def _connect(self) -> TCPStore:
+        """Connect to the store that the main process serves."""
         host = os.environ.get("MASTER_ADDR", "localhost")
-        options: dict[str, Any] = {"wait_for_workers": False, "timeout": timedelta(seconds=SILENCE_S)}
-        served = TCPStore(host, 0, is_master=True, **options) if self.number == 0 else None
-        port: int = broadcast_object_list([served.port if served is not None else 0])[0]
-        return served if served is not None else TCPStore(host, port, is_master=False, **options)
+        options: dict[str, Any] = {"wait_for_workers": False, "timeout": timedelta(seconds=TIMEOUT_S)}
+        server = TCPStore(host, 0, is_master=True, **options) if self.rank == 0 else None
+        port: int = broadcast_object_list([server.port if server is not None else 0])[0]
+        return server if server is not None else TCPStore(host, port, is_master=False, **options)
 
-    def _beat(self) -> None:
-        """Say that this process lives, and hear of the others; a store that does not answer lets this stand still."""
-        told, changed = [""] * self.count, [time.monotonic()] * self.count
-        names = [str(number) for number in range(self.count)]
-        beats = 0
-        while not self.over:
-            beats += 1
+    def _send(self) -> None:
+        """Send heartbeats until they are stopped; exit when the main process reports a lost process."""
+        seen = _Seen(self.world_size)
+        num_sent = 0
+        while not self.stopped:
+            num_sent += 1
             try:
-                self._store.set(str(self.number), json.dumps([beats, self.place]))
-                if self.number == 0:
-                    said = (
-                        [each.decode() for each in self._store.multi_get(names)] if self._store.check(names) else told
-                    )
-                    now = time.monotonic()
-                    changed = [now if new != old else at for new, old, at in zip(said, told, changed, strict=True)]
-                    told = said
-                    silent = [at for at in range(self.count) if now - changed[at] > SILENCE_S and told[at] != ENDED]
-                    if silent:
-                        self._store.set(LOST, self._word_of(silent[0], told[silent[0]]))
+                self._store.set(str(self.rank), json.dumps([num_sent, self.activity]))
+                if self.rank == 0 and (lost := seen.update(self._store)) is not None:
+                    self._store.set(LOST, self._message(lost, seen.last[lost]))
                 if self._store.check([LOST]):
-                    self._end(self._store.get(LOST).decode())
-                Heartbeat.over = Heartbeat.over or self._store.check([ENDED])
-                self._heard = time.monotonic()
-            except RuntimeError:  # the connection is gone: the watch decides when that has lasted too long
+                    self._exit(self._store.get(LOST).decode())
+                Heartbeat.stopped = Heartbeat.stopped or self._store.check([ENDED])
+                self._last_response = time.monotonic()
+            except RuntimeError:  # the connection is lost; `_watch_store` decides when that has lasted too long
                 pass
-            time.sleep(BEAT_S)
-        with suppress(RuntimeError):  # the first is gone already
-            self._store.set(ENDED if self.number == 0 else str(self.number), ENDED)
+            time.sleep(INTERVAL_S)
+        with suppress(RuntimeError):  # the main process may have exited already
+            self._store.set(ENDED if self.rank == 0 else str(self.rank), ENDED)
 
-    def _farewell(self) -> None:
-        """End the beat in peace, with the process; the first, with whom the store goes, lets all hear of it."""
-        rest()
-        self._beating.join(SILENCE_S)
-        if self.number == 0:
-            time.sleep(2 * BEAT_S)
+    def _on_exit(self) -> None:
+        """Stop the heartbeats at exit; the main process, which serves the store, waits until all others know."""
+        stop_heartbeats()
+        self._sender.join(TIMEOUT_S)
+        if self.rank == 0:
+            time.sleep(2 * INTERVAL_S)
 
-    def _watch(self) -> None:
-        """End when the store has not answered for too long."""
-        while time.monotonic() - self._heard <= SILENCE_S:
-            time.sleep(BEAT_S)
-            if self.over:
+    def _watch_store(self) -> None:
+        """Exit when the store has not responded for too long."""
+        while time.monotonic() - self._last_response <= TIMEOUT_S:
+            time.sleep(INTERVAL_S)
+            if self.stopped:
                 return
-        self._end(self._word_of(0, ""))
+        self._exit(self._message(0, ""))
 
-    def _word_of(self, number: int, told: str) -> str:
-        """What there is to say of a process that is silent."""
-        last = f"; its last word: {json.loads(told)[1]}" if told else ""
-        return f"process {number} on {self._homes[number][0]} has not been heard of for {SILENCE_S:.0f} s{last}"
+    def _message(self, rank: int, last: str) -> str:
+        activity = f"; last activity: {json.loads(last)[1]}" if last else ""
+        return f"process {rank} on {self._hosts[rank][0]} sent no heartbeat for {TIMEOUT_S:.0f} s{activity}"
 
-    def _end(self, word: str) -> NoReturn:
-        """End this process at once, whatever it waits for."""
-        sys.stderr.write(f"align: process {self.number} of {self.count}: {self.place}: {word}\n")
+    def _exit(self, message: str) -> NoReturn:
+        """Exit at once, even if the main thread waits in a collective."""
+        sys.stderr.write(f"align: process {self.rank} of {self.world_size}: {self.activity}: {message}\n")
         sys.stderr.flush()
         os._exit(1)
 
 
+class _Seen:
+    """The last heartbeat of every process, and when it changed, as the main process reads them from the store."""
+
+    def __init__(self, world_size: int) -> None:
+        self._keys = [str(rank) for rank in range(world_size)]
+        self.last, self._changed = [""] * world_size, [time.monotonic()] * world_size
+
+    def update(self, store: TCPStore) -> int | None:
+        """Read all heartbeats; return the rank of a process whose heartbeats have stopped, or None."""
+        current = [value.decode() for value in store.multi_get(self._keys)] if store.check(self._keys) else self.last
+        now = time.monotonic()
+        for rank, (new, old) in enumerate(zip(current, self.last, strict=True)):
+            if new != old:
+                self._changed[rank] = now
+        self.last = current
+        silent = (rank for rank, time_s in enumerate(self._changed) if now - time_s > TIMEOUT_S)
+        return next((rank for rank in silent if self.last[rank] != ENDED), None)
+
+
 @cache
-def heartbeat(number: int, count: int) -> Heartbeat:
-    """The one heart of this process; the first call is made by all of them together."""
-    return Heartbeat(number, count)
+def get_heartbeat(rank: int, world_size: int) -> Heartbeat:
+    """Return the only heartbeat of this process; all processes make the first call together."""
+    return Heartbeat(rank, world_size)
 
 
-def rest() -> None:
-    """Say no more and miss nobody: the end is near, and whoever comes to it first takes the store along."""
-    Heartbeat.over = True
+def stop_heartbeats() -> None:
+    """Stop sending and checking heartbeats; called before shutdown, when processes exit in any order."""
+    Heartbeat.stopped = True
 
 
-def _is_dead(process: int) -> bool:
-    """Whether the process has ended, though its parent may not have taken note of that."""
-    status = Path(f"/proc/{process}/stat")
-    if not Path("/proc/self/stat").is_file():  # no Linux
+def _has_exited(pid: int) -> bool:
+    """Return whether the process has exited, even if its parent has not yet reaped it."""
+    status = Path(f"/proc/{pid}/stat")
+    if not Path("/proc/self/stat").is_file():  # not on Linux
         return False
     try:
         return status.read_text().rpartition(")")[2].split()[0] in ("Z", "X")

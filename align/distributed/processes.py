@@ -1,82 +1,71 @@
-"""What surrounds the loop: the processes it runs in, who is told of its progress, and what it has used."""
+"""The processes of a launch outside of an optimizer step: collectives, and errors that name the failing process."""
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import (
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed import DistError
 
-from align.distributed.heartbeat import heartbeat
+from align.distributed.heartbeat import get_heartbeat, stop_heartbeats
+from align.distributed.launch import (
+    COLLECTIVE_TIMEOUT,
+    NO_SHARDING,
+    SHARDED_LAUNCHES,
+    check_world_size,
+    is_launched,
+    launched_with,
+)
 from align.errors import InputError, RunError, one_line
 
 T = TypeVar("T")
 
-STATUS, KIB = Path("/proc/self/status"), 1024
-# How long a process waits in a collective for the others before it gives up. Long, for the first process may write or
-# read for a while alone; a process that is gone is noticed by its silence (`align.distributed.heartbeat`).
-PATIENCE = timedelta(minutes=60)
-
-
-def asks_for(way: str) -> bool:
-    """Whether the launch file asks accelerate for a way to shard: DEEPSPEED, FSDP or MEGATRON_LM."""
-    return os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true"
-
-
-def check_world(joined: int) -> None:
-    """Stop unless so many processes were launched."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if joined != world:
-        raise RunError(f"{world} processes were launched and accelerate joined {joined}")
+MAX_SHOWN = 100  # characters of an error message of the communication library
 
 
 class Processes:
-    """The processes of a launch, as far as they wait for each other outside of a step."""
+    """The processes of a launch; without an accelerator or a state, this process alone."""
 
     def __init__(self, joined: Accelerator | PartialState | None = None) -> None:
-        self.number, self.count = (0, 1) if joined is None else (joined.process_index, joined.num_processes)
-        self._heart = heartbeat(self.number, self.count)
+        self.rank, self.world_size = (0, 1) if joined is None else (joined.process_index, joined.num_processes)
+        self._heartbeat = get_heartbeat(self.rank, self.world_size)
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is the one that writes what there is once."""
-        return self.number == 0
+    def is_main(self) -> bool:
+        """Whether this is the process that writes shared files."""
+        return self.rank == 0
 
     @contextmanager
-    def at(self, place: str) -> Generator[None]:
-        """A block that is known as `place` to whoever misses this process, and in which this one may miss another."""
-        self._heart.place = place
+    def activity(self, name: str) -> Generator[None]:
+        """Name the work of a block for error messages of other processes; report lost processes as `RunError`."""
+        self._heartbeat.activity = name
         try:
             yield
         except RuntimeError as error:
-            of_others = isinstance(error, DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
-            if self.count == 1 or isinstance(error, RunError) or not of_others:
+            is_communication = isinstance(error, DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
+            if self.world_size == 1 or isinstance(error, RunError) or not is_communication:
                 raise
-            gone = self._heart.gone()
-            who = f"process {gone[0]} is gone" if gone else "another process does not answer"
-            said = one_line(error).rpartition("] ")[2][:100]
-            raise RunError(f"process {self.number} of {self.count}: {place}: {who} ({said})") from error
+            dead = self._heartbeat.dead_processes()
+            who = f"process {dead[0]} has died" if dead else "another process does not respond"
+            reason = one_line(error).rpartition("] ")[2][:MAX_SHOWN]
+            raise RunError(f"process {self.rank} of {self.world_size}: {name}: {who} ({reason})") from error
 
-    def each(self, value: T) -> list[T]:
-        """The values of all processes, by their number."""
-        return [value] if self.count == 1 else cast("list[T]", gather_object([value]))
+    def all_gather_object(self, value: T) -> list[T]:
+        """Return the values of all processes in the order of their ranks."""
+        return [value] if self.world_size == 1 else cast("list[T]", gather_object([value]))
 
-    def all(self, work: Callable[[], T], doing: str) -> T:
-        """What the work gives here, when all have done theirs; what goes wrong on one stops all, and is named."""
-        if self.count == 1:
+    def run_on_all(self, work: Callable[[], T], activity: str) -> T:
+        """Run the work on every process and return this process's result once all have finished.
+
+        If it raises `InputError` or `RunError` on any process, every process raises `RunError` with the first one's
+        rank and message.
+        """
+        if self.world_size == 1:
             return work()
         result: T | None = None
         error: RunError | InputError | None = None
@@ -84,27 +73,46 @@ class Processes:
             result = work()
         except (RunError, InputError) as raised:
             error = raised
-        with self.at(doing):
-            said = gather_object([None if error is None else str(error)])
-        wrong = [(rank, text) for rank, text in enumerate(said) if text is not None]
-        if wrong:
-            rank, text = wrong[0]
-            raise RunError(f"{doing}: process {rank} of {self.count}: {text}") from error
+        with self.activity(activity):
+            messages = gather_object([None if error is None else str(error)])
+        failed = [(rank, message) for rank, message in enumerate(messages) if message is not None]
+        if failed:
+            rank, message = failed[0]
+            raise RunError(f"{activity}: process {rank} of {self.world_size}: {message}") from error
         return cast(T, result)
 
-    def first(self, work: Callable[[], T], doing: str) -> T:
-        """What the work gives on the first process, on all of them."""
-        found = self.all(lambda: work() if self.is_first else None, doing)
-        return cast(T, found if self.count == 1 else broadcast_object_list([found])[0])
+    def run_on_main(self, work: Callable[[], T], activity: str) -> T:
+        """Run the work on the main process and return its result on every process."""
+        result = self.run_on_all(lambda: work() if self.is_main else None, activity)
+        return cast(T, result if self.world_size == 1 else broadcast_object_list([result])[0])
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most this process has held, of the device's memory on a GPU and of main memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if STATUS.is_file():  # which can begin anew, as `ru_maxrss` cannot
-        peak = next((line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")), None)
-        if peak is not None:
-            return int(peak.split()[1]) * KIB
-    unit = 1 if sys.platform == "darwin" else KIB  # ru_maxrss is in bytes on macOS and in KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def init_processes() -> Processes:
+    """Join the processes of this launch for work without training; only this process if nothing was launched.
+
+    Each process uses one GPU; without GPUs they communicate over gloo. Raises `InputError` for a launch file that
+    shards the model.
+    """
+    for plugin in SHARDED_LAUNCHES:
+        if launched_with(plugin):
+            raise InputError(f"the launch file enables {plugin}, but {NO_SHARDING}")
+    if not is_launched():
+        return Processes()
+    has_gpu = torch.cuda.is_available()
+    state = PartialState(cpu=not has_gpu, backend=None if has_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    joined = Processes(state)
+    check_world_size(joined.world_size)
+    joined.all_gather_object(None)  # wait until the main process has prepared and locked the folder that all write to
+    return joined
+
+
+def shutdown_processes() -> None:
+    """Wait for all processes, then destroy the process group.
+
+    A launcher terminates the other processes when one exits with an error, so none may exit before the main process
+    has written its files.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        stop_heartbeats()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

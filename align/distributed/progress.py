@@ -6,29 +6,29 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Who is told how a run goes."""
+    """Receives the progress of a run."""
 
     def note(self, text: str) -> None:
-        """One thing worth saying."""
+        """Report one line of text."""
         ...
 
     def phase(self, name: str, total: int, done: int = 0) -> None:
-        """A new stretch of work of `total` units begins."""
+        """Start a phase of `total` units, of which `done` are finished already."""
         ...
 
     def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
-        """Units of the current stretch are done."""
+        """Report finished units of the current phase, and the metrics of an optimizer step."""
         ...
 
 
 class SilentProgress:
-    """A reporter that says nothing: for library use and tests."""
+    """Discards all progress; for library use and tests."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def phase(self, name: str, total: int, done: int = 0) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
-        """Nothing."""
+        """Do nothing."""

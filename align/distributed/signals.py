@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, as schedulers, clouds and `kill` send it, waits until what is done can be kept."""
+"""SIGTERM, as schedulers, clouds and `kill` send it, deferred until the work done so far is saved."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 
-class Stop:
-    """What a block knows of the signal."""
+class StopRequest:
+    """Whether SIGTERM has been received."""
 
-    told = False
+    requested = False
 
 
 @contextmanager
-def stop_later() -> Generator[Stop]:
-    """A block in which SIGTERM is only remembered; it may come twice, from the scheduler and from the launcher."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # where Python hears of no signal
+def defer_sigterm() -> Generator[StopRequest]:
+    """Only record SIGTERM within the block. It may arrive twice, from the scheduler and from the launcher.
+
+    Outside the main thread, where Python cannot handle signals, the handler is left unchanged.
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def remember(*_: object) -> None:
-        stop.told = True
+    def record(*_: object) -> None:
+        stop.requested = True
 
-    before = signal.signal(signal.SIGTERM, remember)
+    before = signal.signal(signal.SIGTERM, record)
     try:
         yield stop
     finally:

@@ -46,7 +46,7 @@ def likelihoods(
     sizes = [count_tokens(each) if is_tree else sum(len(one.ids) for one in each) for each in sequences]
     found: dict[int, tuple[Likelihood, ...]] = {}
     micros = plan_step(range(len(groups)), sizes, token_budget=token_budget).ranks[0]
-    for micro in micros[processes.number :: processes.count]:
+    for micro in micros[processes.rank :: processes.world_size]:
         batch = make([one for index in micro for one in sequences[index]]).to(policy.device)
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logps_N = policy(batch)
@@ -54,7 +54,7 @@ def likelihoods(
         for index, logps_K in zip(micro, totals, strict=True):
             pairs = zip(logps_K.tolist(), groups[index].lengths, strict=True)
             found[index] = tuple(Likelihood(logp, length) for logp, length in pairs)
-    of_all = {index: each for part in processes.each(found) for index, each in part.items()}
+    of_all = {index: each for part in processes.all_gather_object(found) for index, each in part.items()}
     return [of_all[index] for index in range(len(groups))]
 
 

@@ -13,7 +13,7 @@ from align.data.formats import read_rows
 from align.distributed.journal import Journal
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
-from align.distributed.work_split import dealt, share_of
+from align.distributed.work_split import WorkShard, split_work
 from align.errors import InputError
 from align.evaluation.tasks import TASKS, Answer, Grade, Row, grade_all
 from align.inference.samples import TOO_LONG, Engine, Sample, SamplingSettings, distinct, prompt_key, resumed
@@ -40,7 +40,7 @@ def ask_policy(
     numbers: dict[str, list[int]] = defaultdict(list)
     for number, prompt in enumerate(asked):
         numbers[prompt_key(prompt)].append(number)
-    own = share_of(processes).of(distinct(asked))
+    own = WorkShard.of(processes).select(distinct(asked))
     report.phase("sample", len(own) * sampling.num_responses)
 
     def work() -> list[Sample]:
@@ -56,9 +56,9 @@ def ask_policy(
             samples.append(sample)
         return samples
 
-    mine = processes.all(work, "sampling")
+    mine = processes.run_on_all(work, "sampling")
     report.note(f"{engine.name}: {engine.speed.tokens_per_s:,.0f} tokens/s")
-    found = [sample for part in processes.each(mine) for sample in part]
+    found = [sample for part in processes.all_gather_object(mine) for sample in part]
     found.sort(key=lambda sample: sample.number)
     return sorted(
         ((number, sample.text) for sample in found for number in numbers[sample.key]), key=lambda answer: answer[0]
@@ -117,7 +117,7 @@ def grades_of(
             report.advance(1)
             yield grade
 
-    return dealt(answers, work, processes=processes, doing="grading")
+    return split_work(answers, work, processes=processes, activity="grading")
 
 
 def write_lines(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -20,9 +20,9 @@ from align.accounting.formulas import (
     training_flops,
 )
 from align.accounting.ledger import Ledger, Usage, entry
+from align.accounting.peak_memory import peak_memory
 from align.accounting.settings import AccountingSettings
 from align.artifacts import read_json, write_json
-from align.distributed.processes import peak_memory
 from align.distributed.progress import Progress
 from align.errors import InputError
 

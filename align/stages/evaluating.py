@@ -13,8 +13,7 @@ import numpy as np
 
 from align.accounting.formulas import Work, added
 from align.data.templates import apply_template
-from align.distributed.processes import Processes
-from align.distributed.work_split import join
+from align.distributed.processes import Processes, init_processes
 from align.errors import InputError
 from align.evaluation.likelihood import LIKELIHOODS, NLL, Parts, rates
 from align.evaluation.statistics import Score, interval
@@ -43,7 +42,7 @@ def evaluate_policy(context: Context) -> dict[str, Any]:
     step = context.recipe.steps[context.name]
     assert isinstance(step, EvaluateStep)
     quiet_transformers()
-    processes = join()
+    processes = init_processes()
     (policy,) = step.policies
     engines: dict[str, TransformersEngine] = {}
     found: dict[str, dict[str, float]] = {}
@@ -66,9 +65,11 @@ def evaluate_policy(context: Context) -> dict[str, Any]:
             column = name if told_alone else f"{name} {rate}"
             found[column] = value._asdict()
             columns[column] = (name, CORRECT if rate.startswith("pass@") else rate)
-    speeds = [speed for part in processes.each([engine.speed for engine in engines.values()]) for speed in part]
+    speeds = [
+        speed for part in processes.all_gather_object([engine.speed for engine in engines.values()]) for speed in part
+    ]
     precision = next(iter(engines), "fp32")
-    done = replace(sampling_done(context.inputs[policy], speeds, precision, more), devices=processes.count)
+    done = replace(sampling_done(context.inputs[policy], speeds, precision, more), devices=processes.world_size)
     return {**about(context), "scores": {policy: found}, "columns": columns, "done": done}
 
 
@@ -95,7 +96,7 @@ def _answered(
         }
         for (number, text), grade in zip(answers, grades, strict=True)
     ]
-    processes.first(lambda: write_lines(context.working / f"{name}.jsonl", lines), f"writing {name}")
+    processes.run_on_main(lambda: write_lines(context.working / f"{name}.jsonl", lines), f"writing {name}")
     return scores(kind, answers, grades)
 
 
@@ -120,7 +121,7 @@ def _likely(context: Context, name: str, task: TaskSettings, before: Work, proce
     lines = [
         {"policy": step.policies[0], "row": group.row, "parts": each} for group, each in zip(groups, parts, strict=True)
     ]
-    processes.first(lambda: write_lines(context.working / f"{name}.jsonl", lines), f"writing {name}")
+    processes.run_on_main(lambda: write_lines(context.working / f"{name}.jsonl", lines), f"writing {name}")
     return rates(parts), added([before, *(tree_batch(group.sequences).work() for group in groups)])
 
 

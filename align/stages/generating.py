@@ -12,10 +12,10 @@ from pydantic import Field
 
 from align.config import Settings, build, read_overrides
 from align.data.formats import write
-from align.distributed.journal import Journal, remove_journal
-from align.distributed.processes import Processes
+from align.distributed.journal import Journal, remove_journal, run_with_journal
+from align.distributed.processes import Processes, init_processes, shutdown_processes
 from align.distributed.progress import Progress
-from align.distributed.work_split import finish, join, leave, share_of
+from align.distributed.work_split import WorkShard
 from align.errors import InputError
 from align.inference.engines import EngineSettings, make_engine
 from align.inference.samples import Sample, SamplingSettings, Speed, distinct, kept, prompt_key, resumed
@@ -85,7 +85,7 @@ def generate(
     and asks neither policy nor judge twice.
     """
     quiet_transformers()
-    processes = join()
+    processes = init_processes()
     check_out(out, [data, *policies])
     if not policies or len(set(policies)) < len(policies):
         raise InputError(f"policy: name at least one, and each once, not {', '.join(policies) or 'none'}")
@@ -97,10 +97,10 @@ def generate(
     with opened(beside(out, "samples"), made_with, processes) as journal:
         samples, speeds = sampled(engines, asked, settings, journal=journal, processes=processes, report=report)
     if judge is None:
-        processes.first(lambda: write(out, unjudged(asked, samples, account)), f"writing {out}")
+        processes.run_on_main(lambda: write(out, unjudged(asked, samples, account)), f"writing {out}")
     else:
         write_judged(out, asked, samples, judge, settings, account=account, processes=processes, report=report)
-    leave()
+    shutdown_processes()
     told = {policy: speed.tokens_per_s for policy, speed in speeds.items() if speed.seconds}
     return {"out": str(out), "policies": list(policies), **account.report(), "tokens_per_s": told}
 
@@ -141,21 +141,21 @@ def write_judged(
     """
     made_with = {"judges": _judged_with(settings.judges), "combine": settings.combine}
     with opened(beside(out, "verdicts"), made_with, processes) as journal:
-        if processes.count > 1:
-            own = judged(asked, samples, judge, journal=journal, account=Account(), share=share_of(processes))
-            finish(journal, processes, lambda: deque(_counted(own, report), maxlen=0), "judging")
+        if processes.world_size > 1:
+            own = judged(asked, samples, judge, journal=journal, account=Account(), shard=WorkShard.of(processes))
+            run_with_journal(journal, processes, lambda: deque(_counted(own, report), maxlen=0), "judging")
 
         def write_all() -> None:
             scored = judged(asked, samples, judge, journal=journal, account=account)
             write(out, comparisons(_counted(scored, report), settings.groups, account))
 
         report.phase("judge", len({prompt_key(prompt) for prompt in asked}))
-        processes.first(write_all, f"writing {out}")
+        processes.run_on_main(write_all, f"writing {out}")
 
 
 def opened(path: Path, made_with: Mapping[str, Any], processes: Processes) -> Journal:
     """The journal of finished items, which is opened by all processes before any of them writes to it."""
-    return processes.all(lambda: Journal(path, made_with, share_of(processes)), f"opening {path}")
+    return processes.run_on_all(lambda: Journal(path, made_with, WorkShard.of(processes)), f"opening {path}")
 
 
 def check_out(out: Path, inputs: Sequence[str], what: str = "samples") -> None:
@@ -219,7 +219,7 @@ def sampled(
 
     Which process makes a response is no part of what it is drawn by.
     """
-    own = share_of(processes).of(distinct(asked))
+    own = WorkShard.of(processes).select(distinct(asked))
     speeds: dict[str, Speed] = {}
 
     def work() -> None:
@@ -230,8 +230,8 @@ def sampled(
                 report.advance(1)
             speeds[name] = engine.speed
 
-    finish(journal, processes, work, "sampling")
-    of_all = processes.each(speeds)
+    run_with_journal(journal, processes, work, "sampling")
+    of_all = processes.all_gather_object(speeds)
     together = {name: reduce(Speed.beside, (each[name] for each in of_all)) for name in policies}
     for name, speed in together.items():
         if speed.seconds:

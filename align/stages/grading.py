@@ -16,9 +16,9 @@ from align.config import Settings, stable_hash
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import read_rows
 from align.data.templates import apply_template
-from align.distributed.processes import Processes
+from align.distributed.processes import Processes, init_processes, shutdown_processes
 from align.distributed.progress import Progress
-from align.distributed.work_split import dealt, join, leave
+from align.distributed.work_split import split_work
 from align.errors import InputError, one_line
 from align.evaluation.likelihood import LIKELIHOODS, NLL, rates
 from align.evaluation.lm_eval import harness
@@ -86,11 +86,11 @@ class Asked(NamedTuple):
 def evaluate(asked: Asked, out: Path | None, *, settings: EvaluateSettings, report: Progress) -> dict[str, Any]:
     """What is known of the policy or the responses: `{task, scores: {name: {value, low, high, n}}, …}`."""
     quiet_transformers()
-    processes = join()
+    processes = init_processes()
     kind = _kind(asked)
     _check_used(kind, asked, out, settings)
     if kind == HARNESS:
-        if processes.count > 1:
+        if processes.world_size > 1:
             raise InputError(f"task {asked.task} runs in one process: leave accelerate launch out")
         found = _by_harness(asked, settings)
     elif kind == LIKELIHOOD:
@@ -99,7 +99,7 @@ def evaluate(asked: Asked, out: Path | None, *, settings: EvaluateSettings, repo
         found = _wins(asked, settings, processes, report)
     else:
         found = _graded(asked, out, settings, processes, report)
-    leave()
+    shutdown_processes()
     return found
 
 
@@ -164,7 +164,7 @@ def _graded(
         column = TASKS[task].name
         names = [rows[number].get(column, number) for number, _ in answers]
         lines = [{column: name, **grade.line} for name, grade in zip(names, grades, strict=True)]
-        processes.first(lambda: write_lines(out, lines), f"writing {out}")
+        processes.run_on_main(lambda: write_lines(out, lines), f"writing {out}")
     more = {"rows": len(rows), "responses": len(answers), "unanswered": unanswered, "out": str(out) if out else None}
     return _summary(task, scores(task, answers, grades), left_out=dict(left_out), **more)
 
@@ -291,7 +291,7 @@ def _wins(asked: Asked, settings: EvaluateSettings, processes: Processes, report
     report.note(f"{len(both)} of {len(known)} prompts are answered in both files")
 
     def shared(groups: Sequence[Group]) -> list[tuple[Verdict, ...]]:
-        return dealt(groups, judge, processes=processes, doing="judging")
+        return split_work(groups, judge, processes=processes, activity="judging")
 
     found = win_rates([(known[text], (ours[text], theirs[text])) for text in both], shared)
     told = {name: value for name, value in found.items() if isinstance(value, Score)}

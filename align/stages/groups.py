@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.accounting.formulas import Work
-from align.distributed.processes import Processes
-from align.distributed.work_split import join
+from align.distributed.processes import Processes, init_processes
 from align.errors import InputError
 from align.inference.samples import Sample, Speed, prompt_key
 from align.models.loading import config_of, default_device, quiet_transformers
@@ -33,7 +32,7 @@ def generate_groups(context: Context) -> dict[str, Any]:
     step, recipe = context.recipe.steps[context.name], context.recipe
     assert isinstance(step, GenerateStep)
     quiet_transformers()
-    processes = join()
+    processes = init_processes()
     account = Account()
     asked = asked_prompts(recipe, step, account.counts)
     policies = {name: str(context.inputs[name]) for name in recipe.policies_of(context.name)}
@@ -44,7 +43,7 @@ def generate_groups(context: Context) -> dict[str, Any]:
         samples, speeds = sampled(policies, asked, step, journal=journal, processes=processes, report=context.report)
     _judge(context, step, asked, samples, account, processes)
     told = {name: speed.tokens_per_s for name, speed in speeds.items() if speed.seconds}
-    done = replace(_done(context, speeds), devices=processes.count)
+    done = replace(_done(context, speeds), devices=processes.world_size)
     return {**about(context), "report": account.report(), "tokens_per_s": told, "done": done}
 
 
@@ -73,7 +72,7 @@ def score_groups(context: Context) -> dict[str, Any]:
     step, recipe = context.recipe.steps[context.name], context.recipe
     assert isinstance(step, ScoreStep)
     quiet_transformers()
-    processes = join()
+    processes = init_processes()
     reading, account = streamed(recipe.source(step.data), kind=Comparison, seed=recipe.seed), Account()
     asked: list[Prompt] = []
     samples: list[Sample] = []
@@ -84,7 +83,7 @@ def score_groups(context: Context) -> dict[str, Any]:
         samples += [Sample(key, place, f"{GIVEN} {number}", text, None, GIVEN, 0) for place, text in enumerate(texts)]
     account.counts.update({f"rows:dropped {reason}": number for reason, number in reading.statistics.dropped.items()})
     _judge(context, step, asked, samples, account, processes)
-    return {**about(context), "report": account.report(), "done": Done(devices=processes.count)}
+    return {**about(context), "report": account.report(), "done": Done(devices=processes.world_size)}
 
 
 def _answered(record: Record, place: str) -> tuple[Prompt, list[str]]:

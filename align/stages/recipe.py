@@ -12,7 +12,7 @@ from pydantic import Field
 from align.accounting.settings import AccountingSettings
 from align.config import Settings, build, located, read_recipe, stable_hash
 from align.data.mixing import shares_of
-from align.distributed.work_split import check_launch
+from align.distributed.launch import check_launch
 from align.errors import InputError
 from align.models.settings import PolicySettings
 from align.pipeline import Step, order
@@ -171,7 +171,7 @@ class Recipe(Settings):
         step = self.steps[name]
         settings = step.model_dump(mode="json", exclude={"launch"})
         if isinstance(step, TrainStep | PreferenceStep | RewardStep):
-            settings["train"] = step.train.identity()  # without what decides only how it is computed
+            settings["train"] = step.train.cache_key()  # without what decides only how it is computed
         content: list[Any] = [self.seed, settings]
         if MAKES[step.stage] in (POLICY, REWARD_MODEL):
             content.append(self.policy.model_dump(mode="json", exclude={"gradient_checkpointing"}))

@@ -35,9 +35,18 @@ from align.stages.pairs import accuracy, pairs_of
 from align.stages.recipe import Recipe
 from align.stages.sources import Rows, step_rows
 from align.stages.steps import RewardStep
-from align.stages.training import Context, about, account, describe, done_of, job_of, policy_settings, whole_copy
-from align.train.accelerator import make_accelerator, read_in_shares
-from align.train.checkpoint import is_begun
+from align.stages.training import (
+    Context,
+    about,
+    account,
+    describe,
+    done_of,
+    policy_settings,
+    training_run_of,
+    whole_copy,
+)
+from align.train.accelerator import make_accelerator, zero3_init
+from align.train.checkpoint import has_checkpoint
 from align.train.loop import Loop
 from align.train.reward_objective import BradleyTerryObjective, RewardObjective, label_table, reward_objective
 
@@ -50,13 +59,13 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     assert isinstance(step, RewardStep)
     quiet_transformers()
     settings = policy_settings(recipe, context.name, context.inputs)
-    accelerator, begun = make_accelerator(step.train, context.working), is_begun(context.working)
+    accelerator, begun = make_accelerator(step.train, context.working), has_checkpoint(context.working)
     rated_before = saved_rating(settings.path) is not None
-    with read_in_shares(accelerator) if rated_before else nullcontext():
+    with zero3_init(accelerator) if rated_before else nullcontext():
         model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
     apply_template(tokenizer, settings.chat_template)
     rating, limit = model.rating, length_limit(model.base.config)
-    first = Processes(accelerator).first
+    first = Processes(accelerator).run_on_main
     data = step_rows(
         recipe, context.name, tokenizer, context.working, model_limit=limit, attributes=rating.names, first=first
     )
@@ -67,7 +76,7 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     worth = dict(zip(rating.names, rating.weights, strict=True))
     context.report.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in worth.items())}")
     objective = reward_objective(step.loss, rating.names, rating.weights)
-    job = job_of(context, objective, data, settings, head_lr_multiplier=step.head.lr_multiplier)
+    job = training_run_of(context, objective, data, settings, head_lr_multiplier=step.head.lr_multiplier)
     loop = Loop(model, job, context.report, accelerator)
     if not rated_before and not begun:
         _begin(loop, model, data, objective)
@@ -80,7 +89,7 @@ def train_reward_model(context: Context) -> dict[str, Any]:
         set_padding(whole, tokenizer, ends)
         save_reward_model(whole, tokenizer, context.working)
 
-    loop.processes.first(save, "writing the reward model")
+    loop.processes.run_on_main(save, "writing the reward model")
     return {
         **about(context),
         **account(data, outcome),
@@ -92,7 +101,7 @@ def train_reward_model(context: Context) -> dict[str, Any]:
 
 def _begin(loop: Loop, model: RewardModel, data: Rows, objective: RewardObjective) -> None:
     """Start a new head at what a linear probe of some rows to train on finds."""
-    some = [data.train[index] for index in order(len(data.train), seed=loop.job.seed, epoch=0)[:BEGIN_WITH]]
+    some = [data.train[index] for index in order(len(data.train), seed=loop.training_run.seed, epoch=0)[:BEGIN_WITH]]
     states = last_states(model, some)
     if isinstance(objective, BradleyTerryObjective):
         ends = [objective.extremes(group) for group in some]
@@ -107,7 +116,7 @@ def _begin(loop: Loop, model: RewardModel, data: Rows, objective: RewardObjectiv
     ((name, weight),) = [(name, value) for name, value in model.named_parameters() if id(value) in heads]
     with whole_values([weight]):
         new = started(full(weight.detach()), states_ND, label_NA)
-    loop.sharding.put({name: cast(torch.Tensor, broadcast(new))})  # the same on all ranks, to the last bit
+    loop.sharding.load_parameters({name: cast(torch.Tensor, broadcast(new))})  # the same on all ranks, to the last bit
 
 
 def rating_of(recipe: Recipe, name: str) -> Rating:

@@ -19,9 +19,9 @@ import torch
 from align import artifacts, pipeline
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger, total
+from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
-from align.distributed.signals import stop_later
-from align.distributed.work_split import leave
+from align.distributed.signals import defer_sigterm
 from align.errors import InputError, RunError
 from align.stages.costs import Meter, remove_spent
 from align.stages.evaluating import changes, evaluate_policy
@@ -32,7 +32,7 @@ from align.stages.rewards import train_reward_model
 from align.stages.sources import remove_rows
 from align.stages.training import Context, import_policy, train
 from align.train.checkpoint import remove_checkpoints
-from align.train.reference import REFERRED
+from align.train.reference import REFERENCE_WORK
 
 INSIDE = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint, as its pipeline has it
 LAUNCHED = ".lock-launched"  # beside the pipeline's own
@@ -173,7 +173,7 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
         return  # it is whole, and the first gives it its name, which a kill has kept from it
     if not is_first:
         STAGES[recipe.steps[name].stage](context)
-        leave()
+        shutdown_processes()
         return
     with (
         # A launched child outlives a killed pipeline, and then holds off the child of the next
@@ -185,7 +185,7 @@ def run_step(command: Command, name: str, report: Watcher) -> None:
             artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
         else:
             pipeline.run(chosen, recipe.root, execute=execute, log=report.note, on_state=report.watch, cleanup=_tidy)
-    leave()
+    shutdown_processes()
 
 
 def _executor(recipe: Recipe, report: Watcher, energy: EnergyMeter, command: Command | None) -> pipeline.Execute:
@@ -211,7 +211,7 @@ def _tidy(working: Path) -> None:
     remove_rows(working)
     remove_kept(working)
     remove_spent(working)
-    (working / REFERRED).unlink(missing_ok=True)
+    (working / REFERENCE_WORK).unlink(missing_ok=True)
     (working / CONTENT).unlink(missing_ok=True)
 
 
@@ -240,11 +240,11 @@ def _launched(command: Command, name: str, launch: str, mark: str, working: Path
 def _followed(call: Sequence[str], environment: Mapping[str, str], log: Path, metrics: Path, report: Progress) -> int:
     """The status that the call ends with; every line of metrics is passed on as it comes."""
     seen, passed, status = 0, False, None
-    with stop_later() as stop, log.open("w", encoding="utf-8") as file:
+    with defer_sigterm() as stop, log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(call, env=environment, stdout=file, stderr=subprocess.STDOUT)
         try:
             while status is None:
-                if stop.told and not passed:
+                if stop.requested and not passed:
                     child.terminate()  # the launcher passes it on
                     passed = True
                 with suppress(subprocess.TimeoutExpired):

@@ -10,8 +10,10 @@ from statistics import mean
 from typing import Any
 
 from align.data.formats import stream, write
+from align.distributed.journal import run_with_journal
+from align.distributed.processes import init_processes, shutdown_processes
 from align.distributed.progress import Progress
-from align.distributed.work_split import finish, join, leave, share_of
+from align.distributed.work_split import WorkShard
 from align.errors import InputError
 from align.records import Comparison, Demonstration, Prompt, Record, Response
 from align.rewards.reward_model_judge import reward_model_judge
@@ -39,7 +41,7 @@ def score_file(
     Ratings are kept beside `out` as they are made, so that the same call goes on where an earlier one was stopped.
     A row that is too long for the model is not cut: it is left out and counted.
     """
-    processes = join()
+    processes = init_processes()
     check_out(out, [data, model], KEPT)
     reading = stream(data, format=format, split=split, limit=limit, on_error=on_error)
     asked = [_asked(record, reading.statistics.place) for record in reading.records]
@@ -48,7 +50,7 @@ def score_file(
     began = time.monotonic()
     with opened(beside(out, KEPT), made_with, processes) as journal:
         missing = [row for row in range(len(asked)) if str(row) not in journal.done]
-        own = [row for row in missing if share_of(processes).has(row)]
+        own = [row for row in missing if WorkShard.of(processes).contains(row)]
         report.note(f"{len(asked)} rows to rate, {len(asked) - len(missing)} rated before")
         report.phase("score", len(own) + len(asked) - len(missing), len(asked) - len(missing))
 
@@ -58,12 +60,12 @@ def score_file(
                 journal.add(str(row), [[verdict.reward, dict(verdict.attributes), verdict.why] for verdict in said])
                 report.advance(1)
 
-        finish(journal, processes, rate, "rating")
+        run_with_journal(journal, processes, rate, "rating")
         verdicts = [[Verdict(*found) for found in journal.done[str(row)]] for row in range(len(asked))]
     worth = dict(zip(judge.rating.names, judge.rating.weights, strict=True))
     rated = [row for row, found in enumerate(verdicts) if all(each.reward is not None for each in found)]
-    processes.first(lambda: write(out, (_rated(asked[row][1], verdicts[row]) for row in rated)), f"writing {out}")
-    leave()
+    processes.run_on_main(lambda: write(out, (_rated(asked[row][1], verdicts[row]) for row in rated)), f"writing {out}")
+    shutdown_processes()
     left_out = Counter(found[0].why.partition(":")[0] for found in verdicts if found[0].reward is None)
     return {
         "model": model,

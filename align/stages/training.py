@@ -28,11 +28,11 @@ from align.stages.costs import Done, dimensions
 from align.stages.recipe import Recipe
 from align.stages.sources import UNUSED, Rows, step_rows
 from align.stages.steps import ImportStep, PreferenceStep, RewardStep, TrainStep
-from align.train.accelerator import make_accelerator, read_in_shares
+from align.train.accelerator import make_accelerator, zero3_init
 from align.train.loop import Loop
 from align.train.objectives import Objective, PreferenceObjective, SupervisedObjective
-from align.train.sharding import num_values
-from align.train.training_run import Job, Outcome
+from align.train.sharding import num_parameters
+from align.train.training_run import TrainingResult, TrainingRun
 
 B = TypeVar("B", bound=Backbone)
 
@@ -96,14 +96,14 @@ def train(context: Context) -> dict[str, Any]:
     quiet_transformers()
     settings = policy_settings(recipe, context.name, context.inputs)
     accelerator = make_accelerator(step.train, context.working)
-    with read_in_shares(accelerator) if settings.is_plain_checkpoint else nullcontext():
+    with zero3_init(accelerator) if settings.is_plain_checkpoint else nullcontext():
         policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
     limit = length_limit(policy.base.config)
-    first = Processes(accelerator).first
+    first = Processes(accelerator).run_on_main
     data = step_rows(recipe, context.name, tokenizer, context.working, model_limit=limit, first=first)
     context.report.note(describe(data.counts, data.format))
-    loop = Loop(policy, job_of(context, objective_of(step), data, settings), context.report, accelerator)
+    loop = Loop(policy, training_run_of(context, objective_of(step), data, settings), context.report, accelerator)
     outcome = loop.run()
     trained = whole_copy(loop, lambda: load_policy(settings)[0])
     merge = settings.lora is None or settings.lora.merge
@@ -111,7 +111,7 @@ def train(context: Context) -> dict[str, Any]:
     def save() -> None:
         save_policy(trained, tokenizer, context.working, merge=merge, end_of_turn=end_of_turn(data.train))
 
-    loop.processes.first(save, "writing the policy")
+    loop.processes.run_on_main(save, "writing the policy")
     return {**about(context), **account(data, outcome), "done": done_of(loop, outcome)}
 
 
@@ -120,24 +120,24 @@ def whole_copy(loop: Loop, read: Callable[[], B]) -> B:
 
     Where weights are whole only while a layer runs that is a model read anew, in main memory, with what was trained.
     """
-    if not loop.sharding.regathers:
+    if not loop.sharding.gathers_per_layer:
         return cast(B, loop.policy)
-    copy = loop.processes.all(lambda: read() if loop.processes.is_first else None, "reading the model to save it")
+    copy = loop.processes.run_on_all(lambda: read() if loop.processes.is_main else None, "reading the model to save it")
     places = {} if copy is None else dict(copy.named_parameters())
     with torch.no_grad():
-        for name, value in loop.sharding.trained():
+        for name, value in loop.sharding.full_parameters():
             if copy is not None:
                 places[name].copy_(value)
     return cast(B, copy)
 
 
-def job_of(
+def training_run_of(
     context: Context, objective: Objective, data: Rows, settings: PolicySettings, *, head_lr_multiplier: float = 1.0
-) -> Job:
+) -> TrainingRun:
     """What the step gives to the loop."""
     step = context.recipe.steps[context.name]
     assert isinstance(step, TrainStep | PreferenceStep | RewardStep)
-    job = Job(
+    job = TrainingRun(
         objective=objective,
         train=data.train,
         held_out=data.held_out,
@@ -208,22 +208,25 @@ def about(context: Context) -> dict[str, Any]:
     }
 
 
-def done_of(loop: Loop, outcome: Outcome) -> Done:
+def done_of(loop: Loop, outcome: TrainingResult) -> Done:
     """What the training has computed, for the step's ledger."""
-    weights, trained = num_values(loop.policy.parameters()), num_values(loop.sharding.trainable)
+    weights, trained = num_parameters(loop.policy.parameters()), num_parameters(loop.sharding.trainable)
     processes, device = loop.accelerator.num_processes, loop.accelerator.device
     ways = Sharding(
-        stage=loop.sharding.stage, processes=processes, reduce=loop.job.settings.reduce, cpu=device.type == "cpu"
+        stage=loop.sharding.stage,
+        processes=processes,
+        reduce=loop.training_run.settings.reduce,
+        cpu=device.type == "cpu",
     )
     small = [value for value in loop.policy.parameters() if getattr(value, "ds_persist", False)]
     traffic = Traffic(
         weights=weights,
         trained=trained,
-        small=num_values(small),
+        small=num_parameters(small),
         steps=outcome.num_steps,
-        micro_batches=outcome.micro_batches,
-        unkept=outcome.micro_batches,  # the probe of the forward comes first, without a backward pass
-        forwards=outcome.forwards,
+        micro_batches=outcome.num_micro_batches,
+        unkept=outcome.num_micro_batches,  # the probe of the forward comes first, without a backward pass
+        forwards=outcome.num_forward_passes,
     )
     return Done(
         dimensions=dimensions(loop.policy.base.config),
@@ -231,15 +234,15 @@ def done_of(loop: Loop, outcome: Outcome) -> Done:
         frozen=trained < weights,
         tokens_trained=outcome.tokens_trained,
         trained=outcome.trained,
-        observed=outcome.observed,
+        observed=outcome.forward_only,
         devices=processes,
-        precision=loop.job.settings.precision,
+        precision=loop.training_run.settings.precision,
         wire_bytes=wire_bytes(ways, traffic),
         device=str(device),
     )
 
 
-def account(data: Rows, outcome: Outcome) -> dict[str, Any]:
+def account(data: Rows, outcome: TrainingResult) -> dict[str, Any]:
     """What training leaves in the manifest."""
     return {
         "rows": data.counts,
@@ -247,9 +250,9 @@ def account(data: Rows, outcome: Outcome) -> dict[str, Any]:
         "optimizer_steps": outcome.num_steps,
         "imbalance": {"mean": sum(outcome.imbalance) / len(outcome.imbalance), "worst": max(outcome.imbalance)},
         "forward": {"name": outcome.forward.name, "reason": outcome.forward.reason},
-        "reference": outcome.weights,
-        "first": dict(outcome.first),
-        "last": dict(outcome.last),
-        "kept": dict(outcome.kept),
+        "reference": outcome.initial_weights,
+        "first": dict(outcome.first_metrics),
+        "last": dict(outcome.last_metrics),
+        "kept": dict(outcome.kept_metrics),
         "threads": torch.get_num_threads(),
     }

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from align.config import Settings, stable_hash
-from align.distributed.journal import Journal, Share
+from align.distributed.journal import Journal
+from align.distributed.work_split import WorkShard
 from align.errors import InputError
 from align.inference.samples import TOO_LONG, Sample, prompt_key
 from align.records import Comparison, Prompt, Record, Response
@@ -114,13 +115,13 @@ def judged(
     *,
     journal: Journal,
     account: Account,
-    share: Share = Share(),  # noqa: B008 - frozen
+    shard: WorkShard = WorkShard(),  # noqa: B008 - frozen
 ) -> Iterator[Scored]:
     """Each prompt that has responses, with their verdicts; the judge is asked nothing that the journal knows.
 
     Of several processes each has a share of them.
     """
-    groups = share.of(list(answered(prompts, samples, account)))
+    groups = shard.select(list(answered(prompts, samples, account)))
     texts = [[one.text for one in of] for _, of in groups]
     marks = [stable_hash([prompt_key(prompt), said]) for (prompt, _), said in zip(groups, texts, strict=True)]
     missing = [index for index, mark in enumerate(marks) if mark not in journal.done]

@@ -20,7 +20,7 @@ from accelerate.utils import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from align.distributed.processes import PATIENCE, asks_for, check_world
+from align.distributed.launch import COLLECTIVE_TIMEOUT, check_world_size, launched_with
 from align.errors import InputError, RunError
 from align.registry import suggest
 from align.train.settings import TrainSettings
@@ -31,19 +31,19 @@ def make_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
 
     On a CPU that is over gloo, which a bare Accelerator would silently not join.
     """
-    if asks_for("MEGATRON_LM"):
+    if launched_with("MEGATRON_LM"):
         raise InputError("the launch file asks for MEGATRON_LM; there are one process, DDP, DeepSpeed and FSDP2")
     for way in ("DEEPSPEED", "FSDP"):
-        if asks_for(way) and "RANK" not in os.environ:
+        if launched_with(way) and "RANK" not in os.environ:
             raise InputError(f"the launch file asks for {way}, and this is no process of an accelerate launch: no RANK")
     check_trackers(settings)
-    if asks_for("DEEPSPEED"):
+    if launched_with("DEEPSPEED"):
         _ready_deepspeed()
     options: dict[str, Any] = {}
     if "RANK" in os.environ:
         backend = None if torch.cuda.is_available() else "gloo"
-        options["kwargs_handlers"] = [InitProcessGroupKwargs(backend=backend, timeout=PATIENCE)]
-    if not torch.cuda.is_available() and not (asks_for("DEEPSPEED") or asks_for("FSDP")):
+        options["kwargs_handlers"] = [InitProcessGroupKwargs(backend=backend, timeout=COLLECTIVE_TIMEOUT)]
+    if not torch.cuda.is_available() and not (launched_with("DEEPSPEED") or launched_with("FSDP")):
         options["cpu"] = True  # with DeepSpeed accelerate would turn into plain DDP and not say so
     # The steps of a recipe share a process, and each has its own precision, which accelerate keeps in a global.
     AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage] - there is no public way
@@ -57,7 +57,7 @@ def make_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
         **options,
     )
     _check_joined(accelerator)
-    unset_hf_deepspeed_config()  # by which transformers shares out whatever it makes; `read_in_shares` says what
+    unset_hf_deepspeed_config()  # by which transformers shares out whatever it makes; `zero3_init` says what
     return accelerator
 
 
@@ -70,7 +70,7 @@ def check_trackers(settings: TrainSettings) -> None:
 
 
 @contextmanager
-def read_in_shares(accelerator: Accelerator) -> Generator[None]:
+def zero3_init(accelerator: Accelerator) -> Generator[None]:
     """A block in which a model that is read from a folder is shared out as it is read, where ZeRO-3 is to do so."""
     plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == DistributedType.DEEPSPEED else None
     if plugin is None or not plugin.is_zero3_init_enabled():
@@ -100,9 +100,9 @@ def _ready_deepspeed() -> None:
 def _check_joined(accelerator: Accelerator) -> None:
     """Stop unless accelerate has joined what was launched."""
     kind = accelerator.distributed_type
-    check_world(1 if kind == DistributedType.NO else accelerator.num_processes)  # without a type nothing is in step
+    check_world_size(1 if kind == DistributedType.NO else accelerator.num_processes)
     for way, expected in (("DEEPSPEED", DistributedType.DEEPSPEED), ("FSDP", DistributedType.FSDP)):
-        if asks_for(way) and kind != expected:
+        if launched_with(way) and kind != expected:
             raise RunError(
                 f"the launch file asks for {way} and accelerate joined {kind.value}: nothing would be sharded"
             )

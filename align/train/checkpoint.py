@@ -60,14 +60,14 @@ def save_checkpoint(
 
     Of the weights that were the best at some time those of the step `best` are kept.
     """
-    if processes.is_first:
+    if processes.is_main:
         for half in folder.glob(f".{PREFIX}*"):  # as large as a whole one, of a life that was killed while it wrote
             shutil.rmtree(half)
         if (folder / METRICS).is_file():  # its lines are on the disk before a checkpoint counts on them
             with (folder / METRICS).open("rb") as lines:
                 os.fsync(lines.fileno())
     _save(folder / f"{PREFIX}{step}", {"step": step, "settings": settings_hash}, holder, processes, moments=True)
-    if processes.is_first:
+    if processes.is_main:
         others = [path for path in folder.glob(f"{BEST}*") if path.name != f"{BEST}{best}"]
         for older in [*_checkpoints(folder)[:-1], *others]:
             _remove(older)
@@ -94,7 +94,7 @@ def save_best(folder: Path, step: int, *, holder: Holder, processes: Processes) 
     that came between are of no use any more.
     """
     _save(folder / f"{BEST}{step}", {"step": step}, holder, processes, moments=False)
-    if processes.is_first:
+    if processes.is_main:
         covered = max((_step_of(each, PREFIX) for each in _checkpoints(folder)), default=0)
         for other in folder.glob(f"{BEST}*"):
             if covered < _step_of(other, BEST) != step:
@@ -115,13 +115,13 @@ def _save(target: Path, state: Mapping[str, Any], holder: Holder, processes: Pro
     with ExitStack() as stack:
 
         def write(writing: Path) -> None:
-            if holder.sharded or processes.is_first:
+            if holder.sharded or processes.is_main:
                 parts = {
                     f"{kind}/{part.start}/{part.name}": value.contiguous()
                     for part in holder.parts(moments=moments)
                     for kind, value in part.values.items()
                 }
-                file = writing / SHARD.format(processes.number)
+                file = writing / SHARD.format(processes.rank)
                 with artifacts.disk_errors(file):
                     save_file(parts, file)
 
@@ -132,9 +132,9 @@ def _save(target: Path, state: Mapping[str, Any], holder: Holder, processes: Pro
             write_json(writing / STATE, dict(state))
             stack.close()
 
-        writing = processes.first(begin, what)
-        processes.all(lambda: write(writing), what)
-        processes.first(finish, what)
+        writing = processes.run_on_main(begin, what)
+        processes.run_on_all(lambda: write(writing), what)
+        processes.run_on_main(finish, what)
 
 
 def _stored(folder: Path) -> Stored:
@@ -184,7 +184,7 @@ def _opened(file: Path) -> Any:  # noqa: ANN401 - safetensors has no name for it
         raise RunError(f"{file}: cannot be read ({error}); remove {file.parent.name} to go on without it") from error
 
 
-def is_begun(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
     """Whether there is a checkpoint to go on from."""
     return bool(_checkpoints(folder))
 

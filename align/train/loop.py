@@ -14,12 +14,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from align.accounting.formulas import Work, added
+from align.accounting.peak_memory import peak_memory
 from align.artifacts import METRICS, append_line
 from align.config import stable_hash
 from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
-from align.distributed.processes import Processes, peak_memory
+from align.distributed.processes import Processes
 from align.distributed.progress import Progress
-from align.distributed.signals import Stop, stop_later
+from align.distributed.signals import StopRequest, defer_sigterm
 from align.errors import InputError, RunError
 from align.models.backbone import Backbone, fingerprint
 from align.models.probe import choose_forward
@@ -29,9 +30,9 @@ from align.train.checkpoint import load_best, load_checkpoint, metrics_until, sa
 from align.train.indexed_groups import ROWS, Groups
 from align.train.objectives import GroupBatch, Step, Tally, group_batch
 from align.train.optimizer import make_optimizer
-from align.train.reference import REFERRED, ReferenceCache, fill
+from align.train.reference import REFERENCE_WORK, ReferenceCache, fill
 from align.train.sharded import shard
-from align.train.training_run import Job, Outcome
+from align.train.training_run import TrainingResult, TrainingRun
 
 # How far the policy and its references may be apart before the first update, in nats a token: what rounding does in
 # micro-batches of another cut. The loss itself would not show it: at a beta of 1e-3 it hardly depends on them.
@@ -42,18 +43,20 @@ WORK = ("tokens_computed", "pairs_attended", "targets")  # names in the metrics 
 class Loop:
     """One training step over fixed groups; the same numbers however it is cut into micro-batches and ranks."""
 
-    def __init__(self, policy: Backbone, job: Job, report: Progress, accelerator: Accelerator | None = None) -> None:
-        self.job, self.report, self.policy = job, report, policy
-        self.keeps_best = job.settings.keep == "best"
-        if self.keeps_best and not job.held_out:
+    def __init__(
+        self, policy: Backbone, run: TrainingRun, report: Progress, accelerator: Accelerator | None = None
+    ) -> None:
+        self.training_run, self.report, self.policy = run, report, policy
+        self.keeps_best = run.settings.keep == "best"
+        if self.keeps_best and not run.held_out:
             raise InputError("train.keep is 'best', and no row is held out to tell by: set held_out of the source")
-        self.accelerator = accelerator or make_accelerator(job.settings, job.folder)
+        self.accelerator = accelerator or make_accelerator(run.settings, run.folder)
         self.processes = Processes(self.accelerator)
         self.weights = fingerprint(policy)
-        self.optimizer = make_optimizer(policy, job.settings, job.head_lr_multiplier)
-        self.sharding = shard(self.accelerator, policy, self.optimizer, job.settings)
-        self.groups = Groups(job.train, job.held_out)  # a group is known by its index in here
-        self.forward = choose_forward(policy, self.groups.probed(), job.forward, precision=job.settings.precision)
+        self.optimizer = make_optimizer(policy, run.settings, run.head_lr_multiplier)
+        self.sharding = shard(self.accelerator, policy, self.optimizer, run.settings)
+        self.groups = Groups(run.train, run.held_out)  # a group is known by its index in here
+        self.forward = choose_forward(policy, self.groups.probed(), run.forward, precision=run.settings.precision)
         if self.forward.name == "plain":
             report.note(f"plain padded forward: {self.forward.reason}")
         self.make = tree_batch if self.forward.name == "tree" else plain_batch
@@ -61,59 +64,59 @@ class Loop:
         self.sharding.use_precision()
         self.model = self.sharding.model
         self.sharding.settle(self.make(self.groups[0].sequences).to(self.accelerator.device))
-        self.num_steps = job.settings.num_steps(job.num_rows)
-        self.epoch = lru_cache(maxsize=2)(job.epoch)  # the order of a large epoch is not made for each of its steps
+        self.num_steps = run.settings.num_steps(run.num_rows)
+        self.epoch = lru_cache(maxsize=2)(run.epoch)  # the order of a large epoch is not made for each of its steps
         self._referred, self._num_referred = Work(0, 0, 0), 0
-        with self.processes.at("the references, before step 1"):
-            self.references = self._fill_references() if job.objective.needs_reference else None
-        numbers = [job.settings.identity(), job.objective.identity(), job.head_lr_multiplier, self.weights, job.seed]
-        numbers += [] if job.mixture is None else [asdict(job.mixture)]
-        self.identity = stable_hash([*numbers, *self.groups.digests(held_out=self.keeps_best)])
+        with self.processes.activity("the references, before step 1"):
+            self.references = self._fill_references() if run.objective.needs_reference else None
+        numbers = [run.settings.cache_key(), run.objective.cache_key(), run.head_lr_multiplier, self.weights, run.seed]
+        numbers += [] if run.mixture is None else [asdict(run.mixture)]
+        self.settings_hash = stable_hash([*numbers, *self.groups.digests(held_out=self.keeps_best)])
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingResult:
         """Train to the end, from the latest checkpoint if there is one."""
-        job, settings = self.job, self.job.settings
-        done = load_checkpoint(job.folder, holder=self.sharding, settings_hash=self.identity)
+        run, settings = self.training_run, self.training_run.settings
+        done = load_checkpoint(run.folder, holder=self.sharding, settings_hash=self.settings_hash)
         if self._sum(done) != done * self.accelerator.num_processes:
-            raise RunError(f"{job.folder}: ranks find different checkpoints in it; do all nodes share the folder?")
-        lines = metrics_until(job.folder / METRICS, done, write=self.accelerator.is_main_process)
+            raise RunError(f"{run.folder}: ranks find different checkpoints in it; do all nodes share the folder?")
+        lines = metrics_until(run.folder / METRICS, done, write=self.accelerator.is_main_process)
         if done:
             self.report.note(f"resumed after step {done} of {self.num_steps}")
         if settings.trackers:
-            self.accelerator.init_trackers("align", {name: str(value) for name, value in settings.identity().items()})
+            self.accelerator.init_trackers("align", {name: str(value) for name, value in settings.cache_key().items()})
         self.report.phase("train", self.num_steps, done)
         saved = time.monotonic()
-        with stop_later() as stop:
+        with defer_sigterm() as stop:
             for step in range(done, self.num_steps):
-                with self.processes.at(f"step {step + 1}"):
+                with self.processes.activity(f"step {step + 1}"):
                     saved = self._advance(step, lines, saved, stop)
         if settings.trackers:
             self.accelerator.end_training()
-        return Outcome(
+        return TrainingResult(
             num_steps=self.num_steps,
             forward=self.forward,
-            first=lines[0],
-            last=lines[-1],
-            kept=self._keep(lines),
-            weights=self.weights,
+            first_metrics=lines[0],
+            last_metrics=lines[-1],
+            kept_metrics=self._keep(lines),
+            initial_weights=self.weights,
             trained=added(_work_of(line) for line in lines),
-            observed=added([self._referred, *(_work_of(line, "held_out/") for line in lines)]),
+            forward_only=added([self._referred, *(_work_of(line, "held_out/") for line in lines)]),
             tokens_trained=sum(int(line["tokens_trained"]) for line in lines),
             imbalance=[line["imbalance"] for line in lines],
-            micro_batches=sum(int(line["micro_batches"]) for line in lines),
-            forwards=self._num_referred + sum(int(line.get("held_out/micro_batches", 0)) for line in lines),
+            num_micro_batches=sum(int(line["micro_batches"]) for line in lines),
+            num_forward_passes=self._num_referred + sum(int(line.get("held_out/micro_batches", 0)) for line in lines),
         )
 
-    def _advance(self, step: int, lines: list[dict[str, float]], saved: float, stop: Stop) -> float:
+    def _advance(self, step: int, lines: list[dict[str, float]], saved: float, stop: StopRequest) -> float:
         """Take a step, with its line and what else is due after it; when the latest checkpoint was written."""
-        job, settings, final = self.job, self.job.settings, step + 1 == self.num_steps
+        run, settings, final = self.training_run, self.training_run.settings, step + 1 == self.num_steps
         metrics = self.step(step)
-        if job.held_out and (final or _every(step + 1, settings.evaluate_every)):
+        if run.held_out and (final or _every(step + 1, settings.evaluate_every)):
             metrics |= {f"held_out/{name}": value for name, value in self.evaluate().items()}
             if self.keeps_best and metrics is _best([*lines, metrics]):
-                save_best(job.folder, step + 1, holder=self.sharding, processes=self.processes)
+                save_best(run.folder, step + 1, holder=self.sharding, processes=self.processes)
         if self.accelerator.is_main_process:
-            append_line(job.folder / METRICS, metrics)
+            append_line(run.folder / METRICS, metrics)
         self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step + 1)
         lines.append(metrics)
         self.report.advance(1, metrics)
@@ -122,11 +125,17 @@ class Loop:
             return saved
         best = int((_best(lines) or {"step": 0})["step"])
         save_checkpoint(
-            job.folder, step + 1, holder=self.sharding, processes=self.processes, settings_hash=self.identity, best=best
+            run.folder,
+            step + 1,
+            holder=self.sharding,
+            processes=self.processes,
+            settings_hash=self.settings_hash,
+            best=best,
         )
         if told:
             raise RunError(
-                f"told to stop by SIGTERM: step {step + 1} of {self.num_steps} is kept; the same command goes on"
+                f"stopped by SIGTERM: saved a checkpoint after step {step + 1} of {self.num_steps}; "
+                "rerun the same command to resume"
             )
         return time.monotonic()
 
@@ -137,15 +146,15 @@ class Loop:
         best = _best(lines)
         if best is None:
             raise RunError("the loss of the held-out rows was never a finite number: no weights are the best")
-        load_best(self.job.folder, int(best["step"]), holder=self.sharding)
+        load_best(self.training_run.folder, int(best["step"]), holder=self.sharding)
         return best
 
     def step(self, step: int) -> dict[str, float]:
         """Metrics of one optimizer step; the weights change only if loss and gradient are finite."""
         began = time.monotonic()
-        job, settings = self.job, self.job.settings
-        indices = groups_of_step(step, job.num_rows, settings.prompts_per_step, epoch_of=self.epoch)
-        denominator = job.objective.denominator(self.groups.some(indices))
+        run, settings = self.training_run, self.training_run.settings
+        indices = groups_of_step(step, run.num_rows, settings.prompts_per_step, epoch_of=self.epoch)
+        denominator = run.objective.denominator(self.groups.some(indices))
         rate = settings.learning_rate_at(step, self.num_steps)
         self.sharding.set_rate(rate)
         totals: dict[str, Tally] = {}
@@ -153,7 +162,7 @@ class Loop:
         with self.sharding.accumulating():
             for batch, share, final in self._micro_batches(indices):
                 with self.sharding.micro(final):
-                    result = job.objective(self.model, batch)
+                    result = run.objective(self.model, batch)
                     loss += result.loss.detach() * share
                     if final:
                         self._stop_unless_finite(loss, "loss", step)
@@ -167,7 +176,7 @@ class Loop:
             raise RunError(f"step {step + 1}: the norm of the gradient is {norm}; the weights are as before this step")
         return {
             "step": step + 1,
-            "epoch": (step + 1) / steps_per_epoch(job.num_rows, settings.prompts_per_step),
+            "epoch": (step + 1) / steps_per_epoch(run.num_rows, settings.prompts_per_step),
             **self._means(loss / denominator, totals),
             "grad_norm": norm,
             "lr": rate,
@@ -182,14 +191,14 @@ class Loop:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss and tallies over the held-out groups."""
-        indices = range(len(self.job.train), len(self.groups))
+        indices = range(len(self.training_run.train), len(self.groups))
         totals: dict[str, Tally] = {}
         loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for batch, share, _ in self._micro_batches(indices):
-            result = self.job.objective(self.model, batch)
+            result = self.training_run.objective(self.model, batch)
             loss += result.loss * share
             _add(totals, result.tallies, share)
-        denominator = self.job.objective.denominator(self.groups.some(indices))
+        denominator = self.training_run.objective.denominator(self.groups.some(indices))
         return self._means(loss / denominator, totals) | self._work()
 
     def _micro_batches(self, indices: Sequence[int]) -> Iterator[tuple[GroupBatch, int, bool]]:
@@ -197,7 +206,7 @@ class Loop:
 
         All ranks must run equally many: gradients are reduced in the last one.
         """
-        budget = self.job.settings.tokens_per_micro_batch
+        budget = self.training_run.settings.tokens_per_micro_batch
         plan = plan_step(indices, self.sizes, token_budget=budget, num_ranks=self.accelerator.num_processes)
         micros = plan.ranks[self.accelerator.process_index]
         self._imbalance = imbalance(plan, self.sizes)
@@ -215,15 +224,17 @@ class Loop:
         return {**computed, "micro_batches": self._num_micros}
 
     def _fill_references(self) -> ReferenceCache:
-        cache = ReferenceCache(self.job.references, weights=self.weights, precision=self.job.settings.precision)
+        cache = ReferenceCache(
+            self.training_run.references, weights=self.weights, precision=self.training_run.settings.precision
+        )
         work = fill(
             cache,
             self.model,
             self.groups,
-            column=self.job.folder / ROWS / "references.bin",
-            told=self.job.folder / REFERRED,
+            column=self.training_run.folder / ROWS / "references.bin",
+            told=self.training_run.folder / REFERENCE_WORK,
             forward=self.forward.name,
-            token_budget=self.job.settings.tokens_per_micro_batch,
+            token_budget=self.training_run.settings.tokens_per_micro_batch,
             accelerator=self.accelerator,
         )
         missing = next(work)
@@ -240,7 +251,7 @@ class Loop:
         if self.references is None or result.logps_BK is None:
             return
         gap = float((result.logps_BK - batch.reference_BK).abs().sum() / batch.lengths_BK.sum())
-        if gap > FIRST_GAP[self.job.settings.precision]:
+        if gap > FIRST_GAP[self.training_run.settings.precision]:
             raise RunError(
                 f"step 1: policy and reference are {gap:.2g} nats a token apart before any update: what is cached in "
                 f"{self.references.folder} is not of this policy; delete it"
@@ -270,14 +281,14 @@ class Loop:
         pairs = zip(names, flat[::2], flat[1::2], strict=True)
         return {"loss": loss_sum, **{name: total / count if count else 0.0 for name, total, count in pairs}}
 
-    def _due(self, saved: float, stop: Stop) -> tuple[bool, bool]:
+    def _due(self, saved: float, stop: StopRequest) -> tuple[bool, bool]:
         """Whether any rank is told to stop, and whether it is time for a checkpoint by the first one's clock.
 
         The clocks of the others may differ.
         """
-        minutes = self.job.settings.checkpoint_minutes
+        minutes = self.training_run.settings.checkpoint_minutes
         is_late = minutes is not None and (time.monotonic() - saved) / 60 >= minutes
-        mine = [float(stop.told), float(is_late and self.accelerator.is_main_process)]
+        mine = [float(stop.requested), float(is_late and self.accelerator.is_main_process)]
         tensor = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
         told, late = cast(Tensor, self.accelerator.reduce(tensor, reduction="sum")).tolist()
         return told > 0, late > 0

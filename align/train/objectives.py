@@ -65,7 +65,7 @@ class Objective(Protocol):
 
     needs_reference: bool
 
-    def identity(self) -> object:
+    def cache_key(self) -> object:
         """What decides its numbers: a checkpoint belongs to one identity."""
         ...
 
@@ -134,7 +134,7 @@ class SupervisedObjective:
 
     needs_reference = False
 
-    def identity(self) -> object:
+    def cache_key(self) -> object:
         """Its name: it has no settings."""
         return "supervised"
 
@@ -165,7 +165,7 @@ class PreferenceObjective:
         self.loss = preference_loss(settings.name, **settings.settings)
         self.needs_reference = self.loss.uses_reference
 
-    def identity(self) -> object:
+    def cache_key(self) -> object:
         """Its settings."""
         return self.settings.model_dump()
 
@@ -210,9 +210,9 @@ class PreferenceObjective:
 
 def first_largest(values_BK: Tensor) -> Tensor:
     """Index of the largest value of each group, the first of equals, shape [B]."""
-    num_values = values_BK.shape[1]
-    at_BK = torch.arange(num_values, device=values_BK.device).expand(values_BK.shape)
-    return at_BK.masked_fill(values_BK < values_BK.amax(dim=1, keepdim=True), num_values).amin(dim=1)
+    num_parameters = values_BK.shape[1]
+    at_BK = torch.arange(num_parameters, device=values_BK.device).expand(values_BK.shape)
+    return at_BK.masked_fill(values_BK < values_BK.amax(dim=1, keepdim=True), num_parameters).amin(dim=1)
 
 
 def pick(values_BK: Tensor, index_B: Tensor) -> Tensor:

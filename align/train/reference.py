@@ -30,7 +30,7 @@ from align.train.indexed_groups import Groups
 
 FLUSH_S = 60.0  # seconds of computing that a kill may lose
 PLANNED = 1 << 14  # groups of a pass that are cut into micro-batches together
-REFERRED = "references.computed"  # in a step's working folder: what its pass has taken
+REFERENCE_WORK = "references.computed"  # in a step's working folder: what its pass has taken
 BEGUN = "begun.keys"  # names what a pass computes, until it is through
 MISSING = np.inf  # no logarithm of a probability
 SUM = np.dtype("<f8")  # of a column: a sum of log-probabilities, `MISSING` where there is none yet

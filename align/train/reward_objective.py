@@ -27,7 +27,7 @@ class RegressionObjective:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
 
-    def identity(self) -> object:
+    def cache_key(self) -> object:
         """The attributes in their order."""
         return ["regression", self.names]
 
@@ -57,7 +57,7 @@ class BradleyTerryObjective:
         self.name, self.weights = name, tuple(weights)
         self.follows_label = name == "bt"
 
-    def identity(self) -> object:
+    def cache_key(self) -> object:
         """The loss, and what each attribute is worth in the reward."""
         return [self.name, self.weights]
 

@@ -59,7 +59,7 @@ class TrainSettings(Settings):
         whole = math.ceil(steps * (1 - 1e-12))  # 1.1 epochs of 50 steps are 55, though 1.1 * 50 is a little more
         return min(whole, self.max_steps) if self.max_steps is not None else whole
 
-    def identity(self) -> dict[str, object]:
+    def cache_key(self) -> dict[str, object]:
         """The settings that decide the numbers; those left out decide only how and when they are computed or kept."""
         left_out = {"tokens_per_micro_batch", "reduce", "checkpoint_steps", "checkpoint_minutes", "trackers"}
         if self.keep == "last":

@@ -18,10 +18,10 @@ from torch.optim import AdamW
 from align.errors import InputError, RunError
 from align.models.backbone import Backbone, full, whole
 from align.train.settings import TrainSettings
-from align.train.sharding import Part, Whole, local
+from align.train.sharding import Part, Replicated, local
 
 
-class Zero12(Whole):
+class Zero12(Replicated):
     """DeepSpeed's ZeRO 1 and 2: moments, and gradients, in shares of one flat buffer."""
 
     sharded = True
@@ -89,7 +89,7 @@ class Zero12(Whole):
 class Zero3(Zero12):
     """DeepSpeed's ZeRO 3: weights too are held in shares, and whole only while a layer runs."""
 
-    regathers = True
+    gathers_per_layer = True
 
     def parts(self, *, moments: bool) -> Iterator[Part]:
         """What this process holds of each parameter, without the padding of the last share."""
@@ -118,7 +118,7 @@ class Zero3(Zero12):
             kept[0].partition(kept)
             kept[0].all_gather(kept)
 
-    def trained(self) -> Iterator[tuple[str, Tensor]]:
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every trained parameter in full, one after the other, on every process."""
         for name, value in self.policy.named_parameters():
             if value.requires_grad:
@@ -126,10 +126,10 @@ class Zero3(Zero12):
                     yield name, value.detach()
 
 
-class Fsdp2(Whole):
+class Fsdp2(Replicated):
     """PyTorch's FSDP2: every parameter is cut along its first dimension, and whole only while a layer runs."""
 
-    sharded = regathers = True
+    sharded = gathers_per_layer = True
     stage = 3
 
     def _prepare(self) -> None:
@@ -167,7 +167,7 @@ class Fsdp2(Whole):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def trained(self) -> Iterator[tuple[str, Tensor]]:
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every trained parameter in full, one after the other, on every process."""
         self._let_go()
         for name, value in self.policy.named_parameters():
@@ -175,7 +175,7 @@ class Fsdp2(Whole):
                 yield name, full(value.detach())
 
 
-def shard(accelerator: Accelerator, policy: Backbone, optimizer: AdamW, settings: TrainSettings) -> Whole:
+def shard(accelerator: Accelerator, policy: Backbone, optimizer: AdamW, settings: TrainSettings) -> Replicated:
     """The policy and its optimizer as the launch file wants them to lie."""
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
@@ -183,7 +183,7 @@ def shard(accelerator: Accelerator, policy: Backbone, optimizer: AdamW, settings
         if stage not in ZERO:
             raise InputError(f"the launch file asks for ZeRO stage {stage}; there are {', '.join(map(str, ZERO))}")
         return ZERO[stage](accelerator, policy, optimizer, settings)
-    return (Fsdp2 if kind == DistributedType.FSDP else Whole)(accelerator, policy, optimizer, settings)
+    return (Fsdp2 if kind == DistributedType.FSDP else Replicated)(accelerator, policy, optimizer, settings)
 
 
 ZERO = {1: Zero12, 2: Zero12, 3: Zero3}

@@ -33,11 +33,11 @@ class Part(NamedTuple):
     values: dict[str, Tensor]  # WEIGHT and, where they are asked for, each of MOMENTS
 
 
-class Whole:
+class Replicated:
     """Every process holds everything: one process alone, or DDP."""
 
     sharded = False  # whether each process holds a part of its own, which it has to store
-    regathers = False  # whether weights are whole only while a layer runs
+    gathers_per_layer = False  # whether weights are whole only while a layer runs
     stage = 0  # ZeRO's word for what is shared out
 
     def __init__(self, accelerator: Accelerator, policy: Backbone, optimizer: AdamW, settings: TrainSettings) -> None:
@@ -76,7 +76,7 @@ class Whole:
         if self.settings.precision == "fp32":
             return nullcontext()
         # The cache would hold every weight in bf16 until the forward is over, which sharding is there to avoid.
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, cache_enabled=not self.regathers)
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, cache_enabled=not self.gathers_per_layer)
 
     def set_rate(self, rate: float) -> None:
         """Give every part of the optimizer its share of the learning rate."""
@@ -132,14 +132,14 @@ class Whole:
     def show(self) -> None:
         """Let the model see what was written into the parts."""
 
-    def trained(self) -> Iterator[tuple[str, Tensor]]:
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every trained parameter in full, one after the other, on every process."""
         for name, value in self.policy.named_parameters():
             if value.requires_grad:
                 yield name, value.detach()
 
     @torch.no_grad()
-    def put(self, new: Mapping[str, Tensor]) -> None:
+    def load_parameters(self, new: Mapping[str, Tensor]) -> None:
         """Write the values of parameters, by name and in full, the same on every process."""
         for part in self.parts(moments=False):
             if part.name in new:
@@ -148,7 +148,7 @@ class Whole:
         self.show()
 
 
-def num_values(values: Iterable[Tensor]) -> int:
+def num_parameters(values: Iterable[Tensor]) -> int:
     """How many numbers the parameters hold in full."""
     packed = [(value, getattr(value, "quant_state", None)) for value in values]  # two weights in 4 bits share a byte
     whole = [

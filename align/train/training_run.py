@@ -17,7 +17,7 @@ from align.train.settings import TrainSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class TrainingRun:
     """What one training step is made of."""
 
     objective: Objective
@@ -44,18 +44,18 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrainingResult:
     """How a training step ended."""
 
     num_steps: int
     forward: Forward
-    first: Mapping[str, float]  # metrics of the first optimizer step
-    last: Mapping[str, float]  # and of the last one, with those of the held-out rows
-    kept: Mapping[str, float]  # and of the one whose weights the policy is left with
-    weights: str  # fingerprint of the policy that entered
+    first_metrics: Mapping[str, float]  # metrics of the first optimizer step
+    last_metrics: Mapping[str, float]  # and of the last one, with those of the held-out rows
+    kept_metrics: Mapping[str, float]  # and of the one whose weights the policy is left with
+    initial_weights: str  # fingerprint of the policy that entered
     trained: Work  # forward and backward
-    observed: Work  # forward alone: references, as far as this process had to compute them, and held-out rows
+    forward_only: Work  # forward alone: references, as far as this process had to compute them, and held-out rows
     tokens_trained: int
-    micro_batches: int  # of each process, with a backward pass
-    forwards: int  # and without: references, as far as they had to be computed, and held-out rows
+    num_micro_batches: int  # of each process, with a backward pass
+    num_forward_passes: int  # and without: references, as far as they had to be computed, and held-out rows
     imbalance: Sequence[float]  # of each optimizer step: largest over mean tokens of a rank

@@ -25,15 +25,16 @@ from transformers import (
     TrainingArguments,
 )
 
+from align.accounting.peak_memory import peak_memory
 from align.data.batching import groups_of_step
 from align.data.chat import TokenGroup, TokenSequence
-from align.distributed.processes import peak_memory
 from align.distributed.progress import SilentProgress
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
-from align.train.loop import Job, Loop
+from align.train.loop import Loop
 from align.train.objectives import PreferenceObjective, PreferenceSettings
 from align.train.settings import TrainSettings
+from align.train.training_run import TrainingRun
 
 BETA = 0.1  # Rafailov et al. 2023, and both sides' default
 SEED = 0  # of the order of the groups
@@ -134,7 +135,7 @@ def train_with_align(task: Task, channel: Connection) -> None:
         policy, _ = load_policy(PolicySettings(path=task.model))
         tokens = TokenCounter(policy.base)
         preference = PreferenceSettings(name="dpo", settings={"beta": BETA, "pairs": "all"})
-        job = Job(
+        job = TrainingRun(
             objective=PreferenceObjective(preference),
             train=[row.tokens for row in task.rows],
             settings=task.settings(),

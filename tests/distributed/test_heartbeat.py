@@ -14,4 +14,4 @@ def test_a_process_that_comes_to_its_end_is_not_missed(early, way):
     output, errors = finish(launched)
     assert launched.returncode == 0, errors[-2000:]
     assert told(output) == [{}]
-    assert "has not been heard of" not in errors
+    assert "sent no heartbeat" not in errors

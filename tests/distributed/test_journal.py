@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from align.distributed.journal import Journal, Share, remove_journal
+from align.distributed.journal import Journal, remove_journal
+from align.distributed.work_split import WorkShard
 from align.errors import InputError, RunError
 
 MADE_WITH = {"settings": {"temperature": 0.7, "stop": ["\n"]}, "policies": ["a", "b"], "data": "3f"}
@@ -44,10 +45,10 @@ def test_a_kill_at_any_byte_costs_the_line_that_was_being_written_and_nothing_el
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"settings": {"temperature": 1.0, "stop": ["\n"]}}, r"begun with settings.temperature 0.7, and .* has 1.0"),
-        ({"policies": ["a"]}, r'policies \["a", "b"\], and this call has \["a"\]'),
-        ({"data": "40"}, r'data "3f", and this call has "40"'),
-        ({"seed": 1}, r"seed null, and this call has 1"),
+        ({"settings": {"temperature": 1.0, "stop": ["\n"]}}, r"started with settings.temperature 0.7, but .* has 1.0"),
+        ({"policies": ["a"]}, r'policies \["a", "b"\], but this call has \["a"\]'),
+        ({"data": "40"}, r'data "3f", but this call has "40"'),
+        ({"seed": 1}, r"seed null, but this call has 1"),
     ],
 )
 def test_a_file_that_was_made_with_something_else_is_refused_with_what_differs(tmp_path, change, said):
@@ -62,7 +63,7 @@ def test_a_file_that_was_made_with_something_else_is_refused_with_what_differs(t
 def test_somebody_elses_file_is_left_alone(tmp_path, content):
     path = tmp_path / "data.jsonl"
     path.write_text(content)
-    with pytest.raises(InputError, match="not a file of finished items"):
+    with pytest.raises(InputError, match="not a journal of finished items"):
         Journal(path, MADE_WITH)
     assert path.read_text() == content
 
@@ -71,7 +72,7 @@ def test_a_line_that_is_broken_in_the_middle_is_named(tmp_path):
     path = tmp_path / "journal.jsonl"
     lines = filled(path).split(b"\n")
     path.write_bytes(b"\n".join([*lines[:2], lines[2][:5], *lines[3:]]))
-    with pytest.raises(InputError, match="line 3 is not whole"):
+    with pytest.raises(InputError, match="line 3 is not valid JSON"):
         Journal(path, MADE_WITH)
 
 
@@ -94,16 +95,16 @@ def test_each_item_is_a_line_of_json_of_its_own(tmp_path):
 
 def test_items_of_several_processes_are_found_whatever_the_number_of_the_next_ones(tmp_path):
     path, keys = tmp_path / "journal.jsonl", [f"item {number}" for number in range(10)]
-    journals = [Journal(path, MADE_WITH, Share(number, 3)) for number in range(3)]
-    for journal, share in zip(journals, (Share(number, 3) for number in range(3)), strict=True):
-        for key in share.of(keys):
-            journal.add(key, [key, share.number])
+    journals = [Journal(path, MADE_WITH, WorkShard(number, 3)) for number in range(3)]
+    for journal, share in zip(journals, (WorkShard(number, 3) for number in range(3)), strict=True):
+        for key in share.select(keys):
+            journal.add(key, [key, share.index])
     for journal in journals:
-        journal.look_around()
+        journal.read_others()
         assert journal.done == {key: [key, place % 3] for place, key in enumerate(keys)}
         journal.close()
     for count in (1, 2, 4):
-        with Journal(path, MADE_WITH, Share(count - 1, count)) as journal:
+        with Journal(path, MADE_WITH, WorkShard(count - 1, count)) as journal:
             assert journal.done.keys() == set(keys)
     remove_journal(path)
     assert list(tmp_path.iterdir()) == []
@@ -111,7 +112,7 @@ def test_items_of_several_processes_are_found_whatever_the_number_of_the_next_on
 
 def test_what_a_kill_has_torn_in_another_processs_file_is_done_again(tmp_path):
     path = tmp_path / "journal.jsonl"
-    with Journal(path, MADE_WITH, Share(1, 2)) as second:
+    with Journal(path, MADE_WITH, WorkShard(1, 2)) as second:
         second.add("whole", 1)
         second.add("torn", 2)
     second.path.write_bytes(second.path.read_bytes()[:-3])
@@ -125,22 +126,25 @@ def test_what_a_kill_has_torn_in_another_processs_file_is_done_again(tmp_path):
 def test_a_process_that_a_kill_has_left_over_is_not_written_beside(tmp_path):
     """Two processes begin, of which the first is killed: one alone waits for the end of the second."""
     path = tmp_path / "journal.jsonl"
-    with Journal(path, MADE_WITH, Share(1, 2)), pytest.raises(RunError, match="jsonl-1: another process is writing"):
+    with (
+        Journal(path, MADE_WITH, WorkShard(1, 2)),
+        pytest.raises(RunError, match="jsonl-1: another process is writing"),
+    ):
         Journal(path, MADE_WITH)
     Journal(path, MADE_WITH).close()
 
 
 def test_a_folder_that_the_machines_do_not_share_is_found_out(tmp_path):
     with (
-        Journal(tmp_path / "journal.jsonl", MADE_WITH, Share(0, 2)) as journal,
-        pytest.raises(RunError, match="jsonl-1: another process writes to it and it is not there"),
+        Journal(tmp_path / "journal.jsonl", MADE_WITH, WorkShard(0, 2)) as journal,
+        pytest.raises(RunError, match="jsonl-1: the file of another process is missing"),
     ):
-        journal.look_around()
+        journal.read_others()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_shares_are_every_item_once_and_of_nearly_one_size(count):
     items = list(range(132))
-    shares = [Share(number, count).of(items) for number in range(count)]
+    shares = [WorkShard(number, count).select(items) for number in range(count)]
     assert sorted(item for share in shares for item in share) == items
     assert {len(share) for share in shares} <= {132 // count, 132 // count + 1}

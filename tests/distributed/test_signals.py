@@ -5,7 +5,7 @@ import threading
 import pytest
 from tiny_training import Recorder, comparisons, loop, numbers, preference, same, weights
 
-from align.distributed.signals import stop_later
+from align.distributed.signals import defer_sigterm
 from align.errors import RunError
 
 
@@ -28,7 +28,7 @@ def test_a_run_that_is_told_to_stop_keeps_its_step_and_goes_on_bit_for_bit(tmp_p
     undisturbed = made(tmp_path / "undisturbed", Recorder(), steps)
     undisturbed.run()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(RunError, match=f"told to stop by SIGTERM: step 3 of {steps} is kept; the same command goes on"):
+    with pytest.raises(RunError, match=f"SIGTERM: saved a checkpoint after step 3 of {steps}; rerun the same command"):
         made(tmp_path / "told", Told(), steps).run()
     assert signal.getsignal(signal.SIGTERM) is before
     again = made(tmp_path / "told", Recorder(), steps)
@@ -42,8 +42,8 @@ def test_outside_of_the_main_thread_the_signal_is_left_as_it_is():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def elsewhere():
-        with stop_later() as stop:
-            seen.append((stop.told, signal.getsignal(signal.SIGTERM)))
+        with defer_sigterm() as stop:
+            seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=elsewhere)
     thread.start()

@@ -247,8 +247,8 @@ def test_a_launch_that_cuts_the_weights_is_refused_by_its_processes_in_one_line(
     assert child.returncode == 1
     (line,) = {line for line in errors.splitlines() if line.startswith("align: ")}
     assert line == (
-        "align: the launch file asks for DEEPSPEED; sampling, judging and evaluation share out the items, not the "
-        "weights; take one such as launch/ddp-8gpu.yaml"
+        "align: the launch file enables DEEPSPEED, but generate, score and evaluate steps split the rows over "
+        "processes and keep the whole model in each; use a launch file such as launch/ddp-8gpu.yaml"
     )
 
 
@@ -262,9 +262,10 @@ def test_a_recipe_that_would_cut_the_weights_of_a_step_that_does_not_train_is_re
     with pytest.raises(InputError) as caught:
         recipe_in(tmp_path, MIDDLE, f"{key}={file}")
     said = (
-        "sampling, judging and evaluation share out the items, not the weights; take one such as launch/ddp-8gpu.yaml"
+        "but generate, score and evaluate steps split the rows over processes and keep the whole model in each; "
+        "use a launch file such as launch/ddp-8gpu.yaml"
     )
-    assert str(caught.value) == f"override '{key}={file}': {key}: {file} asks for {way}; {said}"
+    assert str(caught.value) == f"override '{key}={file}': {key}: {file} enables {way}, {said}"
 
 
 @pytest.mark.parametrize("name", ["cpu-1", "gpu-1", "ddp-cpu-2", "ddp-8gpu"])

@@ -283,7 +283,7 @@ def test_verdicts_are_written_again_by_the_same_command_and_by_no_other(tmp_path
     assert summary_of(first) == summary_of(again)
     other = evaluate(*call, said[1])
     assert other.returncode == 2
-    assert "was begun with responses" in other.stderr.splitlines()[-1]
+    assert "was started with responses" in other.stderr.splitlines()[-1]
     assert out.read_bytes() == whole
     out.unlink()
     assert summary_of(evaluate(*call, said[0]))["scores"]

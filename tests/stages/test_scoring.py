@@ -222,7 +222,7 @@ def test_ratings_of_another_model_or_of_other_rows_are_not_gone_on_with(models, 
         write(data, comparisons(21))
     ended, _ = score(models, data, out, model="reward1" if what == "model" else "reward0")
     assert ended.returncode == 2
-    assert f"was begun with {what}" in ended.stderr
+    assert f"was started with {what}" in ended.stderr
     assert out.read_bytes() == before
 
 

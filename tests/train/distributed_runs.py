@@ -31,7 +31,7 @@ from tiny_training import (
 )
 from tiny_training import settings as training_settings
 
-from align.distributed.processes import asks_for
+from align.distributed.launch import launched_with
 from align.train.accelerator import make_accelerator
 from align.train.reward_objective import reward_objective
 
@@ -69,7 +69,7 @@ CASES = {
 
 def join_fsdp():
     """Let accelerate join FSDP2 on a CPU, which it does for accelerators alone, and once more for another run."""
-    if asks_for("FSDP"):
+    if launched_with("FSDP"):
         if "distributed_type" in PartialState._shared_state:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         PartialState._prepare_backend = lambda self, cpu, sm=False, backend=None: ("gloo", DistributedType.MULTI_GPU)

@@ -22,7 +22,7 @@ def die():
 
 
 def nan(loop):
-    kind = type(loop.job.objective)
+    kind = type(loop.training_run.objective)
     called = kind.__call__
 
     def spoiled(self, policy, batch):

@@ -49,8 +49,8 @@ def test_the_weights_with_the_lowest_loss_on_held_out_rows_stay(never_killed, tm
     folder, outcome, kept = never_killed
     step = losses(folder).index(min(losses(folder))) + 1
     assert 1 < step < STEPS  # neither the first nor the last, so that it matters
-    assert outcome.kept == metrics(folder)[step - 1]
-    assert outcome.last["step"] == STEPS
+    assert outcome.kept_metrics == metrics(folder)[step - 1]
+    assert outcome.last_metrics["step"] == STEPS
     # A run that ends there by itself has the same weights.
     short = start(tmp_path, keep="last", max_steps=step)
     short.run()
@@ -61,7 +61,7 @@ def test_what_stays_has_the_loss_that_was_logged(never_killed):
     folder, outcome, kept = never_killed
     trained = start(folder / "evaluated")
     trained.policy.hf.load_state_dict(kept)
-    assert trained.evaluate()["loss"] == outcome.kept["held_out/loss"] == min(losses(folder))
+    assert trained.evaluate()["loss"] == outcome.kept_metrics["held_out/loss"] == min(losses(folder))
 
 
 @pytest.mark.parametrize("every", [1, 2, 4])
@@ -73,13 +73,13 @@ def test_killed_after_any_step_and_resumed_keeps_the_same_weights(tmp_path, neve
     again = start(tmp_path, checkpoint_steps=every)
     resumed = again.run()
     assert numbers(tmp_path) == numbers(folder)
-    assert resumed.kept["step"] == outcome.kept["step"]
+    assert resumed.kept_metrics["step"] == outcome.kept_metrics["step"]
     assert same(weights(again.policy), kept)
 
 
 def test_best_weights_that_a_kill_left_half_written_are_made_again(tmp_path, never_killed):
     folder, outcome, kept = never_killed
-    best = int(outcome.kept["step"])
+    best = int(outcome.kept_metrics["step"])
     with pytest.raises(Killed):
         start(tmp_path, stop_after=best, checkpoint_steps=best - 1).run()
     (tmp_path / f"{BEST}{best}" / "state.json").unlink()  # as between the two renames
@@ -101,7 +101,7 @@ def test_weights_that_were_the_best_in_one_life_only_do_not_cost_those_that_are(
         life([5.0, 1.0, 4.0, 4.0, 4.0, 0.5], stop_after=6)[1]()
     assert {path.name for path in tmp_path.glob("best-*")} == {"best-2", "best-6"}  # no checkpoint holds step 6 yet
     made, go_on = life([4.0, 4.0, 4.0, 4.0, 4.0])
-    assert go_on().kept["step"] == 2
+    assert go_on().kept_metrics["step"] == 2
     other = start(tmp_path / "other", keep="last", max_steps=2)
     other.run()
     assert same(weights(made.policy), weights(other.policy))
@@ -133,13 +133,13 @@ def test_adapters_are_kept_alike(tmp_path):
 
 def test_between_evaluations_nothing_is_kept(tmp_path):
     outcome = start(tmp_path, evaluate_every=4).run()
-    assert outcome.kept["step"] in (4, 8, 9)
-    assert (tmp_path / f"{BEST}{int(outcome.kept['step'])}" / "state.json").exists()
+    assert outcome.kept_metrics["step"] in (4, 8, 9)
+    assert (tmp_path / f"{BEST}{int(outcome.kept_metrics['step'])}" / "state.json").exists()
 
 
 def test_where_the_last_weights_stay_none_are_kept_beside(tmp_path):
     outcome = start(tmp_path, keep="last").run()
-    assert outcome.kept == outcome.last
+    assert outcome.kept_metrics == outcome.last_metrics
     assert not list(tmp_path.glob(f"{BEST}*"))
 
 
@@ -160,8 +160,10 @@ def test_other_held_out_rows_are_another_run(tmp_path):
         start(tmp_path / str(at), keep=keep, held_out=held_out)
         for at, (keep, held_out) in enumerate([("best", HELD_OUT), ("best", HELD_OUT[:3]), ("last", HELD_OUT)])
     )
-    assert len({first.identity, second.identity, third.identity}) == 3
-    assert third.identity == start(tmp_path / "3", keep="last", held_out=HELD_OUT[:3], evaluate_every=5).identity
+    assert len({first.settings_hash, second.settings_hash, third.settings_hash}) == 3
+    assert (
+        third.settings_hash == start(tmp_path / "3", keep="last", held_out=HELD_OUT[:3], evaluate_every=5).settings_hash
+    )
 
 
 def test_weights_of_another_step_are_not_taken_for_the_best(tmp_path):
@@ -184,4 +186,4 @@ def test_weights_of_another_step_are_not_taken_for_the_best(tmp_path):
 def test_a_preference_step_can_keep_its_best_too(tmp_path):
     job = {"held_out": comparisons(4, seed=3)}
     trained = loop(tmp_path, preference("dpo"), comparisons(8), job=job, keep="best", evaluate_every=1, epochs=3)
-    assert trained.run().kept["held_out/loss"] == min(losses(tmp_path))
+    assert trained.run().kept_metrics["held_out/loss"] == min(losses(tmp_path))

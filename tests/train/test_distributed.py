@@ -19,7 +19,7 @@ CHANGING = {"seconds", "peak_memory_bytes", "imbalance", *WORK, *(f"held_out/{na
 
 # How the model is wrapped, the class that says how its weights lie, and whether all of them are cut
 WAYS = {
-    "ddp": ("DistributedDataParallel", "Whole", False),
+    "ddp": ("DistributedDataParallel", "Replicated", False),
     "zero1": ("DeepSpeedEngine", "Zero12", False),
     "zero2": ("DeepSpeedEngine", "Zero12", False),
     "zero3": ("DeepSpeedEngine", "Zero3", True),

@@ -21,12 +21,12 @@ LONG = ["steps.sft.train.epochs=3", "steps.sft.train.checkpoint_steps=2"]  # 18 
 # Way, what is said of it, the way of the next launch (whoever goes on reads what it needs, however that was written),
 # the step in which the fault comes, and the last one with a checkpoint
 FAULTS = {
-    "killed": ("zero3", r"process 0 of 2: step 8: process 1 is gone", "zero1", 8, 6),
+    "killed": ("zero3", r"process 0 of 2: step 8: process 1 has died", "zero1", 8, 6),
     "nan": ("ddp", r"step 8: the loss is nan on process 1 of 2; the weights are as before this step", "zero3", 8, 6),
-    "torn": ("zero2", r"process 0 of 2: step 8: writing checkpoint-8: process 1 is gone", "cpu-1", 8, 6),
+    "torn": ("zero2", r"process 0 of 2: step 8: writing checkpoint-8: process 1 has died", "cpu-1", 8, 6),
     "full": ("zero3", r"step 8: writing checkpoint-8: process 1 of 2: .*shard-00001.*: no space left on", "ddp", 8, 6),
-    "silent": ("ddp", r"process 0 of 2: step 8: process 1 on .* has not been heard of for \d+ s", "zero2", 8, 6),
-    "told": ("zero2", r"told to stop by SIGTERM: step 7 of 18 is kept; the same command goes on", "ddp", 7, 7),
+    "silent": ("ddp", r"process 0 of 2: step 8: process 1 on .* sent no heartbeat for \d+ s", "zero2", 8, 6),
+    "told": ("zero2", r"stopped by SIGTERM: saved a checkpoint after step 7 of 18", "ddp", 7, 7),
 }
 
 

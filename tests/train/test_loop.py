@@ -370,7 +370,7 @@ def test_held_out_rows_are_measured_and_change_nothing(tmp_path, at_once, name):
 def test_the_loss_of_held_out_rows_is_that_of_a_step_over_them(tmp_path):
     objective, train = RUNS["dpo"]
     trained = loop(tmp_path / "a", objective, train, job={"held_out": train[:8]}, max_steps=4)
-    last = trained.run().last
+    last = trained.run().last_metrics
     model = llama()
     model.load_state_dict(trained.policy.hf.state_dict())
     start, expected = llama(), 0.0
@@ -459,7 +459,7 @@ def test_a_run_says_how_it_goes(tmp_path):
     outcome = loop(tmp_path, objective, train, report=recorder, max_steps=2, tokens_per_micro_batch=100).run()
     assert recorder.phases == [("reference", 36, 0), ("train", 2, 0)]
     assert any("36 groups to compute" in note for note in recorder.notes)
-    assert recorder.steps == metrics(tmp_path) == [outcome.first, outcome.last]
+    assert recorder.steps == metrics(tmp_path) == [outcome.first_metrics, outcome.last_metrics]
     assert (outcome.num_steps, outcome.forward.name) == (2, "tree")
     loop(tmp_path / "plain", objective, train, report=recorder, job={"forward": "plain"})
     assert "plain padded forward: as set" in recorder.notes

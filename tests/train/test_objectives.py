@@ -228,5 +228,5 @@ def test_two_objectives_are_one_only_with_all_the_same_settings():
         preference("dpo", sft_weight=0.1, sft_per_token=True),
         preference("rpo_bwd_kl"),
     ]
-    assert len({str(each.identity()) for each in made}) == len(made)
-    assert preference("dpo", beta=0.2).identity() == made[3].identity()
+    assert len({str(each.cache_key()) for each in made}) == len(made)
+    assert preference("dpo", beta=0.2).cache_key() == made[3].cache_key()

@@ -387,8 +387,8 @@ def test_every_later_life_tells_what_the_references_have_taken(tmp_path, monkeyp
         with pytest.raises(Killed):
             life("killed", report)
     killed = life("killed", Recorder())
-    assert killed.observed == whole.observed and whole.observed.tokens > 0
-    assert killed.forwards == whole.forwards > 4
+    assert killed.forward_only == whole.forward_only and whole.forward_only.tokens > 0
+    assert killed.num_forward_passes == whole.num_forward_passes > 4
 
 
 def test_a_large_pass_is_planned_in_stretches_and_computes_the_same(tmp_path, monkeypatch):

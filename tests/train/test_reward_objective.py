@@ -217,7 +217,7 @@ def test_labels_are_part_of_what_a_checkpoint_belongs_to(tmp_path):
         loop(tmp_path / str(at), objective, groups, model=model())
         for at, groups in enumerate((RUNS["regression"], other))
     ]
-    assert made[0].identity != made[1].identity
+    assert made[0].settings_hash != made[1].settings_hash
 
 
 def test_two_rewards_are_one_objective_only_with_the_same_names_and_weights():
@@ -228,7 +228,7 @@ def test_two_rewards_are_one_objective_only_with_the_same_names_and_weights():
         reward_objective("bt_scaled", NAMES, WEIGHTS),
         reward_objective("bt", NAMES, WEIGHTS[::-1]),
     ]
-    assert len({str(each.identity()) for each in made}) == len(made)
+    assert len({str(each.cache_key()) for each in made}) == len(made)
     assert not any(each.needs_reference for each in made)
 
 

@@ -104,7 +104,7 @@ WRONG = [
 @pytest.mark.parametrize(("values", "said"), WRONG)
 def test_a_wrong_setting_is_named_in_one_line(values, said):
     with pytest.raises(InputError) as error:
-        build(TrainSettings, values, "train")
+        build(TrainSettings, values, ("train",))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -132,8 +132,10 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "trackers": ["tensorboard"],
     }
     assert {"learning_rate", *changed} == set(TrainSettings.model_fields)  # each setting was thought of
-    identity = TrainSettings(**base).identity()
-    without = {name for name, value in changed.items() if TrainSettings(**{**base, name: value}).identity() == identity}
+    identity = TrainSettings(**base).cache_key()
+    without = {
+        name for name, value in changed.items() if TrainSettings(**{**base, name: value}).cache_key() == identity
+    }
     assert without == {
         "tokens_per_micro_batch",
         "evaluate_every",
@@ -143,5 +145,5 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "trackers",
     }
     # Where the best of the evaluated weights are kept, it matters which are evaluated.
-    best = [TrainSettings(**base, keep="best", evaluate_every=every).identity() for every in (None, 7)]
+    best = [TrainSettings(**base, keep="best", evaluate_every=every).cache_key() for every in (None, 7)]
     assert best[0] != best[1]

@@ -73,7 +73,7 @@ def test_a_node_that_is_cut_off_ends_both_and_the_next_launch_goes_on(tmp_path, 
     for node, (each, (_, errors)) in enumerate(zip(launches, written, strict=True)):
         assert each.returncode == 1
         said = [line for line in errors.splitlines() if line.startswith("align: process ")]
-        there = rf"process {1 - node} on \S+ has not been heard of for \d+ s"
+        there = rf"process {1 - node} on \S+ sent no heartbeat for \d+ s"
         found = [re.match(rf"align: process {node} of 2: step (\d+)(?:: writing \S+)?: {there}", line) for line in said]
         assert len(found) == 1 and int(found[0][1]) in (done, done + 1), errors[-3000:]
 

@@ -11,9 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from align.data.chat import TokenGroup, TokenSequence
 from align.models.backbone import full, whole
 from align.models.policy import Policy
-from align.train.loop import Job, Loop
+from align.train.loop import Loop
 from align.train.objectives import PreferenceObjective, PreferenceSettings, SupervisedObjective
 from align.train.settings import TrainSettings
+from align.train.training_run import TrainingRun
 
 VOCABULARY = 120
 
@@ -129,8 +130,8 @@ def settings(**changes):
 
 
 def loop(folder, objective, train, *, model=None, report=None, references=None, accelerator=None, job=None, **changes):
-    """A loop over `train` that writes to `folder`; `job` holds further fields of Job, `changes` are settings."""
-    made = Job(
+    """A loop over `train` that writes to `folder`; `job` holds more fields of TrainingRun, `changes` are settings."""
+    made = TrainingRun(
         objective=objective,
         train=train,
         settings=settings(**changes),

@@ -12,19 +12,19 @@ from align.distributed import heartbeat
 def leave_early():
     """End, or come to the end of the work and wait there for the other, as a process of a step does."""
     if sys.argv[2] == "waits":
-        heartbeat.rest()
+        heartbeat.stop_heartbeats()
         torch.distributed.barrier()
 
 
 if __name__ == "__main__":
-    heartbeat.SILENCE_S = 2.0
+    heartbeat.TIMEOUT_S = 2.0
     joined = PartialState(cpu=True, backend="gloo")
-    heartbeat.heartbeat(joined.process_index, joined.num_processes)
+    heartbeat.get_heartbeat(joined.process_index, joined.num_processes)
     torch.distributed.barrier()
     if joined.process_index == int(sys.argv[1]):
         leave_early()
     else:
-        time.sleep(3 * heartbeat.SILENCE_S)
+        time.sleep(3 * heartbeat.TIMEOUT_S)
         if sys.argv[2] == "waits":
             torch.distributed.barrier()
         print("{}", flush=True)

@@ -1,0 +1,47 @@
+"""Launch files and the environment that `accelerate launch` sets for its processes; imports no torch."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+from align.config import read_recipe
+from align.errors import InputError, RunError
+
+SHARDED_LAUNCHES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # accelerate's names of launches that shard the model
+NO_SHARDING = (
+    "generate, score and evaluate steps split the rows over processes and keep the whole model in each; "
+    "use a launch file such as launch/ddp-8gpu.yaml"
+)
+# Timeout of a collective. Long, because the main process may read or write alone for a while; a process that has died
+# is detected much earlier by its missing heartbeats (`align.distributed.heartbeat`).
+COLLECTIVE_TIMEOUT = timedelta(minutes=60)
+
+
+def is_launched() -> bool:
+    """Return whether this process was started by `accelerate launch` or torchrun."""
+    return "RANK" in os.environ
+
+
+def launched_with(plugin: str) -> bool:
+    """Return whether the launch file enables a plugin of accelerate: DEEPSPEED, FSDP or MEGATRON_LM."""
+    return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true"
+
+
+def check_world_size(joined: int) -> None:
+    """Raise `RunError` unless accelerate joined as many processes as were launched."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if joined != launched:
+        raise RunError(f"{launched} processes were launched, but accelerate joined {joined}")
+
+
+def check_launch(launch: str | None) -> None:
+    """Raise `InputError` for a launch file that shards the model, which only training steps support.
+
+    A file that does not exist is accepted here and reported when the step starts.
+    """
+    if launch is not None and Path(launch).is_file():
+        kind = str(read_recipe(Path(launch)).get("distributed_type"))
+        if kind in SHARDED_LAUNCHES:
+            raise InputError(f"{launch} enables {kind}, but {NO_SHARDING}", ("launch",))
