@@ -26,18 +26,17 @@ from align.models.backbone import Backbone, fingerprint
 from align.models.probe import choose_forward
 from align.models.tree import plain_batch, tree_batch
 from align.train.accelerator import make_accelerator
-from align.train.checkpoint import load_best, load_checkpoint, metrics_until, save_best, save_checkpoint
+from align.train.checkpoint import load_checkpoint, metrics_until, save_checkpoint
 from align.train.indexed_groups import ROWS, Groups
 from align.train.objectives import GroupBatch, Step, Tally, group_batch
 from align.train.optimizer import make_optimizer
 from align.train.reference import REFERENCE_WORK, ReferenceCache, fill
 from align.train.sharded import shard
-from align.train.training_run import TrainingResult, TrainingRun
+from align.train.training_run import WORK, TrainingResult, TrainingRun, best_line, work_of
 
 # How far the policy and its references may be apart before the first update, in nats a token: what rounding does in
 # micro-batches of another cut. The loss itself would not show it: at a beta of 1e-3 it hardly depends on them.
 FIRST_GAP = {"fp32": 1e-3, "bf16": 5e-2}
-WORK = ("tokens_computed", "pairs_attended", "targets")  # names in the metrics of what `accounting` counts
 
 
 class Loop:
@@ -99,8 +98,8 @@ class Loop:
             last_metrics=lines[-1],
             kept_metrics=self._keep(lines),
             initial_weights=self.weights,
-            trained=added(_work_of(line) for line in lines),
-            forward_only=added([self._referred, *(_work_of(line, "held_out/") for line in lines)]),
+            trained=added(work_of(line) for line in lines),
+            forward_only=added([self._referred, *(work_of(line, "held_out/") for line in lines)]),
             tokens_trained=sum(int(line["tokens_trained"]) for line in lines),
             imbalance=[line["imbalance"] for line in lines],
             num_micro_batches=sum(int(line["micro_batches"]) for line in lines),
@@ -113,8 +112,8 @@ class Loop:
         metrics = self.step(step)
         if run.held_out and (final or _every(step + 1, settings.evaluate_every)):
             metrics |= {f"held_out/{name}": value for name, value in self.evaluate().items()}
-            if self.keeps_best and metrics is _best([*lines, metrics]):
-                save_best(run.folder, step + 1, holder=self.sharding, processes=self.processes)
+            if self.keeps_best and metrics is best_line([*lines, metrics]):
+                savebest_line(run.folder, step + 1, holder=self.sharding, processes=self.processes)
         if self.accelerator.is_main_process:
             append_line(run.folder / METRICS, metrics)
         self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step + 1)
@@ -123,7 +122,7 @@ class Loop:
         told, late = self._due(saved, stop)
         if not told and (final or not (late or _every(step + 1, settings.checkpoint_steps))):
             return saved
-        best = int((_best(lines) or {"step": 0})["step"])
+        best = int((best_line(lines) or {"step": 0})["step"])
         save_checkpoint(
             run.folder,
             step + 1,
@@ -143,10 +142,10 @@ class Loop:
         """Metrics of the step whose weights are to stay, after these have been put in place."""
         if not self.keeps_best:
             return lines[-1]
-        best = _best(lines)
+        best = best_line(lines)
         if best is None:
             raise RunError("the loss of the held-out rows was never a finite number: no weights are the best")
-        load_best(self.training_run.folder, int(best["step"]), holder=self.sharding)
+        loadbest_line(self.training_run.folder, int(best["step"]), holder=self.sharding)
         return best
 
     def step(self, step: int) -> dict[str, float]:
@@ -298,16 +297,6 @@ def _add(totals: dict[str, Tally], tallies: Mapping[str, Tally], share: int) -> 
     for name, tally in tallies.items():
         mine = Tally(tally.total * share, tally.count * share)
         totals[name] = totals[name] + mine if name in totals else mine
-
-
-def _work_of(line: Mapping[str, float], prefix: str = "") -> Work:
-    return Work(*(int(line.get(prefix + name, 0)) for name in WORK))
-
-
-def _best(lines: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
-    """The first of those with the lowest loss on the held-out rows; None where none has a finite one."""
-    known = [line for line in lines if math.isfinite(line.get("held_out/loss", math.nan))]
-    return min(known, key=lambda line: line["held_out/loss"], default=None)
 
 
 def _every(step: int, period: int | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from align.data.mixing import Mixture
 from align.models.probe import Forward
 from align.train.objectives import Objective
 from align.train.settings import TrainSettings
+
+WORK = ("tokens_computed", "pairs_attended", "targets")  # names in the metrics of what `accounting` counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +62,14 @@ class TrainingResult:
     num_micro_batches: int  # of each process, with a backward pass
     num_forward_passes: int  # and without: references, as far as they had to be computed, and held-out rows
     imbalance: Sequence[float]  # of each optimizer step: largest over mean tokens of a rank
+
+
+def work_of(line: Mapping[str, float], prefix: str = "") -> Work:
+    """Return the work that a line of metrics counts."""
+    return Work(*(int(line.get(prefix + name, 0)) for name in WORK))
+
+
+def best_line(lines: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+    """Return the metrics of the first step with the lowest held-out loss; None if no held-out loss is finite."""
+    evaluated = [line for line in lines if math.isfinite(line.get("held_out/loss", math.nan))]
+    return min(evaluated, key=lambda line: line["held_out/loss"], default=None)
