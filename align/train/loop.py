@@ -113,7 +113,7 @@ class Loop:
         if run.held_out and (final or _every(step + 1, settings.evaluate_every)):
             metrics |= {f"held_out/{name}": value for name, value in self.evaluate().items()}
             if self.keeps_best and metrics is best_line([*lines, metrics]):
-                savebest_line(run.folder, step + 1, holder=self.sharding, processes=self.processes)
+                save_best(run.folder, step + 1, holder=self.sharding, processes=self.processes)
         if self.accelerator.is_main_process:
             append_line(run.folder / METRICS, metrics)
         self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step + 1)
@@ -145,7 +145,7 @@ class Loop:
         best = best_line(lines)
         if best is None:
             raise RunError("the loss of the held-out rows was never a finite number: no weights are the best")
-        loadbest_line(self.training_run.folder, int(best["step"]), holder=self.sharding)
+        load_best(self.training_run.folder, int(best["step"]), holder=self.sharding)
         return best
 
     def step(self, step: int) -> dict[str, float]:
