@@ -26,7 +26,7 @@ from align.models.backbone import Backbone, fingerprint
 from align.models.probe import choose_forward
 from align.models.tree import plain_batch, tree_batch
 from align.train.accelerator import make_accelerator
-from align.train.checkpoint import load_checkpoint, metrics_until, save_checkpoint
+from align.train.checkpoint import load_best, load_checkpoint, metrics_until, save_best, save_checkpoint
 from align.train.indexed_groups import ROWS, Groups
 from align.train.objectives import GroupBatch, Step, Tally, group_batch
 from align.train.optimizer import make_optimizer
