@@ -8,17 +8,17 @@ import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLError, compose
 
 from align.errors import InputError, Location, dotted_loc, one_line
 from align.registry import suggest
 
-S = TypeVar("S", bound="Settings")
+S = TypeVar("S", bound=BaseModel)
 
 OVERRIDE = re.compile(r"[^.=]+(\.[^.=]+)*=")
 # Keys of version 0.1 and their names since 0.2; removed at 1.0
@@ -145,19 +145,19 @@ def build(settings: type[S], values: Mapping[str, Any], loc: Location = ()) -> S
         raise _first_error(error, settings, loc) from error
 
 
-def _first_error(error: ValidationError, settings: type[Settings], loc: Location) -> InputError:
+def _first_error(error: ValidationError, settings: type[BaseModel], loc: Location) -> InputError:
     errors = error.errors()
     first = errors[0]
-    if first["type"] == "missing":  # the key may be there under a misspelled name
-        beside = [each for each in errors if each["loc"][:-1] == first["loc"][:-1]]
-        first = next((each for each in beside if each["type"] == "extra_forbidden"), first)
-    place = (*loc, *first["loc"])
+    if first["type"] == "missing":  # the key may be present under a misspelled name, itself or one above it
+        unknown = [each for each in errors if each["type"] == "extra_forbidden"]
+        first = next((each for each in unknown if each["loc"][:-1] == first["loc"][: len(each["loc"]) - 1]), first)
+    kinds, keys = _follow(_models_in(settings), first["loc"][:-1])
+    place = (*loc, *keys, *_follow(kinds, first["loc"][-1:]).keys)
     if first["type"] == "extra_forbidden":
-        path = [str(part) for part in first["loc"]]
-        known = _fields_at([settings], path[:-1])
-        if RENAMED_KEYS.get(path[-1]) in known:
-            return InputError(f"this key is called {RENAMED_KEYS[path[-1]]!r} since version 0.2", place)
-        return InputError(f"unknown key; {suggest(path[-1], known)}", place)
+        key, known = str(first["loc"][-1]), {name for kind in kinds for name in kind.model_fields}
+        if RENAMED_KEYS.get(key) in known:
+            return InputError(f"this key is called {RENAMED_KEYS[key]!r} since version 0.2", place)
+        return InputError(f"unknown key; {suggest(key, known)}", place)
     if first["type"] == "missing":
         return InputError("this key is required", place)
     cause = first.get("ctx", {}).get("error")
@@ -167,20 +167,32 @@ def _first_error(error: ValidationError, settings: type[Settings], loc: Location
     return InputError(f"{message} (got {repr(first['input'])[:MAX_SHOWN]})", place)
 
 
-def _fields_at(kinds: list[type[Settings]], path: list[str]) -> set[str]:
-    """Field names of the settings that `path` leads to; of all of them where a place may hold several."""
+class _Followed(NamedTuple):
+    models: list[type[BaseModel]]  # that the last key may hold
+    keys: Location
+
+
+def _follow(models: list[type[BaseModel]], path: Location) -> _Followed:
+    """Follow the location of a validation error through the types; `keys` leaves out the names of union members."""
+    keys: list[str | int] = []
     for part in path:
-        named = [kind for kind in kinds if kind.__name__ == part]  # pydantic's word for a member of a union
-        fields = [kind.model_fields[part].annotation for kind in kinds if part in kind.model_fields]
-        kinds = named or [found for field in fields for found in _settings_in(field)] or kinds
-    return {name for kind in kinds for name in kind.model_fields}
+        members = [model for model in models if model.__name__ == part]
+        if members:
+            models = members
+            continue
+        keys.append(part)
+        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        models = [found for field in fields for found in _models_in(field)] or models
+    return _Followed(models, tuple(keys))
 
 
-def _settings_in(annotation: object) -> list[type[Settings]]:
-    """The settings that a field may hold, itself or in a list, mapping or union."""
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    """Return the settings that a field may hold, itself or in a list, mapping or union."""
+    if isinstance(annotation, type) and issubclass(annotation, RootModel):
+        return _models_in(annotation.model_fields["root"].annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for inner in get_args(annotation) for found in _settings_in(inner)]
+    return [found for inner in get_args(annotation) for found in _models_in(inner)]
 
 
 def stable_hash(value: object) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from align.config import Settings, build, stable_hash
+from align.config import build, stable_hash
 from align.data.chat import ChatEncoder, TokenGroup
 from align.data.templates import apply_template
 from align.errors import InputError
@@ -17,16 +17,10 @@ from align.models.probe import choose_forward, refusal
 from align.models.reward import load_reward_model, saved_rating, score_groups
 from align.models.settings import PolicySettings
 from align.records import Comparison, Response
+from align.rewards.builtin_judges import RewardModelSettings
 from align.rewards.verdicts import GROUPS_AT_ONCE, Group, Verdict
 
 TOO_LONG, EMPTY = "too long", "the response is empty"  # how reasons begin
-
-
-class RewardModelSettings(Settings):
-    """Settings of the judge that is a reward model."""
-
-    path: str  # a folder or hub id
-    precision: Literal["fp32", "bf16"] = "fp32"  # of its matrix products
 
 
 def reward_model_judge(path: str, *, precision: str = "fp32") -> RewardModelJudge:

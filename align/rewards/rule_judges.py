@@ -4,45 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
-from pydantic import Field
-
-from align.config import Settings, build
 from align.errors import InputError
 from align.procedural import tasks
 from align.records import Prompt
+from align.rewards.builtin_judges import GroundTruthSettings, VerifierSettings
 from align.rewards.final_answers import final_answer, same_answer
-from align.rewards.verdicts import Group, Judge, Verdict
-from align.rewards.verifiers.instructions import Instruction, instructions, with_own
+from align.rewards.verdicts import Group, Verdict
+from align.rewards.verifiers.instructions import Instruction, instructions, with_custom
 
 T = TypeVar("T")
 Followed = Sequence[bool]  # one verdict an instruction
-
-
-class VerifierSettings(Settings):
-    """Settings of the judge by verifiers."""
-
-    reward: Literal["share", "all", "both"] = "share"  # see REWARDS
-    loose: bool = False  # reward what IFEval follows loosely
-    min_words: int = Field(default=0, ge=0)  # a shorter response is worth 0: what says nothing breaks few instructions
-    verifiers: dict[str, str] = Field(default_factory=dict[str, str])  # a user's own: the rows' name -> module:name
-
-
-class GroundTruthSettings(Settings):
-    """Settings of the judge by known answers."""
-
-    missing: Literal["abstain", "error"] = "abstain"  # of a prompt whose answer is not known
-
-
-def verifier_judge(**settings: Any) -> Judge:  # noqa: ANN401 - checked as VerifierSettings
-    """The judge of instructions that a program can check; it abstains where the prompt has none."""
-    return VerifierJudge(build(VerifierSettings, settings, ("judge verifier",)))
-
-
-def ground_truth_judge(**settings: Any) -> Judge:  # noqa: ANN401 - checked as GroundTruthSettings
-    """The judge that gives 1 to the known answer and 0 to every other."""
-    return GroundTruthJudge(build(GroundTruthSettings, settings, ("judge ground_truth",)))
 
 
 class VerifierJudge:
@@ -50,7 +23,7 @@ class VerifierJudge:
 
     def __init__(self, settings: VerifierSettings) -> None:
         self.settings = settings
-        self.table = with_own(settings.verifiers)
+        self.table = with_custom(settings.verifiers)
 
     def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
         """Verdicts of each group; `raw` has one a check, strict and loose."""

@@ -15,13 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
-
-from align.config import Settings
 from align.errors import InputError
 from align.records import Prompt
+from align.rewards.builtin_judges import ExecutedTestsSettings
 from align.rewards.verdicts import Group, Judge, Verdict
-from align.sandbox.pipes import NUM_CORES, pipe, read_lines
+from align.sandbox.pipes import NUM_CORES as NUM_CORES
+from align.sandbox.pipes import pipe, read_lines
 from align.sandbox.process import MODULES, Limits, Sandbox
 
 PROGRAM, TESTS, _ = MODULES
@@ -40,14 +39,6 @@ class Outcome(NamedTuple):
 
     passed: bool
     why: str  # one line, "" where it passed
-
-
-class ExecutedTests(Settings):
-    """Settings of the judge by executed tests."""
-
-    reward: Literal["share", "all"] = "share"  # of the tests passed; or 1 for all of them and 0 else
-    num_workers: int = Field(default=NUM_CORES, ge=1)  # programs at a time
-    limits: Limits = LIMITS
 
 
 class Candidates(NamedTuple):
@@ -130,7 +121,7 @@ def _fenced(lines: Iterable[str]) -> Iterator[str]:
             block.append(line)
 
 
-def executed_tests_judge(settings: ExecutedTests = ExecutedTests()) -> Judge:  # noqa: B008 - frozen
+def executed_tests_judge(settings: ExecutedTestsSettings = ExecutedTestsSettings()) -> Judge:  # noqa: B008 - frozen
     """Rewards a response by the tests in its prompt's metadata: `tests`, with `setup` and `entry_point` if need be."""
 
     def grade(pair: tuple[Prompt, str]) -> Verdict:
@@ -154,7 +145,7 @@ def in_parallel(grade: Callable[[Any], Verdict], items: Sequence[Any], *, num_wo
         pool.shutdown(cancel_futures=True)
 
 
-def grade_by_tests(metadata: Mapping[str, Any], response: str, settings: ExecutedTests) -> Verdict:
+def grade_by_tests(metadata: Mapping[str, Any], response: str, settings: ExecutedTestsSettings) -> Verdict:
     """The verdict on a response; nothing is known of it where the prompt has no tests, or tests that are not Python."""
     given = metadata.get("tests") or []
     tests: Any = [given] if isinstance(given, str) else given

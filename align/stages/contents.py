@@ -10,7 +10,7 @@ from typing import Any
 from align.artifacts import fingerprint
 from align.models.settings import GGUF
 from align.registry import module_file
-from align.rewards.judges import JudgeSettings
+from align.rewards.settings import JudgeSettings
 from align.stages.steps import PROCEDURAL
 
 NO_FILE = (PROCEDURAL, "step:")  # how names of other things begin
@@ -38,7 +38,7 @@ def code_of(name: str) -> str:
 
 def contents_of(judge: JudgeSettings, content_of: Callable[[str], str] = content_of) -> list[str]:
     """What a judge is made of besides its settings: the files, folders and modules that they name."""
-    return [code_of(judge.name), *map(content_of, _texts_of(judge.deciding()["settings"]))]
+    return [code_of(judge.name), *map(content_of, _texts_of(judge.cache_key()["settings"]))]
 
 
 def _texts_of(settings: Any) -> Iterator[str]:  # noqa: ANN401 - JSON holds any type

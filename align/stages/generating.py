@@ -21,7 +21,8 @@ from align.inference.engines import EngineSettings, make_engine
 from align.inference.samples import Sample, SamplingSettings, Speed, distinct, kept, prompt_key, resumed
 from align.models.loading import quiet_transformers
 from align.records import Prompt
-from align.rewards.judges import How, JudgeSettings, judge_of, make_judge
+from align.rewards.judges import judge_of, make_judge
+from align.rewards.settings import How, JudgeSettings
 from align.rewards.verdicts import Judge
 from align.stages.contents import content_of, contents_of
 from align.stages.recipe import SourceSettings
@@ -241,7 +242,7 @@ def sampled(
 
 def _judged_with(judges: Sequence[JudgeSettings]) -> list[Any]:
     """The judges' settings, with the content of every file or folder that they name."""
-    return [{**one.deciding(), "content": contents_of(one)} for one in judges]
+    return [{**one.cache_key(), "content": contents_of(one)} for one in judges]
 
 
 def _counted(scored: Iterator[Any], report: Progress) -> Iterator[Any]:

@@ -32,7 +32,8 @@ from align.models.policy import load_policy
 from align.models.settings import PolicySettings
 from align.records import Comparison, Demonstration, WrongRow
 from align.registry import pick, suggest
-from align.rewards.judges import How, JudgeSettings, make_judge
+from align.rewards.judges import make_judge
+from align.rewards.settings import How, JudgeSettings
 from align.rewards.verdicts import Group, Verdict
 from align.stages.answering import ask_policy, by_prompt, grades_of, match, write_lines
 from align.stages.contents import content_of

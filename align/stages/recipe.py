@@ -187,7 +187,7 @@ class Recipe(Settings):
             settings["engine"] = step.engine.deciding()
             content += [content_of(model) for model in step.models]
         if isinstance(step, GenerateStep | ScoreStep):
-            settings["judges"] = [judge.deciding() for judge in step.judges]
+            settings["judges"] = [judge.cache_key() for judge in step.judges]
             content += [told for judge in step.judges for told in contents_of(judge, content_of)]
         if isinstance(step, PreferenceStep):
             content.append(code_of(step.loss.name))

@@ -12,7 +12,7 @@ from align.data.mixing import StoppingStrategy
 from align.inference.engines import EngineSettings
 from align.inference.samples import SamplingSettings
 from align.models.settings import HELPSTEER, HeadSettings
-from align.rewards.judges import How, JudgeSettings, each_once
+from align.rewards.settings import How, JudgeSettings, each_once
 from align.synth.constraints import ConstraintSettings
 from align.synth.scored_groups import GroupSettings
 from align.train.objectives import PreferenceSettings
@@ -208,7 +208,7 @@ def key_of(step: AnyStep, source: str) -> str:
 
 def judge_steps(judges: Sequence[JudgeSettings]) -> list[str]:
     """Steps whose folders the judges read."""
-    values = [value for judge in judges for value in judge.settings.values() if isinstance(value, str)]
+    values = [value for judge in judges for value in judge.values.values() if isinstance(value, str)]
     return [value.removeprefix(STEP) for value in values if value.startswith(STEP)]
 
 
@@ -220,5 +220,5 @@ def with_folders(judges: Sequence[JudgeSettings], folders: Mapping[str, Any]) ->
             return str(folders[value.removeprefix(STEP)])
         return value
 
-    moved = [{key: settled(value) for key, value in judge.settings.items()} for judge in judges]
-    return [judge.model_copy(update={"settings": each}) for judge, each in zip(judges, moved, strict=True)]
+    moved = [{key: settled(value) for key, value in judge.values.items()} for judge in judges]
+    return [judge.with_values(each) for judge, each in zip(judges, moved, strict=True)]

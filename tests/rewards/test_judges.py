@@ -3,7 +3,9 @@ import pytest
 from align.config import build
 from align.errors import InputError
 from align.records import Message, Prompt
-from align.rewards.judges import JUDGES, JudgeSettings, Precedence, Weighted, judge_of, make_judge
+from align.rewards.builtin_judges import JUDGES
+from align.rewards.judges import Precedence, WeightedSum, judge_of, make_judge
+from align.rewards.settings import JudgeSettings
 from align.rewards.verdicts import Verdict
 
 
@@ -43,7 +45,7 @@ def test_a_verdict_says_which_judge_gave_it_and_why_none_did():
     judge = Precedence({"first": Knows({"Q": 1.0}, "no answer"), "second": Knows({"S": 6.0}, "no tests")})
     of_q, of_r, of_s = judge(GROUPS)
     assert (of_q[0].raw["judge"], of_s[0].raw["judge"]) == ("first", "second")
-    assert of_r[0].why == "no judge knows it: first: no answer; second: no tests"
+    assert of_r[0].why == "every judge abstains: first: no answer; second: no tests"
 
 
 def test_precedence_keeps_the_order_over_more_groups_than_one_round():
@@ -53,14 +55,14 @@ def test_precedence_keeps_the_order_over_more_groups_than_one_round():
 
 
 def test_weights_add_up_the_rewards():
-    judge = Weighted([("first", 0.5, Knows({"Q": 1.0})), ("second", -2.0, Knows({"Q": 3.0, "S": 1.0}))])
+    judge = WeightedSum([("first", 0.5, Knows({"Q": 1.0})), ("second", -2.0, Knows({"Q": 3.0, "S": 1.0}))])
     assert rewards(judge) == [(0.5 - 6, 0.5 - 6), (None,), (None, None, None)]
 
 
 def test_a_response_that_one_of_the_weighted_judges_does_not_know_names_it():
-    judge = Weighted([("first", 0.5, Knows({}, "no answer")), ("second", 1.0, Knows({"Q": 3.0}))])
+    judge = WeightedSum([("first", 0.5, Knows({}, "no answer")), ("second", 1.0, Knows({"Q": 3.0}))])
     verdict = next(iter(judge(GROUPS)))[0]
-    assert verdict.why == "first says nothing: no answer"
+    assert verdict.why == "first abstains: no answer"
     assert verdict.raw["second"]["reward"] == 3
 
 
@@ -105,7 +107,7 @@ def test_what_is_wrong_in_the_module_of_ones_own_judge_is_told_with_its_line(tmp
     (tmp_path / module).write_text(program)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError) as caught:
-        build(JudgeSettings, {"name": f"{module.removesuffix('.py')}:make"}, "judges.0")
+        build(JudgeSettings, {"name": f"{module.removesuffix('.py')}:make"}, ("judges", 0))
     assert str(caught.value).startswith(f"judges.0.name: judge '{module.removesuffix('.py')}:make' cannot be imported")
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
@@ -119,7 +121,7 @@ def test_what_is_wrong_in_the_module_of_ones_own_judge_is_told_with_its_line(tmp
         ({"name": "verifier", "settings": {"min_words": -1}}, "settings.min_words: Input should be greater than or"),
         (
             {"name": "verifier", "settings": {"verifiers": {"a": "no.such:x"}}},
-            "settings: verifier 'no.such:x' cannot be",
+            "settings.verifiers.a: verifier 'no.such:x' cannot be",
         ),
         (
             {"name": "ground_truth", "settings": {"missing": 1}},
@@ -162,13 +164,13 @@ def test_what_is_wrong_in_the_module_of_ones_own_judge_is_told_with_its_line(tmp
 )
 def test_what_makes_no_judge_is_said_in_one_line_with_its_place(given, said):
     with pytest.raises(InputError) as caught:
-        build(JudgeSettings, given, "judges.0")
+        build(JudgeSettings, given, ("judges", 0))
     assert str(caught.value).startswith(f"judges.0.{said}")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("names", "said"), [([], "at least one"), (["verifier", "verifier"], "'verifier' stands there")]
+    ("names", "said"), [([], "at least one"), (["verifier", "verifier"], "'verifier' is listed twice")]
 )
 def test_no_judge_and_a_judge_named_twice_are_refused(names, said):
     with pytest.raises(InputError, match=said):
@@ -182,7 +184,7 @@ def test_a_judge_whose_quotation_is_left_open_is_said_in_one_line():
 
 @pytest.mark.parametrize("weight", [0.0, float("nan"), float("inf")])
 def test_a_weight_that_says_nothing_is_refused(weight):
-    with pytest.raises(ValueError, match="without a say|finite"):
+    with pytest.raises(ValueError, match="has no effect|finite"):
         JudgeSettings(name="verifier", weight=weight)
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from align.inference.samples import Sample, Speed, prompt_key
 from align.records import Message, Prompt
-from align.rewards.llm_judge import LlmJudge, LlmSettings, read_preference, read_rating
+from align.rewards.builtin_judges import LlmSettings
+from align.rewards.llm_judge import LlmJudge, read_preference, read_rating
 
 PROMPT = Prompt((Message("user", "Name a colour {of} the flag."),))
 BLOCK = re.compile(r"<answer(?:_a|_b)?>\n(.*?)\n</answer", re.DOTALL)

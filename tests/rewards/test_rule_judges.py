@@ -5,7 +5,8 @@ import pytest
 from align.errors import InputError
 from align.procedural import tasks
 from align.records import Message, Prompt
-from align.rewards.rule_judges import REWARDS, ground_truth_judge, verifier_judge
+from align.rewards.judges import load_judge
+from align.rewards.rule_judges import REWARDS
 
 INSTRUCTIONS = [
     {"id": "punctuation:no_comma"},
@@ -26,13 +27,13 @@ def test_the_verifier_rewards_the_share_that_is_followed_or_all_of_it_or_half_ea
     expected = {"share": [1, 0.5, 0.5, 0, 0], "all": [1, 0, 0, 0, 0], "both": [1, 0.25, 0.25, 0, 0]}
     assert expected.keys() == REWARDS.keys()
     for reward, values in expected.items():
-        assert rewards(*verifier_judge(reward=reward)([group])) == values
+        assert rewards(*load_judge("verifier", reward=reward)([group])) == values
 
 
 def test_the_verifier_keeps_strict_and_loose_verdicts_and_rewards_the_kind_that_it_was_told_to():
     group = (prompt(instructions=INSTRUCTIONS), ["Sure, here:\na b"])
     for loose, reward in ((False, 0.5), (True, 1.0)):
-        [(verdict,)] = verifier_judge(loose=loose)([group])
+        [(verdict,)] = load_judge("verifier", loose=loose)([group])
         assert verdict.reward == reward
         assert verdict.raw == {"strict": [False, True], "loose": [True, True]}
         assert ("punctuation:no_comma" in verdict.why) is not loose
@@ -40,17 +41,17 @@ def test_the_verifier_keeps_strict_and_loose_verdicts_and_rewards_the_kind_that_
 
 def test_a_response_of_too_few_words_is_worth_nothing_whatever_it_follows():
     asked = prompt(instruction_id_list=["punctuation:no_comma"], kwargs=[{}])
-    ((short, long),) = verifier_judge(min_words=3)([(asked, ["***", "one two three"])])
+    ((short, long),) = load_judge("verifier", min_words=3)([(asked, ["***", "one two three"])])
     assert (short.reward, long.reward) == (0, 1)
     assert short.why.startswith("1 words, of 3") and short.raw["strict"] == [True]
-    ((unbounded,),) = verifier_judge()([(asked, ["***"])])
+    ((unbounded,),) = load_judge("verifier")([(asked, ["***"])])
     assert unbounded.reward == 1
 
 
 def test_the_verifier_judges_a_procedural_task_by_its_own_checks():
     rows = tasks.comparisons("general", num_rows=20, num_responses=3, seed=0)
     groups = [(Prompt(row.prompt, row.metadata), [each.content for each in row.responses]) for row in rows]
-    judged = list(verifier_judge(reward="both")(groups))
+    judged = list(load_judge("verifier", reward="both")(groups))
     assert [rewards(verdicts) for verdicts in judged] == [[each.reward for each in row.responses] for row in rows]
     assert len({reward for verdicts in judged for reward in rewards(verdicts)}) > 2
 
@@ -59,7 +60,7 @@ def test_the_verifier_judges_programs_together_with_other_responses():
     facts = {"kind": "code", "examples": [["[1, 2]", "3"], ["[]", "0"]]}
     words = tasks.prompts("general", num_rows=1, seed=0, split="test")[0]
     groups = [(prompt(**facts), ["sum", "lambda x: sum(x)", "len"]), (words, ["?"]), (prompt(**facts), ["len", "sum"])]
-    share, other, again = verifier_judge()(groups)
+    share, other, again = load_judge("verifier")(groups)
     assert rewards(share) == [1, 1, 0.5]
     assert rewards(other) == [0]
     assert rewards(again) == [0.5, 1]
@@ -67,7 +68,7 @@ def test_the_verifier_judges_programs_together_with_other_responses():
 
 def test_the_verifier_abstains_where_nothing_can_be_checked():
     for metadata in ({}, {"instructions": []}, {"kind": "poem"}, {"answer": "5"}):
-        [verdicts] = verifier_judge()([(prompt(**metadata), ["a", "b"])])
+        [verdicts] = load_judge("verifier")([(prompt(**metadata), ["a", "b"])])
         assert rewards(verdicts) == [None, None]
         assert "no instructions" in verdicts[0].why
 
@@ -77,7 +78,7 @@ def is_short(response: str, *, letters: int) -> bool:
 
 
 def test_a_users_own_verifier_is_named_in_the_settings():
-    judge = verifier_judge(verifiers={"house:short": f"{__name__}:is_short"})
+    judge = load_judge("verifier", verifiers={"house:short": f"{__name__}:is_short"})
     asked = prompt(instructions=[*INSTRUCTIONS, {"id": "house:short", "kwargs": {"letters": 3}}])
     [verdicts] = judge([(asked, ["a b", "abcd efg"])])
     assert verdicts[1].raw["strict"] == [True, True, False]
@@ -88,7 +89,7 @@ def test_known_answers_are_rewarded_and_others_are_not():
     solution = "Half of 48 is 24.\n48 + 24 = 72\n#### 72"
     for answer in ("72", 72, 72.0, solution):
         responses = ["The answer is 72.", "#### 73", "I do not know.", ""]
-        [verdicts] = ground_truth_judge()([(prompt(answer=answer), responses)])
+        [verdicts] = load_judge("ground_truth")([(prompt(answer=answer), responses)])
         assert rewards(verdicts) == [1, 0, 0, 0]
         assert [verdict.raw["given"] for verdict in verdicts] == ["72", "73", None, None]
         assert verdicts[0].raw["expected"] == ("72.0" if answer == 72.0 and isinstance(answer, float) else "72")
@@ -96,25 +97,25 @@ def test_known_answers_are_rewarded_and_others_are_not():
 
 def test_a_prompt_without_an_answer_is_left_out_or_refused_before_anything_is_judged():
     groups = [(prompt(answer="5", key=17), ["5"]), (prompt(key=18), ["5", "6"])]
-    judged = list(ground_truth_judge()(groups))
+    judged = list(load_judge("ground_truth")(groups))
     assert [rewards(verdicts) for verdicts in judged] == [[1], [None, None]]
     with pytest.raises(InputError, match="prompt 18: the prompt has no `answer`"):
-        next(iter(ground_truth_judge(missing="error")(groups)))
+        next(iter(load_judge("ground_truth", missing="error")(groups)))
 
 
 BAD = [
-    (verifier_judge, {"reward": "most"}, "judge verifier.reward: Input should be 'share'"),
-    (verifier_judge, {"loos": True}, "judge verifier.loos: unknown key; did you mean 'loose'"),
-    (verifier_judge, {"loose": "yes"}, "judge verifier.loose: Input should be a valid boolean"),
-    (verifier_judge, {"verifiers": {"a": "no.such:thing"}}, "cannot be imported"),
-    (ground_truth_judge, {"missing": "skip"}, "judge ground_truth.missing: Input should be 'abstain' or 'error'"),
+    ("verifier", {"reward": "most"}, "judge verifier.settings.reward: Input should be 'share'"),
+    ("verifier", {"loos": True}, "judge verifier.settings.loos: unknown key; did you mean 'loose'"),
+    ("verifier", {"loose": "yes"}, "judge verifier.settings.loose: Input should be a valid boolean"),
+    ("verifier", {"verifiers": {"a": "no.such:thing"}}, "cannot be imported"),
+    ("ground_truth", {"missing": "skip"}, "judge ground_truth.settings.missing: Input should be 'abstain' or 'error'"),
 ]
 
 
-@pytest.mark.parametrize(("make", "settings", "said"), BAD)
-def test_a_wrong_setting_is_refused_in_one_line(make, settings, said):
+@pytest.mark.parametrize(("name", "settings", "said"), BAD)
+def test_a_wrong_setting_is_refused_in_one_line(name, settings, said):
     with pytest.raises(InputError) as refused:
-        make(**settings)
+        load_judge(name, **settings)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -131,11 +132,11 @@ def test_a_wrong_setting_is_refused_in_one_line(make, settings, said):
 )
 def test_an_instruction_that_cannot_be_checked_names_its_row(metadata, said):
     with pytest.raises(InputError) as refused:
-        list(verifier_judge()([(prompt(**metadata), ["a"])]))
+        list(load_judge("verifier")([(prompt(**metadata), ["a"])]))
     assert said in str(refused.value)
 
 
 @pytest.mark.parametrize("answer", [True, ["5"], " ", {"value": 5}])
 def test_an_answer_that_is_none_is_refused(answer):
     with pytest.raises(InputError, match="prompt 4: answer is a text or a number"):
-        list(ground_truth_judge()([(prompt(answer=answer, key=4), ["5"])]))
+        list(load_judge("ground_truth")([(prompt(answer=answer, key=4), ["5"])]))

@@ -13,8 +13,8 @@ import pytest
 
 from align.errors import InputError
 from align.records import Message, Prompt
+from align.rewards.builtin_judges import ExecutedTestsSettings
 from align.rewards.unit_tests import (
-    ExecutedTests,
     candidates,
     executed_tests_judge,
     grade_humaneval,
@@ -245,7 +245,7 @@ def test_outcomes_are_the_same_every_time():
 def test_a_busy_machine_fails_no_right_program():
     """Each needs half of its CPU time, and many of them run on each core."""
     code = "import time\ndef f():\n    while time.process_time() < 0.5: pass\n    return 1"
-    judge = executed_tests_judge(ExecutedTests(num_workers=4 * (os.cpu_count() or 1), limits=Limits(cpu_s=1)))
+    judge = executed_tests_judge(ExecutedTestsSettings(num_workers=4 * (os.cpu_count() or 1), limits=Limits(cpu_s=1)))
     prompt = asked(tests=["assert f() == 1"])
     ((*verdicts,),) = judge([(prompt, [code] * 4 * (os.cpu_count() or 1))])
     assert [verdict.why for verdict in verdicts] == ["1 of 1 tests pass"] * len(verdicts)
@@ -307,7 +307,7 @@ def test_the_judge_rewards_shares_keeps_the_order_and_abstains_without_tests():
         [1, 0],
         [],
     ]
-    every = [*executed_tests_judge(ExecutedTests(reward="all", num_workers=1))(groups[:1])]
+    every = [*executed_tests_judge(ExecutedTestsSettings(reward="all", num_workers=1))(groups[:1])]
     assert [verdict.reward for verdict in every[0]] == [1, 0, 0]
     assert share[0][1].raw == [
         {"passed": True, "why": ""},

@@ -8,7 +8,7 @@ import pytest
 
 from align.errors import InputError
 from align.rewards.verifiers import language
-from align.rewards.verifiers.instructions import VERIFIERS, follows, instructions, with_own
+from align.rewards.verifiers.instructions import VERIFIERS, follows, instructions, with_custom
 
 try:
     language.count_sentences("One.")
@@ -302,15 +302,15 @@ def shouts(response: str, *, times: int = 1) -> bool:
 
 
 def test_a_users_own_verifier_comes_in_by_its_path_and_takes_no_taken_name():
-    table = with_own({"house:shouts": f"{__name__}:shouts"})
+    table = with_custom({"house:shouts": f"{__name__}:shouts"})
     row = {"instructions": [{"id": "house:shouts", "kwargs": {"times": 2}}, {"id": "house:shouts"}]}
     assert [each.followed("Oh! No") for each in instructions(row, table)] == [False, True]
     with pytest.raises(InputError, match="times: Input should be a valid integer"):
         instructions(asked("house:shouts", {"times": "2"}), table)
-    with pytest.raises(InputError, match="'startend:quotation' already"):
-        with_own({"startend:quotation": f"{__name__}:shouts"})
+    with pytest.raises(InputError, match="startend:quotation: this is the name of a built-in verifier"):
+        with_custom({"startend:quotation": f"{__name__}:shouts"})
     with pytest.raises(InputError, match="cannot be imported"):
-        with_own({"house:other": f"{__name__}:other"})
+        with_custom({"house:other": f"{__name__}:other"})
 
 
 def test_a_language_is_told_the_same_each_time_and_nobody_elses_seed_is_set():

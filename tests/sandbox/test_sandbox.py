@@ -481,7 +481,7 @@ def test_where_the_kernel_lacks_a_layer_nothing_runs_and_one_line_says_which(com
         pytest.skip("the limit on threads binds who is not root outside")
     said, error = elsewhere(*command, code=TRY)
     assert said == ""
-    assert error.startswith(f"align.config.InputError: no code is executed without a sandbox, and {missing}")
+    assert error.startswith(f"align.errors.InputError: no code is executed without a sandbox, and {missing}")
 
 
 def test_a_user_without_rights_has_the_same_sandbox():

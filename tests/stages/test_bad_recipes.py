@@ -207,7 +207,7 @@ WRONG = {
     ),
     "a judge twice": (
         [("  dpo:", "      - name: reward_model\n        settings:\n          path: step:rate\n  dpo:")],
-        "judge 'reward_model' stands there twice",
+        "judge 'reward_model' is listed twice",
         "steps rescored judges",
     ),
     "an unknown judge of a round": (

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from align.accounting.settings import AccountingSettings
 from align.pipeline import fingerprints
-from align.rewards.judges import JudgeSettings
+from align.rewards.settings import JudgeSettings
 from align.stages.contents import content_of
 from align.stages.steps import EvaluateStep
 
@@ -298,10 +298,10 @@ def test_a_judge_of_ones_own_may_call_its_settings_as_it_likes(tmp_path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     settings = {"engine": {"local": {"batch_size": 3}}, "batch_size": 4}
     judge = JudgeSettings(name="free_judge:make", settings=settings)
-    assert judge.deciding()["settings"] == settings
+    assert judge.cache_key()["settings"] == settings
     chat = {"model": "m", "engine": {"server": {"base_url": "http://a/v1", "retries": 2}}}
     other = {"model": "m", "engine": {"server": {"base_url": "http://b/v1"}}}
-    first, second = (JudgeSettings(name="llm", settings=each).deciding() for each in (chat, other))
+    first, second = (JudgeSettings(name="llm", settings=each).cache_key() for each in (chat, other))
     assert first == second
 
 

@@ -10,7 +10,7 @@ from align.config import build
 from align.errors import InputError
 from align.evaluation.tasks import TASKS
 from align.records import Message, Prompt
-from align.rewards.rule_judges import verifier_judge
+from align.rewards.judges import load_judge
 from align.rewards.verifiers.instructions import VERIFIERS, follows
 from align.rewards.verifiers.language import count_sentences
 from align.synth.constraint_templates import TEMPLATES
@@ -110,7 +110,7 @@ def test_every_kind_of_instruction_can_be_asked_for():
 def test_each_instruction_can_be_followed_and_broken_and_the_judge_sees_which(kind):
     if kind in BY_PUNKT and NO_PUNKT:
         pytest.skip(NO_PUNKT)
-    wordings, judge = set(), verifier_judge()
+    wordings, judge = set(), load_judge("verifier")
     for seed in range(3):
         for prompt in constrain(PROMPTS, ConstraintSettings(kinds=[kind]), seed=seed):
             ((name, settings),) = instructions(prompt)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_type_hints
 from pydantic import create_model
 
 from align.config import Settings, build
-from align.errors import InputError
+from align.errors import InputError, within
 from align.registry import import_dotted, pick
 from align.rewards.verifiers import layout, wording
 
@@ -46,15 +46,18 @@ def instructions(metadata: Mapping[str, Any], table: Mapping[str, Verifier] | No
     return [_instruction(VERIFIERS if table is None else table, name, kwargs) for name, kwargs in _asked(metadata)]
 
 
-def with_own(paths: Mapping[str, str]) -> dict[str, Verifier]:
-    """The table with a user's own verifiers, each by its dotted path, under the names that their rows use.
+def with_custom(paths: Mapping[str, str]) -> dict[str, Verifier]:
+    """Return `VERIFIERS` and a user's own verifiers, given as a name in the rows' instructions -> module:function.
 
-    Rows name no path: they come from anywhere, and would choose which code runs.
+    Rows refer to names and never to paths: data must not choose which code runs.
     """
-    taken = sorted(paths.keys() & VERIFIERS.keys())
-    if taken:
-        raise InputError(f"a verifier is called {taken[0]!r} already; give your own another name")
-    return VERIFIERS | {name: import_dotted(path, "verifier") for name, path in paths.items()}
+    own: dict[str, Verifier] = {}
+    for name, path in paths.items():
+        with within(name):
+            if name in VERIFIERS:
+                raise InputError("this is the name of a built-in verifier; choose another one")
+            own[name] = import_dotted(path, "verifier")
+    return VERIFIERS | own
 
 
 def _asked(metadata: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

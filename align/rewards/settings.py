@@ -1,0 +1,137 @@
+"""Which judges rate responses: `JudgeSettings`, one judge of a recipe. Imports no torch.
+
+A recipe names judges with their settings, and a weight where their rewards are added up:
+
+    judges:
+      - {name: verifier, settings: {reward: all}}
+      - {name: "my_package.judges:make", weight: 0.5, settings: {scale: 2.0}}
+
+A name is a row of `JUDGES`, or with a colon the dotted path of a user's own judge: a callable that takes `settings` as
+keyword arguments and returns a `Judge` (see `align.rewards.verdicts`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import ConfigDict, Discriminator, Field, RootModel, Tag, field_validator, model_validator
+
+from align.errors import InputError, within
+from align.registry import import_dotted, pick
+from align.rewards.builtin_judges import (
+    JUDGES,
+    ExecutedTestsSettings,
+    ExecutedTestsSpec,
+    GroundTruthSpec,
+    JudgeSpec,
+    LlmSettings,
+    LlmSpec,
+    RewardModelSpec,
+    VerifierSpec,
+)
+from align.rewards.verdicts import Judge
+
+J = TypeVar("J", bound="list[JudgeSettings]")
+How = Literal["precedence", "weights"]
+
+
+class CustomSpec(JudgeSpec):
+    """Reward of a user's own judge."""
+
+    name: str = Field(
+        description="A user's own judge: module:name of a callable that returns it.",
+        json_schema_extra={"pattern": ":"},
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict[str, Any], description="Keyword arguments of the callable that returns the judge."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _importable(cls, name: str) -> str:
+        if ":" not in name:
+            pick(JUDGES, name, "judge")
+        import_dotted(name, "judge")
+        return name
+
+    @model_validator(mode="after")
+    def _fits_the_signature(self) -> Self:
+        make = import_dotted(self.name, "judge")
+        with within("settings"):
+            if not callable(make):
+                raise InputError(f"{self.name!r} is not callable")
+            signature = inspect.signature(make)
+            try:
+                signature.bind(**self.settings)
+            except TypeError as error:
+                known = ", ".join(signature.parameters) or "none"
+                raise InputError(f"{error}; the parameters of {self.name!r} are: {known}") from error
+        return self
+
+
+def _spec_name(value: Any) -> str:  # noqa: ANN401 - input that is not yet validated, or a spec
+    """Return the name of the class of a judge's specification."""
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    return JUDGES.get(str(name), CustomSpec).__name__
+
+
+AnySpec = Annotated[
+    Annotated[GroundTruthSpec, Tag("GroundTruthSpec")]
+    | Annotated[ExecutedTestsSpec, Tag("ExecutedTestsSpec")]
+    | Annotated[VerifierSpec, Tag("VerifierSpec")]
+    | Annotated[RewardModelSpec, Tag("RewardModelSpec")]
+    | Annotated[LlmSpec, Tag("LlmSpec")]
+    | Annotated[CustomSpec, Tag("CustomSpec")],
+    Discriminator(_spec_name),
+]
+
+
+class JudgeSettings(RootModel[AnySpec]):
+    """One judge: a row of `JUDGES` or a user's own, with its weight and settings.
+
+    >>> JudgeSettings(name="verifier", settings={"reward": "all"}).values["min_words"]
+    0
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    @property
+    def name(self) -> str:
+        """Name of the judge: a key of `JUDGES`, or module:name."""
+        return self.root.name
+
+    @property
+    def weight(self) -> float:
+        """Factor of the judge's reward in a weighted sum."""
+        return self.root.weight
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The judge's own settings as JSON."""
+        return self.root.model_dump(mode="json")["settings"]
+
+    def with_values(self, values: Mapping[str, Any]) -> JudgeSettings:
+        """Return this judge with other settings of its own."""
+        return JudgeSettings.model_validate({"name": self.name, "weight": self.weight, "settings": dict(values)})
+
+    def cache_key(self) -> dict[str, Any]:
+        """Return everything that decides a verdict, as JSON: not how many workers or which server computes it."""
+        settings = self.root.settings
+        own = settings.cache_key() if isinstance(settings, ExecutedTestsSettings | LlmSettings) else self.values
+        return {"name": self.name, "weight": self.weight, "settings": own}
+
+    def make(self) -> Judge:
+        """Return the judge."""
+        if isinstance(self.root, CustomSpec):
+            return import_dotted(self.name, "judge")(**self.root.settings)
+        return import_dotted(self.root.maker, "judge")(self.root.settings)
+
+
+def each_once(judges: J) -> J:
+    """Return the judges; raise where two have the same name."""
+    names = [judge.name for judge in judges]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"judge {doubled[0]!r} is listed twice")
+    return judges
