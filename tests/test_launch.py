@@ -254,9 +254,10 @@ def gib(model):
         "`zero3-8gpu.yaml`, adapters": (weights * WEIGHT + adapters * (alone + COPY)) / 8,
         "`fsdp2-8gpu.yaml`": weights * alone / 8,
         "`zero3-8gpu-offload.yaml`": weights * WEIGHT / 8,
-        "... the machine's main memory": weights * (GRADIENT + GRADIENT + MOMENTS + COPY),  # one is DeepSpeed's buffer
+        # one of the gradients is DeepSpeed's buffer
+        "main memory of the machine, with offload": weights * (GRADIENT + GRADIENT + MOMENTS + COPY),
         "`zero3-4x8gpu.yaml`": weights * (alone + COPY) / 32,
-        "with `reduce: once`, more by": weights * GRADIENT,
+        "added by `reduce: once`": weights * GRADIENT,
     }
     return {row: f"{size / 2**30:,.1f}" for row, size in found.items()}
 

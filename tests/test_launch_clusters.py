@@ -104,7 +104,7 @@ def test_under_slurm_each_node_is_told_its_rank_and_where_the_first_is(slurm):
         parsed = launch_command_parser().parse_args(lines(left / f"accelerate.{node}")[2:])
         assert parsed.training_script_args[0] == "train"
     assert {"--ntasks-per-node=1", "--cpus-per-task=96", "--kill-on-bad-exit=1"} <= set(lines(left / "srun"))
-    assert not (left / "scontrol").exists()  # not queued again
+    assert not (left / "scontrol").exists()  # not requeued
 
 
 def test_a_slurm_job_ends_with_the_status_of_a_launcher_that_fails(slurm):
@@ -128,8 +128,8 @@ def test_before_its_time_is_up_a_slurm_job_is_queued_again_and_waits_for_the_lau
     (left / "hold").unlink()
     returned, said = ended(process)
     assert returned == status
-    assert "NAME goes on from its last checkpoint" in said
-    assert ("not queued again" in said) is (queued != 0)
+    assert "NAME resumes from its last checkpoint" in said
+    assert ("requeue failed" in said) is (queued != 0)
 
 
 def test_the_batch_script_says_what_it_needs(slurm):
