@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from align.errors import InputError
 
+T_co = TypeVar("T_co", covariant=True)
 
-class WrongRow(InputError):
-    """What is wrong with a record, known by its index; it is told by its number, from 1."""
 
-    def __init__(self, row: int, said: str) -> None:
-        super().__init__(f"row {row + 1}: {said}")
-        self.row, self.said = row, said
+@contextmanager
+def at_place(place: str) -> Generator[None]:
+    """Prefix the message of every `InputError` raised in this block with the place of a row."""
+    try:
+        yield
+    except InputError as error:
+        error.message = f"{place}: {error.message}"
+        raise
 
 
 def check_text(text: str) -> None:
@@ -114,3 +119,13 @@ class Prompt:
 
 
 Record = Demonstration | Comparison | Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Located(Generic[T_co]):
+    """A record, or what was made from it, with its place in the data."""
+
+    record: T_co
+    place: str  # for error messages, as in "pairs.jsonl: row 12"
+    row: int = 0  # index among the records of its source, from 0
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)

@@ -82,7 +82,7 @@ def test_the_program_of_ones_own_trains_and_saves_a_policy(tmp_path, monkeypatch
     (tmp_path / "runs/quickstart").mkdir()
     (tmp_path / "runs/small/base").rename(tmp_path / "runs/quickstart/general")
     source = SourceSettings(path="tasks:general", limit=6, responses=4)
-    write(tmp_path / "groups.jsonl", streamed(source, kind=Comparison, seed=0).records)
+    write(tmp_path / "groups.jsonl", streamed(source, kind=Comparison, seed=0).read().records)
     monkeypatch.chdir(tmp_path)
     exec(program("save_policy("), {})
     losses = [float(line) for line in capsys.readouterr().out.split()]

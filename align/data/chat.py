@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.templates import BREAK, Rendered, Renderer, Turn, adds_bos
 from align.errors import InputError
-from align.records import Comparison, Demonstration, Message, WrongRow
+from align.records import Comparison, Demonstration, Located, Message, at_place
 from align.registry import pick
 
 Ids = NDArray[np.int32]
@@ -28,6 +28,7 @@ Mask = NDArray[np.bool_]
 CHOSEN_REWARD, REJECTED_REWARD = 1.0, 0.0
 BY_LABEL = f"rewards {CHOSEN_REWARD:g} and {REJECTED_REWARD:g} by the label"  # key of `counts`
 
+Trainable = Demonstration | Comparison
 RECORDS_AT_ONCE = 256  # tokenized in one call, which spreads them over the cores
 
 
@@ -60,7 +61,6 @@ class TokenGroup:
 class _Size:
     """How long a row is, in tokens, and how long it may be."""
 
-    row: int
     prompt: int  # tokens before the first trained one of any response; all responses share them
     longest: int
     max_prompt: int
@@ -100,48 +100,58 @@ class ChatEncoder:
 
     def encode(self, record: Demonstration | Comparison, row: int) -> TokenGroup | None:
         """The record's token group, or None if it is dropped; `counts` says why."""
-        return self._encode([(row, record)])[0]
+        return self._encode([Located(record, f"row {row + 1}", row)])[0]
 
     def encode_all(self, records: Iterable[Demonstration | Comparison]) -> Iterator[TokenGroup]:
-        """Token groups of the records that are kept, in order; faster than one by one."""
-        return self.encode_numbered(enumerate(records))
+        """Yield the token groups of the records that are kept, in order; faster than `encode` on each."""
+        located = (Located(record, f"row {row + 1}", row) for row, record in enumerate(records))
+        return (each.record for each in self.encode_located(located))
 
-    def encode_numbered(self, records: Iterable[tuple[int, Demonstration | Comparison]]) -> Iterator[TokenGroup]:
-        """The same of records that bring the numbers of their rows along."""
-        numbered = iter(records)
-        while batch := list(islice(numbered, RECORDS_AT_ONCE)):
-            yield from (group for group in self._encode(batch) if group is not None)
+    def encode_located(self, records: Iterable[Located[Trainable]]) -> Iterator[Located[TokenGroup]]:
+        """Yield the token groups of the records that are kept, each with its place; errors name the place."""
+        located = iter(records)
+        while batch := list(islice(located, RECORDS_AT_ONCE)):
+            for each, group in zip(batch, self._encode(batch), strict=True):
+                if group is not None:
+                    yield Located(group, each.place, each.row, each.metadata)
 
     def prompt_ids(self, messages: Sequence[Message], row: int) -> Ids:
         """The tokens that a response to the messages follows; they are counted, dropped and cut nowhere."""
-        text = self._renderer.prompt(messages, row)
+        with at_place(f"row {row + 1}"):
+            text = self._renderer.prompt(messages)
         self._backend.no_truncation()
         self._backend.no_padding()
         tokens = self._backend.encode(text, add_special_tokens=False)
         ids = _ids(tokens)
         return _without_breaks(text, tokens, ids, np.zeros(len(ids), np.bool_))[0]
 
-    def _encode(self, batch: Sequence[tuple[int, Demonstration | Comparison]]) -> list[TokenGroup | None]:
-        rendered = [self._render(record, row) for row, record in batch]
+    def _encode(self, batch: Sequence[Located[Trainable]]) -> list[TokenGroup | None]:
+        rendered = [self._render(located) for located in batch]
         texts = list(dict.fromkeys(text for whole in rendered for one in whole for text in one.texts()))
         self._backend.no_truncation()  # another user of this tokenizer may have left either on
         self._backend.no_padding()
         tokens = dict(zip(texts, self._backend.encode_batch(texts, add_special_tokens=False), strict=True))
-        return [self._group(*numbered, whole, tokens) for numbered, whole in zip(batch, rendered, strict=True)]
+        groups: list[TokenGroup | None] = []
+        for located, whole in zip(batch, rendered, strict=True):
+            with at_place(located.place):
+                groups.append(self._group(located.record, located.row, whole, tokens))
+        return groups
 
-    def _render(self, record: Demonstration | Comparison, row: int) -> list[Rendered]:
-        if isinstance(record, Demonstration):
-            return [self._renderer.demonstration(record.messages, row)]
-        return self._renderer.comparison(record.prompt, [response.content for response in record.responses], row)
+    def _render(self, located: Located[Trainable]) -> list[Rendered]:
+        record = located.record
+        with at_place(located.place):
+            if isinstance(record, Demonstration):
+                return [self._renderer.demonstration(record.messages)]
+            return self._renderer.comparison(record.prompt, [response.content for response in record.responses])
 
     def _group(
-        self, row: int, record: Demonstration | Comparison, rendered: list[Rendered], tokens: Mapping[str, Encoding]
+        self, record: Trainable, row: int, rendered: list[Rendered], tokens: Mapping[str, Encoding]
     ) -> TokenGroup | None:
         self.counts["rows"] += 1
         if any(BREAK in one.head or BREAK in one.text for one in rendered):
             self.counts["special tokens in content"] += 1
-        whole = [self._sequence(one, tokens, row) for one in rendered]
-        sequences, asked = self._fit(whole, row), _prompt_hash(whole[0])
+        whole = [self._sequence(one, tokens) for one in rendered]
+        sequences, asked = self._fit(whole), _prompt_hash(whole[0])
         if sequences is None:
             return None
         if isinstance(record, Demonstration):
@@ -152,7 +162,7 @@ class ChatEncoder:
             self.counts[BY_LABEL] += 1
         return TokenGroup(sequences, rewards, record.chosen, attributes, row, asked)
 
-    def _sequence(self, rendered: Rendered, encodings: Mapping[str, Encoding], row: int) -> TokenSequence:
+    def _sequence(self, rendered: Rendered, encodings: Mapping[str, Encoding]) -> TokenSequence:
         """The rendered dialogue in tokens, cut after its last end of turn."""
         whole = encodings[rendered.text]
         ids = _ids(whole)
@@ -173,15 +183,15 @@ class ChatEncoder:
         head_ids, untrained = _without_breaks(rendered.head, head, _ids(head), np.zeros(len(head), dtype=np.bool_))
         ids, trained = np.concatenate([head_ids, ids]), np.concatenate([untrained, trained])
         if not closed:
-            ids, trained = np.append(ids, np.int32(self._eos(row))), np.append(trained, True)
+            ids, trained = np.append(ids, np.int32(self._eos())), np.append(trained, True)
         if self._adds_bos and ids[:1] != self._bos_id:
             ids, trained = np.insert(ids, 0, self._bos_id), np.insert(trained, 0, False)
         trained[:1] = False
         return TokenSequence(ids, trained)
 
-    def _eos(self, row: int) -> int:
+    def _eos(self) -> int:
         if self._eos_id is None:
-            raise WrongRow(row, "the chat template ends no turn, and the tokenizer has no eos_token to do it")
+            raise InputError("the chat template ends no turn, and the tokenizer has no eos_token to do it")
         return self._eos_id
 
     def _end(self, turn: Turn, tokens: Encoding) -> tuple[int, bool]:
@@ -195,13 +205,12 @@ class ChatEncoder:
                 return index + 1, True
         return after, False
 
-    def _fit(self, sequences: Sequence[TokenSequence], row: int) -> tuple[TokenSequence, ...] | None:
+    def _fit(self, sequences: Sequence[TokenSequence]) -> tuple[TokenSequence, ...] | None:
         """The sequences within the limits, or None if the row is dropped."""
         if not all(sequence.loss_mask.any() for sequence in sequences):
             self.counts["dropped:nothing trained"] += 1
             return None
         size = _Size(
-            row,
             prompt=min(int(sequence.loss_mask.argmax()) for sequence in sequences),
             longest=max(len(sequence.ids) for sequence in sequences),
             max_prompt=self._max_prompt,
@@ -272,7 +281,7 @@ def _refuse(sequences: Sequence[TokenSequence], size: _Size) -> None:
         )
         if tokens > limit
     ]
-    raise WrongRow(size.row, f"{over[0]}; raise it, or set overlong to drop, cut_prompt or cut_response")
+    raise InputError(f"{over[0]}; raise it, or set overlong to drop, cut_prompt or cut_response")
 
 
 def _cut_prompt(sequences: Sequence[TokenSequence], size: _Size) -> tuple[TokenSequence, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from statistics import mean
@@ -23,9 +24,9 @@ from align.data.dialogues import (
     spoken,
     with_system,
 )
-from align.data.rows import Located, Row
+from align.data.rows import Row
 from align.errors import InputError
-from align.records import Comparison, Record, Response
+from align.records import Comparison, Located, Record, Response
 
 PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages"))
 PAIR_REWARDS = tuple(
@@ -258,38 +259,44 @@ def _ranked(tree: Any, before: Messages) -> Iterator[Comparison]:  # noqa: ANN40
         yield from _ranked(reply, said)
 
 
-def merged(comparisons: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, Record]]:
-    """Neighbours that answer one prompt as one comparison, at the place of the first."""
-    found = cast(Iterable[tuple[str, Comparison]], comparisons)
-    for prompt, neighbours in groupby(found, key=lambda one: one[1].prompt):
-        places, members = zip(*neighbours, strict=True)
-        responses = tuple(one for member in members for one in member.responses)
-        yield places[0], Comparison(prompt, responses, None, members[0].metadata)
+def merged(comparisons: Iterable[Located[Record]]) -> Iterator[Located[Record]]:
+    """Merge consecutive comparisons of one prompt into one, at the place of the first."""
+    found = cast(Iterable[Located[Comparison]], comparisons)
+    for prompt, group_of_prompt in groupby(found, key=lambda located: located.record.prompt):
+        members = list(group_of_prompt)
+        responses = tuple(response for member in members for response in member.record.responses)
+        yield replace(members[0], record=Comparison(prompt, responses, None, members[0].record.metadata))
 
 
-def reviewed_answers(rows: Iterable[Located]) -> Iterator[Located]:
-    """Questions, answers and reviews of them to a native row a question; a reward is the mean of an answer's scores."""
-    questions: dict[str, Located] = {}
-    answers: list[Located] = []
+def reviewed_answers(rows: Iterable[Located[Row]]) -> Iterator[Located[Row]]:
+    """Join questions, answers and reviews into one native row a question; a reward is an answer's mean score."""
+    questions: dict[str, Located[Row]] = {}
+    answers: list[Located[Row]] = []
     scores: dict[str, list[float]] = {}
     place = ""
-    for place, row in rows:
+    for located in rows:
+        row, place = located.record, located.place
         if "answer1_id" in row:
             for name, score in zip(("answer1_id", "answer2_id"), listed(row["score"], f"{place}: score"), strict=False):
                 given = number(score, f"{place}: score")
-                if given is not None and given >= 0:  # −1 says that the review held no score
+                if given is not None and given >= 0:  # -1 means that the review has no score
                     scores.setdefault(str(row[name]), []).append(given)
         elif "answer_id" in row:
-            answers.append(Located(place, row))
+            answers.append(located)
         else:
-            native = {"prompt": row["text"], "metadata": rest(row, {"text"})}
-            questions[str(row["question_id"])] = Located(place, native)
+            questions[str(row["question_id"])] = located
     if not questions:
         raise InputError(f"{place}: there are no questions; name the folder that holds them with answers and reviews")
-    for place, row in answers:
+    responses: dict[str, list[Row]] = {}
+    for located in answers:
+        row = located.record
         if str(row["question_id"]) not in questions:
-            raise InputError(f"{place}: there is no question {shortened(row['question_id'])}")
+            raise InputError(f"{located.place}: there is no question {shortened(row['question_id'])}")
         reviews = scores.get(str(row["answer_id"]))
-        item = {"content": row["text"], "model": row.get("model"), "reward": mean(reviews) if reviews else None}
-        questions[str(row["question_id"])].row.setdefault("responses", []).append(item)
-    yield from questions.values()
+        reward = mean(reviews) if reviews else None
+        response = {"content": row["text"], "model": row.get("model"), "reward": reward}
+        responses.setdefault(str(row["question_id"]), []).append(response)
+    for question, located in questions.items():
+        answered = {"responses": responses[question]} if question in responses else {}
+        native = {"prompt": located.record["text"], "metadata": rest(located.record, {"text"}), **answered}
+        yield replace(located, record=native)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, time
 from decimal import Decimal
 from itertools import chain, islice
@@ -31,9 +31,9 @@ from align.data.comparisons import (
     unpaired,
 )
 from align.data.dialogues import demonstration, dialogue, prompt_only, seed_tasks
-from align.data.rows import Located, Row, located_rows, read_rows
+from align.data.rows import Row, located_rows, read_rows
 from align.errors import InputError, one_line
-from align.records import Demonstration, Message, Prompt, Record
+from align.records import Demonstration, Located, Message, Prompt, Record
 from align.registry import import_dotted, pick, suggest
 
 __all__ = ["READERS", "RowStatistics", "Reader", "Reading", "Stream", "read", "read_rows", "stream", "write"]
@@ -45,7 +45,7 @@ class Reader:
 
     columns: tuple[str, ...]  # sets of columns, each separated by spaces: a row has all of one of them
     read: Callable[[Row], Iterator[Record]]
-    join: Callable[[Iterable[Located]], Iterator[Located]] | None = None  # rows that belong together, to one
+    join: Callable[[Iterable[Located[Row]]], Iterator[Located[Row]]] | None = None  # rows that belong together, to one
     merge: bool = False  # neighbouring rows of one prompt are one comparison
     keeps: frozenset[str] = frozenset()  # columns that are used and stand in the metadata all the same
 
@@ -70,7 +70,6 @@ class RowStatistics:
 
     num_rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter[str])
-    place: str = ""  # of the row that the last record came from
     unused_columns: Counter[str] = field(default_factory=Counter[str])  # column -> rows of which nothing in it was used
 
 
@@ -78,13 +77,13 @@ class RowStatistics:
 class Stream:
     """What a source holds, one record at a time; `statistics` is complete when `records` is exhausted."""
 
-    records: Iterator[Record]
+    records: Iterator[Located[Record]]
     format: str
     statistics: RowStatistics
 
     def read(self) -> Reading:
         """All of it."""
-        records = list(self.records)
+        records = [located.record for located in self.records]
         return Reading(records, self.format, self.statistics.num_rows, dict(self.statistics.dropped))
 
 
@@ -122,7 +121,7 @@ def stream(
     return Stream(_some(islice(reading.records(chain([first], rows)), last), path, statistics), name, statistics)
 
 
-def _some(records: Iterator[Record], path: str, statistics: RowStatistics) -> Iterator[Record]:
+def _some(records: Iterator[Located[Record]], path: str, statistics: RowStatistics) -> Iterator[Located[Record]]:
     """The same, of which there must be one."""
     first = next(records, None)
     if first is None:
@@ -133,17 +132,18 @@ def _some(records: Iterator[Record], path: str, statistics: RowStatistics) -> It
     yield from records
 
 
-def _recognised(first: Located) -> str:
+def _recognised(first: Located[Row]) -> str:
     """The name of the first format that has the row's columns."""
     for name, reader in READERS.items():
-        if reader.matches(first.row):
+        if reader.matches(first.record):
             return name
     sharing = [
         f"{name} ({' or '.join(reader.columns)})"
         for name, reader in READERS.items()
-        if any(first.row.keys() & set(columns.split()) for columns in reader.columns)
+        if any(first.record.keys() & set(columns.split()) for columns in reader.columns)
     ]
-    raise InputError(f"{first.place}: no format has {_columns(first.row)}; there are {', '.join(sharing or READERS)}")
+    known = ", ".join(sharing or READERS)
+    raise InputError(f"{first.place}: no format has {_columns(first.record)}; there are {known}")
 
 
 def _columns(row: Row) -> str:
@@ -157,36 +157,36 @@ class _Reading:
     def __init__(self, name: str, reader: Reader, statistics: RowStatistics, *, drops: bool) -> None:
         self._name, self._reader, self._statistics, self._drops = name, reader, statistics, drops
 
-    def records(self, rows: Iterable[Located]) -> Iterator[Record]:
+    def records(self, rows: Iterable[Located[Row]]) -> Iterator[Located[Record]]:
         """The records of the rows."""
         counted = self._matching(rows)
         joined = self._reader.join(counted) if self._reader.join else counted
         single = chain.from_iterable(map(self._read, joined))
-        for place, record in merged(single) if self._reader.merge else single:
-            self._statistics.place = place
-            yield record
+        merged_or_single = merged(single) if self._reader.merge else single
+        for row, located in enumerate(merged_or_single):
+            yield replace(located, row=row, metadata=located.record.metadata)
 
-    def _matching(self, rows: Iterable[Located]) -> Iterator[Located]:
+    def _matching(self, rows: Iterable[Located[Row]]) -> Iterator[Located[Row]]:
         for located in rows:
             self._statistics.num_rows += 1
-            if self._reader.matches(located.row):
+            if self._reader.matches(located.record):
                 yield located
             else:
                 needed = " or ".join(self._reader.columns)
-                self._wrong(located, InputError(f"{self._name} needs {needed}; there are {_columns(located.row)}"))
+                self._wrong(located, InputError(f"{self._name} needs {needed}; there are {_columns(located.record)}"))
 
-    def _read(self, located: Located) -> list[tuple[str, Record]]:
+    def _read(self, located: Located[Row]) -> list[Located[Record]]:
         try:
-            records = list(self._reader.read(located.row))
+            records = list(self._reader.read(located.record))
             if not records:
                 raise InputError("the row holds no record")
-            self._statistics.unused_columns.update(_unused(located.row, records, self._reader))
-            return [(located.place, record) for record in records]
+            self._statistics.unused_columns.update(_unused(located.record, records, self._reader))
+            return [Located(record, located.place) for record in records]
         except InputError as error:
             self._wrong(located, error)
-            return [(located.place, error.remaining)] if isinstance(error, EmptyResponses) else []
+            return [Located(error.remaining, located.place)] if isinstance(error, EmptyResponses) else []
 
-    def _wrong(self, located: Located, error: InputError) -> None:
+    def _wrong(self, located: Located[Row], error: InputError) -> None:
         if not self._drops:
             raise InputError(f"{located.place}: {error}") from error
         self._statistics.dropped[str(error)] += 1

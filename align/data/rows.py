@@ -12,22 +12,16 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from align.artifacts import UNHASHED_FILES
 from align.errors import InputError, one_line
+from align.records import Located
 
 Row = Mapping[str, Any]
-
-
-class Located(NamedTuple):
-    """A row and the words that name its place in an error."""
-
-    place: str
-    row: dict[str, Any]
 
 
 CONTAINERS = ("data", "rows", "examples", "records", "prompts")  # keys under which a JSON object keeps its rows
@@ -39,10 +33,10 @@ UNREADABLE = (OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Err
 
 def read_rows(path: str, *, split: str | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a file, a folder or a hub dataset (`owner/name` or `owner/name:config`), as they stand."""
-    return (located.row for located in located_rows(path, split=split))
+    return (located.record for located in located_rows(path, split=split))
 
 
-def located_rows(path: str, *, split: str | None = None) -> Iterator[Located]:
+def located_rows(path: str, *, split: str | None = None) -> Iterator[Located[dict[str, Any]]]:
     """The rows of `path` in order, each with its place; a bare JSON string is read as a row with a `prompt`."""
     hub_id = HUB_ID.fullmatch(path)
     if not Path(path).exists() and hub_id and _opener(Path(path)) is None:
@@ -52,14 +46,15 @@ def located_rows(path: str, *, split: str | None = None) -> Iterator[Located]:
         num_rows = 0
         try:
             for num_rows, row in enumerate(_file_rows(file), start=1):
-                yield Located(f"{file}: row {num_rows}", _as_row(row, f"{file}: row {num_rows}"))
+                place = f"{file}: row {num_rows}"
+                yield Located(_as_row(row, place), place)
         except InputError:
             raise
         except UNREADABLE as error:
             raise InputError(f"{file}: cannot be read after row {num_rows}: {one_line(error)}") from error
 
 
-def hub_rows(name: str, *, config: str | None, split: str | None) -> Iterator[Located]:
+def hub_rows(name: str, *, config: str | None, split: str | None) -> Iterator[Located[dict[str, Any]]]:
     """The rows of the dataset `name` as `datasets` loads it; no code of the dataset's own is run."""
     from datasets import Dataset, load_dataset  # noqa: PLC0415 - seconds to import, and only hub ids need it
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
@@ -74,7 +69,7 @@ def hub_rows(name: str, *, config: str | None, split: str | None) -> Iterator[Lo
     if len(splits) != 1:
         raise InputError(f"{name}: name one of its splits: {', '.join(splits)}")
     for number, row in enumerate(next(iter(splits.values())), start=1):
-        yield Located(f"{name}: row {number}", dict(row))
+        yield Located(dict(row), f"{name}: row {number}")
 
 
 def _files(path: Path, split: str | None) -> list[Path]:

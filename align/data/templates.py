@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from align.errors import InputError, one_line
-from align.records import Message, WrongRow
+from align.records import Message
 from align.registry import suggest
 
 # A Unicode noncharacter, put inside a special token that someone typed so that it is not read as the token
@@ -86,20 +86,20 @@ class Renderer:
             if token.content in self.control and not (token.normalized or token.lstrip or token.single_word)
         )
 
-    def prompt(self, messages: Sequence[Message], row: int) -> str:
+    def prompt(self, messages: Sequence[Message]) -> str:
         """The messages with the header of the turn that answers them."""
-        return self._render([self._chat(messages)], row, generation_prompt=True)[0]
+        return self._render([self._chat(messages)], generation_prompt=True)[0]
 
-    def comparison(self, prompt: Sequence[Message], responses: Sequence[str], row: int) -> list[Rendered]:
+    def comparison(self, prompt: Sequence[Message], responses: Sequence[str]) -> list[Rendered]:
         """The prompt with each of the responses."""
         chat = self._chat(prompt)
         said = self._chat(Message("assistant", response) for response in responses)
-        asked = self._render([chat], row, generation_prompt=True)[0]
-        texts = self._render([[*chat, message] for message in said], row)
+        asked = self._render([chat], generation_prompt=True)[0]
+        texts = self._render([[*chat, message] for message in said])
         for text in texts:
-            self._check_prefix(asked, text, row)
+            self._check_prefix(asked, text)
         turns = [
-            self._turn([*chat, message], len(chat), text, span=(len(asked), len(text)), row=row)
+            self._turn([*chat, message], len(chat), text, span=(len(asked), len(text)))
             for message, text in zip(said, texts, strict=True)
         ]
         return [
@@ -111,29 +111,28 @@ class Renderer:
             for turn, text in zip(turns, texts, strict=True)
         ]
 
-    def demonstration(self, messages: Sequence[Message], row: int) -> Rendered:
+    def demonstration(self, messages: Sequence[Message]) -> Rendered:
         """The whole dialogue with a turn for each assistant message."""
         chat = self._chat(messages)
-        text = self._render([chat], row)[0]
-        starts = self._starts(chat, text, row)
+        text = self._render([chat])[0]
+        starts = self._starts(chat, text)
         stops = [*list(starts.values())[1:], len(text)]
         turns = [
-            self._turn(chat, index, text, span=(start, stop), row=row)
+            self._turn(chat, index, text, span=(start, stop))
             for (index, start), stop in zip(starts.items(), stops, strict=True)
         ]
         return Rendered("", text, tuple(turns))
 
-    def _turn(self, chat: Chat, index: int, text: str, *, span: tuple[int, int], row: int) -> Turn:
+    def _turn(self, chat: Chat, index: int, text: str, *, span: tuple[int, int]) -> Turn:
         """The places of the assistant message that `text` holds within the span."""
         start, stop = span
         content = chat[index]["content"].strip()
         place = stop - len(text[start:stop].lstrip())
         if not text.startswith(content, place):  # the template puts something first, such as an empty thought
-            unsaid = self._unsaid(chat, index, row)
+            unsaid = self._unsaid(chat, index)
             place = text.find(content, start + len(commonprefix([text[start:stop], unsaid[start:]])), stop)
         if place < 0:
-            raise WrongRow(
-                row,
+            raise InputError(
                 f"the chat template alters an assistant message: it writes {text[start:stop][:40]!r} for "
                 f"{content[:40]!r}; use a template that keeps all of it, or take out of the data what it drops",
             )
@@ -142,9 +141,9 @@ class Renderer:
         bound = max(text.find(following, end), end) if following else len(text)
         return Turn(self._seam(text[:start]), start, end, bound)
 
-    def _unsaid(self, chat: Chat, index: int, row: int) -> str:
+    def _unsaid(self, chat: Chat, index: int) -> str:
         """The dialogue with BREAK for one message, which differs from the dialogue where that message begins."""
-        return self._render([[*chat[:index], {**chat[index], "content": BREAK}, *chat[index + 1 :]]], row)[0]
+        return self._render([[*chat[:index], {**chat[index], "content": BREAK}, *chat[index + 1 :]]])[0]
 
     def _chat(self, messages: Iterable[Message]) -> Chat:
         def broken(typed: re.Match[str]) -> str:
@@ -152,31 +151,31 @@ class Renderer:
 
         return [{"role": message.role, "content": self._typed.sub(broken, message.content)} for message in messages]
 
-    def _render(self, chats: list[Chat], row: int, *, generation_prompt: bool = False) -> list[str]:
+    def _render(self, chats: list[Chat], *, generation_prompt: bool = False) -> list[str]:
         try:
             texts: Any = self._tokenizer.apply_chat_template(
                 chats, tokenize=False, add_generation_prompt=generation_prompt
             )
         except (TemplateError, *OF_A_PROGRAM) as error:
-            raise WrongRow(row, f"the chat template refuses the dialogue: {one_line(error)}") from error
+            raise InputError(f"the chat template refuses the dialogue: {one_line(error)}") from error
         return texts
 
-    def _starts(self, chat: Chat, text: str, row: int) -> dict[int, int]:
+    def _starts(self, chat: Chat, text: str) -> dict[int, int]:
         """Where in `text` each assistant message starts: behind its prompt, and not before its generation block."""
         said = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
-        starts = self._block_starts(chat, said, row) if self._has_blocks else dict.fromkeys(said, 0)
+        starts = self._block_starts(chat, said) if self._has_blocks else dict.fromkeys(said, 0)
         for index in said:
             if index == 0:  # it has no prompt, so its own text is all that is its
-                starts[index] = max(starts[index], len(commonprefix([text, self._unsaid(chat, index, row)])))
+                starts[index] = max(starts[index], len(commonprefix([text, self._unsaid(chat, index)])))
                 continue
-            asked = self._render([chat[:index]], row, generation_prompt=True)[0]
+            asked = self._render([chat[:index]], generation_prompt=True)[0]
             if not self._has_blocks:
-                self._check_prefix(asked, text, row)
+                self._check_prefix(asked, text)
             if text.startswith(asked):
                 starts[index] = max(starts[index], len(asked))
         return starts
 
-    def _block_starts(self, chat: Chat, said: Sequence[int], row: int) -> dict[int, int]:
+    def _block_starts(self, chat: Chat, said: Sequence[int]) -> dict[int, int]:
         """Where the generation block of each assistant message begins, as the template reports it."""
         settings: Any = self._tokenizer.special_tokens_map
         rendered: Any = render_jinja_template(
@@ -188,23 +187,21 @@ class Renderer:
             content = chat[index]["content"].strip()
             start = next((start for start, end in blocks if content in text[start:end]), None)
             if start is None:
-                raise WrongRow(
-                    row,
+                raise InputError(
                     f"no generation block of the chat template holds {content[:40]!r}; "
                     "each assistant message needs a block around its whole text and its end of turn",
                 )
             starts[index] = start
         return starts
 
-    def _check_prefix(self, asked: str, text: str, row: int) -> None:
+    def _check_prefix(self, asked: str, text: str) -> None:
         if text.startswith(asked):
             return
         place = max(0, len(commonprefix([asked, text])) - 20)
         switch = (
             " ({% set enable_thinking = false %} at its head may do)" if "enable_thinking" in self._template else ""
         )
-        raise WrongRow(
-            row,
+        raise InputError(
             f"the chat template rewrites the prompt once a response follows: "
             f"{asked[place : place + 60]!r} becomes {text[place : place + 60]!r}; "
             f"name a .jinja file that leaves what came before as it was{switch}",

@@ -30,7 +30,7 @@ from align.inference.samples import SamplingSettings
 from align.models.loading import length_limit, quiet_transformers
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
-from align.records import Comparison, Demonstration, WrongRow
+from align.records import Comparison, Demonstration, Located
 from align.registry import pick, suggest
 from align.rewards.judges import make_judge
 from align.rewards.settings import How, JudgeSettings
@@ -258,13 +258,13 @@ def likelihood_rows(
     it is the preferred response of each row alone.
     """
     reading = streamed(source, kind=Demonstration, seed=seed)
-    found = [(record, reading.statistics.place) for record in reading.records]
-    usable = [(record, place) for record, place in found if isinstance(record, Comparison | Demonstration)]
+    found = list(reading.records)
+    answered = [
+        (located.record, located.place) for located in found if isinstance(located.record, Comparison | Demonstration)
+    ]
     encoder = ChatEncoder(tokenizer, max_length=source.max_length or model_limit, overlong=source.overlong)
-    try:
-        groups = list(encoder.encode_all(record for record, _ in usable))
-    except WrongRow as error:
-        raise InputError(f"{usable[error.row][1]}: {error.said}") from error
+    numbered = (Located(record, place, row) for row, (record, place) in enumerate(answered))
+    groups = [located.record for located in encoder.encode_located(numbered)]
     if source.held_out:
         groups = [group for group in groups if is_held_out(group, source.held_out)]
     if best:
@@ -272,7 +272,7 @@ def likelihood_rows(
     if not groups:
         raise InputError(f"{source.path}: no row has a response of which the likelihood could be told")
     counts = {name: number for name, number in encoder.counts.items() if name != "rows"}
-    without = {"prompts without a response": len(found) - len(usable)}
+    without = {"prompts without a response": len(found) - len(answered)}
     left_out = {**reading.statistics.dropped, **{name: number for name, number in without.items() if number}, **counts}
     return groups, {"rows": reading.statistics.num_rows, "left_out": left_out}
 

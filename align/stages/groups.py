@@ -76,8 +76,8 @@ def score_groups(context: Context) -> dict[str, Any]:
     reading, account = streamed(recipe.source(step.data), kind=Comparison, seed=recipe.seed), Account()
     asked: list[Prompt] = []
     samples: list[Sample] = []
-    for number, record in enumerate(reading.records):
-        prompt, texts = _answered(record, reading.statistics.place)
+    for number, located in enumerate(reading.records):
+        prompt, texts = _answered(located.record, located.place)
         key = prompt_key(prompt)
         asked.append(prompt)
         samples += [Sample(key, place, f"{GIVEN} {number}", text, None, GIVEN, 0) for place, text in enumerate(texts)]

@@ -44,7 +44,7 @@ def score_file(
     processes = init_processes()
     check_out(out, [data, model], KEPT)
     reading = stream(data, format=format, split=split, limit=limit, on_error=on_error)
-    asked = [_asked(record, reading.statistics.place) for record in reading.records]
+    asked = [_asked(located.record, located.place) for located in reading.records]
     judge = reward_model_judge(model)
     made_with = {"model": judge.identity, "data": [content_of(data), reading.format, split, on_error]}
     began = time.monotonic()

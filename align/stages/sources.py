@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ from align.data.chat import ChatEncoder, TokenGroup
 from align.data.formats import RowStatistics, Stream, stream
 from align.data.mixing import Mixture, told
 from align.data.store import StoreWriter, TokenStore, writing_store
-from align.errors import InputError, one_line
+from align.errors import InputError, one_line, within
 from align.models.tree import count_tokens
 from align.procedural import tasks
-from align.records import Comparison, Demonstration, Prompt, Record, WrongRow
+from align.records import Comparison, Demonstration, Located, Prompt, Record, at_place
 from align.stages.recipe import TASKS, Recipe, SourceSettings
 from align.stages.steps import PreferenceStep, RewardStep, TrainStep
-from align.stages.usable import Usable, comparable, telling
+from align.stages.usable import comparable, of_kind, telling
 from align.synth.constraints import constrain
 from align.synth.scored_groups import prompt_of
 from align.train.indexed_groups import ROWS
@@ -130,12 +130,12 @@ def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream
     return replace(found, records=_after_skipped(found, source)) if source.skip else found
 
 
-def _after_skipped(found: Stream, source: SourceSettings) -> Iterator[Record]:
+def _after_skipped(found: Stream, source: SourceSettings) -> Iterator[Located[Record]]:
     first = next(islice(found.records, min(source.skip, sys.maxsize), None), None)
     if first is None:
-        raise InputError(f"data: {source.path}: skip passes over {source.skip} rows, and there are no more")
-    yield first
-    yield from found.records
+        raise InputError(f"{source.path}: skip passes over {source.skip} rows, and there are no more", ("data",))
+    for located in chain([first], found.records):
+        yield replace(located, row=located.row - source.skip)
     found.statistics.num_rows -= source.skip
 
 
@@ -151,14 +151,10 @@ def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: in
         made = tasks.comparisons(task, num_rows=last, num_responses=source.responses, seed=seed, split=split)
     else:
         made = tasks.prompts(task, num_rows=last, seed=seed, split=split)
-    statistics = RowStatistics(num_rows=len(made))
-
-    def placed() -> Iterator[Record]:
-        for number, record in enumerate(made, start=1):
-            statistics.place = f"{source.path}: row {number}"
-            yield record
-
-    return Stream(records=placed(), format="tasks", statistics=statistics)
+    records = (
+        Located(record, f"{source.path}: row {row + 1}", row, record.metadata) for row, record in enumerate(made)
+    )
+    return Stream(records=records, format="tasks", statistics=RowStatistics(num_rows=len(made)))
 
 
 def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = None) -> list[Prompt]:
@@ -168,11 +164,9 @@ def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = 
     """
     counts, found = Counter() if counts is None else counts, list[Prompt]()
     reading = streamed(source, kind=Prompt, seed=seed)
-    for record in reading.records:
-        try:
-            found.append(prompt_of(record))
-        except InputError as error:
-            raise InputError(f"{reading.statistics.place}: {one_line(error)}") from error
+    for located in reading.records:
+        with at_place(located.place):
+            found.append(prompt_of(located.record))
     counts.update({f"rows:dropped {reason}": number for reason, number in reading.statistics.dropped.items()})
     if source.constraints is None:
         return found
@@ -200,20 +194,18 @@ def _write_source(
         max_prompt_length=source.max_prompt_length,
         overlong=source.overlong,
     )
-    usable = Usable(found, kind)
-    groups, told = encoder.encode_numbered(usable), usable.counts
+    told = Counter[str]()
+    groups = encoder.encode_located(of_kind(found.records, kind, told))
     if isinstance(step, PreferenceStep):
         groups = comparable(groups, step, told)
     elif isinstance(step, RewardStep):
         groups = telling(groups, step, asked.attributes, told, source.path)
     trained, kept = train.number, held_out.number
-    try:
-        for group in groups:
-            where = held_out if is_held_out(group, source.held_out) else train
-            where.add(replace(group, row=before + group.row), usable.metadata(group.row))
-    except WrongRow as error:
-        raise InputError(f"data: {usable.place(error.row)}: {error.said}") from error
-    counts = Counter({"rows": found.statistics.num_rows, "records": usable.number})
+    with within("data"):
+        for located in groups:
+            where = held_out if is_held_out(located.record, source.held_out) else train
+            where.add(replace(located.record, row=before + located.row), located.metadata)
+    counts = Counter({"rows": found.statistics.num_rows})
     counts += Counter({f"dropped:{reason}": number for reason, number in found.statistics.dropped.items()})
     counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
     counts += told

@@ -3,58 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from align.data.chat import TokenGroup
 from align.data.comparisons import LIKED
-from align.data.formats import Stream
 from align.errors import InputError
 from align.losses.table import preference_loss
-from align.records import Comparison, Demonstration, Message, Prompt, Record, WrongRow
+from align.records import Comparison, Demonstration, Located, Message, Prompt, Record
 from align.stages.steps import PreferenceStep, RewardStep
 from align.train.reward_objective import BradleyTerryObjective
 
 
-class Usable:
-    """Records of the kind that a stage trains on, by number; `counts` says what was dropped, and what was chosen.
+def of_kind(
+    found: Iterable[Located[Record]], kind: type[Demonstration | Comparison], counts: Counter[str]
+) -> Iterator[Located[Demonstration | Comparison]]:
+    """Yield the records as the kind that a stage trains on; `counts` receives their number and those dropped.
 
-    The place and the metadata of a row are kept until they are asked for, row after row.
+    The best response of a comparison becomes a demonstration where the stage needs one.
     """
-
-    def __init__(self, found: Stream, kind: type[Demonstration | Comparison]) -> None:
-        self._found, self._kind = found, kind
-        self._known: dict[int, tuple[str, Mapping[str, Any]]] = {}
-        self.number = 0
-        self.counts = Counter[str]()
-
-    def __iter__(self) -> Iterator[tuple[int, Demonstration | Comparison]]:
-        for row, record in enumerate(self._found.records):
-            self.number += 1
-            self._known[row] = self._found.statistics.place, record.metadata
-            usable = self._of_kind(record, row)
-            if usable is not None:
-                yield row, usable
-
-    def place(self, row: int) -> str:
-        """Where the row stands, in words."""
-        return self._known[row][0]
-
-    def metadata(self, row: int) -> Mapping[str, Any]:
-        """That of a row, behind which nobody asks for an earlier one's."""
-        while (first := next(iter(self._known))) < row:
-            del self._known[first]
-        return self._known[row][1]
-
-    def _of_kind(self, record: Record, row: int) -> Demonstration | Comparison | None:
-        """The record as what the stage trains on; a comparison's best response can also be imitated."""
-        if isinstance(record, self._kind):
-            return record
-        if self._kind is Demonstration and isinstance(record, Comparison):
-            return imitated(record, self.counts)
-        found = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "a prompt without a response"}
-        needs = "comparisons of responses" if self._kind is Comparison else "demonstrations"
-        raise WrongRow(row, f"this is {found[type(record)]}, and the stage needs {needs}")
+    names = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "a prompt without a response"}
+    for located in found:
+        counts["records"] += 1
+        record: Record | None = located.record
+        if kind is Demonstration and isinstance(record, Comparison):
+            record = imitated(record, counts)
+        if record is None:
+            continue
+        if isinstance(record, Prompt) or not isinstance(record, kind):
+            needs = "comparisons of responses" if kind is Comparison else "demonstrations"
+            raise InputError(f"{located.place}: this is {names[type(record)]}, and the stage needs {needs}")
+        yield Located(record, located.place, located.row, located.metadata)
 
 
 def imitated(comparison: Comparison, counts: Counter[str]) -> Demonstration | None:
@@ -73,21 +51,24 @@ def imitated(comparison: Comparison, counts: Counter[str]) -> Demonstration | No
     return Demonstration((*comparison.prompt, Message("assistant", responses[best].content)), comparison.metadata)
 
 
-def comparable(groups: Iterable[TokenGroup], step: PreferenceStep, counts: Counter[str]) -> Iterator[TokenGroup]:
+def comparable(
+    groups: Iterable[Located[TokenGroup]], step: PreferenceStep, counts: Counter[str]
+) -> Iterator[Located[TokenGroup]]:
     """The groups that say something to the step's loss; the others are counted by what they lack."""
     needs_values = preference_loss(step.loss.name, **step.loss.settings).uses_rewards
-    for group in groups:
+    for located in groups:
+        group = located.record
         if len(group.sequences) < 2:  # noqa: PLR2004 - a comparison takes two
             counts["dropped:one response"] += 1
         elif group.rewards is None and (needs_values or step.min_chosen is not None):
             wants = f"{step.loss.name} aims at them" if needs_values else "min_chosen looks at them"
-            raise WrongRow(group.row, f"the row has no rewards, and {wants}")
+            raise InputError(f"{located.place}: the row has no rewards, and {wants}")
         elif step.min_chosen is not None and _of_best(group) < step.min_chosen:
             counts["dropped:best response too bad"] += 1
         elif not needs_values and group.chosen is None and len(set(group.rewards or ())) < 2:  # noqa: PLR2004
             counts["dropped:no response is preferred"] += 1
         else:
-            yield group
+            yield located
 
 
 def _of_best(group: TokenGroup) -> float:
@@ -97,30 +78,30 @@ def _of_best(group: TokenGroup) -> float:
 
 
 def telling(
-    groups: Iterable[TokenGroup], step: RewardStep, attributes: Sequence[str], counts: Counter[str], path: str
-) -> Iterator[TokenGroup]:
+    groups: Iterable[Located[TokenGroup]], step: RewardStep, attributes: Sequence[str], counts: Counter[str], path: str
+) -> Iterator[Located[TokenGroup]]:
     """The groups that say something to a reward model's loss; the others are counted."""
     if step.loss == "regression":
         found = set[str]()
-        for group in groups:
-            found.update(*group.attributes)
-            if any(group.attributes):
-                yield group
+        for located in groups:
+            found.update(*located.record.attributes)
+            if any(located.record.attributes):
+                yield located
             else:
                 counts["dropped:no label"] += 1
         if unknown := sorted(found - set(attributes)):
             raise InputError(
-                f"data: {path}: attribute {unknown[0]!r} is none of the model's ({', '.join(attributes)}); "
+                f"{path}: attribute {unknown[0]!r} is none of the model's ({', '.join(attributes)}); "
                 f"head.attributes names what the data rates: {', '.join(sorted(found))}"
             )
-        if not found and counts:
-            raise InputError(f"data: {path}: no response has an attribute; regression needs {', '.join(attributes)}")
+        if not found and counts["dropped:no label"]:
+            raise InputError(f"{path}: no response has an attribute; regression needs {', '.join(attributes)}")
         return
     has_pair = BradleyTerryObjective(step.loss, ()).has_pair
-    for group in groups:
-        if step.loss != "bt" and group.rewards is None:
-            raise WrongRow(group.row, f"the row has no rewards, and {step.loss} takes its margin")
-        if has_pair(group):
-            yield group
+    for located in groups:
+        if step.loss != "bt" and located.record.rewards is None:
+            raise InputError(f"{located.place}: the row has no rewards, and {step.loss} takes its margin")
+        if has_pair(located.record):
+            yield located
         else:
             counts["dropped:no response is preferred"] += 1

@@ -390,7 +390,7 @@ def test_a_record_knows_the_row_it_came_from_also_where_rows_are_joined(lines):
     spoilt = {**rated[0], "response": ""}
     path = lines(rated[0], spoilt, *rated[1:], {"prompt": "d"})
     found = stream(path, on_error="skip")
-    assert [(one.prompt[0].content, found.statistics.place) for one in found.records] == [
+    assert [(located.record.prompt[0].content, located.place) for located in found.records] == [
         (prompt, f"{path}: row {row}") for prompt, row in [("a", 1), ("b", 4), ("c", 7)]
     ]
 
