@@ -12,17 +12,14 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from align.data.templates import BREAK, Rendered, Renderer, Turn, adds_bos
+from align.data.token_groups import Ids, Mask, TokenGroup, TokenSequence, common_prefix
 from align.errors import InputError
 from align.records import Comparison, Demonstration, Located, Message, at_place
 from align.registry import pick
-
-Ids = NDArray[np.int32]
-Mask = NDArray[np.bool_]
 
 # NeMo-Aligner's default_chosen_reward and default_rejected_reward, for responses with a label and no rewards
 CHOSEN_REWARD, REJECTED_REWARD = 1.0, 0.0
@@ -30,31 +27,6 @@ BY_LABEL = f"rewards {CHOSEN_REWARD:g} and {REJECTED_REWARD:g} by the label"  # 
 
 Trainable = Demonstration | Comparison
 RECORDS_AT_ONCE = 256  # tokenized in one call, which spreads them over the cores
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenSequence:
-    """Token ids of a dialogue up to its last end of turn; `loss_mask` is never true for the first token."""
-
-    ids: Ids  # [T]
-    loss_mask: Mask  # [T]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenGroup:
-    """The K responses to a prompt, each as a whole sequence; a demonstration is one sequence without a reward."""
-
-    sequences: tuple[TokenSequence, ...]
-    rewards: tuple[float, ...] | None
-    chosen: int | None
-    attributes: tuple[Mapping[str, float], ...]
-    row: int
-    prompt_hash: int | None = None  # of 32 bits, of all that is asked, cut or not; a store does not keep it
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Trained tokens of each sequence."""
-        return tuple(int(sequence.loss_mask.sum()) for sequence in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,13 +198,6 @@ class ChatEncoder:
         self.counts[self._overlong.replace("cut_", "cut:")] += 1
         self.counts["cut tokens"] += sum(len(one.ids) for one in sequences) - sum(len(one.ids) for one in shorter)
         return shorter
-
-
-def common_prefix(first: Ids, second: Ids) -> int:
-    """How many tokens both begin with."""
-    shorter = min(len(first), len(second))
-    different = first[:shorter] != second[:shorter]
-    return int(different.argmax()) if different.any() else shorter
 
 
 def _prompt_hash(sequence: TokenSequence) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from align.data.chat import Ids, TokenGroup, TokenSequence, common_prefix
+from align.data.token_groups import Ids, TokenGroup, TokenSequence, common_prefix
 
 BORDER, NEWLINE = "╎", "⏎"
 

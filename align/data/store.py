@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pyarrow import ipc
 
 from align.artifacts import read_json, write_json
-from align.data.chat import TokenGroup, TokenSequence
+from align.data.token_groups import TokenGroup, TokenSequence
 
 GROUPS_AT_ONCE = 256  # in an Arrow batch: 2 MB where rows are long
 KEY_BYTES = 16  # of SHA-256

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from align.data.batching import plan_step
-from align.data.chat import TokenGroup
+from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
 from align.errors import InputError
 from align.evaluation.statistics import Score, score

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.data.chat import TokenSequence
+from align.data.token_groups import TokenSequence
 from align.models import tree_attention
 from align.models.tree import TokenBatch
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.data.chat import TokenSequence
+from align.data.token_groups import TokenSequence
 from align.errors import InputError
 from align.models.adapters import save_adapters
 from align.models.backbone import Backbone

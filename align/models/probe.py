@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from align.data.chat import TokenSequence
+from align.data.token_groups import TokenSequence
 from align.errors import InputError, RunError
 from align.models import tree_attention
 from align.models.backbone import Backbone

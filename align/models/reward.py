@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from align.data.batching import plan_step
-from align.data.chat import TokenGroup, TokenSequence
+from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError, one_line
 from align.models.adapters import UNREADABLE, folded, seeded
 from align.models.backbone import Backbone

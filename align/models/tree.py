@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from align.accounting.formulas import Work
-from align.data.chat import TokenSequence, common_prefix
+from align.data.token_groups import TokenSequence, common_prefix
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 
 from align.config import build, stable_hash
-from align.data.chat import ChatEncoder, TokenGroup
+from align.data.chat import ChatEncoder
 from align.data.templates import apply_template
+from align.data.token_groups import TokenGroup
 from align.errors import InputError
 from align.models.backbone import fingerprint
 from align.models.loading import default_device, length_limit, quiet_transformers

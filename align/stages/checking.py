@@ -20,7 +20,8 @@ from align.accounting.formulas import (
 )
 from align.config import stable_hash
 from align.data.batching import Balance, Indices, balance, order, steps_per_epoch
-from align.data.chat import ChatEncoder, TokenGroup
+from align.data.chat import ChatEncoder
+from align.data.token_groups import TokenGroup
 from align.evaluation.likelihood import LIKELIHOODS
 from align.evaluation.tasks import TASKS
 from align.models.loading import config_of, default_device, fresh_config, length_limit, quiet_transformers

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from align.data.chat import TokenGroup
+from align.data.token_groups import TokenGroup
 from align.evaluation import score
 from align.records import Comparison
 

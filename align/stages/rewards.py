@@ -12,8 +12,8 @@ import torch
 from accelerate.utils import broadcast
 
 from align.data.batching import order
-from align.data.chat import TokenGroup
 from align.data.templates import apply_template
+from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
 from align.errors import InputError
 from align.evaluation import score

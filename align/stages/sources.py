@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import atomic_folder, read_json, remove_leftovers, write_json
-from align.data.chat import ChatEncoder, TokenGroup
+from align.data.chat import ChatEncoder
 from align.data.formats import RowStatistics, Stream, stream
 from align.data.mixing import Mixture, told
 from align.data.store import StoreWriter, TokenStore, writing_store
+from align.data.token_groups import TokenGroup
 from align.errors import InputError, one_line, within
 from align.models.tree import count_tokens
 from align.procedural import tasks

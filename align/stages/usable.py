@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from align.data.chat import TokenGroup
 from align.data.comparisons import LIKED
+from align.data.token_groups import TokenGroup
 from align.errors import InputError
 from align.losses.table import preference_loss
 from align.records import Comparison, Demonstration, Located, Message, Prompt, Record

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from align.data.chat import ChatEncoder, TokenGroup
+from align.data.chat import ChatEncoder
+from align.data.token_groups import TokenGroup
 from align.models.policy import Policy
 from align.models.tree import tree_batch
 from align.records import Comparison

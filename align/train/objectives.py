@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from align.config import Settings
-from align.data.chat import TokenGroup, TokenSequence
+from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
 from align.losses.table import preference_loss
 from align.models.tree import TokenBatch

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from align.data.chat import TokenGroup
+from align.data.token_groups import TokenGroup
 from align.losses.supervised import BRADLEY_TERRY, attribute_squared_error
 from align.train.objectives import GroupBatch, Step, Tally, by_group, label_order
 

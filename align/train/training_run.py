@@ -10,8 +10,8 @@ from pathlib import Path
 
 from align.accounting.formulas import Work
 from align.data.batching import order
-from align.data.chat import TokenGroup
 from align.data.mixing import Mixture
+from align.data.token_groups import TokenGroup
 from align.models.probe import Forward
 from align.train.objectives import Objective
 from align.train.settings import TrainSettings

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from align.accounting.formulas import Decoder, Sharding, decoder
 from align.accounting.memory import MicroBatch, activation_bytes, adapter_weights, training_memory
-from align.data.chat import TokenSequence
+from align.data.token_groups import TokenSequence
 from align.models.policy import Policy
 from align.models.tree import plain_batch, tree_batch
 

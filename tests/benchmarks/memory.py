@@ -37,7 +37,7 @@ import torch
 from align.accounting.formulas import decoder
 from align.accounting.memory import MicroBatch, adapter_weights, training_memory
 from align.accounting.peak_memory import peak_memory
-from align.data.chat import TokenGroup, TokenSequence
+from align.data.token_groups import TokenGroup, TokenSequence
 from align.models.loading import adapted, load_base, quiet_transformers
 from align.models.logprobs import TILE_CPU
 from align.models.policy import Policy

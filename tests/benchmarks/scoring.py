@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from align.data.chat import ChatEncoder, TokenGroup
+from align.data.chat import ChatEncoder
 from align.data.formats import read
 from align.data.templates import apply_template
+from align.data.token_groups import TokenGroup
 from align.models.loading import quiet_transformers
 from align.models.probe import choose_forward
 from align.models.reward import RewardModel, load_reward_model, score_groups

@@ -27,7 +27,7 @@ from transformers import (
 
 from align.accounting.peak_memory import peak_memory
 from align.data.batching import groups_of_step
-from align.data.chat import TokenGroup, TokenSequence
+from align.data.token_groups import TokenGroup, TokenSequence
 from align.distributed.progress import SilentProgress
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from align.accounting.formulas import Sharding, Traffic, wire_bytes
-from align.data.chat import TokenGroup
+from align.data.token_groups import TokenGroup
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))  # where modules of tests find each other
 from launching import told

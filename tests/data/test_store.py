@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc
 
-from align.data.chat import TokenGroup, TokenSequence
 from align.data.store import (
     DIGEST,
     GROUP,
@@ -26,6 +25,7 @@ from align.data.store import (
     sequence_key,
     writing_store,
 )
+from align.data.token_groups import TokenGroup, TokenSequence
 
 LABELS = [{}, {"helpful": 4.0}, {"helpful": 0.1 + 0.2, "verbose": 3}, {"correct": 1e-300}]
 

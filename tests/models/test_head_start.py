@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import SMALL, random_sequences
 
-from align.data.chat import TokenGroup
+from align.data.token_groups import TokenGroup
 from align.models.head_start import PENALTIES, regression, ridge, started
 from align.models.reward import last_states, load_reward_model, score_groups
 from align.models.settings import LoraSettings, PolicySettings

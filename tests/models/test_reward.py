@@ -8,7 +8,7 @@ import torch
 from tiny_models import SEQUENCES, SMALL, TREE, perturbed, random_sequences
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from align.data.chat import TokenGroup, TokenSequence
+from align.data.token_groups import TokenGroup, TokenSequence
 from align.data.tokenizer import PAD, TURN_END, TURN_START
 from align.errors import InputError
 from align.models.backbone import fingerprint

@@ -8,7 +8,7 @@ import transformers
 from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from align.data.chat import TokenSequence
+from align.data.token_groups import TokenSequence
 
 VOCABULARY = 61
 SMALL = {

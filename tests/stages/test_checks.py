@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from align.data.chat import TokenGroup, TokenSequence
+from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
 from align.evaluation.likelihood import LIKELIHOODS, rates
 from align.evaluation.tasks import TASKS, grade_all, scores

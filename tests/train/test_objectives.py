@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_training import VOCABULARY, comparisons, group, preference, supervised
 
-from align.data.chat import TokenGroup, TokenSequence
+from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
 from align.losses.table import LOSSES
 from align.models.tree import plain_batch, tree_batch

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from align.data.chat import TokenGroup, TokenSequence
+from align.data.token_groups import TokenGroup, TokenSequence
 from align.models.backbone import full, whole
 from align.models.policy import Policy
 from align.train.loop import Loop
