@@ -25,12 +25,12 @@ from align.data.comparisons import (
     openassistant,
     preference,
     rated,
-    reviewed_answers,
     sampling_report,
     steerlm,
     unpaired,
 )
 from align.data.dialogues import demonstration, dialogue, prompt_only, seed_tasks
+from align.data.readers.vicuna_eval import reviewed_answers
 from align.data.rows import Row, located_rows, read_rows
 from align.errors import InputError, one_line
 from align.records import Demonstration, Located, Message, Prompt, Record

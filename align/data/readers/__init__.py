@@ -1,0 +1,1 @@
+"""Readers: rows of each known format to records."""
