@@ -260,9 +260,7 @@ def likelihood_rows(
     """
     reading = streamed(source, kind=Demonstration, seed=seed)
     found = list(reading.records)
-    answered = [
-        (located.record, located.place) for located in found if isinstance(located.record, Comparison | Demonstration)
-    ]
+    answered = [(each.record, each.place) for each in found if isinstance(each.record, Comparison | Demonstration)]
     encoder = ChatEncoder(tokenizer, max_length=source.max_length or model_limit, overlong=source.overlong)
     numbered = (Located(record, place, row) for row, (record, place) in enumerate(answered))
     groups = [located.record for located in encoder.encode_located(numbered)]
