@@ -1,0 +1,1 @@
+"""`align`'s losses inside other training libraries."""
