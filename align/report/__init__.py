@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a run's folder."""
+"""Render a run folder, or two for comparison, as one self-contained HTML page."""
 
 from align.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""Which charts a run has, or two runs have together."""
+"""Choose the charts of one run, or of two runs together."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.report.figures import Chart, Line, curves, histogram, score_dots
-from align.report.quantities import NATS, PLAIN, RATE
-from align.report.reading import SECOND, Run, Step
-from align.report.samples import Generated
+from align.report.formatting import NATS, PLAIN, RATE
+from align.report.run_folder import SECOND, Run, Step
+from align.report.samples import GenerationSamples
 
 HELD_OUT = "held_out/"
-IN_A_ROW = 4  # charts of a step that are all shown at once
+CHARTS_PER_ROW = 4  # a step with no more charts than this shows all of them
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A chart of some of the metrics of a training step."""
+    """A chart of some metrics of a training step."""
 
     title: str
     metrics: Mapping[str, str]  # metric -> label
-    first: bool = True  # shown at once; the others unfold
+    primary: bool = True  # shown directly; the others are collapsed
 
 
 CURVES = (
@@ -29,76 +29,82 @@ CURVES = (
     Curve("Implicit rewards", {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}),
     Curve("Reward margin", {"rewards/margins": "training", "held_out/rewards/margins": "held out"}),
     Curve("Log-probability", {"logps/chosen": "chosen", "logps/rejected": "rejected"}),
-    Curve("Parts of the loss", {"loss/preference": "preference", "loss/sft": "supervised"}, first=False),
+    Curve("Loss terms", {"loss/preference": "preference", "loss/sft": "SFT"}, primary=False),
     Curve(
-        "Pairs in order",
+        "Reward accuracy",
         {"rewards/accuracies": "training", "held_out/rewards/accuracies": "held out"},
-        first=False,
+        primary=False,
     ),
-    Curve("Gradient norm", {"grad_norm": "before clipping"}, first=False),
-    Curve("Learning rate", {"lr": "learning rate"}, first=False),
+    Curve("Gradient norm", {"grad_norm": "before clipping"}, primary=False),
+    Curve("Learning rate", {"lr": "learning rate"}, primary=False),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """The curves of one training step."""
+class StepCurves:
+    """The charts of one training step."""
 
     step: str
     stage: str
     charts: Sequence[Chart]
-    more: Sequence[Chart]
+    more: Sequence[Chart]  # collapsed
 
 
-def training(runs: Mapping[str, Run]) -> Iterator[Trained]:
-    """The curves of each step that has metrics, of all runs in one chart; runs are by label."""
+def training_curves(runs: Mapping[str, Run]) -> Iterator[StepCurves]:
+    """Yield the charts of each step that has metrics, with all runs in one chart; `runs` is {label: run}."""
     for name in all_steps(runs.values()):
         steps = {label: step for label, run in runs.items() if (step := run.step(name)) is not None and step.metrics}
         if not steps:
             continue
-        drawn = [(curve, _curve(curve, steps, f"c-{name}-{number}")) for number, curve in enumerate(CURVES)]
-        few = sum(chart is not None for _, chart in drawn) <= IN_A_ROW
-        shown = [chart for curve, chart in drawn if chart is not None and (curve.first or few)]
-        more = [chart for curve, chart in drawn if chart is not None and not (curve.first or few)]
-        yield Trained(name, next(iter(steps.values())).stage, shown, more)
+        drawn = [(curve, _chart(curve, steps, f"c-{name}-{number}")) for number, curve in enumerate(CURVES)]
+        charts = [(curve, chart) for curve, chart in drawn if chart is not None]
+        is_short = len(charts) <= CHARTS_PER_ROW
+        shown = [chart for curve, chart in charts if curve.primary or is_short]
+        more = [chart for curve, chart in charts if not (curve.primary or is_short)]
+        yield StepCurves(name, next(iter(steps.values())).stage, shown, more)
 
 
-def scores(runs: Mapping[str, Run]) -> Iterator[Chart]:
-    """One chart a task: each policy's value with its interval."""
+def score_charts(runs: Mapping[str, Run]) -> Iterator[Chart]:
+    """Yield one chart per task with each policy's score and interval."""
     for number, task in enumerate(all_tasks(runs.values())):
-        found: list[tuple[str, Mapping[str, Any]]] = [
-            (label, {policy: of[task] for policy, of in run.table.items() if task in of}) for label, run in runs.items()
+        scores: list[tuple[str, Mapping[str, Any]]] = [
+            (label, {policy: by_task[task] for policy, by_task in run.table.items() if task in by_task})
+            for label, run in runs.items()
         ]
-        policies = [name for name in all_policies(runs.values()) if any(name in of for _, of in found)]
-        yield score_dots(task, policies, found, unit=unit_of(task, runs.values()), name=f"s-{number}")
+        policies = [name for name in all_policies(runs.values()) if any(name in by_policy for _, by_policy in scores)]
+        yield score_dots(task, policies, scores, unit=unit_of(task, runs.values()), name=f"s-{number}")
 
 
-def rewards(made: Mapping[str, Sequence[Generated]]) -> Iterator[tuple[Chart, Sequence[tuple[str, Generated]]]]:
-    """A histogram a step that generates, all over the same rewards; with what each run's step generated."""
-    every = [reward for steps in made.values() for step in steps for reward in step.rewards]
-    for name in dict.fromkeys(step.step for steps in made.values() for step in steps if step.rewards):
-        here = [(label, step) for label, steps in made.items() for step in steps if step.step == name and step.rewards]
-        drawn = [(label or "responses", step.rewards) for label, step in here]
-        yield histogram(name, drawn, (min(every), max(every)), name=f"r-{name}"), here
+def reward_histograms(
+    generated: Mapping[str, Sequence[GenerationSamples]],
+) -> Iterator[tuple[Chart, Sequence[tuple[str, GenerationSamples]]]]:
+    """Yield a histogram per generation step, all with the same axis, and each run's samples of that step."""
+    rewards = [reward for steps in generated.values() for step in steps for reward in step.rewards]
+    for name in dict.fromkeys(step.step for steps in generated.values() for step in steps if step.rewards):
+        by_run = [
+            (label, step) for label, steps in generated.items() for step in steps if step.step == name and step.rewards
+        ]
+        series = [(label or "responses", step.rewards) for label, step in by_run]
+        yield histogram(name, series, (min(rewards), max(rewards)), name=f"r-{name}"), by_run
 
 
 def all_steps(runs: Iterable[Run]) -> list[str]:
-    """The names of the runs' steps, in order, each once."""
+    """Return the names of the runs' steps in order, without duplicates."""
     return list(dict.fromkeys(step.name for run in runs for step in run.steps))
 
 
 def all_tasks(runs: Iterable[Run]) -> list[str]:
-    """The names of the runs' tasks, each once."""
+    """Return the names of the runs' tasks, without duplicates."""
     return list(dict.fromkeys(task for run in runs for task in run.tasks))
 
 
 def all_policies(runs: Iterable[Run]) -> list[str]:
-    """The names of the evaluated policies, each once."""
+    """Return the names of the evaluated policies, without duplicates."""
     return list(dict.fromkeys(policy for run in runs for policy in run.table))
 
 
 def unit_of(task: str, runs: Iterable[Run]) -> str:
-    """NATS, RATE or PLAIN: what the task's values are, of all runs alike."""
+    """Return the unit of a task's scores over all runs: NATS, RATE or PLAIN."""
     known = list(runs)
     values = [scores[task]["value"] for run in known for scores in run.table.values() if task in scores]
     if any(task in run.in_nats for run in known):
@@ -106,16 +112,16 @@ def unit_of(task: str, runs: Iterable[Run]) -> str:
     return RATE if all(0 <= value <= 1 for value in values) else PLAIN
 
 
-def _curve(curve: Curve, steps: Mapping[str, Step], name: str) -> Chart | None:
-    """The chart, or None where no run has any of its metrics."""
+def _chart(curve: Curve, steps: Mapping[str, Step], name: str) -> Chart | None:
+    """Return the chart of a step in each run, or None where no run has any of the metrics."""
     lines: list[Line] = []
-    for label, step in steps.items():
-        for colour, (metric, what) in enumerate(curve.metrics.items()):
+    for run, step in steps.items():
+        for colour, (metric, label) in enumerate(curve.metrics.items()):
             points = [
-                (line.get("step", float(place)), line[metric])
-                for place, line in enumerate(step.metrics, 1)
+                (line.get("step", float(position)), line[metric])
+                for position, line in enumerate(step.metrics, 1)
                 if metric in line
             ]
             if points:
-                lines.append(Line(what, points, colour, dashed=label == SECOND, marked=metric.startswith(HELD_OUT)))
+                lines.append(Line(label, points, colour, dashed=run == SECOND, marked=metric.startswith(HELD_OUT)))
     return curves(curve.title, lines, name=name) if lines else None

@@ -1,6 +1,7 @@
-"""Charts as inline SVG: text stays text, colours are the page's, and matplotlib's global state stays as it was.
+"""Draw charts with matplotlib as inline SVG.
 
-Each chart is as wide as a phone; a page lays them out side by side where there is room.
+Text stays text, colours are CSS variables of the page, and matplotlib's global settings are left unchanged. Each chart
+is as wide as a phone screen; on wider screens the page puts them side by side.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from align.report.quantities import NATS, PLAIN, RATE
+from align.report.formatting import NATS, PLAIN, RATE
 
-WIDTH, HEIGHT = 3.8, 2.3  # inches of 72 units
-ROW_HEIGHT = 0.32  # of a policy in a chart of scores
-MOST_POINTS = 600  # of a line; more than that and each point is the mean of as many steps
+WIDTH, HEIGHT = 3.8, 2.3  # inches, at 72 SVG units each
+ROW_HEIGHT = 0.32  # inches for each policy in a chart of scores
+MAX_POINTS = 600  # of a curve; longer ones are drawn as means of equal blocks of steps
 BINS = 20
-UNITS = {RATE: "per cent", NATS: "nats a token, less is better", PLAIN: ""}
+UNITS = {RATE: "%", NATS: "nats per token (lower is better)", PLAIN: ""}
 
-# Stand-ins that no other colour has, each replaced by what the page calls it, so that dark pages have dark charts.
+# Placeholder colours, replaced by CSS variables of the page, so that charts follow its light and dark themes.
 INK, FAINT = "#010203", "#040506"
 SERIES = ("#0a0b01", "#0a0b02")
 CSS = {INK: "var(--ink)", FAINT: "var(--line)", SERIES[0]: "var(--one)", SERIES[1]: "var(--two)"}
@@ -46,69 +47,68 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
-    "text.parse_math": False,  # a name may hold a dollar
+    "text.parse_math": False,  # names may contain a dollar sign
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve."""
+    """One curve of a chart."""
 
     label: str
     points: Sequence[tuple[float, float]]
-    colour: int  # of SERIES
+    colour: int  # index into SERIES
     dashed: bool = False
-    marked: bool = False  # a few points, each of them shown
+    marked: bool = False  # draw each point with a marker
 
     @property
-    def look(self) -> str:
-        """How the page's legend draws it."""
+    def style(self) -> str:
+        """Return the CSS classes of its legend entry."""
         return f"c{self.colour + 1}{' dashed' if self.dashed else ''}{' marked' if self.marked else ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart with its legend, which the page writes in its own text."""
+    """A chart and its legend, which the page renders as text."""
 
     title: str
     svg: Markup
-    legend: Sequence[tuple[str, str]]  # label, look
+    legend: Sequence[tuple[str, str]]  # label, CSS classes
     note: str = ""
 
 
 def curves(title: str, lines: Sequence[Line], *, name: str) -> Chart:
-    """Values over optimizer steps."""
+    """Draw metrics over optimizer steps."""
     longest = max(len(line.points) for line in lines)
     with rc_context(STYLE):
         figure, axes = _figure(HEIGHT)
         for line in lines:
             xs, ys = zip(*thinned(line.points), strict=True)
             marker = "o" if line.marked or len(xs) == 1 else ""
-            look = "--" if line.dashed else "-"
+            dashes = "--" if line.dashed else "-"
             width = 1.0 if line.marked else 1.4
-            axes.plot(xs, ys, look, color=SERIES[line.colour], linewidth=width, marker=marker, markersize=4)
+            axes.plot(xs, ys, dashes, color=SERIES[line.colour], linewidth=width, marker=marker, markersize=4)
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(visible=True, axis="y")
         svg = _svg(figure, name, title)
     note = f"each point is the mean of {_block(longest)} steps" if _block(longest) > 1 else ""
-    return Chart(
-        title, svg, list({line.label: (line.label, line.look) for line in reversed(lines)}.values())[::-1], note
-    )
+    legend = {line.label: (line.label, line.style) for line in reversed(lines)}  # the first of several runs' lines
+    return Chart(title, svg, list(legend.values())[::-1], note)
 
 
 def score_dots(
     title: str, rows: Sequence[str], runs: Sequence[tuple[str, Mapping[str, Any]]], *, unit: str, name: str
 ) -> Chart:
-    """Value and interval of each policy on one task; `runs` are (label, {policy: score})."""
+    """Draw the score and interval of each policy on one task; `runs` are (label, {policy: score})."""
     scale = 100 if unit == RATE else 1
     with rc_context(STYLE):
         figure, axes = _figure(0.6 + ROW_HEIGHT * len(rows) * (1 if len(runs) == 1 else 1.4))
         for number, (_, scores) in enumerate(runs):
-            for place, row in enumerate(rows):
+            for position, row in enumerate(rows):
                 if row in scores:
-                    _dot(axes, scores[row], place + 0.22 * number, colour=SERIES[number], scale=scale)
+                    _dot(axes, scores[row], position + 0.22 * number, colour=SERIES[number], scale=scale)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -122,39 +122,38 @@ def score_dots(
 def histogram(
     title: str, runs: Sequence[tuple[str, Sequence[float]]], span: tuple[float, float], *, name: str
 ) -> Chart:
-    """Shares of responses by reward, with the mean of each run as a vertical line; bins lie over `span`."""
+    """Draw the distribution of rewards over `span`, in percent of responses, with each run's mean as a dashed line."""
     low, high = span if span[0] < span[1] else (span[0] - 0.5, span[1] + 0.5)
     with rc_context(STYLE):
         figure, axes = _figure(HEIGHT)
         for number, (_, rewards) in enumerate(runs):
             colour = SERIES[number]
             kind: Any = "step" if number else "stepfilled"
-            shares = [100 / len(rewards)] * len(rewards)
-            look: dict[str, Any] = {"color": colour, "alpha": None if number else 0.55}
-            axes.hist(rewards, bins=BINS, range=(low, high), weights=shares, histtype=kind, **look)
+            weights = [100 / len(rewards)] * len(rewards)
+            alpha = None if number else 0.55
+            axes.hist(rewards, BINS, range=(low, high), weights=weights, histtype=kind, color=colour, alpha=alpha)
             axes.axvline(math.fsum(rewards) / len(rewards), color=colour, linewidth=1.4, linestyle="--")
         axes.set_xlabel("reward")
         axes.set_ylabel("% of responses")
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.grid(visible=True, axis="y")
         svg = _svg(figure, name, title)
-    return Chart(title, svg, [(f"{label}, mean dashed", f"c{n + 1}") for n, (label, _) in enumerate(runs)])
+    return Chart(title, svg, [(f"{label} (dashed: mean)", f"c{n + 1}") for n, (label, _) in enumerate(runs)])
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points, or means of blocks of them where they are many; what is not finite leaves a gap."""
+    """Return at most MAX_POINTS points, as means of equal blocks; a value that is not finite leaves a gap."""
     block = _block(len(points))
-    cut = [points[start : start + block] for start in range(0, len(points), block)]
-    means = [tuple(math.fsum(part) / len(of) for part in zip(*of, strict=True)) for of in map(_finite, cut)]
-    return [(x, y) for x, y in means]
+    blocks = [_finite(points[start : start + block]) for start in range(0, len(points), block)]
+    return [(math.fsum(x for x, _ in each) / len(each), math.fsum(y for _, y in each) / len(each)) for each in blocks]
 
 
 def _block(num_points: int) -> int:
-    return max(1, math.ceil(num_points / MOST_POINTS))
+    return max(1, math.ceil(num_points / MAX_POINTS))
 
 
 def _finite(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """Points whose sum can be formed: an infinity counts as what is not a number."""
+    """Return the points with infinities replaced by NaN, so that they can be summed."""
     return [(x, y if math.isfinite(y) else math.nan) for x, y in points]
 
 
@@ -167,19 +166,19 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _dot(axes: Axes, score: Mapping[str, Any], place: float, *, colour: str, scale: int) -> None:
+def _dot(axes: Axes, score: Mapping[str, Any], y: float, *, colour: str, scale: int) -> None:
     value, low, high = (scale * (score.get(part) or 0) for part in ("value", "low", "high"))
     if score.get("low") is not None and score.get("high") is not None:
-        axes.plot((low, high), (place, place), color=colour, linewidth=1.6)
-    axes.plot((value,), (place,), color=colour, marker="o", markersize=5)
+        axes.plot((low, high), (y, y), color=colour, linewidth=1.6)
+    axes.plot((value,), (y,), color=colour, marker="o", markersize=5)
 
 
 def _svg(figure: Figure, name: str, title: str) -> Markup:
-    """The figure as an element of a page: ids of its own, the page's colours and letters, no address of anything."""
+    """Return the figure as an SVG element with unique ids, CSS colours and fonts, and no external references."""
     with rc_context({"svg.hashsalt": name}):
         stream = io.StringIO()
-        nothing: Any = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        FigureCanvasSVG(figure).print_svg(stream, metadata=nothing)  # savefig would lay it out twice
+        no_metadata: Any = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        FigureCanvasSVG(figure).print_svg(stream, metadata=no_metadata)  # savefig would compute the layout twice
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)

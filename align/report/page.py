@@ -1,4 +1,4 @@
-"""The page: a run's facts through the template, in one file that needs no other."""
+"""Render the page from its template into one HTML file without external resources."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from jinja2 import Environment, StrictUndefined
 
 from align.artifacts import disk_errors, write_text
 from align.errors import InputError
-from align.report import charts, samples, spending, tables
-from align.report.quantities import RATE, change_text, duration, interval_text, plain, scaled, score_text, share
-from align.report.reading import FINISHED, FIRST, SECOND, Facts, Run, read_run
+from align.report import charts, ledger, samples, tables
+from align.report.formatting import RATE, change_text, duration, interval_text, percent, plain, scaled, score_text
+from align.report.run_folder import FINISHED, FIRST, SECOND, Facts, Run, read_run
 
 PAGE = "report.html"
-TILES = 3  # tasks at the head of the page
-GENERATED = {
+MAX_TILES = 3  # tasks at the top of the page
+GENERATION = {
     "reward_mean": "mean reward",
-    "reward_deviation": "its deviation",
-    "gap_mean": "mean gap of best and worst",
-    "longer_wins": "share of pairs in which the longer wins",
-    "length_correlation": "correlation of reward and length in a group",
+    "reward_deviation": "standard deviation of rewards",
+    "gap_mean": "mean gap between best and worst of a group",
+    "longer_wins": "pairs in which the longer response wins",
+    "length_correlation": "correlation of reward and length within groups",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One figure at the head of the page."""
+    """A headline number at the top of the page."""
 
     title: str
     value: str
@@ -37,12 +37,15 @@ class Tile:
 
 
 def write_report(run: Path, out: Path | None = None, *, compare: Path | None = None) -> Path:
-    """Where the page was written: `out`, or report.html in the run's folder. It appears whole."""
+    """Write the page of a run folder, with `compare` beside it, and return its path.
+
+    The path is `out`, or `report.html` in the run folder. The file is written atomically.
+    """
     folders = [run] if compare is None else [run, compare]
     text = render([read_run(folder) for folder in folders])
     target = run / PAGE if out is None else out
     if target.is_dir():
-        raise InputError(f"{target}: is a folder; the page needs the name of a file")
+        raise InputError(f"{target}: is a folder; give the name of a file")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text, errors="replace")
@@ -50,10 +53,10 @@ def write_report(run: Path, out: Path | None = None, *, compare: Path | None = N
 
 
 def render(found: Sequence[Run]) -> str:
-    """The page of one run, or of two side by side; the same runs give the same page."""
+    """Return the page of one run, or of two side by side; the same runs give the same text."""
     labels = [""] if len(found) == 1 else [FIRST, SECOND]
     runs = dict(zip(labels, found, strict=True))
-    made = {label: list(samples.generated(run)) for label, run in runs.items()}
+    generated = {label: list(samples.generation_samples(run)) for label, run in runs.items()}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(resources.files("align.report").joinpath("page.html").read_text("utf-8"))
     return template.render(
@@ -61,37 +64,38 @@ def render(found: Sequence[Run]) -> str:
         title=" and ".join(run.name for run in found),
         status={label: _status(run) for label, run in runs.items()},
         tiles={label: list(_tiles(run)) for label, run in runs.items()},
-        results=tables.results(runs),
-        paired=any(run.changes for run in found),
-        score_charts=list(charts.scores(runs)),
-        steps=tables.steps(runs),
-        training=list(charts.training(runs)),
+        results=tables.results_table(runs),
+        has_changes=any(run.changes for run in found),
+        score_charts=list(charts.score_charts(runs)),
+        steps=tables.steps_table(runs),
+        reward_models=list(tables.reward_model_tables(runs)),
+        training=list(charts.training_curves(runs)),
         rewards=[
-            (chart, [(label, step, _account(step.report)) for label, step in steps])
-            for chart, steps in charts.rewards(made)
+            (chart, [(label, step, _generation_statistics(step.report)) for label, step in steps])
+            for chart, steps in charts.reward_histograms(generated)
         ],
-        groups=[(label, step) for label, steps in made.items() for step in steps if step.samples],
-        evaluated=list(samples.evaluated(found[0], found[1] if len(found) > 1 else None)),
-        reward_models=list(tables.reward_models(runs)),
-        ledger=spending.ledger(runs),
-        sources=spending.sources(runs),
-        rows=tables.rows_read(runs),
-        differences=tables.differences(*found) if len(found) > 1 else None,
+        evaluated=list(samples.evaluation_samples(found[0], found[1] if len(found) > 1 else None)),
+        groups=[(label, step) for label, steps in generated.items() for step in steps if step.samples],
+        ledger=ledger.ledger_table(runs),
+        sources=ledger.sources(runs),
+        rows=tables.rows_table(runs),
+        differences=tables.differences_table(*found) if len(found) > 1 else None,
         recipes={label: _recipe(run) for label, run in runs.items()},
         versions={label: _versions(run) for label, run in runs.items()},
     )
 
 
 def _status(run: Run) -> str:
-    """How far the run has come, and its seed."""
-    done = sum(step.state == FINISHED for step in run.steps)
-    far = f"all {done} steps finished" if done == len(run.steps) else f"{done} of {len(run.steps)} steps finished"
-    return f"{far} · seed {run.recipe['seed']}" if "seed" in run.recipe else far
+    """Return how many steps are finished, and the seed."""
+    finished = sum(step.state == FINISHED for step in run.steps)
+    is_complete = finished == len(run.steps)
+    text = f"all {finished} steps finished" if is_complete else f"{finished} of {len(run.steps)} steps finished"
+    return f"{text} · seed {run.recipe['seed']}" if "seed" in run.recipe else text
 
 
 def _tiles(run: Run) -> Iterator[Tile]:
-    """What a reader wants to know first: how far the first tasks have come, and what it took."""
-    for task in run.tasks[:TILES]:
+    """Yield the last score of the first tasks, then tokens and time."""
+    for task in run.tasks[:MAX_TILES]:
         known = [(policy, scores[task]) for policy, scores in run.table.items() if task in scores]
         rate = charts.unit_of(task, [run]) == RATE
         (first, before), (last, after) = known[0], known[-1]
@@ -99,45 +103,45 @@ def _tiles(run: Run) -> Iterator[Tile]:
         if first == last:
             yield Tile(task, value, f"{last}, {interval_text(after, rate=rate)}")
         else:
-            moved = change_text(after["value"] - before["value"], rate=rate)
-            yield Tile(task, value, f"{last}; {moved} since {first}")
-    trained = _spent(run, "tokens_trained")
+            change = change_text(after["value"] - before["value"], rate=rate)
+            yield Tile(task, value, f"{last}, {change} vs. {first}")
+    trained = _total(run, "tokens_trained")
     if trained:
-        computed = _spent(run, "tokens_computed")
+        computed = _total(run, "tokens_computed")
         yield Tile("tokens trained", scaled(trained), f"{scaled(computed)} computed" if computed else "")
-    if seconds := _spent(run, "seconds"):
+    if seconds := _total(run, "seconds"):
         energy = run.total.get("energy_kwh")
         yield Tile("time", duration(seconds), f"{plain(energy)} kWh" if energy is not None else "")
 
 
-def _spent(run: Run, name: str) -> float:
-    """The run's total where there is a ledger, else the sum over the optimizer steps."""
+def _total(run: Run, name: str) -> float:
+    """Return the run's total from its ledger, else the sum over steps or over optimizer steps."""
     if run.total.get(name) is not None:
         return float(run.total[name])
-    ledgers = [of[name] for of in run.ledgers.values() if of.get(name) is not None]
-    return sum(ledgers) if ledgers else sum(line.get(name, 0.0) for step in run.steps for line in step.metrics)
+    known = [found[name] for found in run.ledgers.values() if found.get(name) is not None]
+    return sum(known) if known else sum(line.get(name, 0.0) for step in run.steps for line in step.metrics)
 
 
-def _account(report: Facts) -> list[tuple[str, str]]:
-    """What a step says of the responses it generated, as (what, how much)."""
+def _generation_statistics(report: Facts) -> list[tuple[str, str]]:
+    """Return what a step reports about the responses it generated, as (name, value)."""
     counts: Mapping[str, float] = report.get("counts") or {}
-    told = [
-        (title, share(report[name]) if name == "longer_wins" else plain(report[name]))
-        for name, title in GENERATED.items()
+    statistics = [
+        (title, percent(report[name]) if name == "longer_wins" else plain(report[name]))
+        for name, title in GENERATION.items()
         if report.get(name) is not None
     ]
-    return told + [(name.replace(":", ": "), plain(number)) for name, number in counts.items()]
+    return statistics + [(name.replace(":", ": "), plain(number)) for name, number in counts.items()]
 
 
 def _recipe(run: Run) -> str:
-    """The resolved recipe as YAML; empty where the run did not keep it."""
+    """Return the resolved recipe as YAML, or '' where the run folder has none."""
     if not run.recipe:
         return ""
     return yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
 
 
 def _versions(run: Run) -> list[tuple[str, str]]:
-    """Package and version of the last finished step; several versions of one package are all named."""
+    """Return each package with its version, or all versions where the steps used several."""
     found: dict[str, dict[str, None]] = {}
     for step in run.steps:
         for name, version in (step.manifest.get("versions") or {}).items():

@@ -1,4 +1,4 @@
-"""Responses to show: chosen by a hash of the prompt, so that nobody has picked them."""
+"""Select responses to show by a hash of their prompt, so that they are not cherry-picked."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.report.reading import SECOND, Run, read_lines
+from align.report.run_folder import SECOND, Run, read_lines
 
 EVALUATE = "evaluate"
 GROUPS = "groups.jsonl"
-SHOWN = {"better": 3, "worse": 3, "unchanged": 2}  # prompts of each kind: losses are shown as gains are
-GROUPS_SHOWN = 2  # of each step that generates
-LONGEST = 2000  # characters of a text that are shown
+MAX_SAMPLES = {"improved": 3, "regressed": 3, "unchanged": 2}  # prompts of each outcome
+MAX_GROUPS = 2  # of each generation step
+MAX_CHARACTERS = 2000  # of a prompt or response
 
 Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One response, and how it fared."""
+class Response:
+    """One response with its grade."""
 
-    who: str
+    label: str  # the policy, or the rank in a group
     text: str
     reward: float | None
-    verdict: str  # passed, failed, or the rates of parts; empty where nothing graded it
+    verdict: str  # "passed", "failed", the counts of several metrics, or "" where it was not graded
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt and responses to it."""
+    """One prompt with responses to it."""
 
     prompt: str
-    responses: Sequence[Said]
-    kind: str = ""  # a name of SHOWN
+    responses: Sequence[Response]
+    outcome: str = ""  # a key of MAX_SAMPLES
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluated:
-    """The samples of one task, and how many prompts there are of each kind."""
+class EvaluationSamples:
+    """The samples of one task and the number of prompts of each outcome, from the first policy to the last."""
 
     task: str
-    first: str  # policy
+    first: str
     last: str
     counts: Mapping[str, int]
     samples: Sequence[Sample]
 
 
 @dataclass(slots=True)
-class Generated:
-    """What a step generated: rewards of all responses, and a few groups."""
+class GenerationSamples:
+    """The rewards of all responses that a step generated, and a few of its groups."""
 
     step: str
     report: Mapping[str, Any]
@@ -60,34 +60,37 @@ class Generated:
     samples: Sequence[Sample] = ()
 
 
-def evaluated(run: Run, beside: Run | None = None) -> Iterator[Evaluated]:
-    """Before and after, of each task whose responses were kept; with the last policy of a run beside it."""
-    others = _responses(beside) if beside is not None else {}
+def evaluation_samples(run: Run, other: Run | None = None) -> Iterator[EvaluationSamples]:
+    """Yield samples of each task with stored responses of at least two policies.
+
+    Shows the first, the middle and the last policy of `run`, and the last policy of `other`.
+    """
+    of_other = _responses(other) if other is not None else {}
     for task, by_policy in _responses(run).items():
         if len(by_policy) < 2:
             continue
         policies = list(by_policy)
         shown = {name: by_policy[name] for name in dict.fromkeys([policies[0], policies[len(policies) // 2]])}
         shown[policies[-1]] = by_policy[policies[-1]]
-        if there := others.get(task):
-            last = list(there)[-1]
-            shown[f"{last} of {SECOND}"] = there[last]
-        yield _before_and_after(task, policies[0], policies[-1], shown)
+        if others := of_other.get(task):
+            last = list(others)[-1]
+            shown[f"{last} of {SECOND}"] = others[last]
+        yield _compared(task, policies[0], policies[-1], shown)
 
 
-def generated(run: Run) -> Iterator[Generated]:
-    """What each finished step that generates has made."""
+def generation_samples(run: Run) -> Iterator[GenerationSamples]:
+    """Yield the rewards and a few groups of each finished generation step."""
     for step in run.steps:
         if not (step.folder / GROUPS).is_file():
             continue
-        found = Generated(step.name, step.manifest.get("report") or {})
-        chosen = heapq.nsmallest(GROUPS_SHOWN, _groups(step.folder / GROUPS, found.rewards), key=_by_hash)
+        found = GenerationSamples(step.name, step.manifest.get("report") or {})
+        chosen = heapq.nsmallest(MAX_GROUPS, _groups(step.folder / GROUPS, found.rewards), key=_group_hash)
         found.samples = [_best_and_worst(group) for group in chosen]
         yield found
 
 
 def prompt_text(prompt: object) -> str:
-    """A prompt in one text: itself, or its messages, with roles where there are several."""
+    """Return a prompt as one text; several messages get their roles in front."""
     if not isinstance(prompt, list):
         return str(prompt)
     turns: list[Mapping[str, Any]] = [turn for turn in prompt if isinstance(turn, Mapping)]
@@ -97,20 +100,21 @@ def prompt_text(prompt: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """The text, or its beginning and how much more there is."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
+    """Return the text, cut to MAX_CHARACTERS with the number of characters that are left out."""
+    num_more = len(text) - MAX_CHARACTERS
+    return text if num_more <= 0 else f"{text[:MAX_CHARACTERS]} … ({num_more:,} more characters)"
 
 
-def _by_hash(group: Line) -> str:
-    return _digest(prompt_text(group.get("prompt", "")))
+def _group_hash(group: Line) -> str:
+    return _hash(prompt_text(group.get("prompt", "")))
 
 
-def _digest(prompt: str) -> str:
+def _hash(prompt: str) -> str:
     return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _responses(run: Run) -> dict[str, dict[str, dict[str, Line]]]:
-    """Of each task each policy's first response to each prompt, the policies in the order of their steps."""
+    """Return {task: {policy: {prompt: first response}}}, with the policies in the order of their steps."""
     found: dict[str, dict[str, dict[str, Line]]] = {}
     files = [path for step in run.steps if step.stage == EVALUATE for path in sorted(step.folder.glob("[!.]*.jsonl"))]
     for path in files:
@@ -118,44 +122,57 @@ def _responses(run: Run) -> dict[str, dict[str, dict[str, Line]]]:
             if {"policy", "prompt", "response"} <= line.keys():
                 by_policy = found.setdefault(path.stem, {})
                 by_policy.setdefault(str(line["policy"]), {}).setdefault(prompt_text(line["prompt"]), line)
-    places = {step.name: place for place, step in enumerate(run.steps)}
-    return {task: dict(sorted(of.items(), key=lambda each: places.get(each[0], -1))) for task, of in found.items()}
+    positions = {step.name: position for position, step in enumerate(run.steps)}
+    return {
+        task: dict(sorted(by_policy.items(), key=lambda item: positions.get(item[0], -1)))
+        for task, by_policy in found.items()
+    }
 
 
-def _before_and_after(task: str, first: str, last: str, shown: Mapping[str, Mapping[str, Line]]) -> Evaluated:
-    kinds: dict[str, list[str]] = {kind: [] for kind in SHOWN}
-    for prompt in sorted(shown[first].keys() & shown[last].keys(), key=_digest):
-        gain = _worth(shown[last][prompt]) - _worth(shown[first][prompt])
-        kinds["better" if gain > 0 else "worse" if gain < 0 else "unchanged"].append(prompt)
+def _compared(task: str, first: str, last: str, shown: Mapping[str, Mapping[str, Line]]) -> EvaluationSamples:
+    outcomes: dict[str, list[str]] = {outcome: [] for outcome in MAX_SAMPLES}
+    for prompt in sorted(shown[first].keys() & shown[last].keys(), key=_hash):
+        gain = _value(shown[last][prompt]) - _value(shown[first][prompt])
+        outcomes["improved" if gain > 0 else "regressed" if gain < 0 else "unchanged"].append(prompt)
     samples = [
-        Sample(shortened(prompt), [_said(who, of[prompt]) for who, of in shown.items() if prompt in of], kind)
-        for kind, prompts in kinds.items()
-        for prompt in prompts[: SHOWN[kind]]
+        Sample(
+            shortened(prompt),
+            [_response(label, lines[prompt]) for label, lines in shown.items() if prompt in lines],
+            outcome,
+        )
+        for outcome, prompts in outcomes.items()
+        for prompt in prompts[: MAX_SAMPLES[outcome]]
     ]
-    return Evaluated(task, first, last, {kind: len(of) for kind, of in kinds.items()}, samples)
+    counts = {outcome: len(prompts) for outcome, prompts in outcomes.items()}
+    return EvaluationSamples(task, first, last, counts, samples)
 
 
 def _parts(line: Line) -> dict[str, tuple[float, float]]:
+    """Return {metric: (passed, total)} of a graded response."""
     return {name: (part[0], part[1]) for name, part in (line.get("parts") or {}).items() if part[1]}
 
 
-def _worth(line: Line) -> float:
-    """The mean of the parts' rates, or the reward of what has no parts."""
-    rates = [passed / of for passed, of in _parts(line).values()]
+def _value(line: Line) -> float:
+    """Return the mean of a response's metrics, or its reward where it has none."""
+    rates = [passed / total for passed, total in _parts(line).values()]
     return sum(rates) / len(rates) if rates else float(line.get("reward") or 0)
 
 
-def _said(who: str, line: Line) -> Said:
-    parts = _parts(line)
-    if all(passed in (0, of) for passed, of in parts.values()) and len({bool(part[0]) for part in parts.values()}) == 1:
-        verdict = "passed" if next(iter(parts.values()))[0] else "failed"
-    else:
-        verdict = ", ".join(f"{name.replace('_', ' ')} {passed:g} of {of:g}" for name, (passed, of) in parts.items())
-    return Said(who, shortened(str(line["response"])), line.get("reward"), verdict)
+def _response(label: str, line: Line) -> Response:
+    return Response(label, shortened(str(line["response"])), line.get("reward"), _verdict(_parts(line)))
+
+
+def _verdict(parts: Mapping[str, tuple[float, float]]) -> str:
+    """Return "passed" or "failed" where all metrics agree, else the counts of each."""
+    if parts and all(passed == total for passed, total in parts.values()):
+        return "passed"
+    if parts and all(passed == 0 for passed, _ in parts.values()):
+        return "failed"
+    return ", ".join(f"{name.replace('_', ' ')} {passed:g} of {total:g}" for name, (passed, total) in parts.items())
 
 
 def _groups(path: Path, rewards: list[float]) -> Iterator[Line]:
-    """The groups whose responses are rated; their rewards are added to `rewards` on the way."""
+    """Yield the groups that have a rated response, and append all rewards to `rewards` on the way."""
     for line in read_lines(path):
         known = [float(one["reward"]) for one in line.get("responses") or () if one.get("reward") is not None]
         rewards.extend(known)
@@ -166,5 +183,7 @@ def _groups(path: Path, rewards: list[float]) -> Iterator[Line]:
 def _best_and_worst(group: Line) -> Sample:
     rated = sorted((one for one in group["responses"] if one.get("reward") is not None), key=lambda one: -one["reward"])
     ends = {f"best of {len(rated)}": rated[0]} | ({f"worst of {len(rated)}": rated[-1]} if len(rated) > 1 else {})
-    responses = [Said(who, shortened(str(one.get("content", ""))), one["reward"], "") for who, one in ends.items()]
+    responses = [
+        Response(label, shortened(str(one.get("content", ""))), one["reward"], "") for label, one in ends.items()
+    ]
     return Sample(shortened(prompt_text(group.get("prompt", ""))), responses)

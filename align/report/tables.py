@@ -1,4 +1,4 @@
-"""The page's tables, as cells of text. With two runs, each step has a row of each."""
+"""The tables of the page, as cells of text. With two runs, each step has a row for each run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.report.charts import all_policies, all_steps, all_tasks, unit_of
-from align.report.quantities import (
+from align.report.formatting import (
     NATS,
     RATE,
     change_text,
@@ -17,35 +17,40 @@ from align.report.quantities import (
     plain,
     score_text,
 )
-from align.report.reading import BEGUN, FINISHED, FIRST, SECOND, WAITING, Facts, Run, Step
+from align.report.run_folder import FINISHED, FIRST, NOT_STARTED, SECOND, UNFINISHED, Facts, Run, Step
 
-LABELS = {FIRST: "one", SECOND: "two"}
-TONES = {FINISHED: "", BEGUN: "worse", WAITING: "quiet"}
-READ = ("rows", "records", "trained", "held_out")
-REASONS = ("dropped", "cut")  # of counts that are called `reason:why`
+RUN_STYLES = {FIRST: "one", SECOND: "two"}  # CSS classes of the runs' labels
+STATE_STYLES = {FINISHED: "", UNFINISHED: "worse", NOT_STARTED: "quiet"}
+ROW_COUNTS = ("rows", "records", "trained", "held_out")
+REASONS = {"dropped": "dropped", "cut": "truncated"}  # prefix of counts named `prefix:reason` -> column
+HELD_OUT = {
+    "held_out/loss": "held-out loss",
+    "held_out/rewards/margins": "held-out margin",
+    "held_out/rewards/accuracies": "held-out accuracy",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A value, with smaller lines under it; each of (text, tone)."""
+    """A value with smaller lines below it, each as (text, CSS class)."""
 
     text: str = ""
-    tone: str = ""
-    under: Sequence[tuple[str, str]] = ()
+    style: str = ""  # CSS class
+    below: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Names of rows on the left, figures on the right."""
+    """A table whose first column names its rows."""
 
     name: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    words: bool = False  # cells of text, on the left
+    is_text: bool = False  # left-aligned text in place of right-aligned numbers
 
 
-def results(runs: Mapping[str, Run]) -> Table | None:
-    """Policies by tasks: value, interval, change against the policy before it; the best of a task is marked."""
+def results_table(runs: Mapping[str, Run]) -> Table | None:
+    """Return policies by tasks: score, interval and change from the previous policy, with the best score marked."""
     tasks = all_tasks(runs.values())
     units = {task: unit_of(task, runs.values()) for task in tasks}
     best = {task: _best(task, units[task], runs.values()) for task in tasks}
@@ -53,69 +58,67 @@ def results(runs: Mapping[str, Run]) -> Table | None:
     for policy in all_policies(runs.values()):
         for label, run in runs.items():
             if policy in run.table:
-                beside = runs[FIRST] if label == SECOND else None
-                cells = [_result(run, policy, task, unit=units[task], best=best[task], beside=beside) for task in tasks]
-                rows.append([named(policy, label, *stage_of(run.step(policy))), *cells])
+                other = runs[FIRST] if label == SECOND else None
+                cells = [_result(run, policy, task, unit=units[task], best=best[task], other=other) for task in tasks]
+                rows.append([row_name(policy, label, *stage_of(run.step(policy))), *cells])
     return Table("results", ["policy", *tasks], rows) if rows else None
 
 
-def steps(runs: Mapping[str, Run]) -> Table:
-    """Every step: whether it is finished, what it trained on and where its loss went."""
+def steps_table(runs: Mapping[str, Run]) -> Table:
+    """Return every step with its state, training rows, optimizer steps and losses."""
     rows: list[list[Cell]] = []
     for label, step in each_step(runs):
-        made, kept = step.manifest, step.manifest.get("kept") or {}
-        first, last = (made.get(end) or {} for end in ("first", "last"))
-        if not made and step.metrics:
+        manifest, kept = step.manifest, step.manifest.get("kept") or {}
+        first, last = (manifest.get(end) or {} for end in ("first", "last"))
+        if not manifest and step.metrics:
             first, last = step.metrics[0], step.metrics[-1]
         loss = f"{fixed(first['loss'])} → {fixed(last['loss'])}" if "loss" in first and "loss" in last else ""
+        trained = (manifest.get("rows") or {}).get("trained")
         numbers = [
-            _counted(made, "rows", "trained"),
-            count(made.get("optimizer_steps", last.get("step"))) if last else "",
+            "" if trained is None else count(trained),
+            count(manifest.get("optimizer_steps", last.get("step"))) if last else "",
             loss,
-            *(
-                fixed(kept[name]) if name in kept else ""
-                for name in ("held_out/loss", "held_out/rewards/margins", "held_out/rewards/accuracies")
-            ),
+            *(fixed(kept[metric]) if metric in kept else "" for metric in HELD_OUT),
         ]
-        state = Cell(step.state, TONES[step.state])
-        rows.append([named(step.name, label, *stage_of(step)), state, *map(Cell, numbers)])
-    held_out = ("held-out loss", "held-out margin", "held-out accuracy")
-    return Table("steps", ["step", "state", "rows trained", "optimizer steps", "loss", *held_out], rows)
+        state = Cell(step.state, STATE_STYLES[step.state])
+        rows.append([row_name(step.name, label, *stage_of(step)), state, *map(Cell, numbers)])
+    return Table("steps", ["step", "state", "training rows", "optimizer steps", "loss", *HELD_OUT.values()], rows)
 
 
-def rows_read(runs: Mapping[str, Run]) -> Table | None:
-    """Rows read, dropped and cut by each step, with every reason."""
+def rows_table(runs: Mapping[str, Run]) -> Table | None:
+    """Return the rows that each step read, dropped and truncated, with the reasons."""
     rows: list[list[Cell]] = []
     for label, step in each_step(runs):
         counts: Mapping[str, Any] = step.manifest.get("rows") or {}
         if not counts:
             continue
-        known = [Cell(count(counts[name]) if name in counts else "") for name in READ]
-        given = [_reasons(counts, reason) for reason in REASONS]
+        known = [Cell(count(counts[name]) if name in counts else "") for name in ROW_COUNTS]
+        by_reason = [_reasons(counts, prefix) for prefix in REASONS]
         other = [
             f"{name.replace('_', ' ')} {plain(number)}"
             for name, number in counts.items()
-            if name not in READ and name.partition(":")[0] not in REASONS and isinstance(number, int | float)
+            if name not in ROW_COUNTS and name.partition(":")[0] not in REASONS and isinstance(number, int | float)
         ]
-        rows.append([named(step.name, label), *known, *given, Cell("", under=[(text, "") for text in other])])
-    kept = len(READ) + len(REASONS) + 1 + any(row[-1].under for row in rows)
-    columns = ["step", "rows read", "records", "trained", "held out", "dropped", "cut", "other"]
-    return Table("rows", columns[:kept], [row[:kept] for row in rows]) if rows else None
+        rows.append([row_name(step.name, label), *known, *by_reason, Cell("", below=[(text, "") for text in other])])
+    columns = ["step", "rows read", "records", "training", "held out", *REASONS.values(), "other"]
+    if not any(row[-1].below for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return Table("rows", columns, rows) if rows else None
 
 
-def differences(first: Run, second: Run) -> Table | None:
-    """Settings in which two recipes differ."""
+def differences_table(first: Run, second: Run) -> Table | None:
+    """Return the settings in which two recipes differ."""
     one, two = dict(_leaves(first.recipe)), dict(_leaves(second.recipe))
     names = [name for name in dict.fromkeys([*one, *two]) if one.get(name) != two.get(name)]
     rows = [[Cell(name), Cell(one.get(name, "not set")), Cell(two.get(name, "not set"))] for name in names]
-    return Table("differences", ["setting", "run A", "run B"], rows, words=True) if one or two else None
+    return Table("differences", ["setting", FIRST, SECOND], rows, is_text=True) if one or two else None
 
 
-def reward_models(runs: Mapping[str, Run]) -> Iterator[tuple[str, Table]]:
-    """What each reward model is worth on held-out rows: its attributes, and the pairs that it orders."""
+def reward_model_tables(runs: Mapping[str, Run]) -> Iterator[tuple[str, str, Table]]:
+    """Yield (step, heading, table) of each reward model's held-out evaluation: attributes, then pairs."""
     for label, step in each_step(runs):
         report: Mapping[str, Any] = step.manifest.get("report") or {}
-        title = f"{step.name}, {label}" if label else step.name
+        name = f"{step.name} of {label}" if label else step.name
         attributes = [
             [
                 Cell(each["attribute"]),
@@ -127,95 +130,92 @@ def reward_models(runs: Mapping[str, Run]) -> Iterator[tuple[str, Table]]:
             for each in report.get("attributes") or ()
         ]
         if attributes:
-            columns = ["attribute", "squared error", "of the mean", "correlation", "labels"]
-            yield title, Table("attributes", columns, attributes)
+            columns = ["attribute", "MSE", "baseline MSE", "Pearson r", "labels"]
+            yield name, "attributes of held-out responses", Table("attributes", columns, attributes)
         pairs = list(_pairs(report.get("pairs") or {}))
         if pairs:
-            yield title, Table("pairs", ["pairs", "in the right order", "number"], pairs)
+            yield name, "accuracy on held-out pairs", Table("pairs", ["pairs", "accuracy", "count"], pairs)
 
 
-def _pairs(found: Facts) -> Iterator[list[Cell]]:
-    named = [("all", found["all"])] if found.get("all") else []
-    named += [("margin {:g} to {:g}".format(*each["margin"]), each) for each in found.get("by_margin") or ()]
-    named += [(str(each["subset"]), each) for each in found.get("by_subset") or ()]
-    for name, each in named:
+def _pairs(report: Facts) -> Iterator[list[Cell]]:
+    subsets = [("all", report["all"])] if report.get("all") else []
+    subsets += [("margin {:.3g} to {:.3g}".format(*each["margin"]), each) for each in report.get("by_margin") or ()]
+    subsets += [(str(each["subset"]), each) for each in report.get("by_subset") or ()]
+    for name, each in subsets:
         interval = (interval_text(each, rate=True), "")
-        yield [Cell(name), Cell(score_text(each["value"], rate=True), under=[interval]), Cell(count(each.get("pairs")))]
+        yield [Cell(name), Cell(score_text(each["value"], rate=True), below=[interval]), Cell(count(each.get("pairs")))]
 
 
 def each_step(runs: Mapping[str, Run]) -> Iterator[tuple[str, Step]]:
-    """Every step of every run, those of one name together, with the run's label."""
+    """Yield (label, step) for every step of every run, with steps of equal name together."""
     for name in all_steps(runs.values()):
         for label, run in runs.items():
             if (step := run.step(name)) is not None:
                 yield label, step
 
 
-def named(name: str, label: str, *more: str) -> Cell:
-    """The cell that a row begins with."""
-    runs = [(label, LABELS[label])] if label else []
-    return Cell(name, under=[*runs, *((text, "") for text in more)])
+def row_name(name: str, label: str, *details: str) -> Cell:
+    """Return the first cell of a row."""
+    run = [(label, RUN_STYLES[label])] if label else []
+    return Cell(name, below=[*run, *((text, "") for text in details)])
 
 
 def stage_of(step: Step | None) -> list[str]:
-    """A step's stage and, where it optimizes preferences, its loss."""
+    """Return a step's stage and the name of its loss, as far as they are known."""
     loss = step.settings.get("loss") if step else None
     name: object = loss.get("name") if isinstance(loss, Mapping) else loss
     return [str(part) for part in (step.stage, name) if part] if step else []
 
 
 def _best(task: str, unit: str, runs: Iterable[Run]) -> float | None:
-    """The best value of the task; None where all are the same."""
+    """Return the best score of a task, or None where all are equal."""
     found = [scores[task]["value"] for run in runs for scores in run.table.values() if task in scores]
     if min(found) == max(found):
         return None
     return min(found) if unit == NATS else max(found)
 
 
-def _result(run: Run, policy: str, task: str, *, unit: str, best: float | None, beside: Run | None) -> Cell:
+def _result(run: Run, policy: str, task: str, *, unit: str, best: float | None, other: Run | None) -> Cell:
     rate = unit == RATE
     score = run.table[policy].get(task)
     if score is None:
         return Cell("not evaluated", "quiet")
-    under = [(interval_text(score, rate=rate), "")]
-    change = run.changes.get(policy, {}).get(task)
-    if change:
-        moved = change_text(change["value"], rate=rate)
-        interval = interval_text(change, rate=rate, signed=True)
-        policies = list(run.table)
-        above = policies[max(0, policies.index(policy) - 1)]
-        since = f"since {change['from']}" if change.get("from", above) != above else ""
-        under += [(" ".join(part for part in (moved, since) if part), _direction(change, less=unit == NATS))]
-        under += [(interval, "")]
-    against = (beside.table.get(policy) or {}).get(task) if beside is not None else None
-    if against:
-        under += [(f"B − A {change_text(score['value'] - against['value'], rate=rate)}", "")]
-    tone = "best" if score["value"] == best else ""
-    return Cell(score_text(score["value"], rate=rate), tone, [line for line in under if line[0]])
+    below = [(interval_text(score, rate=rate), "")]
+    if change := run.changes.get(policy, {}).get(task):
+        text = change_text(change["value"], rate=rate) + _baseline(run, policy, change)
+        below += [(text, _direction(change, is_loss=unit == NATS))]
+        below += [(interval_text(change, rate=rate, signed=True), "")]
+    if other is not None and (of_other := (other.table.get(policy) or {}).get(task)):
+        below += [(f"B − A {change_text(score['value'] - of_other['value'], rate=rate)}", "")]
+    style = "best" if score["value"] == best else ""
+    return Cell(score_text(score["value"], rate=rate), style, [line for line in below if line[0]])
 
 
-def _direction(change: Facts, *, less: bool) -> str:
-    """Better or worse where the interval leaves no doubt."""
+def _baseline(run: Run, policy: str, change: Facts) -> str:
+    """Return which policy a change is relative to, or '' for the one in the row above."""
+    policies = list(run.table)
+    above = policies[max(0, policies.index(policy) - 1)]
+    return f" vs. {change['from']}" if change.get("from", above) != above else ""
+
+
+def _direction(change: Facts, *, is_loss: bool) -> str:
+    """Return "better" or "worse" where the interval excludes zero, else "quiet"."""
     low, high = change.get("low"), change.get("high")
     if low is None or high is None or low <= 0 <= high:
         return "quiet"
-    return "better" if (low > 0) != less else "worse"
+    return "better" if (low > 0) != is_loss else "worse"
 
 
-def _counted(made: Facts, group: str, name: str) -> str:
-    found = (made.get(group) or {}).get(name)
-    return "" if found is None else count(found)
-
-
-def _reasons(counts: Facts, reason: str) -> Cell:
-    """All that was dropped, or cut, and under it each why."""
-    why = {name.partition(":")[2]: number for name, number in counts.items() if name.partition(":")[0] == reason}
-    told = [(f"{name.strip()} {count(number)}", "") for name, number in why.items() if name]
-    return Cell(count(sum(why.values())), "noted" if sum(why.values()) else "", told)
+def _reasons(counts: Facts, prefix: str) -> Cell:
+    """Return the sum of the counts with a prefix, and below it the count of each reason."""
+    by_reason = {name.partition(":")[2]: number for name, number in counts.items() if name.partition(":")[0] == prefix}
+    below = [(f"{name.strip()} {count(number)}", "") for name, number in by_reason.items() if name]
+    total = sum(by_reason.values())
+    return Cell(count(total), "noted" if total else "", below)
 
 
 def _leaves(tree: Facts, path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted name and value of each setting."""
+    """Yield the dotted name and the value of each setting."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{path}{name}.")

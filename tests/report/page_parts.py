@@ -7,7 +7,7 @@ VOID = {"meta", "br", "img", "input", "link", "hr"}
 
 
 class Page(HTMLParser):
-    """What stands where: tables, samples and texts by section."""
+    """The tables, samples and texts of a page, by section."""
 
     def __init__(self, text):
         super().__init__()
@@ -36,7 +36,7 @@ class Page(HTMLParser):
             self.pres.append("")
             if self._inside("class", "article"):
                 self.samples[-1][1].append("")
-        if tag == "p" and known.get("class") == "who" and self._inside("class", "article"):
+        if tag == "p" and known.get("class") == "label" and self._inside("class", "article"):
             self.samples[-1][2].append([])
         if "tile" in known.get("class", "").split():
             self.tiles.append([])
@@ -62,7 +62,7 @@ class Page(HTMLParser):
             return
         elif tag in ("span", "small") and self._inside("data-table") or tag == "th" and self._inside("data-table"):
             self.tables[self._inside("data-table")][-1][-1].append(data)
-        elif self._inside("class", "p") == "who" and self._inside("class", "article"):
+        elif self._inside("class", "p") == "label" and self._inside("class", "article"):
             self.samples[-1][2][-1].append(data)
         elif tag == "b" and any(name == "figcaption" for name, _ in self.open):
             self.titles.append(data)

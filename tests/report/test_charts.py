@@ -5,8 +5,8 @@ import sys
 import matplotlib
 import pytest
 
-from align.report.figures import BINS, MOST_POINTS, Line, curves, histogram, score_dots, thinned
-from align.report.quantities import change_text, duration, fixed, interval_text, plain, scaled, share, size
+from align.report.figures import BINS, MAX_POINTS, Line, curves, histogram, score_dots, thinned
+from align.report.formatting import change_text, duration, fixed, interval_text, percent, plain, scaled, size
 
 
 def paths(svg):
@@ -28,10 +28,10 @@ def test_a_curve_is_drawn_through_its_points():
 
 
 def test_means_of_blocks_stand_for_many_points_and_gaps_stay_gaps():
-    num = 2 * MOST_POINTS + 1
+    num = 2 * MAX_POINTS + 1
     points = [(float(step), step * 2.0) for step in range(num)]
     found = thinned(points)
-    assert len(found) <= MOST_POINTS and found[0] == (1.0, 2.0)  # of 0, 1 and 2
+    assert len(found) <= MAX_POINTS and found[0] == (1.0, 2.0)  # of 0, 1 and 2
     assert found[-1][1] == pytest.approx(2 * found[-1][0])
     values = [y for _, y in thinned([(1, 1.0), (2, math.nan), (3, math.inf), (4, 4.0)])]
     assert [math.isfinite(value) for value in values] == [True, False, False, True]
@@ -75,9 +75,9 @@ def test_drawing_leaves_the_settings_of_matplotlib_as_they_were():
         (scaled(3.21e15, "FLOP"), "3.21 PFLOP"),
         (scaled(12, "FLOP"), "12 FLOP"),
         (scaled(None), "unknown"),
-        (share(0.412), "41.2%"),
-        (share(0.0000288), "0.0029%"),
-        (share(0.0), "0.0%"),
+        (percent(0.412), "41.2%"),
+        (percent(0.0000288), "0.0029%"),
+        (percent(0.0), "0.0%"),
         (size(3 * 2**30), "3 GiB"),
         (size(0), "0 B"),
         (duration(59.96), "60 s"),

@@ -97,7 +97,7 @@ def test_a_change_against_another_policy_than_the_one_above_names_it(tmp_path):
     moved = {"general": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 60, "from": "base"}}
     write(folder / "changes.json", {"rpo2": moved, "sft": moved})
     column = page(folder).column("results", "general")
-    assert column["rpo2",][2] == "+50.0 pp since base"
+    assert column["rpo2",][2] == "+50.0 pp vs. base"
     assert column["sft",][2] == "+50.0 pp"
 
 
@@ -105,16 +105,16 @@ def test_the_ledger_tells_each_step_and_what_is_not_known_of_the_run(finished):
     _, found = finished
     seconds = found.column("ledger", "time")
     paid = [name for name, of in STEPS.items() if of["stage"] not in ("import", "evaluate")]
-    assert [name for (name,) in seconds] == [*paid, "whole run"]
+    assert [name for (name,) in seconds] == [*paid, "total"]
     assert seconds["dpo",] == ["12 min 34 s"]
     assert round(LEDGER["seconds"]) == 12 * 60 + 34
-    assert seconds["whole run",] == ["1 h 40 min"]  # 8 x 754.2 s = 6033.6 s
+    assert seconds["total",] == ["1 h 40 min"]  # 8 x 754.2 s = 6033.6 s
     tokens = found.column("ledger", "tokens trained")
     assert tokens["answers1",] == ["unknown"]
-    assert tokens["whole run",] == ["≥ 7.41 M", "2 of 8 steps unknown"]  # 6 x 1,234,567
-    assert found.column("ledger", "energy, kWh")["dpo",] == ["0.0125", "measured"]
-    assert found.column("ledger", "energy, kWh")["whole run",] == ["0.1"]
-    assert "Known of no step: cost, cost a weight" in found.sections["ledger"]
+    assert tokens["total",] == ["≥ 7.41 M", "2 of 8 steps unknown"]  # 6 x 1,234,567
+    assert found.column("ledger", "energy (kWh)")["dpo",] == ["0.0125", "measured"]
+    assert found.column("ledger", "energy (kWh)")["total",] == ["0.1"]
+    assert "Not available: cost, cost per parameter" in found.sections["ledger"]
     assert LEDGER["energy_source"] in found.sections["ledger"]
 
 
@@ -122,7 +122,7 @@ def test_rows_dropped_and_cut_are_added_up_with_every_reason(finished):
     _, found = finished
     assert found.column("rows", "rows read")["sft",] == ["6,000"]
     assert found.column("rows", "dropped")["sft",] == ["100", "overlong 93", "empty 7"]
-    assert found.column("rows", "cut")["sft",] == ["41", "prompt from the left 41"]
+    assert found.column("rows", "truncated")["sft",] == ["41", "prompt from the left 41"]
 
 
 def test_the_recipe_reads_back_as_it_was(finished):
@@ -136,17 +136,17 @@ def test_samples_show_gains_and_losses_and_count_both(finished):
     pairs = list(zip(outcomes("base", PASSES), outcomes("rpo2", PASSES), strict=True))
     gained, lost = pairs.count((False, True)), pairs.count((True, False))
     assert min(gained, lost) > 0
-    assert f"{gained} got better" in found.sections["samples"]
-    assert f"{lost} got worse" in found.sections["samples"]
+    assert f"{gained} improved" in found.sections["samples"]
+    assert f"{lost} regressed" in found.sections["samples"]
     shown = [sample for sample in found.samples if "group" not in sample[0]]
     kinds = [classes[1] for classes, *_ in shown]
-    assert kinds == ["better"] * 3 + ["worse"] * min(3, lost) + ["unchanged"] * 2
+    assert kinds == ["improved"] * 3 + ["regressed"] * min(3, lost) + ["unchanged"] * 2
     for (_, kind), (prompt, *responses), (_, *told) in shown:
         place = int(prompt.rpartition("(")[2].rstrip(")"))
         verdicts = {who: verdict == "passed" for who, verdict in told}
         assert verdicts == {name: outcomes(name, PASSES)[place] for name in ("base", "dpo", "rpo2")}
         assert [("cow" in text) for text in responses] == list(verdicts.values())
-        assert kind == {1: "better", -1: "worse", 0: "unchanged"}[verdicts["rpo2"] - verdicts["base"]]
+        assert kind == {1: "improved", -1: "regressed", 0: "unchanged"}[verdicts["rpo2"] - verdicts["base"]]
 
 
 def test_generated_groups_show_the_best_and_the_worst_with_their_rewards(finished):
@@ -175,7 +175,7 @@ def test_the_head_of_the_page_tells_how_far_the_run_has_come(finished):
     _, found = finished
     rate = sum(outcomes("rpo2", PASSES)) / 60
     gain = rate - sum(outcomes("base", PASSES)) / 60
-    assert ["general", f"{rate:.1%}", f"rpo2; +{100 * gain:.1f} pp since base"] in found.tiles
+    assert ["general", f"{rate:.1%}", f"rpo2, +{100 * gain:.1f} pp vs. base"] in found.tiles
     assert "seed 7" in found.sections["head"]
 
 

@@ -6,16 +6,16 @@ from run_folders import POLICIES, STEPS, make_run, metrics, write, write_lines
 
 from align.errors import InputError
 from align.report import write_report
-from align.report.reading import read_run
+from align.report.run_folder import read_run
 
 EVALUATIONS = [f"evaluate-{name}" for name in POLICIES]
 ABSENT = {
-    "results": "No policy of this run has been evaluated yet.",
-    "curves": "No step of this run has trained yet.",
-    "rewards": "No step of this run has generated responses",
-    "samples": "No evaluation of this run kept the responses of two policies.",
-    "ledger": "This run kept no ledger.",
-    "rows": "No finished step of this run has read rows.",
+    "results": "No policy has been evaluated yet.",
+    "curves": "No step has trained yet.",
+    "rewards": "No step has generated responses yet.",
+    "samples": "No evaluation has stored the responses of two policies.",
+    "ledger": "This run has no ledger yet.",
+    "rows": "No finished step has read rows.",
 }
 
 
@@ -35,7 +35,7 @@ def test_a_run_that_was_stopped_anywhere_has_a_page(tmp_path, last):
     done = list(STEPS)[:last]
     found = page(make_run(tmp_path, done=done))
     states = {name: state for (name,), (state,) in found.column("steps", "state").items()}
-    assert states == {name: "finished" if name in done else "not begun" for name in STEPS}
+    assert states == {name: "finished" if name in done else "not started" for name in STEPS}
 
 
 def test_a_step_that_is_still_training_has_its_curves_and_says_so(tmp_path):
@@ -46,7 +46,7 @@ def test_a_step_that_is_still_training_has_its_curves_and_says_so(tmp_path):
     with (folder / "dpo.partial" / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 13, "lo')  # killed while it wrote
     found = page(folder)
-    assert found.column("steps", "state")["dpo",] == ["not finished"]
+    assert found.column("steps", "state")["dpo",] == ["unfinished"]
     assert found.column("steps", "optimizer steps")["dpo",] == ["12"]
     assert found.column("steps", "loss")["dpo",] == [f"{lines[0]['loss']:.3f} → {lines[-1]['loss']:.3f}"]
     assert found.titles.count("Reward margin") == 1
@@ -71,8 +71,8 @@ def test_steps_come_in_the_order_of_their_inputs_where_the_recipe_was_not_kept(t
     assert [name for name in names if name in chain] == chain
     assert list(run.table) == POLICIES
     found = page(folder)
-    assert "This run kept no recipe." in found.sections["recipe"]
-    assert found.column("ledger", "time")["whole run",] == ["1 h 40 min"]
+    assert "This run folder has no recipe." in found.sections["recipe"]
+    assert found.column("ledger", "time")["total",] == ["1 h 40 min"]
 
 
 def test_steps_come_in_the_order_of_their_inputs_where_the_recipe_was_sorted(tmp_path):
@@ -104,12 +104,12 @@ def test_a_long_response_says_how_much_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("inside", "said"),
     [
-        ({}, "is no run: it holds neither recipe.json nor a step's manifest.json"),
-        ({"notes.txt": "x"}, "is no run"),
-        ({"manifest.json": "{}"}, "is the folder of one step; the run is"),
-        ({"recipe.json": "[]"}, "recipe.json: holds a list, where an object is needed"),
+        ({}, "not a run folder: it has neither recipe.json nor a step with a manifest.json"),
+        ({"notes.txt": "x"}, "not a run folder"),
+        ({"manifest.json": "{}"}, "is the folder of a step; give the run folder"),
+        ({"recipe.json": "[]"}, "recipe.json: expected a JSON object, not a list"),
         ({"recipe.json": "{"}, "cannot be read as JSON"),
-        (None, "no such folder; a report is made of a run's folder"),
+        (None, "no such folder; give the folder of a run"),
     ],
 )
 def test_a_folder_that_is_no_run_is_told_in_one_line(tmp_path, inside, said):
@@ -126,5 +126,5 @@ def test_a_folder_that_is_no_run_is_told_in_one_line(tmp_path, inside, said):
 
 def test_a_page_is_not_written_over_a_folder(tmp_path):
     folder = make_run(tmp_path, done=("base",))
-    with pytest.raises(InputError, match="is a folder; the page needs the name of a file"):
+    with pytest.raises(InputError, match="is a folder; give the name of a file"):
         write_report(folder, folder / "base")

@@ -1,0 +1,169 @@
+"""Read a run folder. Files that a run has not written yet are treated as empty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.artifacts import MANIFEST, METRICS, read_json, read_manifest, working_folder
+from align.errors import InputError
+
+RECIPE, TABLE, CHANGES, LEDGER = "recipe.json", "table.json", "changes.json", "ledger.json"
+LIKELIHOOD = "nll"  # in the name of a metric or task: negative log-likelihood, for which lower is better
+PARTIAL = ".partial"  # suffix of the working folder of a step that has not finished
+FIRST, SECOND = "run A", "run B"  # labels in a comparison of two runs
+FINISHED, UNFINISHED, NOT_STARTED = "finished", "unfinished", "not started"  # states of a step
+
+Facts = Mapping[str, Any]
+Scores = Mapping[str, Mapping[str, Facts]]  # policy -> task -> {value, low, high, n}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a run."""
+
+    name: str
+    state: str
+    folder: Path
+    settings: Facts
+    manifest: Facts
+    metrics: Sequence[Mapping[str, float]]  # one entry per optimizer step
+
+    @property
+    def stage(self) -> str:
+        """Return the kind of step, or '' where it is unknown."""
+        return str(self.manifest.get("stage") or self.settings.get("stage") or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The content of a run folder."""
+
+    name: str
+    recipe: Facts
+    steps: Sequence[Step]  # in order
+    table: Scores  # policies in the order of their steps
+    changes: Scores
+    ledgers: Mapping[str, Facts]  # by step
+    total: Facts  # of the ledgers
+
+    @property
+    def tasks(self) -> list[str]:
+        """Return every task that a policy was evaluated on."""
+        return list(dict.fromkeys(task for scores in self.table.values() for task in scores))
+
+    @property
+    def in_nats(self) -> set[str]:
+        """Return the tasks whose metric or name is a negative log-likelihood."""
+        names: dict[str, str] = {task: task for task in self.tasks}
+        for step in self.steps:
+            columns: Mapping[str, Sequence[str]] = step.manifest.get("columns") or {}
+            names |= {task: " ".join([task, *metrics]) for task, metrics in columns.items()}
+        return {task for task, name in names.items() if LIKELIHOOD in name.lower()}
+
+    def step(self, name: str) -> Step | None:
+        """Return the step with this name, or None."""
+        return next((step for step in self.steps if step.name == name), None)
+
+
+def read_run(folder: Path) -> Run:
+    """Return the content of a run folder; raise `InputError` where it is not one."""
+    manifests = _manifests(folder)
+    recipe = _optional(folder / RECIPE)
+    planned: Mapping[str, Facts] = recipe.get("steps") or {name: {} for name in manifests}
+    settings = {name: planned[name] or (manifests.get(name) or {}).get("settings") or {} for name in planned}
+    names = _in_order(settings, manifests)
+    steps = [_step(folder / name, settings[name], manifests.get(name)) for name in names]
+    ledger = _optional(folder / LEDGER)
+    by_step: Mapping[str, Facts] = ledger.get("steps") or {}
+    ledgers = {step.name: found for step in steps if (found := step.manifest.get("ledger") or by_step.get(step.name))}
+    table: Scores = _scores(steps) or _optional(folder / TABLE)
+    return Run(
+        name=str(recipe.get("run") or folder.resolve().name),
+        recipe=recipe,
+        steps=steps,
+        table={name: table[name] for name in dict.fromkeys([*names, *table]) if name in table},
+        changes=_optional(folder / CHANGES),
+        ledgers=ledgers,
+        total=(ledger.get("total") or {}) if by_step.keys() == ledgers.keys() else {},
+    )
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSONL file, without a last line that was cut off by a kill."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                found = json.loads(line)
+            except ValueError as error:
+                if line.endswith("\n"):
+                    raise InputError(f"{path}: line {number} cannot be read as JSON: {error}") from error
+                return
+            if isinstance(found, dict):
+                yield found
+
+
+def _manifests(folder: Path) -> Mapping[str, Facts | None]:
+    """Return the manifest of each step, None for an unfinished one."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder of a run")
+    inside = sorted(path for path in folder.iterdir() if (path / MANIFEST).is_file())
+    unfinished = {path.stem: None for path in inside if path.suffix == PARTIAL and not path.name.startswith(".")}
+    finished = {path.name: read_manifest(path) or {} for path in inside if PARTIAL not in path.name}
+    if finished or unfinished or (folder / RECIPE).is_file():
+        return {**unfinished, **finished}
+    if (folder / MANIFEST).is_file():
+        raise InputError(f"{folder}: this is the folder of a step; give the run folder {folder.resolve().parent}")
+    raise InputError(f"{folder}: not a run folder: it has neither {RECIPE} nor a step with a {MANIFEST}")
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, not a {type(found).__name__}")
+    return found
+
+
+def _in_order(settings: Mapping[str, Facts], manifests: Mapping[str, Facts | None]) -> list[str]:
+    """Return the steps so that each follows its inputs, otherwise in the order of the recipe."""
+    inputs = {
+        name: _inputs(values) | set((manifests.get(name) or {}).get("inputs") or ())
+        for name, values in settings.items()
+    }
+    ordered: list[str] = []
+    while waiting := [name for name in settings if name not in ordered]:
+        ready = (name for name in waiting if not inputs[name] & (set(waiting) - {name}))
+        ordered.append(next(ready, waiting[0]))
+    return ordered
+
+
+def _inputs(settings: Facts) -> set[str]:
+    """Return the steps that a step's settings name."""
+    values = [settings.get(key) or () for key in ("policy", "policies", "data")]
+    return {str(name) for value in values for name in ([value] if isinstance(value, str) else value)}
+
+
+def _step(target: Path, settings: Facts, manifest: Facts | None) -> Step:
+    working = working_folder(target)
+    state = FINISHED if manifest is not None else UNFINISHED if working.is_dir() else NOT_STARTED
+    folder = working if state == UNFINISHED else target
+    metrics = [_numbers(line) for line in read_lines(folder / METRICS)]
+    return Step(target.name, state, folder, settings, manifest or {}, metrics)
+
+
+def _numbers(line: Facts) -> dict[str, float]:
+    return {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+
+
+def _scores(steps: Sequence[Step]) -> dict[str, dict[str, Facts]]:
+    """Return the table of results from the manifests of the evaluations."""
+    found: dict[str, dict[str, Facts]] = {}
+    for step in steps:
+        for policy, scores in (step.manifest.get("scores") or {}).items():
+            found.setdefault(policy, {}).update(scores)
+    return found
