@@ -15,9 +15,7 @@ from align.models.settings import HELPSTEER, HeadSettings
 from align.rewards.settings import How, JudgeSettings, each_once
 from align.synth.constraints import ConstraintSettings
 from align.synth.scored_groups import GroupSettings
-from align.train.objectives import PreferenceSettings
-from align.train.reward_objective import RewardLoss
-from align.train.settings import TrainSettings
+from align.train.settings import PreferenceSettings, RewardLoss, TrainSettings
 
 PROCEDURAL = "tasks:"  # prefix of a source's path that names procedural tasks
 STEP = "step:"  # prefix of a judge's setting that names a step's folder

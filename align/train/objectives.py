@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from align.config import Settings
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
 from align.losses.table import preference_loss
 from align.models.tree import TokenBatch
+from align.train.settings import PreferenceSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +145,6 @@ class SupervisedObjective:
         """Negative log-likelihood, summed over tokens."""
         loss = -response_logps(policy, batch).sum()
         return Step(loss, {"nll": Tally(loss.detach(), batch.lengths_BK.sum())})
-
-
-class PreferenceSettings(Settings):
-    """The preference loss and the weight of the supervised term on the best response."""
-
-    name: str = "rpo_bwd_kl"  # an entry of LOSSES, or a user's own as module:name
-    settings: dict[str, float | bool | str] = Field(default_factory=dict[str, float | bool | str])
-    sft_weight: float = Field(default=0.0, ge=0)
-    sft_per_token: bool = False  # false: the published weights stand before a sum over the response's tokens
 
 
 class PreferenceObjective:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from align.data.token_groups import TokenGroup
 from align.losses.supervised import BRADLEY_TERRY, attribute_squared_error
 from align.train.objectives import GroupBatch, Step, Tally, by_group, label_order
-
-RewardLoss = Literal["regression", "bt", "bt_margin", "bt_scaled"]
+from align.train.settings import RewardLoss
 
 
 class RegressionObjective:

@@ -1,4 +1,4 @@
-"""How a step trains: optimizer, schedule, batch, precision, evaluation and checkpoints."""
+"""Settings of a training step: optimizer, schedule, batch, precision, evaluation, checkpoints and loss; no torch."""
 
 from __future__ import annotations
 
@@ -11,57 +11,112 @@ from align.config import Settings
 from align.data.batching import steps_per_epoch
 from align.errors import InputError
 
-Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
+Decay = Annotated[float, Field(ge=0, lt=1)]  # decay rate of a moving average
+RewardLoss = Literal["regression", "bt", "bt_margin", "bt_scaled"]
+
+# Settings that determine only how or when something is computed or stored, not the trained weights
+WITHOUT_EFFECT = {"tokens_per_micro_batch", "reduce", "checkpoint_steps", "checkpoint_minutes", "trackers"}
 
 
 class TrainSettings(Settings):
-    """Settings of the loop. AdamW (Loshchilov & Hutter 2019) decays matrices, not norms and biases."""
+    """Settings of the training loop. The optimizer is AdamW (Loshchilov & Hutter 2019)."""
 
-    learning_rate: float = Field(gt=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)  # of the learning rate, at the end of cosine and linear
-    epochs: float = Field(default=1.0, gt=0)
-    max_steps: int | None = Field(default=None, ge=1)
-    prompts_per_step: int = Field(default=64, ge=1)
-    tokens_per_micro_batch: int = Field(default=2048, ge=1)
-    weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[Decay, Decay] = (0.9, 0.98)  # as in NeMo-Aligner's published settings
-    epsilon: float = Field(default=1e-8, gt=0)
-    max_grad_norm: float = Field(default=1.0, ge=0)  # 0: measured, not clipped
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: matrix products in bf16 over fp32 weights
-    # Over processes: once a step, which takes a whole gradient's memory, or after each micro-batch.
-    reduce: Literal["once", "each"] = "once"
-    evaluate_every: int | None = Field(default=None, ge=1)  # optimizer steps; always after the last one
-    keep: Literal["last", "best"] = "last"  # best: the evaluated weights with the lowest loss on the held-out rows
-    checkpoint_steps: int | None = Field(default=None, ge=1)
-    checkpoint_minutes: float | None = Field(default=15.0, gt=0)
-    trackers: list[str] = Field(default_factory=list[str])  # accelerate's names: tensorboard, wandb, trackio
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="constant", description="Learning rate after warm-up: constant, or a cosine or linear decay."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps of linear warm-up.")
+    min_lr_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="Final learning rate of cosine and linear, as a ratio of learning_rate."
+    )
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the training rows; may be a fraction.")
+    max_steps: int | None = Field(default=None, ge=1, description="Upper limit of optimizer steps; none by default.")
+    prompts_per_step: int = Field(
+        default=64, ge=1, description="Rows per optimizer step over all processes, whatever their number of responses."
+    )
+    tokens_per_micro_batch: int = Field(
+        default=2048,
+        ge=1,
+        description="Token budget of one forward and backward pass of a process; affects memory and speed only.",
+    )
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="Weight decay of matrices; norms and biases are not decayed."
+    )
+    betas: tuple[Decay, Decay] = Field(
+        default=(0.9, 0.98), description="Decay rates of AdamW's moments; default as published with NeMo-Aligner."
+    )
+    epsilon: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
+    max_grad_norm: float = Field(
+        default=1.0,
+        ge=0,
+        description="Gradients are clipped to this norm; 0 only logs the norm.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Precision of matrix products; weights and optimizer state are always fp32."
+    )
+    reduce: Literal["once", "each"] = Field(
+        default="once",
+        description="Reduce gradients over processes once per step, or after each micro-batch, which under ZeRO-2 and "
+        "ZeRO-3 saves the memory of unsharded gradients.",
+    )
+    evaluate_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Optimizer steps between evaluations on the held-out rows; the last step is always evaluated.",
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last", description="Weights to keep: the last, or the evaluated ones with the lowest held-out loss."
+    )
+    checkpoint_steps: int | None = Field(default=None, ge=1, description="Optimizer steps between checkpoints.")
+    checkpoint_minutes: float | None = Field(
+        default=15.0, gt=0, description="Minutes between checkpoints; null for none by time."
+    )
+    trackers: list[str] = Field(
+        default_factory=list[str], description="Experiment trackers of accelerate: tensorboard, wandb, trackio, …"
+    )
 
     @field_validator("min_lr_ratio")
     @classmethod
-    def _falls(cls, share: float, info: ValidationInfo) -> float:
-        if share and info.data.get("schedule") == "constant":
-            raise InputError(f"{share} is where cosine and linear end, and a constant schedule ends where it is")
-        return share
+    def _check_min_lr_ratio(cls, ratio: float, info: ValidationInfo) -> float:
+        if ratio and info.data.get("schedule") == "constant":
+            raise InputError(f"{ratio} has no effect with a constant schedule; use cosine or linear, or leave it out")
+        return ratio
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
-        """Learning rate of optimizer step `step`, from 0; the first step of a warm-up of n has 1/n of it."""
+        """Return the learning rate of optimizer step `step`, counted from 0; warm-up starts at 1/warmup_steps of it."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        passed = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
-        falling = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * passed)) / 2, "linear": 1 - passed}[self.schedule]
-        return self.learning_rate * (self.min_lr_ratio + (1 - self.min_lr_ratio) * falling)
+        progress = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
+        decay = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress}
+        return self.learning_rate * (self.min_lr_ratio + (1 - self.min_lr_ratio) * decay[self.schedule])
 
     def num_steps(self, num_groups: int) -> int:
-        """Optimizer steps of the whole run over `num_groups` groups."""
+        """Return the optimizer steps of a run over `num_groups` groups."""
         steps = self.epochs * steps_per_epoch(num_groups, self.prompts_per_step)
-        whole = math.ceil(steps * (1 - 1e-12))  # 1.1 epochs of 50 steps are 55, though 1.1 * 50 is a little more
-        return min(whole, self.max_steps) if self.max_steps is not None else whole
+        # Rounding: 1.1 epochs of 50 steps are 55 steps, although 1.1 * 50 is slightly more in floating point
+        num_steps = math.ceil(steps * (1 - 1e-12))
+        return min(num_steps, self.max_steps) if self.max_steps is not None else num_steps
 
     def cache_key(self) -> dict[str, object]:
-        """The settings that decide the numbers; those left out decide only how and when they are computed or kept."""
-        left_out = {"tokens_per_micro_batch", "reduce", "checkpoint_steps", "checkpoint_minutes", "trackers"}
-        if self.keep == "last":
-            left_out |= {"keep", "evaluate_every"}
-        return self.model_dump(mode="json", exclude=left_out)
+        """Return the settings that determine the trained weights."""
+        excluded = WITHOUT_EFFECT | ({"keep", "evaluate_every"} if self.keep == "last" else set())
+        return self.model_dump(mode="json", exclude=excluded)
+
+
+class PreferenceSettings(Settings):
+    """The preference loss and the weight of the SFT term."""
+
+    name: str = Field(
+        default="rpo_bwd_kl", description="Name of a built-in preference loss, or of your own as `module:name`."
+    )
+    settings: dict[str, float | bool | str] = Field(
+        default_factory=dict[str, float | bool | str],
+        description="Settings of the loss that differ from its defaults, such as beta and eta.",
+    )
+    sft_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the negative log-likelihood of the best response, added to the loss."
+    )
+    sft_per_token: bool = Field(
+        default=False,
+        description="Average the SFT term over the tokens of the response; the published weights are for a sum.",
+    )

@@ -32,8 +32,8 @@ from align.distributed.progress import SilentProgress
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
 from align.train.loop import Loop
-from align.train.objectives import PreferenceObjective, PreferenceSettings
-from align.train.settings import TrainSettings
+from align.train.objectives import PreferenceObjective
+from align.train.settings import PreferenceSettings, TrainSettings
 from align.train.training_run import TrainingRun
 
 BETA = 0.1  # Rafailov et al. 2023, and both sides' default

@@ -15,7 +15,7 @@ from align.stages.sources import prompts, remove_rows, step_rows, streamed
 from align.stages.training import describe, tokenizer_of
 from align.synth.constraints import ConstraintSettings
 from align.train.indexed_groups import ROWS
-from align.train.objectives import PreferenceSettings
+from align.train.settings import PreferenceSettings
 
 RECIPE = """
 run: rows

@@ -136,7 +136,7 @@ class Spoiled:
     """An objective that goes wrong in one of its micro-batches: `how(loss)` is its loss there."""
 
     def __init__(self, objective, at_call, how):
-        self.needs_reference, self.identity = objective.needs_reference, objective.identity
+        self.needs_reference, self.cache_key = objective.needs_reference, objective.cache_key
         self.objective, self.denominator = objective, objective.denominator
         self.at_call, self.how, self.calls = at_call, how, 0
 

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from transformers import (
 
 from align.config import build
 from align.errors import InputError
-from align.train.settings import TrainSettings
+from align.train.settings import PreferenceSettings, TrainSettings
 
 # Rate of step 0 to 11 with a warm-up of 4 and a learning rate of 8, worked out by hand where that is easy
 BY_HAND = [
@@ -91,7 +93,7 @@ WRONG = [
     ({"learning_rate": 1, "min_lr_ratio": 2}, "train.min_lr_ratio"),
     (
         {"learning_rate": 1, "min_lr_ratio": 0.1},
-        "train.min_lr_ratio: 0.1 is where cosine and linear end, and a constant",
+        "train.min_lr_ratio: 0.1 has no effect with a constant schedule",
     ),
     ({"learning_rate": 1, "prompts_per_step": 0}, "train.prompts_per_step"),
     ({"learning_rate": 1, "tokens_per_micro_batch": 0}, "train.tokens_per_micro_batch"),
@@ -147,3 +149,13 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
     # Where the best of the evaluated weights are kept, it matters which are evaluated.
     best = [TrainSettings(**base, keep="best", evaluate_every=every).cache_key() for every in (None, 7)]
     assert best[0] != best[1]
+
+
+def test_settings_are_imported_without_torch():
+    code = "import sys, align.train.settings; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", [TrainSettings, PreferenceSettings])
+def test_every_setting_is_described(kind):
+    assert [name for name, field in kind.model_fields.items() if not field.description] == []

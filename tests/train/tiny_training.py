@@ -12,8 +12,8 @@ from align.data.token_groups import TokenGroup, TokenSequence
 from align.models.backbone import full, whole
 from align.models.policy import Policy
 from align.train.loop import Loop
-from align.train.objectives import PreferenceObjective, PreferenceSettings, SupervisedObjective
-from align.train.settings import TrainSettings
+from align.train.objectives import PreferenceObjective, SupervisedObjective
+from align.train.settings import PreferenceSettings, TrainSettings
 from align.train.training_run import TrainingRun
 
 VOCABULARY = 120
