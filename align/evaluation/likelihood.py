@@ -1,30 +1,29 @@
-"""What a policy's own probabilities say of held-out rows: their likelihood, and which response it thinks likelier."""
+"""Log-probabilities of given responses under a policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from align.accounting.formulas import Work, added
 from align.data.batching import plan_step
 from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
-from align.errors import InputError
-from align.evaluation.statistics import Score, score
 from align.models.policy import Policy
 from align.models.probe import choose_forward
 from align.models.tree import count_tokens, plain_batch, tree_batch
 
 
 class Likelihood(NamedTuple):
-    """Of one response."""
+    """The likelihood of one response."""
 
-    logp: float  # nats, summed over its tokens
+    logp: float  # nats, summed over the response's tokens
     length: int  # tokens
 
 
-ALONE = Processes()
+ONE_PROCESS = Processes()
 
 
 @torch.no_grad()
@@ -34,11 +33,12 @@ def likelihoods(
     *,
     token_budget: int = 4096,
     precision: str = "fp32",
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
 ) -> list[tuple[Likelihood, ...]]:
-    """Log-probability and length of each group's responses, which share their prompt; in bf16 matrix products are.
+    """Return the likelihood of each response of each group; the responses of a group share their prompt.
 
-    Processes deal the micro-batches among them, which are the same for any number of processes.
+    `token_budget` limits the tokens of a micro-batch. `precision` "bf16" runs matrix products in bfloat16. Each process
+    computes its share of the micro-batches, which do not depend on the number of processes, and returns all results.
     """
     sequences = [group.sequences for group in groups]
     is_tree = choose_forward(policy, sequences, "auto", precision=precision).name == "tree"
@@ -58,51 +58,6 @@ def likelihoods(
     return [of_all[index] for index in range(len(groups))]
 
 
-Parts = dict[str, tuple[float, float]]  # rate -> (sum, of how many), of one prompt
-
-
-def negative_log_likelihood(
-    policy: Policy, groups: Sequence[TokenGroup], *, precision: str = "fp32", processes: Processes = ALONE
-) -> Iterator[Parts]:
-    """Nats over supervised tokens, of all responses of each group."""
-    for each in likelihoods(policy, groups, precision=precision, processes=processes):
-        yield {"nll": (-sum(one.logp for one in each), sum(one.length for one in each))}
-
-
-def preference_accuracy(
-    policy: Policy, groups: Sequence[TokenGroup], *, precision: str = "fp32", processes: Processes = ALONE
-) -> Iterator[Parts]:
-    """How often the preferred of two responses is the likelier one: by the sum over its tokens, and by their mean.
-
-    Every two responses of a group whose rewards differ count, or the preferred one against each other one where the
-    rows name it without rewards; a group without such a pair gives no parts.
-    """
-    told_of = likelihoods(policy, groups, precision=precision, processes=processes)
-    for group, each in zip(groups, told_of, strict=True):
-        pairs = _ordered(group)
-        summed = sum(each[best].logp > each[worst].logp for best, worst in pairs)
-        means = [one.logp / one.length for one in each]
-        averaged = sum(means[best] > means[worst] for best, worst in pairs)
-        told: Parts = {"accuracy_summed": (summed, len(pairs)), "accuracy_per_token": (averaged, len(pairs))}
-        yield told if pairs else {}
-
-
-def rates(parts: Sequence[Parts]) -> dict[str, Score]:
-    """Each rate over all groups, with its interval over groups."""
-    known = [each for each in parts if each]
-    if not known:
-        raise InputError("preference accuracy: no row says which of two responses is the better one")
-    return {name: score([each[name][0] for each in known], [each[name][1] for each in known]) for name in known[0]}
-
-
-def _ordered(group: TokenGroup) -> list[tuple[int, int]]:
-    """(better, worse) of every two responses that are known to differ; a label counts before the rewards."""
-    size = range(len(group.sequences))
-    if group.chosen is not None:
-        return [(group.chosen, other) for other in size if other != group.chosen]
-    rewards = group.rewards or [0.0 for _ in size]
-    return [(best, worst) for best in size for worst in size if rewards[best] > rewards[worst]]
-
-
-NLL = "nll"
-LIKELIHOODS = {NLL: negative_log_likelihood, "preference": preference_accuracy}
+def forward_work(groups: Sequence[TokenGroup]) -> Work:
+    """Return the work of one forward pass over the groups as trees."""
+    return added(tree_batch(group.sequences).work() for group in groups)

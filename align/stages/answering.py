@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ from align.data.formats import read_rows
 from align.distributed.journal import Journal
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
-from align.distributed.work_split import WorkShard, split_work
+from align.distributed.work_split import WorkShard
 from align.errors import InputError
-from align.evaluation.tasks import TASKS, Answer, Grade, Row, grade_all
+from align.evaluation.task import Answer, NextTurn, Row, first_question
 from align.inference.samples import TOO_LONG, Engine, Sample, SamplingSettings, distinct, prompt_key, resumed
+from align.records import Prompt
 
 NAMES = ("key", "task_id")  # columns that say which row a response answers
 TEXTS = ("response", "completion", "output")
 
 
 def ask_policy(
-    task: str,
     rows: Sequence[Row],
+    next_turn: NextTurn,
     engine: Engine,
     *,
     sampling: SamplingSettings,
@@ -32,15 +33,38 @@ def ask_policy(
     processes: Processes,
     report: Progress,
 ) -> list[Answer]:
-    """(row number, response) of every response of the policy, in the rows' order; a journal keeps them.
+    """Return every response of the policy, ordered by row, after the last turn; a journal stores the samples.
 
-    Each process asks about its share of the rows, and is told what all of them were answered.
+    Each process samples its share of the prompts, and all return all answers. The first turn is sampled
+    `num_responses` times; later turns continue each of these dialogues once.
     """
-    asked = [TASKS[task].prompt(row) for row in rows]
-    numbers: dict[str, list[int]] = defaultdict(list)
-    for number, prompt in enumerate(asked):
-        numbers[prompt_key(prompt)].append(number)
-    own = WorkShard.of(processes).select(distinct(asked))
+    finished: list[Answer] = []
+    dialogues: list[tuple[int, tuple[str, ...]]] = [(number, ()) for number in range(len(rows))]
+    while dialogues:
+        turns = [(number, said, next_turn(rows[number], said)) for number, said in dialogues]
+        finished += [Answer(number, said[-1], said[:-1]) for number, said, turn in turns if turn is None]
+        asked = [(number, said, Prompt(tuple(turn), dict(rows[number]))) for number, said, turn in turns if turn]
+        responses = _sample(asked, engine, sampling=sampling, kept=kept, processes=processes, report=report)
+        dialogues = [
+            (number, (*said, text)) for number, said, prompt in asked for text in responses[prompt_key(prompt)]
+        ]
+        sampling = sampling.model_copy(update={"num_responses": 1})
+    report.note(f"{engine.name}: {engine.speed.tokens_per_s:,.0f} tokens/s")
+    return sorted(finished, key=lambda answer: answer.row)
+
+
+def _sample(
+    asked: Sequence[tuple[int, tuple[str, ...], Prompt]],
+    engine: Engine,
+    *,
+    sampling: SamplingSettings,
+    kept: Journal | None,
+    processes: Processes,
+    report: Progress,
+) -> dict[str, list[str]]:
+    """Return the responses to each prompt, by its key, in the order of their numbers."""
+    rows = {prompt_key(prompt): row for row, _, prompt in reversed(asked)}
+    own = WorkShard.of(processes).select(distinct([prompt for _, _, prompt in asked]))
     report.phase("sample", len(own) * sampling.num_responses)
 
     def work() -> list[Sample]:
@@ -48,33 +72,33 @@ def ask_policy(
         for sample in engine.sample(own, sampling) if kept is None else resumed(engine, own, sampling, kept):
             report.advance(1)
             if sample.finish == TOO_LONG:  # an empty answer would count as a wrong one
-                row = numbers[sample.key][0] + 1
                 raise InputError(
-                    f"{task}: row {row} is too long for {engine.name} with max_new_tokens {sampling.max_new_tokens}: "
-                    "lower that, or leave the row out"
+                    f"row {rows[sample.key] + 1} is too long for {engine.name} with max_new_tokens "
+                    f"{sampling.max_new_tokens}: lower that, or leave the row out"
                 )
             samples.append(sample)
         return samples
 
     mine = processes.run_on_all(work, "sampling")
-    report.note(f"{engine.name}: {engine.speed.tokens_per_s:,.0f} tokens/s")
-    found = [sample for part in processes.all_gather_object(mine) for sample in part]
-    found.sort(key=lambda sample: sample.number)
-    return sorted(
-        ((number, sample.text) for sample in found for number in numbers[sample.key]), key=lambda answer: answer[0]
+    found = sorted(
+        (sample for part in processes.all_gather_object(mine) for sample in part), key=lambda sample: sample.number
     )
+    responses: dict[str, list[str]] = defaultdict(list)
+    for sample in sorted(found, key=lambda sample: sample.number):
+        responses[sample.key].append(sample.text)
+    return responses
 
 
-def match(task: str, rows: Sequence[Row], path: str) -> list[tuple[int, str]]:
-    """(row number, response) of every response in a file, by `key` or `task_id`, or else by the prompt."""
+def match(rows: Sequence[Row], next_turn: NextTurn, path: str) -> list[Answer]:
+    """Return every response in a file with the index of its row, found by `key` or `task_id`, or else by the prompt."""
     by_name: dict[str, list[int]] = defaultdict(list)
     by_prompt: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         name = next((str(row[each]) for each in NAMES if row.get(each) is not None), str(number))
         by_name[name].append(number)
-        for text in {TASKS[task].ask(row), str(row.get("prompt") or row.get("question") or row.get("text"))}:
+        for text in {first_question(next_turn, row), str(row.get("prompt") or row.get("question") or row.get("text"))}:
             by_prompt[text].append(number)
-    found: list[tuple[int, str]] = []
+    found: list[Answer] = []
     for place, row in enumerate(read_rows(path), start=1):
         where = f"{path}: row {place}"
         text = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
@@ -87,7 +111,7 @@ def match(task: str, rows: Sequence[Row], path: str) -> list[tuple[int, str]]:
         if len(candidates) != 1:
             said = f"{name!r} names" if name is not None else "its prompt is that of"
             raise InputError(f"{where}: {said} {len(candidates)} rows of the data; one is needed")
-        found.append((candidates[0], text))
+        found.append(Answer(candidates[0], text))
     if not found:
         raise InputError(f"{path}: holds no responses")
     return found
@@ -104,20 +128,6 @@ def by_prompt(path: str) -> dict[str, str]:
             raise InputError(f"{path}: row {place}: its prompt has a response already")
         found[row["prompt"]] = text
     return found
-
-
-def grades_of(
-    task: str, rows: Sequence[Row], answers: Sequence[Answer], *, processes: Processes, report: Progress
-) -> list[Grade]:
-    """The grade of each answer; each process grades its share of them."""
-    report.phase("grade", len(answers))
-
-    def work(own: Sequence[Answer]) -> Iterator[Grade]:
-        for _, grade in grade_all(task, rows, own):
-            report.advance(1)
-            yield grade
-
-    return split_work(answers, work, processes=processes, activity="grading")
 
 
 def write_lines(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -22,12 +22,11 @@ from align.config import stable_hash
 from align.data.batching import Balance, Indices, balance, order, steps_per_epoch
 from align.data.chat import ChatEncoder
 from align.data.token_groups import TokenGroup
-from align.evaluation.likelihood import LIKELIHOODS
-from align.evaluation.tasks import TASKS
+from align.evaluation.task import Row, Task, TaskSize
 from align.models.loading import config_of, default_device, fresh_config, length_limit, quiet_transformers
 from align.models.tree import count_tokens, tree_batch
 from align.records import Prompt
-from align.stages.checks import TRAINING, kind_of
+from align.stages.checks import TRAINING, task_of
 from align.stages.costs import matrix_rate
 from align.stages.estimates import Estimate, Training
 from align.stages.footprint import footprint
@@ -46,6 +45,7 @@ from align.stages.steps import (
     PreferenceStep,
     RewardStep,
     ScoreStep,
+    SourceSettings,
     TaskSettings,
     TrainStep,
 )
@@ -63,7 +63,7 @@ TEXT_BYTES = 8  # of a token in a file of responses and in what is kept beside i
 def check(recipe: Recipe) -> Iterator[Estimate]:
     """An estimate of each step in turn; the first thing wrong with the recipe is raised."""
     quiet_transformers()
-    models, asked = _Models(recipe), dict[str, _Asked]()
+    models, asked = _Models(recipe), dict[str, TaskSize]()
     for name, step in recipe.steps.items():
         tokenizer, config = models.of(name)
         model = decoder(config.to_dict())
@@ -79,14 +79,6 @@ def check(recipe: Recipe) -> Iterator[Estimate]:
                 yield _of_training_to_come(recipe, name, made_by, tokenizer, model)
         else:
             yield _of_answers(recipe, name, tokenizer, model, asked)
-
-
-class _Asked(NamedTuple):
-    """What an evaluation asks."""
-
-    rows: int
-    tokens: int  # of prompts, or of rows whose likelihood is told
-    drawn: int  # tokens of responses, at most
 
 
 class _Models:
@@ -190,7 +182,7 @@ def _of_training_to_come(
 
 
 def _of_answers(
-    recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase, model: Decoder, known: dict[str, _Asked]
+    recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase, model: Decoder, known: dict[str, TaskSize]
 ) -> Estimate:
     """Of a step that answers prompts or judges what is there; `known` holds what evaluations before it asked."""
     step = recipe.steps[name]
@@ -205,7 +197,7 @@ def _of_answers(
         for task in step.tasks.values():
             key, precision = stable_hash([task, tokenizer.name_or_path]), task.precision
             known[key] = asked = known.get(key) or _asked(recipe, task, tokenizer)
-            rows, tokens, drawn = rows + asked.rows, tokens + asked.tokens, drawn + asked.drawn
+            rows, tokens, drawn = rows + asked.rows, tokens + asked.tokens, drawn + asked.max_sampled_tokens
     whole = tokens + drawn
     flops = float(forward_flops(model, _evenly(whole, rows)))
     return Estimate(
@@ -225,14 +217,28 @@ def _evenly(tokens: int, rows: int) -> Work:
     return Work(tokens, tokens * max(1, tokens // max(1, rows)) // 2, tokens)
 
 
-def _asked(recipe: Recipe, task: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> _Asked:
-    source = recipe.source(task.data)
-    kind = kind_of(task, source)
-    if kind in LIKELIHOODS:
-        groups, _ = likelihood_rows(source, tokenizer, model_limit=None, seed=recipe.seed)
-        return _Asked(len(groups), sum(count_tokens(group.sequences) for group in groups), 0)
-    prompts = [TASKS[kind].prompt(row) for row in task_rows(kind, source, seed=recipe.seed)]
-    return _Asked(len(prompts), _tokens_of(prompts, tokenizer), len(prompts) * task.max_new_tokens)
+def _asked(recipe: Recipe, settings: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> TaskSize:
+    source = recipe.source(settings.data)
+    return task_of(settings, source).size(_Inputs(source, recipe.seed, tokenizer, settings.max_new_tokens))
+
+
+class _Inputs(NamedTuple):
+    """What a task needs to estimate its size."""
+
+    source: SourceSettings
+    seed: int
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int
+
+    def rows(self, task: Task) -> Sequence[Row]:
+        return task_rows(task, self.source, seed=self.seed)
+
+    def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
+        groups, _ = likelihood_rows(self.source, self.tokenizer, model_limit=None, seed=self.seed, best=preferred_only)
+        return groups
+
+    def num_prompt_tokens(self, prompts: Sequence[Prompt]) -> int:
+        return _tokens_of(prompts, self.tokenizer)
 
 
 def _to_be_drawn(

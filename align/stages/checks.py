@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.errors import InputError
-from align.evaluation.likelihood import LIKELIHOODS
-from align.evaluation.tasks import TASKS
+from align.evaluation.task import Task
+from align.evaluation.tasks import IN_RECIPES, TASKS, pick_task
 from align.losses.table import preference_loss
 from align.models.settings import PolicySettings, check_adapters, choose_rating
 from align.procedural import tasks
@@ -34,17 +34,6 @@ from align.stages.steps import (
 )
 from align.train.accelerator import check_trackers
 
-# What each kind of evaluation tells of a policy that answers each prompt once.
-RATES: dict[str, tuple[str, ...]] = {
-    "ifeval": ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"),
-    "gsm8k": ("correct",),
-    "humaneval": ("pass@1",),
-    "mbpp": ("pass@1",),
-    "general": ("correct",),
-    "code": ("correct",),
-    "nll": ("nll",),
-    "preference": ("accuracy_summed", "accuracy_per_token"),
-}
 TRAINING = (TrainStep, PreferenceStep, RewardStep)
 
 
@@ -118,18 +107,22 @@ def check_source(source: SourceSettings) -> None:
             raise InputError(f"{key}: {value!r} has no effect on {source.path}: {why}; leave it at {default!r}")
 
 
-def kind_of(task: TaskSettings, source: SourceSettings) -> str:
-    """The entry of TASKS or LIKELIHOODS that the evaluation is."""
+def task_of(settings: TaskSettings, source: SourceSettings) -> Task:
+    """Return the task of an evaluation; without a name it follows from the rows."""
     own = source.path.removeprefix(PROCEDURAL) if source.path.startswith(PROCEDURAL) else None
-    kind = task.task or own or ("ifeval" if source.constraints is not None else None)
-    known = [*TASKS, *LIKELIHOODS]
-    if kind is None:
-        raise InputError(f"task: {task.data} does not say which task its rows are of; name one of {', '.join(known)}")
-    if kind not in known:
-        raise InputError(f"task: no task is called {kind!r}; {suggest(kind, known)}")
-    if own is not None and kind in TASKS and kind != own:
-        raise InputError(f"task: {source.path} makes no rows of {kind!r}; leave it out, or name a source of such rows")
-    return kind
+    name = settings.task or own or ("ifeval" if source.constraints is not None else None)
+    if name is None:
+        known = ", ".join(IN_RECIPES)
+        raise InputError(f"task: {settings.data} does not say which task its rows are of; name one of {known}")
+    if name not in IN_RECIPES and ":" not in name:
+        raise InputError(f"task: no task is called {name!r}; {suggest(name, IN_RECIPES)}")
+    with within("task"):
+        task = pick_task(name)
+        if not {"data", "policy"} <= task.options:
+            raise InputError(f"{name} is for the command line: it takes no data or no policy")
+    if own is not None and task.columns and name in TASKS and name != own:
+        raise InputError(f"task: {source.path} makes no rows of {name!r}; leave it out, or name a source of such rows")
+    return task
 
 
 def check_columns(evaluations: Mapping[str, EvaluateStep], sources: Mapping[str, SourceSettings]) -> None:
@@ -138,8 +131,8 @@ def check_columns(evaluations: Mapping[str, EvaluateStep], sources: Mapping[str,
     for step_name, step in evaluations.items():
         for name, task in step.tasks.items():
             place, source = f"steps.{step_name}.tasks.{name}", sources[task.data]
-            asked = name, task.model_copy(update={"data": "", "rates": None}), source
-            for column in _columns(name, kind_of(task, source), task.rates):
+            asked = name, task.model_copy(update={"data": "", "metrics": None}), source
+            for column in _columns(name, task_of(task, source), task.metrics):
                 other, same = seen.setdefault(column, (place, asked))
                 if same != asked:
                     raise InputError(
@@ -148,11 +141,9 @@ def check_columns(evaluations: Mapping[str, EvaluateStep], sources: Mapping[str,
                     )
 
 
-def _columns(name: str, kind: str, asked: Sequence[str] | None) -> Iterator[str]:
-    rates = [rate for rate in RATES[kind] if asked is None or rate in asked]
-    for rate in rates:
-        alone = len(rates) == 1 and (kind not in LIKELIHOODS or rate in name)
-        yield name if alone else f"{name} {rate}"
+def _columns(name: str, task: Task, asked: Sequence[str] | None) -> Iterator[str]:
+    metrics = [metric for metric in task.metrics if asked is None or metric in asked]
+    return (task.column(name, metric, is_only=len(metrics) == 1) for metric in metrics)
 
 
 def _vocabulary(given: Given) -> None:
@@ -241,22 +232,22 @@ def _evaluated(given: Given) -> None:
         with within(f"tasks.{name}"):
             if "/" in name or name.startswith("."):
                 raise InputError(f"its name becomes a file's: no '/' in it and no '.' at its start, not {name!r}")
-            kind = kind_of(task, source)
-            with within("rates"):
-                _rates(task, kind)
+            chosen = task_of(task, source)
+            with within("metrics"):
+                _metrics(task, chosen)
             with within("data"):
-                if kind in LIKELIHOODS:
+                if "rows.constraints" not in chosen.options:
                     _not_constrained(task.data, source)
-                else:
+                if "held_out" not in chosen.options:
                     _all_are_asked(task.data, source)
 
 
-def _rates(task: TaskSettings, kind: str) -> None:
-    if task.rates is not None and not task.rates:
+def _metrics(settings: TaskSettings, task: Task) -> None:
+    if settings.metrics is not None and not settings.metrics:
         raise InputError("name at least one, or leave it out for all")
-    for rate in task.rates or ():
-        if rate not in RATES[kind]:
-            raise InputError(f"{kind} tells no {rate!r}; {suggest(rate, RATES[kind])}")
+    for metric in settings.metrics or ():
+        if metric not in task.metrics:
+            raise InputError(f"{task.name} has no metric {metric!r}; {suggest(metric, task.metrics)}")
 
 
 def _given_rows(given: Given) -> None:

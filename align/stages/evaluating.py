@@ -4,125 +4,166 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from align.accounting.formulas import Work, added
 from align.data.templates import apply_template
+from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes, init_processes
-from align.errors import InputError
-from align.evaluation.likelihood import LIKELIHOODS, NLL, Parts, rates
+from align.distributed.progress import Progress
+from align.distributed.work_split import split_work
+from align.errors import InputError, within
 from align.evaluation.statistics import Score, interval
-from align.evaluation.tasks import CORRECT, TASKS, scores
-from align.inference.samples import SamplingSettings
+from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task
+from align.inference.samples import SamplingSettings, Speed
 from align.inference.transformers_engine import LocalSettings, TransformersEngine
 from align.models.loading import default_device, length_limit, quiet_transformers
-from align.models.policy import load_policy
+from align.models.policy import Policy, load_policy
 from align.models.settings import PolicySettings
-from align.models.tree import tree_batch
 from align.registry import suggest
-from align.stages.answering import ask_policy, grades_of, write_lines
-from align.stages.checks import kind_of
+from align.rewards.verdicts import Judge
+from align.stages.answering import ask_policy, write_lines
+from align.stages.checks import task_of
 from align.stages.generating import opened
 from align.stages.grading import likelihood_rows, task_rows
 from align.stages.groups import sampling_done
-from align.stages.recipe import Recipe
+from align.stages.recipe import Recipe, SourceSettings
 from align.stages.steps import EvaluateStep, TaskSettings
 from align.stages.training import Context, about
 
-Scores = dict[str, Score]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def evaluate_policy(context: Context) -> dict[str, Any]:
-    """Scores of the step's policy, `{policy: {task: {value, low, high, n}}}`, and a file of verdicts for each task."""
+    """Return `{policy: {column: {value, low, high, n}}}` of the step's policy; write the lines of each task."""
     step = context.recipe.steps[context.name]
     assert isinstance(step, EvaluateStep)
     quiet_transformers()
     processes = init_processes()
     (policy,) = step.policies
-    engines: dict[str, TransformersEngine] = {}
+    engines = _Engines(str(context.inputs[policy]), policy)
     found: dict[str, dict[str, float]] = {}
     columns: dict[str, tuple[str, str]] = {}
-    more = Work(0, 0, 0)
-    for name, task in step.tasks.items():
-        kind = kind_of(task, context.recipe.source(task.data))
-        if kind in LIKELIHOODS:
-            told, more = _likely(context, name, task, more, processes)
-        else:
-            if task.precision not in engines:
-                local = LocalSettings(path=str(context.inputs[policy]), precision=task.precision)
-                engines[task.precision] = TransformersEngine.load(local, name=policy)
-            told = _answered(context, name, task, engines[task.precision], processes)
-        chosen = {rate: value for rate, value in told.items() if task.rates is None or rate in task.rates}
-        if unknown := [rate for rate in task.rates or () if rate not in told]:
-            raise InputError(f"steps.{context.name}.tasks.{name}.rates: {unknown[0]!r}; {suggest(unknown[0], told)}")
-        for rate, value in chosen.items():
-            told_alone = len(chosen) == 1 and (kind not in LIKELIHOODS or rate in name)
-            column = name if told_alone else f"{name} {rate}"
-            found[column] = value._asdict()
-            columns[column] = (name, CORRECT if rate.startswith("pass@") else rate)
-    speeds = [
-        speed for part in processes.all_gather_object([engine.speed for engine in engines.values()]) for speed in part
-    ]
-    precision = next(iter(engines), "fp32")
-    done = replace(sampling_done(context.inputs[policy], speeds, precision, more), devices=processes.world_size)
+    work = Work(0, 0, 0)
+    for name, settings in step.tasks.items():
+        task = task_of(settings, context.recipe.source(settings.data))
+        with within("steps", context.name, "tasks", name):
+            result = task.run(_Inputs(context, name, settings, engines, processes))
+        lines = [{"policy": policy, **line} for line in result.lines]
+        processes.run_on_main(partial(write_lines, context.working / f"{name}.jsonl", lines), f"writing {name}")
+        work = added([work, result.work])
+        metrics = list(result.scores) if settings.metrics is None else settings.metrics
+        if unknown := [metric for metric in metrics if metric not in result.scores]:
+            message = f"no metric {unknown[0]!r}; {suggest(unknown[0], result.scores)}"
+            raise InputError(message, ("steps", context.name, "tasks", name, "metrics"))
+        for metric in [metric for metric in result.scores if metric in metrics]:
+            column = task.column(name, metric, is_only=len(metrics) == 1)
+            found[column] = result.scores[metric]._asdict()
+            columns[column] = (name, task.part(metric))
+    speeds = [speed for part in processes.all_gather_object(engines.speeds) for speed in part]
+    done = replace(sampling_done(context.inputs[policy], speeds, engines.precision, work), devices=processes.world_size)
     return {**about(context), "scores": {policy: found}, "columns": columns, "done": done}
 
 
-def _answered(
-    context: Context, name: str, task: TaskSettings, engine: TransformersEngine, processes: Processes
-) -> Scores:
-    recipe, source, report = context.recipe, context.recipe.source(task.data), context.report
-    kind, left_out = kind_of(task, source), Counter[str]()
-    rows = task_rows(kind, source, seed=recipe.seed, counts=left_out)
-    for what, number in left_out.items():
-        report.note(f"{name}: {number:,} {what.replace(':', ' ')}")
-    sampling = SamplingSettings(temperature=task.temperature, max_new_tokens=task.max_new_tokens)
-    path = context.working / f".{name}.samples"
-    with opened(path, {"sampling": sampling.model_dump()}, processes) as journal:
-        answers = ask_policy(kind, rows, engine, sampling=sampling, kept=journal, processes=processes, report=report)
-    grades = grades_of(kind, rows, answers, processes=processes, report=report)
-    lines = [
-        {
-            "policy": engine.name,
-            "prompt": TASKS[kind].ask(rows[number]),
-            "response": text,
-            "parts": grade.parts,
-            "reward": grade.reward,
-        }
-        for (number, text), grade in zip(answers, grades, strict=True)
-    ]
-    processes.run_on_main(lambda: write_lines(context.working / f"{name}.jsonl", lines), f"writing {name}")
-    return scores(kind, answers, grades)
+class _Engines:
+    """The engine of a policy in each precision, loaded once."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path, self._name = path, name
+        self._loaded: dict[Any, TransformersEngine] = {}
+
+    def of(self, precision: Literal["fp32", "bf16"]) -> TransformersEngine:
+        if precision not in self._loaded:
+            local = LocalSettings(path=self.path, precision=precision)
+            self._loaded[precision] = TransformersEngine.load(local, name=self._name)
+        return self._loaded[precision]
+
+    @property
+    def speeds(self) -> list[Speed]:
+        return [engine.speed for engine in self._loaded.values()]
+
+    @property
+    def precision(self) -> str:
+        return next(iter(self._loaded), "fp32")
 
 
-def _likely(context: Context, name: str, task: TaskSettings, before: Work, processes: Processes) -> tuple[Scores, Work]:
-    step, recipe = context.recipe.steps[context.name], context.recipe
-    assert isinstance(step, EvaluateStep)
-    policy, tokenizer = load_policy(PolicySettings(path=str(context.inputs[step.policies[0]])))
-    apply_template(tokenizer)
-    limit = length_limit(policy.base.config)
-    source = recipe.source(task.data)
-    kind = kind_of(task, source)
-    groups, row_counts = likelihood_rows(source, tokenizer, model_limit=limit, seed=recipe.seed, best=kind == NLL)
-    context.report.note(
-        f"{name}: {row_counts['rows']} rows read, {len(groups)} told, {row_counts['left_out'] or 'none'} left out"
-    )
-    context.report.phase(name, len(groups))
-    policy.to(default_device())
-    parts: list[Parts] = []
-    for each in LIKELIHOODS[kind](policy, groups, precision=task.precision, processes=processes):
-        parts.append(each)
-        context.report.advance(1)
-    lines = [
-        {"policy": step.policies[0], "row": group.row, "parts": each} for group, each in zip(groups, parts, strict=True)
-    ]
-    processes.run_on_main(lambda: write_lines(context.working / f"{name}.jsonl", lines), f"writing {name}")
-    return rates(parts), added([before, *(tree_batch(group.sequences).work() for group in groups)])
+@dataclass
+class _Inputs:
+    """What a step gives one of its tasks."""
+
+    context: Context
+    name: str
+    settings: TaskSettings
+    engines: _Engines
+    processes: Processes
+    limit: None = None
+    tasks_folder: None = None
+
+    @property
+    def progress(self) -> Progress:
+        return self.context.report
+
+    @property
+    def precision(self) -> str:
+        return self.settings.precision
+
+    @property
+    def policy_path(self) -> str:
+        return self.engines.path
+
+    @property
+    def _source(self) -> SourceSettings:
+        return self.context.recipe.source(self.settings.data)
+
+    def rows(self, task: Task) -> Sequence[Row]:
+        left_out = Counter[str]()
+        rows = task_rows(task, self._source, seed=self.context.recipe.seed, counts=left_out)
+        for what, number in left_out.items():
+            self.progress.note(f"{self.name}: {number:,} {what.replace(':', ' ')}")
+        return rows
+
+    @cached_property
+    def _loaded(self) -> tuple[Policy, PreTrainedTokenizerBase]:
+        policy, tokenizer = load_policy(PolicySettings(path=self.policy_path))
+        apply_template(tokenizer)
+        return policy.to(default_device()), tokenizer
+
+    def policy(self) -> Policy:
+        return self._loaded[0]
+
+    def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
+        policy, tokenizer = self._loaded
+        limit, seed = length_limit(policy.base.config), self.context.recipe.seed
+        groups, row_counts = likelihood_rows(self._source, tokenizer, model_limit=limit, seed=seed, best=preferred_only)
+        left_out = row_counts["left_out"] or "none"
+        self.progress.note(f"{self.name}: {row_counts['rows']} rows read, {len(groups)} measured, {left_out} left out")
+        return groups
+
+    def answers(self, rows: Sequence[Row], next_turn: NextTurn) -> Sequence[Answer]:
+        settings = self.settings
+        sampling = SamplingSettings(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens)
+        path, engine = self.context.working / f".{self.name}.samples", self.engines.of(settings.precision)
+        with opened(path, {"sampling": sampling.model_dump()}, self.processes) as journal:
+            return ask_policy(
+                rows, next_turn, engine, sampling=sampling, kept=journal, processes=self.processes, report=self.progress
+            )
+
+    def judge(self) -> Judge:
+        raise InputError("this task needs a judge, which a recipe cannot give it")
+
+    def paired_responses(self) -> PairedResponses:
+        raise InputError("this task needs two files of responses, which a recipe cannot give it")
+
+    def split(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]], *, activity: str) -> list[R]:
+        return split_work(items, work, processes=self.processes, activity=activity)
 
 
 class _Column(NamedTuple):
@@ -159,11 +200,11 @@ def changes(recipe: Recipe, made: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
 
 def _asked_in(recipe: Recipe, name: str, task: str) -> dict[str, Any]:
-    """The task's settings, with those of its rows in place of their name, and without which of its rates are told."""
+    """The task's settings, with those of its rows in place of their name, and without the choice of metrics."""
     step = recipe.steps[name]
     assert isinstance(step, EvaluateStep)
     settings = step.tasks[task]
-    return settings.model_dump(exclude={"rates"}) | {"data": recipe.source(settings.data).model_dump()}
+    return settings.model_dump(exclude={"metrics"}) | {"data": recipe.source(settings.data).model_dump()}
 
 
 class _Parts(NamedTuple):

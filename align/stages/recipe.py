@@ -189,6 +189,8 @@ class Recipe(Settings):
         if isinstance(step, GenerateStep | ScoreStep):
             settings["judges"] = [judge.cache_key() for judge in step.judges]
             content += [told for judge in step.judges for told in contents_of(judge, content_of)]
+        if isinstance(step, EvaluateStep):
+            content += [code_of(task.task) for task in step.tasks.values() if task.task and ":" in task.task]
         if isinstance(step, PreferenceStep):
             content.append(code_of(step.loss.name))
         return content

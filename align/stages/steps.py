@@ -152,11 +152,13 @@ class TaskSettings(Settings):
     """One evaluation: a column of the table, or several."""
 
     data: str  # a name under `data`
-    task: str | None = None  # an entry of TASKS or LIKELIHOODS; for procedural rows it is their kind
+    task: str | None = None  # an entry of TASKS, or a user's own as module:NAME; for procedural rows it is their kind
     max_new_tokens: int = Field(default=64, ge=1)
     temperature: float = Field(default=0.0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
-    rates: list[str] | None = None  # those of the task that are told, such as prompt_strict; all where left out
+    metrics: list[str] | None = Field(
+        default=None, description="Metrics of the task to report, such as prompt_strict; all if left out."
+    )
 
 
 class EvaluateStep(StepSettings):

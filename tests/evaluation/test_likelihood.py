@@ -6,7 +6,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.data.token_groups import TokenGroup, TokenSequence
-from align.evaluation.likelihood import LIKELIHOODS, rates
+from align.distributed.processes import Processes
+from align.evaluation.tasks import TASKS
 from align.models.policy import Policy
 
 CONFIG = {
@@ -45,13 +46,18 @@ def by_transformers(policy, sequence):
     return sum(float(logps[at - 1, ids[0, at]]) for at in range(1, ids.shape[1]) if sequence.loss_mask[at])
 
 
+def measured(task, policy, precision):
+    parts = TASKS[task].measure(policy, GROUPS, precision=precision, processes=Processes())
+    return TASKS[task].scores(list(parts))
+
+
 @pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-4), ("bf16", 5e-2)])
-def test_rates_are_those_of_plain_transformers(policy, precision, near):
+def test_metrics_are_those_of_plain_transformers(policy, precision, near):
     summed = [[by_transformers(policy, each) for each in of.sequences] for of in GROUPS]
     lengths = [of.lengths for of in GROUPS]
-    nll = rates(list(LIKELIHOODS["nll"](policy, GROUPS, precision=precision)))["nll"]
+    nll = measured("nll", policy, precision)["nll"]
     assert nll.value == pytest.approx(-sum(map(sum, summed)) / sum(map(sum, lengths)), rel=near)
-    found = rates(list(LIKELIHOODS["preference"](policy, GROUPS, precision=precision)))
+    found = measured("preference", policy, precision)
     right = [a < b for of in summed for place, a in enumerate(of) for b in of[place + 1 :]]
     assert found["accuracy_summed"].value == sum(right) / len(right)
     assert found["accuracy_summed"].n == len(GROUPS)

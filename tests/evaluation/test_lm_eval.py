@@ -4,7 +4,7 @@ import pytest
 from test_cli import SMALL, align
 
 from align.errors import InputError
-from align.evaluation.lm_eval import harness
+from align.evaluation.tasks.lm_eval import harness
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 

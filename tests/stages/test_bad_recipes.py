@@ -255,14 +255,14 @@ WRONG = {
         "steps evaluate tasks general",
     ),
     "an unknown rate": (
-        [("        data: test\n", "        data: test\n        rates: [nl, correct]\n")],
-        "general tells no 'nl'; there are: correct",
-        "steps evaluate tasks general rates",
+        [("        data: test\n", "        data: test\n        metrics: [nl, correct]\n")],
+        "general has no metric 'nl'; there are: correct",
+        "steps evaluate tasks general metrics",
     ),
     "no rate": (
-        [("        data: test\n", "        data: test\n        rates: []\n")],
+        [("        data: test\n", "        data: test\n        metrics: []\n")],
         "name at least one",
-        "steps evaluate tasks general rates",
+        "steps evaluate tasks general metrics",
     ),
     "an evaluation of nobody": (
         [("policies: [general, rpo]", "policies: []")],

@@ -6,12 +6,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.data.token_groups import TokenGroup, TokenSequence
+from align.distributed.processes import Processes
 from align.errors import InputError
-from align.evaluation.likelihood import LIKELIHOODS, rates
-from align.evaluation.tasks import TASKS, grade_all, scores
+from align.evaluation.likelihood_task import LikelihoodTask
+from align.evaluation.sampled_task import SampledTask
+from align.evaluation.task import Answer
+from align.evaluation.tasks import IN_RECIPES, TASKS
 from align.models.policy import Policy
 from align.procedural import tasks
-from align.stages.checks import RATES, check_columns
+from align.stages.checks import check_columns
 from align.stages.steps import EvaluateStep, SourceSettings, TaskSettings
 
 ROWS = {
@@ -26,26 +29,28 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_rates_that_a_check_knows_of_a_task_are_those_that_it_tells(task):
-    answers = [(0, "any answer")]
-    grades = [grade for _, grade in grade_all(task, [ROWS[task]], answers)]
-    assert set(scores(task, answers, grades)) == set(RATES[task])
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if isinstance(task, SampledTask)])
+def test_a_sampled_task_reports_the_metrics_it_declares(name):
+    task, answers = TASKS[name], [Answer(0, "any answer")]
+    grades = list(task.grade_answers([ROWS[name]], answers))
+    assert set(task.scores(answers, grades)) == set(task.metrics)
 
 
-@pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_the_rates_that_a_check_knows_of_a_likelihood_are_those_that_it_tells(kind):
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if isinstance(task, LikelihoodTask)])
+def test_a_likelihood_task_reports_the_metrics_it_declares(name):
     config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=16)
     torch.manual_seed(0)
     ids = [np.array([1, 2, last], np.int32) for last in (3, 4)]
     trained = np.array([False, False, True])
     group = TokenGroup(tuple(TokenSequence(each, trained) for each in ids), (1.0, 0.0), None, ({}, {}), 0)
-    found = rates(list(LIKELIHOODS[kind](Policy(LlamaForCausalLM(config)), [group])))
-    assert set(found) == set(RATES[kind])
+    task, policy = TASKS[name], Policy(LlamaForCausalLM(config))
+    found = task.scores(list(task.measure(policy, [group], precision="fp32", processes=Processes())))
+    assert set(found) == set(task.metrics)
 
 
-def test_every_kind_of_evaluation_is_known_to_the_check():
-    assert set(RATES) == {*TASKS, *LIKELIHOODS}
+def test_every_task_that_a_recipe_may_use_is_tried_above():
+    tried = {name for name, task in TASKS.items() if isinstance(task, SampledTask | LikelihoodTask)}
+    assert tried == set(IN_RECIPES) == set(TASKS) - {"win_rate"}
 
 
 SOURCES = {
@@ -83,5 +88,5 @@ def test_two_evaluations_in_one_column_are_refused(case):
 
 def test_the_same_evaluation_of_others_shares_its_column():
     check_columns({"one": evaluation(maths=GSM8K), "other": evaluation(maths=GSM8K | {"data": "same"})}, SOURCES)
-    strict = {"data": "sums", "task": "ifeval", "rates": ["prompt_strict"]}
+    strict = {"data": "sums", "task": "ifeval", "metrics": ["prompt_strict"]}
     check_columns({"one": evaluation(**{"text": strict, "text prompt_strict": GSM8K})}, SOURCES)

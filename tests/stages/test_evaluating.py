@@ -46,7 +46,7 @@ def told(folder, task, prompts=("a", "b", "c", "d"), passed=PASSED["sft"], kind=
 
 
 @pytest.mark.parametrize("kind", ["prompt", "row"])
-@pytest.mark.parametrize("more", [{}, {"data": "as_one"}, {"rates": ["correct"]}])
+@pytest.mark.parametrize("more", [{}, {"data": "as_one"}, {"metrics": ["correct"]}])
 def test_a_change_is_told_where_the_same_was_asked(tmp_path, more, kind):
     (change,) = told(tmp_path, FIRST | more, kind=kind)["sft"].values()
     assert (change["value"], change["n"], change["from"]) == (3 / 4 - 1 / 4, 4, "base")

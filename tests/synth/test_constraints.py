@@ -8,6 +8,7 @@ import pytest
 
 from align.config import build
 from align.errors import InputError
+from align.evaluation.sampled_task import Graded
 from align.evaluation.tasks import TASKS
 from align.records import Message, Prompt
 from align.rewards.judges import load_judge
@@ -139,10 +140,10 @@ def test_a_prompt_becomes_a_row_of_ifeval_that_the_task_grades():
     prompt = asked("Name a colour, please.", source="somewhere")
     (made,) = constrain([prompt], ConstraintSettings(kinds=["punctuation:no_comma"]), seed=0)
     row = json.loads(json.dumps(made.metadata))
-    assert made.messages[-1].content == row["prompt"] == TASKS["ifeval"].ask(row)
+    assert made.messages[-1].content == row["prompt"] == TASKS["ifeval"].question(row)
     assert row["prompt"].startswith("Name a colour, please.\n\n")
     assert row["source"] == "somewhere"
-    good, bad = TASKS["ifeval"].grade([(row, "Red."), (row, "Red, blue.")])
+    good, bad = TASKS["ifeval"].grade([Graded(row, "Red."), Graded(row, "Red, blue.")])
     assert (good.parts["prompt_strict"], bad.parts["prompt_strict"]) == ((1, 1), (0, 1))
 
 
@@ -244,7 +245,7 @@ REFUSED = [
 @pytest.mark.parametrize(("given", "said"), REFUSED, ids=str)
 def test_wrong_settings_are_refused_in_one_line(given, said):
     with pytest.raises(InputError) as refused:
-        build(ConstraintSettings, given, "constraints")
+        build(ConstraintSettings, given, ("constraints",))
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 

@@ -1,0 +1,67 @@
+"""Tasks that measure the likelihood of rows under the policy, without sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from align.errors import InputError
+from align.evaluation.statistics import Score, score
+from align.evaluation.task import ROW_OPTIONS, EstimateInputs, Parts, Task, TaskInputs, TaskResult, TaskSize
+
+if TYPE_CHECKING:  # these modules import torch
+    from align.data.token_groups import TokenGroup
+    from align.distributed.processes import Processes
+    from align.models.policy import Policy
+
+
+class Measure(Protocol):
+    """A measurement of encoded rows under a policy."""
+
+    def __call__(
+        self, policy: Policy, groups: Sequence[TokenGroup], *, precision: str, processes: Processes
+    ) -> Iterator[Parts]:
+        """Yield the parts of each group, in order; empty parts for a group that cannot be measured."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LikelihoodTask(Task):
+    """A task that computes its metrics from the policy's log-probabilities of given responses."""
+
+    measure: Measure
+    preferred_only: bool = False  # measure the best response of each row alone
+    options: frozenset[str] = ROW_OPTIONS | {"data", "policy", "max_length", "held_out"}
+    required: tuple[str, ...] = ("data", "policy")
+
+    def column(self, name: str, metric: str, *, is_only: bool) -> str:
+        """Return `name` if it contains the only metric, so that a column of nats is not taken for a rate."""
+        return name if is_only and metric in name else f"{name} {metric}"
+
+    def size(self, inputs: EstimateInputs) -> TaskSize:
+        """Return the number of rows and of their tokens."""
+        from align.models.tree import count_tokens  # noqa: PLC0415 - imports torch
+
+        groups = inputs.token_groups(preferred_only=False)
+        return TaskSize(len(groups), sum(count_tokens(group.sequences) for group in groups), 0)
+
+    def scores(self, parts: Sequence[Parts]) -> dict[str, Score]:
+        """Return each metric over all rows that have one, with its interval over rows."""
+        known = [each for each in parts if each]
+        if not known:
+            raise InputError(f"task {self.name}: no row has a better and a worse response to compare")
+        return {name: score([each[name][0] for each in known], [each[name][1] for each in known]) for name in known[0]}
+
+    def run(self, inputs: TaskInputs) -> TaskResult:
+        """Measure every row."""
+        from align.evaluation.likelihood import forward_work  # noqa: PLC0415 - imports torch
+
+        groups = inputs.token_groups(preferred_only=self.preferred_only)
+        inputs.progress.phase(self.name, len(groups))
+        parts: list[Parts] = []
+        for each in self.measure(inputs.policy(), groups, precision=inputs.precision, processes=inputs.processes):
+            parts.append(each)
+            inputs.progress.advance(1)
+        lines = [{"row": group.row, "parts": each} for group, each in zip(groups, parts, strict=True)]
+        return TaskResult(scores=self.scores(parts), lines=lines, work=forward_work(groups))

@@ -1,0 +1,163 @@
+"""Tasks that sample responses from a policy, or read them from a file, and grade each with a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from align.evaluation.statistics import Score, score
+from align.evaluation.task import (
+    ROW_OPTIONS,
+    Answer,
+    EstimateInputs,
+    NextTurn,
+    Parts,
+    Row,
+    Task,
+    TaskInputs,
+    TaskResult,
+    TaskSize,
+    first_question,
+)
+from align.records import Message, Prompt
+from align.rewards.unit_tests import pass_at_k
+
+CORRECT = "correct"
+PASS_AT = (1, 10, 100)  # Chen et al. 2021, sec. 2.1; a k is reported if every prompt has at least k responses
+OF_SAMPLING = frozenset({"policy", "sampling", "engine"})
+OPTIONS = OF_SAMPLING | ROW_OPTIONS | {"data", "responses", "out", "rows.constraints"}
+
+
+class Graded(NamedTuple):
+    """A row with the response to grade."""
+
+    row: Row
+    response: str
+    earlier: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A program's verdict on one response."""
+
+    line: Mapping[str, Any]  # JSON, in the task's published form
+    parts: Parts
+
+    @property
+    def reward(self) -> float:
+        """The fraction passed, by the metric that counts the most parts of the response."""
+        passed, count = max(self.parts.values(), key=itemgetter(1))
+        return passed / count
+
+
+def single_turn(question: Callable[[Row], str]) -> NextTurn:
+    """Return a `next_turn` that asks one question per row."""
+
+    def next_turn(row: Row, responses: Sequence[str]) -> Sequence[Message] | None:
+        return None if responses else (Message("user", question(row)),)
+
+    return next_turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledTask(Task):
+    """A task whose responses a program can grade.
+
+    `next_turn(row, responses)` returns the dialogue that the policy continues next, given its responses to the turns
+    so far, or None after the last turn. `grade` yields a `Grade` per item, in order.
+    """
+
+    next_turn: NextTurn
+    grade: Callable[[Sequence[Graded]], Iterator[Grade]]
+    id_column: str = "key"  # identifies a row in the verdicts; the row's index is used where it is missing
+    pass_at_k: bool = False  # report pass@k of the responses to each row in place of their mean
+    options: frozenset[str] = OPTIONS
+    required: tuple[str, ...] = ("data",)
+
+    def prompt(self, row: Row) -> Prompt:
+        """Return the first turn, with the row as metadata."""
+        return Prompt(tuple(self.next_turn(row, ()) or ()), dict(row))
+
+    def question(self, row: Row) -> str:
+        """Return the text of the first turn's last message."""
+        return first_question(self.next_turn, row)
+
+    def used_with(self, given: Collection[str]) -> frozenset[str]:
+        """Return the options used to sample from a policy if one is given, else those used to read responses."""
+        return self.options - ({"responses"} if "policy" in given else OF_SAMPLING)
+
+    def part(self, metric: str) -> str:
+        """Return `correct` for pass@k, else the metric."""
+        return CORRECT if self.pass_at_k else metric
+
+    def size(self, inputs: EstimateInputs) -> TaskSize:
+        """Return the size of the first turn."""
+        prompts = [self.prompt(row) for row in inputs.rows(self)]
+        return TaskSize(len(prompts), inputs.num_prompt_tokens(prompts), len(prompts) * inputs.max_new_tokens)
+
+    def grade_answers(self, rows: Sequence[Row], answers: Sequence[Answer]) -> Iterator[Grade]:
+        """Yield the grade of each answer, in order."""
+        return self.grade([Graded(rows[each.row], each.response, each.earlier) for each in answers])
+
+    def scores(self, answers: Sequence[Answer], grades: Sequence[Grade]) -> dict[str, Score]:
+        """Return each metric with its interval over rows; several responses to a row count by their mean."""
+        by_row: dict[int, list[Grade]] = {}
+        for answer, grade in zip(answers, grades, strict=True):
+            by_row.setdefault(answer.row, []).append(grade)
+        return (_pass_at_k if self.pass_at_k else _means)(list(by_row.values()))
+
+    def run(self, inputs: TaskInputs) -> TaskResult:
+        """Ask the policy, or read its responses, and grade them."""
+        rows = inputs.rows(self)
+        answers = inputs.answers(rows, self.next_turn)
+        inputs.progress.phase("grade", len(answers))
+
+        def work(share: Sequence[Answer]) -> Iterator[Grade]:
+            for grade in self.grade_answers(rows, share):
+                inputs.progress.advance(1)
+                yield grade
+
+        grades = inputs.split(answers, work, activity="grading")
+        unanswered = len(rows) - len({answer.row for answer in answers})
+        if unanswered:
+            inputs.progress.note(f"{unanswered} of {len(rows)} rows have no response and are not scored")
+        both = list(zip(answers, grades, strict=True))
+        return TaskResult(
+            scores=self.scores(answers, grades),
+            lines=[self._line(rows[answer.row], answer, grade) for answer, grade in both],
+            verdicts=[
+                {self.id_column: rows[answer.row].get(self.id_column, answer.row), **grade.line}
+                for answer, grade in both
+            ],
+            counts={"rows": len(rows), "responses": len(answers), "unanswered": unanswered},
+        )
+
+    def _line(self, row: Row, answer: Answer, grade: Grade) -> dict[str, Any]:
+        line: dict[str, Any] = {"prompt": self.question(row), "response": answer.response}
+        if answer.earlier:
+            line["earlier_responses"] = answer.earlier
+        return {**line, "parts": grade.parts, "reward": grade.reward}
+
+
+def correct(passed: bool, more: Mapping[str, Any] = {}) -> Grade:  # noqa: B006 - never written to
+    """Return the grade of a response that is either right or wrong."""
+    return Grade({CORRECT: passed, **more}, {CORRECT: (float(passed), 1)})
+
+
+def _pass_at_k(rows: Sequence[Sequence[Grade]]) -> dict[str, Score]:
+    counts = [(len(grades), sum(grade.parts[CORRECT][0] == 1 for grade in grades)) for grades in rows]
+    fewest = min(number for number, _ in counts)
+    return {
+        f"pass@{k}": score([pass_at_k(number, right, k=k) for number, right in counts]) for k in PASS_AT if k <= fewest
+    }
+
+
+def _means(rows: Sequence[Sequence[Grade]]) -> dict[str, Score]:
+    found: dict[str, Score] = {}
+    for name in rows[0][0].parts:
+        sums = [sum(grade.parts[name][0] for grade in grades) / len(grades) for grades in rows]
+        counts = [sum(grade.parts[name][1] for grade in grades) / len(grades) for grades in rows]
+        found[name] = score(sums, counts)
+    return found

@@ -1,0 +1,199 @@
+"""The interface of an evaluation task: what it reads, which options it uses, what it reports and how it runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from align.accounting.formulas import Work
+from align.errors import InputError
+from align.evaluation.statistics import Score
+from align.records import Message, Prompt
+
+if TYPE_CHECKING:  # these modules import torch, which validating a recipe does not need
+    from align.data.token_groups import TokenGroup
+    from align.distributed.processes import Processes
+    from align.distributed.progress import Progress
+    from align.models.policy import Policy
+    from align.rewards.verdicts import Judge
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Row = Mapping[str, Any]
+Parts = Mapping[str, tuple[float, float]]  # metric -> (sum, count), of one response or one row
+# The options that decide how rows are read
+ROW_OPTIONS = frozenset({"limit", "rows.format", "rows.split", "rows.on_error", "rows.seed"})
+
+
+# next_turn(row, responses so far): the dialogue that the policy continues next; None after the last turn
+NextTurn = Callable[[Row, Sequence[str]], Sequence[Message] | None]
+
+
+class Answer(NamedTuple):
+    """A response to a row."""
+
+    row: int  # index
+    response: str  # to the last turn
+    earlier: tuple[str, ...] = ()  # responses to the turns before it
+
+
+class TaskSize(NamedTuple):
+    """How much a task computes, for an estimate."""
+
+    rows: int
+    tokens: int  # of the prompts, or of the rows whose likelihood is measured
+    max_sampled_tokens: int
+
+
+class PairedResponses(NamedTuple):
+    """Responses of a policy and a baseline to the same prompts."""
+
+    pairs: Sequence[tuple[Prompt, tuple[str, str]]]  # (prompt, (the policy's response, the baseline's))
+    unanswered: int  # prompts without a response from both
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """The outcome of a task for one policy."""
+
+    scores: Mapping[str, Score]
+    lines: Sequence[Mapping[str, Any]] = ()  # one per response or row, with its `parts`, for paired comparisons
+    verdicts: Sequence[Mapping[str, Any]] = ()  # one per response, in the task's published form
+    counts: Mapping[str, object] = field(default_factory=dict[str, object])  # rows, responses, …
+    work: Work = Work(0, 0, 0)  # forward passes of the task itself; engines count their own
+
+
+class EstimateInputs(Protocol):
+    """What a task needs to estimate its size."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Limit of each sampled response, in tokens."""
+        ...
+
+    def rows(self, task: Task) -> Sequence[Row]:
+        """Return the rows of the task's data, after `Task.check_rows`."""
+        ...
+
+    def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
+        """Return the encoded rows; with `preferred_only` the best response of each."""
+        ...
+
+    def num_prompt_tokens(self, prompts: Sequence[Prompt]) -> int:
+        """Return the total number of tokens of the prompts."""
+        ...
+
+
+class TaskInputs(Protocol):
+    """What the step that runs a task provides. A task uses what its kind of work needs."""
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of the launch."""
+        ...
+
+    @property
+    def progress(self) -> Progress:
+        """Receiver of notes and progress."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Precision of forward passes: `fp32` or `bf16`."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """Number of rows to evaluate; all if None."""
+        ...
+
+    @property
+    def policy_path(self) -> str:
+        """Folder or hub id of the policy."""
+        ...
+
+    @property
+    def tasks_folder(self) -> str | None:
+        """Folder with task files of lm-evaluation-harness."""
+        ...
+
+    def policy(self) -> Policy:
+        """Return the loaded policy."""
+        ...
+
+    def rows(self, task: Task) -> Sequence[Row]:
+        """Return the rows of the task's data, after `Task.check_rows`."""
+        ...
+
+    def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
+        """Return the encoded rows; with `preferred_only` the best response of each."""
+        ...
+
+    def answers(self, rows: Sequence[Row], next_turn: NextTurn) -> Sequence[Answer]:
+        """Return the responses to the rows, sampled from the policy or read from a file, ordered by row."""
+        ...
+
+    def paired_responses(self) -> PairedResponses:
+        """Return the responses of the policy and of the baseline."""
+        ...
+
+    def judge(self) -> Judge:
+        """Return the judge that the settings describe."""
+        ...
+
+    def split(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]], *, activity: str) -> list[R]:
+        """Return the result of `work` for each item, in order; each process computes its share of the items."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(ABC):
+    """One evaluation.
+
+    Subclasses define the kind of work: `SampledTask` grades responses with a program, `LikelihoodTask` measures rows
+    under the policy. Options are named as in the settings: `data`, `policy`, `sampling`, `rows.split`.
+    """
+
+    name: str
+    metrics: tuple[str, ...] = ()  # reported for one response per prompt; empty if known only after the run
+    columns: tuple[str, ...] = ()  # that each row must have
+    options: frozenset[str] = frozenset()  # that have an effect; any other option is rejected
+    required: tuple[str, ...] = ()  # options without which the task cannot run
+
+    @abstractmethod
+    def run(self, inputs: TaskInputs) -> TaskResult:
+        """Evaluate and return the scores."""
+
+    @abstractmethod
+    def size(self, inputs: EstimateInputs) -> TaskSize:
+        """Return how much the task computes."""
+
+    def used_with(self, given: Collection[str]) -> frozenset[str]:
+        """Return the options that have an effect when the options in `given` are set."""
+        return self.options
+
+    def part(self, metric: str) -> str:
+        """Return the entry of a line's `parts` that the metric aggregates."""
+        return metric
+
+    def column(self, name: str, metric: str, *, is_only: bool) -> str:
+        """Return the column title of a metric in the result table, for an evaluation called `name`."""
+        return name if is_only else f"{name} {metric}"
+
+    def check_rows(self, rows: Sequence[Row], path: str, *, skipped: int = 0) -> None:
+        """Raise `InputError` for the first row that lacks a column; `skipped` rows of the file precede these."""
+        for number, row in enumerate(rows, start=skipped + 1):
+            if missing := [name for name in self.columns if row.get(name) is None]:
+                raise InputError(
+                    f"{path}: row {number} has no {missing[0]}; {self.name} rows have {', '.join(self.columns)}"
+                )
+
+
+def first_question(next_turn: NextTurn, row: Row) -> str:
+    """Return the text of the last message of the row's first turn."""
+    turn = next_turn(row, ())
+    assert turn, "a task asks at least one turn"
+    return turn[-1].content

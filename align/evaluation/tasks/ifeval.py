@@ -1,0 +1,34 @@
+"""IFEval: verifiable instructions (Zhou et al. 2023), per prompt and per instruction, strict and loose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from align.evaluation.sampled_task import Grade, Graded, SampledTask, single_turn
+from align.evaluation.task import Row
+from align.rewards.verifiers.instructions import follows
+
+
+def prompt(row: Row) -> str:
+    """Return the row's prompt."""
+    return str(row["prompt"])
+
+
+def grade(items: Sequence[Graded]) -> Iterator[Grade]:
+    """Yield which instructions each response follows."""
+    for row, response, _ in items:
+        strict, loose = follows(row, response), follows(row, response, loose=True)
+        parts: dict[str, tuple[float, float]] = {}
+        for name, followed in (("strict", strict), ("loose", loose)):
+            parts[f"prompt_{name}"] = (float(all(followed)), 1)
+            parts[f"instruction_{name}"] = (sum(followed), len(followed))
+        yield Grade({"strict": strict, "loose": loose}, parts)
+
+
+TASK = SampledTask(
+    name="ifeval",
+    metrics=("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"),
+    columns=("prompt", "instruction_id_list", "kwargs"),
+    next_turn=single_turn(prompt),
+    grade=grade,
+)

@@ -1,0 +1,97 @@
+"""The table of tasks: what importing it costs, a user's own task, and tasks of several turns."""
+
+import subprocess
+import sys
+
+import pytest
+
+from align.distributed.processes import Processes
+from align.distributed.progress import SilentProgress
+from align.errors import InputError
+from align.evaluation.sampled_task import SampledTask, correct
+from align.evaluation.task import Answer
+from align.evaluation.tasks import TASKS, pick_task
+from align.inference.samples import Sample, SamplingSettings, Speed, distinct, prompt_key
+from align.records import Message
+from align.stages.answering import ask_policy
+
+
+def test_the_table_is_imported_without_torch():
+    code = "import sys, align.evaluation.tasks; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "align" in loaded
+    assert not {"torch", "transformers", "datasets", "accelerate", "lm_eval"} & set(loaded)
+
+
+def next_turn(row, responses):
+    """Two questions, the second about the first response."""
+    if len(responses) == 2:
+        return None
+    first = Message("user", row["first"])
+    return (first,) if not responses else (first, Message("assistant", responses[0]), Message("user", row["second"]))
+
+
+TWO_TURNS = SampledTask(
+    name="two_turns",
+    metrics=("correct",),
+    columns=("first", "second"),
+    next_turn=next_turn,
+    grade=lambda items: (correct(item.response == "".join(item.earlier).upper()) for item in items),
+)
+NO_TASK = "neither"
+
+
+class Echo:
+    """Answers with the number of the sample and the last message's text, or repeats itself in capitals."""
+
+    name, speed = "echo", Speed()
+
+    def sample(self, prompts, settings, *, done=None):
+        for prompt in distinct(prompts):
+            for number in range(settings.num_responses):
+                messages = prompt.messages
+                text = messages[1].content.upper() if len(messages) == 3 else f"{number} {messages[-1].content}"
+                yield Sample(prompt_key(prompt), number, self.name, text, 1, "stop", 0)
+
+
+def test_a_task_may_ask_several_turns():
+    rows = [{"first": "one?", "second": "Louder."}, {"first": "two?", "second": "Louder."}]
+    answers = ask_policy(
+        rows,
+        TWO_TURNS.next_turn,
+        Echo(),
+        sampling=SamplingSettings(num_responses=2),
+        kept=None,
+        processes=Processes(),
+        report=SilentProgress(),
+    )
+    assert answers == [
+        Answer(row, f"{number} {said}".upper(), (f"{number} {said}",))
+        for row, said in ((0, "one?"), (1, "two?"))
+        for number in (0, 1)
+    ]
+    grades = list(TWO_TURNS.grade_answers(rows, answers))
+    assert TWO_TURNS.scores(answers, grades)["correct"].value == 1
+
+
+def test_a_task_of_ones_own_is_named_by_its_dotted_path():
+    assert pick_task(f"{__name__}:TWO_TURNS") is sys.modules[__name__].TWO_TURNS
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ifevil", "did you mean 'ifeval'"),
+        ("nowhere:TASK", "cannot be imported"),
+        (f"{__name__}:NO_TASK", "is a str, not an align.evaluation.tasks.Task"),
+    ],
+)
+def test_a_name_that_is_no_task_is_refused(name, said):
+    with pytest.raises(InputError, match=said):
+        pick_task(name)
+
+
+def test_options_depend_on_where_the_responses_come_from():
+    task = TASKS["gsm8k"]
+    assert "responses" not in task.used_with({"policy"})
+    assert not {"policy", "sampling", "engine"} & task.used_with({"responses"})
