@@ -1,3 +1,107 @@
-"""From a base language model to an aligned one, each token computed once."""
+"""From a base language model to an aligned one, each token computed once.
 
-__version__ = "0.1.0"
+The names in `__all__` are the public API, stable from version 0.2 on. They are imported on first use, so that
+`import align` takes milliseconds and does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.data.chat import ChatEncoder
+    from align.data.formats import read
+    from align.evaluation.tasks import TASKS
+    from align.inference.engines import make_engine
+    from align.losses.table import LOSSES, preference_loss
+    from align.models.policy import load_policy, save_policy
+    from align.models.settings import PolicySettings
+    from align.models.tree import tree_batch
+    from align.records import Comparison, Demonstration, Message, Prompt, Response
+    from align.rewards.judges import make_judge
+    from align.rewards.verifiers.instructions import VERIFIERS
+    from align.stages.recipe import load_recipe
+    from align.train.objectives import (
+        PreferenceObjective,
+        PreferenceSettings,
+        SupervisedObjective,
+        group_batch,
+        response_logps,
+    )
+    from align.train.reward_objective import BradleyTerryObjective, RegressionObjective
+    from align.train.settings import TrainSettings
+
+__all__ = [
+    "LOSSES",
+    "TASKS",
+    "VERIFIERS",
+    "BradleyTerryObjective",
+    "ChatEncoder",
+    "Comparison",
+    "Demonstration",
+    "Message",
+    "PolicySettings",
+    "PreferenceObjective",
+    "PreferenceSettings",
+    "Prompt",
+    "RegressionObjective",
+    "Response",
+    "SupervisedObjective",
+    "TrainSettings",
+    "group_batch",
+    "load_policy",
+    "load_recipe",
+    "make_engine",
+    "make_judge",
+    "preference_loss",
+    "read",
+    "response_logps",
+    "save_policy",
+    "tree_batch",
+]
+
+# Module of each public name, as in the imports above
+_MODULES = {
+    "align.data.chat": ("ChatEncoder",),
+    "align.data.formats": ("read",),
+    "align.evaluation.tasks": ("TASKS",),
+    "align.inference.engines": ("make_engine",),
+    "align.losses.table": ("LOSSES", "preference_loss"),
+    "align.models.policy": ("load_policy", "save_policy"),
+    "align.models.settings": ("PolicySettings",),
+    "align.models.tree": ("tree_batch",),
+    "align.records": ("Comparison", "Demonstration", "Message", "Prompt", "Response"),
+    "align.rewards.judges": ("make_judge",),
+    "align.rewards.verifiers.instructions": ("VERIFIERS",),
+    "align.stages.recipe": ("load_recipe",),
+    "align.train.objectives": (
+        "PreferenceObjective",
+        "PreferenceSettings",
+        "SupervisedObjective",
+        "group_batch",
+        "response_logps",
+    ),
+    "align.train.reward_objective": ("BradleyTerryObjective", "RegressionObjective"),
+    "align.train.settings": ("TrainSettings",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
+    """Import a public name, or return `__version__`, the version of the installed package."""
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - takes longer to import than everything else here
+
+        value: Any = version("align")
+    elif name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    else:
+        raise AttributeError(f"module 'align' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names and the module's own attributes."""
+    return sorted({*globals(), *__all__, "__version__"})
