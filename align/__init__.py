@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from align.losses.table import LOSSES, preference_loss
     from align.models.policy import load_policy, save_policy
     from align.models.settings import PolicySettings
-    from align.models.tree import tree_batch
+    from align.models.tree.batch import tree_batch
     from align.records import Comparison, Demonstration, Message, Prompt, Response
     from align.rewards.judges import make_judge
     from align.rewards.verifiers.instructions import VERIFIERS

@@ -13,7 +13,7 @@ from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
 from align.models.policy import Policy
 from align.models.probe import choose_forward
-from align.models.tree import count_tokens, plain_batch, tree_batch
+from align.models.tree.batch import count_tokens, plain_batch, tree_batch
 
 
 class Likelihood(NamedTuple):
@@ -50,7 +50,7 @@ def likelihoods(
         batch = make([one for index in micro for one in sequences[index]]).to(policy.device)
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logps_N = policy(batch)
-        totals = batch.sums(logps_N).split([len(sequences[index]) for index in micro])
+        totals = batch.sum_by_sequence(logps_N).split([len(sequences[index]) for index in micro])
         for index, logps_K in zip(micro, totals, strict=True):
             pairs = zip(logps_K.tolist(), groups[index].lengths, strict=True)
             found[index] = tuple(Likelihood(logp, length) for logp, length in pairs)

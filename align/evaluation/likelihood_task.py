@@ -41,7 +41,7 @@ class LikelihoodTask(Task):
 
     def size(self, inputs: EstimateInputs) -> TaskSize:
         """Return the number of rows and of their tokens."""
-        from align.models.tree import count_tokens  # noqa: PLC0415 - imports torch
+        from align.models.tree.batch import count_tokens  # noqa: PLC0415 - imports torch
 
         groups = inputs.token_groups(preferred_only=False)
         return TaskSize(len(groups), sum(count_tokens(group.sequences) for group in groups), 0)

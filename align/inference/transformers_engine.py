@@ -42,7 +42,7 @@ from align.inference.samples import (
     prompt_key,
     sample_seed,
 )
-from align.models.loading import default_device
+from align.models.loading.pretrained import default_device
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
 from align.records import Prompt

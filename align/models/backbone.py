@@ -1,119 +1,84 @@
-"""What a policy and a reward model have in common: a decoder that runs over a tree or its plain twin."""
+"""What a policy and a reward model share: a decoder that runs over a tree batch or a padded batch."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.data.token_groups import TokenSequence
-from align.models import tree_attention
-from align.models.tree import TokenBatch
+from align.models.tree import attention
+from align.models.tree.batch import TokenBatch
 
 
 class Backbone(nn.Module, ABC):
-    """A model of transformers that answers for a whole batch of sequences; what accelerate wraps."""
+    """A transformers model with a forward pass over a whole batch of sequences. Accelerate wraps this module."""
 
-    unit: ClassVar[str]  # of what `forward` answers, as an error says it
+    output_unit: ClassVar[str]  # unit of what `forward` returns, for error messages
 
     def __init__(self, hf: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         self.hf = hf
         if getattr(self.base.config.get_text_config(), "attn_logit_softcapping", None) and self._attention == "sdpa":
-            self.base.set_attn_implementation("eager")  # transformers 5.20 drops the cap under sdpa, 5.23 refuses it
+            # Under sdpa transformers 5.20 ignores soft-capping and 5.23 raises
+            self.base.set_attn_implementation("eager")
         self._plain_attention: str = self._attention
 
     def forward(self, batch: TokenBatch | TokenSequence) -> Tensor:
-        """What the model says of a batch, or of one sequence by the forward of transformers itself.
+        """Return the outputs for a batch, or those of transformers' own forward for one sequence.
 
-        Both come through this one door: at it sharded weights are gathered.
+        Both run inside the module's forward, because that is where sharded weights are gathered.
         """
-        return self.stock(batch) if isinstance(batch, TokenSequence) else self.answer(batch)
+        return self.forward_sequence(batch) if isinstance(batch, TokenSequence) else self.forward_batch(batch)
 
     @abstractmethod
-    def answer(self, batch: TokenBatch) -> Tensor:
-        """What the model says of the batch."""
+    def forward_batch(self, batch: TokenBatch) -> Tensor:
+        """Return the outputs for a batch."""
 
     @abstractmethod
-    def stock(self, sequence: TokenSequence) -> Tensor:
-        """What it says of one sequence, by the forward of transformers itself."""
+    def forward_sequence(self, sequence: TokenSequence) -> Tensor:
+        """Return the outputs for one sequence, computed by transformers' own forward."""
 
     @property
     @abstractmethod
     def head(self) -> nn.Module:
-        """What makes answers of hidden states."""
+        """Return the module that maps hidden states to outputs."""
 
     @property
     def base(self) -> PreTrainedModel:
-        """The model itself, under the adapters where there are any."""
+        """Return the transformers model, without the adapters around it."""
         return cast(PreTrainedModel, self.hf.get_base_model() if isinstance(self.hf, PeftModel) else self.hf)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return next(self.parameters()).device
 
     @property
     def is_tree(self) -> bool:
-        """Whether attention runs over root paths (`use_forward` says)."""
-        return self._attention == tree_attention.NAME
+        """Return whether the forward takes tree batches; `use_forward` sets it."""
+        return self._attention == attention.NAME
 
     @property
     def _attention(self) -> str:
         return cast(str, self.base.config._attn_implementation)  # pyright: ignore[reportPrivateUsage] - no public name
 
     def use_forward(self, name: Literal["tree", "plain"]) -> None:
-        """Switch between the tree and its plain twin."""
+        """Switch between the tree forward and the padded forward."""
         if self.is_tree != (name == "tree"):
-            self.base.set_attn_implementation(tree_attention.NAME if name == "tree" else self._plain_attention)
+            self.base.set_attn_implementation(attention.NAME if name == "tree" else self._plain_attention)
 
-    def hidden(self, batch: TokenBatch) -> Tensor:
-        """Last hidden states [R, L, D], of every token computed."""
-        # The model's own attention would swallow the layout and attend to everything before.
-        assert self.is_tree == (batch.layout is not None), "a tree batch goes with use_forward('tree')"
-        where = {"attention_mask": batch.attention_mask} if batch.layout is None else {"tree": batch.layout}
+    def hidden_states(self, batch: TokenBatch) -> Tensor:
+        """Return the last hidden states of all rows of the batch, shape [R, L, D]."""
+        # The model's own attention would ignore the layout, and every token would attend to all earlier ones
+        assert self.is_tree == (batch.layout is not None), "a tree batch needs use_forward('tree')"
+        structure = {"attention_mask": batch.attention_mask} if batch.layout is None else {"tree": batch.layout}
         decoder = cast(nn.Module, self.base.get_decoder())
-        if decoder is self.base:  # Llama 4 names a part that its text model does not have
+        if decoder is self.base:  # Llama 4 returns the model itself
             decoder = cast(nn.Module, self.base.model)
-        output = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **where)
+        output = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **structure)
         return output.last_hidden_state
-
-
-@contextmanager
-def whole(values: Sequence[Tensor]) -> Generator[None]:
-    """A block in which parameters that ZeRO-3 has cut are there in full; every process enters it."""
-    cut = [value for value in values if hasattr(value, "ds_id")]
-    if not cut:
-        yield
-        return
-    from deepspeed.runtime.zero import GatheredParameters  # noqa: PLC0415 - optional, and seconds to import
-
-    with GatheredParameters(cut):
-        yield
-
-
-def full(value: Tensor) -> Tensor:
-    """All rows of a parameter that FSDP2 has cut, or the value itself; every process asks."""
-    return cast(Any, value).full_tensor() if hasattr(value, "full_tensor") else value
-
-
-def fingerprint(model: Backbone) -> str:
-    """Sixteen hex digits that depend on every weight, adapters included, by value, however they lie over processes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.hf.state_dict(keep_vars=True).items()):
-        with whole([value]):
-            known = full(value.detach()).cpu()
-            digest.update(f"{name} {known.dtype} {tuple(known.shape)}".encode())
-            digest.update(memoryview(cast(Any, known.flatten().view(torch.uint8).numpy())))
-    for name, module in model.hf.named_modules():
-        if isinstance(module, LoraLayer):  # the factors of its adapters are no weights
-            digest.update(f"{name} {sorted(module.scaling.items())}".encode())
-    return digest.hexdigest()[:16]

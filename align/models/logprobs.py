@@ -1,4 +1,4 @@
-"""Token log-probabilities straight from hidden states and the LM head's weight, a tile of the vocabulary at a time.
+"""Token log-probabilities from hidden states and the LM head's weight, one tile of the vocabulary at a time.
 
 Shape legend: N positions with a target, D width, V vocabulary, J tiles of the vocabulary.
 """
@@ -12,12 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-# Elements of one tile of logits: 4 MiB in fp32, which stays in the cache of a CPU core pair.
+# Elements of one tile of logits on a CPU: 4 MiB in fp32, which fits in the L2 cache
 TILE_CPU = 1 << 20
-# On a GPU larger tiles keep the matrix product busy: 256 MiB in fp32, half of a tile of TRL 1.16 (4096 x 32768).
+# On a GPU larger tiles keep the matrix product busy: 256 MiB in fp32, half of a tile of TRL 1.16 (4096 x 32768)
 TILE_GPU = 1 << 26
-LINE = 64  # a tile is a multiple of this wide: matrix products over odd widths are slower
-MAX_ROWS = 8192  # positions a tile spans at most, so that a tile is never a sliver of the vocabulary
+TILE_MULTIPLE = 64  # tile widths are multiples of this; matrix products over odd widths are slower
+MAX_ROWS = 8192  # maximum number of positions in a tile, so that tiles do not become narrow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class LogitTransform:
     softcap: float | None = None
 
     def forward(self, logits: Tensor) -> Tensor:
-        """The transformed logits; in place where there is nothing to keep."""
+        """Transform the logits in place and return them."""
         if self.scale != 1.0:
             logits = logits.mul_(self.scale)
         if self.softcap:
@@ -36,7 +36,7 @@ class LogitTransform:
         return logits
 
     def slope(self, transformed: Tensor) -> Tensor | float:
-        """Derivative of the transformed with respect to the raw logits."""
+        """Return the derivative of the transformed logits with respect to the raw ones."""
         if self.softcap:
             return (1 - (transformed / self.softcap).square()) * self.scale
         return self.scale
@@ -45,20 +45,20 @@ class LogitTransform:
 def token_logps(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, transform: LogitTransform
 ) -> Tensor:
-    """Log of softmax(hidden @ weight.T + bias)[target], fp32 (fp64 for fp64 inputs), shape [N].
+    """Compute log softmax(hidden @ weight.T + bias)[target], shape [N], in fp32 (fp64 for fp64 inputs).
 
-    Never holds more than one tile of logits; the backward pass computes each tile again. Under autocast the products
-    run in its dtype in both passes, as a linear layer's would.
+    At most one tile of logits is in memory; the backward pass recomputes each tile. Under autocast the products of both
+    passes run in its dtype, as those of a linear layer do.
     """
     if torch.is_autocast_enabled(hidden_ND.device.type):
         hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
     return cast(Tensor, _TokenLogps.apply(hidden_ND, weight_VD, bias_V, targets_N, transform))
 
 
-def install(head: nn.Linear, transform: LogitTransform) -> None:
-    """Let the LM head answer `head(hidden, targets=...)` with log-probabilities, from inside its own forward.
+def patch_lm_head(head: nn.Linear, transform: LogitTransform) -> None:
+    """Make `head(hidden, targets=...)` return log-probabilities from within the LM head's own forward.
 
-    Its weight is then gathered in both passes by whatever shards it (ZeRO-3, FSDP), since it is used within the module.
+    ZeRO-3 and FSDP gather a module's weight for its forward and backward, so the weight must be used inside it.
     """
 
     def forward(self: nn.Linear, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -79,16 +79,16 @@ class _TokenLogps(torch.autograd.Function):
         targets_N: Tensor,
         transform: LogitTransform,
     ) -> Tensor:
-        exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         tiles = _tiles(hidden_ND, weight_VD)
-        lse_JN = hidden_ND.new_empty(len(tiles), len(hidden_ND), dtype=exact)
-        target_N = hidden_ND.new_zeros(len(hidden_ND), dtype=exact)
+        lse_JN = hidden_ND.new_empty(len(tiles), len(hidden_ND), dtype=dtype)
+        target_N = hidden_ND.new_zeros(len(hidden_ND), dtype=dtype)
         for rows in _row_blocks(hidden_ND):
             for tile, columns in enumerate(tiles):
-                logits = _logits(hidden_ND[rows], weight_VD, bias_V, columns, transform, exact)
-                # The largest probability is 1 / sum(exp(logit - max)); softmax is the fastest exponential there is.
+                logits = _logits(hidden_ND[rows], weight_VD, bias_V, columns, transform, dtype)
+                # The largest probability is 1 / sum(exp(logit - max)); softmax is the fastest way to exponentiate
                 lse_JN[tile, rows] = logits.amax(dim=-1) - logits.softmax(dim=-1).amax(dim=-1).log()
-                # From the same rounded logits, so that the log-probability of a sure token is 0 in bf16 too.
+                # From the same rounded logits, so that in bf16 too a token of probability 1 has log-probability 0
                 column_N1, inside_N1 = _column(targets_N[rows], columns)
                 target_N[rows] += logits.gather(1, column_N1).masked_fill_(~inside_N1, 0).squeeze(1)
         lse_N = lse_JN.logsumexp(dim=0)
@@ -99,16 +99,16 @@ class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's context
         hidden_ND, weight_VD, bias_V, targets_N, lse_JN, lse_N = ctx.saved_tensors
-        transform, exact, grad_N = ctx.transform, lse_N.dtype, grads[0]
+        transform, dtype, grad_N = ctx.transform, lse_N.dtype, grads[0]
         need_weight, need_bias = ctx.needs_input_grad[1:3]
-        d_hidden_ND = torch.zeros_like(hidden_ND, dtype=exact)
-        d_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if need_weight else None
-        d_bias_V = torch.zeros_like(bias_V, dtype=exact) if need_bias else None
-        # A tile's softmax times its share of the whole sum; the target's 1 is taken off before anything is rounded.
+        d_hidden_ND = torch.zeros_like(hidden_ND, dtype=dtype)
+        d_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if need_weight else None
+        d_bias_V = torch.zeros_like(bias_V, dtype=dtype) if need_bias else None
+        # Softmax within a tile times the tile's share of the whole sum; the target's 1 is subtracted before rounding
         share_JN = -grad_N * (lse_JN - lse_N).exp()
         for rows in _row_blocks(hidden_ND):
             for tile, columns in enumerate(_tiles(hidden_ND, weight_VD)):
-                logits = _logits(hidden_ND[rows], weight_VD, bias_V, columns, transform, exact)
+                logits = _logits(hidden_ND[rows], weight_VD, bias_V, columns, transform, dtype)
                 d_logits = logits.softmax(dim=-1).mul_(share_JN[tile, rows, None])
                 column_N1, inside_N1 = _column(targets_N[rows], columns)
                 d_logits.scatter_add_(1, column_N1, grad_N[rows, None] * inside_N1)
@@ -131,17 +131,17 @@ def _logits(
     bias_V: Tensor | None,
     columns: slice,
     transform: LogitTransform,
-    exact: torch.dtype,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """One tile of transformed logits, in the dtype that sums are taken in."""
-    logits = (hidden @ weight_VD[columns].to(hidden.dtype).T).to(exact)
+    """Return one tile of transformed logits in `dtype`, in which sums are accumulated."""
+    logits = (hidden @ weight_VD[columns].to(hidden.dtype).T).to(dtype)
     if bias_V is not None:
-        logits += bias_V[columns].to(exact)
+        logits += bias_V[columns].to(dtype)
     return transform.forward(logits)
 
 
 def _column(targets_N: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """Where each target stands in a tile, and 1 or 0 for whether it is in there; both [N, 1]."""
+    """Return the column of each target in a tile (0 if it is outside) and whether it is inside, both [N, 1]."""
     column_N1 = targets_N[:, None] - columns.start
     inside_N1 = (column_N1 >= 0) & (column_N1 < columns.stop - columns.start)
     return column_N1 * inside_N1, inside_N1
@@ -161,8 +161,8 @@ def _row_blocks(hidden_ND: Tensor) -> list[slice]:
 
 
 def _tiles(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
-    """Slices of the vocabulary, so that a tile of logits has at most the device's number of elements."""
+    """Return slices of the vocabulary, so that a tile of logits has at most the device's number of elements."""
     elements = TILE_GPU if hidden_ND.is_cuda else TILE_CPU
     width = elements // max(1, min(len(hidden_ND), MAX_ROWS))
-    width = max(1, width - width % LINE) if width > LINE else max(1, width)
+    width = max(1, width - width % TILE_MULTIPLE) if width > TILE_MULTIPLE else max(1, width)
     return [slice(start, min(start + width, len(weight_VD))) for start in range(0, len(weight_VD), width)]

@@ -1,7 +1,8 @@
-"""The policy: a causal language model that answers with log-probabilities, saved as a plain folder."""
+"""The policy: a causal language model that returns log-probabilities. It is saved as a plain Hugging Face folder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,21 +11,27 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.data.token_groups import TokenSequence
+from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
-from align.models.adapters import save_adapters
+from align.models.adapters.attach import prepare_for_training
+from align.models.adapters.files import save_adapters
 from align.models.backbone import Backbone
-from align.models.loading import adapted, load_base, load_tokenizer_for
-from align.models.logprobs import LogitTransform, install
-from align.models.quantized import NF4, is_quantized
+from align.models.loading.pretrained import load_base
+from align.models.loading.quantization import NF4, is_quantized
+from align.models.loading.tokenizer import load_tokenizer_for
+from align.models.logprobs import LogitTransform, patch_lm_head
 from align.models.settings import PolicySettings
-from align.models.tree import TokenBatch
+from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
 
 
 class Policy(Backbone):
-    """A causal language model that answers with the log-probabilities of a batch's targets."""
+    """A causal language model that returns the log-probabilities of a batch's targets.
 
-    unit = "nats a token"
+    `policy(batch)` takes a `TokenBatch` and returns nats in fp32, shape [N], one for each target. The transformers
+    model is `policy.hf`. Raises `InputError` for an LM head that is not a plain linear layer.
+    """
+
+    output_unit = "nats per token"
 
     def __init__(self, hf: PreTrainedModel | PeftModel) -> None:
         super().__init__(hf)
@@ -32,43 +39,61 @@ class Policy(Backbone):
         if type(head) is not nn.Linear:
             kind = type(self.base).__name__
             raise InputError(f"the LM head of {kind} is a {type(head).__name__}, not a plain linear layer")
-        install(head, logit_transform(self.base.config))
+        patch_lm_head(head, logit_transform(self.base.config))
 
     @property
     def head(self) -> nn.Module:
-        """The LM head."""
+        """Return the LM head."""
         return cast(nn.Module, self.base.get_output_embeddings())
 
-    def answer(self, batch: TokenBatch) -> Tensor:
-        """Log-probability of each target in nats, fp32, shape [N]."""
-        hidden = self.hidden(batch)
+    def forward_batch(self, batch: TokenBatch) -> Tensor:
+        """Return the log-probability of each target in nats, fp32, shape [N]."""
+        hidden = self.hidden_states(batch)
         return self.head(hidden.flatten(0, 1)[batch.rows_N], targets=batch.targets_N)
 
-    def stock(self, sequence: TokenSequence) -> Tensor:
-        """Log-probabilities of the sequence's targets from the model's own logits."""
+    def forward_sequence(self, sequence: TokenSequence) -> Tensor:
+        """Return the log-probabilities of the sequence's targets, computed from transformers' own logits."""
         ids = torch.from_numpy(sequence.ids.astype("int64")).to(self.device)[None]
         logps = self.hf(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
-        trained = torch.from_numpy(sequence.loss_mask[1:]).to(logps.device)
-        return logps.gather(1, ids[0, 1:, None])[trained, 0]
+        loss_mask = torch.from_numpy(sequence.loss_mask[1:]).to(logps.device)
+        return logps.gather(1, ids[0, 1:, None])[loss_mask, 0]
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
-    """What the architecture does to its logits, from the names its configuration uses for it."""
+    """Return the scale and soft-capping that the architecture applies to its logits, from its configuration."""
     text = config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
     softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
     return LogitTransform(scale=scale, softcap=softcap)
 
 
+def response_logps(policy: Policy, groups: Sequence[TokenGroup]) -> Tensor:
+    """Return the log-probability of each response given its prompt, shape [B, K], in one forward pass.
+
+    Values are sums over the response tokens in nats and fp64; gradients flow through them. K is the size of the largest
+    group; smaller groups are padded with 0. With `policy.use_forward("tree")` each prompt is computed once; otherwise
+    all sequences are padded. For a demonstration the value covers all of its assistant messages.
+    """
+    make_batch = tree_batch if policy.is_tree else plain_batch
+    batch = make_batch([sequence for group in groups for sequence in group.sequences]).to(policy.device)
+    logps_S = batch.sum_by_sequence(policy(batch))
+    logps_by_group = logps_S.split([len(group.sequences) for group in groups])
+    return nn.utils.rnn.pad_sequence(list(logps_by_group), batch_first=True)
+
+
 def load_policy(settings: PolicySettings) -> tuple[Policy, PreTrainedTokenizerBase]:
-    """The policy in fp32 with dropout off, and its tokenizer with its own chat template."""
+    """Load a policy in fp32 without dropout, and its tokenizer with its chat template, on the CPU.
+
+    Adapters in the folder are merged unless the settings train or keep them. Raises `InputError` if the model or
+    tokenizer cannot be loaded, or if the adapter settings do not fit the model.
+    """
     model = load_base(settings)
     tokenizer = load_tokenizer_for(model, settings)
-    hf = adapted(model, settings, task="CAUSAL_LM")
+    hf = prepare_for_training(model, settings, task="CAUSAL_LM")
     if settings.lora is not None and type(model.get_output_embeddings()) is not nn.Linear:
-        raise InputError("policy.lora.targets: the LM head takes no adapter; name other modules")
+        raise InputError("the LM head cannot have an adapter; name other modules", ("policy", "lora", "targets"))
     policy = Policy(hf)
-    policy.train()  # gradient checkpointing runs in training mode only; there is no dropout left to be on
+    policy.train()  # gradient checkpointing is active in training mode only, and there is no dropout to turn on
     return policy, tokenizer
 
 
@@ -82,17 +107,18 @@ def save_policy(
 ) -> None:
     """Write a folder that `from_pretrained` loads: safetensors, tokenizer with chat template, generation config.
 
-    Generation stops at what it stopped at before, at EOS and at `end_of_turn`, the token that trained responses end
-    with. With `merge` adapters are folded into the weights, in place: the policy is not to be trained on afterwards.
+    With `merge` adapters are merged into the weights in place, and the policy must not be trained afterwards; without
+    it only the adapters are written. Generation stops at the model's previous stop tokens, at EOS, and at
+    `end_of_turn`, the last token of trained responses. Raises `InputError` on merging into weights in 4 bits.
     """
     hf = policy.hf
     if isinstance(hf, PeftModel) and merge:
         if is_quantized(policy.base):
-            raise InputError("policy.quantize: adapters on weights in 4 bits are saved alone, not folded into them")
+            raise InputError("adapters cannot be merged into weights in 4 bits", ("policy", "quantize"))
         hf = cast(PreTrainedModel, hf.merge_and_unload())
     base = policy.base if not isinstance(hf, PreTrainedModel) else hf
-    before: Any = base.generation_config.eos_token_id
-    known: list[Any] = [*(before if isinstance(before, list) else [before]), tokenizer.eos_token_id, end_of_turn]
+    previous: Any = base.generation_config.eos_token_id
+    known: list[Any] = [*(previous if isinstance(previous, list) else [previous]), tokenizer.eos_token_id, end_of_turn]
     stops = sorted({stop for stop in known if stop is not None})
     base.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
     base.generation_config.pad_token_id = tokenizer.pad_token_id

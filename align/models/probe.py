@@ -1,4 +1,4 @@
-"""Which forward a model can take: static refusals, then a measurement on a few short sequences."""
+"""Choice of the forward pass: static checks of the architecture, then a measurement on a few short sequences."""
 
 from __future__ import annotations
 
@@ -11,122 +11,128 @@ import torch
 
 from align.data.token_groups import TokenSequence
 from align.errors import InputError, RunError
-from align.models import tree_attention
 from align.models.backbone import Backbone
-from align.models.tree import plain_batch, tree_batch
+from align.models.tree import attention
+from align.models.tree.batch import plain_batch, tree_batch
 
-# Layer types of transformers' configurations whose attention a layout can describe (facts of each: tests/models).
+# Layer types in transformers' configurations that tree attention supports
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
-# Configuration fields that announce a recurrent, chunked or otherwise stateful model.
+# Configuration fields of recurrent, chunked or otherwise stateful models
 _STATEFUL = ("attention_chunk_size", "layers_block_type", "hybrid_override_pattern", "conv_L_cache", "mamba_d_state")
 
-PROBE_LENGTH = 48  # tokens of a probed sequence; logits of all its positions are held at once
-TOLERANCE = 5e-4  # in fp32, in the unit of the model; a wrong mask or a missed soft-cap is off by 1e-2 and more
+PROBE_LENGTH = 48  # tokens of a probed sequence; the logits of all its positions are in memory at once
+TOLERANCE = 5e-4  # in fp32, in the model's output unit; a wrong mask or missing soft-cap causes errors above 1e-2
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The forward that a step uses, and why not the tree where it is the plain twin."""
+    """The forward pass that a step uses, and for the padded one why it is not the tree."""
 
     name: Literal["tree", "plain"]
     reason: str = ""
 
 
-def refusal(model: Backbone, longest: int) -> str | None:
-    """What about the architecture the tree forward cannot do for sequences of up to `longest` tokens, if anything."""
+def tree_unsupported_reason(model: Backbone, max_length: int) -> str | None:
+    """Return why the architecture has no tree forward for sequences of up to `max_length` tokens; None if it has."""
     hf, config = model.base, model.base.config.get_text_config()
     kind = type(hf).__name__
-    can_set = hf._can_set_attn_implementation()  # pyright: ignore[reportPrivateUsage] - there is no public way to ask
-    if not (can_set and getattr(hf, "_supports_attention_backend", False)):
-        return f"{kind} computes attention by itself and cannot take another"
-    odd = set(getattr(config, "layer_types", None) or ()) - _TREE_LAYERS
+    settable = hf._can_set_attn_implementation()  # pyright: ignore[reportPrivateUsage] - no public equivalent
+    if not (settable and getattr(hf, "_supports_attention_backend", False)):
+        return f"{kind} does not support custom attention implementations"
+    unsupported = set(getattr(config, "layer_types", None) or ()) - _TREE_LAYERS
     stateful = [name for name in _STATEFUL if getattr(config, name, None) is not None]
-    if odd or stateful or getattr(hf, "_is_stateful", False):
-        return f"{kind} has {', '.join(sorted(odd) or stateful or ['state'])}, which is not attention over a path"
+    if unsupported or stateful or getattr(hf, "_is_stateful", False):
+        feature = ", ".join(sorted(unsupported) or stateful or ["recurrent state"])
+        return f"{kind} has {feature}, which tree attention does not support"
     window = getattr(config, "sliding_window", None)
     windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    if window is not None and window < longest and windowed and getattr(config, "use_sliding_window", True):
-        return f"{kind} has a sliding window of {window} tokens and the longest sequence has {longest}"
+    if window is not None and window < max_length and windowed and getattr(config, "use_sliding_window", True):
+        return f"{kind} has a sliding window of {window} tokens, shorter than the longest sequence ({max_length})"
     return None
 
 
 @torch.no_grad()
 def choose_forward(
-    model: Backbone, groups: Sequence[Sequence[TokenSequence]], wish: str, *, precision: str = "fp32"
+    model: Backbone, groups: Sequence[Sequence[TokenSequence]], requested: str, *, precision: str = "fp32"
 ) -> Forward:
-    """The forward for this model and data, after a measurement; the model is left set to it.
+    """Choose the forward pass for this model and data by comparing it with transformers' own, and set the model to it.
 
-    `auto` takes the tree where it is exact and else the plain twin with the reason; `tree` raises the reason instead.
-    A forward that disagrees with that of transformers stops the run.
+    `auto` chooses the tree if it is exact, otherwise the padded forward with the reason; `tree` raises `InputError`
+    with that reason; `plain` is the padded forward. A forward that disagrees with transformers raises `RunError`.
     """
-    longest = max(len(sequence.ids) for group in groups for sequence in group)
-    sample = [short for group in groups[:2] for sequence in group[:2] for short in _branching(sequence)]
+    max_length = max(len(sequence.ids) for group in groups for sequence in group)
+    sample = [short for group in groups[:2] for sequence in group[:2] for short in _branching_pair(sequence)]
     model.use_forward("plain")
-    expected = _stock(model, sample)
-    _compare(model, _answers(model, sample), expected, "plain")
-    if wish == "plain":
+    expected = _sequence_outputs(model, sample)
+    _compare(model, _batch_outputs(model, sample), expected, "plain")
+    if requested == "plain":
         return Forward("plain", "as set")
-    reason = refusal(model, longest) or _measure_tree(model, sample, expected)
+    reason = tree_unsupported_reason(model, max_length) or _measure_tree(model, sample, expected)
     if reason is None and precision == "bf16":
         _measure_rounding(model, sample, expected)
     if reason is None:
         return Forward("tree")
     model.use_forward("plain")
-    if wish == "tree":
-        raise InputError(f"policy.forward is 'tree', and {reason}; 'auto' or 'plain' runs it padded")
+    if requested == "tree":
+        raise InputError(
+            f"'tree' is not supported: {reason}; use 'auto' or 'plain' to pad sequences", attention.FORWARD
+        )
     return Forward("plain", reason)
 
 
 def _measure_tree(model: Backbone, sample: list[TokenSequence], expected: torch.Tensor) -> str | None:
-    """Run the sample as a tree; a refusal becomes the reason, a wrong number stops the run."""
+    """Run the sample as a tree and return the reason if that is not supported; wrong values raise `RunError`."""
     model.use_forward("tree")
-    before = tree_attention.calls()
+    before = attention.call_count()
     try:
-        answers = _answers(model, sample)
+        outputs = _batch_outputs(model, sample)
     except InputError as error:
-        return str(error)
+        return error.message
     layers = model.base.config.get_text_config().num_hidden_layers
-    if tree_attention.calls() - before != layers:
-        return f"its {layers} layers called the tree's attention {tree_attention.calls() - before} times"
-    _compare(model, answers, expected, "tree")
+    if attention.call_count() - before != layers:
+        return f"its {layers} layers called tree attention {attention.call_count() - before} times"
+    _compare(model, outputs, expected, "tree")
     return None
 
 
 def _measure_rounding(model: Backbone, sample: list[TokenSequence], expected: torch.Tensor) -> None:
-    """Stop if bf16 costs the tree more than its plain twin: on a GPU its kernel is another one than in fp32."""
-    gaps: list[float] = []
+    """Raise `RunError` if the tree's error in bf16 exceeds the padded forward's; on a GPU bf16 has its own kernel."""
+    errors: list[float] = []
     for name in ("plain", "tree"):
         model.use_forward(name)
         with torch.autocast(model.device.type, torch.bfloat16):
-            gaps.append((_answers(model, sample) - expected).square().mean().sqrt().item())
-    if not gaps[1] <= 2 * gaps[0] + TOLERANCE:
-        raise RunError(f"in bf16 the tree forward is off by {gaps[1]:.2g} {model.unit}, and its twin by {gaps[0]:.2g}")
+            errors.append((_batch_outputs(model, sample) - expected).square().mean().sqrt().item())
+    if not errors[1] <= 2 * errors[0] + TOLERANCE:
+        raise RunError(
+            f"in bf16 the RMS error of the tree forward is {errors[1]:.2g} {model.output_unit}, that of the padded "
+            f"forward {errors[0]:.2g}"
+        )
 
 
-def _answers(model: Backbone, sample: list[TokenSequence]) -> torch.Tensor:
+def _batch_outputs(model: Backbone, sample: list[TokenSequence]) -> torch.Tensor:
     make = tree_batch if model.is_tree else plain_batch
     return model(make(sample).to(model.device))
 
 
-def _stock(model: Backbone, sample: list[TokenSequence]) -> torch.Tensor:
-    """What the model says by the forward of transformers itself, one sequence at a time."""
+def _sequence_outputs(model: Backbone, sample: list[TokenSequence]) -> torch.Tensor:
+    """Return the outputs of transformers' own forward, one sequence at a time."""
     return torch.cat([model(sequence) for sequence in sample])
 
 
-def _compare(model: Backbone, answers: torch.Tensor, expected: torch.Tensor, name: str) -> None:
-    gap = (answers.float() - expected).abs().max().item() if len(expected) else 0.0
-    if not gap <= TOLERANCE:
+def _compare(model: Backbone, outputs: torch.Tensor, expected: torch.Tensor, name: str) -> None:
+    error = (outputs.float() - expected).abs().max().item() if len(expected) else 0.0
+    if not error <= TOLERANCE:
         raise RunError(
-            f"the {name} forward is off by {gap:.2g} {model.unit} from the model's own logits: it is not safe to train"
+            f"the {name} forward differs from transformers' by {error:.2g} {model.output_unit}; training would be wrong"
         )
 
 
-def _branching(sequence: TokenSequence) -> tuple[TokenSequence, TokenSequence]:
-    """The sequence's first tokens as they are, and with the second half turned round, so that a tree has a branch.
+def _branching_pair(sequence: TokenSequence) -> tuple[TokenSequence, TokenSequence]:
+    """Return the first tokens of the sequence, and the same with the second half reversed, so that their tree branches.
 
-    The groups' own branches may lie far behind a long prompt.
+    The branches of the groups themselves may come after a long prompt.
     """
     ids = sequence.ids[:PROBE_LENGTH]
     half = len(ids) // 2
-    trained = np.arange(len(ids)) > 0
-    return TokenSequence(ids, trained), TokenSequence(np.concatenate([ids[:half], ids[half:][::-1]]), trained)
+    mask = np.arange(len(ids)) > 0
+    return TokenSequence(ids, mask), TokenSequence(np.concatenate([ids[:half], ids[half:][::-1]]), mask)

@@ -86,13 +86,14 @@ class PolicySettings(Settings):
     @model_validator(mode="after")
     def _quantized_under_adapters(self) -> PolicySettings:
         if self.quantize and self.lora is None:
-            raise ValueError("quantize: weights in 4 bits are not trained; give lora, or leave quantize out")
+            raise InputError("weights in 4 bits cannot be trained; set lora, or leave quantize out", ("quantize",))
         # SmolLM2-135M, 16 supervised steps: the held-out loss fell from 3.29 to 1.32, and rose back to 3.25 after
         # the adapters had been merged and the result quantized again.
         if self.quantize and self.lora is not None and self.lora.merge:
-            raise ValueError(
-                "quantize: the next step would round merged adapters to 4 bits, and most of them away; "
-                "set lora.adapters to 'continued' or 'stacked'"
+            raise InputError(
+                "the next step would quantize the merged adapters and lose most of what they learned; "
+                "set lora.adapters to 'continued' or 'stacked'",
+                ("quantize",),
             )
         return self
 
@@ -149,13 +150,16 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
-def choose_rating(head: HeadSettings, saved: Rating | None, *, default: Sequence[str]) -> Rating:
+def resolve_rating(head: HeadSettings, saved: Rating | None, *, default: Sequence[str]) -> Rating:
     """Return the attributes and weights from the settings, else from the saved model, else the `default` attributes."""
     names = head.attributes or (saved.names if saved else tuple(default))
     if saved is not None and names != saved.names:
-        raise InputError(f"head.attributes: this reward model rates {', '.join(saved.names)}, and not others")
+        raise InputError(
+            f"this reward model rates {', '.join(saved.names)}, not {', '.join(names)}", ("head", "attributes")
+        )
     if len(set(names)) < len(names) or not all(name.strip() for name in names):
-        raise InputError(f"head.attributes: each needs a name of its own, not {', '.join(map(repr, names))}")
+        shown = ", ".join(map(repr, names))
+        raise InputError(f"attribute names must be distinct and not empty, not {shown}", ("head", "attributes"))
     return Rating(names, attribute_weights(names, head.weights or (saved.weights if saved else None)))
 
 
@@ -166,13 +170,16 @@ def attribute_weights(names: Sequence[str], given: tuple[float, ...] | None) -> 
             return tuple(PUBLISHED_WEIGHTS[name] for name in names)
         return (1 / len(names),) * len(names)  # NeMo-Aligner's merge_attributes without weights
     if len(given) != len(names):
-        raise InputError(f"head.weights: {len(given)} weights for {len(names)} attributes ({', '.join(names)})")
+        raise InputError(f"{len(given)} weights for {len(names)} attributes ({', '.join(names)})", ("head", "weights"))
     return given
 
 
 def check_adapters(settings: PolicySettings, head: HeadSettings) -> None:
     """Reject adapter settings that a reward model does not support."""
     if settings.lora is not None and not settings.lora.merge:
-        raise InputError("policy.lora.adapters: a reward model is saved whole; leave it at 'merged', or train it apart")
+        raise InputError(
+            f"a reward model is saved with its adapters merged; set it to 'merged', not {settings.lora.adapters!r}",
+            ("policy", "lora", "adapters"),
+        )
     if settings.lora is not None and head.only:
-        raise InputError("head.only: adapters train the decoder, which then stays as it is; leave policy.lora out")
+        raise InputError("the decoder is frozen, so it cannot have adapters; leave policy.lora out", ("head", "only"))

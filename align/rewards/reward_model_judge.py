@@ -12,11 +12,13 @@ from align.data.chat import ChatEncoder
 from align.data.templates import apply_template
 from align.data.token_groups import TokenGroup
 from align.errors import InputError
-from align.models.backbone import fingerprint
-from align.models.loading import default_device, length_limit, quiet_transformers
-from align.models.probe import choose_forward, refusal
-from align.models.reward import load_reward_model, saved_rating, score_groups
+from align.models.loading.config import max_positions
+from align.models.loading.pretrained import default_device, silence_transformers
+from align.models.probe import choose_forward, tree_unsupported_reason
+from align.models.reward_model import load_rating, load_reward_model
+from align.models.reward_scoring import score_groups
 from align.models.settings import PolicySettings
+from align.models.weights import fingerprint
 from align.records import Comparison, Response
 from align.rewards.builtin_judges import RewardModelSettings
 from align.rewards.verdicts import GROUPS_AT_ONCE, Group, Verdict
@@ -38,9 +40,9 @@ class RewardModelJudge:
     """
 
     def __init__(self, settings: RewardModelSettings) -> None:
-        quiet_transformers()
+        silence_transformers()
         path, precision = settings.path, settings.precision
-        saved = saved_rating(path)
+        saved = load_rating(path)
         if saved is None:
             raise InputError(f"{path}: not a reward model (a sequence classifier); the stage reward_model makes one")
         self.rating, self.precision = saved, precision
@@ -48,7 +50,7 @@ class RewardModelJudge:
         template = apply_template(self.tokenizer)
         self.model.to(default_device())
         self.encoder = ChatEncoder(self.tokenizer)
-        self.limit = length_limit(self.model.base.config)
+        self.limit = max_positions(self.model.base.config)
         self.identity = stable_hash([fingerprint(self.model), template, saved, precision])  # of what decides a verdict
         self.forwards: dict[bool, Literal["tree", "plain"]] = {}  # by whether a group's length refuses the tree
 
@@ -81,7 +83,7 @@ class RewardModelJudge:
     def _scores(self, group: TokenGroup) -> torch.Tensor:
         """Attributes [K, A] of the responses, by the tree where the model takes it at their length."""
         sequences = group.sequences
-        refused = refusal(self.model, max(len(each.ids) for each in sequences)) is not None
+        refused = tree_unsupported_reason(self.model, max(len(each.ids) for each in sequences)) is not None
         if refused not in self.forwards:
             self.forwards[refused] = choose_forward(self.model, [sequences], "auto", precision=self.precision).name
         self.model.use_forward(self.forwards[refused])

@@ -23,8 +23,9 @@ from align.data.batching import Balance, Indices, balance, order, steps_per_epoc
 from align.data.chat import ChatEncoder
 from align.data.token_groups import TokenGroup
 from align.evaluation.task import Row, Task, TaskSize
-from align.models.loading import config_of, default_device, fresh_config, length_limit, quiet_transformers
-from align.models.tree import count_tokens, tree_batch
+from align.models.loading.config import build_config, load_config, max_positions
+from align.models.loading.pretrained import default_device, silence_transformers
+from align.models.tree.batch import count_tokens, tree_batch
 from align.records import Prompt
 from align.stages.checks import TRAINING, task_of
 from align.stages.costs import matrix_rate
@@ -62,7 +63,7 @@ TEXT_BYTES = 8  # of a token in a file of responses and in what is kept beside i
 
 def check(recipe: Recipe) -> Iterator[Estimate]:
     """An estimate of each step in turn; the first thing wrong with the recipe is raised."""
-    quiet_transformers()
+    silence_transformers()
     models, asked = _Models(recipe), dict[str, TaskSize]()
     for name, step in recipe.steps.items():
         tokenizer, config = models.of(name)
@@ -101,7 +102,7 @@ class _Models:
 
 def disk_need(recipe: Recipe) -> tuple[int, int]:
     """Bytes that the run's models will take, and those of the largest step's checkpoints while it runs."""
-    quiet_transformers()
+    silence_transformers()
     models = _Models(recipe)
     making = [name for name, step in recipe.steps.items() if MAKES[step.stage] in (POLICY, REWARD_MODEL)]
     sizes = [decoder(models.of(name)[1].to_dict()).num_weights * FP32 for name in making]
@@ -121,7 +122,7 @@ def _of_training(
     step = recipe.steps[name]
     assert isinstance(step, TrainStep | PreferenceStep | RewardStep)
     names = rating_of(recipe, name).names if isinstance(step, RewardStep) else ()
-    data = step_rows(recipe, name, tokenizer, folder, model_limit=length_limit(config), attributes=names)
+    data = step_rows(recipe, name, tokenizer, folder, model_limit=max_positions(config), attributes=names)
     settings = step.train
     num_rows = data.mixture.num_rows if data.mixture is not None else len(data.train)
     num_steps = settings.num_steps(num_rows)
@@ -289,5 +290,5 @@ def model_config(recipe: Recipe, name: str, vocab_size: int) -> PretrainedConfig
     for step in (recipe.steps[each] for each in recipe.lineage(name)):
         settings = imported(recipe, step) if isinstance(step, ImportStep) else settings
     if settings.from_config is not None:
-        return fresh_config({"vocab_size": vocab_size, **settings.from_config})
-    return config_of(str(settings.path))
+        return build_config({"vocab_size": vocab_size, **settings.from_config})
+    return load_config(str(settings.path))

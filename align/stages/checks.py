@@ -15,7 +15,7 @@ from align.errors import InputError
 from align.evaluation.task import Task
 from align.evaluation.tasks import IN_RECIPES, TASKS, pick_task
 from align.losses.table import preference_loss
-from align.models.settings import PolicySettings, check_adapters, choose_rating
+from align.models.settings import PolicySettings, check_adapters, resolve_rating
 from align.procedural import tasks
 from align.registry import pick, suggest
 from align.stages.steps import (
@@ -180,7 +180,7 @@ def _head(given: Given) -> None:
     step: RewardStep = given.step
     check_adapters(given.policy, step.head)
     if step.head.attributes is not None:
-        choose_rating(step.head, None, default=())
+        resolve_rating(step.head, None, default=())
 
 
 def _held_out_rows(given: Given) -> None:

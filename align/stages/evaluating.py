@@ -24,7 +24,8 @@ from align.evaluation.statistics import Score, interval
 from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task
 from align.inference.samples import SamplingSettings, Speed
 from align.inference.transformers_engine import LocalSettings, TransformersEngine
-from align.models.loading import default_device, length_limit, quiet_transformers
+from align.models.loading.config import max_positions
+from align.models.loading.pretrained import default_device, silence_transformers
 from align.models.policy import Policy, load_policy
 from align.models.settings import PolicySettings
 from align.registry import suggest
@@ -46,7 +47,7 @@ def evaluate_policy(context: Context) -> dict[str, Any]:
     """Return `{policy: {column: {value, low, high, n}}}` of the step's policy; write the lines of each task."""
     step = context.recipe.steps[context.name]
     assert isinstance(step, EvaluateStep)
-    quiet_transformers()
+    silence_transformers()
     processes = init_processes()
     (policy,) = step.policies
     engines = _Engines(str(context.inputs[policy]), policy)
@@ -141,7 +142,7 @@ class _Inputs:
 
     def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
         policy, tokenizer = self._loaded
-        limit, seed = length_limit(policy.base.config), self.context.recipe.seed
+        limit, seed = max_positions(policy.base.config), self.context.recipe.seed
         groups, row_counts = likelihood_rows(self._source, tokenizer, model_limit=limit, seed=seed, best=preferred_only)
         left_out = row_counts["left_out"] or "none"
         self.progress.note(f"{self.name}: {row_counts['rows']} rows read, {len(groups)} measured, {left_out} left out")

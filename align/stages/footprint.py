@@ -11,7 +11,7 @@ from align.accounting.formulas import Decoder, Sharding
 from align.accounting.memory import DEEPSPEED, PROCESS, MicroBatch, adapter_weights, training_memory
 from align.config import read_recipe
 from align.errors import InputError
-from align.models.loading import default_device
+from align.models.loading.pretrained import default_device
 from align.models.logprobs import TILE_CPU, TILE_GPU
 from align.stages.estimates import Footprint
 from align.stages.recipe import Recipe

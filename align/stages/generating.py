@@ -19,7 +19,7 @@ from align.distributed.work_split import WorkShard
 from align.errors import InputError
 from align.inference.engines import EngineSettings, make_engine
 from align.inference.samples import Sample, SamplingSettings, Speed, distinct, kept, prompt_key, resumed
-from align.models.loading import quiet_transformers
+from align.models.loading.pretrained import silence_transformers
 from align.records import Prompt
 from align.rewards.judges import judge_of, make_judge
 from align.rewards.settings import How, JudgeSettings
@@ -85,7 +85,7 @@ def generate(
     Samples and verdicts are kept beside `out` as they come: the same call goes on where an earlier one was stopped,
     and asks neither policy nor judge twice.
     """
-    quiet_transformers()
+    silence_transformers()
     processes = init_processes()
     check_out(out, [data, *policies])
     if not policies or len(set(policies)) < len(policies):

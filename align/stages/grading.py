@@ -26,7 +26,8 @@ from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task
 from align.evaluation.tasks import pick_task
 from align.inference.engines import EngineSettings, make_engine
 from align.inference.samples import SamplingSettings
-from align.models.loading import default_device, length_limit, quiet_transformers
+from align.models.loading.config import max_positions
+from align.models.loading.pretrained import default_device, silence_transformers
 from align.models.policy import Policy, load_policy
 from align.models.settings import PolicySettings
 from align.records import Comparison, Demonstration, Located
@@ -77,7 +78,7 @@ class Asked(NamedTuple):
 
 def evaluate(asked: Asked, out: Path | None, *, settings: EvaluateSettings, report: Progress) -> dict[str, Any]:
     """Return `{task, scores: {name: {value, low, high, n}}, …}` of the policy or the responses."""
-    quiet_transformers()
+    silence_transformers()
     processes = init_processes()
     task = pick_task(asked.task)
     _check_used(task, asked, out, settings)
@@ -171,7 +172,7 @@ class _Inputs:
 
     def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
         policy, tokenizer = self._loaded
-        limit = length_limit(policy.base.config)
+        limit = max_positions(policy.base.config)
         groups, row_counts = likelihood_rows(self._source, tokenizer, model_limit=limit, best=preferred_only)
         self.counts |= row_counts
         return groups

@@ -12,7 +12,8 @@ from align.accounting.formulas import Work
 from align.distributed.processes import Processes, init_processes
 from align.errors import InputError
 from align.inference.samples import Sample, Speed, prompt_key
-from align.models.loading import config_of, default_device, quiet_transformers
+from align.models.loading.config import load_config
+from align.models.loading.pretrained import default_device, silence_transformers
 from align.records import Comparison, Prompt, Record
 from align.rewards.judges import make_judge
 from align.stages.contents import content_of
@@ -31,7 +32,7 @@ def generate_groups(context: Context) -> dict[str, Any]:
     """Sample, judge, and write what can be compared; both go on where a kill came."""
     step, recipe = context.recipe.steps[context.name], context.recipe
     assert isinstance(step, GenerateStep)
-    quiet_transformers()
+    silence_transformers()
     processes = init_processes()
     account = Account()
     asked = asked_prompts(recipe, step, account.counts)
@@ -71,7 +72,7 @@ def score_groups(context: Context) -> dict[str, Any]:
     """The given responses with the judge's rewards in place of their own."""
     step, recipe = context.recipe.steps[context.name], context.recipe
     assert isinstance(step, ScoreStep)
-    quiet_transformers()
+    silence_transformers()
     processes = init_processes()
     reading, account = streamed(recipe.source(step.data), kind=Comparison, seed=recipe.seed), Account()
     asked: list[Prompt] = []
@@ -131,7 +132,7 @@ def sampling_done(folder: Path, speeds: Sequence[Speed], precision: str, more: W
     tokens = sum(speed.computed for speed in speeds) + more.tokens
     pairs = sum(speed.pairs_attended for speed in speeds) + more.attended_pairs
     targets = sum(speed.drawn for speed in speeds) + more.targets
-    size = dimensions(config_of(str(folder)))
+    size = dimensions(load_config(str(folder)))
     return Done(
         dimensions=size,
         weights=None if isinstance(size, str) else size.num_weights,

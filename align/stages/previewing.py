@@ -10,7 +10,8 @@ from rich.text import Text
 
 from align.data.preview import preview
 from align.errors import InputError
-from align.models.loading import length_limit, quiet_transformers
+from align.models.loading.config import max_positions
+from align.models.loading.pretrained import silence_transformers
 from align.stages.checking import model_config
 from align.stages.recipe import Recipe
 from align.stages.rewards import rating_of
@@ -21,14 +22,14 @@ from align.stages.training import tokenizer_of
 
 def preview_rows(recipe: Recipe, name: str, *, number: int) -> Iterator[Text]:
     """The first rows of a step as coloured tokens."""
-    quiet_transformers()
+    silence_transformers()
     step = recipe.steps[name]
     if not isinstance(step, TrainStep | PreferenceStep | RewardStep):
         raise InputError(f"step {name!r} trains on no rows; preview shows those of a training step")
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tokenizer_of(recipe, name, Path(folder))
         names = rating_of(recipe, name).names if isinstance(step, RewardStep) else ()
-        limit = length_limit(model_config(recipe, name, len(tokenizer)))
+        limit = max_positions(model_config(recipe, name, len(tokenizer)))
         cut = step_rows(recipe, name, tokenizer, Path(folder) / "cut", model_limit=limit, attributes=names)
         free = Path(folder) / "whole"
         whole = step_rows(recipe, name, tokenizer, free, model_limit=None, attributes=names, free=True)

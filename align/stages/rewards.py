@@ -17,20 +17,13 @@ from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
 from align.errors import InputError
 from align.evaluation import score
-from align.models.backbone import full
-from align.models.backbone import whole as whole_values
-from align.models.head_start import started
-from align.models.loading import length_limit, quiet_transformers
-from align.models.reward import (
-    RewardModel,
-    last_states,
-    load_reward_model,
-    save_reward_model,
-    saved_rating,
-    score_groups,
-    set_padding,
-)
-from align.models.settings import Rating, choose_rating
+from align.models.head_init import init_head
+from align.models.loading.config import max_positions
+from align.models.loading.pretrained import silence_transformers
+from align.models.reward_model import RewardModel, load_rating, load_reward_model, save_reward_model, set_pad_token
+from align.models.reward_scoring import last_hidden_states, score_groups
+from align.models.settings import Rating, resolve_rating
+from align.models.weights import full_tensor, gathered_parameters
 from align.stages.pairs import accuracy, pairs_of
 from align.stages.recipe import Recipe
 from align.stages.sources import Rows, step_rows
@@ -57,21 +50,21 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     """Train a reward model, report on the held-out rows, and write it as a plain folder."""
     recipe, step = context.recipe, context.recipe.steps[context.name]
     assert isinstance(step, RewardStep)
-    quiet_transformers()
+    silence_transformers()
     settings = policy_settings(recipe, context.name, context.inputs)
     accelerator, begun = make_accelerator(step.train, context.working), has_checkpoint(context.working)
-    rated_before = saved_rating(settings.path) is not None
+    rated_before = load_rating(settings.path) is not None
     with zero3_init(accelerator) if rated_before else nullcontext():
         model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
     apply_template(tokenizer, settings.chat_template)
-    rating, limit = model.rating, length_limit(model.base.config)
+    rating, limit = model.rating, max_positions(model.base.config)
     first = Processes(accelerator).run_on_main
     data = step_rows(
         recipe, context.name, tokenizer, context.working, model_limit=limit, attributes=rating.names, first=first
     )
     subsets = _subsets(data, step.subset)
     ends = {int(one.ids[-1]) for group in data.train for one in group.sequences}
-    set_padding(model, tokenizer, ends)
+    set_pad_token(model, tokenizer, ends)
     context.report.note(describe(data.counts, data.format))
     worth = dict(zip(rating.names, rating.weights, strict=True))
     context.report.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in worth.items())}")
@@ -86,7 +79,7 @@ def train_reward_model(context: Context) -> dict[str, Any]:
     whole = whole_copy(loop, lambda: load_reward_model(settings, step.head, default=step.default_attributes)[0])
 
     def save() -> None:
-        set_padding(whole, tokenizer, ends)
+        set_pad_token(whole, tokenizer, ends)
         save_reward_model(whole, tokenizer, context.working)
 
     loop.processes.run_on_main(save, "writing the reward model")
@@ -102,7 +95,7 @@ def train_reward_model(context: Context) -> dict[str, Any]:
 def _begin(loop: Loop, model: RewardModel, data: Rows, objective: RewardObjective) -> None:
     """Start a new head at what a linear probe of some rows to train on finds."""
     some = [data.train[index] for index in order(len(data.train), seed=loop.training_run.seed, epoch=0)[:BEGIN_WITH]]
-    states = last_states(model, some)
+    states = last_hidden_states(model, some)
     if isinstance(objective, BradleyTerryObjective):
         ends = [objective.extremes(group) for group in some]
         leads = [states_KD[end[0]] - states_KD[end[1]] for states_KD, end in zip(states, ends, strict=True) if end]
@@ -114,8 +107,8 @@ def _begin(loop: Loop, model: RewardModel, data: Rows, objective: RewardObjectiv
         label_NA = label_table([known for group in some for known in group.attributes], model.rating.names)
     heads = {id(value) for value in model.head.parameters() if value.requires_grad}
     ((name, weight),) = [(name, value) for name, value in model.named_parameters() if id(value) in heads]
-    with whole_values([weight]):
-        new = started(full(weight.detach()), states_ND, label_NA)
+    with gathered_parameters([weight]):
+        new = init_head(full_tensor(weight.detach()), states_ND, label_NA)
     loop.sharding.load_parameters({name: cast(torch.Tensor, broadcast(new))})  # the same on all ranks, to the last bit
 
 
@@ -125,10 +118,10 @@ def rating_of(recipe: Recipe, name: str) -> Rating:
     assert isinstance(step, RewardStep)
     before = recipe.policy_of(name)
     if before is None:
-        saved = saved_rating(recipe.policy.path)
+        saved = load_rating(recipe.policy.path)
     else:
         saved = rating_of(recipe, before) if isinstance(recipe.steps[before], RewardStep) else None
-    return choose_rating(step.head, saved, default=step.default_attributes)
+    return resolve_rating(step.head, saved, default=step.default_attributes)
 
 
 def _subsets(data: Rows, key: str | None) -> dict[int, str]:

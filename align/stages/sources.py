@@ -21,7 +21,7 @@ from align.data.mixing import Mixture, told
 from align.data.store import StoreWriter, TokenStore, writing_store
 from align.data.token_groups import TokenGroup
 from align.errors import InputError, one_line, within
-from align.models.tree import count_tokens
+from align.models.tree.batch import count_tokens
 from align.procedural import tasks
 from align.records import Comparison, Demonstration, Located, Prompt, Record, at_place
 from align.stages.recipe import TASKS, Recipe, SourceSettings

@@ -20,7 +20,9 @@ from align.data.tokenizer import train_tokenizer
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.models.backbone import Backbone
-from align.models.loading import length_limit, load_tokenizer, quiet_transformers
+from align.models.loading.config import max_positions
+from align.models.loading.pretrained import silence_transformers
+from align.models.loading.tokenizer import load_tokenizer
 from align.models.policy import load_policy, save_policy
 from align.models.settings import PolicySettings
 from align.procedural import tasks
@@ -54,7 +56,7 @@ def import_policy(context: Context) -> dict[str, Any]:
     """Write the recipe's policy as a plain folder; a fresh one gets a tokenizer trained on the spot if it has none."""
     step = context.recipe.steps[context.name]
     assert isinstance(step, ImportStep)
-    quiet_transformers()
+    silence_transformers()
     settings = with_tokenizer(imported(context.recipe, step), step, context.working)
     policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
@@ -93,13 +95,13 @@ def train(context: Context) -> dict[str, Any]:
     """Train the step's policy and write it as a plain folder."""
     recipe, step = context.recipe, context.recipe.steps[context.name]
     assert isinstance(step, TrainStep | PreferenceStep)
-    quiet_transformers()
+    silence_transformers()
     settings = policy_settings(recipe, context.name, context.inputs)
     accelerator = make_accelerator(step.train, context.working)
     with zero3_init(accelerator) if settings.is_plain_checkpoint else nullcontext():
         policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
-    limit = length_limit(policy.base.config)
+    limit = max_positions(policy.base.config)
     first = Processes(accelerator).run_on_main
     data = step_rows(recipe, context.name, tokenizer, context.working, model_limit=limit, first=first)
     context.report.note(describe(data.counts, data.format))

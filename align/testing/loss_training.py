@@ -12,7 +12,7 @@ from torch import Tensor
 from align.data.chat import ChatEncoder
 from align.data.token_groups import TokenGroup
 from align.models.policy import Policy
-from align.models.tree import tree_batch
+from align.models.tree.batch import tree_batch
 from align.records import Comparison
 from align.testing.tiny import tiny_policy, tiny_preferences
 from align.train.objectives import GroupBatch, group_batch, response_logps

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from align.data.templates import apply_template
 from align.data.tokenizer import train_tokenizer
 from align.errors import InputError
-from align.models.loading import load_base
+from align.models.loading.pretrained import load_base
 from align.models.policy import Policy
 from align.models.settings import PolicySettings
 from align.records import Comparison, Demonstration, Message, Response

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from align.data.store import columns_of
 from align.data.token_groups import TokenGroup, TokenSequence
-from align.models.tree import count_tokens
+from align.models.tree.batch import count_tokens
 
 ROWS = "rows"  # in a step's working folder, what is kept of its rows until it is finished
 

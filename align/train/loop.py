@@ -22,9 +22,10 @@ from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.distributed.signals import StopRequest, defer_sigterm
 from align.errors import InputError, RunError
-from align.models.backbone import Backbone, fingerprint
+from align.models.backbone import Backbone
 from align.models.probe import choose_forward
-from align.models.tree import plain_batch, tree_batch
+from align.models.tree.batch import plain_batch, tree_batch
+from align.models.weights import fingerprint
 from align.train.accelerator import make_accelerator
 from align.train.checkpoint import load_best, load_checkpoint, metrics_until, save_best, save_checkpoint
 from align.train.indexed_groups import ROWS, Groups

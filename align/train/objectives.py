@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
 from align.losses.table import preference_loss
-from align.models.tree import TokenBatch
+from align.models.tree.batch import TokenBatch
 from align.train.settings import PreferenceSettings
 
 
@@ -125,7 +125,7 @@ def by_group(values_S: Tensor, batch: GroupBatch) -> Tensor:
 
 def response_logps(policy: nn.Module, batch: GroupBatch) -> Tensor:
     """Summed log-probability of each response in nats, fp64, shape [B, K]."""
-    return by_group(batch.tokens.sums(policy(batch.tokens)), batch)
+    return by_group(batch.tokens.sum_by_sequence(policy(batch.tokens)), batch)
 
 
 class SupervisedObjective:

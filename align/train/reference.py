@@ -25,7 +25,7 @@ from align.artifacts import atomic_file, read_json, write_json
 from align.data.batching import plan_step
 from align.data.store import KEY, KEY_BYTES, mapped, sequence_key
 from align.errors import RunError
-from align.models.tree import TokenBatch, plain_batch, tree_batch
+from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
 from align.train.indexed_groups import Groups
 
 FLUSH_S = 60.0  # seconds of computing that a kill may lose
@@ -187,7 +187,7 @@ def fill(
         if not any(wanted[span].any() for span in spans):
             continue
         batch = batch.to(accelerator.device)
-        totals = batch.sums(policy(batch)).tolist()
+        totals = batch.sum_by_sequence(policy(batch)).tolist()
         own = np.concatenate([wanted[groups.span(index)] for index in members])
         for sequence, total, is_own in zip(sequences, totals, own, strict=True):
             if is_own and micro:

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import AdamW
 
 from align.errors import InputError, RunError
-from align.models.backbone import Backbone, full, whole
+from align.models.backbone import Backbone
+from align.models.weights import full_tensor, gathered_parameters
 from align.train.settings import TrainSettings
 from align.train.sharding import Part, Replicated, local
 
@@ -122,7 +123,7 @@ class Zero3(Zero12):
         """Every trained parameter in full, one after the other, on every process."""
         for name, value in self.policy.named_parameters():
             if value.requires_grad:
-                with whole([value]):
+                with gathered_parameters([value]):
                     yield name, value.detach()
 
 
@@ -172,7 +173,7 @@ class Fsdp2(Replicated):
         self._let_go()
         for name, value in self.policy.named_parameters():
             if value.requires_grad:
-                yield name, full(value.detach())
+                yield name, full_tensor(value.detach())
 
 
 def shard(accelerator: Accelerator, policy: Backbone, optimizer: AdamW, settings: TrainSettings) -> Replicated:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from align.models.backbone import Backbone, full
-from align.models.tree import TokenBatch
+from align.models.backbone import Backbone
+from align.models.tree.batch import TokenBatch
+from align.models.weights import full_tensor
 from align.train.settings import TrainSettings
 
 WEIGHT = "weight"
@@ -99,7 +100,7 @@ class Replicated:
     def step(self) -> float:
         """Norm of the gradient over all processes; weights have changed, by the clipped one, only if it is finite."""
         norm = self.accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm or math.inf)
-        total = float(full(torch.as_tensor(norm)))
+        total = float(full_tensor(torch.as_tensor(norm)))
         if math.isfinite(total):
             self.prepared.step()
         self.prepared.zero_grad()

@@ -13,7 +13,7 @@ from align.accounting.formulas import Decoder, Sharding, decoder
 from align.accounting.memory import MicroBatch, activation_bytes, adapter_weights, training_memory
 from align.data.token_groups import TokenSequence
 from align.models.policy import Policy
-from align.models.tree import plain_batch, tree_batch
+from align.models.tree.batch import plain_batch, tree_batch
 
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES = {"vocab_size": 131, "hidden_size": 96, "intermediate_size": 224, "num_hidden_layers": 3, **SPECIAL}

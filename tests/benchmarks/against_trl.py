@@ -50,7 +50,7 @@ from align.data.chat import ChatEncoder
 from align.data.formats import read
 from align.data.token_groups import TokenSequence
 from align.errors import InputError
-from align.models.loading import quiet_transformers
+from align.models.loading.pretrained import silence_transformers
 from align.models.policy import load_policy, save_policy
 from align.models.settings import PolicySettings
 from align.records import Comparison, Record, Response
@@ -88,7 +88,7 @@ def main() -> None:
 
 def write_plain(path: str, folder: Path) -> None:
     """Write the model as a folder that both sides load alike: the peer reads no GGUF file and may leave dropout on."""
-    quiet_transformers()
+    silence_transformers()
     save_policy(*load_policy(PolicySettings(path=path)), folder)
 
 

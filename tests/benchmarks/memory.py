@@ -38,7 +38,8 @@ from align.accounting.formulas import decoder
 from align.accounting.memory import MicroBatch, adapter_weights, training_memory
 from align.accounting.peak_memory import peak_memory
 from align.data.token_groups import TokenGroup, TokenSequence
-from align.models.loading import adapted, load_base, quiet_transformers
+from align.models.adapters.attach import prepare_for_training
+from align.models.loading.pretrained import load_base, silence_transformers
 from align.models.logprobs import TILE_CPU
 from align.models.policy import Policy
 from align.models.settings import LoraSettings, PolicySettings
@@ -140,10 +141,10 @@ def in_child(name: str, options: list[str], *, allocator: bool = False) -> dict[
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """Bytes that the case's steps have taken in this process, and those that the formula tells."""
-    quiet_transformers()
+    silence_transformers()
     torch.set_num_threads(1)
     before, settings = held(), case.policy(options.model)
-    policy = Policy(adapted(load_base(settings), settings, task="CAUSAL_LM")).train()
+    policy = Policy(prepare_for_training(load_base(settings), settings, task="CAUSAL_LM")).train()
     tokens = options.tokens or case.tokens
     vocab = int(policy.base.config.get_text_config().vocab_size)
     groups = list(make_groups(case, tokens, vocab))

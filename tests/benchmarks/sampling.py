@@ -39,7 +39,7 @@ from align.data.templates import apply_template
 from align.errors import InputError
 from align.inference.samples import SamplingSettings
 from align.inference.transformers_engine import DTYPES, TransformersEngine, in_precision
-from align.models.loading import quiet_transformers
+from align.models.loading.pretrained import silence_transformers
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
 from align.records import Comparison, Prompt
@@ -52,7 +52,7 @@ def main() -> None:
     options = arguments().parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(options.threads)
-    quiet_transformers()
+    silence_transformers()
     policy, tokenizer = load_policy(PolicySettings(path=options.model))
     if not tokenizer.chat_template:
         apply_template(tokenizer, "chatml")

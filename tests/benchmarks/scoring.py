@@ -32,18 +32,19 @@ from align.data.chat import ChatEncoder
 from align.data.formats import read
 from align.data.templates import apply_template
 from align.data.token_groups import TokenGroup
-from align.models.loading import quiet_transformers
+from align.models.loading.pretrained import silence_transformers
 from align.models.probe import choose_forward
-from align.models.reward import RewardModel, load_reward_model, score_groups
+from align.models.reward_model import RewardModel, load_reward_model
+from align.models.reward_scoring import score_groups
 from align.models.settings import PolicySettings
-from align.models.tree import count_tokens
+from align.models.tree.batch import count_tokens
 from align.records import Comparison, Response
 
 
 def main() -> None:
     """Score every prompt both ways and print what was measured."""
     options = arguments().parse_args()
-    quiet_transformers()
+    silence_transformers()
     torch.set_num_threads(options.threads)
     model, tokenizer = load_reward_model(PolicySettings(path=options.model))
     apply_template(tokenizer)
@@ -120,7 +121,7 @@ def as_tree(model: RewardModel, group: TokenGroup) -> Tensor:
 @torch.no_grad()
 def one_by_one(model: RewardModel, group: TokenGroup) -> Tensor:
     """The same by the forward of transformers, a response at a time."""
-    return torch.cat([model.stock(each) for each in group.sequences])
+    return torch.cat([model.forward_sequence(each) for each in group.sequences])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from align.errors import InputError, RunError
 from align.integrations import trl_checks
 from align.integrations.trl import RPOTrainer
 from align.losses.table import LOSSES, CustomLoss, preference_loss
-from align.models.tree import tree_batch
+from align.models.tree.batch import tree_batch
 from align.train.objectives import group_batch, response_logps
 
 pytestmark = [

@@ -11,12 +11,12 @@ from tiny_models import SEQUENCES, SMALL, learned, trained
 from transformers import AutoModelForCausalLM
 
 from align.errors import InputError
-from align.models.adapters import folded
-from align.models.backbone import fingerprint
-from align.models.loading import config_of
+from align.models.adapters.attach import merge_adapters
+from align.models.loading.config import load_config
 from align.models.policy import load_policy, save_policy
 from align.models.settings import LoraSettings, PolicySettings
-from align.models.tree import plain_batch, tree_batch
+from align.models.tree.batch import plain_batch, tree_batch
+from align.models.weights import fingerprint
 
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
 IDS = torch.arange(3, 20)[None]
@@ -64,7 +64,7 @@ def test_adapters_that_are_continued_enter_and_leave_a_step_bit_for_bit(base, tm
     assert torch.equal(logits(again.hf), said)
     for kind in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
         assert torch.equal(logits(kind.from_pretrained(tmp_path / "sft")), said)
-    assert config_of(str(tmp_path / "sft")).hidden_size == 32
+    assert load_config(str(tmp_path / "sft")).hidden_size == 32
     assert trained(again) == {name for name, _ in again.named_parameters() if "lora_" in name}
     assert len(trained(again)) == 28  # two matrices on seven layers of two blocks
 
@@ -182,7 +182,7 @@ OTHERS = {"rank": {"rank": 8}, "alpha": {"alpha": 8}, "targets": {"targets": ["q
 @pytest.mark.parametrize("key", OTHERS)
 def test_adapters_that_are_continued_are_not_asked_to_be_others(base, tmp_path, key):
     step(base, tmp_path / "sft", "continued", rank=4, alpha=16)
-    with pytest.raises(InputError, match=rf"policy\.lora\.{key}: 'continued' trains the adapters in .* on"):
+    with pytest.raises(InputError, match=rf"policy\.lora\.{key}: 'continued' trains the adapters in .*, whose"):
         load(tmp_path / "sft", "continued", **OTHERS[key])
     for same in ({}, {"rank": 4, "alpha": 16, "targets": "all-linear"}, {"targets": r".*_proj"}):
         policy, _ = load(tmp_path / "sft", "continued", **same)
@@ -192,7 +192,9 @@ def test_adapters_that_are_continued_are_not_asked_to_be_others(base, tmp_path, 
 @pytest.mark.parametrize("way", ["continued", "stacked"])
 def test_layers_that_are_not_there_are_refused_over_an_earlier_steps_adapters_too(base, tmp_path, way):
     step(base, tmp_path / "sft", way, rank=2, targets=["q_proj"])
-    with pytest.raises(InputError, match=r"^policy\.lora\.targets: no layer .* 'qproj'; did you mean 'q_proj'\?"):
+    with pytest.raises(
+        InputError, match=r"^policy\.lora\.targets: the model has no module 'qproj'; did you mean 'q_proj'\?"
+    ):
         load(tmp_path / "sft", way, targets=["q_proj", "qproj"])
 
 
@@ -206,7 +208,7 @@ def test_a_runs_folder_can_be_moved_as_a_whole(base, tmp_path, monkeypatch):
         shutil.move(base.parent / name, tmp_path / "run" / name)
     assert torch.equal(logits(load(tmp_path / "run" / "sft", "continued")[0].hf), said)
     shutil.move(tmp_path / "run" / "base", base)
-    with pytest.raises(InputError, match="no model can be read from"):
+    with pytest.raises(InputError, match="cannot load a model from"):
         shutil.move(tmp_path / "run" / "sft", base.parent / "gone")
         base.rename(base.parent / "other")
         try:
@@ -253,20 +255,20 @@ def on_adapters(folder):
 BROKEN = {
     "no base": (
         lambda folder: changed(folder, "adapter_config.json", lambda c: c.update(base_model_name_or_path=None)),
-        "do not say which model they lie on",
+        "do not name their base model",
     ),
-    "a base of adapters": (on_adapters, "lie on other adapters"),
-    "another kind": (of_another_kind, "only LoRA is taken"),
+    "a base of adapters": (on_adapters, "is a folder of adapters too"),
+    "another kind": (of_another_kind, "only LoRA is supported"),
     "a cut configuration": (
         lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LO'),
-        "no adapters can be read",
+        "cannot load adapters",
     ),
-    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no adapters can be read"),
-    "a matrix too few": (without_a_matrix, "lacks 1 of the adapters' weights"),
-    "a matrix too many": (with_a_matrix_more, "holds weights that its adapters have no place for"),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot load adapters"),
+    "a matrix too few": (without_a_matrix, "lacks 1 weights of its adapters"),
+    "a matrix too many": (with_a_matrix_more, "has weights that its configuration does not use"),
     "another rank": (
         lambda folder: changed(folder, "adapter_config.json", lambda c: c.update(r=5)),
-        "no adapters can be read",
+        "cannot load adapters",
     ),
 }
 
@@ -289,7 +291,7 @@ def test_what_is_no_sum_of_matrices_is_not_stacked_on(base, tmp_path):
     weights = load_file(tmp_path / "sft" / "adapter_model.safetensors")
     weights["base_model.model.model.embed_tokens.weight"] = torch.zeros(300, 32)
     save_file(weights, tmp_path / "sft" / "adapter_model.safetensors")
-    with pytest.raises(InputError, match="have modules_to_save, and nothing is stacked on that"):
+    with pytest.raises(InputError, match="adapters with modules_to_save, such as those in .*, cannot be stacked on"):
         load(tmp_path / "sft", "stacked")
     assert not load(tmp_path / "sft")[0].hf.get_input_embeddings().weight.any(), "but it is folded in"
 
@@ -299,11 +301,11 @@ def test_nothing_is_folded_into_weights_that_zero_has_shared_out(base, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(base)
     model.model.norm.weight.ds_id = 7  # DeepSpeed's mark of a weight of which this process holds a part
     with pytest.raises(InputError, match="set zero3_init_flag to false in the launch file"):
-        folded(model, str(tmp_path / "sft"))
+        merge_adapters(model, str(tmp_path / "sft"))
 
 
 @pytest.mark.parametrize("adapters", ["continued", "stacked"])
 def test_adapters_on_a_fresh_model_cannot_be_saved_alone(tokenizer_folder, adapters):
     settings = PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder), lora=lora(adapters))
-    with pytest.raises(InputError, match=r"policy\.lora\.adapters: .* import the fresh model first"):
+    with pytest.raises(InputError, match=r"policy\.lora\.adapters: .* import the randomly initialized model first"):
         load_policy(settings)

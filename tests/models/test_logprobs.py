@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from align.models import logprobs
 from align.models.logprobs import LogitTransform, token_logps
 from align.models.policy import Policy
-from align.models.tree import tree_batch
+from align.models.tree.batch import tree_batch
 
 TRANSFORMS = {
     "as they are": LogitTransform(),

@@ -8,11 +8,11 @@ from tiny_models import SEQUENCES, SMALL, TREE, perturbed, stock_logps, tiny_mod
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from align.errors import InputError
-from align.models.backbone import fingerprint
-from align.models.loading import load_tokenizer
+from align.models.loading.tokenizer import load_tokenizer
 from align.models.policy import Policy, load_policy, save_policy
 from align.models.settings import LoraSettings, PolicySettings
-from align.models.tree import plain_batch, tree_batch
+from align.models.tree.batch import plain_batch, tree_batch
+from align.models.weights import fingerprint
 
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
 IDS = torch.arange(3, 20)[None]
@@ -197,15 +197,15 @@ def with_config(**changes):
 
 
 BROKEN = {
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model can be read"),
-    "cut weights": (lambda folder: truncated(folder / "model.safetensors"), "no model can be read"),
-    "another size": (with_config(hidden_size=64), "no model can be read"),
-    "a value of the wrong kind": (with_config(hidden_size="wide"), "no model can be read"),
-    "a kind that nobody knows": (with_config(model_type="lama"), "no model can be read"),
-    "no causal model": (with_config(model_type="t5"), "no model can be read"),
-    "a configuration that is no JSON": (lambda folder: truncated(folder / "config.json"), "no model can be read"),
-    "a head that was not saved": (without_head, "lacks 1 of the model's weights, lm_head.weight"),
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer can be read"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot load a model"),
+    "cut weights": (lambda folder: truncated(folder / "model.safetensors"), "cannot load a model"),
+    "another size": (with_config(hidden_size=64), "cannot load a model"),
+    "a value of the wrong kind": (with_config(hidden_size="wide"), "cannot load a model"),
+    "a kind that nobody knows": (with_config(model_type="lama"), "cannot load a model"),
+    "no causal model": (with_config(model_type="t5"), "cannot load a model"),
+    "a configuration that is no JSON": (lambda folder: truncated(folder / "config.json"), "cannot load a model"),
+    "a head that was not saved": (without_head, "lacks 1 of the model's weights, such as lm_head.weight"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load a tokenizer"),
 }
 
 
@@ -221,7 +221,7 @@ def test_a_broken_folder_ends_in_one_line(model_folder, how, monkeypatch):
 
 
 WRONG_FRESH = {
-    "no model_type": ({"model_type": None}, "from_config.model_type: name an architecture"),
+    "no model_type": ({"model_type": None}, "from_config.model_type: a transformers architecture is required"),
     "a model_type that nobody knows": ({"model_type": "lama"}, "'lama'; did you mean 'llama'?"),
     "an unknown key": (
         {"hidden_sise": 32},
@@ -258,7 +258,7 @@ def test_a_fresh_policy_needs_a_tokenizer():
 
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(settings):
-    with pytest.raises(InputError, match="tokenizer has 259 tokens and the model 100 embeddings"):
+    with pytest.raises(InputError, match="tokenizer has 259 tokens but the model only 100 embeddings"):
         load_policy(settings(from_config=FRESH | {"vocab_size": 100}))
 
 
@@ -269,7 +269,7 @@ def test_a_path_that_is_not_there_is_named(monkeypatch):
 
 
 def test_an_adapter_on_the_lm_head_is_refused(settings):
-    with pytest.raises(InputError, match="the LM head takes no adapter"):
+    with pytest.raises(InputError, match="the LM head cannot have an adapter"):
         load_policy(settings(lora=LoraSettings(targets=["lm_head", "q_proj"])))
 
 
@@ -278,11 +278,11 @@ def test_an_adapter_on_the_lm_head_is_refused(settings):
     [
         (
             ["no_such_layer"],
-            r"policy\.lora\.targets: no layer of the model is called 'no_such_layer'; .*there are: down_",
+            r"policy\.lora\.targets: the model has no module 'no_such_layer'; .*there are: down_",
         ),
         (
             ["q_proj", "vproj"],
-            r"policy\.lora\.targets: no layer of the model is called 'vproj'; did you mean 'v_proj'\?",
+            r"policy\.lora\.targets: the model has no module 'vproj'; did you mean 'v_proj'\?",
         ),
         ("no_such_layer", "policy\\.lora\\.targets: .*no_such_layer"),
     ],

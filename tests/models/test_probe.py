@@ -8,11 +8,12 @@ from tiny_models import MORE_TREE, PLAIN, SEQUENCES, TREE, random_sequences, sto
 from transformers import AttentionInterface
 
 from align.errors import InputError, RunError
-from align.models import logprobs, probe, tree_attention
+from align.models import logprobs, probe
 from align.models.logprobs import LogitTransform
 from align.models.policy import Policy
 from align.models.probe import Forward, choose_forward
-from align.models.tree import plain_batch, tree_batch
+from align.models.tree import attention
+from align.models.tree.batch import plain_batch, tree_batch
 
 GROUPS = [token_sequences("ABCDEFG|HIJKL ABCDEFG|MNO ABCDEFG|MNP"), token_sequences("AQ|R AQ|STU")]
 FLAT = [sequence for group in GROUPS for sequence in group]
@@ -53,7 +54,7 @@ def test_what_the_tree_cannot_do_the_twin_does_exactly(kind):
 def test_where_the_tree_is_demanded_its_refusal_is_an_error(kind):
     model_type, settings, words = PLAIN[kind]
     policy = Policy(tiny_model(model_type, settings))
-    with pytest.raises(InputError, match="^policy.forward is 'tree', and ") as error:
+    with pytest.raises(InputError, match="^policy.forward: 'tree' is not supported: ") as error:
         choose_forward(policy, GROUPS, "tree")
     assert words in str(error.value)
 
@@ -113,7 +114,7 @@ def test_a_window_met_after_the_probe_is_refused_then():
 
 def to_rows_before(module, query, key, value, attention_mask, *, tree=None, scaling=None, **keywords):
     """Causal attention over the whole row: siblings see each other."""
-    tree_attention._calls["tree"] += tree is not None
+    attention._calls["tree"] += tree is not None
     groups = query.shape[1] // key.shape[1]
     key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
     output = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
@@ -121,20 +122,20 @@ def to_rows_before(module, query, key, value, attention_mask, *, tree=None, scal
 
 
 def with_another_scale(module, query, key, value, attention_mask, *, scaling=None, **keywords):
-    return tree_attention.tree_attention(module, query, key, value, attention_mask, scaling=scaling * 0.7, **keywords)
+    return attention.tree_attention(module, query, key, value, attention_mask, scaling=scaling * 0.7, **keywords)
 
 
 def wrong_in_bf16(module, query, key, value, attention_mask, **keywords):
     wrong = torch.is_autocast_enabled("cpu")
-    function = to_rows_before if wrong else tree_attention.tree_attention
+    function = to_rows_before if wrong else attention.tree_attention
     return function(module, query, key, value, attention_mask, **keywords)
 
 
 @pytest.fixture
 def registered():
     """Registers another function under the tree's name, for one test."""
-    yield lambda function: AttentionInterface.register(tree_attention.NAME, function)
-    AttentionInterface.register(tree_attention.NAME, tree_attention.tree_attention)
+    yield lambda function: AttentionInterface.register(attention.NAME, function)
+    AttentionInterface.register(attention.NAME, attention.tree_attention)
 
 
 # transformers draws weights at 0.02, where attention is nearly even and its scale hardly matters.
@@ -144,7 +145,7 @@ def registered():
 def test_a_wrong_attention_stops_the_run(wrong, spread, registered):
     registered(wrong)
     policy = Policy(tiny_model("llama", {"initializer_range": spread}))
-    with pytest.raises(RunError, match="the tree forward is off by .* nats a token"):
+    with pytest.raises(RunError, match="the tree forward differs from transformers' by .* nats per token"):
         choose_forward(policy, GROUPS, "auto")
 
 
@@ -155,7 +156,7 @@ def test_wrong_positions_stop_the_run(monkeypatch):
         return batch
 
     monkeypatch.setattr(probe, "tree_batch", by_row)
-    with pytest.raises(RunError, match="the tree forward is off by"):
+    with pytest.raises(RunError, match="the tree forward differs from transformers' by"):
         choose_forward(Policy(tiny_model("llama")), GROUPS, "auto")
 
 
@@ -169,15 +170,15 @@ def test_wrong_positions_stop_the_run(monkeypatch):
 )
 def test_a_head_that_does_something_else_to_its_logits_stops_the_run(kind, settings, believed):
     policy = Policy(tiny_model(kind, settings))
-    logprobs.install(policy.base.get_output_embeddings(), believed)
-    with pytest.raises(RunError, match="the plain forward is off by"):
+    logprobs.patch_lm_head(policy.base.get_output_embeddings(), believed)
+    with pytest.raises(RunError, match="the plain forward differs from transformers' by"):
         choose_forward(policy, GROUPS, "auto")
 
 
 def test_weights_that_are_not_numbers_stop_the_run():
     model = tiny_model("llama")
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
-    with pytest.raises(RunError, match="off by nan"):
+    with pytest.raises(RunError, match="differs from transformers' by nan"):
         choose_forward(Policy(model), GROUPS, "auto")
 
 
@@ -192,7 +193,7 @@ def test_an_attention_that_is_wrong_in_bf16_only_stops_the_run(registered):
     registered(wrong_in_bf16)
     policy = Policy(tiny_model("llama"))
     choose_forward(policy, GROUPS, "auto")
-    with pytest.raises(RunError, match="in bf16 the tree forward is off by"):
+    with pytest.raises(RunError, match="in bf16 the RMS error of the tree forward is"):
         choose_forward(policy, GROUPS, "auto", precision="bf16")
 
 

@@ -11,10 +11,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.data.tokenizer import PAD, TURN_END, TURN_START
 from align.errors import InputError
-from align.models.backbone import fingerprint
 from align.models.policy import load_policy, save_policy
 from align.models.probe import choose_forward
-from align.models.reward import load_reward_model, save_reward_model, saved_rating, score_groups, set_padding
+from align.models.reward_model import load_rating, load_reward_model, save_reward_model, set_pad_token
+from align.models.reward_scoring import score_groups
 from align.models.settings import (
     HELPSTEER,
     PUBLISHED_WEIGHTS,
@@ -22,9 +22,10 @@ from align.models.settings import (
     LoraSettings,
     PolicySettings,
     Rating,
-    choose_rating,
+    resolve_rating,
 )
-from align.models.tree import plain_batch, tree_batch
+from align.models.tree.batch import plain_batch, tree_batch
+from align.models.weights import fingerprint
 
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
 COHERE = {name: value for name, value in FRESH.items() if name != "head_dim"} | {"model_type": "cohere"}
@@ -69,7 +70,7 @@ def test_scores_in_the_tree_are_those_of_each_response_alone(tmp_path, settings,
     assert choose_forward(model, [sequences], "auto").name == "tree"
     together = said(model, sequences, "tree")
     model.use_forward("plain")
-    alone = torch.cat([model.stock(one) for one in sequences]).detach()
+    alone = torch.cat([model.forward_sequence(one) for one in sequences]).detach()
     assert together.shape == (len(sequences), 5)
     assert alone.std(dim=0).min() > 0.05  # there is something to tell apart
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
@@ -80,7 +81,7 @@ def test_scores_in_the_tree_are_those_of_each_response_alone(tmp_path, settings,
 def test_plain_transformers_gives_the_same_scores(tmp_path, settings, side):
     model, tokenizer = load_reward_model(settings(seed=3))
     sequences = ended(random_sequences(5, prompts=4, most_responses=5))
-    set_padding(model, tokenizer, {END})
+    set_pad_token(model, tokenizer, {END})
     save_reward_model(model, tokenizer, tmp_path)
     expected = said(model, sequences, "tree")
     torch.testing.assert_close(by_transformers(tmp_path, sequences, side=side), expected, rtol=0, atol=1e-5)
@@ -95,7 +96,7 @@ def test_a_response_that_ends_with_the_padding_token_is_scored_at_its_end_all_th
     model, tokenizer = load_reward_model(settings())
     tokenizer.pad_token = TURN_END  # as in SmolLM2's and many other tokenizers
     sequences = ended(SEQUENCES["shared response prefixes"])
-    set_padding(model, tokenizer, {END})
+    set_pad_token(model, tokenizer, {END})
     assert tokenizer.pad_token in (PAD, TURN_START)
     save_reward_model(model, tokenizer, tmp_path)
     expected = said(model, sequences, "tree")
@@ -108,11 +109,11 @@ def test_a_response_that_ends_with_the_padding_token_is_scored_at_its_end_all_th
 
 def test_a_padding_token_that_ends_no_response_is_kept_and_one_is_needed(settings):
     model, tokenizer = load_reward_model(settings())
-    set_padding(model, tokenizer, {END})
+    set_pad_token(model, tokenizer, {END})
     assert tokenizer.pad_token == PAD
     assert model.base.config.pad_token_id == tokenizer.pad_token_id
-    with pytest.raises(InputError, match="no special token to pad with but those that end a response"):
-        set_padding(model, tokenizer, {0, 1, 2})
+    with pytest.raises(InputError, match="padding needs a special token that does not end a response"):
+        set_pad_token(model, tokenizer, {0, 1, 2})
 
 
 def test_the_order_of_attributes_and_their_weights_survive_saving(tmp_path, settings):
@@ -120,11 +121,11 @@ def test_the_order_of_attributes_and_their_weights_survive_saving(tmp_path, sett
     model, tokenizer = load_reward_model(settings(), HeadSettings(attributes=TWELVE, weights=weights))
     with torch.no_grad():
         model.head.weight.mul_(torch.arange(12)[:, None])  # each attribute has a scale of its own
-    set_padding(model, tokenizer, {END})
+    set_pad_token(model, tokenizer, {END})
     save_reward_model(model, tokenizer, tmp_path)
     labels = AutoModelForSequenceClassification.from_pretrained(tmp_path).config.id2label
     assert [labels[place] for place in range(12)] == list(TWELVE)
-    assert saved_rating(str(tmp_path)) == Rating(TWELVE, weights)
+    assert load_rating(str(tmp_path)) == Rating(TWELVE, weights)
     again, _ = load_reward_model(PolicySettings(path=str(tmp_path)))
     assert again.rating == model.rating
     sequences = ended(SEQUENCES["a pair"])
@@ -134,29 +135,37 @@ def test_the_order_of_attributes_and_their_weights_survive_saving(tmp_path, sett
 
 def test_the_reward_is_the_published_sum_of_attributes():
     # Worked by hand: (4, 4, 4, 2, 2) is 6.28, HelpSteer2's means are 4.8648, all 4 is 6.56.
-    rating = choose_rating(HeadSettings(), None, default=HELPSTEER)
+    rating = resolve_rating(HeadSettings(), None, default=HELPSTEER)
     rows = torch.tensor([[4.0, 4, 4, 2, 2], [2.87, 2.96, 3.64, 1.70, 2.00], [4, 4, 4, 4, 4]])
     assert rating.rewards(rows) == pytest.approx([6.28, 4.8648, 6.56], abs=1e-6)
-    turned = choose_rating(HeadSettings(attributes=HELPSTEER[::-1]), None, default=())
+    turned = resolve_rating(HeadSettings(attributes=HELPSTEER[::-1]), None, default=())
     assert turned.rewards(rows.flip(1)) == pytest.approx([6.28, 4.8648, 6.56], abs=1e-6)
 
 
 def test_other_attributes_weigh_the_same_and_one_is_the_reward_itself():
-    assert choose_rating(HeadSettings(attributes=("a", "b")), None, default=()).weights == (0.5, 0.5)
-    assert choose_rating(HeadSettings(), None, default=("reward",)) == Rating(("reward",), (1.0,))
+    assert resolve_rating(HeadSettings(attributes=("a", "b")), None, default=()).weights == (0.5, 0.5)
+    assert resolve_rating(HeadSettings(), None, default=("reward",)) == Rating(("reward",), (1.0,))
     saved = Rating(("a", "b"), (3.0, 4.0))
-    assert choose_rating(HeadSettings(), saved, default=HELPSTEER) == saved
-    assert choose_rating(HeadSettings(weights=(1.0, 2.0)), saved, default=HELPSTEER).weights == (1.0, 2.0)
+    assert resolve_rating(HeadSettings(), saved, default=HELPSTEER) == saved
+    assert resolve_rating(HeadSettings(weights=(1.0, 2.0)), saved, default=HELPSTEER).weights == (1.0, 2.0)
 
 
 WRONG_HEADS = {
     "too few weights": (HeadSettings(weights=(1.0, 2.0)), None, "head.weights: 2 weights for 5 attributes"),
-    "a name twice": (HeadSettings(attributes=("a", "b", "a")), None, "head.attributes: each needs a name of its own"),
-    "an empty name": (HeadSettings(attributes=("a", " ")), None, "head.attributes: each needs a name of its own"),
+    "a name twice": (
+        HeadSettings(attributes=("a", "b", "a")),
+        None,
+        "head.attributes: attribute names must be distinct and not empty",
+    ),
+    "an empty name": (
+        HeadSettings(attributes=("a", " ")),
+        None,
+        "head.attributes: attribute names must be distinct and not empty",
+    ),
     "others than were trained": (
         HeadSettings(attributes=("b", "a")),
         Rating(("a", "b"), (1.0, 1.0)),
-        "head.attributes: this reward model rates a, b, and not others",
+        "head.attributes: this reward model rates a, b, not ",
     ),
 }
 
@@ -165,7 +174,7 @@ WRONG_HEADS = {
 def test_a_head_that_cannot_be_is_one_line(how):
     head, saved, words = WRONG_HEADS[how]
     with pytest.raises(InputError) as error:
-        choose_rating(head, saved, default=HELPSTEER)
+        resolve_rating(head, saved, default=HELPSTEER)
     assert words in str(error.value)
 
 
@@ -181,7 +190,7 @@ def test_a_new_head_on_a_policy_depends_on_the_seed_and_leaves_the_decoder_as_it
     policy.use_forward("tree")
     made[0].use_forward("tree")
     batch = tree_batch(SEQUENCES["many"])
-    assert torch.equal(policy.hidden(batch), made[0].hidden(batch))
+    assert torch.equal(policy.hidden_states(batch), made[0].hidden_states(batch))
 
 
 def test_a_head_can_be_put_on_adapters_that_were_saved_alone(tmp_path, settings):
@@ -191,7 +200,7 @@ def test_a_head_can_be_put_on_adapters_that_were_saved_alone(tmp_path, settings)
     model, _ = load_reward_model(PolicySettings(path=str(tmp_path / "adapters")))
     policy.use_forward("plain")
     batch = plain_batch(SEQUENCES["many"])
-    torch.testing.assert_close(model.hidden(batch), policy.hidden(batch), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.hidden_states(batch), policy.hidden_states(batch), rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_train_beside_the_whole_head_and_are_saved_as_one(tmp_path, settings):
@@ -206,7 +215,7 @@ def test_adapters_train_beside_the_whole_head_and_are_saved_as_one(tmp_path, set
         model.head.modules_to_save["default"].weight.mul_(2)
     sequences = ended(SEQUENCES["many"])
     expected = said(model, sequences, "tree")
-    set_padding(model, tokenizer, {END})
+    set_pad_token(model, tokenizer, {END})
     save_reward_model(model, tokenizer, tmp_path)
     torch.testing.assert_close(by_transformers(tmp_path, sequences), expected, rtol=1e-4, atol=1e-4)
     assert not (tmp_path / "adapter_config.json").exists()
@@ -218,7 +227,7 @@ def test_a_head_can_be_all_that_is_trained(settings):
     model.use_forward("tree")
     model(tree_batch(SEQUENCES["many"])).sum().backward()
     assert model.head.weight.grad.abs().min() > 0
-    with pytest.raises(InputError, match=r"head\.only: adapters train the decoder"):
+    with pytest.raises(InputError, match=r"head\.only: the decoder is frozen"):
         load_reward_model(settings(lora=LoraSettings(rank=2)), HeadSettings(only=True))
 
 
@@ -227,7 +236,7 @@ def test_groups_are_scored_alike_however_they_are_put_together(settings, budget)
     model, _ = load_reward_model(settings())
     made = [random_sequences(seed, prompts=1, most_responses=4) for seed in range(9)]
     groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
-    expected = [torch.cat([model.stock(each) for each in one]).detach() for one in made]
+    expected = [torch.cat([model.forward_sequence(each) for each in one]).detach() for one in made]
     for forward in ("tree", "plain"):
         model.use_forward(forward)
         for scores_KA, alone in zip(score_groups(model, groups, token_budget=budget), expected, strict=True):
@@ -242,7 +251,7 @@ def test_in_half_precision_the_head_alone_does_not_round(settings):
     model.use_forward("tree")
     batch = tree_batch(sequences)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        scores, hidden = model(batch), model.hidden(batch).flatten(0, 1)[batch.last_S]
+        scores, hidden = model(batch), model.hidden_states(batch).flatten(0, 1)[batch.last_S]
     assert scores.dtype == torch.float32
     exact = hidden.double() @ model.head.weight.double().T
     torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-4)
@@ -253,27 +262,27 @@ def test_another_classifier_is_a_reward_model_by_its_labels(tmp_path, tokenizer_
     torch.manual_seed(0)
     LlamaForSequenceClassification(LlamaConfig(**values, num_labels=1)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
-    assert saved_rating(str(tmp_path)) == Rating(("LABEL_0",), (1.0,))
+    assert load_rating(str(tmp_path)) == Rating(("LABEL_0",), (1.0,))
     model, _ = load_reward_model(PolicySettings(path=str(tmp_path)))
     assert said(model, SEQUENCES["a pair"], "tree").shape == (2, 1)
 
 
 def test_what_is_no_reward_model_is_known_as_none_and_a_reward_model_as_no_policy(tmp_path, settings):
     save_policy(*load_policy(settings()), tmp_path / "policy")
-    assert saved_rating(str(tmp_path / "policy")) is None
-    assert saved_rating(None) is None
+    assert load_rating(str(tmp_path / "policy")) is None
+    assert load_rating(None) is None
     fresh = FRESH | {"tie_word_embeddings": True}  # a language model of it would lack no weight
     model, tokenizer = load_reward_model(settings(from_config=fresh))
-    set_padding(model, tokenizer, {END})
+    set_pad_token(model, tokenizer, {END})
     save_reward_model(model, tokenizer, tmp_path / "reward")
-    with pytest.raises(InputError, match="holds a reward model, which is no policy"):
+    with pytest.raises(InputError, match="is a reward model, not a policy"):
         load_policy(PolicySettings(path=str(tmp_path / "reward")))
 
 
 WRONG = {
     "an architecture without a classifier": (
         {"from_config": COHERE},
-        "makes no sequence classifier of CohereForCausalLM",
+        "has no sequence classifier for CohereForCausalLM",
     ),
     "adapters that are to be saved alone": ({"lora": LoraSettings(adapters="stacked")}, "policy.lora.adapters"),
     "adapters for layers that are not there": ({"lora": LoraSettings(targets=["nowhere"])}, "policy.lora.targets"),

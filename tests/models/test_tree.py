@@ -16,10 +16,10 @@ from tiny_models import (
     token_sequences,
 )
 
-from align.models import tree_attention
-from align.models.loading import without_dropout
+from align.models.loading.config import disable_dropout
 from align.models.policy import Policy
-from align.models.tree import count_tokens, plain_batch, tree_batch
+from align.models.tree import attention
+from align.models.tree.batch import count_tokens, plain_batch, tree_batch
 
 DEVICES = [
     "cpu",
@@ -109,7 +109,7 @@ def test_tree_and_twin_are_the_stock_model_in_other_architectures(kind, nothing_
 def test_gradient_checkpointing_changes_no_gradient(kind):
     sequences = SEQUENCES["13 responses"]
     model = tiny_model(*TREE[kind])
-    without_dropout(model.config)
+    disable_dropout(model.config)
     expected = run(Policy(eager_copy(model)), "tree", sequences)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(model)
@@ -117,9 +117,9 @@ def test_gradient_checkpointing_changes_no_gradient(kind):
     for module in policy.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    before = tree_attention.calls()
+    before = attention.call_count()
     assert_same(run(policy, "tree", sequences), expected, TOLERANCE[torch.float32])
-    assert tree_attention.calls() - before == 2 * model.config.num_hidden_layers, "each layer runs forward twice"
+    assert attention.call_count() - before == 2 * model.config.num_hidden_layers, "each layer runs forward twice"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

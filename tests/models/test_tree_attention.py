@@ -10,15 +10,10 @@ from tiny_models import SEQUENCES
 from torch.nn.attention.varlen import varlen_attn
 
 from align.errors import InputError
-from align.models import tree_attention as module_of_attention
-from align.models.tree import tree_batch
-from align.models.tree_attention import (
-    BlockAttention,
-    dense_attention,
-    matrix_attention,
-    tree_attention,
-    varlen_attention,
-)
+from align.models.tree import attention
+from align.models.tree.attention import tree_attention
+from align.models.tree.batch import tree_batch
+from align.models.tree.kernels import BlockAttention, dense_attention, span_attention, varlen_attention
 
 HEADS = [(1, 1), (4, 4), (4, 2), (6, 1)]  # query heads, key heads
 WIDTHS = [4, 7, 16]
@@ -112,7 +107,7 @@ def test_blocks_and_matrices_are_one_softmax_a_row(sequences, dtype, tolerance):
         scale = width**-0.5
         expected = with_gradients(row_by_row, inputs, batch, scale)
         blocks = with_gradients(BlockAttention.apply, inputs, batch.layout, scale)
-        matrices = with_gradients(matrix_attention, inputs, batch.layout, scale, None)
+        matrices = with_gradients(span_attention, inputs, batch.layout, scale, None)
         one_matrix = with_gradients(dense_attention, inputs, batch.layout, scale, None)
         for found in (blocks, matrices, one_matrix):
             assert max(largest_errors(found, expected)) <= tolerance
@@ -131,19 +126,17 @@ def test_soft_capped_scores_and_narrow_values_are_one_softmax_a_row(softcap):
     assert max(largest_errors(found, expected) + largest_errors(one_matrix, expected)) <= 1e-10
 
 
-@pytest.mark.parametrize(("below", "way"), [(0, "dense_attention"), (1, "matrix_attention")])
+@pytest.mark.parametrize(("below", "way"), [(0, "dense_attention"), (1, "span_attention")])
 def test_off_the_cpu_small_layouts_take_one_matrix_and_larger_ones_one_a_span(monkeypatch, below, way):
     batch = tree_batch(SEQUENCES["13 responses"])
     heads = [each.to("meta") for each in random_heads((4, 2), 8, batch.num_tokens)]
-    monkeypatch.setattr(module_of_attention, "_ready", lambda each: each)  # torch knows no autocast on `meta`
+    monkeypatch.setattr(attention, "_kernel_input", lambda each: each)  # torch knows no autocast on `meta`
     taken = []
-    for name in ("dense_attention", "matrix_attention"):
-        made = getattr(module_of_attention, name)
-        monkeypatch.setattr(
-            module_of_attention, name, lambda *given, name=name, made=made: taken.append(name) or made(*given)
-        )
+    for name in ("dense_attention", "span_attention"):
+        made = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *given, name=name, made=made: taken.append(name) or made(*given))
     rows = batch.num_tokens
-    monkeypatch.setattr(module_of_attention, "DENSE_SCORES", 4 * rows**2 - below)
+    monkeypatch.setattr(attention, "DENSE_SCORES", 4 * rows**2 - below)
     layout = batch.layout.to(torch.device("meta"))
     found, _ = tree_attention(torch.nn.Module(), *heads, None, tree=layout)
     assert (taken, found.shape) == ([way], (1, rows, 4, 8))
@@ -238,7 +231,7 @@ def test_what_changes_nothing_is_let_through(keywords):
 
 def test_without_a_layout_the_error_says_what_to_set():
     query, key, value = random_heads((1, 1), 8, 3)
-    with pytest.raises(InputError, match="Linear does not hand .* policy.forward to 'plain'"):
+    with pytest.raises(InputError, match="policy.forward: Linear does not pass .* use 'plain'"):
         tree_attention(torch.nn.Linear(1, 1), query, key, value, None)
 
 

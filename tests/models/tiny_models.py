@@ -95,16 +95,16 @@ MORE_TREE = {
 }
 # What only the plain twin takes: name -> (model type, settings, words of the reason)
 PLAIN = {
-    "bloom": ("bloom", {"n_layer": 2, "n_head": 4}, "computes attention by itself"),
-    "falcon": ("falcon", {"head_dim": None}, "computes attention by itself"),
+    "bloom": ("bloom", {"n_layer": 2, "n_head": 4}, "does not support custom attention implementations"),
+    "falcon": ("falcon", {"head_dim": None}, "does not support custom attention implementations"),
     "gpt_neo": (
         "gpt_neo",
         {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4},
-        "computes attention by itself",
+        "does not support custom attention implementations",
     ),
-    "mamba": ("mamba", {"state_size": 4}, "computes attention by itself"),
-    "stablelm": ("stablelm", {}, "computes attention by itself"),
-    "nemotron": ("nemotron", {}, "does not hand forward keywords"),
+    "mamba": ("mamba", {"state_size": 4}, "does not support custom attention implementations"),
+    "stablelm": ("stablelm", {}, "does not support custom attention implementations"),
+    "nemotron": ("nemotron", {}, "does not pass forward keywords"),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, "has conv, which"),
     "recurrent_gemma": (
         "recurrent_gemma",
@@ -122,7 +122,7 @@ PLAIN = {
             "linear_value_head_dim": 8,
             "shared_expert_intermediate_size": 16,
         },
-        "computes attention by itself",
+        "does not support custom attention implementations",
     ),
     "minimax": (
         "minimax",
@@ -139,7 +139,7 @@ PLAIN = {
         {"num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 4},
         "chunked_attention",
     ),
-    "diffllama": ("diffllama", {}, "2 layers called the tree's attention 4 times"),
+    "diffllama": ("diffllama", {}, "2 layers called tree attention 4 times"),
     "gpt_oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64}, "s_aux"),
     "mistral": ("mistral", {"sliding_window": 5}, "sliding window of 5"),
     "gemma2": ("gemma2", {"sliding_window": 5, "attn_logit_softcapping": 5.0}, "sliding window of 5"),
@@ -148,7 +148,7 @@ PLAIN = {
 if Version(transformers.__version__) >= Version("5.24"):
     MORE_TREE["gptj"] = ("gptj", GPT | {"rotary_dim": 4})
 else:
-    PLAIN["gptj"] = ("gptj", GPT | {"rotary_dim": 4}, "computes attention by itself")
+    PLAIN["gptj"] = ("gptj", GPT | {"rotary_dim": 4}, "does not support custom attention implementations")
 
 
 def tiny_model(kind, settings=None, *, seed=0):

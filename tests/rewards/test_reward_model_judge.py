@@ -6,7 +6,7 @@ import torch
 from align.data.tokenizer import train_tokenizer
 from align.errors import InputError
 from align.models.policy import load_policy, save_policy
-from align.models.reward import load_reward_model, save_reward_model, set_padding
+from align.models.reward_model import load_reward_model, save_reward_model, set_pad_token
 from align.models.settings import HeadSettings, PolicySettings
 from align.records import Message, Prompt
 from align.rewards.reward_model_judge import GROUPS_AT_ONCE, reward_model_judge
@@ -35,7 +35,7 @@ def folders(tmp_path_factory):
     train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(root / "tokenizer")
     settings = PolicySettings(from_config=FRESH, tokenizer=str(root / "tokenizer"))
     model, tokenizer = load_reward_model(settings, HeadSettings(attributes=NAMES, weights=WEIGHTS))
-    set_padding(model, tokenizer, {1})
+    set_pad_token(model, tokenizer, {1})
     save_reward_model(model, tokenizer, root / "reward")
     save_policy(*load_policy(settings), root / "policy")
     return root
@@ -90,7 +90,7 @@ def test_a_window_that_some_groups_do_not_fit_changes_nothing_for_the_others(fol
         tokenizer=str(folders / "tokenizer"),
     )
     model, tokenizer = load_reward_model(settings, HeadSettings(attributes=NAMES, weights=WEIGHTS))
-    set_padding(model, tokenizer, {1})
+    set_pad_token(model, tokenizer, {1})
     save_reward_model(model, tokenizer, tmp_path / "windowed")
     groups = [(prompt("word " * (1 + number % 4)), [f"{number} a", f"{number} b"]) for number in range(12)]
     judge = reward_model_judge(str(tmp_path / "windowed"))

@@ -5,7 +5,7 @@ from statistics import mean
 import pytest
 
 from align.data.batching import plan_step
-from align.models.tree import count_tokens
+from align.models.tree.batch import count_tokens
 from align.stages.checking import check
 from align.stages.recipe import load_recipe
 from align.stages.sources import step_rows

@@ -13,7 +13,7 @@ from test_cli import ROOT, align
 from align.data.formats import read, write
 from align.data.tokenizer import train_tokenizer
 from align.models.policy import load_policy, save_policy
-from align.models.reward import load_reward_model, save_reward_model, set_padding
+from align.models.reward_model import load_reward_model, save_reward_model, set_pad_token
 from align.models.settings import HeadSettings, PolicySettings
 from align.records import Comparison, Demonstration, Message, Response
 
@@ -42,7 +42,7 @@ def models(tmp_path_factory):
         settings = PolicySettings(from_config=FRESH, tokenizer=str(root / "tokenizer"), seed=seed)
         head = HeadSettings(attributes=("good", "long"), weights=(2.0, -1.0))
         model, tokenizer = load_reward_model(settings, head)
-        set_padding(model, tokenizer, {1})
+        set_pad_token(model, tokenizer, {1})
         save_reward_model(model, tokenizer, root / f"reward{seed}")
         save_policy(*load_policy(settings), root / "policy")
     return root

@@ -4,7 +4,7 @@ import pytest
 from tiny_training import comparisons, demonstrations, group
 
 from align.data.store import TokenStore, writing_store
-from align.models.tree import count_tokens
+from align.models.tree.batch import count_tokens
 from align.train.indexed_groups import Groups
 
 

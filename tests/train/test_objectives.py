@@ -8,7 +8,7 @@ from tiny_training import VOCABULARY, comparisons, group, preference, supervised
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
 from align.losses.table import LOSSES
-from align.models.tree import plain_batch, tree_batch
+from align.models.tree.batch import plain_batch, tree_batch
 from align.train.objectives import group_batch
 
 

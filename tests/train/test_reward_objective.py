@@ -9,7 +9,7 @@ import torch
 from tiny_rewards import NAMES, WEIGHTS, classifier, model, rated
 from tiny_training import Recorder, comparisons, gap, group, loop, metrics, weights
 
-from align.models.tree import plain_batch, tree_batch
+from align.models.tree.batch import plain_batch, tree_batch
 from align.train.objectives import group_batch
 from align.train.reward_objective import reward_objective
 
@@ -202,7 +202,7 @@ def test_the_head_learns_at_its_own_rate(tmp_path):
 def test_a_head_that_learns_alone_learns_as_beside_the_decoder_which_stays(tmp_path):
     changes = {"max_steps": 1, "max_grad_norm": 0.0}  # the norm would be that of fewer gradients
     made, start = model(), weights(model())
-    made.keep_decoder()
+    made.freeze_decoder()
     _, alone = run(tmp_path / "alone", "regression", RUNS["regression"], made=made, **changes)
     _, beside = run(tmp_path / "beside", "regression", RUNS["regression"], **changes)
     torch.testing.assert_close(alone["score.weight"], beside["score.weight"], rtol=0, atol=1e-7)

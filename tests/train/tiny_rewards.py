@@ -7,7 +7,7 @@ import torch
 from tiny_training import VOCABULARY, comparisons
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from align.models.reward import RewardModel
+from align.models.reward_model import RewardModel
 from align.models.settings import Rating
 
 NAMES = ("clear", "true", "long")

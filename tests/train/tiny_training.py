@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.data.token_groups import TokenGroup, TokenSequence
-from align.models.backbone import full, whole
 from align.models.policy import Policy
+from align.models.weights import full_tensor, gathered_parameters
 from align.train.loop import Loop
 from align.train.objectives import PreferenceObjective, SupervisedObjective
 from align.train.settings import PreferenceSettings, TrainSettings
@@ -160,8 +160,8 @@ def weights(trained):
     """A copy of all weights by name, in full however they lie over processes."""
     found = {}
     for name, value in trained.hf.state_dict(keep_vars=True).items():
-        with whole([value]):
-            found[name] = full(value.detach()).to("cpu", copy=True)
+        with gathered_parameters([value]):
+            found[name] = full_tensor(value.detach()).to("cpu", copy=True)
     return found
 
 

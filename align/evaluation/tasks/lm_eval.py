@@ -48,7 +48,7 @@ def harness(
         from lm_eval.tasks import TaskManager  # noqa: PLC0415
     except ImportError as error:
         raise InputError('lm-evaluation-harness is not installed: pip install "align[harness]"') from error
-    from align.models.loading import default_device  # noqa: PLC0415 - imports torch
+    from align.models.loading.pretrained import default_device  # noqa: PLC0415 - imports torch
 
     manager: Any = TaskManager(include_path=str(folder) if folder else None)
     if unknown := [name for name in names if not manager.match_tasks([name])]:

@@ -12,11 +12,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from align.errors import InputError
-from align.models import quantized
-from align.models.backbone import fingerprint
+from align.models.loading import quantization
 from align.models.policy import load_policy, save_policy
 from align.models.settings import LoraSettings, PolicySettings
-from align.models.tree import plain_batch, tree_batch
+from align.models.tree.batch import plain_batch, tree_batch
+from align.models.weights import fingerprint
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (align[qlora])"
@@ -172,19 +172,19 @@ def test_folded_into_weights_that_were_never_quantised_it_would_be_another_polic
 @needs_bitsandbytes
 def test_no_one_else_folds_adapters_into_four_bits(base, tmp_path):
     policy, tokenizer = load(base)
-    with pytest.raises(InputError, match=r"policy\.quantize: adapters on weights in 4 bits are saved alone"):
+    with pytest.raises(InputError, match=r"policy\.quantize: adapters cannot be merged into weights in 4 bits"):
         save_policy(policy, tokenizer, tmp_path)
 
 
 @needs_bitsandbytes
 def test_the_settings_say_how_the_weights_under_a_folders_adapters_are_quantised(base, tmp_path):
-    for name, quantize in (("four", "nf4"), ("full", None)):
+    for name, quantize in (("four", "nf4"), ("full_tensor", None)):
         policy, tokenizer = load(base, quantize=quantize)
         save_policy(policy, tokenizer, tmp_path / name, merge=False)
-    with pytest.raises(InputError, match=r"policy\.quantize is left out, and .* trained on weights in nf4"):
+    with pytest.raises(InputError, match=r"policy\.quantize: .* trained on a base in nf4; set it to nf4"):
         load(tmp_path / "four", quantize=None)
-    with pytest.raises(InputError, match=r"policy\.quantize is nf4, and .* trained on weights that were not quantised"):
-        load(tmp_path / "full")
+    with pytest.raises(InputError, match=r"policy\.quantize: .* trained on a base in full precision; leave it out"):
+        load(tmp_path / "full_tensor")
     policy, _ = load(tmp_path / "four", "merged", quantize=None)  # new adapters on the folded ones
     assert {value.dtype for value in policy.parameters()} == {torch.float32}
 
@@ -194,7 +194,9 @@ def test_what_is_quantised_already_is_refused(base, tmp_path):
     load(base)[0].hf.unload().save_pretrained(tmp_path / "four")
     load_policy(PolicySettings(path=str(base)))[1].save_pretrained(tmp_path / "four")
     for adapters, quantize in ((None, None), ("stacked", "nf4"), ("merged", None)):
-        with pytest.raises(InputError, match="are quantised, and not by policy.quantize; give the model"):
+        with pytest.raises(
+            InputError, match="are already quantized; give the model in full precision and set policy.quantize"
+        ):
             load(tmp_path / "four", adapters, quantize=quantize)
 
 
@@ -203,7 +205,7 @@ def test_what_is_quantised_already_is_refused(base, tmp_path):
 def test_widths_that_bitsandbytes_reads_wrongly_are_refused(tmp_path, tokenizer_folder):
     fresh = WIDE | {"intermediate_size": 96}
     save_policy(*load_policy(PolicySettings(from_config=fresh, tokenizer=str(tokenizer_folder))), tmp_path)
-    with pytest.raises(InputError, match="reads layers of 96 inputs wrongly"):
+    with pytest.raises(InputError, match="has layers of 96"):
         load(tmp_path)
 
 
@@ -211,37 +213,37 @@ def test_widths_that_bitsandbytes_reads_wrongly_are_refused(tmp_path, tokenizer_
 def test_layers_that_are_turned_round_are_refused(tmp_path, tokenizer_folder):
     fresh = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300}
     save_policy(*load_policy(PolicySettings(from_config=fresh, tokenizer=str(tokenizer_folder))), tmp_path)
-    with pytest.raises(InputError, match="is made of Conv1D layers, as GPT-2 is"):
+    with pytest.raises(InputError, match="has Conv1D layers \\(as GPT-2\\)"):
         load(tmp_path)
 
 
 def test_without_bitsandbytes_the_extra_is_named(base, monkeypatch):
-    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^policy\.quantize: bitsandbytes is not installed; .*align\[qlora\]"):
         load(base)
 
 
 LAUNCHES = {
     "weights shared out as they are read": (
-        lambda patch: patch.setattr(quantized, "is_deepspeed_zero3_enabled", lambda: True),
+        lambda patch: patch.setattr(quantization, "is_deepspeed_zero3_enabled", lambda: True),
         "set zero3_init_flag to false",
     ),
-    "FSDP": (lambda patch: patch.setenv("ACCELERATE_USE_FSDP", "true"), "FSDP cuts no weights in 4 bits"),
+    "FSDP": (lambda patch: patch.setenv("ACCELERATE_USE_FSDP", "true"), "FSDP does not shard weights in 4 bits"),
 }
 
 
 @pytest.mark.parametrize("how", LAUNCHES)
 def test_a_launch_that_cannot_have_four_bits_is_refused(base, monkeypatch, how):
     change, words = LAUNCHES[how]
-    monkeypatch.setattr(quantized, "find_spec", lambda name: "there")
+    monkeypatch.setattr(quantization, "find_spec", lambda name: "there")
     change(monkeypatch)
     with pytest.raises(InputError, match=rf"^policy\.quantize: .*{words}"):
         load(base)
 
 
 WITHOUT = {
-    "no adapters": ({}, "weights in 4 bits are not trained; give lora"),
-    "merged adapters": ({"lora": LoraSettings()}, "the next step would round merged adapters to 4 bits"),
+    "no adapters": ({}, "weights in 4 bits cannot be trained; set lora"),
+    "merged adapters": ({"lora": LoraSettings()}, "the next step would quantize the merged adapters"),
 }
 
 
@@ -254,7 +256,7 @@ def test_four_bits_need_adapters_that_stay_apart(how):
 
 def test_only_a_model_that_is_read_in_full_is_quantised(tmp_path):
     lora = LoraSettings(adapters="stacked")
-    with pytest.raises(InputError, match=r"policy\.quantize: only a model that is read is quantised"):
+    with pytest.raises(InputError, match=r"policy\.quantize: a randomly initialized model cannot be quantized"):
         load_policy(PolicySettings(from_config=WIDE, quantize="nf4", lora=lora))
-    with pytest.raises(InputError, match=r"policy\.quantize: gguf:.* is quantised in its own way"):
+    with pytest.raises(InputError, match=r"policy\.quantize: gguf:.* is already quantized"):
         load_policy(PolicySettings(path=f"gguf:{tmp_path}/model.gguf", quantize="nf4", lora=lora))

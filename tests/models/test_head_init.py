@@ -7,8 +7,9 @@ import torch
 from tiny_models import SMALL, random_sequences
 
 from align.data.token_groups import TokenGroup
-from align.models.head_start import PENALTIES, regression, ridge, started
-from align.models.reward import last_states, load_reward_model, score_groups
+from align.models.head_init import PENALTIES, fit_attribute, init_head, ridge_regression
+from align.models.reward_model import load_reward_model
+from align.models.reward_scoring import last_hidden_states, score_groups
 from align.models.settings import LoraSettings, PolicySettings
 
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
@@ -43,13 +44,13 @@ def test_the_penalty_is_that_of_the_least_error_on_rows_left_out(number, width, 
     scale = torch.linalg.svdvals(states).square().mean()
     penalty = min(PENALTIES * scale, key=lambda each: left_out_error(states, labels, each))
     torch.testing.assert_close(
-        ridge(states, labels), by_normal_equations(states, labels, penalty), rtol=1e-6, atol=1e-8
+        ridge_regression(states, labels), by_normal_equations(states, labels, penalty), rtol=1e-6, atol=1e-8
     )
 
 
 def test_labels_without_noise_are_met_exactly():
     states, labels = drawn(40, 6, noise=0.0)
-    torch.testing.assert_close(states @ ridge(states, labels), labels, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(states @ ridge_regression(states, labels), labels, rtol=1e-4, atol=1e-3)
 
 
 def test_labels_that_nothing_tells_cost_little_more_than_by_the_mean_predictor():
@@ -60,7 +61,10 @@ def test_labels_that_nothing_tells_cost_little_more_than_by_the_mean_predictor()
     for _ in range(20):
         states = common + spread * torch.randn(120, 40, generator=draw, dtype=torch.float64)
         labels = 4.5 + 0.4 * torch.randn(120, generator=draw, dtype=torch.float64)
-        fits = {"to the mean": regression(states[:60], labels[:60]), "to 0": ridge(states[:60], labels[:60])}
+        fits = {
+            "to the mean": fit_attribute(states[:60], labels[:60]),
+            "to 0": ridge_regression(states[:60], labels[:60]),
+        }
         said = {name: states[60:] @ weights for name, weights in fits.items()} | {"mean": labels[:60].mean()}
         for name, predicted in said.items():
             lost[name] += (labels[60:] - predicted).square().mean().item()
@@ -76,13 +80,13 @@ def test_a_head_starts_at_the_regression_of_its_known_labels(tokenizer_folder, l
     groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
     model.use_forward("tree")
     before = torch.cat(score_groups(model, groups))
-    states = torch.cat(last_states(model, groups))
+    states = torch.cat(last_hidden_states(model, groups))
     labels = torch.full((len(states), 5), math.nan, dtype=torch.float64)
     labels[:, 0] = 4.0
     labels[::2, 1] = states[::2, 0].double()
     labels[3, 2] = 2.0
     (weight,) = (value for value in model.head.parameters() if value.requires_grad)
-    new = started(weight, states, labels)
+    new = init_head(weight, states, labels)
     assert not torch.equal(new, weight)
     with torch.no_grad():
         weight.copy_(new)
@@ -97,6 +101,6 @@ def test_states_are_what_the_head_sees(tokenizer_folder):
     model, _ = load_reward_model(PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder)))
     made = [random_sequences(seed, prompts=1, most_responses=4) for seed in range(7)]
     groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
-    states, scores = last_states(model, groups, token_budget=30), score_groups(model, groups)
+    states, scores = last_hidden_states(model, groups, token_budget=30), score_groups(model, groups)
     for states_KD, scores_KA in zip(states, scores, strict=True):
         torch.testing.assert_close(states_KD @ model.head.weight.T, scores_KA, rtol=1e-4, atol=1e-5)

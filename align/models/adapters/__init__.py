@@ -1,0 +1,1 @@
+"""Low-rank adapters: attaching them to a model, and their folders."""

@@ -1,0 +1,1 @@
+"""Loading of configurations, weights and tokenizers from Hub IDs, folders and GGUF files."""

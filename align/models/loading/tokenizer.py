@@ -1,0 +1,36 @@
+"""Tokenizers of policies and reward models."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from align.errors import InputError
+from align.models.loading.config import gguf_file
+from align.models.loading.errors import loading
+from align.models.settings import GGUF, PolicySettings
+
+
+def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the settings without loading the model."""
+    source = settings.tokenizer or settings.path
+    if source is None:
+        raise InputError("required with from_config: a folder or a Hub ID", ("policy", "tokenizer"))
+    with loading("a tokenizer", source, "policy"):
+        if source.startswith(GGUF):
+            file = gguf_file(source)
+            return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
+def load_tokenizer_for(model: PreTrainedModel, settings: PolicySettings) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the settings; raise `InputError` if the model has fewer embeddings than it has tokens."""
+    tokenizer = load_tokenizer(settings)
+    num_embeddings = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if len(tokenizer) > num_embeddings:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model only {num_embeddings} embeddings", ("policy",)
+        )
+    return tokenizer

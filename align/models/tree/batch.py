@@ -1,0 +1,147 @@
+"""Batches of token sequences: merged into a token trie (tree), or padded (plain).
+
+In a tree batch every distinct (prefix, token) is one row and is computed once.
+Shape legend: S sequences, T rows of a tree, N targets, R x L rows of a model input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.accounting.formulas import Work
+from align.data.token_groups import TokenSequence, common_prefix
+from align.models.tree.layout import TreeLayout, tree_layout
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """A model input and its targets: one row [1, T] with a layout (tree), or padded rows [S, L] with a mask (plain)."""
+
+    input_ids: Tensor  # int64 [R, L]
+    position_ids: Tensor  # int64 [R, L]
+    attention_mask: Tensor | None  # int64 [R, L]; None for a tree
+    layout: TreeLayout | None  # None for a padded batch
+    rows_N: Tensor  # position, in the flattened [R * L], of the hidden state that predicts each target
+    targets_N: Tensor  # token id of each target
+    sequence_N: Tensor  # index of the sequence of each target
+    last_S: Tensor  # position, in the flattened [R * L], of each sequence's last token
+    num_sequences: int
+    num_tokens: int  # tokens computed, without padding
+
+    def work(self) -> Work:
+        """Return the work of a forward pass without padding: tokens, attended pairs and targets."""
+        attended = self.position_ids + 1
+        if self.attention_mask is not None:
+            attended = attended * self.attention_mask
+        return Work(self.num_tokens, int(attended.sum()), len(self.targets_N))
+
+    def sum_by_sequence(self, logps_N: Tensor) -> Tensor:
+        """Return the sum over the targets of each sequence in fp64, shape [S]."""
+        sums_S = torch.zeros(self.num_sequences, dtype=torch.float64, device=logps_N.device)
+        return sums_S.index_add(0, self.sequence_N, logps_N.double())
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """Return the batch with its tensors on `device`."""
+        names = ("input_ids", "position_ids", "rows_N", "targets_N", "sequence_N", "last_S")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        mask = self.attention_mask.to(device) if self.attention_mask is not None else None
+        layout = self.layout.to(device) if self.layout is not None else None
+        return replace(self, attention_mask=mask, layout=layout, **moved)
+
+
+def tree_batch(sequences: Sequence[TokenSequence]) -> TokenBatch:
+    """Merge sequences into one token trie, in depth-first order in one row [1, T].
+
+    Sequences that share a prefix, such as the responses to one prompt, share its rows. A model takes the batch after
+    `use_forward("tree")`.
+
+    >>> import numpy as np
+    >>> from align.data.chat import TokenSequence
+    >>> mask = np.array([False, False, True])
+    >>> batch = tree_batch([TokenSequence(np.array([5, 6, last], np.int32), mask) for last in (7, 8)])
+    >>> batch.input_ids.tolist(), batch.position_ids.tolist()
+    ([[5, 6, 7, 8]], [[0, 1, 2, 2]])
+    >>> batch.rows_N.tolist(), batch.targets_N.tolist(), batch.sequence_N.tolist()
+    ([1, 1], [7, 8], [0, 1])
+    """
+    # In sorted order a sequence shares its longest common prefix with the sequence right before it
+    order = sorted(range(len(sequences)), key=lambda index: _sort_key(sequences[index]))
+    tokens: list[np.ndarray] = []
+    depths: list[np.ndarray] = []
+    parents: list[np.ndarray] = []
+    paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
+    previous_ids, path, num_rows = np.empty(0, np.int32), np.empty(0, np.int64), 0
+    for index in order:
+        ids = sequences[index].ids
+        shared = common_prefix(previous_ids, ids)
+        new = np.arange(num_rows, num_rows + len(ids) - shared)
+        path = np.concatenate([path[:shared], new])
+        tokens.append(ids[shared:])
+        depths.append(np.arange(shared, len(ids)))
+        parents.append(np.concatenate([[-1], path])[shared : len(ids)])
+        paths[index] = path
+        previous_ids, num_rows = ids, num_rows + len(new)
+    return TokenBatch(
+        input_ids=_row(np.concatenate(tokens)),
+        position_ids=_row(np.concatenate(depths)),
+        attention_mask=None,
+        layout=tree_layout(np.concatenate(parents), max_depth=max(len(path) for path in paths)),
+        num_sequences=len(sequences),
+        num_tokens=num_rows,
+        **_targets(sequences, paths),
+    )
+
+
+def plain_batch(sequences: Sequence[TokenSequence]) -> TokenBatch:
+    """Pad sequences on the right, one in each row, [S, L]; a model takes the batch after `use_forward("plain")`."""
+    lengths = [len(sequence.ids) for sequence in sequences]
+    ids = np.zeros((len(sequences), max(lengths)), np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : lengths[row]] = sequence.ids
+        mask[row, : lengths[row]] = 1
+    paths = [np.arange(length) + row * ids.shape[1] for row, length in enumerate(lengths)]
+    return TokenBatch(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.arange(ids.shape[1]).expand(ids.shape),
+        attention_mask=torch.from_numpy(mask),
+        layout=None,
+        num_sequences=len(sequences),
+        num_tokens=sum(lengths),
+        **_targets(sequences, paths),
+    )
+
+
+def count_tokens(sequences: Sequence[TokenSequence]) -> int:
+    """Return the number of rows of the sequences' tree: distinct (prefix, token) pairs."""
+    ids = [sequence.ids for sequence in sorted(sequences, key=_sort_key)]
+    shared = sum(common_prefix(first, second) for first, second in pairwise(ids))
+    return sum(len(each) for each in ids) - shared
+
+
+def _sort_key(sequence: TokenSequence) -> bytes:
+    return sequence.ids.astype(">u4").tobytes()  # big-endian bytes sort like the token ids
+
+
+def _row(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64))[None]
+
+
+def _targets(sequences: Sequence[TokenSequence], paths: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """Return the fields of a batch about targets; the row of the token before a target predicts it.
+
+    A shared row has one target for each sequence that continues from it.
+    """
+    positions = [np.flatnonzero(sequence.loss_mask) for sequence in sequences]
+    rows = np.concatenate([path[at - 1] for path, at in zip(paths, positions, strict=True)])
+    ids = np.concatenate([sequence.ids[at] for sequence, at in zip(sequences, positions, strict=True)])
+    owner = np.repeat(np.arange(len(sequences)), [len(at) for at in positions])
+    last = np.array([path[-1] for path in paths])
+    fields = {"rows_N": rows, "targets_N": ids, "sequence_N": owner, "last_S": last}
+    return {name: torch.from_numpy(values.astype(np.int64)) for name, values in fields.items()}

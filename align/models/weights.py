@@ -1,0 +1,49 @@
+"""Parameters that ZeRO-3 or FSDP2 shard, and the fingerprint of a model's weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from align.models.backbone import Backbone
+
+
+@contextmanager
+def gathered_parameters(parameters: Sequence[Tensor]) -> Generator[None]:
+    """Gather parameters that ZeRO-3 partitions for the length of the block; every process must enter it."""
+    partitioned = [value for value in parameters if hasattr(value, "ds_id")]
+    if not partitioned:
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters  # noqa: PLC0415 - optional, and takes seconds to import
+
+    with GatheredParameters(partitioned):
+        yield
+
+
+def full_tensor(value: Tensor) -> Tensor:
+    """Return the full value of a parameter that FSDP2 shards, or the tensor itself; every process must call it."""
+    return cast(Any, value).full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def fingerprint(model: Backbone) -> str:
+    """Return sixteen hex digits that depend on the value of every weight, adapters included.
+
+    They do not depend on how the weights are sharded. Every process must call it.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.hf.state_dict(keep_vars=True).items()):
+        with gathered_parameters([value]):
+            full = full_tensor(value.detach()).cpu()
+            digest.update(f"{name} {full.dtype} {tuple(full.shape)}".encode())
+            digest.update(memoryview(cast(Any, full.flatten().view(torch.uint8).numpy())))
+    for name, module in model.hf.named_modules():
+        if isinstance(module, LoraLayer):  # the scaling of its adapters is not among the weights
+            digest.update(f"{name} {sorted(module.scaling.items())}".encode())
+    return digest.hexdigest()[:16]
