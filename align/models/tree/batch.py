@@ -62,7 +62,7 @@ def tree_batch(sequences: Sequence[TokenSequence]) -> TokenBatch:
     `use_forward("tree")`.
 
     >>> import numpy as np
-    >>> from align.data.chat import TokenSequence
+    >>> from align.data.token_groups import TokenSequence
     >>> mask = np.array([False, False, True])
     >>> batch = tree_batch([TokenSequence(np.array([5, 6, last], np.int32), mask) for last in (7, 8)])
     >>> batch.input_ids.tolist(), batch.position_ids.tolist()
