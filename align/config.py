@@ -44,11 +44,13 @@ class Settings(BaseModel):
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the values of a YAML file with `key.sub=value` overrides applied and interpolations resolved.
 
-    An override may set a key that the file leaves out. Unknown keys are found later, by the settings' own types.
+    An override may set a key that is not in the file. Unknown keys are reported later, by `build`.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
-    return _plain_values(lambda: OmegaConf.load(path), overrides, str(path))
+    values = _resolved(lambda: OmegaConf.load(path), overrides, str(path))
+    with located(path, overrides):
+        return _as_json(values)
 
 
 @contextmanager
@@ -70,16 +72,16 @@ def _source_of(loc: Location, path: Path, overrides: Sequence[str]) -> str:
     lines = lines_of(path)
     line = next((lines[prefix] for prefix in prefixes if prefix in lines), None)
     at = f"{path}{f':{line}' if line else ''}"
-    # The file may be right and an override of a key inside the value wrong
+    # The cause may also be an override of a key inside the value
     below = [f"override {each!r}" for each in overrides if loc and keys[each].startswith(f"{dotted_loc(loc)}.")]
     return " and ".join([*below[-1:], at])
 
 
 def lines_of(path: Path) -> dict[str, int]:
-    """The line on which each key of a YAML file stands, by its dotted place."""
+    """Return the line number of each key of a YAML file, by its dotted location."""
     found: dict[str, int] = {}
 
-    def walk(node: Node | None, place: str) -> None:
+    def walk(node: Node | None, loc: str) -> None:
         if isinstance(node, MappingNode):
             children = [(str(key.value), key, value) for key, value in node.value if isinstance(key, ScalarNode)]
         elif isinstance(node, SequenceNode):
@@ -87,7 +89,7 @@ def lines_of(path: Path) -> dict[str, int]:
         else:
             return
         for name, at, value in children:
-            inner = f"{place}.{name}".lstrip(".")
+            inner = f"{loc}.{name}".lstrip(".")
             found[inner] = at.start_mark.line + 1
             walk(value, inner)
 
@@ -96,42 +98,48 @@ def lines_of(path: Path) -> dict[str, int]:
 
 
 def read_overrides(overrides: Sequence[str], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The defaults with `key.sub=value` settings applied."""
-    return _plain_values(lambda: OmegaConf.create(dict(defaults or {})), overrides, "settings")
+    """Return the defaults with `key.sub=value` settings applied."""
+    return _as_json(_resolved(lambda: OmegaConf.create(dict(defaults or {})), overrides, "settings"))
 
 
-def _plain_values(load: Callable[[], Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
+def _resolved(load: Callable[[], Any], overrides: Sequence[str], source: str) -> object:
+    """Return the loaded values with overrides and interpolations applied; errors name the source or the override."""
     wrong = [override for override in overrides if not OVERRIDE.match(override)]
     if wrong:
         raise InputError(f"override {wrong[0]!r} is not of the form key.sub=value")
-    source = where
+    at = source
     try:
         recipe = load()
         if not isinstance(recipe, DictConfig):
-            raise InputError("a recipe is a mapping of names to values, not a list")
+            raise InputError("a recipe is a mapping of keys to values, not a list")
         for override in overrides:
-            where = f"override {override!r}"
+            at = f"override {override!r}"
             recipe.merge_with_dotlist([override])
-        where = source
-        plain = OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True)
+        at = source
+        return OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        raise InputError(f"{where}: {one_line(error)}") from error
+        raise InputError(f"{at}: {one_line(error)}") from error
+
+
+def _as_json(values: object) -> dict[str, Any]:
+    """Return the values as JSON has them: YAML's key 1 becomes "1"."""
     try:
-        return json.loads(json.dumps(plain))  # the key 1 of YAML is "1", as in the hash
+        return json.loads(json.dumps(values))
     except TypeError as error:
-        odd = next(
-            (f"{place}: {value!r}" for place, value in _leaves(plain) if isinstance(value, bytes)), one_line(error)
-        )
-        raise InputError(f"{source}: {odd}: values are texts, numbers, switches, lists and mappings of them") from error
+        allowed = "values must be strings, numbers, booleans, or lists or mappings of these"
+        for loc, value in _leaves(values):
+            if isinstance(value, bytes):
+                raise InputError(f"{allowed} (got {repr(value)[:MAX_SHOWN]})", loc) from error
+        raise InputError(f"{one_line(error)}: {allowed}") from error
 
 
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain values of YAML
-    """Every value that holds no others, with its dotted place."""
+def _leaves(value: Any, loc: Location = ()) -> Iterator[tuple[Location, Any]]:  # noqa: ANN401 - YAML holds any type
+    """Yield the location and value of everything that is not a mapping or list."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if inner is None:
-        yield place, value
+        yield loc, value
     for key, each in inner or ():
-        yield from _leaves(each, f"{place}.{key}".lstrip("."))
+        yield from _leaves(each, (*loc, key))
 
 
 def build(settings: type[S], values: Mapping[str, Any], loc: Location = ()) -> S:
@@ -187,7 +195,7 @@ def _follow(models: list[type[BaseModel]], path: Location) -> _Followed:
 
 
 def _models_in(annotation: object) -> list[type[BaseModel]]:
-    """Return the settings that a field may hold, itself or in a list, mapping or union."""
+    """Return the settings classes in a field's type, directly or inside a list, mapping or union."""
     if isinstance(annotation, type) and issubclass(annotation, RootModel):
         return _models_in(annotation.model_fields["root"].annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -196,15 +204,15 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
 
 
 def stable_hash(value: object) -> str:
-    """Sixteen hex digits that depend on the content of a JSON-like value or settings, not on order or process."""
+    """Return 16 hex digits that depend only on the content of settings or JSON-like values, not on key order."""
     text = json.dumps(value, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _plain(value: object) -> object:
-    """What JSON can hold in place of settings or a path."""
+    """Return settings or a path in a form that JSON can hold."""
     if isinstance(value, BaseModel):
         return value.model_dump()
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"settings are made of plain values and paths, not of {type(value).__name__}")
+    raise TypeError(f"settings consist of plain values and paths, not {type(value).__name__}")

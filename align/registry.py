@@ -17,8 +17,8 @@ from align.errors import InputError, one_line
 
 T = TypeVar("T")
 
-# What importing a user's module may raise: it runs their program.
-OF_A_PROGRAM = (
+# Importing a user's module runs their code, which may raise any of these
+IMPORT_ERRORS = (
     ImportError,
     AttributeError,
     ValueError,
@@ -31,48 +31,49 @@ OF_A_PROGRAM = (
     OSError,
     RuntimeError,
 )
-DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")  # module:name
+DOTTED_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")  # package.module:name
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
-    """The hint that ends an error about a wrong name: the nearest right one, and all there are."""
+    """Return the end of an error about a wrong name: the nearest known name, where one is close, and all of them."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"there are: {', '.join(known)}"
+    return (f"did you mean {close[0]!r}? " if close else "") + f"available: {', '.join(known)}"
 
 
 def pick(table: Mapping[str, T], name: str, kind: str) -> T:
-    """The entry called `name`, or an error that offers the nearest right one."""
+    """Return the entry called `name`; raise `InputError` with the nearest known name where there is none."""
     if name not in table:
         raise InputError(f"no {kind} is called {name!r}; {suggest(name, table)}")
     return table[name]
 
 
-def import_dotted(path: str, kind: str) -> Any:  # noqa: ANN401 - a user's own object has whatever type it has
-    """The object that `package.module:name` names: how a user's own piece comes in."""
+def import_dotted(path: str, kind: str) -> Any:  # noqa: ANN401 - a user's object has any type
+    """Return the object at `package.module:name`, which is how users add their own variants."""
     module_name, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except OF_A_PROGRAM as error:
-        raise InputError(f"{kind} {path!r} cannot be imported as module:name: {_told(error)}") from error
+    except IMPORT_ERRORS as error:
+        raise InputError(f"{kind} {path!r} cannot be imported as module:name: {_import_failure(error)}") from error
 
 
 def module_file(path: str) -> Path | None:
-    """The file with the code that `package.module:name` names; None where the text names none that is found."""
-    if not DOTTED.fullmatch(path):
+    """Return the source file of `package.module:name`, or None where it is not such a path or has no file."""
+    if not DOTTED_PATH.fullmatch(path):
         return None
-    with suppress(*OF_A_PROGRAM):
-        found = find_spec(path.partition(":")[0])
-        return None if found is None or not found.has_location else Path(str(found.origin))
+    with suppress(*IMPORT_ERRORS):
+        spec = find_spec(path.partition(":")[0])
+        return None if spec is None or not spec.has_location else Path(str(spec.origin))
     return None
 
 
-def _told(error: Exception) -> str:
-    """What went wrong in a user's module, with the file and line unless it was not even found."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # behind our own
-    there = [frame for frame in frames if not frame.filename.startswith(("<", os.path.dirname(os.__file__)))]
+def _import_failure(error: Exception) -> str:
+    """Return what failed in a user's module, with the file and line where its code was running."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without this module's frame
+    library = ("<", os.path.dirname(os.__file__))
+    of_user = [frame for frame in frames if not frame.filename.startswith(library)]
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {one_line(error.msg)}"
-    where = f"{there[-1].filename}:{there[-1].lineno}: " if there else ""
+    at = f"{of_user[-1].filename}:{of_user[-1].lineno}: " if of_user else ""
     kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-    return f"{where}{kind}{one_line(error)}"
+    return f"{at}{kind}{one_line(error)}"

@@ -278,7 +278,7 @@ def test_an_adapter_on_the_lm_head_is_refused(settings):
     [
         (
             ["no_such_layer"],
-            r"policy\.lora\.targets: the model has no module 'no_such_layer'; .*there are: down_",
+            r"policy\.lora\.targets: the model has no module 'no_such_layer'; .*available: down_",
         ),
         (
             ["q_proj", "vproj"],

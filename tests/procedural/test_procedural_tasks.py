@@ -327,7 +327,7 @@ def test_the_corpus_says_every_word_that_an_instruction_or_an_answer_uses():
         (lambda: prompts("general", num_rows=1, seed=0, split="valid"), "did you mean 'validation'"),
         (lambda: comparisons("general", num_rows=1, num_responses=7, seed=0), "num_responses is 7; it can be 2 to 6"),
         (lambda: comparisons("code", num_rows=1, num_responses=4, seed=0), "there are: general"),
-        (lambda: grade({}, "cat"), "there are: code, general"),
+        (lambda: grade({}, "cat"), "available: code, general"),
         (lambda: grade({"kind": "code"}, "cat"), "a code task has examples"),
     ],
 )

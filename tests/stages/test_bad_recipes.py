@@ -256,7 +256,7 @@ WRONG = {
     ),
     "an unknown rate": (
         [("        data: test\n", "        data: test\n        metrics: [nl, correct]\n")],
-        "general has no metric 'nl'; there are: correct",
+        "general has no metric 'nl'; available: correct",
         "steps evaluate tasks general metrics",
     ),
     "no rate": (

@@ -435,7 +435,7 @@ def test_a_tracker_by_name_gets_the_numbers(tmp_path):
 
 @pytest.mark.parametrize("name", ["tensorbord", "dvclive", "no tracker"])
 def test_a_tracker_that_is_not_there_is_one_clear_line(tmp_path, name):
-    with pytest.raises(InputError, match=f"^train.trackers: no tracker called '{name}' is installed; .*there are: .*"):
+    with pytest.raises(InputError, match=f"^train.trackers: no tracker called '{name}' is installed; .*available: .*"):
         run(tmp_path, "dpo", trackers=[name])
 
 
