@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from align.data.chat import ChatEncoder
+    from align.data.chat_encoder import ChatEncoder
     from align.data.formats import read
     from align.evaluation.tasks import TASKS
     from align.inference.engines import make_engine

@@ -70,7 +70,7 @@ def _title(group: TokenGroup, index: int, *, shared: int) -> str:
     label = ", chosen" if group.chosen == index else ""
     reward = "" if group.rewards is None else f", reward {group.rewards[index]:g}"
     total = len(group.sequences[index].ids)
-    counts = f"{total} tokens, {group.lengths[index]} trained, {shared} of them shared"
+    counts = f"{total} tokens, {group.response_lengths[index]} trained, {shared} of them shared"
     return f"\nsequence {index + 1} of {len(group.sequences)}{label}{reward}: {counts}\n"
 
 

@@ -84,7 +84,7 @@ class _Table:
     def add(self, group: TokenGroup) -> None:
         keys, lengths = list(map(_key, group.sequences)), [len(sequence.ids) for sequence in group.sequences]
         self._keys.write(b"".join(keys))
-        numbers = (self._count(group.sequences), sum(lengths), sum(group.lengths), max(lengths))
+        numbers = (self._count(group.sequences), sum(lengths), sum(group.response_lengths), max(lengths))
         self._groups.write(PACKED.pack(self._num_sequences, *numbers))
         self._num_sequences += len(keys)
         labels = [sorted(known.items()) for known in group.attributes]

@@ -1,4 +1,4 @@
-"""Tokenized rows: a group of K responses to one prompt, each a sequence of T tokens with a loss mask."""
+"""Tokenized rows: the K responses to one prompt, each a sequence of T tokens with a loss mask."""
 
 from __future__ import annotations
 
@@ -14,31 +14,47 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenSequence:
-    """Token ids of a dialogue up to its last end of turn; `loss_mask` is never true for the first token."""
+    """Token ids of a prompt and a response, up to the last end-of-turn token, with a loss mask.
 
-    ids: Ids  # [T]
-    loss_mask: Mask  # [T]
+    Where the mask is true, the token's log-probability enters the loss. The first token is never in the loss, because
+    nothing precedes it.
+    """
+
+    ids: Ids  # int32, shape [T]
+    loss_mask: Mask  # bool, shape [T]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenGroup:
-    """The K responses to a prompt, each as a whole sequence; a demonstration is one sequence without a reward."""
+    """The K responses to one prompt, each as a whole sequence that repeats the prompt.
+
+    A demonstration is a group of one sequence without rewards, whose mask may cover several turns.
+    """
 
     sequences: tuple[TokenSequence, ...]
-    rewards: tuple[float, ...] | None
-    chosen: int | None
-    attributes: tuple[Mapping[str, float], ...]
-    row: int
-    prompt_hash: int | None = None  # of 32 bits, of all that is asked, cut or not; a store does not keep it
+    rewards: tuple[float, ...] | None  # one per response, or None if the row has neither rewards nor a label
+    chosen: int | None  # index of the response that the row labels as preferred
+    attributes: tuple[Mapping[str, float], ...]  # one per response; empty where a response has none
+    row: int  # index among the records of the source
+    prompt_hash: int | None = None  # 32 bits, of the prompt before any cut; not kept in a store
 
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """Trained tokens of each sequence."""
+    def response_lengths(self) -> tuple[int, ...]:
+        """Number of tokens in the loss, per sequence."""
         return tuple(int(sequence.loss_mask.sum()) for sequence in self.sequences)
+
+    @property
+    def prompt_length(self) -> int:
+        """Number of tokens before the first response token of any sequence."""
+        return min(int(sequence.loss_mask.argmax()) for sequence in self.sequences)
 
 
 def common_prefix(first: Ids, second: Ids) -> int:
-    """How many tokens both begin with."""
+    """Return the number of leading tokens that two sequences share.
+
+    >>> common_prefix(np.array([5, 6, 7], np.int32), np.array([5, 6, 8, 9], np.int32))
+    2
+    """
     shorter = min(len(first), len(second))
     different = first[:shorter] != second[:shorter]
     return int(different.argmax()) if different.any() else shorter

@@ -52,7 +52,7 @@ def likelihoods(
             logps_N = policy(batch)
         totals = batch.sum_by_sequence(logps_N).split([len(sequences[index]) for index in micro])
         for index, logps_K in zip(micro, totals, strict=True):
-            pairs = zip(logps_K.tolist(), groups[index].lengths, strict=True)
+            pairs = zip(logps_K.tolist(), groups[index].response_lengths, strict=True)
             found[index] = tuple(Likelihood(logp, length) for logp, length in pairs)
     of_all = {index: each for part in processes.all_gather_object(found) for index, each in part.items()}
     return [of_all[index] for index in range(len(groups))]

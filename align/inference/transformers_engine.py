@@ -25,8 +25,8 @@ from transformers import (
 from transformers.cache_utils import DynamicCache
 
 from align.config import Settings
-from align.data.chat import ChatEncoder
-from align.data.templates import apply_template
+from align.data.chat_encoder import ChatEncoder
+from align.data.chat_templates import apply_template
 from align.errors import InputError
 from align.inference import continuous_batching as slots
 from align.inference.continuous_batching import Slots

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from align.config import build, stable_hash
-from align.data.chat import ChatEncoder
-from align.data.templates import apply_template
+from align.data.chat_encoder import ChatEncoder
+from align.data.chat_templates import apply_template
 from align.data.token_groups import TokenGroup
 from align.errors import InputError
 from align.models.loading.config import max_positions

@@ -20,7 +20,7 @@ from align.accounting.formulas import (
 )
 from align.config import stable_hash
 from align.data.batching import Balance, Indices, balance, order, steps_per_epoch
-from align.data.chat import ChatEncoder
+from align.data.chat_encoder import ChatEncoder
 from align.data.token_groups import TokenGroup
 from align.evaluation.task import Row, Task, TaskSize
 from align.models.loading.config import build_config, load_config, max_positions

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from align.accounting.formulas import Work, added
-from align.data.templates import apply_template
+from align.data.chat_templates import apply_template
 from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes, init_processes
 from align.distributed.progress import Progress

@@ -14,9 +14,9 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from align.config import Settings, stable_hash
-from align.data.chat import ChatEncoder
+from align.data.chat_encoder import ChatEncoder
+from align.data.chat_templates import apply_template
 from align.data.formats import read_rows
-from align.data.templates import apply_template
 from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes, init_processes, shutdown_processes
 from align.distributed.progress import Progress

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import broadcast
 
 from align.data.batching import order
-from align.data.templates import apply_template
+from align.data.chat_templates import apply_template
 from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
 from align.errors import InputError

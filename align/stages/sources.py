@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import atomic_folder, read_json, remove_leftovers, write_json
-from align.data.chat import ChatEncoder
+from align.data.chat_encoder import ChatEncoder
 from align.data.formats import RowStatistics, Stream, stream
 from align.data.mixing import Mixture, told
 from align.data.store import StoreWriter, TokenStore, writing_store

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.accounting.formulas import Sharding, Traffic, wire_bytes
 from align.artifacts import versions
-from align.data.templates import apply_template
+from align.data.chat_templates import apply_template
 from align.data.token_groups import TokenGroup
 from align.data.tokenizer import train_tokenizer
 from align.distributed.processes import Processes

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from align.data.chat import ChatEncoder
+from align.data.chat_encoder import ChatEncoder
 from align.data.token_groups import TokenGroup
 from align.models.policy import Policy
 from align.models.tree.batch import tree_batch

@@ -6,7 +6,7 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from align.data.templates import apply_template
+from align.data.chat_templates import apply_template
 from align.data.tokenizer import train_tokenizer
 from align.errors import InputError
 from align.models.loading.pretrained import load_base

@@ -90,7 +90,7 @@ def group_batch(
     for row, group in enumerate(groups):
         size = len(group.sequences)
         mask_BK[row, :size] = True
-        lengths_BK[row, :size] = torch.tensor(group.lengths, dtype=torch.float64)
+        lengths_BK[row, :size] = torch.tensor(group.response_lengths, dtype=torch.float64)
         if group.rewards is not None:
             rewards_BK[row, :size] = torch.tensor(group.rewards, dtype=torch.float64)
         labels_BK[row, :size] = torch.tensor(label_order(group), dtype=torch.float64)
@@ -139,7 +139,7 @@ class SupervisedObjective:
 
     def denominator(self, groups: Sequence[TokenGroup]) -> float:
         """Supervised tokens of the step."""
-        return float(sum(sum(group.lengths) for group in groups))
+        return float(sum(sum(group.response_lengths) for group in groups))
 
     def __call__(self, policy: nn.Module, batch: GroupBatch) -> Step:
         """Negative log-likelihood, summed over tokens."""

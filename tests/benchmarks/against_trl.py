@@ -46,7 +46,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from align.accounting.formulas import Work, decoder, forward_flops, training_flops
 from align.data.batching import plan_step
-from align.data.chat import ChatEncoder
+from align.data.chat_encoder import ChatEncoder
 from align.data.formats import read
 from align.data.token_groups import TokenSequence
 from align.errors import InputError

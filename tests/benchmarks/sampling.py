@@ -33,9 +33,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.data.chat import ChatEncoder
+from align.data.chat_encoder import ChatEncoder
+from align.data.chat_templates import apply_template
 from align.data.formats import read
-from align.data.templates import apply_template
 from align.errors import InputError
 from align.inference.samples import SamplingSettings
 from align.inference.transformers_engine import DTYPES, TransformersEngine, in_precision

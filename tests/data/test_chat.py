@@ -28,8 +28,8 @@ from toy_chat import (
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from align.data.chat import ChatEncoder
-from align.data.templates import apply_template
+from align.data.chat_encoder import ChatEncoder
+from align.data.chat_templates import apply_template
 from align.errors import InputError
 from align.records import Comparison, Demonstration, Response
 
@@ -48,7 +48,7 @@ def test_a_response_is_trained_from_the_prompts_end_to_its_end_of_turn(name):
         assert tokenizer.decode(sequence.ids) == (asked + answer).format(Q="Is the moon far?", A=response)
         assert trained_runs(sequence, tokenizer) == [answer.format(A=response)]
         assert (sequence.ids.dtype, sequence.loss_mask.dtype) == (np.int32, np.bool_)
-    assert group.lengths == tuple(len(tokenizer.encode(answer.format(A=one))) for one in responses)
+    assert group.response_lengths == tuple(len(tokenizer.encode(answer.format(A=one))) for one in responses)
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if name not in ("ENDLESS", "plain")])
@@ -101,7 +101,7 @@ def test_a_prompt_whose_end_merges_with_the_response_is_counted():
     encoder = ChatEncoder(tokenizer)
     group = encoder.encode(pair("the mo", "on is round", " sun"), 0)
     assert [trained_runs(sequence, tokenizer)[0] for sequence in group.sequences] == [" moon is round</s>", " sun</s>"]
-    assert encoder.counts["end of the prompt tokenized anew"] == 1
+    assert encoder.counts["tokens merged across the prompt boundary"] == 1
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, LLAMA2])
@@ -121,7 +121,9 @@ def test_the_first_token_is_never_trained():
     encoder = ChatEncoder(tokenizer)
     group = encoder.encode(pair("1", "the moon", "sun"), 0)
     assert not any(sequence.loss_mask[0] for sequence in group.sequences)
-    assert group.lengths == tuple(len(tokenizer.encode(text)) for text in ("the moon", "sun"))  # less one, plus EOS
+    assert group.response_lengths == tuple(
+        len(tokenizer.encode(text)) for text in ("the moon", "sun")
+    )  # less one, plus EOS
 
 
 @pytest.mark.parametrize(
@@ -214,8 +216,8 @@ def test_an_overlong_row_is_treated_as_its_policy_says_and_counted(policy, promp
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ({"max_length": 16}, "row 10: a sequence of 17 tokens, and max_length is 16"),
-        ({"max_prompt_length": 10}, "row 10: a prompt of 11 tokens, and max_prompt_length is 10"),
+        ({"max_length": 16}, "row 10: a sequence has 17 tokens, and max_length is 16"),
+        ({"max_prompt_length": 10}, "row 10: a prompt has 11 tokens, and max_prompt_length is 10"),
     ],
 )
 def test_an_overlong_row_can_be_an_error_that_names_it_with_its_length_and_the_limit(limits, words):
@@ -237,7 +239,7 @@ def test_all_responses_keep_the_same_cut_prompt():
     whole = ChatEncoder(tokenizer).encode(record, 0)
     cut = ChatEncoder(tokenizer, max_length=40, overlong="cut_prompt").encode(record, 0)
     assert max(len(one.ids) for one in cut.sequences) == 40
-    assert cut.lengths == whole.lengths
+    assert cut.response_lengths == whole.response_lengths
     excess = max(len(one.ids) for one in whole.sequences) - 40
     for short, long in zip(cut.sequences, whole.sequences, strict=True):
         assert short.ids.tolist() == long.ids[excess:].tolist()

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 from toy_chat import CHATML, dialogue, metaspace, pair, tokenizer_of
 
-from align.data.chat import ChatEncoder
+from align.data.chat_encoder import ChatEncoder
 from align.data.preview import BORDER, CUT, NEWLINE, PROMPT, SHARED, STYLES, TRAINED, preview
 from align.records import Comparison, Demonstration, Response
 

@@ -24,8 +24,8 @@ from toy_chat import (
     trained_runs,
 )
 
-from align.data.chat import ChatEncoder
-from align.data.templates import TEMPLATES, apply_template
+from align.data.chat_encoder import ChatEncoder
+from align.data.chat_templates import TEMPLATES, apply_template
 from align.errors import InputError
 from align.records import Comparison, Demonstration, Message, Response
 
@@ -110,14 +110,22 @@ THOUGHT = "<think>\nhm\n</think>\n\nyes"
         (
             GEMMA,
             Demonstration(dialogue("1", "yes", system="be")),
-            ["refuses the dialogue", "System role not supported"],
+            ["cannot render the dialogue", "System role not supported"],
         ),
-        (CHATML.replace("m.content", "m.text"), pair(), ["refuses the dialogue", "text"]),
+        (CHATML.replace("m.content", "m.text"), pair(), ["cannot render the dialogue", "text"]),
         (CHATML_BLOCKS.replace("'assistant' %}", "'tool' %}"), Demonstration(dialogue("1", "yes")), ["block", "'yes'"]),
-        (CHATML.replace("{{ '<|im", "{{{ '<|im"), pair(), ["refuses the dialogue"]),
-        (CHATML + "{{ 1 / 0 }}", pair(), ["refuses the dialogue", "division by zero"]),
-        (CHATML + "{{ messages[0].content.index('zz') }}", pair(), ["refuses the dialogue", "substring not found"]),
-        (CHATML + "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", pair(), ["refuses the dialogue"]),
+        (CHATML.replace("{{ '<|im", "{{{ '<|im"), pair(), ["cannot render the dialogue"]),
+        (CHATML + "{{ 1 / 0 }}", pair(), ["cannot render the dialogue", "division by zero"]),
+        (
+            CHATML + "{{ messages[0].content.index('zz') }}",
+            pair(),
+            ["cannot render the dialogue", "substring not found"],
+        ),
+        (
+            CHATML + "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+            pair(),
+            ["cannot render the dialogue"],
+        ),
     ],
 )
 def test_a_template_that_does_not_fit_is_named_with_the_row_and_what_differs(template, record, words):
@@ -150,7 +158,7 @@ def test_the_next_message_is_not_trained_where_a_turn_has_no_end():
     encoder = ChatEncoder(tokenizer)
     group = encoder.encode(Demonstration(dialogue("1", "yes", " 2", "no")), 0)
     assert trained_runs(group.sequences[0], tokenizer) == ["yes", "no</s>"]
-    assert encoder.counts["no end of turn in the template"] == 2
+    assert encoder.counts["no end-of-turn token in the template"] == 2
 
 
 def test_a_tokenizer_that_cannot_end_a_turn_is_refused():
@@ -169,7 +177,7 @@ def test_a_built_in_template_ends_a_turn_with_eos_where_its_own_token_is_unknown
     encoder = ChatEncoder(tokenizer)
     group = encoder.encode(pair(), 0)
     assert [trained_runs(one, tokenizer) for one in group.sequences] == [["yes, far away</s>"], ["no</s>"]]
-    assert "no end of turn in the template" not in encoder.counts
+    assert "no end-of-turn token in the template" not in encoder.counts
 
 
 def test_a_model_without_a_template_is_told_which_there_are(tmp_path):

@@ -54,7 +54,7 @@ def measured(task, policy, precision):
 @pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-4), ("bf16", 5e-2)])
 def test_metrics_are_those_of_plain_transformers(policy, precision, near):
     summed = [[by_transformers(policy, each) for each in of.sequences] for of in GROUPS]
-    lengths = [of.lengths for of in GROUPS]
+    lengths = [of.response_lengths for of in GROUPS]
     nll = measured("nll", policy, precision)["nll"]
     assert nll.value == pytest.approx(-sum(map(sum, summed)) / sum(map(sum, lengths)), rel=near)
     found = measured("preference", policy, precision)

@@ -249,7 +249,7 @@ def test_rewards_that_stand_in_for_a_label_are_counted(step, tmp_path):
     pairs = [{"prompt": f"say {row}", "chosen": "yes", "rejected": "no"} for row in range(10)]
     path.write_text(as_lines([*pairs, *({**pair, "chosen_score": 3, "rejected_score": 1} for pair in pairs[:4])]))
     data = alone(recipe, tokenizer, tmp_path, "prefer")
-    assert data.counts["rewards 1 and 0 by the label"] == 10
+    assert data.counts["rewards 1 and 0 from the label"] == 10
     assert [group.rewards for group in data.train] == [(1.0, 0.0)] * 10 + [(3.0, 1.0)] * 4
 
 
@@ -265,7 +265,7 @@ def test_a_row_is_named_by_its_file_and_its_line_whatever_was_passed_over(step, 
     recipe, tokenizer, path = step
     shapes = {"overlong": "error", "skip": 5, "on_error": "skip"}
     for name, good, bad, said in (
-        ("sft", demonstration, demonstration(0, "on " * 300), "a sequence of "),
+        ("sft", demonstration, demonstration(0, "on " * 300), "a sequence has "),
         ("prefer", lambda row: of(row, 0.5), of(None, None), "the row has no rewards, and rpo_sq aims at them"),
     ):
         rows = [good(row) for row in range(400)]
@@ -286,7 +286,7 @@ def test_a_row_of_the_wrong_kind_is_named_too(step, tmp_path):
         step_rows(recipe, "prefer", tokenizer, tmp_path / "work", model_limit=256)
     words = {"words": recipe.source("words").model_copy(update={"max_length": 20, "overlong": "error"})}
     asked = recipe.model_copy(update={"data": {**recipe.data, **words}})
-    with pytest.raises(InputError, match="^data: tasks:general: row 1: a sequence of "):
+    with pytest.raises(InputError, match="^data: tasks:general: row 1: a sequence has "):
         step_rows(asked, "sft", tokenizer, tmp_path / "work", model_limit=256)
 
 
@@ -314,7 +314,7 @@ def test_columns_that_nobody_reads_are_told_once_for_the_source(step, tmp_path):
         alone(recipe, tokenizer, tmp_path / "work", "prefer")
     path.write_text(as_lines([{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_scor": 3, "rejected_scor": 1}]))
     said = describe(alone(recipe, tokenizer, tmp_path / "work", "prefer").counts)
-    assert "rewards 1 and 0 by the label 1; columns left unused: chosen_scor, rejected_scor" in said
+    assert "rewards 1 and 0 from the label 1; columns left unused: chosen_scor, rejected_scor" in said
 
 
 @pytest.mark.parametrize("name", ["limit", "skip"])

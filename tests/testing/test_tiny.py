@@ -6,7 +6,7 @@ import importlib
 import pytest
 import torch
 
-from align.data.chat import ChatEncoder
+from align.data.chat_encoder import ChatEncoder
 from align.errors import InputError
 from align.models.policy import load_policy, save_policy
 from align.models.settings import PolicySettings
@@ -57,7 +57,7 @@ def test_tiny_demonstrations_are_encoded():
     _, tokenizer = tiny_policy()
     groups = list(ChatEncoder(tokenizer).encode_all(tiny_demonstrations(5)))
     assert len(groups) == 5
-    assert all(group.lengths[0] > 5 for group in groups)
+    assert all(group.response_lengths[0] > 5 for group in groups)
 
 
 @pytest.mark.parametrize("name", ["tiny", "loss_checks"])

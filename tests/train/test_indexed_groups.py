@@ -31,8 +31,8 @@ def test_an_index_leads_to_the_same_group_and_numbers_in_a_list_and_in_a_store(t
         assert starts[index] == groups.span(index).start
         assert groups.span(index).stop - groups.span(index).start == len(each.sequences)
     some = [17, 2, len(both) - 1]
-    assert groups.trained_tokens(some) == sum(sum(both[index].lengths) for index in some)
-    assert [each.lengths for each in groups.some(some)] == [both[index].lengths for index in some]
+    assert groups.trained_tokens(some) == sum(sum(both[index].response_lengths) for index in some)
+    assert [each.response_lengths for each in groups.some(some)] == [both[index].response_lengths for index in some]
     assert len(groups.keys()) == sum(len(each.sequences) for each in both)
     with pytest.raises(IndexError):
         groups[len(both)]

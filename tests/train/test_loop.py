@@ -89,7 +89,7 @@ def test_a_tree_computes_each_prefix_once(at_once, tmp_path, name):
         assert line["pairs_attended"] == sum(len(path) for path in together)  # a token attends to all before it
         assert line_apart["pairs_attended"] == sum(len(path) for index in chosen for path in paths[index])
         assert line["targets"] == line_apart["targets"] == line["tokens_trained"]
-        assert line["tokens_trained"] == sum(sum(train[index].lengths) for index in chosen)
+        assert line["tokens_trained"] == sum(sum(train[index].response_lengths) for index in chosen)
     assert sum(values(lines, "tokens_computed")) < sum(values(apart, "tokens_computed"))  # prompts that groups share
 
 

@@ -37,7 +37,7 @@ def test_eight_rows_at_once_are_eight_rows_one_at_a_time(tmp_path, exhausted):
     num_rows = {"first_exhausted": 15, "all_exhausted": 32, "down_weight": 28}[exhausted]  # 3 / 0.2, 16 / 0.5, all
     assert sum(line["groups"] for line in lines) == 2 * num_rows
     trained = once.training_run.epoch(0) + once.training_run.epoch(1)
-    assert sum(line["tokens_trained"] for line in lines) == sum(sum(ROWS[row].lengths) for row in trained)
+    assert sum(line["tokens_trained"] for line in lines) == sum(sum(ROWS[row].response_lengths) for row in trained)
 
 
 @pytest.mark.parametrize("exhausted", WAYS)

@@ -68,11 +68,11 @@ def test_ten_added_rows_compute_ten(tmp_path, budget):
     _, asked, done = filled(tmp_path, groups[:30], budget)
     assert (asked.total(), done) == (sum(len(each.sequences) for each in groups[:30]), 30)
     cache, asked, done = filled(tmp_path, groups, budget)
-    assert asked == Counter(length for each in groups[30:] for length in each.lengths)
+    assert asked == Counter(length for each in groups[30:] for length in each.response_lengths)
     assert done == 10
     assert filled(tmp_path, groups[::-1], budget)[1:] == (Counter(), 0)  # in another order: nothing
     for index, each in enumerate(groups):
-        assert cache.of(index) == [-0.5 * length for length in each.lengths]
+        assert cache.of(index) == [-0.5 * length for length in each.response_lengths]
 
 
 def test_what_stands_in_several_rows_is_computed_once(tmp_path):
@@ -406,7 +406,9 @@ def test_held_out_groups_have_their_references_behind_those_that_are_trained_on(
     cache, groups = cache_of(tmp_path), Groups(both[:6], both[6:])
     assert not len(cache.lay(groups, tmp_path / "again.bin"))
     cache.open(groups, tmp_path / "again.bin")
-    assert [cache.of(index) for index in range(9)] == [[-0.5 * length for length in each.lengths] for each in both]
+    assert [cache.of(index) for index in range(9)] == [
+        [-0.5 * length for length in each.response_lengths] for each in both
+    ]
 
 
 def test_a_response_without_a_finite_reference_is_not_taken_for_one_that_is_missing(tmp_path):

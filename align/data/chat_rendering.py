@@ -1,0 +1,91 @@
+"""Messages to text with a tokenizer's chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from align.data.chat_templates import apply_template
+from align.errors import InputError, one_line
+from align.records import Message
+
+# A Unicode noncharacter, inserted into a special token inside a message so that it is not encoded as that token
+ESCAPE = "\ufdd0"
+
+# How many characters before the end of a prompt its last control token is searched for
+SPLIT_SEARCH = 400
+
+# What a template can raise besides jinja's own errors, because it is a program
+TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+Chat = list[dict[str, str]]
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Special tokens inside a message are escaped with `ESCAPE`, so every control token in rendered text was written by
+    the template. `control_tokens` are the special tokens and the added tokens that the template writes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self.source = apply_template(tokenizer)
+        self.has_blocks = re.search(r"{%[-+]?\s*generation\s*[-+]?%}", self.source) is not None
+        added = tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+        written = {token.content for token in added if token.content in self.source}
+        self.control_tokens = {token for token in special | written if token.strip()}
+        self._special = _any_of(token for token in special if len(token.strip()) > 1)
+        self._splits = _any_of(
+            token.content
+            for token in added
+            if token.content in self.control_tokens and not (token.normalized or token.lstrip or token.single_word)
+        )
+
+    def chat(self, messages: Iterable[Message]) -> Chat:
+        """Return the messages as a chat list, with special tokens in their content escaped."""
+
+        def escaped(match: re.Match[str]) -> str:
+            return match[0][0] + ESCAPE + match[0][1:]
+
+        return [{"role": message.role, "content": self._special.sub(escaped, message.content)} for message in messages]
+
+    def render(self, chats: list[Chat], *, generation_prompt: bool = False) -> list[str]:
+        """Return each chat as text. Raise `InputError` where the template fails."""
+        try:
+            texts: Any = self._tokenizer.apply_chat_template(
+                chats, tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except (TemplateError, *TEMPLATE_ERRORS) as error:
+            raise InputError(f"the chat template cannot render the dialogue: {one_line(error)}") from error
+        return texts
+
+    def render_without(self, chat: Chat, index: int) -> str:
+        """Return the chat as text with ESCAPE for one message: it differs from the chat where that message starts."""
+        return self.render([[*chat[:index], {**chat[index], "content": ESCAPE}, *chat[index + 1 :]]])[0]
+
+    def generation_blocks(self, chat: Chat) -> tuple[str, Sequence[tuple[int, int]]]:
+        """Return the chat as text, and where each generation block starts and ends in it, in characters."""
+        settings: Any = self._tokenizer.special_tokens_map
+        rendered: Any = render_jinja_template(
+            [chat], chat_template=self.source, return_assistant_tokens_mask=True, **settings
+        )
+        return rendered[0][0], rendered[1][0]
+
+    def last_control_token(self, prompt: str) -> int:
+        """Return where the last control token of a prompt starts, or 0 if there is none near its end."""
+        start = 0
+        for match in self._splits.finditer(prompt, max(0, len(prompt) - SPLIT_SEARCH)):
+            start = match.start()
+        return start
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that matches any of the tokens, longest first, or nothing if there are none."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")

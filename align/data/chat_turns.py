@@ -1,0 +1,154 @@
+"""Dialogues to text, with the place of every assistant turn in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+
+from transformers import PreTrainedTokenizerBase
+
+from align.data.chat_rendering import Chat, ChatTemplate
+from align.errors import InputError
+from align.records import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An assistant message in rendered text. Places count characters."""
+
+    split: int  # start of the prompt's last control token; the text before it and after it is tokenized independently
+    start: int  # end of the prompt with its generation header
+    end: int  # end of the message's content
+    next_message: int  # a control token that starts after this belongs to the next message
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A dialogue as text: a head shared with the other responses, then the rest with the assistant's turns."""
+
+    head: str
+    text: str
+    turns: tuple[Turn, ...]
+
+    def prompt_end(self, turn: Turn) -> str:
+        """Return the end of the turn's prompt, from its last control token on."""
+        return self.text[turn.split : turn.start]
+
+    def texts(self) -> Iterator[str]:
+        """Yield every text that has to be tokenized."""
+        yield self.head
+        yield self.text
+        yield from map(self.prompt_end, self.turns)
+
+
+class Renderer:
+    """Render prompts, comparisons and demonstrations with the tokenizer's chat template.
+
+    Raise `InputError` for a template that fails, alters an assistant message, or rewrites the prompt once a response
+    follows it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._template = ChatTemplate(tokenizer)
+        self.control_tokens = self._template.control_tokens
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Return the messages as text, with the header of the assistant's turn."""
+        return self._template.render([self._template.chat(messages)], generation_prompt=True)[0]
+
+    def comparison(self, prompt: Sequence[Message], responses: Sequence[str]) -> list[Rendered]:
+        """Return the prompt with each of the responses."""
+        chat = self._template.chat(prompt)
+        answers = self._template.chat(Message("assistant", response) for response in responses)
+        prompt_text = self._template.render([chat], generation_prompt=True)[0]
+        texts = self._template.render([[*chat, answer] for answer in answers])
+        for text in texts:
+            self._check_prefix(prompt_text, text)
+        turns = [
+            self._turn([*chat, answer], len(chat), text, span=(len(prompt_text), len(text)))
+            for answer, text in zip(answers, texts, strict=True)
+        ]
+        return [
+            Rendered(text[: turn.split], text[turn.split :], (_shifted(turn, -turn.split),))
+            for turn, text in zip(turns, texts, strict=True)
+        ]
+
+    def demonstration(self, messages: Sequence[Message]) -> Rendered:
+        """Return the dialogue with a turn for each assistant message."""
+        chat = self._template.chat(messages)
+        text = self._template.render([chat])[0]
+        starts = self._starts(chat, text)
+        stops = [*list(starts.values())[1:], len(text)]
+        turns = [
+            self._turn(chat, index, text, span=(start, stop))
+            for (index, start), stop in zip(starts.items(), stops, strict=True)
+        ]
+        return Rendered("", text, tuple(turns))
+
+    def _turn(self, chat: Chat, index: int, text: str, *, span: tuple[int, int]) -> Turn:
+        """Return the places of the assistant message that `text` holds within the span."""
+        start, stop = span
+        content = chat[index]["content"].strip()
+        place = stop - len(text[start:stop].lstrip())
+        if not text.startswith(content, place):  # the template writes something first, such as an empty thought
+            other = self._template.render_without(chat, index)
+            place = text.find(content, start + len(commonprefix([text[start:stop], other[start:]])), stop)
+        if place < 0:
+            raise InputError(
+                f"the chat template alters an assistant message: it writes {text[start:stop][:40]!r} for "
+                f"{content[:40]!r}; use a template that keeps the message, or remove from the data what it drops"
+            )
+        end = place + len(content)
+        following = chat[index + 1]["content"].strip() if index + 1 < len(chat) else ""
+        next_message = max(text.find(following, end), end) if following else len(text)
+        return Turn(self._template.last_control_token(text[:start]), start, end, next_message)
+
+    def _starts(self, chat: Chat, text: str) -> dict[int, int]:
+        """Return where each assistant message starts: after its prompt, and not before its generation block."""
+        indices = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
+        starts = self._block_starts(chat, indices) if self._template.has_blocks else dict.fromkeys(indices, 0)
+        for index in indices:
+            if index == 0:  # without a prompt, only the message's own text belongs to it
+                other = self._template.render_without(chat, index)
+                starts[index] = max(starts[index], len(commonprefix([text, other])))
+                continue
+            prompt = self._template.render([chat[:index]], generation_prompt=True)[0]
+            if not self._template.has_blocks:
+                self._check_prefix(prompt, text)
+            if text.startswith(prompt):
+                starts[index] = max(starts[index], len(prompt))
+        return starts
+
+    def _block_starts(self, chat: Chat, indices: Sequence[int]) -> dict[int, int]:
+        """Return where the generation block of each assistant message starts."""
+        text, blocks = self._template.generation_blocks(chat)
+        remaining = iter(blocks)
+        starts: dict[int, int] = {}
+        for index in indices:
+            content = chat[index]["content"].strip()
+            start = next((start for start, end in remaining if content in text[start:end]), None)
+            if start is None:
+                raise InputError(
+                    f"no generation block of the chat template holds {content[:40]!r}; "
+                    "each assistant message needs a block around its whole text and its end-of-turn token"
+                )
+            starts[index] = start
+        return starts
+
+    def _check_prefix(self, prompt: str, text: str) -> None:
+        """Raise `InputError` unless the text starts with its prompt."""
+        if text.startswith(prompt):
+            return
+        place = max(0, len(commonprefix([prompt, text])) - 20)
+        has_switch = "enable_thinking" in self._template.source
+        hint = " (try {% set enable_thinking = false %} as its first line)" if has_switch else ""
+        raise InputError(
+            f"the chat template rewrites the prompt when a response follows: "
+            f"{prompt[place : place + 60]!r} becomes {text[place : place + 60]!r}; "
+            f"name a .jinja file that leaves the earlier text unchanged{hint}"
+        )
+
+
+def _shifted(turn: Turn, by: int) -> Turn:
+    return Turn(turn.split + by, turn.start + by, turn.end + by, turn.next_message + by)
