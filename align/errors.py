@@ -1,4 +1,4 @@
-"""Errors for people: invalid input with its location, and a run that failed."""
+"""Errors that are reported to users in one line: invalid input with its location, and failed runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress for people: lines for what is worth saying, a live table of the steps, a bar for what takes long."""
+"""Show progress in a terminal: log lines, a live table of the steps and a progress bar."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-MARKS = {"waiting": "·", "interrupted": "…", "running": "▶", "finished": "✓"}  # of a step's state
+# States of a step as in `align.pipeline`, whose import would slow down `align --help`
+RUNNING, FINISHED = "running", "finished"
+SYMBOLS = {"waiting": "·", "interrupted": "…", RUNNING: "▶", FINISHED: "✓"}
+MIN_ROWS = 4  # of the table, however small the terminal is
+OTHER_LINES = 8  # of the terminal, around the rows of the table
 
 
 class TerminalProgress:
-    """Everything that a run says while it goes on."""
+    """Implement `align.distributed.progress.Progress` in a terminal, and show the states of a pipeline's steps."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -26,14 +30,14 @@ class TerminalProgress:
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[metrics]}"),
             console=console,
         )
         self.task: TaskID | None = None
         self.states: dict[str, str] = {}
-        self.began: dict[str, float] = {}
-        self.took: dict[str, float] = {}
-        self.said: dict[str, str] = {}
+        self.started_at: dict[str, float] = {}  # by step, on the monotonic clock
+        self.seconds: dict[str, float] = {}  # by step that has ended
+        self.metrics: dict[str, str] = {}  # the last ones of each step, as text
         self.live = Live(console=console, transient=True, get_renderable=self._render, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -44,59 +48,64 @@ class TerminalProgress:
         self.live.stop()
 
     def note(self, text: str) -> None:
-        """One line above the table."""
+        """Print one line above the table."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def watch(self, step: str, state: str) -> None:
-        """A step of the pipeline has come into another state."""
+        """Show the new state of a step."""
         self.states[step] = state
-        if state == "running":
-            self.began[step] = time.monotonic()
-        elif step in self.began:
-            self.took[step] = time.monotonic() - self.began[step]
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-                self.task = None
+        if state == RUNNING:
+            self.started_at[step] = time.monotonic()
+        elif step in self.started_at:
+            self.seconds[step] = time.monotonic() - self.started_at[step]
+            self._remove_bar()
 
     def phase(self, name: str, total: int, done: int = 0) -> None:
-        """A new bar in place of the last; of an unknown total where it is 0."""
-        if self.task is not None:
-            self.bar.remove_task(self.task)
-        self.task = self.bar.add_task(name, total=total or None, completed=done, said="")
+        """Show a new progress bar in place of the last one; a `total` of 0 means unknown."""
+        self._remove_bar()
+        self.task = self.bar.add_task(name, total=total or None, completed=done, metrics="")
 
     def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
-        """Move the bar on."""
+        """Advance the progress bar, and show the metrics of an optimizer step."""
         if self.task is None:
             return
         self.bar.update(self.task, advance=units)
         if metrics:
-            said = _said(metrics)
-            self.bar.update(self.task, said=said)
-            self.said |= {step: said for step, state in self.states.items() if state == "running"}
+            text = _metrics_text(metrics)
+            self.bar.update(self.task, metrics=text)
+            self.metrics |= {step: text for step, state in self.states.items() if state == RUNNING}
+
+    def _remove_bar(self) -> None:
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.task = None
 
     def _render(self) -> Group:
-        """The steps as a table, and the bar of what is being done."""
+        """Return the table of the steps and the progress bar."""
         if not self.states:
             return Group(self.bar)
         table = Table(box=SIMPLE, pad_edge=False)
         for name in ("", "step", "state", "seconds", "last metrics"):
             table.add_column(name, justify="right" if name == "seconds" else "left", no_wrap=True)
-        # As many as a screen holds: those around the one that runs.
-        names = list(self.states)
-        at = next((place for place, name in enumerate(names) if self.states[name] != "finished"), len(names))
-        most = max(4, self.console.height - 8)
-        first = max(0, min(at - most // 2, len(names) - most))
-        for name in names[first : first + most]:
+        for name in self._visible_steps():
             state = self.states[name]
-            seconds = time.monotonic() - self.began[name] if state == "running" else self.took.get(name)
-            told = "" if seconds is None else f"{seconds:,.0f}"
-            table.add_row(MARKS[state], name, state, told, self.said.get(name, ""))
+            seconds = time.monotonic() - self.started_at[name] if state == RUNNING else self.seconds.get(name)
+            duration = "" if seconds is None else f"{seconds:,.0f}"
+            table.add_row(SYMBOLS[state], name, state, duration, self.metrics.get(name, ""))
         return Group(table, self.bar)
 
+    def _visible_steps(self) -> list[str]:
+        """Return the steps around the first unfinished one, as many as fit into the terminal."""
+        names = list(self.states)
+        current = next((index for index, name in enumerate(names) if self.states[name] != FINISHED), len(names))
+        num_rows = max(MIN_ROWS, self.console.height - OTHER_LINES)
+        first = max(0, min(current - num_rows // 2, len(names) - num_rows))
+        return names[first : first + num_rows]
 
-def _said(metrics: Mapping[str, float]) -> str:
-    """A training step in a few words."""
-    said = [f"loss {metrics['loss']:.4f}"]
+
+def _metrics_text(metrics: Mapping[str, float]) -> str:
+    """Return loss, margin, accuracy and speed of an optimizer step as a short text."""
+    parts = [f"loss {metrics['loss']:.4f}"]
     if "rewards/margins" in metrics:
-        said += [f"margin {metrics['rewards/margins']:+.3f}", f"accuracy {metrics['rewards/accuracies']:.2f}"]
-    return "  ".join([*said, f"{metrics['tokens_computed'] / metrics['seconds']:,.0f} tokens/s"])
+        parts += [f"margin {metrics['rewards/margins']:+.3f}", f"accuracy {metrics['rewards/accuracies']:.2f}"]
+    return "  ".join([*parts, f"{metrics['tokens_computed'] / metrics['seconds']:,.0f} tokens/s"])

@@ -248,7 +248,7 @@ WRONG = {
     ),
     "a subset that no row has": (
         ["steps.rank.subset=kin"],
-        "no held-out row has 'kin' in its metadata; available: kind",
+        "no held-out row has 'kin' in its metadata; there are: kind",
     ),
     "the best of nothing held out": (
         ["data.rated.held_out=0.0"],
