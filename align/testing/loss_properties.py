@@ -6,7 +6,7 @@ Shape legend: B prompts, K responses.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def loss_and_gradient(loss: Loss, inputs: LossInputs) -> Gradient:
 
 def check_shape(loss: Loss, inputs: LossInputs) -> str | None:
     """Check that the loss returns a tensor of shape [B] in the dtype of the log-probabilities."""
-    loss_B: object = loss(*inputs)
+    loss_B = cast(object, loss(*inputs))
     if not isinstance(loss_B, Tensor):
         return f"returned a {type(loss_B).__name__}, not a tensor"
     expected = [len(inputs.policy_BK)]
@@ -112,8 +112,8 @@ def check_prompt_order(loss: Loss, inputs: LossInputs) -> str | None:
     """Check that a prompt has the same loss in another order of the prompts, and alone."""
     found = loss_and_gradient(loss, inputs)
     order = list(range(len(inputs.policy_BK)))[::-1]
-    reversed_ = loss_and_gradient(loss, inputs.prompts(order))
-    restored = Gradient(reversed_.loss_B[order], reversed_.policy_BK[order])
+    turned = loss_and_gradient(loss, inputs.prompts(order))
+    restored = Gradient(turned.loss_B[order], turned.policy_BK[order])
     alone = [loss_and_gradient(loss, inputs.prompts([index])) for index in range(len(order))]
     joined = Gradient(torch.cat([each.loss_B for each in alone]), torch.cat([each.policy_BK for each in alone]))
     return _difference("with the prompts reversed", found, restored) or _difference(
@@ -153,12 +153,13 @@ def loss_properties(*, uses_rewards: bool) -> list[Property]:
 
 
 def _passes_gradcheck(loss: Loss, inputs: LossInputs) -> bool:
+    def losses(policy_BK: Tensor) -> Tensor:
+        return loss(*inputs._replace(policy_BK=policy_BK))
+
     policy_BK = inputs.policy_BK.clone().requires_grad_()
-    if not loss(*inputs._replace(policy_BK=policy_BK)).requires_grad:
-        return False  # gradcheck refuses such a function
-    return torch.autograd.gradcheck(
-        lambda policy_BK: loss(*inputs._replace(policy_BK=policy_BK)), (policy_BK,), eps=STEP, raise_exception=False
-    )
+    if not losses(policy_BK).requires_grad:
+        return False  # gradcheck raises for such a function
+    return torch.autograd.gradcheck(losses, (policy_BK,), eps=STEP, raise_exception=False)
 
 
 def _finite_differences(loss: Loss, inputs: LossInputs) -> Tensor:
