@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from align.evaluation.tasks import TASKS
     from align.inference.engines import make_engine
     from align.losses.table import LOSSES, preference_loss
-    from align.models.policy import load_policy, save_policy
+    from align.models.policy import load_policy, response_logps, save_policy
     from align.models.settings import PolicySettings
     from align.models.tree.batch import tree_batch
     from align.records import Comparison, Demonstration, Message, Prompt, Response
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
         PreferenceSettings,
         SupervisedObjective,
         group_batch,
-        response_logps,
     )
     from align.train.reward_objective import BradleyTerryObjective, RegressionObjective
     from align.train.settings import TrainSettings
@@ -68,9 +67,9 @@ _MODULES = {
     "align.evaluation.tasks": ("TASKS",),
     "align.inference.engines": ("make_engine",),
     "align.losses.table": ("LOSSES", "preference_loss"),
-    "align.models.policy": ("load_policy", "save_policy"),
+    "align.models.policy": ("load_policy", "response_logps", "save_policy"),
     "align.models.settings": ("PolicySettings",),
-    "align.models.tree": ("tree_batch",),
+    "align.models.tree.batch": ("tree_batch",),
     "align.records": ("Comparison", "Demonstration", "Message", "Prompt", "Response"),
     "align.rewards.judges": ("make_judge",),
     "align.rewards.verifiers.instructions": ("VERIFIERS",),
@@ -80,7 +79,6 @@ _MODULES = {
         "PreferenceSettings",
         "SupervisedObjective",
         "group_batch",
-        "response_logps",
     ),
     "align.train.reward_objective": ("BradleyTerryObjective", "RegressionObjective"),
     "align.train.settings": ("TrainSettings",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from align.data.chat_encoder import ChatEncoder
 from align.data.token_groups import TokenGroup
-from align.models.policy import Policy
+from align.models.policy import Policy, response_logps
 from align.models.tree.batch import tree_batch
 from align.records import Comparison
 from align.testing.tiny import tiny_policy, tiny_preferences
-from align.train.objectives import GroupBatch, group_batch, response_logps
+from align.train.objectives import GroupBatch, group_batch
 
 NUM_STEPS = 20
 LEARNING_RATE = 5e-3
@@ -28,6 +28,13 @@ class Measured(NamedTuple):
 
     loss: float
     gap: float  # nats, log-probability of the best response less that of the worst
+
+
+class Rows(NamedTuple):
+    """Prompts with their responses, and what the loss needs of them."""
+
+    groups: list[TokenGroup]
+    batch: GroupBatch
 
 
 class BeforeAndAfter(NamedTuple):
@@ -53,7 +60,7 @@ def train_tiny_policy(loss: Callable[..., Tensor]) -> BeforeAndAfter:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     for _ in range(NUM_STEPS):
         optimizer.zero_grad()
-        _losses(loss, response_logps(policy, train), train).mean().backward()
+        _losses(loss, response_logps(policy, train.groups), train).mean().backward()
         optimizer.step()
     return BeforeAndAfter(before, _measure(policy, loss, held_out))
 
@@ -63,18 +70,19 @@ def _best_first(row: Comparison) -> Comparison:
 
 
 @torch.no_grad()
-def _with_references(policy: Policy, groups: Sequence[TokenGroup]) -> GroupBatch:
-    """Return the groups as one batch whose reference is the policy as it is now."""
+def _with_references(policy: Policy, groups: list[TokenGroup]) -> Rows:
+    """Return the groups with the policy as it is now as the reference."""
     batch = group_batch(groups, None, tree_batch)
-    return replace(batch, reference_BK=response_logps(policy, batch))
+    return Rows(groups, replace(batch, reference_BK=response_logps(policy, groups)))
 
 
 @torch.no_grad()
-def _measure(policy: Policy, loss: Callable[..., Tensor], batch: GroupBatch) -> Measured:
-    logps_BK = response_logps(policy, batch)
+def _measure(policy: Policy, loss: Callable[..., Tensor], rows: Rows) -> Measured:
+    logps_BK = response_logps(policy, rows.groups)
     gap = float((logps_BK[:, 0] - logps_BK[:, -1]).mean())
-    return Measured(float(_losses(loss, logps_BK, batch).mean()), gap)
+    return Measured(float(_losses(loss, logps_BK, rows).mean()), gap)
 
 
-def _losses(loss: Callable[..., Tensor], logps_BK: Tensor, batch: GroupBatch) -> Tensor:
+def _losses(loss: Callable[..., Tensor], logps_BK: Tensor, rows: Rows) -> Tensor:
+    batch = rows.batch
     return loss(logps_BK, batch.reference_BK, batch.rewards_BK, batch.lengths_BK, batch.mask_BK)

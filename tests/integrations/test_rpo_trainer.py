@@ -18,8 +18,9 @@ from align.errors import InputError, RunError
 from align.integrations import trl_checks
 from align.integrations.trl import RPOTrainer
 from align.losses.table import LOSSES, CustomLoss, preference_loss
+from align.models.policy import response_logps
 from align.models.tree.batch import tree_batch
-from align.train.objectives import group_batch, response_logps
+from align.train.objectives import group_batch
 
 pytestmark = [
     pytest.mark.slow,
@@ -132,9 +133,8 @@ def ours(loss, sft_weight, sft_per_token):
     model, reference = policy(1, **SPECIAL), policy(2, **SPECIAL)
     model.use_forward("tree")
     reference.use_forward("tree")
-    plain = group_batch(groups()[:PER_STEP], None, tree_batch)
     with torch.no_grad():
-        logps_BK = response_logps(reference, plain)
+        logps_BK = response_logps(reference, groups()[:PER_STEP])
     batch = group_batch(groups()[:PER_STEP], logps_BK.tolist(), tree_batch)
     step = objective(model, batch)
     found = step.loss / PER_STEP
