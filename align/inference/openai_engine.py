@@ -10,14 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import httpx2
-from pydantic import Field, model_validator
 
-from align.config import Settings
 from align.errors import InputError, RunError, one_line
-from align.inference.samples import NONE, Done, Sample, SamplingSettings, Speed, before_stop, prompt_key, sample_seed
+from align.inference.samples import NONE, Done, Sample, Speed, before_stop, prompt_key, sample_seed
+from align.inference.settings import SamplingSettings, ServerSettings
 from align.records import Prompt
 
 FIRST_WAIT_S = 0.5  # before the first repetition; each further wait is twice as long, less a share drawn at random
@@ -26,31 +25,6 @@ LONGEST_TOLD_WAIT_S = 300.0  # where the server itself says how long
 CONNECT_S = 10.0
 BUSY = {408, 409, 425, 429}  # the statuses below 500 that another try may cure
 SHOWN = 300  # characters of a server's own words in an error
-
-OWN_FIELDS = {"model", "messages", "temperature", "top_p", "max_tokens", "stop", "seed", "n", "stream"}
-
-
-class ServerSettings(Settings):
-    """Which server, and how it is asked.
-
-    vLLM takes what a request leaves open from the model's own generation settings: start it with
-    `--generation-config vllm`, or send {"top_k": -1, "repetition_penalty": 1.0} in `body`. `transformers serve` heeds
-    the temperature only where the model's settings say do_sample: send {"generation_config": '{"do_sample": true}'}.
-    """
-
-    base_url: str  # up to and with /v1
-    model: str  # as the server calls it
-    api_key_env: str | None = None  # name of the environment variable that holds the key
-    concurrency: int = Field(default=16, ge=1)  # requests under way at once
-    timeout_s: float = Field(default=600.0, gt=0)  # without a word from the server
-    retries: int = Field(default=6, ge=0)  # repetitions of a request that failed in a way that may pass
-    body: dict[str, Any] = {}  # further fields of every request
-
-    @model_validator(mode="after")
-    def _leaves_our_fields(self) -> Self:
-        if taken := sorted(self.body.keys() & OWN_FIELDS):
-            raise ValueError(f"body sets {taken[0]}, which the sampling settings set")
-        return self
 
 
 class Answer(NamedTuple):
@@ -78,8 +52,9 @@ class OpenAIEngine:
     same seed gives the same text, whatever else is asked at the time, is up to the server.
     """
 
-    def __init__(self, settings: ServerSettings, *, name: str) -> None:
+    def __init__(self, model: str, settings: ServerSettings, *, name: str) -> None:
         self.name = name
+        self._model = model
         self.speed = Speed()
         self._settings = settings
         self._url = settings.base_url.rstrip("/")
@@ -150,7 +125,7 @@ class OpenAIEngine:
         seed = sample_seed(settings, self.name, key, number)
         request = {
             **self._settings.body,
-            "model": self._settings.model,
+            "model": self._model,
             "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
             "temperature": settings.temperature,
             "top_p": settings.top_p,
@@ -189,7 +164,7 @@ class OpenAIEngine:
         if status in BUSY or status >= 500:
             raise _Passing(f"HTTP {status}: {said}", _told_s(response.headers.get("retry-after")))
         if status != 200:
-            raise InputError(f"{self._url} refuses a request for {self._settings.model!r} with HTTP {status}: {said}")
+            raise InputError(f"{self._url} refuses a request for {self._model!r} with HTTP {status}: {said}")
         try:
             answer = response.json()
             choice, usage = answer["choices"][0], answer.get("usage") or {}

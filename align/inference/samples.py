@@ -8,36 +8,15 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Annotated, Protocol, Self
+from typing import Protocol
 
-from pydantic import Field, model_validator
-
-from align.config import Settings, stable_hash
+from align.config import stable_hash
 from align.distributed.journal import Journal
+from align.inference.settings import SamplingSettings
 from align.records import Prompt
 
 SEED_BITS = 31  # servers take a seed as a signed 32-bit integer
 TOO_LONG = "prompt too long"  # how a sample ended that was never begun
-
-
-class SamplingSettings(Settings):
-    """How responses are drawn."""
-
-    num_responses: int = Field(default=1, ge=1)  # K, to each prompt
-    temperature: float = Field(default=1.0, ge=0)  # 0: always the likeliest token
-    top_p: float = Field(default=1.0, gt=0, le=1)  # share of the probability that is drawn from, the likeliest first
-    max_new_tokens: int = Field(default=512, ge=1)
-    stop: list[Annotated[str, Field(min_length=1)]] = []  # a response ends before the first of them
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _differ(self) -> Self:
-        if self.temperature == 0 and self.num_responses > 1:
-            raise ValueError(
-                f"{self.num_responses} responses at temperature 0 are one response {self.num_responses} times: "
-                "raise temperature or set num_responses to 1"
-            )
-        return self
 
 
 @dataclass(frozen=True, slots=True)

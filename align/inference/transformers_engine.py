@@ -7,11 +7,10 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from peft import PeftModel
-from pydantic import Field
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -24,7 +23,6 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
-from align.config import Settings
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import apply_template
 from align.errors import InputError
@@ -36,12 +34,12 @@ from align.inference.samples import (
     TOO_LONG,
     Done,
     Sample,
-    SamplingSettings,
     Speed,
     before_stop,
     prompt_key,
     sample_seed,
 )
+from align.inference.settings import LocalSettings, SamplingSettings
 from align.models.loading.pretrained import default_device
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
@@ -49,16 +47,6 @@ from align.records import Prompt
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SPARE_TOKENS = 8  # that a stop string's last characters may be mixed with: special tokens and halves of a character
-
-
-class LocalSettings(Settings):
-    """A model in this process, and how it runs."""
-
-    path: str  # hub id, folder, or gguf:FILE
-    tokenizer: str | None = None  # folder or hub id; the model's own where left out
-    chat_template: str | None = None  # a built-in's name or a file; the tokenizer's own where left out
-    precision: Literal["bf16", "fp32"] = "bf16"
-    batch_size: int = Field(default=64, ge=1)  # responses that are decoded together
 
 
 @dataclass(slots=True, eq=False)
@@ -102,11 +90,11 @@ class TransformersEngine:
         self._most: float = math.inf if most is None else most  # tokens of a prompt and its response
 
     @classmethod
-    def load(cls, settings: LocalSettings, *, name: str) -> Self:
+    def load(cls, policy: str, settings: LocalSettings = LocalSettings(), *, name: str) -> Self:  # noqa: B008 - frozen
         """The engine of a saved policy, on the GPU where there is one; adapters are folded into the weights."""
-        policy, tokenizer = load_policy(PolicySettings(path=settings.path, tokenizer=settings.tokenizer))
+        loaded, tokenizer = load_policy(PolicySettings(path=policy, tokenizer=settings.tokenizer))
         apply_template(tokenizer, settings.chat_template)
-        hf = policy.hf.merge_and_unload() if isinstance(policy.hf, PeftModel) else policy.hf
+        hf = loaded.hf.merge_and_unload() if isinstance(loaded.hf, PeftModel) else loaded.hf
         model = in_precision(cast(PreTrainedModel, hf), DTYPES[settings.precision])
         model.to(torch.device(default_device()))  # pyright: ignore[reportArgumentType] - transformers wraps `to`
         return cls(model, tokenizer, name=name, batch_size=settings.batch_size)

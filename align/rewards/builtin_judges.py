@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings
-from align.inference.engines import EngineSettings
+from align.inference.settings import EngineSettings
 from align.sandbox.pipes import NUM_CORES
 from align.sandbox.process import Limits
 
@@ -100,7 +100,7 @@ class LlmSettings(Settings):
 
     def cache_key(self) -> dict[str, Any]:
         """Return the settings that decide a verdict, as JSON."""
-        return {**self.model_dump(mode="json"), "engine": self.engine.deciding()}
+        return {**self.model_dump(mode="json"), "engine": self.engine.cache_key()}
 
 
 class JudgeSpec(Settings):

@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, count, islice
 
-from align.inference.engines import make_engine
-from align.inference.samples import Engine, SamplingSettings, ask
+from align.inference.engines import load_engine
+from align.inference.samples import Engine, ask
+from align.inference.settings import SamplingSettings
 from align.records import Message, Prompt
 from align.rewards.builtin_judges import LlmSettings
 from align.rewards.verdicts import Group, Verdict
@@ -127,7 +128,7 @@ class LlmJudge:
 
 def llm_judge(settings: LlmSettings) -> LlmJudge:
     """The judge that the settings' model is."""
-    return LlmJudge(make_engine(settings.model, settings.engine), settings)
+    return LlmJudge(load_engine(settings.model, settings.engine), settings)
 
 
 def conversation(prompt: Prompt) -> str:

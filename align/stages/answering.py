@@ -16,7 +16,8 @@ from align.distributed.progress import Progress
 from align.distributed.work_split import WorkShard
 from align.errors import InputError
 from align.evaluation.task import Answer, NextTurn, Row, first_question
-from align.inference.samples import TOO_LONG, Engine, Sample, SamplingSettings, distinct, prompt_key, resumed
+from align.inference.samples import TOO_LONG, Engine, Sample, distinct, prompt_key, resumed
+from align.inference.settings import SamplingSettings
 from align.records import Prompt
 
 NAMES = ("key", "task_id")  # columns that say which row a response answers

@@ -190,7 +190,7 @@ def _of_answers(
     rows, tokens, drawn, precision = 0, 0, 0, "bf16"
     if isinstance(step, GenerateStep):
         rows, drawn, tokens = _to_be_drawn(recipe, name, step, tokenizer)
-        precision = str(step.engine.local.get("precision", precision))
+        precision = step.engine.local.precision if step.engine.local else precision
     elif isinstance(step, ScoreStep):
         rows, tokens = _given(recipe, step, tokenizer)
     else:

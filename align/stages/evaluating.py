@@ -22,8 +22,9 @@ from align.distributed.work_split import split_work
 from align.errors import InputError, within
 from align.evaluation.statistics import Score, interval
 from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task
-from align.inference.samples import SamplingSettings, Speed
-from align.inference.transformers_engine import LocalSettings, TransformersEngine
+from align.inference.samples import Speed
+from align.inference.settings import LocalSettings, SamplingSettings
+from align.inference.transformers_engine import TransformersEngine
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.models.policy import Policy, load_policy
@@ -83,8 +84,8 @@ class _Engines:
 
     def of(self, precision: Literal["fp32", "bf16"]) -> TransformersEngine:
         if precision not in self._loaded:
-            local = LocalSettings(path=self.path, precision=precision)
-            self._loaded[precision] = TransformersEngine.load(local, name=self._name)
+            local = LocalSettings(precision=precision)
+            self._loaded[precision] = TransformersEngine.load(self.path, local, name=self._name)
         return self._loaded[precision]
 
     @property

@@ -17,8 +17,9 @@ from align.distributed.processes import Processes, init_processes, shutdown_proc
 from align.distributed.progress import Progress
 from align.distributed.work_split import WorkShard
 from align.errors import InputError
-from align.inference.engines import EngineSettings, make_engine
-from align.inference.samples import Sample, SamplingSettings, Speed, distinct, kept, prompt_key, resumed
+from align.inference.engines import load_engine
+from align.inference.samples import Sample, Speed, distinct, kept, prompt_key, resumed
+from align.inference.settings import EngineSettings, SamplingSettings
 from align.models.loading.pretrained import silence_transformers
 from align.records import Prompt
 from align.rewards.judges import judge_of, make_judge
@@ -94,7 +95,7 @@ def generate(
     account, engines = Account(), {policy: policy for policy in policies}
     asked = prompts(settings.rows.source(data, limit), seed=0, counts=account.counts)
     origin = {"policies": {policy: content_of(policy) for policy in policies}, "data": content_of(data)}
-    made_with = {**origin, "sampling": settings.sampling.model_dump(), "engine": settings.engine.deciding()}
+    made_with = {**origin, "sampling": settings.sampling.model_dump(), "engine": settings.engine.cache_key()}
     with opened(beside(out, "samples"), made_with, processes) as journal:
         samples, speeds = sampled(engines, asked, settings, journal=journal, processes=processes, report=report)
     if judge is None:
@@ -225,7 +226,7 @@ def sampled(
 
     def work() -> None:
         for name, path in policies.items():
-            engine = make_engine(path, settings.engine, name=name)
+            engine = load_engine(path, settings.engine, name=name)
             report.phase("sample", len(own) * settings.sampling.num_responses)
             for _ in resumed(engine, own, settings.sampling, journal):
                 report.advance(1)

@@ -24,8 +24,8 @@ from align.distributed.work_split import split_work
 from align.errors import InputError, one_line, within
 from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task
 from align.evaluation.tasks import pick_task
-from align.inference.engines import EngineSettings, make_engine
-from align.inference.samples import SamplingSettings
+from align.inference.engines import load_engine
+from align.inference.settings import EngineSettings, SamplingSettings
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.models.policy import Policy, load_policy
@@ -185,14 +185,14 @@ class _Inputs:
             if self.out is not None and self.out.exists():
                 self.claim_responses()
             return match(rows, next_turn, self.asked.responses[0])
-        engine, sampling = make_engine(self.asked.policy, self.settings.engine), self.settings.sampling
+        engine, sampling = load_engine(self.asked.policy, self.settings.engine), self.settings.sampling
         ask = partial(
             ask_policy, rows, next_turn, engine, sampling=sampling, processes=self.processes, report=self.progress
         )
         if self.out is None:
             with within(self.asked.task):
                 return ask(kept=None)
-        by = {"sampling": sampling.model_dump(), "engine": self.settings.engine.deciding()}
+        by = {"sampling": sampling.model_dump(), "engine": self.settings.engine.cache_key()}
         made_with = {"policy": content_of(self.asked.policy), "rows": _content_of(rows), **by}
         with opened(beside(self.out, "samples"), made_with, self.processes) as journal, within(self.asked.task):
             return ask(kept=journal)

@@ -12,6 +12,7 @@ from align.accounting.formulas import Work
 from align.distributed.processes import Processes, init_processes
 from align.errors import InputError
 from align.inference.samples import Sample, Speed, prompt_key
+from align.inference.settings import LocalSettings
 from align.models.loading.config import load_config
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.records import Comparison, Prompt, Record
@@ -122,9 +123,10 @@ def _done(context: Context, speeds: dict[str, Speed]) -> Done:
     step = context.recipe.steps[context.name]
     assert isinstance(step, GenerateStep)
     of = [folder for name, folder in context.inputs.items() if name in context.recipe.policies_of(context.name)]
-    if step.engine.server or step.models or not of:
+    engine = step.engine.chosen
+    if not isinstance(engine, LocalSettings) or step.models or not of:
         return Done(dimensions="responses of models whose dimensions are not looked up, or of a server")
-    return sampling_done(of[0], list(speeds.values()), str(step.engine.local.get("precision", "bf16")))
+    return sampling_done(of[0], list(speeds.values()), engine.precision)
 
 
 def sampling_done(folder: Path, speeds: Sequence[Speed], precision: str, more: Work = NOTHING) -> Done:

@@ -184,8 +184,9 @@ class Recipe(Settings):
                 found = self.source(source)
                 content += [share, found.model_dump(mode="json"), content_of(found.path), code_of(found.format)]
         if isinstance(step, GenerateStep):
-            settings["engine"] = step.engine.deciding()
+            settings["engine"] = step.engine.cache_key()
             content += [content_of(model) for model in step.models]
+            content += [code_of(step.engine.custom.name)] if step.engine.custom else []
         if isinstance(step, GenerateStep | ScoreStep):
             settings["judges"] = [judge.cache_key() for judge in step.judges]
             content += [told for judge in step.judges for told in contents_of(judge, content_of)]

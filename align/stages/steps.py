@@ -9,8 +9,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from align.config import Settings
 from align.data.mixing import StoppingStrategy
-from align.inference.engines import EngineSettings
-from align.inference.samples import SamplingSettings
+from align.inference.settings import EngineSettings, SamplingSettings
 from align.models.settings import HELPSTEER, HeadSettings
 from align.rewards.settings import How, JudgeSettings, each_once
 from align.synth.constraints import ConstraintSettings

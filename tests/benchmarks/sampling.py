@@ -37,7 +37,7 @@ from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import apply_template
 from align.data.formats import read
 from align.errors import InputError
-from align.inference.samples import SamplingSettings
+from align.inference.settings import SamplingSettings
 from align.inference.transformers_engine import DTYPES, TransformersEngine, in_precision
 from align.models.loading.pretrained import silence_transformers
 from align.models.policy import load_policy

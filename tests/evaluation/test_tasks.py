@@ -11,7 +11,8 @@ from align.errors import InputError
 from align.evaluation.sampled_task import SampledTask, correct
 from align.evaluation.task import Answer
 from align.evaluation.tasks import TASKS, pick_task
-from align.inference.samples import Sample, SamplingSettings, Speed, distinct, prompt_key
+from align.inference.samples import Sample, Speed, distinct, prompt_key
+from align.inference.settings import SamplingSettings
 from align.records import Message
 from align.stages.answering import ask_policy
 

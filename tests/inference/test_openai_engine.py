@@ -20,8 +20,9 @@ from align.config import build
 from align.data.tokenizer import train_tokenizer
 from align.distributed.journal import Journal
 from align.errors import InputError, RunError
-from align.inference.openai_engine import OpenAIEngine, ServerSettings
-from align.inference.samples import SamplingSettings, ask, prompt_key, resumed
+from align.inference.openai_engine import OpenAIEngine
+from align.inference.samples import ask, prompt_key, resumed
+from align.inference.settings import SamplingSettings, ServerSettings
 from align.records import Message, Prompt
 
 PROMPTS = [
@@ -31,10 +32,10 @@ SETTINGS = SamplingSettings(num_responses=3, temperature=0.7, top_p=0.9, max_new
 ALL = {(prompt_key(prompt), number) for prompt in PROMPTS for number in range(3)}
 
 
-def engine(server, **settings):
+def engine(server, model="m", **settings):
     url = server if isinstance(server, str) else server.url
-    values = {"base_url": url, "model": "m", "timeout_s": SLOW_S / 2, "retries": 2, "concurrency": 4, **settings}
-    return OpenAIEngine(build(ServerSettings, values, "engine.server"), name="m")
+    values = {"base_url": url, "timeout_s": SLOW_S / 2, "retries": 2, "concurrency": 4, **settings}
+    return OpenAIEngine(model, build(ServerSettings, values, ("engine", "server")), name="m")
 
 
 def by_place(samples):
@@ -215,7 +216,7 @@ def test_the_key_comes_from_the_environment_and_is_in_no_settings_and_no_error(m
 )
 def test_settings_that_cannot_be_are_refused(values, said):
     with pytest.raises(InputError, match=said):
-        build(ServerSettings, {"base_url": "http://127.0.0.1:1/v1", "model": "m", **values}, "engine.server")
+        build(ServerSettings, {"base_url": "http://127.0.0.1:1/v1", **values}, ("engine", "server"))
 
 
 def test_a_program_that_is_interrupted_does_not_wait_for_the_server():
@@ -223,9 +224,10 @@ def test_a_program_that_is_interrupted_does_not_wait_for_the_server():
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job is born without
 from align.records import Message, Prompt
-from align.inference.samples import SamplingSettings
-from align.inference.openai_engine import OpenAIEngine, ServerSettings
-engine = OpenAIEngine(ServerSettings(base_url=sys.argv[1], model="m", timeout_s=60.0), name="m")
+from align.inference.settings import SamplingSettings
+from align.inference.openai_engine import OpenAIEngine
+from align.inference.settings import ServerSettings
+engine = OpenAIEngine("m", ServerSettings(base_url=sys.argv[1], timeout_s=60.0), name="m")
 print("asking", flush=True)
 list(engine.sample([Prompt((Message("user", "q"),))], SamplingSettings(num_responses=4)))
 """

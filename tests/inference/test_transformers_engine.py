@@ -14,8 +14,9 @@ from align.config import build
 from align.data.tokenizer import train_tokenizer
 from align.distributed.journal import Journal
 from align.errors import InputError
-from align.inference.samples import TOO_LONG, SamplingSettings, ask, prompt_key, resumed
-from align.inference.transformers_engine import LocalSettings, TransformersEngine
+from align.inference.samples import TOO_LONG, ask, prompt_key, resumed
+from align.inference.settings import LocalSettings, SamplingSettings
+from align.inference.transformers_engine import TransformersEngine
 from align.records import Message, Prompt
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -259,7 +260,7 @@ def test_the_speed_is_that_of_the_tokens_drawn():
 )
 def test_settings_that_cannot_be_are_refused_in_one_line(values, said):
     with pytest.raises(InputError, match=said) as caught:
-        build(SamplingSettings, values, "sampling")
+        build(SamplingSettings, values, ("sampling",))
     assert "\n" not in str(caught.value)
 
 
@@ -282,7 +283,7 @@ def test_a_prompt_that_leaves_no_room_comes_first_and_unanswered_and_changes_not
 
 def test_a_model_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="no model can be read from"):
-        TransformersEngine.load(LocalSettings(path=str(tmp_path / "nowhere")), name="nowhere")
+        TransformersEngine.load(str(tmp_path / "nowhere"), name="nowhere")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -290,7 +291,7 @@ def test_a_saved_policy_is_loaded_in_the_precision_asked_for(tmp_path, precision
     _, model, tokenizer = tiny_engine()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    engine = TransformersEngine.load(LocalSettings(path=str(tmp_path), precision=precision), name="tiny")
+    engine = TransformersEngine.load(str(tmp_path), LocalSettings(precision=precision), name="tiny")
     samples = by_place(engine.sample(PROMPTS, SETTINGS))
     exact = by_place(tiny_engine()[0].sample(PROMPTS, SETTINGS))
     assert (samples == exact) == (precision == "fp32")

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from small_runs import RECIPE, metrics, run
 
 from align.errors import InputError
-from align.inference.samples import SamplingSettings
-from align.inference.transformers_engine import LocalSettings, TransformersEngine
+from align.inference.settings import LocalSettings, SamplingSettings
+from align.inference.transformers_engine import TransformersEngine
 from align.models.policy import load_policy
 from align.models.settings import LoraSettings, PolicySettings
 from align.records import Message, Prompt
@@ -84,7 +84,7 @@ def test_what_answers_later_is_what_was_trained(finished):
     answers = []
     for engine in (
         TransformersEngine(policy.base, tokenizer, name="rpo"),
-        TransformersEngine.load(LocalSettings(path=path, precision="fp32"), name="rpo"),
+        TransformersEngine.load(path, LocalSettings(precision="fp32"), name="rpo"),
     ):
         answers.append(sorted((each.key, each.number, each.text) for each in engine.sample(prompts, sampling)))
     assert answers[0] == answers[1] and len({text for _, _, text in answers[0]}) > 1

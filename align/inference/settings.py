@@ -1,0 +1,149 @@
+"""Settings of sampling and of the engines that run a policy. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from align.config import Settings
+from align.errors import InputError
+from align.registry import import_dotted
+
+# Fields of a request that the sampling settings decide
+REQUEST_FIELDS = {"model", "messages", "temperature", "top_p", "max_tokens", "stop", "seed", "n", "stream"}
+
+
+class SamplingSettings(Settings):
+    """How responses are sampled.
+
+    >>> SamplingSettings(num_responses=4, temperature=0.7).max_new_tokens
+    512
+    """
+
+    num_responses: int = Field(default=1, ge=1, description="Responses sampled for each prompt (K).")
+    temperature: float = Field(default=1.0, ge=0, description="Softmax temperature; 0 decodes greedily.")
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Sample from the smallest set of most likely tokens whose probabilities sum to this (nucleus).",
+    )
+    max_new_tokens: int = Field(default=512, ge=1, description="Maximum length of a response, in tokens.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[], description="Strings that end a response; they are not part of it."
+    )
+    seed: int = Field(default=0, description="Seed of all samples.")
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.temperature == 0 and self.num_responses > 1:
+            raise ValueError(
+                f"{self.num_responses} responses at temperature 0 are one response {self.num_responses} times: "
+                "raise temperature or set num_responses to 1"
+            )
+        return self
+
+
+class LocalSettings(Settings):
+    """A Hugging Face model in this process."""
+
+    tokenizer: str | None = Field(
+        default=None, description="Folder or Hub ID of the tokenizer; the model's own if left out."
+    )
+    chat_template: str | None = Field(
+        default=None, description="A built-in template's name or a Jinja file; the tokenizer's own if left out."
+    )
+    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="Data type of the weights.")
+    batch_size: int = Field(default=64, ge=1, description="Responses decoded together; does not change the samples.")
+
+    def cache_key(self) -> dict[str, Any]:
+        """Return the settings that decide a sample, as JSON."""
+        return self.model_dump(mode="json", exclude={"batch_size"})
+
+
+class ServerSettings(Settings):
+    """An OpenAI-compatible server, such as vLLM, SGLang or NIM.
+
+    vLLM fills in unset sampling parameters from the model's generation config: start it with
+    `--generation-config vllm`, or send {"top_k": -1, "repetition_penalty": 1.0} in `body`. `transformers serve` uses
+    the temperature only if the model's generation config has do_sample: send
+    {"generation_config": '{"do_sample": true}'}.
+    """
+
+    base_url: str = Field(description="URL of the server up to and including /v1.")
+    api_key_env: str | None = Field(
+        default=None, description="Name of the environment variable that holds the API key; no key if left out."
+    )
+    concurrency: int = Field(default=16, ge=1, description="Maximum number of simultaneous requests.")
+    timeout_s: float = Field(
+        default=600.0, gt=0, description="Seconds without any data from the server after which a request is retried."
+    )
+    retries: int = Field(default=6, ge=0, description="Maximum number of retries of a request after transient errors.")
+    body: dict[str, Any] = Field(default={}, description="Additional fields of every request.")
+
+    @model_validator(mode="after")
+    def _no_sampling_fields(self) -> Self:
+        if taken := sorted(self.body.keys() & REQUEST_FIELDS):
+            raise ValueError(f"body sets {taken[0]}, which the sampling settings set")
+        return self
+
+    def cache_key(self) -> dict[str, Any]:
+        """Return the settings that decide a sample, as JSON; another address may offer the same model."""
+        return self.model_dump(mode="json", include={"body"})
+
+
+class CustomEngineSettings(Settings):
+    """A user's own engine."""
+
+    name: str = Field(
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function that returns an `align.inference.samples.Engine`, called with (policy, settings, "
+        "name=...).",
+    )
+    settings: dict[str, Any] = Field(default={}, description="Settings passed to the function.")
+
+    @field_validator("name")
+    @classmethod
+    def _importable(cls, name: str) -> str:
+        import_dotted(name, "engine")
+        return name
+
+    def cache_key(self) -> dict[str, Any]:
+        """Return the settings that decide a sample, as JSON: all of them."""
+        return self.model_dump(mode="json")
+
+
+class EngineSettings(Settings):
+    """The engine that runs a policy: one of the keys, `local` if none is given.
+
+    >>> EngineSettings(server=ServerSettings(base_url="http://localhost:8000/v1")).kind
+    'server'
+    """
+
+    local: LocalSettings | None = Field(default=None, description="Run the model in this process.")
+    server: ServerSettings | None = Field(default=None, description="Send requests to an OpenAI-compatible server.")
+    custom: CustomEngineSettings | None = Field(default=None, description="Use an engine of your own.")
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        if len(given := self._given()) > 1:
+            raise InputError(f"give one engine, not {' and '.join(given)}")
+        return self
+
+    def _given(self) -> list[str]:
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
+
+    @property
+    def kind(self) -> str:
+        """The engine's key in `align.inference.engines.ENGINES`."""
+        return next(iter(self._given()), "local")
+
+    @property
+    def chosen(self) -> LocalSettings | ServerSettings | CustomEngineSettings:
+        """The settings of the engine."""
+        return self.local or self.server or self.custom or LocalSettings()
+
+    def cache_key(self) -> dict[str, Any]:
+        """Return the settings that decide a sample, as JSON, without those that only decide how it is computed."""
+        return {self.kind: self.chosen.cache_key()}
