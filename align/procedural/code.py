@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from align.errors import InputError
-from align.sandbox.function_calls import Program, answers
+from align.sandbox.function_calls import Program, run_programs
 
 Facts = Mapping[str, Any]  # what a row asks for, in plain values; it travels as the row's metadata
 
@@ -82,7 +82,7 @@ def texts() -> Iterator[str]:
 def check(rows: Sequence[tuple[Facts, str]]) -> list[tuple[bool, ...]]:
     """Verdicts on each example of each (facts, response); the programs run in sandboxes, each different one once."""
     asked = [_called(facts, response) for facts, response in rows]
-    found = answers(asked)
+    found = run_programs(asked)
     return [
         tuple(answer == expected for answer, (_, expected) in zip(found[one], facts["examples"], strict=True))
         for one, (facts, _) in zip(asked, rows, strict=True)

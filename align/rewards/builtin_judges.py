@@ -13,8 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings
 from align.inference.settings import EngineSettings
-from align.sandbox.pipes import NUM_CORES
-from align.sandbox.process import Limits
+from align.sandbox.process import NUM_CORES, Limits
 
 
 class GroundTruthSettings(Settings):

@@ -1,106 +1,105 @@
-"""Whether two mathematical texts are equal, by math-verify, in a process of its own and in bounded time.
+"""Compare mathematical texts by math-verify, in a separate process and in limited time.
 
-math-verify bounds itself by signals: that works in the main thread only, on POSIX only, and not inside one long
-operation on integers, as in `9^{9^{9^9}}`. A process can be ended at any time. It serves many pairs (`math_worker`),
-since its imports take a second.
+math-verify limits itself by signals: these work in the main thread only, on POSIX only, and not inside one long
+operation on integers, as in `9^{9^{9^9}}`. A process can be killed at any time. One process serves many comparisons
+(`math_worker`), because its imports take a second.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import subprocess
 import sys
 from functools import lru_cache
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
 from align.errors import RunError
+from align.rewards.math_worker import READY
+from align.sandbox import framing
+from align.sandbox.process import PROJECT
 
 COMPARISON_S = 5.0  # math-verify's own limit for one comparison
-START_S = 120.0  # its imports; many starts at once on a busy machine are slow
-SIDE = Path(__file__).with_name("math_worker.py")
+START_S = 120.0  # for its imports: many starts at a time on a busy machine are slow
+# The worker ends itself after twice the time, where this process no longer exists to kill it
+PROGRAM = (
+    f"import sys; sys.path.append({PROJECT!r}); "
+    f"from align.rewards.math_worker import serve; serve({round(2 * COMPARISON_S)})"
+)
 
 
 @lru_cache(maxsize=65536)  # the responses to one prompt often give the same answer
 def equal_maths(given: str, expected: str) -> bool | None:
-    """Whether math-verify finds both equal, each read as LaTeX; None where it has not found out within its limits."""
+    """Return whether math-verify finds two LaTeX texts equal; None where it exceeds its time or memory."""
     return _service(given, expected)
 
 
-class _Process:
-    """One process that compares; it ends with its standard input."""
+class _Worker:
+    """One process that compares. It ends with its standard input."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(SIDE), str(round(2 * COMPARISON_S))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
+            [sys.executable, "-P", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
-        self._answers: SimpleQueue[str] = SimpleQueue()
-        Thread(target=self._listen, daemon=True).start()
-        if self._answer(START_S) != "ready":
-            self.end()
+        self._answers: SimpleQueue[object] = SimpleQueue()
+        Thread(target=self._listen, daemon=True).start()  # a pipe has no timeout on Windows
+        if self._answer(START_S) != READY:
+            self.kill()
             raise RunError(f"math-verify cannot be imported, or not within {START_S:.0f} s")
 
     def _listen(self) -> None:
         assert self._process.stdout
-        with self._process.stdout as lines:
-            for line in lines:
-                self._answers.put(line.strip())
-        self._answers.put("ended")
+        with self._process.stdout as answers, contextlib.suppress(EOFError, framing.InvalidFrame):
+            while True:
+                self._answers.put(framing.read_json(answers.fileno()))
+        self._answers.put(None)
 
-    def _answer(self, limit_s: float) -> str:
+    def _answer(self, limit_s: float) -> object:
         try:
             return self._answers.get(timeout=limit_s)
         except Empty:
-            return "late"
+            return None
 
-    def ask(self, given: str, expected: str) -> str:
-        """`true`, `false`, or what has happened to the process instead."""
+    def compare(self, given: str, expected: str) -> object:
+        """Return True or False, None where the worker has ended or exceeds its time."""
         assert self._process.stdin
         try:
-            self._process.stdin.write(json.dumps([given, expected]) + "\n")
-            self._process.stdin.flush()
+            framing.write(self._process.stdin.fileno(), framing.pack_json([given, expected]))
         except OSError:
-            return "ended"
+            return None
         return self._answer(COMPARISON_S)
 
-    def end(self) -> None:
-        """Kill it, whatever it is doing."""
+    def kill(self) -> None:
+        """Kill the process, whatever it is doing."""
         assert self._process.stdin
         self._process.kill()
         self._process.wait()
-        with contextlib.suppress(OSError):  # what was not written goes nowhere
-            self._process.stdin.close()
+        self._process.stdin.close()
 
 
 class _Service:
-    """The process that compares, started when it is first needed and again after it was ended."""
+    """The worker, started by the first comparison and restarted after it was killed."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._process: _Process | None = None
-        atexit.register(self.end)
+        self._worker: _Worker | None = None
+        atexit.register(self.stop)
 
     def __call__(self, given: str, expected: str) -> bool | None:
         with self._lock:
-            self._process = self._process or _Process()
-            answer = self._process.ask(given, expected)
-            if answer not in ("true", "false"):
-                self._process.end()
-                self._process = None
-                return None
-        return answer == "true"
+            self._worker = self._worker or _Worker()
+            answer = self._worker.compare(given, expected)
+            if isinstance(answer, bool):
+                return answer
+            self.stop()
+        return None
 
-    def end(self) -> None:
-        if self._process:
-            self._process.end()
-            self._process = None
+    def stop(self) -> None:
+        """Kill the worker, if there is one."""
+        if self._worker:
+            self._worker.kill()
+            self._worker = None
 
 
 _service = _Service()

@@ -1,8 +1,9 @@
-"""Untrusted Python in a locked-up process of its own; Linux, with or without root, nothing to install.
+"""Untrusted Python in an isolated process; Linux, with or without root, nothing to install.
 
-What it may do is compute: with the standard library, in bounded time, memory and threads, and write to one folder in
-memory that ends with it. It sees no other file, process, user, network or environment, and can start, signal or trace
-no one. `jail.py` says by which layers. Where the kernel lacks one, an `InputError` says which, before anything runs.
+The process can compute with the standard library, in limited time, memory and threads, and write to one folder in
+memory that is removed with it. It sees no other file, process, user, network or environment, and cannot start, signal
+or trace any process. `isolation` lists the layers. Where the kernel lacks one, an `InputError` names it before
+anything runs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import contextlib
 import functools
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -28,34 +28,39 @@ from pydantic import Field
 
 from align.config import Settings
 from align.errors import InputError, RunError
+from align.sandbox import framing
 from align.sandbox.seccomp import syscall_filter
 
-PYTHON = (sys.executable, "-s", "-S", "-P", "-c")  # no packages, no folder of a script
-MODULES = (
+# CPU cores for this process: those of the machine, divided among the processes of a launch
+NUM_CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+PYTHON = (sys.executable, "-s", "-S", "-P", "-c")  # without installed packages and the folder of a script
+PROGRAM_WORKER, TESTS_WORKER, CALLS_WORKER = WORKERS = (
     "align.sandbox.program_worker",
     "align.sandbox.tests_worker",
     "align.sandbox.calls_worker",
-)  # what may run in a sandbox
-FORKING = MODULES[2:]  # run no program themselves, but start children that lock themselves up to run one
+)
+FORKING_WORKERS = (CALLS_WORKER,)  # run no program themselves, but fork children that do
 PROJECT = str(Path(__file__).parents[2])
-JAILS = f"import sys; sys.path.append({PROJECT!r}); from align.sandbox.isolation import serve; serve({MODULES})"
-# What the interpreter needs to start; sets have one order in every run, and threads share one heap's address space.
-# All of it is taken away before the program starts.
+SERVER_PROGRAM = (
+    f"import sys; sys.path.append({PROJECT!r}); from align.sandbox.fork_server import serve; serve({WORKERS})"
+)
+# What the interpreter needs to start: the same order of sets in every run, and one heap for all threads. Programs see
+# an empty environment.
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "MALLOC_ARENA_MAX": "1",
     **{name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ},
 }
-PACKAGES = ("site-packages", "dist-packages")  # lie inside the standard library's folder and are no part of it
-GRACE_S = 10.0  # for ending a process that is told to end
+PACKAGES = ("site-packages", "dist-packages")  # in the standard library's folder, but not part of it
+GRACE_S = 10.0  # for a worker to be killed
 FORBIDDEN = (
-    "the kernel or the container forbids it: see user.max_user_namespaces and, on Ubuntu, apparmor's restriction"
+    "the kernel or the container forbids it: see user.max_user_namespaces and, on Ubuntu, AppArmor's restriction"
 )
 
 _starting = threading.Lock()
 
-# Which folders hold the standard library, and which shared libraries its modules load.
-ASK = """
+# Prints the folders of the standard library, and the shared libraries that its modules load.
+LIST_LIBRARIES = """
 import importlib, json, os, sys
 found = [path for path in sys.path if os.path.exists(path)]
 for folder in filter(os.path.isdir, found):
@@ -72,94 +77,100 @@ print(json.dumps([found, sorted(path for path in mapped if os.path.isfile(path))
 
 
 class Limits(Settings):
-    """What a sandboxed process may use."""
+    """Resource limits of a sandboxed process."""
 
-    cpu_s: int = Field(default=5, ge=1)  # of all its threads; a busy machine does not use it up
-    wall_s: float = Field(default=60.0, gt=0)  # for one that waits
-    memory_mb: int = Field(default=1024, ge=128)  # of address space
-    folder_mb: int = Field(default=16, ge=1)  # of files
-    num_threads: int = Field(default=16, ge=1)
+    cpu_s: int = Field(
+        default=5, ge=1, description="CPU time of all threads in seconds; waiting on a busy machine does not count."
+    )
+    wall_s: float = Field(default=60.0, gt=0, description="Elapsed time in seconds.")
+    memory_mb: int = Field(default=1024, ge=128, description="Address space in MiB.")
+    folder_mb: int = Field(default=16, ge=1, description="Size of all files in MiB.")
+    num_threads: int = Field(default=16, ge=1, description="Number of threads.")
 
 
-class Ended(NamedTuple):
+class ExitReport(NamedTuple):
     """How a sandboxed process ended."""
 
-    why: str  # what happened, to be read after "it": "ended with status 0"
+    why: str  # continues "the program ...": "exited with status 0"
     cpu_s: float
-    memory_mb: float  # resident, at most
+    memory_mb: float  # peak resident memory
 
 
 class Sandbox:
-    """A module at work in its sandbox; leaving the `with` block ends it.
+    """A worker in its sandbox; leaving the `with` block kills it.
 
-    The module is one of `MODULES`; its `main` is called with `argument`, a JSON value. The descriptors are its 3, 4,
-    ...; its standard input is empty and what it prints goes nowhere.
+    The worker is one of `WORKERS`; its `main` is called with `argument`, a JSON value. It inherits the descriptors as
+    3, 4, ...; its standard input is empty and its output is discarded.
     """
 
-    def __init__(self, module: str, argument: Any, *, descriptors: Sequence[int], limits: Limits) -> None:  # noqa: ANN401 - any JSON value
-        server = jails()
+    def __init__(self, worker: str, argument: Any, *, descriptors: Sequence[int], limits: Limits) -> None:  # noqa: ANN401 - any JSON value
+        server = fork_server()
         read_only, hidden = standard_library()
-        order = {"module": module, "argument": argument, "read_only": read_only, "hidden": hidden}
-        order["forks"] = module in FORKING
-        order["filter"] = b64encode(syscall_filter()).decode()
-        self._order = json.dumps(order | limits.model_dump()).encode() + b"\n"
-        self._limits, self._heard = limits, b""
-        self._line, theirs = socket.socketpair()
-        with theirs:
+        request = {"module": worker, "argument": argument, "read_only": read_only, "hidden": hidden}
+        request["forks"] = worker in FORKING_WORKERS
+        request["filter"] = b64encode(syscall_filter()).decode()
+        self._request = framing.pack_json(request | limits.model_dump())
+        self._limits = limits
+        self._report: dict[str, Any] | None = None
+        self._late = False
+        self._channel, supervisors_end = socket.socketpair()
+        with supervisors_end:
             try:
-                socket.send_fds(server, [b"1"], [theirs.fileno(), *descriptors])
+                socket.send_fds(server, [b"1"], [supervisors_end.fileno(), *descriptors])
             except OSError as error:
-                self._line.close()
-                raise RunError(f"the process that starts sandboxes is gone: {error}") from error
+                self._channel.close()
+                raise RunError(f"the process that starts sandboxes has ended: {error}") from error
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(BrokenPipeError):  # it has ended, and `ended` says how
-            self._line.sendall(self._order)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and `wait` reports how
+            self._channel.sendall(self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
-        self._line.close()
+        self._kill()
+        self._channel.close()
 
-    def _end(self) -> bytes | None:
-        """End the program if it has not ended; what its jail said of it."""
-        with contextlib.suppress(OSError):  # not connected: the jail has gone already
-            self._line.shutdown(socket.SHUT_WR)
-        return self._said(time.monotonic() + GRACE_S)
-
-    def _said(self, deadline: float) -> bytes | None:
-        """What the jail says until it ends; None where it has not ended by the deadline."""
-        poll = select.poll()
-        poll.register(self._line, select.POLLIN)
-        while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            more = self._line.recv(1 << 16)
-            if not more:
-                return self._heard
-            self._heard += more
-        return None
-
-    def ended(self, deadline: float) -> Ended:
-        """How the program ended; one that has not at `deadline`, on the monotonic clock, is ended here."""
-        said, late = self._said(deadline), ""
-        if said is None:
-            said, late = self._end(), f"was ended after {self._limits.wall_s:g} s"
-        lines = (said or b"").decode().splitlines()
-        if not lines:
-            raise RunError("a sandbox failed; its error stands above")
-        report = json.loads(lines[0])
+    def wait(self, deadline: float) -> ExitReport:
+        """Return how the process ended; at `deadline`, on the monotonic clock, it is killed."""
+        if not self._has_ended(deadline):
+            self._late = True
+            self._kill()
+        report = self._report
+        if not report:
+            raise RunError("a sandbox failed; its error is printed above")
         if "missing" in report:
-            raise InputError(f"no code is executed without a sandbox, and {report['missing']} ({FORBIDDEN})")
-        return Ended(late or self._why(report["code"], report["cpu_s"]), report["cpu_s"], report["memory_mb"])
+            missing = report["missing"]
+            raise InputError(f"code is executed in a sandbox only, and this system lacks {missing} ({FORBIDDEN})")
+        why = f"exceeded the time limit of {self._limits.wall_s:g} s" if self._late else self._why(report)
+        return ExitReport(why, report["cpu_s"], report["memory_mb"])
 
-    def _why(self, code: int, cpu_s: float) -> str:
-        # On a crowded machine the time that is reported falls behind the time that the limit counts.
-        if code == -signal.SIGKILL and cpu_s > self._limits.cpu_s / 2:
-            return f"used up {self._limits.cpu_s} s of CPU time"
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    def _kill(self) -> None:
+        """Have the supervisor kill the worker, if it has not ended, and wait for the report."""
+        with contextlib.suppress(OSError):  # not connected: the supervisor has ended
+            self._channel.shutdown(socket.SHUT_WR)
+        self._has_ended(time.monotonic() + GRACE_S)
+
+    def _has_ended(self, deadline: float) -> bool:
+        """Wait for the supervisor's report until the deadline; it is empty where the supervisor ended without one."""
+        if self._report is None:
+            try:
+                self._report = framing.read_json(self._channel.fileno(), deadline=deadline)
+            except TimeoutError:
+                return False
+            except (EOFError, ConnectionError, framing.InvalidFrame):
+                self._report = {}
+        return True
+
+    def _why(self, report: dict[str, Any]) -> str:
+        code = report["code"]
+        # On a busy machine the CPU time in the report falls behind the one that the limit counts
+        if code == -signal.SIGKILL and report["cpu_s"] > self._limits.cpu_s / 2:
+            return f"exceeded the CPU time limit of {self._limits.cpu_s} s"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
 
 
-def jails() -> socket.socket:
-    """The line to this process's server of jails, which is started by the first who asks."""
+def fork_server() -> socket.socket:
+    """Return the socket of this process's fork server, started by the first call."""
     with _starting:
         return _start(os.getpid())
 
@@ -168,35 +179,35 @@ def jails() -> socket.socket:
 def _start(_process: int) -> socket.socket:
     if not sys.platform.startswith("linux"):
         raise InputError(f"code is executed in a sandbox of Linux namespaces, and this is {sys.platform}")
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
+    channel, servers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with servers_end:
         server = subprocess.Popen(
-            [*PYTHON, JAILS], stdin=theirs.fileno(), env=ENVIRONMENT, cwd="/", start_new_session=True
+            [*PYTHON, SERVER_PROGRAM], stdin=servers_end.fileno(), env=ENVIRONMENT, cwd="/", start_new_session=True
         )
 
     def stop() -> None:
-        ours.close()
+        channel.close()
         server.kill()
         server.wait()
 
     atexit.register(stop)
-    return ours
+    return channel
 
 
 @functools.cache
 def standard_library() -> tuple[list[tuple[str, str]], list[str]]:
-    """What a sandbox shows of the system, as (path, path inside), and the folders in it that stay empty.
+    """Return the parts of the system that a sandbox shows, as (path, path inside), and folders in them to hide.
 
-    A shared library is shown by every name that it has in its folder, as the loader may look for any of them.
+    A shared library is shown under every name that it has in its folder, as the loader may look for any of them.
     """
-    said = subprocess.run([*PYTHON, ASK], capture_output=True, text=True, check=True, env=ENVIRONMENT)
-    folders, libraries = json.loads(said.stdout)
+    done = subprocess.run([*PYTHON, LIST_LIBRARIES], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    folders, libraries = json.loads(done.stdout)
     tops = [folder for folder in folders if not any(Path(other) in Path(folder).parents for other in folders)]
     names = {
-        (library, str(beside))
+        (library, str(alias))
         for library in libraries
-        for beside in Path(library).parent.glob(Path(library).name.partition(".so")[0] + ".so.*")
-        if beside.resolve() == Path(library).resolve() and not any(Path(top) in beside.parents for top in tops)
+        for alias in Path(library).parent.glob(Path(library).name.partition(".so")[0] + ".so.*")
+        if alias.resolve() == Path(library).resolve() and not any(Path(top) in alias.parents for top in tops)
     }
     packages = [Path(top, name) for top in tops for name in PACKAGES]
     shown = [(folder, folder) for folder in tops] + sorted(names)

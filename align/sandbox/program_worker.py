@@ -1,4 +1,4 @@
-"""The process that holds the program: it picks the code, runs it, and answers the tests' calls (`crossing`)."""
+"""The worker that holds the program: it selects the code in a response, runs it and serves the tests' calls."""
 
 from __future__ import annotations
 
@@ -9,63 +9,64 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from align.sandbox.rpc import OPERATIONS, TOGETHER_OPERATIONS, Ended, Line
+from align.sandbox.rpc import Connection, Disconnected
+from align.sandbox.serialization import BINARY_OPERATIONS, OPERATIONS
 
-MOST_CUT = 200  # lines after the code of a response without fences
+MAX_CUT_LINES = 200  # that may follow the code in a response without fences
 
 
-def main(order: Mapping[str, Any]) -> None:
-    """Answer until the tests are through. The order is `Candidates` of `code_tests`; one of them is run."""
+def main(request: Mapping[str, Any]) -> None:
+    """Serve calls until the tests end. The request is `Candidates` of `code_extraction`, one of which is run."""
     program = sys.modules["program"] = types.ModuleType("program")
 
     def load(names: Collection[str]) -> None:
-        exec(compile(chosen(order, names), "<program>", "exec"), program.__dict__)
+        exec(compile(select_program(request, names), "<program>", "exec"), program.__dict__)
 
-    def read(name: str) -> Any:  # noqa: ANN401 - whatever the program has made
+    def read(name: str) -> Any:  # noqa: ANN401 - any object of the program
         if name not in program.__dict__:
             raise NameError(f"name {name!r} is not defined")
         return program.__dict__[name]
 
-    table: dict[str, Callable[..., Any]] = {**OPERATIONS, **TOGETHER_OPERATIONS, "load": load, "read": read}
-    line = Line(table.__getitem__, lends=False)
+    operations: dict[str, Callable[..., Any]] = {**OPERATIONS, **BINARY_OPERATIONS, "load": load, "read": read}
+    connection = Connection(operations.__getitem__, trusted=False)
     try:
         while True:
-            line.answer(line.receive())
-    except Ended:
-        os._exit(0)  # whatever threads and exit handlers the program has left
+            connection.serve(connection.receive())
+    except Disconnected:
+        os._exit(0)  # regardless of threads and exit handlers of the program
 
 
-def chosen(order: Mapping[str, Any], names: Collection[str]) -> str:
-    """The last candidate that parses and defines one of the names, else the longest that parses, else the first."""
-    candidates: list[tuple[str, str]] = order["codes"]
-    fitting = [pair for pair in candidates if parsed("".join(pair))]
-    if not fitting and order["cut"]:
-        fitting = [shorter for pair in candidates for shorter in cut(*pair)]
-    defining = [pair for pair in fitting if defined(pair[1]) & set(names)]
-    return "".join(defining[-1] if defining else max(fitting or candidates[:1], key=lambda pair: len(pair[1])))
+def select_program(request: Mapping[str, Any], names: Collection[str]) -> str:
+    """Return the last candidate that parses and defines one of `names`, or the longest that parses, or the first."""
+    candidates: list[tuple[str, str]] = request["codes"]
+    parsing = [pair for pair in candidates if parse("".join(pair))]
+    if not parsing and request["cut"]:
+        parsing = [shorter for pair in candidates for shorter in without_prose(*pair)]
+    defining = [pair for pair in parsing if defined_names(pair[1]) & set(names)]
+    return "".join(defining[-1] if defining else max(parsing or candidates[:1], key=lambda pair: len(pair[1])))
 
 
-def cut(before: str, code: str) -> Iterator[tuple[str, str]]:
-    """The code without the prose that follows it, if that is all that keeps it from being parsed."""
+def without_prose(before: str, code: str) -> Iterator[tuple[str, str]]:
+    """Yield the code without the lines at its end that keep it from parsing, if there are such lines."""
     lines = code.split("\n")
-    for end in range(len(lines) - 1, max(0, len(lines) - MOST_CUT), -1):
+    for end in range(len(lines) - 1, max(0, len(lines) - MAX_CUT_LINES), -1):
         shorter = "\n".join(lines[:end])
-        if parsed(before + shorter):
+        if parse(before + shorter):
             yield before, shorter
             return
 
 
-def parsed(code: str) -> ast.Module | None:
-    """The syntax tree, None where there is none."""
+def parse(code: str) -> ast.Module | None:
+    """Return the syntax tree, None for code that does not parse."""
     try:
         return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
-def defined(code: str) -> set[str]:
-    """The names that the code defines at its top; of an indented body, which does not parse, none."""
-    tree = parsed(code)
+def defined_names(code: str) -> set[str]:
+    """Return the names that the code defines at its top level; none for code that does not parse."""
+    tree = parse(code)
     found: set[str] = set()
     for node in tree.body if tree else []:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

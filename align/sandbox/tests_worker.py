@@ -1,129 +1,152 @@
-"""The process that holds the tests: it asks the program for values (`crossing`) and says of each test how it went."""
+"""The worker that holds the tests: it asks the program for values (`rpc`) and reports the outcome of each test."""
 
 from __future__ import annotations
 
 import ast
 import builtins
 import importlib
-import json
-import os
 import symtable
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from align.sandbox.rpc import OPERATIONS, TOGETHER_OPERATIONS, Ended, Line, RemoteObject, shown
+from align.sandbox import framing
+from align.sandbox.rpc import Connection, Disconnected, shorten
+from align.sandbox.serialization import BINARY_OPERATIONS, OPERATIONS, RemoteObject
 
-OWN = "tests"  # the module of what the tests define
-
-
-def main(order: Mapping[str, Any]) -> None:
-    """Run the tests one after the other in one namespace; a line of JSON each, as soon as it is known."""
-    run = Tests(order["entry_point"])
-    sources = [order["setup"], *order["tests"]]
-    with os.fdopen(5, "w", buffering=1) as results:
-        if why := broken(sources):
-            print(json.dumps([-1, why]), file=results)
-            return
-        wrong = run.start(sources)
-        for index, test in enumerate(order["tests"]):
-            print(json.dumps([index, wrong or run.outcome(test)]), file=results)
+RESULTS_DESCRIPTOR = 5
+TESTS_MODULE = "tests"  # the module of the tests' own definitions
 
 
-def broken(sources: list[str]) -> str:
-    """Which of the setup and the tests is not Python, and why; "" where all are."""
+class Failure(NamedTuple):
+    """Why a test failed; all defaults where it passed."""
+
+    why: str = ""
+    program_ended: bool = False  # the host completes `why` by the way in which the program ended
+
+
+PASSED = Failure()
+
+
+def main(request: Mapping[str, Any]) -> None:
+    """Run the tests one after the other in one namespace; send (index, why, program_ended) of each as it ends.
+
+    Index -1 is for tests that are not valid Python.
+    """
+
+    def send(index: int, outcome: Failure) -> None:
+        framing.write(RESULTS_DESCRIPTOR, framing.pack_json([index, *outcome]))
+
+    run = TestRun(request["entry_point"])
+    sources = [request["setup"], *request["tests"]]
+    if why := invalid_source(sources):
+        send(-1, Failure(why))
+        return
+    not_started = run.start(sources)
+    for index, test in enumerate(request["tests"]):
+        send(index, run.run(test) if not_started == PASSED else not_started)
+
+
+def invalid_source(sources: list[str]) -> str:
+    """Return which of the setup and the tests is not valid Python, and why; "" where all are valid."""
     for index, source in enumerate(sources):
         try:
             compile(source, "<test>", "exec")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            return f"{f'test {index}' if index else 'the setup'} is not Python: {reason(error)}, in {shown(source)}"
+            return f"{f'test {index}' if index else 'the setup'} is not Python: {describe(error)}, in {shorten(source)}"
     return ""
 
 
-class Tests:
-    """The tests' namespace and their line to the program."""
+class TestRun:
+    """The tests' namespace and their connection to the program."""
 
     def __init__(self, entry_point: str | None) -> None:
         self.entry_point = entry_point
-        self.line = Line(served, lends=True)
-        self.namespace: dict[str, Any] = {"__name__": OWN}
-        self.lent = {entry_point}  # names that are the program's
+        self.connection = Connection(allowed_operation, trusted=True)
+        self.namespace: dict[str, Any] = {"__name__": TESTS_MODULE}
+        self.program_names = {entry_point}  # names in the namespace that are the program's
 
-    def start(self, sources: list[str]) -> str:
-        """Why no test can be run, "" if they can: the program is loaded and the first source, the setup, is run."""
-        names = sorted({name for source in sources for name in self.wanted(source)})
+    def start(self, sources: list[str]) -> Failure:
+        """Load the program and run the first source, the setup; return why no test can run."""
+        names = sorted({name for source in sources for name in self.names_of_program(source)})
         try:
-            self.line.ask("load", names)
-        except Exception as error:  # whatever the program raises
-            return f"the program does not load: {reason(error)}"
-        except Ended:
-            return f"{self.ended()} while it was loaded"
-        why = self.outcome(sources[0])
-        return f"the setup of the tests fails: {why}" if why else ""
+            self.connection.call("load", names)
+        except Exception as error:  # any error of the program
+            return Failure(f"the program fails to load: {describe(error)}")
+        except Disconnected:
+            return self.disconnected(" while loading")
+        setup = self.run(sources[0])
+        if setup.program_ended:
+            return self.disconnected(" in the setup of the tests")
+        return PASSED if setup == PASSED else Failure(f"the setup of the tests fails: {setup.why}")
 
-    def outcome(self, source: str) -> str:
-        """Why a test fails, "" if it holds."""
+    def run(self, source: str) -> Failure:
+        """Run one test."""
         try:
-            self.lend(source)
+            self.bind(source)
             exec(compile(source, "<test>", "exec"), self.namespace)
-        except Ended:
+        except Disconnected:
             pass
-        except BaseException as error:  # SystemExit too is an outcome
-            return self.failed(source, error)
-        return self.ended() if self.line.over else ""
+        except BaseException as error:  # SystemExit is an outcome, too
+            return self.failure(source, error)
+        return self.disconnected() if self.connection.closed else PASSED
 
-    def ended(self) -> str:
-        """The end of the program as this side sees it."""
-        return f"the program {self.line.over}"
+    def disconnected(self, when: str = "") -> Failure:
+        """Return the failure of a test during which the program ended."""
+        ended = self.connection.closed == "ended"
+        return Failure(when if ended else f"the program {self.connection.closed}{when}", program_ended=ended)
 
-    def failed(self, source: str, error: BaseException) -> str:
-        """The reason that an error gives."""
-        if self.line.over:
-            return self.ended()
+    def failure(self, source: str, error: BaseException) -> Failure:
+        """Return the failure of a test that raised an error."""
+        if self.connection.closed:
+            return self.disconnected()
         if not isinstance(error, AssertionError):
-            return f"{reason(error)}, in {shown(source)}"
-        return f"does not hold: {shown(source)}; the last answer was {self.last()}"
+            return Failure(f"{describe(error)}, in {shorten(source)}")
+        return Failure(f"assertion failed: {shorten(source)}; the program's last value was {self.last_value()}")
 
-    def last(self) -> str:
-        """The program's last answer as part of a reason."""
-        if type(self.line.last) is RemoteObject:
-            return "an object of a class of its own"
+    def last_value(self) -> str:
+        """Return the program's last value as part of a message."""
+        if type(self.connection.last_value) is RemoteObject:
+            return "an object of one of its classes"
         try:
-            return shown(repr(self.line.last))
-        except (ValueError, RecursionError):  # a number of more digits than Python writes
-            return "too long or too deep to be shown"
+            return shorten(repr(self.connection.last_value))
+        except (ValueError, RecursionError):  # an integer with more digits than Python prints
+            return "too long or too deep to print"
 
-    def lend(self, source: str) -> None:
-        """Give the namespace what the source uses and the tests do not define: the program's names, modules."""
-        for name in self.wanted(source):
-            if name in self.namespace and name not in self.lent:
+    def bind(self, source: str) -> None:
+        """Add to the namespace what the source uses and the tests do not define: the program's names, and modules."""
+        for name in self.names_of_program(source):
+            if name in self.namespace and name not in self.program_names:
                 continue
             try:
-                self.namespace[name] = self.line.ask("read", name)
+                self.namespace[name] = self.connection.call("read", name)
             except NameError:
-                continue  # the test says so itself
-            self.lent.add(name)
-        for name in modules(source):
+                continue  # the test raises it itself
+            self.program_names.add(name)
+        for name in module_names(source):
             if name not in self.namespace:
                 self.namespace[name] = importlib.import_module(name)
-        self.line.last = None
+        self.connection.last_value = None
 
-    def wanted(self, source: str) -> set[str]:
-        """The program's names that a source uses: those of Python's only if there is no other, or by `entry_point`."""
-        free = free_names(source) - modules(source)
+    def names_of_program(self, source: str) -> set[str]:
+        """Return the names in a source that mean the program's objects.
+
+        A built-in name does so only as the entry point, or where the source uses no other undefined name.
+        """
+        free = free_names(source) - module_names(source)
         other = {name for name in free if not hasattr(builtins, name)}
         if self.entry_point is not None:
             return other | (free & {self.entry_point})
         return other or free
 
 
-def reason(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {shown(str(error))}".removeprefix("ProgramError: ")
+def describe(error: BaseException) -> str:
+    """Return an error on one line."""
+    return f"{type(error).__name__}: {shorten(str(error))}".removeprefix("ProgramError: ")
 
 
 def free_names(source: str) -> set[str]:
-    """Global names that a source uses and does not define."""
+    """Return the global names that a source uses and does not define."""
     top = symtable.symtable(source, "<test>", "exec")
     defined = {name.get_name() for name in top.get_symbols() if name.is_assigned() or name.is_imported()}
     used: set[str] = set()
@@ -139,8 +162,8 @@ def free_names(source: str) -> set[str]:
     return used - defined
 
 
-def modules(source: str) -> set[str]:
-    """Names of standard modules that a source uses as such: `math.isclose`, but not `bisect(...)`, a program's own."""
+def module_names(source: str) -> set[str]:
+    """Return the standard modules that a source uses as such: `math.isclose`, but not `bisect(...)`, a function."""
     tree = ast.parse(source)
     owners = [node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     read = {node.id for node in owners if isinstance(node, ast.Name)}
@@ -148,24 +171,24 @@ def modules(source: str) -> set[str]:
     return (read - plain) & sys.stdlib_module_names & free_names(source)
 
 
-def served(operation: str) -> Callable[..., Any]:
-    """What the program may do to the objects that the tests hand over: read public attributes of the tests' classes."""
-    return GUARDED.get(operation) or {**OPERATIONS, **TOGETHER_OPERATIONS}[operation]
+def allowed_operation(operation: str) -> Callable[..., Any]:
+    """Return what the program may run on the tests' objects: public attributes of the tests' own classes only."""
+    return GUARDED.get(operation) or {**OPERATIONS, **BINARY_OPERATIONS}[operation]
 
 
-def _public(target: object, name: str) -> None:
-    if type(target).__module__ != OWN or name.startswith("_"):
-        raise AttributeError(f"{name!r} of {type(target).__name__!r} object stays with the tests")
+def _check_public(target: object, name: str) -> None:
+    if type(target).__module__ != TESTS_MODULE or name.startswith("_"):
+        raise AttributeError(f"{name!r} of {type(target).__name__!r} object is not accessible to the program")
 
 
-def _read(target: object, name: str) -> Any:  # noqa: ANN401 - whatever the tests put there
-    _public(target, name)
+def _read_attribute(target: object, name: str) -> Any:  # noqa: ANN401 - any object of the tests
+    _check_public(target, name)
     return getattr(target, name)
 
 
-def _write(target: object, name: str, value: object) -> None:
-    _public(target, name)
+def _write_attribute(target: object, name: str, value: object) -> None:
+    _check_public(target, name)
     setattr(target, name, value)
 
 
-GUARDED: dict[str, Callable[..., Any]] = {"__getattr__": _read, "__setattr__": _write}
+GUARDED: dict[str, Callable[..., Any]] = {"__getattr__": _read_attribute, "__setattr__": _write_attribute}

@@ -211,7 +211,7 @@ def test_the_process_that_compares_ends_with_ours():
     code = """
 from align.rewards.math_equality import _service, equal_maths
 assert equal_maths("2^2", "4")
-print(_service._process._process.pid, flush=True)
+print(_service._worker._process.pid, flush=True)
 """
     ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert ran.stderr == ""

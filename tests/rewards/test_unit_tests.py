@@ -14,8 +14,8 @@ import pytest
 from align.errors import InputError
 from align.records import Message, Prompt
 from align.rewards.builtin_judges import ExecutedTestsSettings
+from align.rewards.code_extraction import candidates
 from align.rewards.unit_tests import (
-    candidates,
     executed_tests_judge,
     grade_humaneval,
     grade_mbpp,
@@ -174,7 +174,7 @@ def test_a_right_program_passes_as_in_plain_python(name, monkeypatch):
 
 
 WRONG = [  # program, test, the reason
-    ("def f(x): return x", "assert f(2) == 4", "does not hold: assert f(2) == 4; the last answer was 2"),
+    ("def f(x): return x", "assert f(2) == 4", "assertion failed: assert f(2) == 4; the program's last value was 2"),
     ("def f(x): return 1 / x", "assert f(0) == 0", "ZeroDivisionError: division by zero, in assert f(0) == 0"),
     ("def g(x): return x", "assert f(0) == 0", "NameError: name 'f' is not defined, in assert f(0) == 0"),
     (
@@ -185,9 +185,9 @@ WRONG = [  # program, test, the reason
     (
         "def f(x) return x",
         "assert f(0) == 0",
-        "the program does not load: SyntaxError: expected ':' (<program>, line 1)",
+        "the program fails to load: SyntaxError: expected ':' (<program>, line 1)",
     ),
-    ("import numpy", "assert f(0) == 0", "the program does not load: ModuleNotFoundError: No module named 'numpy'"),
+    ("import numpy", "assert f(0) == 0", "the program fails to load: ModuleNotFoundError: No module named 'numpy'"),
     ("def f(x): return input()", "assert f(0) == 0", "EOFError: EOF when reading a line, in assert f(0) == 0"),
     (
         "def f(x): return f(x)",
@@ -197,12 +197,12 @@ WRONG = [  # program, test, the reason
     (
         "class A: pass\ndef f(x): return A()",
         "assert f(0) == 0",
-        "does not hold: assert f(0) == 0; the last answer was an object of a class of its own",
+        "assertion failed: assert f(0) == 0; the program's last value was an object of one of its classes",
     ),
     (
         "def f(x): return [1, 2]",
         "assert f(0) == (1, 2)",
-        "does not hold: assert f(0) == (1, 2); the last answer was [1, 2]",
+        "assertion failed: assert f(0) == (1, 2); the program's last value was [1, 2]",
     ),
 ]
 
@@ -311,16 +311,16 @@ def test_the_judge_rewards_shares_keeps_the_order_and_abstains_without_tests():
     assert [verdict.reward for verdict in every[0]] == [1, 0, 0]
     assert share[0][1].raw == [
         {"passed": True, "why": ""},
-        {"passed": False, "why": "does not hold: assert f(2) == 4; the last answer was 9"},
+        {"passed": False, "why": "assertion failed: assert f(2) == 4; the program's last value was 9"},
     ]
-    assert share[0][1].why == "1 of 2 tests pass; does not hold: assert f(2) == 4; the last answer was 9"
+    assert share[0][1].why == "1 of 2 tests pass; assertion failed: assert f(2) == 4; the program's last value was 9"
     assert share[1][0].why == "the prompt has no tests"
     assert share[3][0].why.startswith("test 1 is not Python")
 
 
 @pytest.mark.parametrize("metadata", [{"tests": 3}, {"tests": [3]}, {"tests": ["pass"], "setup": 1}])
 def test_tests_that_are_no_texts_are_refused(metadata):
-    with pytest.raises(InputError, match="a text or a list of texts"):
+    with pytest.raises(InputError, match="a string or a list of strings"):
         [*executed_tests_judge()([(asked(**metadata), [SQUARE])])]
 
 
@@ -379,7 +379,7 @@ def test_a_prompt_without_a_docstring_is_graded_too():
 
 
 def test_a_row_without_its_fields_is_refused():
-    with pytest.raises(InputError, match="row Own/0 has no text 'test'"):
+    with pytest.raises(InputError, match="row Own/0 has no string 'test'"):
         grade_humaneval({**HUMANEVAL, "test": None}, BODY)
     with pytest.raises(InputError, match="row 7 has None"):
         grade_mbpp({"task_id": 7}, BODY)
@@ -441,5 +441,5 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, c, k):
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 6), (5, 2, 0), (5, 6, 1), (5, -1, 1)])
 def test_pass_at_k_refuses_what_it_cannot_estimate(n, c, k):
-    with pytest.raises(InputError, match=f"pass@{k} needs at least {k} samples"):
+    with pytest.raises(InputError, match=f"pass@{k} needs at least {k} samples per problem"):
         pass_at_k(n, c, k=k)

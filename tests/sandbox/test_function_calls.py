@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import InputError
-from align.sandbox.calls_worker import MOST_ANSWER, MOST_ANSWERS
-from align.sandbox.function_calls import Program, answers
+from align.sandbox.calls_worker import MAX_ANSWER, MAX_ANSWERS
+from align.sandbox.function_calls import Program, run_programs
 from align.sandbox.process import Limits
 
 ATTACKING = runpy.run_path(
@@ -26,7 +26,7 @@ SQUARE = Program("f = lambda x: x * x", ("2", "3"))
 def why_not():
     """The reason that this machine gives for having no sandbox, "" where it has one."""
     try:
-        answers([SQUARE])
+        run_programs([SQUARE])
     except InputError as error:
         return str(error)
     return ""
@@ -37,22 +37,22 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 def test_answers_are_written_as_python_writes_them():
     inputs = ("[1, 'a', None, (2.5,), {3: True}]", "''", "-7")
-    assert answers([Program("def f(x): return x", inputs)]) == {
+    assert run_programs([Program("def f(x): return x", inputs)]) == {
         Program("def f(x): return x", inputs): ["[1, 'a', None, (2.5,), {3: True}]", "''", "-7"]
     }
 
 
 WRONG = [  # program, what comes instead of the two answers
     ("def f(x): return 1 / (x - 2)", ["!ZeroDivisionError", "1.0"]),
-    ("f = lambda", ["!SyntaxError", "!nothing more"]),
-    ("g = 1", ["!KeyError", "!nothing more"]),
-    ("", ["!KeyError", "!nothing more"]),
-    ("import os\ndef f(x): os._exit(0)", ["!nothing more"] * 2),
-    ("import os\ndef f(x): return os._exit(0) if x > 2 else x", ["2", "!nothing more"]),
-    ("import os\ndef f(x): return os._exit(3) if x > 2 else x", ["2", "!was ended"]),
-    ("def f(x):\n    while x > 2: pass\n    return x", ["2", "!was ended"]),
-    ("import time\ndef f(x): time.sleep(99)", ["!was ended"] * 2),
-    ("f = lambda x: 'x' * 2000", ["'" + "x" * (MOST_ANSWER - 1)] * 2),
+    ("f = lambda", ["!SyntaxError", "!no answer"]),
+    ("g = 1", ["!KeyError", "!no answer"]),
+    ("", ["!KeyError", "!no answer"]),
+    ("import os\ndef f(x): os._exit(0)", ["!no answer"] * 2),
+    ("import os\ndef f(x): return os._exit(0) if x > 2 else x", ["2", "!no answer"]),
+    ("import os\ndef f(x): return os._exit(3) if x > 2 else x", ["2", "!killed"]),
+    ("def f(x):\n    while x > 2: pass\n    return x", ["2", "!killed"]),
+    ("import time\ndef f(x): time.sleep(99)", ["!killed"] * 2),
+    ("f = lambda x: 'x' * 2000", ["'" + "x" * (MAX_ANSWER - 1)] * 2),
     ("f = lambda x: 'a\\nb'", ["'a\\nb'"] * 2),
     ("class A:\n    def __repr__(self): return '1\\n2\\n3'\ndef f(x): return A()", ["1 2 3"] * 2),
     ("def f(x): return '\\ud800'", ["'\\ud800'"] * 2),
@@ -64,16 +64,16 @@ WRONG = [  # program, what comes instead of the two answers
 def test_a_program_that_fails_says_so_for_each_input_and_spoils_no_other():
     programs = [Program(source, ("2", "3")) for source, _ in WRONG]
     mixed = [SQUARE, *(each for program in programs for each in (program, Program(f"{program.source}\n#", ("2",))))]
-    found = answers(mixed, limits=LIMITS, num_workers=1)
+    found = run_programs(mixed, limits=LIMITS, num_workers=1)
     assert [found[program] for program in programs] == [expected for _, expected in WRONG]
     assert found[SQUARE] == ["4", "9"]
 
 
 def test_each_program_runs_once_and_many_workers_give_the_same():
     programs = [Program(f"f = lambda x: x + {number}", ("1",)) for number in range(150)]
-    found = answers([*programs, *programs], num_workers=3)
+    found = run_programs([*programs, *programs], num_workers=3)
     assert found == {program: [str(number + 1)] for number, program in enumerate(programs)}
-    assert answers([]) == {}
+    assert run_programs([]) == {}
 
 
 def test_no_attack_answers_right_or_does_harm_and_all_in_one_sandbox_leave_the_last_program_alone(host):
@@ -82,7 +82,7 @@ def test_no_attack_answers_right_or_does_harm_and_all_in_one_sandbox_leave_the_l
         for place, value in host.items():
             source = source.replace(f"@{place}@", str(value))
         programs[name] = Program(source, ("2", "3"))
-    found = answers([*programs.values(), SQUARE], limits=LIMITS)
+    found = run_programs([*programs.values(), SQUARE], limits=LIMITS)
     for name, program in programs.items():
         assert len(found[program]) == 2
         assert not {"4", "9"} & set(found[program]), (name, found[program])
@@ -122,15 +122,15 @@ TROUBLE = {
     "shared memory": (answer("open('/dev/shm/left', 'w')"), "FileNotFoundError"),
     "see who is there": (answer("os.listdir('/proc')"), r"\[\]|FileNotFoundError"),
     "forge a report": (
-        "import os, struct\nos.write(3, struct.pack('>?I', True, 4) + b'4\\n9\\n' * 9)\nos._exit(0)",
+        "import os, struct\nos.write(3, struct.pack('>I?', 5, True) + b'4\\n9\\n' * 9)\nos._exit(0)",
         r"^(?!4$)",
     ),
     "widen the pipe": (
         "import fcntl, os\ndef f(x):\n    fcntl.fcntl(3, 1031, 1 << 20)\n    os.write(3, b'4\\n' * 100000)\n"
         "    os._exit(0)",
-        "!nothing more",
+        "!no answer",
     ),
-    "fill the pipe": ("import os\ndef f(x): os.write(3, b'4\\n' * 100000)", "!was ended"),
+    "fill the pipe": ("import os\ndef f(x): os.write(3, b'4\\n' * 100000)", "!killed"),
     "find another program in memory": (
         """
 import gc, sys
@@ -158,7 +158,7 @@ def test_no_program_sees_or_spoils_those_before_and_after_it_in_its_sandbox():
     for number, (source, _) in enumerate(TROUBLE.values()):
         programs += [before, Program(source, ("2",)), Program(f"f = lambda x: x * x + {number}", ("2", "3"))]
         before = Program(f"secret = {number}\nf = lambda x: 'secret'", ("2",))
-    found = answers(programs, limits=LIMITS, num_workers=1)
+    found = run_programs(programs, limits=LIMITS, num_workers=1)
     for number, (name, (source, may_be)) in enumerate(TROUBLE.items()):
         assert re.search(may_be, found[Program(source, ("2",))][0]), (name, found[Program(source, ("2",))])
         after = found[Program(f"f = lambda x: x * x + {number}", ("2", "3"))]
@@ -167,14 +167,14 @@ def test_no_program_sees_or_spoils_those_before_and_after_it_in_its_sandbox():
 
 def test_answers_are_bounded_in_number_and_length():
     endless = Program("f = lambda x: 'x' * 5000", tuple(map(str, range(60))))
-    (lines,) = answers([endless]).values()
+    (lines,) = run_programs([endless]).values()
     assert len(lines) == 60
-    assert sum(line[0] != "!" for line in lines) == MOST_ANSWERS // (MOST_ANSWER + 1)
+    assert sum(line[0] != "!" for line in lines) == MAX_ANSWERS // (MAX_ANSWER + 1)
 
 
 def test_no_process_is_left_after_a_program_that_would_not_end():
     before = descendants(os.getpid())
     started = time.monotonic()
-    answers([Program("while True: pass", ("1",)), SQUARE], limits=LIMITS)
+    run_programs([Program("while True: pass", ("1",)), SQUARE], limits=LIMITS)
     assert time.monotonic() - started < 15
     assert gone(descendants(os.getpid()) - before)

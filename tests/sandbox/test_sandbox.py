@@ -17,7 +17,7 @@ import pytest
 
 from align.errors import InputError
 from align.rewards.unit_tests import run_tests
-from align.sandbox.process import MODULES, Limits, Sandbox
+from align.sandbox.process import PROGRAM_WORKER, Limits, Sandbox
 from align.sandbox.seccomp import CALLS
 
 LIMITS = Limits(cpu_s=1, wall_s=20, memory_mb=256, folder_mb=4)
@@ -125,8 +125,8 @@ def f(x):
 # name -> (program, what the reason of the first test says[, the tests])
 ATTACKS = {
     # Never coming to an end
-    "endless loop": ("while True: pass", "used up 1 s of CPU time while it was loaded"),
-    "endless loop in a call": ("def f(x):\n    while True: pass", "the program used up 1 s of CPU time$"),
+    "endless loop": ("while True: pass", "exceeded the CPU time limit of 1 s while loading"),
+    "endless loop in a call": ("def f(x):\n    while True: pass", "the program exceeded the CPU time limit of 1 s$"),
     "endless loop that ignores signals": (
         """
 import signal
@@ -136,7 +136,7 @@ for number in range(1, 65):
 signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
 while True: pass
 """,
-        "used up 1 s",
+        "exceeded the CPU time limit of 1 s",
     ),
     "endless loop after raising the limit": (
         """
@@ -145,11 +145,14 @@ try: resource.setrlimit(resource.RLIMIT_CPU, (99, 99))
 except ValueError: pass
 while True: pass
 """,
-        "used up 1 s",
+        "exceeded the CPU time limit of 1 s",
     ),
-    "endless work that Python cannot interrupt": ("import re\nre.match('(a+)+b', 'a' * 99)", "used up 1 s"),
-    "endless printing": ("while True: print('x' * 100000)", "used up 1 s"),
-    "endless answer": ("def f(x):\n    while True: yield x", "used up", ["assert list(f(2)) == [4]"]),
+    "endless work that Python cannot interrupt": (
+        "import re\nre.match('(a+)+b', 'a' * 99)",
+        "exceeded the CPU time limit of 1 s",
+    ),
+    "endless printing": ("while True: print('x' * 100000)", "exceeded the CPU time limit of 1 s"),
+    "endless answer": ("def f(x):\n    while True: yield x", "exceeded the CPU time", ["assert list(f(2)) == [4]"]),
     "endless threads": (
         "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
         "RuntimeError: can't start new thread",
@@ -165,7 +168,7 @@ def f(x):
         except OSError: pass
     return os.getpid()
 """,
-        "the last answer was 1$",
+        "the program's last value was 1$",
     ),
     "10 GB": ("hoard = bytearray(10 << 30)", "MemoryError"),
     "10 GB bit by bit": ("hoard = []\nwhile True: hoard.append(bytearray(1 << 20))", "MemoryError"),
@@ -175,12 +178,12 @@ def f(x):
     "a million files": ("for n in range(1000000): open(f'{n}', 'w').close()", "No space left"),
     "a million open files": ("import os\nfiles = [open(os.__file__) for _ in range(1000000)]", "Too many open files"),
     "a large answer": ("def f(x): return 'x' * (65 << 20)", "MemoryError|more than 64 MB at once"),
-    "a large number": ("def f(x): return 1 << 10000000", "too long or too deep"),
+    "a large number": ("def f(x): return 1 << 10000000", "too long or too deep to print"),
     "a deep answer": ("def f(x):\n    a = []\n    for _ in range(100000): a = [a]\n    return a", "RecursionError"),
     "an answer that holds itself": ("def f(x):\n    a = []\n    a.append(a)\n    return a", "RecursionError"),
-    "a deep program": ("(" * 1000000, "does not load|ended"),
-    "a long chain": ("x = " + "-" * 1000000 + "1", "does not load|ended"),
-    "a long sum": ("x = " + "1+" * 300000 + "1", "does not load|ended"),
+    "a deep program": ("(" * 1000000, "fails to load|exited|killed"),
+    "a long chain": ("x = " + "-" * 1000000 + "1", "fails to load|exited|killed"),
+    "a long sum": ("x = " + "1+" * 300000 + "1", "fails to load|exited|killed"),
     # Reaching out
     "write outside": (answer("open('@outside@', 'w').write('x')"), "FileNotFoundError"),
     "write to the root": (answer("open('/x', 'w').write('x')"), "Read-only file system"),
@@ -188,34 +191,37 @@ def f(x):
     "write through a link": (answer("(os.symlink('@outside@', 'link'), open('link', 'w'))"), "FileNotFoundError"),
     "read a file": (answer("open('@file@').read()"), "FileNotFoundError"),
     "read the users": (answer("open('/etc/passwd').read()"), "FileNotFoundError"),
-    "look around": (answer("{'etc', 'home', 'proc', 'dev', 'sys', 'var'} & {*os.listdir('/')}"), r"answer was set\(\)"),
-    "read the environment": (answer("dict(os.environ)"), "answer was {}"),
+    "look around": (answer("{'etc', 'home', 'proc', 'dev', 'sys', 'var'} & {*os.listdir('/')}"), r"value was set\(\)"),
+    "read the environment": (answer("dict(os.environ)"), "value was {}"),
     "read the parent's environment": (answer("open(f'/proc/{os.getppid()}/environ').read()"), "FileNotFoundError"),
     "read the tester's environment": (answer("open('/proc/@here@/environ').read()"), "FileNotFoundError"),
-    "mount /proc": (answer("ctypes.CDLL(None).mount(b'proc', b'/tmp', b'proc', 0, None)", "ctypes"), "answer was -1"),
+    "mount /proc": (answer("ctypes.CDLL(None).mount(b'proc', b'/tmp', b'proc', 0, None)", "ctypes"), "value was -1"),
     "open a socket": (answer("socket.create_connection(('127.0.0.1', @port@))", "socket"), "PermissionError"),
     "open a socket to the kernel": (answer("socket.socket(socket.AF_NETLINK)", "socket"), "PermissionError"),
     "run a program": (answer("subprocess.run(['touch', '@outside@'])", "subprocess"), "PermissionError"),
     "become a program": (answer("os.execv(sys.executable, ['python'])"), "PermissionError"),
     "import what is installed": ("import pydantic", "No module named 'pydantic'"),
     "import the project": ("import align.config", "No module named 'align.config'"),
-    "kill the parent": (answer("os.kill(os.getppid(), 9)"), "the program ended|the program was ended|answer was None"),
+    "kill the parent": (answer("os.kill(os.getppid(), 9)"), "the program (exited|was killed)|value was None"),
     "kill the tester": (answer("os.kill(@here@, 9)"), "ProcessLookupError"),
     "kill everyone": (answer("os.kill(-1, 9)"), "ProcessLookupError"),
     "become root": (answer("os.setuid(0)"), "PermissionError"),
     "leave the session": (answer("os.setsid()"), "PermissionError"),
     # Ending before the tests
-    "os._exit(0)": ("import os\nos._exit(0)", "the program ended with status 0 while it was loaded"),
-    "os._exit(0) in a call": ("import os\ndef f(x): os._exit(0)", "the program ended with status 0$"),
-    "sys.exit(0)": ("import sys\nsys.exit(0)", "does not load: SystemExit: 0"),
+    "os._exit(0)": ("import os\nos._exit(0)", "the program exited with status 0 while loading"),
+    "os._exit(0) in a call": ("import os\ndef f(x): os._exit(0)", "the program exited with status 0$"),
+    "sys.exit(0)": ("import sys\nsys.exit(0)", "fails to load: SystemExit: 0"),
     "sys.exit(0) in a call": ("import sys\ndef f(x): sys.exit(0)", "SystemExit: 0"),
     "KeyboardInterrupt": ("def f(x): raise KeyboardInterrupt", "KeyboardInterrupt"),
-    "crash": ("import ctypes\ndef f(x): ctypes.string_at(0)", "the program was ended by SIGSEGV"),
-    "kill itself": ("import os\ndef f(x): os.kill(os.getpid(), 9)", "the last answer was None"),
-    "stop itself": ("import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP)", "the last answer was None"),
+    "crash": ("import ctypes\ndef f(x): ctypes.string_at(0)", "the program was killed by SIGSEGV"),
+    "kill itself": ("import os\ndef f(x): os.kill(os.getpid(), 9)", "the program's last value was None"),
+    "stop itself": (
+        "import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP)",
+        "the program's last value was None",
+    ),
     "exit by a thread": (
         "import os, threading, time\nthreading.Timer(0, os._exit, [0]).start()\ndef f(x): time.sleep(9)",
-        "the program ended with status 0",
+        "the program exited with status 0",
     ),
     # Deciding the test
     "swallow every exception": (
@@ -227,7 +233,7 @@ def f(x):
     try: return g(x)
     except BaseException: return None
 """,
-        "the last answer was None",
+        "the program's last value was None",
     ),
     "redefine the builtins": (
         """
@@ -237,7 +243,7 @@ for name in ['AssertionError', 'Exception', 'BaseException', 'compile', 'exec', 
 builtins.abs = builtins.isinstance = builtins.all = lambda *_: True
 def f(x): return 5
 """,
-        "does not hold|the program ended",
+        "assertion failed|the program (exited|was killed)",
     ),
     "lend the test its builtins": (
         """
@@ -249,7 +255,7 @@ class math:
     isclose = staticmethod(lambda *_: True)
 def f(x): return 5.0
 """,
-        "does not hold",
+        "assertion failed",
         [
             "assert abs(f(2) - 4) < 1e-6",
             "assert round(f(2)) == 4",
@@ -262,13 +268,13 @@ def f(x): return 5.0
         """
 import sys
 for module in list(sys.modules.values()):
-    for name in ('eq', 'dumps', 'loads', 'shown', 'compile'):
+    for name in ('eq', 'dumps', 'loads', 'shorten', 'compile'):
         if hasattr(module, name): setattr(module, name, lambda *_, **__: '')
 def f(x): return 5
 """,
-        "sent what is no message",
+        "sent an invalid message",
     ),
-    "raise AssertionError": ("def f(x): raise AssertionError('passed')", "does not hold"),
+    "raise AssertionError": ("def f(x): raise AssertionError('passed')", "assertion failed"),
     "end the test's loop": (
         "def f(x): raise StopIteration",
         "StopIteration",
@@ -277,13 +283,13 @@ def f(x): return 5
     **{
         f"equal to anything, as {base or 'an object'}": (
             ALWAYS_EQUAL.format(base=base, value=value),
-            "does not hold|TypeError|ValueError",
+            "assertion failed|TypeError|ValueError",
             ANY_TESTS,
         )
         for base, value in [("", ""), ("int", "5"), ("float", "5.0"), ("str", "'5'"), ("list", "[5]"), ("dict", "")]
     },
     # Forging the verdict
-    "print the success": ("print('[0, \"\"]')\ndef f(x): return 5", "the last answer was 5"),
+    "print the success": ("print('[0, \"\"]')\ndef f(x): return 5", "the program's last value was 5"),
     "write to every descriptor": (
         """
 import os
@@ -292,32 +298,32 @@ for descriptor in range(1000):
     except OSError: pass
 os._exit(0)
 """,
-        "the program (sent what is no message|ended with status)",
+        "the program (sent an invalid message|exited with status)",
     ),
     "answer before it is asked": (
-        LINE + "for value in [None, {'mine': 0}, 5, {'mine': 0}, 5]: line({'value': value, 'changed': []})",
-        "the last answer was 5",
+        LINE + "for value in [None, {'of sender': 0}, 5, {'of sender': 0}, 5]: line({'value': value, 'changed': []})",
+        "the program's last value was 5",
     ),
     "answer with what is no value": (
         LINE + "def f(x): line({'value': {'os.system': ['touch @outside@']}, 'changed': []})",
-        "crosses to no one",
+        "are not accepted",
     ),
     "answer with what equals anything": (
-        LINE + "def f(x): line({'value': {'library': ['unittest.mock', 'ANY']}, 'changed': []})",
-        "crosses to no one",
+        LINE + "def f(x): line({'value': {'stdlib': ['unittest.mock', 'ANY']}, 'changed': []})",
+        "are not accepted",
     ),
     "ask the tests' process for its own": (
-        LINE + "def f(x): line({'ask': '__getattr__', 'parts': [{'yours': 0}, '__globals__'], 'named': {}})",
-        "does not hold|the program ended",
+        LINE + "def f(x): line({'call': '__getattr__', 'args': [{'of receiver': 0}, '__globals__'], 'kwargs': {}})",
+        "assertion failed|the program (exited|was killed)",
     ),
     "look into a function of the tests": (
         "def f(g): return g.__globals__",
-        "'__globals__' of 'function' object stays with the tests",
+        "'__globals__' of 'function' object is not accessible to the program",
         ["assert f(lambda: 4) == 4"],
     ),
     "look into a frame of the tests": (
         "def f(g): return g.gi_frame",
-        "'gi_frame' of 'generator' object stays with the tests",
+        "'gi_frame' of 'generator' object is not accessible to the program",
         ["assert f(x for x in [4]) == 4"],
     ),
     "search the memory for the tests": (
@@ -332,11 +338,11 @@ def f(x):
         seen += held.values() if isinstance(held, dict) else [held]
     return sum('f(2)' + chr(32) + '==' in repr(value) for value in seen if isinstance(value, (str, list, tuple)))
 """,
-        "the last answer was 0$",
+        "the program's last value was 0$",
         ["assert f(2) == 4"],
     ),
     "no code at all": ("", "name 'f' is not defined"),
-    "no Python": ("I cannot help with that.", "does not load: SyntaxError"),
+    "no Python": ("I cannot help with that.", "fails to load: SyntaxError"),
 }
 
 
@@ -358,13 +364,13 @@ def test_no_attack_passes_or_does_harm(name, host):
 
 def test_a_program_that_waits_is_ended_by_the_clock(host):
     (outcome,) = run_tests("import time\ntime.sleep(999)", ["pass"], limits=Limits(wall_s=0.3))
-    assert outcome == (False, "the program was ended after 0.3 s")
+    assert outcome == (False, "the program exceeded the time limit of 0.3 s")
 
 
 def test_a_program_that_closes_its_line_and_waits_is_ended_by_the_clock(host):
     program = "import os, time\nos.closerange(0, 99)\ntime.sleep(999)"
     outcomes = run_tests(program, TESTS, limits=Limits(wall_s=0.3))
-    assert [outcome.why for outcome in outcomes] == ["the program was ended after 0.3 s while it was loaded"] * 2
+    assert [outcome.why for outcome in outcomes] == ["the program exceeded the time limit of 0.3 s while loading"] * 2
 
 
 def test_tests_that_never_end_fail_and_are_not_the_programs_fault():
@@ -372,7 +378,7 @@ def test_tests_that_never_end_fail_and_are_not_the_programs_fault():
         "def f(x): return x", ["assert f(4) == 4", "while True: pass", "assert f(4) == 4"], limits=LIMITS
     )
     assert [outcome.passed for outcome in outcomes] == [True, False, False]
-    assert outcomes[1].why == "the tests used up 1 s of CPU time"
+    assert outcomes[1].why == "the tests exceeded the CPU time limit of 1 s"
 
 
 def alone(code, *, limits=LIMITS):
@@ -380,13 +386,13 @@ def alone(code, *, limits=LIMITS):
     asked, ask = os.pipe()
     answered, answer_end = os.pipe()
     order = {"codes": [["", code]], "cut": False}
-    with Sandbox(MODULES[0], order, descriptors=[asked, answer_end], limits=limits) as box:
+    with Sandbox(PROGRAM_WORKER, order, descriptors=[asked, answer_end], limits=limits) as box:
         for end in (asked, answer_end):
             os.close(end)
-        message = json.dumps({"ask": "load", "parts": [[]], "named": {}}).encode()
+        message = json.dumps({"call": "load", "args": [[]], "kwargs": {}}).encode()
         os.write(ask, struct.pack(">I", len(message)) + message)
         os.close(ask)
-        ended = box.ended(time.monotonic() + 20)
+        ended = box.wait(time.monotonic() + 20)
     os.close(answered)
     return ended
 
@@ -402,7 +408,7 @@ def alone(code, *, limits=LIMITS):
 )
 def test_what_a_program_hoards_is_bounded_by_its_limit(hoard):
     ended = alone(f"hoard = {hoard}")
-    assert ended.why == "ended with status 0"
+    assert ended.why == "exited with status 0"
     assert 5 < ended.memory_mb < LIMITS.memory_mb
 
 
@@ -472,7 +478,7 @@ NO_MORE = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
 @pytest.mark.parametrize(
     ("command", "missing"),
     [
-        (["unshare", "-Ur", "sh", "-c", NO_MORE, "sh"], "namespaces of its own"),
+        (["unshare", "-Ur", "sh", "-c", NO_MORE, "sh"], "new namespaces"),
         (["unshare", "-Ur"], "a limit on threads"),
     ],
 )
@@ -481,7 +487,9 @@ def test_where_the_kernel_lacks_a_layer_nothing_runs_and_one_line_says_which(com
         pytest.skip("the limit on threads binds who is not root outside")
     said, error = elsewhere(*command, code=TRY)
     assert said == ""
-    assert error.startswith(f"align.errors.InputError: no code is executed without a sandbox, and {missing}")
+    assert error.startswith(
+        f"align.errors.InputError: code is executed in a sandbox only, and this system lacks {missing}"
+    )
 
 
 def test_a_user_without_rights_has_the_same_sandbox():
@@ -496,7 +504,7 @@ def test_a_killed_parent_leaves_nothing_behind():
     code = "from align.rewards.unit_tests import run_tests\nrun_tests('import time\\ntime.sleep(999)', ['pass'])"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         until = time.monotonic() + 30
-        while len(started := descendants(parent.pid)) < 5:  # the server, two jails and their children
+        while len(started := descendants(parent.pid)) < 5:  # the fork server, two supervisors and their workers
             assert time.monotonic() < until
             time.sleep(0.02)
         parent.send_signal(signal.SIGKILL)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from align.evaluation.sampled_task import Grade, Graded, SampledTask, correct, single_turn
 from align.evaluation.task import Row
-from align.rewards.unit_tests import NUM_CORES, grade_humaneval, in_parallel
+from align.rewards.unit_tests import grade_humaneval, in_parallel
+from align.sandbox.process import NUM_CORES
 
 
 def prompt(row: Row) -> str:
