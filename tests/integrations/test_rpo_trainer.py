@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from tiny_training import gap, group, llama, loop, metrics, policy, preference, weights
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 from align.data.batching import groups_of_step
@@ -211,6 +211,24 @@ def test_it_logs_every_metric_of_trl_with_the_same_values(tmp_path):
         timed = {name for name in trl if name.endswith(("runtime", "per_second", "preparation_time"))}
         for name in trl.keys() - timed:
             assert align[name] == pytest.approx(trl[name], rel=1e-5, abs=1e-5), name
+
+
+def mixture_of_experts(seed):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_local_experts": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "router_aux_loss_coef": 0.5}
+    return MixtralForCausalLM(MixtralConfig(vocab_size=NUM_WORDS, **sizes, **heads, **SPECIAL))
+
+
+def test_the_auxiliary_loss_of_a_mixture_of_experts_is_added_as_in_trl(tmp_path):
+    losses, auxiliary = [], []
+    for kind, options in ((DPOTrainer, {}), (RPOTrainer, {"loss": "dpo"})):
+        models = {"model": mixture_of_experts(1), "ref_model": mixture_of_experts(2)}
+        one = trainer(tmp_path, kind=kind, **models, **options)
+        losses.append(one.compute_loss(one.model, next(iter(one.get_train_dataloader()))).item())
+        auxiliary += one._metrics["train"]["aux_loss"]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert auxiliary[1] == pytest.approx(auxiliary[0], rel=1e-5) and auxiliary[0] > 0.1
 
 
 def test_adapters_train_against_the_model_without_them(tmp_path):
