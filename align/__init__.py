@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from align.data.chat_encoder import ChatEncoder
     from align.data.formats import read
     from align.evaluation.tasks import TASKS
-    from align.inference.engines import make_engine
+    from align.inference.engines import load_engine
     from align.losses.table import LOSSES, preference_loss
     from align.models.policy import load_policy, response_logps, save_policy
     from align.models.settings import PolicySettings
@@ -51,7 +51,7 @@ __all__ = [
     "group_batch",
     "load_policy",
     "load_recipe",
-    "make_engine",
+    "load_engine",
     "make_judge",
     "preference_loss",
     "read",
@@ -65,7 +65,7 @@ _MODULES = {
     "align.data.chat": ("ChatEncoder",),
     "align.data.formats": ("read",),
     "align.evaluation.tasks": ("TASKS",),
-    "align.inference.engines": ("make_engine",),
+    "align.inference.engines": ("load_engine",),
     "align.losses.table": ("LOSSES", "preference_loss"),
     "align.models.policy": ("load_policy", "response_logps", "save_policy"),
     "align.models.settings": ("PolicySettings",),

@@ -16,6 +16,7 @@ LEVELS = (
     ("registry", "records"),
     ("config",),
     ("artifacts",),
+    ("content_hash",),
     ("data", "losses", "sandbox", "distributed", "accounting", "pipeline", "report"),
     ("models", "procedural"),
     ("train", "inference"),

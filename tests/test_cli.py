@@ -196,9 +196,9 @@ def test_a_run_leaves_policies_that_transformers_loads_and_a_table(finished: tup
         assert not list((root / step).glob("checkpoint-*"))
     table = json.loads((root / "table.json").read_text())
     assert {step: found["general"]["n"] for step, found in table.items()} == {"sft": 10, "rpo": 10}
-    for word in ("Training", "sft", "dpo", "rpo", "Stages and evaluations"):
+    for word in ("Training", "sft", "dpo", "rpo", "Results with 95"):
         assert word in printed
-    shown = printed.partition("Stages and evaluations")[2]
+    shown = printed.partition("Results with 95")[2]
     for step in ("sft", "rpo"):
         assert f"{step}  " in shown and f"{100 * table[step]['general']['value']:.1f} [" in shown
 

@@ -17,7 +17,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.run import config_from_args
 
 from align.accounting.formulas import Decoder
-from align.stages.recipe import load_recipe
+from align.workflow.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -208,7 +208,7 @@ def test_a_command_of_the_readme_is_one_that_runs(words, monkeypatch):
     (recipe,) = re.findall(r"recipes/\S+", line)
     loaded = load_recipe(Path(recipe), [word for word in words if re.match(r"[a-z_]+[\w.]*=", word)])
     for step in STEP.findall(line):
-        assert loaded.written_as(step) == [step]
+        assert loaded.expanded(step) == [step]
     files = [word for word in words if word.startswith("launch/")]
     files += [step.launch for step in loaded.steps.values() if getattr(step, "launch", None)]
     assert all(Path(file).is_file() for file in files)

@@ -11,13 +11,14 @@ import typer
 from transformers import AutoModelForCausalLM
 
 from align.cli import app
+from align.commands.evaluate import EvaluateSettings
+from align.commands.generate import GenerateSettings
+from align.commands.one_step import settings_of
 from align.data.formats import write
 from align.losses.table import preference_loss
 from align.records import Comparison
-from align.stages.generating import GenerateSettings, settings_of
-from align.stages.grading import EvaluateSettings
-from align.stages.recipe import SourceSettings, load_recipe
-from align.stages.sources import streamed
+from align.stages.sources import SourceSettings, streamed
+from align.workflow.recipe import load_recipe
 
 sys.path.insert(0, str(Path(__file__).parent / "stages"))
 from small_runs import RECIPE, run
@@ -51,7 +52,7 @@ def test_a_command_names_options_recipes_steps_settings_and_folders_that_are_the
     if "recipe" in given:
         recipe = load_recipe(given["recipe"], settings)
         for option in ("step", "until", "again"):
-            assert given.get(option) is None or recipe.written_as(given[option])
+            assert given.get(option) is None or recipe.expanded(given[option])
     else:
         kinds = {"generate": GenerateSettings, "evaluate": EvaluateSettings}
         settings_of(kinds[name], given["judge"] or (), settings)

@@ -98,9 +98,11 @@ def shares_of(weights: Mapping[str, float], replay: Mapping[str, float], share: 
     """Each source's share of an epoch, of which replayed sources have `share` in all; errors name the step's keys."""
     for name, weight in (*weights.items(), *replay.items()):
         if not (weight > 0 and math.isfinite(weight)):
-            raise InputError(f"data.{name}: the weight is {weight}; a number above 0 is needed")
+            raise InputError(f"the weight is {weight}; a number above 0 is needed", ("data", name))
     if both := sorted(weights.keys() & replay.keys()):
-        raise InputError(f"replay: {both[0]!r} is one of the step's own sources, and cannot be replayed beside itself")
+        raise InputError(
+            f"{both[0]!r} is one of the step's own sources, and cannot be replayed beside itself", ("replay",)
+        )
     own = {name: (1 - share) * weight / sum(weights.values()) for name, weight in weights.items()}
     return own | {name: share * weight / sum(replay.values()) for name, weight in replay.items()}
 

@@ -1,4 +1,4 @@
-"""What a step has computed, used and cost, over all its lives: the way from counts to a ledger."""
+"""Costs of a step over all of its attempts: from the work computed to a ledger."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from align.distributed.progress import Progress
 from align.errors import InputError
 
 NOTHING = Work(0, 0, 0)
-SPENT = "spent-{}.json"  # what one life of a step has used so far
-KEEP_S = 10.0  # seconds between two notes of it: what a kill may lose
-RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: the peak of this process's memory begins anew
+SPENT = "spent-{}.json"  # what one attempt of a step has used so far
+SAVE_EVERY_S = 10.0  # seconds between two writes of it: what a kill may lose
+RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: reset this process's peak memory
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Of the square matrices whose product says how fast the device is; a smaller one leaves a large GPU half idle.
+# Side of the square matrices whose product measures the device's rate; a smaller one leaves a large GPU half idle
 PRODUCT_SIDE, PRODUCT_SIDE_CUDA = 2048, 4096
 PRODUCTS = 4  # timed; the first one is slower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """What a step has computed."""
+    """The work that a step computed."""
 
-    dimensions: Decoder | str | None = None  # of its model, or why they are not known; None where none has run
+    dimensions: Decoder | str | None = None  # of its model, or why they are unknown; None where no model ran
     weights: int | None = None
-    frozen: bool = False  # whether only adapters were trained: no gradient of the other weights is computed
+    frozen: bool = False  # whether only adapters were trained, without gradients of the other weights
     tokens_trained: int = 0
     trained: Work = NOTHING  # forward and backward
     observed: Work = NOTHING  # forward alone
@@ -53,20 +53,20 @@ class Done:
 
     @property
     def flops(self) -> tuple[float | None, str]:
-        """Floating-point operations of all devices, and by what formula."""
+        """Return the FLOPs of all devices, and the formula that they are counted by."""
         if isinstance(self.dimensions, str):
             return None, self.dimensions
         if self.dimensions is None:
-            return 0.0, "no model was run"
+            return 0.0, "no model ran"
         trained = training_flops(self.dimensions, self.trained)
         if self.frozen:
             trained -= forward_flops(self.dimensions, self.trained)
-        told = "2 a weight and token, 4 a pair attended and unit of width; a backward pass twice a forward pass"
-        return float(trained + forward_flops(self.dimensions, self.observed)), told
+        formula = "2 per weight and token, 4 per attended pair and unit of width; a backward pass is two forward passes"
+        return float(trained + forward_flops(self.dimensions, self.observed)), formula
 
 
 def dimensions(config: PretrainedConfig) -> Decoder | str:
-    """What a model's cost depends on, or why it is not known."""
+    """Return the dimensions that a model's cost depends on, or why they are unknown."""
     try:
         return decoder(config.to_dict())
     except InputError as error:
@@ -75,7 +75,7 @@ def dimensions(config: PretrainedConfig) -> Decoder | str:
 
 @cache
 def matrix_rate(device: str, precision: str) -> float:
-    """Floating-point operations a second of a square matrix product in this process, the best of a few."""
+    """Return the FLOP/s of a square matrix product in this process, the best of a few."""
     size = PRODUCT_SIDE_CUDA if device.startswith("cuda") else PRODUCT_SIDE
     matrix = torch.ones(size, size, dtype=DTYPES[precision], device=device)
     best = 0.0
@@ -89,49 +89,49 @@ def matrix_rate(device: str, precision: str) -> float:
 
 
 class Meter:
-    """A reporter that passes everything on, and now and then writes down what this life of the step has used."""
+    """Progress that is forwarded, while the time and energy of this attempt of the step are saved every few seconds."""
 
-    def __init__(self, working: Path, report: Progress, energy: EnergyMeter) -> None:
-        forget_peak()
-        self._report, self._energy, self._working = report, energy, working
+    def __init__(self, working: Path, progress: Progress, energy: EnergyMeter) -> None:
+        reset_peak_memory()
+        self._progress, self._energy, self._working = progress, energy, working
         earlier = sorted(working.glob(SPENT.format("*")))
         self._path = working / SPENT.format(len(earlier) + 1)
         self._earlier = [read_json(path) for path in earlier]
-        self._began = self._noted = time.monotonic()
+        self._began = self._saved = time.monotonic()
         self._before = energy.reading
-        self.lives = len(earlier) + 1
+        self.attempts = len(earlier) + 1
 
     def note(self, text: str) -> None:
-        """As the reporter does."""
-        self._report.note(text)
+        """Forward to the progress."""
+        self._progress.note(text)
 
     def phase(self, name: str, total: int, done: int = 0) -> None:
-        """As the reporter does."""
-        self._report.phase(name, total, done)
+        """Forward to the progress."""
+        self._progress.phase(name, total, done)
 
     def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
-        """As the reporter does."""
-        self._report.advance(units, metrics)
-        if time.monotonic() - self._noted > KEEP_S:
-            self._noted = time.monotonic()
-            self._note_spent()
+        """Forward to the progress."""
+        self._progress.advance(units, metrics)
+        if time.monotonic() - self._saved > SAVE_EVERY_S:
+            self._saved = time.monotonic()
+            self._save_spent()
 
     def _spent(self) -> tuple[float, EnergyReading]:
         return time.monotonic() - self._began, self._energy.reading - self._before
 
-    def _note_spent(self) -> None:
+    def _save_spent(self) -> None:
         seconds, energy = self._spent()
         write_json(self._path, {"seconds": seconds, "kwh": energy.kwh, "co2_kg": energy.co2_kg})
 
     def ledger(self, done: Done, settings: AccountingSettings) -> Ledger:
-        """The step's whole cost, earlier lives included as far as they had noted it down."""
+        """Return the cost of the step, including earlier attempts as far as they saved it."""
         seconds, energy = self._spent()
-        for life in self._earlier:
-            seconds += life["seconds"]
-            kwh, co2_kg = _plus(energy.kwh, life["kwh"]), _plus(energy.co2_kg, life["co2_kg"])
+        for attempt in self._earlier:
+            seconds += attempt["seconds"]
+            kwh, co2_kg = _plus(energy.kwh, attempt["kwh"]), _plus(energy.co2_kg, attempt["co2_kg"])
             energy = EnergyReading(kwh=kwh, co2_kg=co2_kg, source=energy.source, measured=energy.measured)
         flops, source = done.flops
-        peak = peak_memory(torch.device(done.device))  # before the product below, which takes some
+        peak = peak_memory(torch.device(done.device))  # before the matrix product below, which needs some
         usage = Usage(
             tokens_trained=done.tokens_trained,
             tokens_computed=done.trained.tokens + done.observed.tokens,
@@ -144,12 +144,12 @@ class Meter:
             wire_bytes=done.wire_bytes,
             weights=done.weights,
         )
-        self._note_spent()
+        self._save_spent()
         return entry(usage, energy, settings)
 
 
 def remove_spent(working: Path) -> None:
-    """Remove the notes of the lives of a step whose ledger is written."""
+    """Remove the saved costs of a step's attempts once its ledger is written."""
     for path in working.glob(SPENT.format("*")):
         path.unlink()
 
@@ -158,8 +158,8 @@ def _plus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one + other
 
 
-def forget_peak() -> None:
-    """Let the peak of memory begin anew, where the system can forget the one before."""
+def reset_peak_memory() -> None:
+    """Reset the peak memory of this process, where the system can."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     path, word = RESET_PEAK

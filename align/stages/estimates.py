@@ -1,38 +1,32 @@
-"""What is estimated of a step before it runs."""
+"""Estimates of a step before it runs: rows, tokens, FLOPs, time, disk and memory."""
 
 from __future__ import annotations
 
-import os
-import platform
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from align.accounting.formulas import Sharding
+from align.accounting.formulas import FP32, Decoder, Work, forward_flops
 from align.data.batching import Balance
+from align.stages.context import ModelSpec, StepInputs
 
-# Of what is in use, the most that training on a CPU was seen to hold: glibc cannot use an aligned hole of less than
-# 32 MiB again (its bug 14581) before this version, unless large blocks are mapped one by one.
-HOLES, MENDED, THRESHOLD = 1.6, (2, 38), "MALLOC_MMAP_THRESHOLD_"
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from align.records import Prompt
+    from align.stages.training.footprint import Footprint
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What a step will take; of what is made on the way the most that it can be."""
-
-    name: str
-    stage: str
-    rows: int  # that it trains on, answers or judges
-    tokens: int = 0  # computed (in one epoch, where it trains), each distinct (prefix, token) of a group once
-    flops: float = 0.0  # of the whole step, reference pass included
-    seconds: float = 0.0
-    disk: int = 0  # bytes that it leaves behind
-    spare: int = 0  # bytes of its checkpoints, while it runs
-    bound: bool = False  # whether rows and tokens are the most that an earlier step can make
-    training: Training | None = None
+# Share of a large matrix product's rate that sampling reaches: it reads all weights for each token of a batch. Timed on
+# a CPU only.
+SAMPLING_EFFICIENCY = 0.05
+CHECKPOINTS = 6  # model sizes on disk at once: weights and two moments, of a checkpoint and of the one before it
+BEST = 2  # and the best weights so far, beside those that the latest checkpoint knows as the best
+TEXT_BYTES = 8  # bytes of a token in a file of responses, and in its journal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """What is known of a training step whose rows are there."""
+class TrainingEstimate:
+    """What is known of a training step whose rows exist."""
 
     counts: dict[str, int]
     format: str
@@ -44,31 +38,71 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """Bytes of memory that each process of a training step takes at its peak, on a CPU with the process itself."""
+class Estimate:
+    """What a step will take; an upper bound where an earlier step makes its rows."""
 
-    sharding: Sharding  # as the step's launch file says
-    peak: int
-    many: int  # processes of another launch
-    by_stage: list[int]  # the peak in each of those: under DDP, ZeRO-1, 2 and 3
-
-    def told(self) -> str:
-        """In words: of the launch, and of the other ways to spread the step over many processes."""
-        ways, gib = self.sharding, 2**30
-        name = f"under ZeRO-{ways.stage}" if ways.stage else "under DDP"
-        where = f"in each of {ways.processes} processes {name}" if ways.processes > 1 else "in one process"
-        base = ", the process itself included" if ways.cpu else ""
-        whole, *others = (f"{peak / gib:.1f}" for peak in self.by_stage)
-        shared = ", ".join(f"ZeRO-{stage} {size}" for stage, size in enumerate(others, start=1))
-        return (
-            f"{self.peak / gib:.1f} GiB at the peak {where}{base}, estimated{holes() if ways.cpu else ''}; "
-            f"in each of {self.many}: DDP {whole}, {shared}"
-        )
+    name: str
+    stage: str
+    rows: int  # that it trains on, answers or judges
+    tokens: int = 0  # computed (in one epoch, where it trains), each distinct (prefix, token) of a group once
+    flops: float = 0.0  # of the whole step, reference pass included
+    seconds: float = 0.0
+    disk: int = 0  # bytes that it leaves behind
+    spare: int = 0  # bytes of its checkpoints, while it runs
+    bound: bool = False  # whether rows and tokens are upper bounds
+    training: TrainingEstimate | None = None
 
 
-def holes() -> str:
-    """What the memory allocator adds to what is in use, in words, where it is known to."""
-    name, version = platform.libc_ver()
-    if name != "glibc" or tuple(map(int, version.split("."))) >= MENDED or THRESHOLD in os.environ:
-        return ""
-    return f", and up to {HOLES:g} times that as glibc {version} keeps holes ({THRESHOLD}=1048576 ends it)"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planning:
+    """What an estimate is made from."""
+
+    name: str
+    inputs: StepInputs
+    spec: ModelSpec  # the model that the step starts from or asks
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    decoder: Decoder
+    made: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])  # estimates of the steps before
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the model's weights in fp32."""
+        return self.decoder.num_weights * FP32
+
+
+def model_disk(model_bytes: int, *, keeps_best: bool) -> tuple[int, int]:
+    """Return the bytes of a trained model, and of its checkpoints while it trains."""
+    return model_bytes, (CHECKPOINTS + (BEST if keeps_best else 0)) * model_bytes
+
+
+def estimate_answers(stage: str, planning: Planning, rows: int, tokens: int, drawn: int, *, precision: str) -> Estimate:
+    """Return the estimate of a step that answers or judges `rows` prompts of `tokens`, with `drawn` tokens at most."""
+    from align.models.loading.pretrained import default_device  # noqa: PLC0415 - imports torch
+    from align.stages.costs import matrix_rate  # noqa: PLC0415
+
+    total = tokens + drawn
+    flops = float(forward_flops(planning.decoder, equal_rows(total, rows)))
+    return Estimate(
+        name=planning.name,
+        stage=stage,
+        rows=rows,
+        tokens=total,
+        flops=flops,
+        seconds=flops / (matrix_rate(default_device(), precision) * SAMPLING_EFFICIENCY),
+        disk=total * TEXT_BYTES,
+        bound=drawn > 0,
+    )
+
+
+def equal_rows(tokens: int, rows: int) -> Work:
+    """Return the work of `rows` rows of equal length whose tokens all reach the head."""
+    return Work(tokens, tokens * max(1, tokens // max(1, rows)) // 2, tokens)
+
+
+def prompt_tokens(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of tokens of all prompts."""
+    from align.data.chat_encoder import ChatEncoder  # noqa: PLC0415 - imports transformers
+
+    encoder = ChatEncoder(tokenizer)
+    return sum(len(encoder.prompt_ids(prompt.messages, row)) for row, prompt in enumerate(prompts))

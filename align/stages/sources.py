@@ -1,131 +1,100 @@
-"""Token groups of a source, with statistics of every row read, dropped and cut."""
+"""Sources of rows: their settings, and their records and prompts as a stream."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
-from operator import itemgetter
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-from transformers import PreTrainedTokenizerBase
+from pydantic import Field
 
-from align.artifacts import atomic_folder, read_json, remove_leftovers, write_json
-from align.data.chat_encoder import ChatEncoder
+from align.config import Settings
+from align.content_hash import PROCEDURAL, code_of
 from align.data.formats import RowStatistics, Stream, stream
-from align.data.mixing import Mixture, told
-from align.data.store import StoreWriter, TokenStore, writing_store
-from align.data.token_groups import TokenGroup
-from align.errors import InputError, one_line, within
-from align.models.tree.batch import count_tokens
+from align.errors import InputError, within
 from align.procedural import tasks
 from align.records import Comparison, Demonstration, Located, Prompt, Record, at_place
-from align.stages.recipe import TASKS, Recipe, SourceSettings
-from align.stages.steps import PreferenceStep, RewardStep, TrainStep
-from align.stages.usable import comparable, of_kind, telling
-from align.synth.constraints import constrain
+from align.registry import pick
+from align.synth.constraints import ConstraintSettings, constrain
 from align.synth.scored_groups import prompt_of
-from align.train.indexed_groups import ROWS
 
-TRAIN, HELD_OUT, PARTS = "train", "held_out", "parts.json"  # of ROWS
-HASH_SPACE = 1 << 32
-UNUSED = "unused column:"  # prefix of the count of a column that is not used
+Overlong = Literal["drop", "cut_prompt", "cut_response", "error"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Token groups of a step, in its store, and the statistics of the rows they were made from."""
+class SourceSettings(Settings):
+    """Where rows come from and how they become tokens."""
 
-    train: TokenStore
-    held_out: TokenStore
-    counts: dict[str, int]
-    format: str
-    mixture: Mixture | None = None  # of several sources, which follow each other in `train`
+    path: str = Field(
+        description="File, folder or Hugging Face dataset id, or tasks:KIND for rows that the project generates."
+    )
+    format: str = Field(
+        default="auto", description="Name of a row format, or module:name of your own reader; auto detects by column."
+    )
+    split: str | None = Field(default=None, description="Split of a folder or dataset, or of procedural rows.")
+    skip: int = Field(default=0, ge=0, description="Rows to skip first.")
+    limit: int | None = Field(default=None, ge=1, description="Rows to read after those; all by default.")
+    responses: int = Field(default=4, ge=1, description="Responses to each prompt of procedural comparisons.")
+    on_error: Literal["error", "skip"] = Field(
+        default="error", description="Stop at a row that cannot be read, or skip it and count it."
+    )
+    seed: int = Field(default=0, description="Seed of procedural rows and of constraints, added to the recipe's seed.")
+    constraints: ConstraintSettings | None = Field(
+        default=None, description="Verifiable instructions to append to the prompts."
+    )
+    held_out: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the prompts that training keeps for evaluation."
+    )
+    max_length: int | None = Field(
+        default=None, ge=2, description="Most tokens of a row; the model's own limit by default."
+    )
+    max_prompt_length: int | None = Field(default=None, ge=1, description="Most tokens of a prompt.")
+    overlong: Overlong = Field(default="drop", description="What happens to a row that exceeds these limits.")
 
+    @property
+    def is_procedural(self) -> bool:
+        """Whether the project generates the rows itself."""
+        return self.path.startswith(PROCEDURAL)
 
-def alone(work: Callable[[], None], doing: str) -> None:
-    """Do what one process of a launch has to do, where there is one; `doing` is what the others wait for."""
-    work()
-
-
-def step_rows(
-    recipe: Recipe,
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    model_limit: int | None,
-    attributes: Sequence[str] = (),
-    free: bool = False,
-    first: Callable[[Callable[[], None], str], None] = alone,
-) -> Rows:
-    """The token groups of a step, of all its sources; `free` of the sources' limits of length.
-
-    They are written into `folder` by the `first` of all processes and read there by all. What an earlier life has left
-    is written anew, for its sources may have changed.
-    """
-    step, shares, store = recipe.steps[name], recipe.sources_of(name), folder / ROWS
-    assert isinstance(step, TrainStep | PreferenceStep | RewardStep)
-    sources = {each: recipe.source(each) for each in shares}
-    if free:
-        no_limits = {"max_length": None, "max_prompt_length": None}
-        sources = {each: source.model_copy(update=no_limits) for each, source in sources.items()}
-    asked = _Asked(step, tokenizer, recipe.seed, model_limit, tuple(attributes))
-    first(lambda: _write(store, asked, list(sources.values())), "turning rows into tokens")
-    parts: list[dict[str, Any]] = read_json(store / PARTS)
-    train, held_out = TokenStore(store / TRAIN), TokenStore(store / HELD_OUT)
-    if len(parts) == 1:
-        return Rows(train, held_out, parts[0]["counts"], parts[0]["format"])
-    assert isinstance(step, TrainStep)
-    sizes = tuple(part["counts"]["trained"] for part in parts)
-    replayed = len(recipe.replayed(name)) if step.replay else 0
-    mixture = Mixture(sizes, tuple(shares.values()), step.stopping_strategy, recipe.seed, replayed)
-    counts = Counter({"epoch": mixture.num_rows})
-    for part in parts:
-        counts.update(part["counts"])
-    return Rows(train, held_out, dict(counts), told(mixture, list(shares)), mixture)
+    @property
+    def kind(self) -> str | None:
+        """The kind of procedural task; None for rows that are read."""
+        return self.path.removeprefix(PROCEDURAL) if self.is_procedural else None
 
 
-def remove_rows(folder: Path) -> None:
-    """Remove what `step_rows` and the loop have left in the folder of a step that is finished."""
-    shutil.rmtree(folder / ROWS, ignore_errors=True)
+def check_source(source: SourceSettings) -> None:
+    """Raise a located `InputError` for a setting that is wrong, or that would have no effect."""
+    if source.kind is not None:
+        with within("path"):
+            pick(tasks.KINDS, source.kind, "kind of task")
+        if source.split is not None:
+            with within("split"):
+                pick(tasks.SPLITS, source.split, "split")
+    without_effect = {
+        "format": source.is_procedural and "procedural rows are not read from a file",
+        "responses": not source.is_procedural and f"it is only for {PROCEDURAL}KIND",
+        "seed": not source.is_procedural
+        and source.constraints is None
+        and f"it is only for {PROCEDURAL}KIND or constraints",
+    }
+    for key, reason in without_effect.items():
+        value, default = getattr(source, key), SourceSettings.model_fields[key].default
+        if reason and value != default:
+            raise InputError(f"{value!r} has no effect on {source.path}: {reason}; leave it at {default!r}", (key,))
 
 
-class _Asked(NamedTuple):
-    """What a step wants of its sources."""
-
-    step: TrainStep | PreferenceStep | RewardStep
-    tokenizer: PreTrainedTokenizerBase
-    seed: int
-    model_limit: int | None
-    attributes: tuple[str, ...]
-
-
-def _write(target: Path, asked: _Asked, sources: Sequence[SourceSettings]) -> None:
-    """Write the stores of the rows to train on and of those held out, and what became of each source's rows."""
-    remove_leftovers(target.parent, of=target.name)
-    parts: list[dict[str, Any]] = []
-    with (
-        atomic_folder(target) as folder,
-        writing_store(folder / TRAIN, count_tokens) as train,
-        writing_store(folder / HELD_OUT, count_tokens) as held_out,
-    ):
-        for source in sources:
-            parts.append(
-                _write_source(asked, source, train, held_out, sum(part["counts"]["records"] for part in parts))
-            )
-        write_json(folder / PARTS, parts)
+def source_key(share: float, source: SourceSettings, content: Callable[[str], str]) -> list[Any]:
+    """Return what decides the rows of a source: its share, settings, content, and the code of a user's reader."""
+    return [share, source.model_dump(mode="json"), content(source.path), code_of(source.format)]
 
 
 def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream:
-    """The records of a source, one at a time; procedural tasks are made as the kind that the stage needs."""
+    """Return the records of a source one at a time; procedural rows are generated as `kind`."""
     last = None if source.limit is None else source.skip + source.limit
-    if source.path.startswith(TASKS):
-        found = _made(source, last, kind, seed)
+    if source.is_procedural:
+        found = _generated(source, last, kind, seed)
     else:
         found = stream(source.path, format=source.format, split=source.split, limit=last, on_error=source.on_error)
     return replace(found, records=_after_skipped(found, source)) if source.skip else found
@@ -134,16 +103,17 @@ def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream
 def _after_skipped(found: Stream, source: SourceSettings) -> Iterator[Located[Record]]:
     first = next(islice(found.records, min(source.skip, sys.maxsize), None), None)
     if first is None:
-        raise InputError(f"{source.path}: skip passes over {source.skip} rows, and there are no more", ("data",))
+        raise InputError(f"{source.path}: skip is {source.skip}, and the source has no more rows", ("data",))
     for located in chain([first], found.records):
         yield replace(located, row=located.row - source.skip)
     found.statistics.num_rows -= source.skip
 
 
-def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: int) -> Stream:
-    task, split = source.path.removeprefix(TASKS), source.split or "train"
+def _generated(source: SourceSettings, last: int | None, kind: type[Record], seed: int) -> Stream:
+    """Return procedural rows of a kind of record."""
+    task, split = source.path.removeprefix(PROCEDURAL), source.split or "train"
     if last is None:
-        raise InputError(f"data: {source.path} has no end; give limit, the number of rows to make")
+        raise InputError(f"{source.path} has no end; set limit, the number of rows to generate", ("data",))
     seed += source.seed
     made: Sequence[Record]
     if kind is Demonstration:
@@ -159,9 +129,9 @@ def _made(source: SourceSettings, last: int | None, kind: type[Record], seed: in
 
 
 def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = None) -> list[Prompt]:
-    """What the rows of a source ask, with verifiable instructions where the source puts some behind them.
+    """Return the prompts of a source, with verifiable instructions appended where the source has constraints.
 
-    `counts` is told which rows were dropped, and how many prompts are of another split than the instructions'.
+    `counts` receives the number of rows dropped, by reason, and of prompts that belong to another split.
     """
     counts, found = Counter() if counts is None else counts, list[Prompt]()
     reading = streamed(source, kind=Prompt, seed=seed)
@@ -174,68 +144,28 @@ def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = 
     joined = constrain(found, source.constraints, seed=seed + source.seed)
     if not joined:
         split = source.constraints.split
-        raise InputError(f"data: {source.path}: none of its {len(found)} prompts is of constraints.split {split!r}")
+        raise InputError(
+            f"{source.path}: none of its {len(found)} prompts is in constraints.split {split!r}", ("data",)
+        )
     counts.update({"prompts:of another split": len(found) - len(joined)} if len(joined) < len(found) else {})
     return joined
 
 
-def _write_source(
-    asked: _Asked, source: SourceSettings, train: StoreWriter, held_out: StoreWriter, before: int
-) -> dict[str, Any]:
-    """Write the groups of one source, behind `before` records of others, and say what became of its rows.
-
-    A row of the wrong kind stops it; one that teaches nothing is dropped and counted.
-    """
-    step = asked.step
-    kind = Demonstration if isinstance(step, TrainStep) else Comparison
-    found = streamed(source, kind=kind, seed=asked.seed)
-    encoder = ChatEncoder(
-        asked.tokenizer,
-        max_length=source.max_length or asked.model_limit,
-        max_prompt_length=source.max_prompt_length,
-        overlong=source.overlong,
-    )
-    told = Counter[str]()
-    groups = encoder.encode_located(of_kind(found.records, kind, told))
-    if isinstance(step, PreferenceStep):
-        groups = comparable(groups, step, told)
-    elif isinstance(step, RewardStep):
-        groups = telling(groups, step, asked.attributes, told, source.path)
-    trained, kept = train.number, held_out.number
-    with within("data"):
-        for located in groups:
-            where = held_out if is_held_out(located.record, source.held_out) else train
-            where.add(replace(located.record, row=before + located.row), located.metadata)
-    counts = Counter({"rows": found.statistics.num_rows})
-    counts += Counter({f"dropped:{reason}": number for reason, number in found.statistics.dropped.items()})
-    counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
-    counts += told
-    counts += Counter({UNUSED + one_line(column): number for column, number in found.statistics.unused_columns.items()})
-    counts["trained"], counts["held_out"] = train.number - trained, held_out.number - kept
-    if not counts["trained"]:
-        said = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
-        raise InputError(f"data: {source.path}: no row is left to train on ({said})")
-    return {"counts": dict(counts), "format": found.format}
+def check_unsplit(name: str, source: SourceSettings, loc: tuple[str, ...]) -> None:
+    """Raise for prompts of a source that training splits: some of them may be trained on."""
+    if source.held_out:
+        raise InputError(
+            f"{name} is split by held_out, {source.held_out}, for training alone, and all of its prompts would be "
+            "asked: give the prompts a source of their own, by split, skip or limit",
+            loc,
+        )
 
 
-def preferred(group: TokenGroup) -> TokenGroup:
-    """The group with the response alone that its row names, else the best rewarded; as it is where neither is known."""
-    if group.chosen is None and group.rewards is None:
-        return group
-    best = group.chosen if group.chosen is not None else max(enumerate(group.rewards or ()), key=itemgetter(1))[0]
-    return replace(
-        group,
-        sequences=(group.sequences[best],),
-        rewards=None if group.rewards is None else (group.rewards[best],),
-        chosen=None,
-        attributes=(group.attributes[best],),
-    )
-
-
-def is_held_out(group: TokenGroup, share: float) -> bool:
-    """Whether the prompt falls into the held-out share.
-
-    All rows of a prompt fall on one side, always the same, wherever they are cut.
-    """
-    assert group.prompt_hash is not None
-    return group.prompt_hash < share * HASH_SPACE
+def check_without_constraints(name: str, has_constraints: bool, loc: tuple[str, ...]) -> None:
+    """Raise for a source with constraints whose responses were written without them."""
+    if has_constraints:
+        raise InputError(
+            f"{name} has constraints, which are appended to prompts that a policy is asked; its responses were "
+            "written without them: use a source without constraints",
+            loc,
+        )

@@ -45,7 +45,7 @@ class Scored:
 
 
 @dataclass(slots=True)
-class Account:
+class GroupStatistics:
     """What became of the prompts and responses, and how the rewards lie."""
 
     counts: Counter[str] = field(default_factory=Counter[str])
@@ -82,7 +82,7 @@ def prompt_of(record: Record) -> Prompt:
 
 
 def answered(
-    prompts: Sequence[Prompt], samples: Iterable[Sample], account: Account
+    prompts: Sequence[Prompt], samples: Iterable[Sample], account: GroupStatistics
 ) -> Iterator[tuple[Prompt, tuple[Sample, ...]]]:
     """Each different prompt with its responses, by policy and number; empty responses are counted and left out."""
     wanted: dict[str, Prompt] = {}
@@ -114,7 +114,7 @@ def judged(
     judge: Judge,
     *,
     journal: Journal,
-    account: Account,
+    account: GroupStatistics,
     shard: WorkShard = WorkShard(),  # noqa: B008 - frozen
 ) -> Iterator[Scored]:
     """Each prompt that has responses, with their verdicts; the judge is asked nothing that the journal knows.
@@ -137,7 +137,7 @@ def judged(
         yield Scored(prompt, of, tuple(Verdict(**each) for each in journal.done[marks[index]]))
 
 
-def comparisons(scored: Iterable[Scored], settings: GroupSettings, account: Account) -> Iterator[Comparison]:
+def comparisons(scored: Iterable[Scored], settings: GroupSettings, account: GroupStatistics) -> Iterator[Comparison]:
     """The groups to train on, best response first; what is left out is counted by its reason."""
     for one in scored:
         known = _distinct(one, settings, account)
@@ -153,7 +153,7 @@ def comparisons(scored: Iterable[Scored], settings: GroupSettings, account: Acco
         yield _comparison(one.prompt, kept)
 
 
-def _distinct(one: Scored, settings: GroupSettings, account: Account) -> list[tuple[Sample, Verdict]]:
+def _distinct(one: Scored, settings: GroupSettings, account: GroupStatistics) -> list[tuple[Sample, Verdict]]:
     """The responses that have a reward, the best first, each text once."""
     found: dict[str, tuple[Sample, Verdict]] = {}
     for sample, verdict in zip(one.samples, one.verdicts, strict=True):
@@ -189,7 +189,7 @@ def spread(size: int, most: int) -> list[int]:
     return [round(place * (size - 1) / (most - 1)) for place in range(most)]
 
 
-def _observe(rated: Sequence[tuple[int, float]], account: Account) -> None:
+def _observe(rated: Sequence[tuple[int, float]], account: GroupStatistics) -> None:
     """Take the group into the account: (characters, reward) of each response, the best first."""
     rewards = [reward for _, reward in rated]
     mean_length, mean_reward = fmean(length for length, _ in rated), fmean(rewards)
@@ -216,7 +216,7 @@ def _comparison(prompt: Prompt, rated: Sequence[tuple[Sample, Verdict]]) -> Comp
     return Comparison(prompt.messages, responses, metadata={**prompt.metadata, "origins": origins})
 
 
-def unjudged(prompts: Sequence[Prompt], samples: Iterable[Sample], account: Account) -> Iterator[Comparison]:
+def unjudged(prompts: Sequence[Prompt], samples: Iterable[Sample], account: GroupStatistics) -> Iterator[Comparison]:
     """The responses to each prompt without rewards, for a judge to come."""
     for prompt, of in answered(prompts, samples, account):
         account.counts["groups"] += 1

@@ -66,7 +66,9 @@ def check_trackers(settings: TrainSettings) -> None:
     known = [str(name) for name in get_available_trackers()]
     missing = [name for name in settings.trackers if name not in known]
     if missing:
-        raise InputError(f"train.trackers: no tracker called {missing[0]!r} is installed; {suggest(missing[0], known)}")
+        raise InputError(
+            f"no tracker called {missing[0]!r} is installed; {suggest(missing[0], known)}", ("train", "trackers")
+        )
 
 
 @contextmanager

@@ -43,7 +43,7 @@ from align.models.loading.pretrained import load_base, silence_transformers
 from align.models.logprobs import TILE_CPU
 from align.models.policy import Policy
 from align.models.settings import LoraSettings, PolicySettings
-from align.stages.costs import forget_peak
+from align.stages.costs import reset_peak_memory
 from tests.train import tiny_training
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +160,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             precision=case.precision,
             epochs=float(STEPS),
         )
-        forget_peak()
+        reset_peak_memory()
         for step in range(STEPS):
             loop.step(step)
     model = decoder(policy.base.config.to_dict())

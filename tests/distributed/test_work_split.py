@@ -12,9 +12,11 @@ from middle_recipe import MIDDLE, recipe_in
 from small_runs import ROOT, run
 from test_cli import align
 
+from align.commands import evaluate as evaluation
+from align.commands.one_step import settings_of
+from align.commands.score import score as score_file
 from align.distributed.progress import SilentProgress
 from align.errors import InputError
-from align.stages import generating, grading, scoring
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -141,7 +143,10 @@ def items(path):
 
 
 def test_a_killed_launch_goes_on_in_one_process_and_makes_nothing_twice(both, tmp_path):
-    policy, kept = both[0][0] / "base", (tmp_path / ".two.jsonl.samples", tmp_path / ".two.jsonl.samples-1")
+    policy, kept = (
+        both[0][0] / "base",
+        [tmp_path / f".two.jsonl.work/.groups.jsonl.samples{name}" for name in ("", "-1")],
+    )
     command = ["generate", "--policy", policy, "--data", "tasks:general", "--limit", "120"]
     more = ["sampling.max_new_tokens=40", "engine.local.precision=fp32", "engine.local.batch_size=4"]
     judge = ["--judge", "verifier reward=both"]
@@ -160,7 +165,9 @@ def test_a_killed_launch_goes_on_in_one_process_and_makes_nothing_twice(both, tm
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     after = [items(path) for path in kept]
     assert after[1] == before[1] and after[0][: len(before[0])] == before[0]
-    assert sorted(after[0] + after[1]) == sorted(items(tmp_path / ".one.jsonl.samples"))  # each of them once
+    assert sorted(after[0] + after[1]) == sorted(
+        items(tmp_path / ".one.jsonl.work/.groups.jsonl.samples")
+    )  # each of them once
     print(f"of 480 responses {len(before[0])} and {len(before[1])} were there when the two processes were killed")
 
 
@@ -168,9 +175,9 @@ def test_a_launched_score_rates_what_one_process_rates(both, tmp_path):
     folder = both[0][0]
     model, data, out = str(folder / "rate"), str(folder / "samples/groups.jsonl"), tmp_path / "two.jsonl"
     found = summary_of(start("score", "--model", model, "--data", data, "--out", out))
-    alone = scoring.score_file(model, data, tmp_path / "one.jsonl", report=SilentProgress())
+    alone = score_file(model, data, tmp_path / "one.jsonl", progress=SilentProgress())
     assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
-    rated = [len(items(tmp_path / f".two.jsonl.ratings{name}")) for name in ("", "-1")]
+    rated = [len(items(tmp_path / f".two.jsonl.work/.groups.jsonl.ratings{name}")) for name in ("", "-1")]
     assert min(rated) > 0 and sum(rated) == alone["rows"] > 64
     changing = {"out", "seconds", "rated_now"}
     assert {name: found[name] for name in found.keys() - changing} == {
@@ -193,16 +200,16 @@ def test_a_launched_evaluation_gives_the_scores_of_one_process(both, tmp_path, t
     found = summary_of(
         start("evaluate", "--task", task, "--data", data, "--policy", policy, "--limit", "90", *where, *more)
     )
-    settings = generating.settings_of(grading.EvaluateSettings, (), more)
-    asked = grading.Asked(task, data, policy, (), 90)
-    alone = grading.evaluate(
-        asked, tmp_path / "one.jsonl" if keeps else None, settings=settings, report=SilentProgress()
+    settings = settings_of(evaluation.EvaluateSettings, (), more)
+    asked = evaluation.Request(task, data, policy, (), 90)
+    alone = evaluation.evaluate(
+        asked, tmp_path / "one.jsonl" if keeps else None, settings=settings, progress=SilentProgress()
     )
     assert json.loads(json.dumps({**alone, "out": None})) == {**found, "out": None}
     assert found["scores"]
     if keeps:
         assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
-        asked_by = [len(items(tmp_path / f".two.jsonl.samples{name}")) for name in ("", "-1")]
+        asked_by = [len(items(tmp_path / f".two.jsonl.work/.evaluate.samples{name}")) for name in ("", "-1")]
         assert max(asked_by) - min(asked_by) <= 1
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from align.stages.answering import ask_policy
 
 from align.distributed.processes import Processes
 from align.distributed.progress import SilentProgress
@@ -14,7 +15,6 @@ from align.evaluation.tasks import TASKS, pick_task
 from align.inference.samples import Sample, Speed, distinct, prompt_key
 from align.inference.settings import SamplingSettings
 from align.records import Message
-from align.stages.answering import ask_policy
 
 
 def test_the_table_is_imported_without_torch():

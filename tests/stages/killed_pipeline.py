@@ -21,7 +21,8 @@ import transformers.models.llama.modeling_llama  # noqa: F401 - with the next, w
 import align.report.page  # noqa: F401
 from align.accounting import energy
 from align.stages import costs
-from align.stages.running import Command, run_recipe
+from align.workflow.launcher import Command
+from align.workflow.runner import run_recipe
 
 RECIPE = """
 run: small
@@ -94,7 +95,7 @@ def live(folder, log):
     costs.matrix_rate = lambda device, precision: 1e9
     energy._machine_counter = lambda: energy._Nothing("not of interest here")
     try:
-        run_recipe(Command(Path("small.yaml"), ()), Log(log), need=(0, 0))
+        run_recipe(Command(Path("small.yaml"), ()), Log(log), disk=(0, 0))
     except BaseException as error:
         print(f"{folder}: {error!r}", file=sys.stderr)
         os._exit(1)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from align.rewards.verdicts import Verdict
-from align.stages.running import Command, run_recipe
+from align.workflow.launcher import Command
+from align.workflow.runner import run_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +54,7 @@ def run(folder, *overrides, text=RECIPE):
     path.write_text(text.format(runs=folder / "runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        made = run_recipe(Command(path, overrides), told, need=(0, 0))
+        made = run_recipe(Command(path, overrides), told, disk=(0, 0))
     return made, told
 
 

@@ -8,9 +8,9 @@ import yaml
 from middle_recipe import MIDDLE, recipe_in
 
 from align.errors import InputError
-from align.stages.expanding import RESERVED
-from align.stages.running import LEAVES
-from align.stages.training import REFERENCES
+from align.stages.base import REFERENCES
+from align.workflow.expansion import RESERVED
+from align.workflow.expansion import RUN_FILES as LEAVES
 
 
 def line_of(text, *keys):
@@ -162,7 +162,7 @@ WRONG = {
     "a step without a stage": ([("    stage: score\n", "")], "a step needs a stage", "steps rescored"),
     "an unknown policy of what is exhausted": (
         [("stopping_strategy: all_exhausted", "stopping_strategy: again")],
-        "'stop', 'repeat' or 'down_weight'",
+        "'first_exhausted', 'all_exhausted' or 'down_weight'",
         "steps general stopping_strategy",
     ),
     "a replayed source beside itself": (
@@ -266,7 +266,7 @@ WRONG = {
     ),
     "an evaluation of nobody": (
         [("policies: [general, rpo]", "policies: []")],
-        "name a step at least",
+        "name at least one step",
         "steps evaluate policies",
     ),
     "an evaluation whose name has a space and an unknown key": (
@@ -326,7 +326,7 @@ WRONG = {
     ),
     "a tokenizer for a model that has one": (
         [("    vocab_size: 300", "    vocab_size: 300\n    path: somebody/model")],
-        "somebody/model has a tokenizer",
+        "somebody/model has the tokenizer",
         "steps base vocab_size",
     ),
     "two tokenizers": (
@@ -346,12 +346,12 @@ WRONG = {
     ),
     "a constant rate that ends elsewhere": (
         [(f"{TO_DPO}", f"{TO_DPO}      min_lr_ratio: 0.1\n")],
-        "a constant schedule ends where it is",
+        "0.1 has no effect with a constant schedule",
         "steps dpo train min_lr_ratio",
     ),
     "what happens when one source is exhausted": (
         [("    data: programs\n", "    data: programs\n    stopping_strategy: first_exhausted\n")],
-        "'stop' is for several sources, and 'programs' is one",
+        "'first_exhausted' is for several sources, and 'programs' is one",
         "steps code stopping_strategy",
     ),
     "an unknown kind of rows": (
@@ -392,7 +392,7 @@ WRONG = {
     ),
     "a step that is called as the run's table": (
         [("  dpo:", "  table.json:")],
-        "a run has something else of its own called 'table.json'",
+        "'table.json' is the name of another file of a run",
         None,
     ),
     "a round without a number of prompts": ([("      prompts:\n        prompts: 8\n", "")], "has no end", None),

@@ -3,13 +3,12 @@
 from statistics import mean
 
 import pytest
+from planned import step_rows, tokenizer_of
 
 from align.data.batching import plan_step
 from align.models.tree.batch import count_tokens
-from align.stages.checking import check
-from align.stages.recipe import load_recipe
-from align.stages.sources import step_rows
-from align.stages.training import tokenizer_of
+from align.workflow.estimate import estimate as check
+from align.workflow.recipe import load_recipe
 
 RECIPE = """
 run: dealt

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from align.stages.checks import check_columns
+from align.stages.steps import EvaluateStep, SourceSettings, TaskSettings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.data.token_groups import TokenGroup, TokenSequence
@@ -14,8 +16,6 @@ from align.evaluation.task import Answer
 from align.evaluation.tasks import IN_RECIPES, TASKS
 from align.models.policy import Policy
 from align.procedural import tasks
-from align.stages.checks import check_columns
-from align.stages.steps import EvaluateStep, SourceSettings, TaskSettings
 
 ROWS = {
     "ifeval": {"key": 1, "prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from align.stages.evaluating import changes
-from align.stages.recipe import SourceSettings, load_recipe
-from align.stages.steps import EvaluateStep
+from align.stages.evaluate import Evaluate as EvaluateStep
+from align.stages.sources import SourceSettings
+from align.workflow.changes import changes
+from align.workflow.recipe import load_recipe
 
 RECIPE = """
 run: small

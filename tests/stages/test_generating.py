@@ -12,9 +12,9 @@ from align.data.formats import read
 from align.errors import InputError
 from align.inference.samples import Speed
 from align.records import Comparison, Message, Prompt
-from align.stages.grading import likelihood_rows
-from align.stages.groups import sampling_done
-from align.stages.recipe import SourceSettings
+from align.stages.responses.generation import sampling_done
+from align.stages.responses.tasks import likelihood_rows
+from align.stages.sources import SourceSettings
 from align.synth.constraints import split_of
 
 IFEVAL = [
@@ -76,16 +76,16 @@ def test_prompts_become_scored_groups_that_the_readers_know(policy, tmp_path):
 def test_the_same_call_again_asks_nothing_and_gives_the_same(policy, tmp_path):
     out = tmp_path / "groups.jsonl"
     first = generate(policy, out, *JUDGED, *SHORT)
-    before = out.read_bytes(), (tmp_path / ".groups.jsonl.samples").read_bytes()
+    before = out.read_bytes(), (tmp_path / ".groups.jsonl.work/.groups.jsonl.samples").read_bytes()
     second = generate(policy, out, *JUDGED, *SHORT)
     assert (first.returncode, second.returncode) == (0, 0)
-    assert (out.read_bytes(), (tmp_path / ".groups.jsonl.samples").read_bytes()) == before
+    assert (out.read_bytes(), (tmp_path / ".groups.jsonl.work/.groups.jsonl.samples").read_bytes()) == before
     assert "tokens/s" in first.stderr
     assert "tokens/s" not in second.stderr
 
 
 def test_a_call_that_lost_half_of_its_samples_ends_with_the_same_file(policy, tmp_path):
-    out, kept = tmp_path / "groups.jsonl", tmp_path / ".groups.jsonl.samples"
+    out, kept = tmp_path / "groups.jsonl", tmp_path / ".groups.jsonl.work/.groups.jsonl.samples"
     generate(policy, out, *SHORT)
     whole, samples = out.read_bytes(), kept.read_bytes()
     kept.write_bytes(samples[: len(samples) // 2])
@@ -243,7 +243,7 @@ OUTS = {  # --out -> what is said of it
     "said.jsonl": "is what this command reads",
     "folder/../data.jsonl": "is what this command reads",
     "linked.jsonl": "is what this command reads",
-    "others.jsonl": "is there, and not from this command",
+    "others.jsonl": "exists and was not made by this command",
     "folder.jsonl": "is a folder",
     "data.jsonl/verdicts.jsonl": "is a file, and not a folder",
     "verdicts": "written as .jsonl",

@@ -2,8 +2,8 @@
 
 import pytest
 
+from align.evaluation.pair_accuracy import Pair, accuracy, pairs_of
 from align.records import Comparison, Message, Response
-from align.stages.pairs import Pair, accuracy, pairs_of
 
 PROMPT = (Message("user", "say"),)
 WORTH = {"true": 1.0, "long": -0.5}

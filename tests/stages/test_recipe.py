@@ -8,10 +8,10 @@ from middle_recipe import MIDDLE, recipe_in
 from pydantic import ValidationError
 
 from align.accounting.settings import AccountingSettings
+from align.content_hash import content_of
 from align.pipeline import fingerprints
-from align.rewards.settings import JudgeSettings
-from align.stages.contents import content_of
-from align.stages.steps import EvaluateStep
+from align.rewards.judges import JudgeSettings
+from align.stages.evaluate import Evaluate as EvaluateStep
 
 
 def needs(recipe):
@@ -42,8 +42,8 @@ def test_rounds_of_fresh_samples_become_steps_each_from_the_policy_of_the_one_be
         "evaluate-rpo-3": {"rpo-3"},
     }
     assert [recipe.steps[f"rpo-{number}-samples"].round for number in (1, 2, 3)] == [0, 1, 2]
-    assert recipe.written_as("rpo") == [name for name in recipe.steps if name.startswith("rpo-")]
-    assert recipe.written_as("evaluate") == ["evaluate-general", "evaluate-rpo-3"]
+    assert recipe.expanded("rpo") == [name for name in recipe.steps if name.startswith("rpo-")]
+    assert recipe.expanded("evaluate") == ["evaluate-general", "evaluate-rpo-3"]
 
 
 def test_rounds_over_given_rows_take_the_same_rows_each_time(tmp_path):
@@ -53,8 +53,8 @@ def test_rounds_over_given_rows_take_the_same_rows_each_time(tmp_path):
     )
     recipe = recipe_in(tmp_path, text)
     assert list(recipe.steps)[-5:] == ["dpo", "rpo-1", "rpo-2", "rpo-3", "more"]
-    assert [recipe.policy_of(name) for name in list(recipe.steps)[-4:]] == ["dpo", "rpo-1", "rpo-2", "rpo-3"]
-    assert {tuple(recipe.sources_of(f"rpo-{number}")) for number in (1, 2, 3)} == {("ratings",)}
+    assert [recipe.steps[name].policy for name in list(recipe.steps)[-4:]] == ["dpo", "rpo-1", "rpo-2", "rpo-3"]
+    assert {tuple(recipe.steps[f"rpo-{number}"].shares()) for number in (1, 2, 3)} == {("ratings",)}
 
 
 def test_one_round_keeps_its_name_and_the_policy_that_it_is_given(tmp_path):
@@ -70,7 +70,7 @@ def test_by_the_name_of_a_step_in_rounds_others_mean_the_last(tmp_path, key):
         f"  after:\n    stage: preference\n    {key}\n    train: {{{{learning_rate: 1.0}}}}\n  evaluate:\n",
     )
     text = text if "data: rpo" in key else text.replace(key, f"{key}\n    data: ratings")
-    assert recipe_in(tmp_path, text).policy_of("after") == "rpo-3"
+    assert recipe_in(tmp_path, text).steps["after"].policy == "rpo-3"
 
 
 def test_an_evaluation_of_all_policies_follows_each_of_them(tmp_path):
@@ -85,7 +85,7 @@ def test_an_evaluation_of_all_policies_follows_each_of_them(tmp_path):
 
 
 def test_replay_adds_the_share_of_the_earlier_steps_rows(tmp_path):
-    shares = recipe_in(tmp_path).sources_of("general")
+    shares = recipe_in(tmp_path).steps["general"].shares()
     assert shares == pytest.approx({"shown": 0.98 * 2 / 3, "ratings": 0.98 / 3, "programs": 0.02})
 
 

@@ -168,7 +168,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(models, tmp_path):
 @pytest.mark.slow
 def test_a_killed_call_goes_on_where_it_was(models, tmp_path):
     write(tmp_path / "data.jsonl", comparisons(600))
-    out, kept = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.ratings"
+    out, kept = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.work/.groups.jsonl.ratings"
     model, data = str(models / "reward0"), str(tmp_path / "data.jsonl")
     command = [sys.executable, "-m", "align", "score", "--model", model, "--data", data, "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -194,7 +194,7 @@ WRONG = {
     "another kind of file": (lambda o: o | {"out": "out.csv"}, "written as .jsonl, not as .csv"),
     "a file that something else has made": (
         lambda o: o | {"out": "prompts.jsonl"},
-        "is there, and not from this command",
+        "exists and was not made by this command",
     ),
     "the rows themselves": (lambda o: o | {"out": "data.jsonl"}, "data.jsonl: is what this command reads"),
     "a file in place of a folder": (lambda o: o | {"out": "data.jsonl/o.jsonl"}, "is a file, and not a folder"),

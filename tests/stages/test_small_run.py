@@ -14,9 +14,13 @@ from align.cli import app
 from align.errors import InputError
 from align.pipeline import FINISHED, fingerprints
 from align.procedural import tasks
-from align.stages import costs, running
-from align.stages.recipe import load_recipe
-from align.stages.running import Command, planned, run_recipe
+from align.stages import costs
+from align.stages.preference import Preference
+from align.stages.sft import SFT
+from align.workflow import runner as running
+from align.workflow.launcher import Command
+from align.workflow.recipe import load_recipe
+from align.workflow.runner import planned, run_recipe
 
 REPLAY = RECIPE.replace(
     "  dpo:",
@@ -99,17 +103,17 @@ class Ends(Told):
 
 
 def test_the_seconds_of_a_resumed_step_are_those_of_all_its_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(costs, "KEEP_S", 0.0)
+    monkeypatch.setattr(costs, "SAVE_EVERY_S", 0.0)
     path = tmp_path / "small.yaml"
     path.write_text(RECIPE.format(runs=tmp_path / "runs"))
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(Command(path, ("steps.sft.train.checkpoint_steps=1",)), Ends(), need=(0, 0))
+        run_recipe(Command(path, ("steps.sft.train.checkpoint_steps=1",)), Ends(), disk=(0, 0))
     working = tmp_path / "runs/small/sft.partial"
     spent = json.loads((working / "spent-1.json").read_text())
     (working / "spent-1.json").write_text(json.dumps({**spent, "seconds": 1000.0}))  # as if it had been a long one
     made, told = run(tmp_path, "steps.sft.train.checkpoint_steps=1")
     assert len([step for step in told.steps if "loss/preference" not in step]) == 3  # from the checkpoint of step 3
-    assert made["sft"]["lives"] == 2
+    assert made["sft"]["attempts"] == 2
     assert 1000 < made["sft"]["ledger"]["seconds"] < 1000 + 60
     assert not list((tmp_path / "runs/small/sft").glob("spent-*"))
     losses = [line["loss"] for line in metrics(tmp_path, "sft")]
@@ -126,11 +130,11 @@ def test_the_seconds_of_a_step_that_was_killed_before_its_manifest_are_not_lost(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(artifacts, "complete", killed)
-        run_recipe(Command(path, ()), Told(), need=(0, 0), until="base")
+        run_recipe(Command(path, ()), Told(), disk=(0, 0), until="base")
     spent = json.loads((working / "spent-1.json").read_text())
     (working / "spent-1.json").write_text(json.dumps({**spent, "seconds": 1000.0}))
-    made = run_recipe(Command(path, ()), Told(), need=(0, 0), until="base")
-    assert (made["base"]["lives"], made["base"]["ledger"]["seconds"] > 1000) == (2, True)
+    made = run_recipe(Command(path, ()), Told(), disk=(0, 0), until="base")
+    assert (made["base"]["attempts"], made["base"]["ledger"]["seconds"] > 1000) == (2, True)
     assert not list((tmp_path / "runs/small/base").glob("spent-*"))
 
 
@@ -138,9 +142,9 @@ def test_no_process_waits_for_the_first_at_a_step_that_lacks_nothing_but_its_nam
     path = tmp_path / "small.yaml"
     path.write_text(RECIPE.format(runs=tmp_path / "runs"))
     command = Command(path, ())
-    run_recipe(command, Told(), need=(0, 0), until="sft")
+    run_recipe(command, Told(), disk=(0, 0), until="sft")
     (tmp_path / "runs/small/sft").rename(tmp_path / "runs/small/sft.partial")
-    monkeypatch.setitem(running.STAGES, "sft", lambda context: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(SFT, "run", lambda step, context: pytest.fail("nothing is left to do"))
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         running.run_step(command, "sft", Told())
@@ -160,7 +164,7 @@ def test_what_the_references_of_a_killed_step_have_taken_is_in_its_ledger(tmp_pa
     path, often = tmp_path / "small.yaml", "steps.dpo.train.checkpoint_steps=1"
     path.write_text(RECIPE.format(runs=tmp_path / "runs"))
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(Command(path, (often,)), EndsInDpo(), need=(0, 0))
+        run_recipe(Command(path, (often,)), EndsInDpo(), disk=(0, 0))
     killed, told = run(tmp_path, often)
     whole, _ = run(tmp_path / "whole", often)
     assert any(note.startswith("resumed after step 1") for note in told.notes)
@@ -173,9 +177,9 @@ def test_one_step_is_trained_again_whose_inputs_were_made_again(tmp_path, monkey
     path, other = tmp_path / "small.yaml", "steps.sft.train.max_steps=2"
     path.write_text(RECIPE.format(runs=tmp_path / "runs"))
     for overrides, until in (((), "dpo"), ((other,), "sft"), ((), "sft")):
-        run_recipe(Command(path, overrides), Told(), need=(0, 0), until=until)
+        run_recipe(Command(path, overrides), Told(), disk=(0, 0), until=until)
     trained = []
-    monkeypatch.setitem(running.STAGES, "preference", lambda context: trained.append(context.name) or pytest.fail())
+    monkeypatch.setattr(Preference, "run", lambda step, context: trained.append(context.name) or pytest.fail())
     for rank in ("1", "0"):  # what the first process does the others do
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(pytest.fail.Exception):
@@ -233,7 +237,7 @@ def test_a_base_takes_its_samples_from_another_model_and_a_score_judges_them_ane
     weak = folder / "runs/small"
     path = tmp_path / "strong.yaml"
     path.write_text(WEAK_TO_STRONG.format(runs=tmp_path / "runs", weak=weak))
-    made = run_recipe(Command(path, ()), Told(), need=(0, 0))
+    made = run_recipe(Command(path, ()), Told(), disk=(0, 0))
     root = tmp_path / "runs/strong"
     base, copied = (load_file(each / "model.safetensors") for each in (weak / "base", root / "base"))
     assert base.keys() == copied.keys() and all(torch.equal(base[name], copied[name]) for name in base)

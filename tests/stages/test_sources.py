@@ -5,17 +5,18 @@ import re
 from collections import Counter
 
 import pytest
+from planned import step_rows, tokenizer_of
 
 from align.errors import InputError
 from align.records import Demonstration
-from align.stages.grading import likelihood_rows
-from align.stages.previewing import preview_rows
-from align.stages.recipe import SourceSettings, load_recipe
-from align.stages.sources import prompts, remove_rows, step_rows, streamed
-from align.stages.training import describe, tokenizer_of
+from align.stages.responses.tasks import likelihood_rows
+from align.stages.sources import SourceSettings, prompts, streamed
+from align.stages.training.rows import describe, remove_rows
 from align.synth.constraints import ConstraintSettings
 from align.train.indexed_groups import ROWS
-from align.train.settings import PreferenceSettings
+from align.train.objectives import PreferenceSettings
+from align.workflow.preview import preview_rows
+from align.workflow.recipe import load_recipe
 
 RECIPE = """
 run: rows
@@ -78,8 +79,10 @@ def test_the_first_process_writes_and_the_others_read_what_it_wrote(step, tmp_pa
     recipe, tokenizer, _ = step
     asked = []
     mine = step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256)
-    theirs = step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256, first=lambda _, doing: asked.append(doing))
-    assert asked == ["turning rows into tokens"]
+    theirs = step_rows(
+        recipe, "sft", tokenizer, tmp_path, model_limit=256, run_on_main=lambda _, doing: asked.append(doing)
+    )
+    assert asked == ["tokenizing rows"]
     assert theirs.train.columns.digest == mine.train.columns.digest
     assert (theirs.counts, theirs.format, theirs.mixture) == (mine.counts, mine.format, mine.mixture)
 
@@ -116,7 +119,7 @@ def test_one_record_at_a_time_is_the_same_as_all_at_once(step, skip, limit):
     first = next(found.records)
     assert found.statistics.num_rows <= skip + 2, "more was read than was asked for"
     at_once = streamed(source, kind=Demonstration, seed=0).read()
-    assert [located.record for located in (first, *found.records)] == at_once.records
+    assert [first, *found.records] == at_once.records
     assert at_once.num_rows == found.statistics.num_rows == len(at_once.records)
     texts = [record.messages[0].content for record in at_once.records]
     assert texts == [f"say {row}" for row in range(300)][skip : None if limit is None else skip + limit]
@@ -125,7 +128,7 @@ def test_one_record_at_a_time_is_the_same_as_all_at_once(step, skip, limit):
 def test_nothing_behind_what_is_skipped_is_said(step):
     recipe, _, _ = step
     source = recipe.source("rows").model_copy(update={"skip": 300})
-    with pytest.raises(InputError, match="skip passes over 300 rows, and there are no more"):
+    with pytest.raises(InputError, match="skip is 300, and the source has no more rows"):
         list(streamed(source, kind=Demonstration, seed=0).records)
 
 

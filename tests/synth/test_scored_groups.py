@@ -8,7 +8,7 @@ from align.errors import InputError
 from align.inference.samples import TOO_LONG, Sample, prompt_key
 from align.records import Comparison, Demonstration, Message, Prompt, Response
 from align.rewards.verdicts import Verdict
-from align.synth.scored_groups import Account, GroupSettings, comparisons, judged, prompt_of, spread, unjudged
+from align.synth.scored_groups import GroupSettings, GroupStatistics, comparisons, judged, prompt_of, spread, unjudged
 
 
 def prompt(text, **metadata):
@@ -39,7 +39,7 @@ class ByLength:
 
 
 def made(tmp_path, prompts, given, settings=GroupSettings(), judge=None):  # noqa: B008 - frozen
-    account = Account()
+    account = GroupStatistics()
     with Journal(tmp_path / "verdicts", {}) as journal:
         scored = judged(prompts, given, judge or ByLength(), journal=journal, account=account)
         return list(comparisons(scored, settings, account)), account
@@ -206,11 +206,11 @@ def test_a_judge_that_likes_it_short_is_seen_in_the_report(tmp_path):
 
 
 def test_a_report_of_nothing_says_so():
-    assert Account().report()["reward_mean"] is None
+    assert GroupStatistics().report()["reward_mean"] is None
 
 
 def test_unjudged_responses_have_no_reward():
-    account = Account()
+    account = GroupStatistics()
     (group,) = unjudged([Q], samples(Q, "a", "bb", ""), account)
     assert texts(group) == ["a", "bb"]
     assert {response.reward for response in group.responses} == {None}

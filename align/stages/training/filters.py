@@ -1,4 +1,4 @@
-"""Which records a step can train on, and which of their groups say something to its loss."""
+"""Filters: which records a step can train on, and which groups contribute to its loss."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from align.data.comparisons import LIKED
 from align.data.token_groups import TokenGroup
 from align.errors import InputError
-from align.losses.table import preference_loss
 from align.records import Comparison, Demonstration, Located, Message, Prompt, Record
-from align.stages.steps import PreferenceStep, RewardStep
 from align.train.reward_objective import BradleyTerryObjective
+from align.train.settings import RewardLoss
+
+Groups = Iterable[Located[TokenGroup]]
 
 
 def of_kind(
-    found: Iterable[Located[Record]], kind: type[Demonstration | Comparison], counts: Counter[str]
+    records: Iterable[Located[Record]], kind: type[Demonstration | Comparison], counts: Counter[str]
 ) -> Iterator[Located[Demonstration | Comparison]]:
     """Yield the records as the kind that a stage trains on; `counts` receives their number and those dropped.
 
     The best response of a comparison becomes a demonstration where the stage needs one.
     """
     names = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "a prompt without a response"}
-    for located in found:
+    for located in records:
         counts["records"] += 1
         record: Record | None = located.record
         if kind is Demonstration and isinstance(record, Comparison):
@@ -36,7 +37,7 @@ def of_kind(
 
 
 def imitated(comparison: Comparison, counts: Counter[str]) -> Demonstration | None:
-    """The preferred response as one to imitate, or the only one unless it is disliked; what is not is counted."""
+    """Return the preferred response as a demonstration, or the only one unless it is disliked; `counts` the others."""
     responses, best = comparison.responses, comparison.chosen
     rewards = [response.reward for response in responses if response.reward is not None]
     if best is None and len(responses) == 1:
@@ -52,55 +53,59 @@ def imitated(comparison: Comparison, counts: Counter[str]) -> Demonstration | No
 
 
 def comparable(
-    groups: Iterable[Located[TokenGroup]], step: PreferenceStep, counts: Counter[str]
+    groups: Groups, counts: Counter[str], *, reward_loss: str | None, min_chosen: float | None
 ) -> Iterator[Located[TokenGroup]]:
-    """The groups that say something to the step's loss; the others are counted by what they lack."""
-    needs_values = preference_loss(step.loss.name, **step.loss.settings).uses_rewards
+    """Yield the groups that contribute to a preference loss; `counts` receives the others by reason.
+
+    `reward_loss` is the name of a loss that needs rewards. Without one, a group needs a preferred response.
+    """
     for located in groups:
         group = located.record
         if len(group.sequences) < 2:  # noqa: PLR2004 - a comparison takes two
             counts["dropped:one response"] += 1
-        elif group.rewards is None and (needs_values or step.min_chosen is not None):
-            wants = f"{step.loss.name} aims at them" if needs_values else "min_chosen looks at them"
-            raise InputError(f"{located.place}: the row has no rewards, and {wants}")
-        elif step.min_chosen is not None and _of_best(group) < step.min_chosen:
+        elif group.rewards is None and (reward_loss is not None or min_chosen is not None):
+            reader = reward_loss if reward_loss is not None else "min_chosen"
+            raise InputError(f"{located.place}: the row has no rewards, and {reader} needs them")
+        elif min_chosen is not None and _best_reward(group) < min_chosen:
             counts["dropped:best response too bad"] += 1
-        elif not needs_values and group.chosen is None and len(set(group.rewards or ())) < 2:  # noqa: PLR2004
+        elif reward_loss is None and group.chosen is None and len(set(group.rewards or ())) < 2:  # noqa: PLR2004
             counts["dropped:no response is preferred"] += 1
         else:
             yield located
 
 
-def _of_best(group: TokenGroup) -> float:
-    """The reward of the response that the row prefers."""
+def _best_reward(group: TokenGroup) -> float:
+    """Return the reward of the response that the row prefers."""
     assert group.rewards is not None
     return group.rewards[group.chosen] if group.chosen is not None else max(group.rewards)
 
 
-def telling(
-    groups: Iterable[Located[TokenGroup]], step: RewardStep, attributes: Sequence[str], counts: Counter[str], path: str
+def labelled(
+    groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str
 ) -> Iterator[Located[TokenGroup]]:
-    """The groups that say something to a reward model's loss; the others are counted."""
-    if step.loss == "regression":
-        found = set[str]()
-        for located in groups:
-            found.update(*located.record.attributes)
-            if any(located.record.attributes):
-                yield located
-            else:
-                counts["dropped:no label"] += 1
-        if unknown := sorted(found - set(attributes)):
-            raise InputError(
-                f"{path}: attribute {unknown[0]!r} is none of the model's ({', '.join(attributes)}); "
-                f"head.attributes names what the data rates: {', '.join(sorted(found))}"
-            )
-        if not found and counts["dropped:no label"]:
-            raise InputError(f"{path}: no response has an attribute; regression needs {', '.join(attributes)}")
-        return
-    has_pair = BradleyTerryObjective(step.loss, ()).has_pair
+    """Yield the groups of which a response has a labelled attribute; the others are counted."""
+    found = set[str]()
     for located in groups:
-        if step.loss != "bt" and located.record.rewards is None:
-            raise InputError(f"{located.place}: the row has no rewards, and {step.loss} takes its margin")
+        found.update(*located.record.attributes)
+        if any(located.record.attributes):
+            yield located
+        else:
+            counts["dropped:no label"] += 1
+    if unknown := sorted(found - set(attributes)):
+        raise InputError(
+            f"{path}: the model has no attribute {unknown[0]!r}, only {', '.join(attributes)}; set head.attributes to "
+            f"the attributes of the rows: {', '.join(sorted(found))}"
+        )
+    if not found and counts["dropped:no label"]:
+        raise InputError(f"{path}: no response has an attribute; regression needs {', '.join(attributes)}")
+
+
+def with_pairs(groups: Groups, counts: Counter[str], *, loss: RewardLoss) -> Iterator[Located[TokenGroup]]:
+    """Yield the groups with a pair for a Bradley-Terry loss; the others are counted."""
+    has_pair = BradleyTerryObjective(loss, ()).has_pair
+    for located in groups:
+        if loss != "bt" and located.record.rewards is None:
+            raise InputError(f"{located.place}: the row has no rewards, and {loss} needs them for its margin")
         if has_pair(located.record):
             yield located
         else:

@@ -1,4 +1,4 @@
-"""The stage that makes a reward model, and what it reports on the rows that were held out."""
+"""Training of a reward model, and its report on held-out rows."""
 
 from __future__ import annotations
 
@@ -17,89 +17,75 @@ from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
 from align.errors import InputError
 from align.evaluation import score
+from align.evaluation.pair_accuracy import accuracy, pairs_of
 from align.models.head_init import init_head
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.reward_model import RewardModel, load_rating, load_reward_model, save_reward_model, set_pad_token
 from align.models.reward_scoring import last_hidden_states, score_groups
-from align.models.settings import Rating, resolve_rating
 from align.models.weights import full_tensor, gathered_parameters
-from align.stages.pairs import accuracy, pairs_of
-from align.stages.recipe import Recipe
-from align.stages.sources import Rows, step_rows
-from align.stages.steps import RewardStep
-from align.stages.training import (
-    Context,
-    about,
-    account,
-    describe,
-    done_of,
-    policy_settings,
-    training_run_of,
-    whole_copy,
-)
+from align.stages.context import RunContext
+from align.stages.training.contract import RewardSettings
+from align.stages.training.models import whole_copy
+from align.stages.training.policy_training import training_report, training_run, work_done
+from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
 from align.train.accelerator import make_accelerator, zero3_init
 from align.train.checkpoint import has_checkpoint
 from align.train.loop import Loop
 from align.train.reward_objective import BradleyTerryObjective, RewardObjective, label_table, reward_objective
 
-BEGIN_WITH = 1024  # groups that a new head is fitted to before training
+INIT_GROUPS = 1024  # groups that a new head is fitted to before training
 
 
-def train_reward_model(context: Context) -> dict[str, Any]:
-    """Train a reward model, report on the held-out rows, and write it as a plain folder."""
-    recipe, step = context.recipe, context.recipe.steps[context.name]
-    assert isinstance(step, RewardStep)
+def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, Any]:
+    """Train a reward model, report on the held-out rows, and write it as a plain Hugging Face folder."""
     silence_transformers()
-    settings = policy_settings(recipe, context.name, context.inputs)
-    accelerator, begun = make_accelerator(step.train, context.working), has_checkpoint(context.working)
-    rated_before = load_rating(settings.path) is not None
-    with zero3_init(accelerator) if rated_before else nullcontext():
+    settings = context.inputs.policy_from(step.start)
+    accelerator, is_resumed = make_accelerator(step.train, context.folder), has_checkpoint(context.folder)
+    has_head = load_rating(settings.path) is not None
+    with zero3_init(accelerator) if has_head else nullcontext():
         model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
     apply_template(tokenizer, settings.chat_template)
-    rating, limit = model.rating, max_positions(model.base.config)
-    first = Processes(accelerator).run_on_main
-    data = step_rows(
-        recipe, context.name, tokenizer, context.working, model_limit=limit, attributes=rating.names, first=first
-    )
-    subsets = _subsets(data, step.subset)
-    ends = {int(one.ids[-1]) for group in data.train for one in group.sequences}
-    set_pad_token(model, tokenizer, ends)
-    context.report.note(describe(data.counts, data.format))
-    worth = dict(zip(rating.names, rating.weights, strict=True))
-    context.report.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in worth.items())}")
+    rating = model.rating
+    request = RowRequest(step, tokenizer, context.inputs, max_positions(model.base.config), rating.names)
+    rows = step_rows(request, context.folder, run_on_main=Processes(accelerator).run_on_main)
+    subsets = _subsets(rows, step.subset)
+    end_tokens = {int(one.ids[-1]) for group in rows.train for one in group.sequences}
+    set_pad_token(model, tokenizer, end_tokens)
+    context.progress.note(describe(rows.counts, rows.format))
+    aggregate = dict(zip(rating.names, rating.weights, strict=True))
+    context.progress.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in aggregate.items())}")
     objective = reward_objective(step.loss, rating.names, rating.weights)
-    job = training_run_of(context, objective, data, settings, head_lr_multiplier=step.head.lr_multiplier)
-    loop = Loop(model, job, context.report, accelerator)
-    if not rated_before and not begun:
-        _begin(loop, model, data, objective)
+    run = training_run(step, objective, rows, context, head_lr_multiplier=step.head.lr_multiplier)
+    loop = Loop(model, run, context.progress, accelerator)
+    if not has_head and not is_resumed:
+        _init_head(loop, model, rows, objective)
     outcome = loop.run()
-    # By all processes, for the weights may lie over all; in the step's precision, several times as fast as another.
-    found = _report(model, data, subsets) if data.held_out else {}
-    whole = whole_copy(loop, lambda: load_reward_model(settings, step.head, default=step.default_attributes)[0])
+    # On all processes, since the weights may be sharded; in the step's precision, several times as fast as fp32
+    report = _report(model, rows, subsets) if rows.held_out else {}
+    trained = whole_copy(loop, lambda: load_reward_model(settings, step.head, default=step.default_attributes)[0])
 
     def save() -> None:
-        set_pad_token(whole, tokenizer, ends)
-        save_reward_model(whole, tokenizer, context.working)
+        set_pad_token(trained, tokenizer, end_tokens)
+        save_reward_model(trained, tokenizer, context.folder)
 
     loop.processes.run_on_main(save, "writing the reward model")
     return {
-        **about(context),
-        **account(data, outcome),
-        "done": done_of(loop, outcome),
-        "aggregate": worth,
-        "report": found,
+        **training_report(rows, outcome),
+        "done": work_done(loop, outcome),
+        "aggregate": aggregate,
+        "report": report,
     }
 
 
-def _begin(loop: Loop, model: RewardModel, data: Rows, objective: RewardObjective) -> None:
-    """Start a new head at what a linear probe of some rows to train on finds."""
-    some = [data.train[index] for index in order(len(data.train), seed=loop.training_run.seed, epoch=0)[:BEGIN_WITH]]
+def _init_head(loop: Loop, model: RewardModel, data: StepRows, objective: RewardObjective) -> None:
+    """Initialize a new head by a ridge regression on some of the training rows."""
+    some = [data.train[index] for index in order(len(data.train), seed=loop.training_run.seed, epoch=0)[:INIT_GROUPS]]
     states = last_hidden_states(model, some)
     if isinstance(objective, BradleyTerryObjective):
         ends = [objective.extremes(group) for group in some]
         leads = [states_KD[end[0]] - states_KD[end[1]] for states_KD, end in zip(states, ends, strict=True) if end]
-        # A lead of 1 in the reward, in equal parts by attribute
+        # A margin of 1 in the reward, in equal parts by attribute
         share = [1 / (weight * len(objective.weights)) if weight else math.nan for weight in objective.weights]
         states_ND, label_NA = torch.stack(leads), torch.tensor(share).expand(len(leads), -1)
     else:
@@ -109,35 +95,24 @@ def _begin(loop: Loop, model: RewardModel, data: Rows, objective: RewardObjectiv
     ((name, weight),) = [(name, value) for name, value in model.named_parameters() if id(value) in heads]
     with gathered_parameters([weight]):
         new = init_head(full_tensor(weight.detach()), states_ND, label_NA)
-    loop.sharding.load_parameters({name: cast(torch.Tensor, broadcast(new))})  # the same on all ranks, to the last bit
+    loop.sharding.load_parameters({name: cast(torch.Tensor, broadcast(new))})  # identical on all ranks
 
 
-def rating_of(recipe: Recipe, name: str) -> Rating:
-    """What the step's model will rate, before any step has run."""
-    step = recipe.steps[name]
-    assert isinstance(step, RewardStep)
-    before = recipe.policy_of(name)
-    if before is None:
-        saved = load_rating(recipe.policy.path)
-    else:
-        saved = rating_of(recipe, before) if isinstance(recipe.steps[before], RewardStep) else None
-    return resolve_rating(step.head, saved, default=step.default_attributes)
-
-
-def _subsets(data: Rows, key: str | None) -> dict[int, str]:
-    """The subset of each held-out row that names one."""
+def _subsets(data: StepRows, key: str | None) -> dict[int, str]:
+    """Return the subset of each held-out row whose metadata name one, by row number."""
     if key is None:
         return {}
     metadata = [data.held_out.metadata(index) for index in range(len(data.held_out))]
     found = {group.row: known.get(key) for group, known in zip(data.held_out, metadata, strict=True)}
     if data.held_out and not any(value is not None for value in found.values()):
         keys = sorted({name for known in metadata for name in known})
-        raise InputError(f"subset: no held-out row has {key!r} in its metadata; there are: {', '.join(keys) or 'none'}")
+        known_keys = ", ".join(keys) or "none"
+        raise InputError(f"no held-out row has {key!r} in its metadata; keys there: {known_keys}", ("subset",))
     return {row: str(value) for row, value in found.items() if value is not None}
 
 
-def _report(model: RewardModel, data: Rows, subsets: dict[int, str]) -> dict[str, Any]:
-    """Errors by attribute, and accuracy of the reward over pairs, on the held-out rows."""
+def _report(model: RewardModel, data: StepRows, subsets: dict[int, str]) -> dict[str, Any]:
+    """Return squared errors by attribute, and the accuracy over pairs, on the held-out rows."""
     rating = model.rating
     scores = score_groups(model, data.held_out)
     worth = dict(zip(rating.names, rating.weights, strict=True))
@@ -165,18 +140,18 @@ def _labels(groups: Iterable[TokenGroup], name: str) -> list[float]:
 
 
 def _errors(known: list[tuple[float, float]], constant: float) -> dict[str, Any]:
-    """Squared errors of the model and of who always says `constant`, the mean of the rows trained on."""
+    """Return squared errors of the model, and of always predicting `constant`, the mean of the training rows."""
     squares = [(predicted - label) ** 2 for predicted, label in known]
     naive = [(constant - label) ** 2 for _, label in known]
     try:
         together = correlation(*zip(*known, strict=True))
-    except StatisticsError:  # fewer than two, or one of them never changes
+    except StatisticsError:  # fewer than two values, or a constant one
         together = None
     gain = score([before - after for before, after in zip(naive, squares, strict=True)])
     return {
         "n": len(known),
         "mse": mean(squares),
         "mse_of_mean": mean(naive),
-        "gain": gain._asdict(),  # how much smaller the squared error is, with its interval
+        "gain": gain._asdict(),  # reduction of the squared error, with its interval
         "pearson": together,
     }

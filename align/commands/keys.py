@@ -1,0 +1,37 @@
+"""`align keys` and `align schema`: the key reference and the JSON Schema of a recipe."""
+
+from __future__ import annotations
+
+import json
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from align.workflow.reference import SECTIONS, json_schema, keys
+
+
+def show_keys(section: str | None) -> None:
+    """Print the keys of a section, or of all."""
+    console = Console()
+    for name in [section] if section is not None else SECTIONS:
+        rows = keys(name)
+        table = Table(title=f"{name}: {SECTIONS[name][0].replace('`', '')}", box=SIMPLE, title_justify="left")
+        for column in ("key", "type", "default", "meaning"):
+            table.add_column(column, overflow="fold", ratio=2 if column == "meaning" else None)
+        for row in rows:
+            table.add_row(row.key, row.type.replace("\\|", "|"), row.default, row.meaning)
+        console.print(table, markup=False)
+
+
+def show_schema(*, as_json: bool) -> None:
+    """Print the JSON Schema of a recipe; without `as_json`, how an editor uses it."""
+    if as_json:
+        print(json.dumps(json_schema(), indent=1))
+        return
+    print(
+        "align schema --json > recipe.schema.json writes the JSON Schema of a recipe. Editors with the YAML language\n"
+        "server complete and check a recipe whose first line is\n\n"
+        "  # yaml-language-server: $schema=recipe.schema.json\n\n"
+        "The keys are listed by: align keys, align keys sft, align keys data"
+    )

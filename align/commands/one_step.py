@@ -1,0 +1,146 @@
+"""Commands that do the work of one stage: a recipe of one step, run without a pipeline."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+
+from align.config import Settings, build, read_overrides
+from align.distributed.processes import shutdown_processes
+from align.distributed.progress import Progress
+from align.errors import InputError
+from align.models.settings import PolicySettings
+from align.rewards.judges import judge_of
+from align.stages.base import Stage
+from align.stages.context import RunContext
+from align.stages.sources import SourceSettings
+from align.synth.constraints import ConstraintSettings
+from align.workflow.runner import run_context
+from align.workflow.schema import Recipe
+from align.workflow.validation import validate
+
+S = TypeVar("S", bound=Settings)
+SOURCE = "rows"  # name of the one source
+RUN = "command"
+
+
+class RowOptions(Settings):
+    """How rows are read."""
+
+    format: str = Field(default="auto", description="Name of a row format, or module:name of your own reader.")
+    split: str | None = Field(default=None, description="Split of a folder or dataset, or of procedural rows.")
+    on_error: Literal["error", "skip"] = Field(
+        default="error", description="Stop at a row that cannot be read, or skip it and count it."
+    )
+    seed: int = Field(default=0, description="Seed of procedural rows and of constraints.")
+    constraints: ConstraintSettings | None = Field(
+        default=None, description="Verifiable instructions to append to the prompts."
+    )
+
+    def source(self, path: str, limit: int | None = None, *, max_length: int | None = None) -> SourceSettings:
+        """Return the rows of `path` as a source."""
+        own = {name: getattr(self, name) for name in RowOptions.model_fields}
+        return SourceSettings(path=path, limit=limit, max_length=max_length, **own)
+
+
+def settings_of(kind: type[S], judges: Sequence[str], overrides: Sequence[str]) -> S:
+    """Return the settings that a command line gives; a judge is `NAME key=value …`, with `weight` among the keys."""
+    values = read_overrides(overrides, kind().model_dump(mode="json"))
+    if judges:
+        values["judges"] = [judge_of(text) for text in judges]
+    return build(kind, values)
+
+
+def run_one_step(
+    name: str,
+    step: Stage,
+    source: SourceSettings | None,
+    *,
+    out: Path | None,
+    identity: Mapping[str, Any],
+    progress: Progress,
+    work: Callable[[RunContext], Any],
+) -> Any:  # noqa: ANN401 - whatever the work returns
+    """Validate a recipe of this step alone and return `work(context)`.
+
+    What it writes is kept beside `out`, in `work_folder(out)`, so that the same command resumes; without `out` it is
+    removed at the end. `identity` are the inputs: a folder that was made from others is refused.
+    """
+    recipe = Recipe(
+        run=RUN,
+        policy=PolicySettings(),
+        data={} if source is None else {SOURCE: source},
+        steps={name: step},
+        written={name: (name,)},
+    )
+    with _command_locations(name):
+        validate(recipe)
+        context = run_context(recipe, name, Path(), progress)
+        context.identity = identity
+        with _folder(out, context) as context.folder:
+            result = work(context)
+        shutdown_processes()
+    return result
+
+
+def work_folder(out: Path) -> Path:
+    """Return the folder with the journals of an output file."""
+    return out.with_name(f".{out.name}.work")
+
+
+def publish(made: Path, out: Path, context: RunContext) -> None:
+    """Copy a finished file to `out`, which appears whole."""
+
+    def copy() -> None:
+        partial = out.with_name(f".{out.name}.partial")
+        shutil.copyfile(made, partial)
+        os.replace(partial, out)
+
+    context.processes.run_on_main(copy, f"writing {out}")
+
+
+def check_out(out: Path, inputs: Sequence[str]) -> None:
+    """Raise for a file that must not be written: an input, or one that this command has not made."""
+    if out.suffix != ".jsonl":
+        raise InputError(f"{out}: rows are written as .jsonl, not as {out.suffix or 'a file without suffix'}")
+    folder = next(each for each in out.absolute().parents if each.exists())
+    if not folder.is_dir():
+        raise InputError(f"{out}: {folder} is a file, and not a folder to write into")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; name a file in it")
+    if out.exists() and any(Path(each).exists() and out.samefile(each) for each in inputs):
+        raise InputError(f"{out}: is what this command reads; name another file")
+    if out.exists() and not work_folder(out).exists():
+        raise InputError(f"{out}: exists and was not made by this command; name another file, or move it away")
+
+
+@contextmanager
+def _folder(out: Path | None, context: RunContext) -> Generator[Path]:
+    if out is not None:
+        yield work_folder(out)
+        return
+    folder = Path(context.processes.run_on_main(lambda: tempfile.mkdtemp(prefix="align-"), "making a temporary folder"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _command_locations(name: str) -> Generator[None]:
+    """Turn locations of the one-step recipe into those of the command's settings."""
+    try:
+        yield
+    except InputError as error:
+        if error.loc[:2] == ("steps", name):
+            error.loc = error.loc[2:]
+        elif error.loc[:2] == ("data", SOURCE):
+            error.loc = ("rows", *error.loc[2:])
+        raise

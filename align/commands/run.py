@@ -1,0 +1,74 @@
+"""`align run` and `align train`, and how commands show progress and results."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from align.commands.progress import TerminalProgress
+from align.workflow.estimate import disk_need, estimate
+from align.workflow.launcher import Command
+from align.workflow.runner import planned, run_recipe, run_step
+from align.workflow.tables import plan_table, run_tables
+
+T = TypeVar("T")
+
+FILE_WIDTH = 160  # columns of a table that goes to a file
+
+
+def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from: str | None, dry_run: bool) -> None:
+    """Run a recipe and print its tables; with `dry_run` print what would run."""
+    command, console = Command(recipe, tuple(overrides)), _wide_console()
+    loaded = command.load()
+    if dry_run:
+        show(console, plan_table(planned(loaded, until, rerun_from), list(estimate(loaded))))
+        return
+    disk = disk_need(loaded)
+    manifests = with_progress(
+        lambda progress: run_recipe(command, progress, disk=disk, until=until, rerun_from=rerun_from)
+    )
+    show(console, run_tables(manifests, loaded.root))
+    console.print(f"Written to {loaded.root}; report in {loaded.root / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def train(recipe: Path, step: str, overrides: Sequence[str]) -> None:
+    """Run one step of a recipe."""
+    command = Command(recipe, tuple(overrides))
+    with_progress(lambda progress: run_step(command, step, progress))
+
+
+def with_progress(work: Callable[[TerminalProgress], T]) -> T:
+    """Do the work under a progress display; of several processes, only the first shows it."""
+    console = Console(stderr=True, quiet=not _is_first())
+    with TerminalProgress(console) as progress:
+        return work(progress)
+
+
+def conclude(tables: Iterable[Table], summary: object) -> None:
+    """Print the tables on stderr, and the summary as a line of JSON on stdout; only on the first process."""
+    if _is_first():
+        show(Console(stderr=True), tables)
+        print(json.dumps(summary))
+
+
+def show(console: Console, tables: Iterable[Table]) -> None:
+    """Print the tables that have rows."""
+    for table in tables:
+        if table.row_count:
+            console.print(table)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _wide_console() -> Console:
+    """Return a console as wide as the terminal, or wide enough for every table where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=FILE_WIDTH)

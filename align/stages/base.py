@@ -1,0 +1,141 @@
+"""The contract of a stage: what the workflow asks of every kind of step, and the context a step runs in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+from pydantic import Field
+
+from align.config import Settings
+from align.errors import Location
+from align.stages.sources import SourceSettings, source_key
+
+if TYPE_CHECKING:
+    from align.data.token_groups import TokenGroup
+    from align.stages.context import ModelSpec, RunContext, StepInputs
+    from align.stages.estimates import Estimate, Planning
+
+# What a step's folder holds, as errors name it
+POLICY, REWARD_MODEL, GROUPS, SCORES = "a policy", "a reward model", "groups of responses", "scores"
+SOURCE = "a source of data"
+REFERENCES = "references"  # folder of the run with the cached reference log-probabilities
+
+
+class Input(NamedTuple):
+    """A step or a source that a step reads."""
+
+    name: str
+    kinds: tuple[str, ...]  # what it must be: SOURCE, or what a step makes
+    loc: Location  # the setting that names it, below the step
+
+
+class Placed(NamedTuple):
+    """A step of the expanded recipe."""
+
+    name: str
+    step: Stage
+    below: Location = ()  # the setting of the written step that holds this step's settings
+    after: str | None = None  # the step that it directly follows; at its place in the recipe where left out
+
+
+def latest_policy(before: Mapping[str, Stage]) -> str | None:
+    """Return the last of the steps that makes a policy."""
+    return next((name for name, step in reversed(before.items()) if step.makes == POLICY), None)
+
+
+class Stage(Settings, ABC):
+    """One kind of step: its settings, and everything that the workflow asks of it.
+
+    A new stage is a subclass with `makes`, `inputs`, `run` and, where it reads rows or a model, the methods about
+    them. It gets a row in `STAGES`, or is named by a recipe as `stage: module:Class`.
+    """
+
+    stage: str
+    launch: str | None = Field(
+        default=None, description="A config file of `accelerate launch`; the step runs in one process without it."
+    )
+
+    makes: ClassVar[str]
+
+    def expand(self, name: str, before: Mapping[str, Stage], policies: Sequence[str]) -> list[Placed]:
+        """Return the steps that this one becomes. `policies` are all policies that the recipe makes, in order."""
+        return [Placed(name, self.resolve(before))]
+
+    def made(self, name: str) -> list[str]:
+        """Return the names of the steps that `expand` makes of the kind `makes`; others mean the last by `name`."""
+        return [name]
+
+    def resolve(self, before: Mapping[str, Stage]) -> Self:
+        """Return the step with what it leaves out taken from the steps before it."""
+        return self
+
+    @property
+    def start(self) -> str | None:
+        """The step whose model this one starts from; None for the recipe's own policy, or for no model."""
+        return None
+
+    def inputs(self) -> list[Input]:
+        """Return every step and source that the step reads."""
+        return []
+
+    def shares(self) -> dict[str, float]:
+        """Return the names of the rows that the step reads, each with its share of an epoch."""
+        return {}
+
+    def rows(self, folder: Path) -> SourceSettings | None:
+        """Return the rows that later steps read from this step's folder; None where it makes none."""
+        return None
+
+    def needs_policy(self) -> bool:
+        """Return whether the step starts from the recipe's own policy."""
+        return False
+
+    def validate_inputs(self, inputs: StepInputs) -> None:
+        """Raise a located `InputError` for the first setting that cannot work with the step's inputs."""
+
+    def columns(self, inputs: StepInputs) -> dict[str, tuple[Location, object]]:
+        """Return the columns of the results table that the step fills.
+
+        Each has the location of its settings, and a value that is equal for evaluations that ask the same.
+        """
+        return {}
+
+    def cache_key(self, inputs: StepInputs) -> list[Any]:
+        """Return everything that decides what the step makes, besides the steps that it reads.
+
+        By default: seed, settings, and settings and content of the sources. What only decides how the step is
+        computed is left out.
+        """
+        shares = self.shares()
+        read = {name: source for name, source in inputs.sources.items() if name not in inputs.folders}
+        keys = [source_key(shares[name], source, inputs.content) for name, source in read.items()]
+        return [inputs.seed, self.decisive(), *keys]
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the settings that decide what the step makes, as JSON."""
+        return self.model_dump(mode="json", exclude={"launch"})
+
+    def model(self, before: ModelSpec) -> ModelSpec:
+        """Return the model that the step's folder will hold, given the one that it starts from."""
+        return before
+
+    def estimate(self, planning: Planning) -> Estimate:
+        """Return what the step will take, without running it."""
+        from align.stages.estimates import Estimate  # noqa: PLC0415 - imports torch
+
+        return Estimate(name=planning.name, stage=self.stage, rows=0)
+
+    def disk(self, model_bytes: int) -> tuple[int, int]:
+        """Return the bytes that the step leaves on disk, and those of its checkpoints while it runs."""
+        return 0, 0
+
+    def preview(self, planning: Planning, number: int) -> list[tuple[TokenGroup, TokenGroup]] | None:
+        """Return the first rows as they are trained on and as they are uncut; None for a step that trains on none."""
+        return None
+
+    @abstractmethod
+    def run(self, context: RunContext) -> dict[str, Any]:
+        """Run the step in `context.folder` and return what the manifest says of it; `done` is the work computed."""

@@ -1,0 +1,71 @@
+"""What a step is given: its resolved inputs, and the context that it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from align.content_hash import content_of
+from align.distributed.progress import Progress
+from align.models.settings import PolicySettings, Rating
+from align.stages.sources import SourceSettings
+
+if TYPE_CHECKING:
+    from align.distributed.processes import Processes
+
+
+class ModelSpec(NamedTuple):
+    """The model of a step, before any step has run."""
+
+    settings: PolicySettings
+    vocab_size: int | None = None  # of the tokenizer that an import step will train
+    rating: Rating | None = None  # of a reward model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInputs:
+    """What a step reads, resolved: the settings of its sources, and the folders of earlier steps."""
+
+    seed: int
+    policy: PolicySettings  # the recipe's own policy
+    sources: Mapping[str, SourceSettings]  # by name; rows that a step makes are a source, too
+    folders: Mapping[str, Path]  # of the steps that it reads, by name
+    run: Path  # folder of the run
+    content: Callable[[str], str] = content_of  # hash of a file, folder or module; cached over the steps of a run
+
+    def policy_from(self, start: str | None) -> PolicySettings:
+        """Return the policy in an earlier step's folder, run as the recipe says; the recipe's own for None."""
+        if start is None:
+            return self.policy
+        changes = {"path": str(self.folders[start]), "from_config": None, "tokenizer": None, "chat_template": None}
+        return self.policy.model_copy(update=changes)
+
+
+def policy_key(inputs: StepInputs) -> list[Any]:
+    """Return what decides how a step runs the recipe's policy: settings, tokenizer and chat template."""
+    policy = inputs.policy
+    files = [inputs.content(name) for name in (policy.tokenizer, policy.chat_template) if name]
+    return [policy.model_dump(mode="json", exclude={"gradient_checkpointing"}), *files]
+
+
+@dataclass(slots=True, kw_only=True)
+class RunContext:
+    """Everything that a step's `run` is given besides its settings."""
+
+    name: str
+    folder: Path  # working folder; renamed to the step's own once it is complete
+    inputs: StepInputs
+    progress: Progress
+    identity: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of the inputs, for what a kill leaves behind
+    _processes: Processes | None = None
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of this launch. The first access joins them, each with a whole model."""
+        if self._processes is None:
+            from align.distributed.processes import init_processes  # noqa: PLC0415 - imports torch
+
+            self._processes = init_processes()
+        return self._processes

@@ -1,0 +1,134 @@
+"""Stage `generate`: responses of policies to prompts, judged, as scored groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from align.errors import InputError, within
+from align.records import Prompt
+from align.registry import pick
+from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
+from align.stages.context import RunContext, StepInputs
+from align.stages.estimates import Estimate, Planning, estimate_answers, prompt_tokens
+from align.stages.responses.settings import GenerationSettings, groups_source, judge_inputs, judge_key, local_precision
+from align.stages.sources import SourceSettings, check_unsplit, prompts
+from align.synth.scored_groups import GroupStatistics
+
+
+class Generate(GenerationSettings, Stage):
+    """Responses of policies to prompts, judged, as scored groups."""
+
+    stage: Literal["generate"] = "generate"
+    policies: list[str] = Field(
+        default_factory=list[str],
+        description="Steps whose policies answer; the last policy before this step where `models` is empty, too.",
+    )
+    data: str | list[str] = Field(description="Sources of prompts.")
+    round: int = Field(
+        default=0, ge=0, description="Number of the round: it skips `round` times as many prompts of each source."
+    )
+
+    makes: ClassVar[str] = GROUPS
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources of prompts."""
+        return [self.data] if isinstance(self.data, str) else self.data
+
+    @property
+    def start(self) -> str | None:
+        """The first of the policies that answer."""
+        return self.policies[0] if self.policies else None
+
+    def resolve(self, before: Mapping[str, Stage]) -> Self:
+        """Return the step with the policy that answers."""
+        latest = latest_policy(before)
+        if self.policies or self.models or latest is None:
+            return self
+        return self.model_copy(update={"policies": [latest]})
+
+    def inputs(self) -> list[Input]:
+        """Return the policies that answer, the prompts, and the judges' models."""
+        return [
+            *(Input(name, (POLICY,), ("policies",)) for name in self.policies),
+            *(Input(name, (SOURCE,), ("data",)) for name in self.sources),
+            *judge_inputs(self.judges),
+        ]
+
+    def shares(self) -> dict[str, float]:
+        """Return the sources of prompts."""
+        return dict.fromkeys(self.sources, 1.0)
+
+    def rows(self, folder: Path) -> SourceSettings | None:
+        """Return the groups."""
+        return groups_source(folder, held_out=self.held_out, max_length=self.max_length)
+
+    def validate_inputs(self, inputs: StepInputs) -> None:
+        """Raise where nobody answers, or where it is not clear which prompts are answered."""
+        from align.distributed.launch import check_launch  # noqa: PLC0415 - imports torch
+
+        check_launch(self.launch)
+        if not self.policies and not self.models:
+            raise InputError(
+                "no step before this one makes a policy: name one here, or a model under models", ("policies",)
+            )
+        with within("prompts"):
+            for source in self.prompts or {}:
+                pick({name: name for name in self.sources}, source, "source of its prompts")
+        if self.round and (self.prompts is None or set(self.prompts) != set(self.sources)):
+            raise InputError("a round needs the number of prompts that it takes of each source", ("prompts",))
+        for name, source in inputs.sources.items():
+            if source.limit is None and source.is_procedural and not self.prompts:
+                raise InputError(f"{name} has no end; give its limit, or prompts: {{{name}: NUMBER}}", ("data",))
+            check_unsplit(name, source, ("data",))
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the settings that decide the groups."""
+        judges = [judge.cache_key() for judge in self.judges]
+        return {**super().decisive(), "engine": self.engine.cache_key(), "judges": judges}
+
+    def cache_key(self, inputs: StepInputs) -> list[Any]:
+        """Return what decides the groups, with the content of models and of what judges are made of."""
+        models = [inputs.content(model) for model in self.models]
+        return [*super().cache_key(inputs), *models, *judge_key(self.judges, inputs)]
+
+    def asked(self, inputs: StepInputs, counts: Counter[str] | None = None) -> list[Prompt]:
+        """Return the prompts of the step's round; `counts` receives the rows that were left out, by reason."""
+        found: list[Prompt] = []
+        for name in self.sources:
+            source, number = inputs.sources[name], (self.prompts or {}).get(name)
+            if number is None:
+                found += prompts(source, seed=inputs.seed, counts=counts)
+                continue
+            first, last = self.round * number, (self.round + 1) * number
+            if source.limit is None and source.constraints is None:
+                source = source.model_copy(update={"limit": last})
+            known = prompts(source, seed=inputs.seed, counts=counts)
+            if len(known) < last:
+                raise InputError(
+                    f"round {self.round + 1} takes prompts {first + 1} to {last}, and {name} has {len(known)}",
+                    ("data", name),
+                )
+            found += known[first:last]
+        return found
+
+    def estimate(self, planning: Planning) -> Estimate:
+        """Return an upper bound: all responses as long as they may be."""
+        asked = self.asked(planning.inputs)
+        responses = len(asked) * self.sampling.num_responses * len([*self.policies, *self.models])
+        tokens, drawn = prompt_tokens(asked, planning.tokenizer), responses * self.sampling.max_new_tokens
+        return estimate_answers(self.stage, planning, len(asked), tokens, drawn, precision=local_precision(self.engine))
+
+    def run(self, context: RunContext) -> dict[str, Any]:
+        """Sample, judge and write the groups; a killed step resumes at the next sample."""
+        from align.stages.responses.generation import generate_groups  # noqa: PLC0415 - imports torch
+
+        folders = {name: str(context.inputs.folders[name]) for name in self.policies}
+        statistics = GroupStatistics()
+        asked = self.asked(context.inputs, statistics.counts)
+        return generate_groups(self, folders, asked, context, statistics)

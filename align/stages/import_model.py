@@ -1,0 +1,74 @@
+"""Stage `import`: put a policy into a folder of the run."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from align.errors import InputError
+from align.stages.base import POLICY, Stage
+from align.stages.context import ModelSpec, RunContext, StepInputs, policy_key
+from align.stages.estimates import Estimate, Planning, model_disk
+
+
+class ImportModel(Stage):
+    """Put a policy into a folder: one that exists, or a randomly initialized one with a new tokenizer."""
+
+    stage: Literal["import"] = "import"
+    path: str | None = Field(
+        default=None, description="Another model than the recipe's policy, as for weak-to-strong: hub id or folder."
+    )
+    vocab_size: int | None = Field(
+        default=None, ge=1, description="Train a tokenizer of this size on the texts of the procedural tasks."
+    )
+
+    makes: ClassVar[str] = POLICY
+
+    def needs_policy(self) -> bool:
+        """Return whether the step reads the recipe's own policy."""
+        return self.path is None
+
+    def validate_inputs(self, inputs: StepInputs) -> None:
+        """Raise where the step cannot run, or where a new tokenizer would replace one that the model needs."""
+        if self.launch is not None:
+            raise InputError("a step of the stage import runs in one process; leave launch out", ("launch",))
+        if self.vocab_size is None:
+            return
+        if (path := self.path or inputs.policy.path) is not None:
+            raise InputError(
+                f"{path} has the tokenizer that its weights were trained with; a new one is for policy.from_config",
+                ("vocab_size",),
+            )
+        if inputs.policy.tokenizer is not None:
+            raise InputError(
+                f"a new tokenizer would take the place of {inputs.policy.tokenizer!r}; leave it or policy.tokenizer "
+                "out",
+                ("vocab_size",),
+            )
+
+    def cache_key(self, inputs: StepInputs) -> list[Any]:
+        """Return what decides the imported policy: settings, and the content of the model, tokenizer and template."""
+        path = self.path or inputs.policy.path
+        return [*super().cache_key(inputs), *policy_key(inputs), *([inputs.content(path)] if path else [])]
+
+    def model(self, before: ModelSpec) -> ModelSpec:
+        """Return the policy as it will be in the step's folder: whole, without adapters or quantization."""
+        changes: dict[str, Any] = {"lora": None, "quantize": None}
+        if self.path is not None:
+            changes |= {"path": self.path, "from_config": None, "tokenizer": None}
+        return ModelSpec(before.settings.model_copy(update=changes), self.vocab_size)
+
+    def estimate(self, planning: Planning) -> Estimate:
+        """Return the disk space of the policy."""
+        return Estimate(name=planning.name, stage=self.stage, rows=0, disk=planning.model_bytes)
+
+    def disk(self, model_bytes: int) -> tuple[int, int]:
+        """Return the bytes of the policy, and of what is written beside it."""
+        return model_disk(model_bytes, keeps_best=False)
+
+    def run(self, context: RunContext) -> dict[str, Any]:
+        """Write the policy as a plain Hugging Face folder."""
+        from align.stages.training.models import import_policy  # noqa: PLC0415 - imports torch
+
+        return import_policy(self.model(ModelSpec(context.inputs.policy)), context)

@@ -1,0 +1,117 @@
+"""Stage `preference`: DPO, RPO and other preference losses, in one step or in rounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from align.content_hash import code_of
+from align.errors import InputError, within
+from align.stages.base import POLICY, Placed, Stage, latest_policy
+from align.stages.context import RunContext, StepInputs
+from align.stages.generate import Generate
+from align.stages.responses.settings import GenerationSettings
+from align.stages.training.contract import Groups
+from align.stages.training.stage import TrainingStage
+from align.train.settings import PreferenceSettings
+
+
+class Preference(TrainingStage):
+    """Preference optimization of a policy against itself as it enters the step, once or in rounds."""
+
+    stage: Literal["preference"] = "preference"
+    data: str | list[str] = Field(
+        description="Name under `data`, or a step that makes groups; sources of prompts where on_policy is true."
+    )
+    min_chosen: float | None = Field(
+        default=None, description="Least reward of the best response; rows below it are dropped and counted."
+    )
+    loss: PreferenceSettings = Field(
+        default=PreferenceSettings(), description="Preference loss and weight of the SFT term."
+    )
+    rounds: int = Field(
+        default=1, ge=1, description="Number of rounds, each starting from and referring to the policy of the last."
+    )
+    on_policy: bool = Field(
+        default=False, description="Whether each round's policy first answers its own part of the prompts in `data`."
+    )
+    generate: GenerationSettings | None = Field(
+        default=None, description="How on-policy rounds sample and judge; as in the stage generate."
+    )
+
+    makes: ClassVar[str] = POLICY
+
+    def made(self, name: str) -> list[str]:
+        """Return the name of each round's policy."""
+        return [f"{name}-{number}" for number in range(1, self.rounds + 1)] if self.rounds > 1 else [name]
+
+    def expand(self, name: str, before: Mapping[str, Stage], policies: Sequence[str]) -> list[Placed]:
+        """Return each round, from the policy of the round before, after the samples that it trains on."""
+        if self.generate is not None and not self.on_policy:
+            raise InputError(
+                "is for on_policy: true; without it every round trains on the rows of `data`", ("generate",)
+            )
+        if not self.on_policy and not isinstance(self.data, str):
+            raise InputError("several sources are for prompts, with on_policy: true", ("data",))
+        policy = self.policy or latest_policy(before)
+        if self.on_policy and policy is None:
+            raise InputError("no step before this one makes a policy that could answer", ("on_policy",))
+        found: list[Placed] = []
+        for number, round_name in enumerate(self.made(name)):
+            changes: dict[str, Any] = {"policy": policy, "rounds": 1, "on_policy": False, "generate": None}
+            if self.on_policy:
+                assert policy is not None
+                samples = f"{round_name}-samples"
+                found.append(Placed(samples, self._samples(policy, number), ("generate",)))
+                changes["data"] = samples
+            found.append(Placed(round_name, self.model_copy(update=changes)))
+            policy = round_name
+        return found
+
+    def _samples(self, policy: str, number: int) -> Generate:
+        if self.generate is None:
+            raise InputError("on_policy: true needs it: how rounds sample and judge", ("generate",))
+        own = {name: getattr(self.generate, name) for name in GenerationSettings.model_fields}
+        return Generate(**own, policies=[policy], data=self.data, round=number)
+
+    def shares(self) -> dict[str, float]:
+        """Return the rows of the step."""
+        return dict.fromkeys([self.data] if isinstance(self.data, str) else self.data, 1.0)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares the policy with its reference."""
+        from align.losses.table import preference_loss  # noqa: PLC0415 - imports torch
+
+        return preference_loss(self.loss.name, **self.loss.settings).uses_reference
+
+    def filter_groups(self, groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str) -> Groups:
+        """Return the groups with a preference, and with rewards where the loss needs them."""
+        from align.losses.table import preference_loss  # noqa: PLC0415 - imports torch
+        from align.stages.training.filters import comparable  # noqa: PLC0415
+
+        loss = preference_loss(self.loss.name, **self.loss.settings)
+        name = self.loss.name if loss.uses_rewards else None
+        return comparable(groups, counts, reward_loss=name, min_chosen=self.min_chosen)
+
+    def cache_key(self, inputs: StepInputs) -> list[Any]:
+        """Return what decides the policy, with the code of a user's own loss."""
+        return [*super().cache_key(inputs), code_of(self.loss.name)]
+
+    def validate_inputs(self, inputs: StepInputs) -> None:
+        """Raise also for an unknown loss, or for settings that it does not have."""
+        from align.losses.table import preference_loss  # noqa: PLC0415 - imports torch
+
+        with within("loss"):
+            preference_loss(self.loss.name, **self.loss.settings)
+        super().validate_inputs(inputs)
+
+    def run(self, context: RunContext) -> dict[str, Any]:
+        """Train the policy and write it as a plain Hugging Face folder."""
+        from align.stages.training.policy_training import train_policy  # noqa: PLC0415 - imports torch
+        from align.train.objectives import PreferenceObjective  # noqa: PLC0415
+
+        return train_policy(self, PreferenceObjective(self.loss), context)

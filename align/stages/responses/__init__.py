@@ -1,0 +1,1 @@
+"""What the stages that sample, judge and evaluate share: journals, sampling, judging, rows of tasks."""

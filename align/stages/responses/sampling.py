@@ -1,0 +1,117 @@
+"""Sampling and judging over the processes of a launch, with journals that a kill cannot undo."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from align.data.formats import write
+from align.distributed.journal import Journal, remove_journal, run_with_journal
+from align.distributed.processes import Processes
+from align.distributed.progress import Progress
+from align.distributed.work_split import WorkShard
+from align.inference.engines import load_engine
+from align.inference.samples import Sample, Speed, distinct, kept, prompt_key, resumed
+from align.records import Prompt
+from align.stages.context import RunContext
+from align.stages.responses.settings import GenerationSettings, Judging
+from align.synth.scored_groups import GroupStatistics, comparisons, judged
+
+T = TypeVar("T")
+
+JOURNALS = ("samples", "verdicts", "ratings")  # beside an output file
+
+
+def journal_path(out: Path, what: str) -> Path:
+    """Return the path of a journal of an output file."""
+    return out.with_name(f".{out.name}.{what}")
+
+
+def open_journal(path: Path, made_with: Mapping[str, Any], processes: Processes) -> Journal:
+    """Open the journal of finished items on all processes before any of them writes to it."""
+    return processes.run_on_all(lambda: Journal(path, made_with, WorkShard.of(processes)), f"opening {path}")
+
+
+def remove_journals(folder: Path) -> None:
+    """Remove the journals of a finished step."""
+    for what in JOURNALS:
+        for path in folder.glob(f".*.{what}"):
+            remove_journal(path)
+
+
+class Sampled(NamedTuple):
+    """The responses of policies, and the throughput of each."""
+
+    samples: list[Sample]
+    speeds: dict[str, Speed]
+
+
+def sample_policies(
+    policies: Mapping[str, str],
+    asked: Sequence[Prompt],
+    settings: GenerationSettings,
+    context: RunContext,
+    journal: Journal,
+) -> Sampled:
+    """Return the responses of each policy, given by name and path, with one policy in memory at a time.
+
+    Each process samples its own part of the prompts. A response does not depend on which process draws it.
+    """
+    processes, progress = context.processes, context.progress
+    own = WorkShard.of(processes).select(distinct(asked))
+    speeds: dict[str, Speed] = {}
+
+    def work() -> None:
+        for name, path in policies.items():
+            engine = load_engine(path, settings.engine, name=name)
+            progress.phase("sample", len(own) * settings.sampling.num_responses)
+            for _ in resumed(engine, own, settings.sampling, journal):
+                progress.advance(1)
+            speeds[name] = engine.speed
+
+    run_with_journal(journal, processes, work, "sampling")
+    of_all = processes.all_gather_object(speeds)
+    together = {name: reduce(Speed.beside, (each[name] for each in of_all)) for name in policies}
+    for name, speed in together.items():
+        if speed.seconds:
+            progress.note(f"{name}: {speed.tokens_per_s:,.0f} tokens/s")
+    return Sampled([one for name in policies for one in kept(journal, name, asked)], together)
+
+
+def write_judged(
+    out: Path,
+    asked: Sequence[Prompt],
+    samples: Sequence[Sample],
+    judging: Judging,
+    context: RunContext,
+    statistics: GroupStatistics,
+) -> None:
+    """Judge the samples and write them as groups; verdicts are kept in a journal beside `out`.
+
+    Each process judges its own part, and the first writes; its statistics are those of everything.
+    """
+    processes = context.processes
+    made_with = {**context.identity, **judging.identity}
+    with open_journal(journal_path(out, "verdicts"), made_with, processes) as journal:
+        if processes.world_size > 1:
+            own = judged(
+                asked, samples, judging.judge, journal=journal, account=GroupStatistics(), shard=WorkShard.of(processes)
+            )
+            run_with_journal(journal, processes, lambda: deque(counted(own, context.progress), maxlen=0), "judging")
+
+        def write_all() -> None:
+            scored = judged(asked, samples, judging.judge, journal=journal, account=statistics)
+            write(out, comparisons(counted(scored, context.progress), judging.groups, statistics))
+
+        context.progress.phase("judge", len({prompt_key(prompt) for prompt in asked}))
+        processes.run_on_main(write_all, f"writing {out}")
+
+
+def counted(items: Iterator[T], progress: Progress) -> Iterator[T]:
+    """Yield the items and advance the progress by each."""
+    for item in items:
+        progress.advance(1)
+        yield item

@@ -1,0 +1,139 @@
+"""How responses are sampled, judged and put together, and the judges' models among earlier steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from pydantic import AfterValidator, Field, field_validator
+
+from align.config import Settings
+from align.content_hash import STEP, code_of
+from align.inference.settings import EngineSettings, LocalSettings, SamplingSettings
+from align.rewards.judges import make_judge
+from align.rewards.settings import How, JudgeSettings, each_once
+from align.rewards.verdicts import Judge
+from align.stages.base import POLICY, REWARD_MODEL, Input
+from align.stages.context import StepInputs
+from align.stages.sources import SourceSettings
+from align.synth.scored_groups import GroupSettings
+
+GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses
+
+Judges = Annotated[list[JudgeSettings], AfterValidator(each_once)]
+
+
+class GenerationSettings(Settings):
+    """How responses are sampled, judged and put together."""
+
+    models: list[str] = Field(
+        default_factory=list[str],
+        description="Further policies that no step makes: hub ids, folders, gguf:FILE, or a server's model names.",
+    )
+    prompts: dict[str, int] | None = Field(
+        default=None, description="How many prompts of each source to answer; all by default."
+    )
+    sampling: SamplingSettings = Field(
+        default=SamplingSettings(num_responses=4), description="How responses are drawn."
+    )
+    engine: EngineSettings = Field(default=EngineSettings(), description="What runs the policies.")
+    judges: Judges = Field(description="Who rates the responses; without a judge they get no rewards.")
+    combine: How = Field(
+        default="precedence", description="Several judges: the first that knows the prompt, or a weighted sum."
+    )
+    groups: GroupSettings = Field(default=GroupSettings(), description="Which responses become a group to train on.")
+    held_out: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the prompts that training on the groups keeps for evaluation."
+    )
+    max_length: int | None = Field(
+        default=None, ge=2, description="Most tokens of a response with its prompt, in training."
+    )
+
+    @field_validator("prompts")
+    @classmethod
+    def _at_least_one(cls, prompts: dict[str, int] | None) -> dict[str, int] | None:
+        if prompts is not None and any(number < 1 for number in prompts.values()):
+            raise ValueError("prompts: at least one of each source")
+        return prompts
+
+
+class JudgingSettings(Protocol):
+    """Settings of who judges, and of what becomes a group."""
+
+    @property
+    def judges(self) -> list[JudgeSettings]:
+        """One or several."""
+        ...
+
+    @property
+    def combine(self) -> How:
+        """How several judges are combined."""
+        ...
+
+    @property
+    def groups(self) -> GroupSettings:
+        """Which responses are kept."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """The judge of a step, and which responses become a group."""
+
+    judge: Judge
+    groups: GroupSettings
+    identity: dict[str, Any]  # everything that decides a verdict
+
+    @classmethod
+    def load(cls, settings: JudgingSettings, inputs: StepInputs) -> Judging:
+        """Load the judges, with the folders of the steps that they name."""
+        judges = with_folders(settings.judges, inputs)
+        keys = [{**judge.cache_key(), "content": judge_key([judge], inputs)} for judge in judges]
+        judge = make_judge(judges, how=settings.combine)
+        return cls(judge, settings.groups, {"judges": keys, "combine": settings.combine})
+
+
+def groups_source(folder: Path, *, held_out: float, max_length: int | None) -> SourceSettings:
+    """Return the groups in a step's folder as a source of rows."""
+    path = str(folder / GROUPS_FILE)
+    return SourceSettings(path=path, format="native", held_out=held_out, max_length=max_length)
+
+
+def judge_inputs(judges: list[JudgeSettings]) -> list[Input]:
+    """Return the steps whose models the judges read."""
+    values = [value for judge in judges for value in judge.values.values() if isinstance(value, str)]
+    steps = [value.removeprefix(STEP) for value in values if value.startswith(STEP)]
+    return [Input(name, (POLICY, REWARD_MODEL), ("judges",)) for name in steps]
+
+
+def judge_key(judges: list[JudgeSettings], inputs: StepInputs) -> list[str]:
+    """Return the content of the files, folders and modules that judges are made of."""
+    found: list[str] = []
+    for judge in judges:
+        found.append(code_of(judge.name))
+        found += map(inputs.content, _texts(judge.cache_key()["settings"]))
+    return found
+
+
+def _texts(value: Any) -> list[str]:  # noqa: ANN401 - any JSON value
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for each in inner for text in _texts(each)]
+
+
+def with_folders(judges: list[JudgeSettings], inputs: StepInputs) -> list[JudgeSettings]:
+    """Return the judges with a folder in place of each step that they name."""
+
+    def resolved(value: object) -> object:
+        if isinstance(value, str) and value.startswith(STEP):
+            return str(inputs.folders[value.removeprefix(STEP)])
+        return value
+
+    return [judge.with_values({key: resolved(value) for key, value in judge.values.items()}) for judge in judges]
+
+
+def local_precision(engine: EngineSettings) -> str:
+    """Return the precision of a model in this process."""
+    return (engine.local or LocalSettings()).precision

@@ -1,0 +1,128 @@
+"""Settings of one evaluation, and the rows of its task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from align.config import Settings
+from align.data.formats import read_rows
+from align.errors import InputError, one_line, within
+from align.evaluation.task import Row, Task
+from align.evaluation.tasks import IN_RECIPES, TASKS, pick_task
+from align.inference.settings import EngineSettings, SamplingSettings
+from align.records import Comparison, Demonstration, Located
+from align.rewards.settings import How, JudgeSettings
+from align.stages.sources import SourceSettings, prompts, streamed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from align.data.token_groups import TokenGroup
+
+
+class TaskSettings(Settings):
+    """One evaluation: a column of the results table, or several."""
+
+    data: str = Field(default="", description="Name under `data`; a task of lm-evaluation-harness has its own rows.")
+    task: str | None = Field(
+        default=None, description="Name of a task, or module:NAME of your own; procedural rows name theirs."
+    )
+    metrics: list[str] | None = Field(
+        default=None, description="Metrics to report, such as prompt_strict; all of the task's by default."
+    )
+    num_responses: int = Field(default=1, ge=1, description="Responses to each prompt, as for pass@k.")
+    temperature: float = Field(default=0.0, ge=0, description="Sampling temperature; 0 takes the most likely token.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Probability mass that tokens are drawn from.")
+    max_new_tokens: int = Field(default=64, ge=1, description="Most tokens of a response.")
+    stop: list[str] = Field(default_factory=list[str], description="Texts that end a response before them.")
+    seed: int = Field(default=0, description="Seed of the samples.")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Precision of forward passes.")
+    engine: EngineSettings | None = Field(
+        default=None, description="What runs the policy; this process, in `precision`, by default."
+    )
+    judges: list[JudgeSettings] = Field(default_factory=list[JudgeSettings], description="Judges of judged pairs.")
+    combine: How = Field(default="precedence", description="How several judges are combined.")
+    responses: list[str] = Field(
+        default_factory=list[str], description="Files of responses to grade in place of a policy's answers."
+    )
+    tasks_folder: str | None = Field(
+        default=None, description="Folder of your own task files of lm-evaluation-harness."
+    )
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """How responses are drawn."""
+        return SamplingSettings(**{name: getattr(self, name) for name in SamplingSettings.model_fields})
+
+    def resolve(self, source: SourceSettings | None) -> Task:
+        """Return the task: the one that the settings name, or the one that the rows are of."""
+        if source is None:
+            return pick_task(self.task or "")
+        own = source.kind
+        name = self.task or own or ("ifeval" if source.constraints is not None else None)
+        if name is None:
+            known = ", ".join(IN_RECIPES)
+            raise InputError(f"{self.data} does not say which task its rows are of; name one of {known}", ("task",))
+        with within("task"):
+            if own is not None and name in TASKS and TASKS[name].columns and name != own:
+                raise InputError(
+                    f"{source.path} makes no rows of {name!r}; leave it out, or name a source of such rows"
+                )
+            return pick_task(name)
+
+
+def task_rows(task: Task, source: SourceSettings, *, seed: int, counts: Counter[str] | None = None) -> list[Row]:
+    """Return the rows of a task after `Task.check_rows`; for procedural or constrained prompts, their metadata.
+
+    `counts` receives the number of rows left out, by reason.
+    """
+    if source.is_procedural or source.constraints is not None:
+        found = prompts(source, seed=seed, counts=counts)
+        if longer := [prompt for prompt in found if len(prompt.messages) > 1]:
+            text = one_line(longer[0].messages[-1].content)[:40]
+            raise InputError(f"{source.path}: prompt {text!r}: has messages before it; a task asks one message alone")
+        rows: list[Row] = [{**prompt.metadata, "prompt": prompt.messages[-1].content} for prompt in found]
+    else:
+        last = None if source.limit is None else source.skip + source.limit
+        rows = list(islice(read_rows(source.path, split=source.split), source.skip, last))
+    if not rows:
+        raise InputError(f"{source.path}: no rows")
+    task.check_rows(rows, source.path, skipped=source.skip)
+    return rows
+
+
+def likelihood_rows(
+    source: SourceSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model_limit: int | None,
+    seed: int = 0,
+    best: bool = False,
+) -> tuple[list[TokenGroup], dict[str, Any]]:
+    """Return the encoded rows with a response, and the counts of rows read and left out.
+
+    Of a source with held-out prompts, only their rows are returned. With `best`, only the preferred response of each.
+    """
+    from align.data.chat_encoder import ChatEncoder  # noqa: PLC0415 - imports transformers
+    from align.stages.training.rows import is_held_out, preferred  # noqa: PLC0415 - imports torch
+
+    reading = streamed(source, kind=Demonstration, seed=seed)
+    found = list(reading.records)
+    answered = [(each.record, each.place) for each in found if isinstance(each.record, Comparison | Demonstration)]
+    encoder = ChatEncoder(tokenizer, max_length=source.max_length or model_limit, overlong=source.overlong)
+    numbered = (Located(record, place, row) for row, (record, place) in enumerate(answered))
+    groups = [located.record for located in encoder.encode_located(numbered)]
+    if source.held_out:
+        groups = [group for group in groups if is_held_out(group, source.held_out)]
+    if best:
+        groups = [preferred(group) for group in groups]
+    if not groups:
+        raise InputError(f"{source.path}: no row has a response whose likelihood could be computed")
+    counts = {name: number for name, number in encoder.counts.items() if name != "rows"}
+    without = {"prompts without a response": len(found) - len(answered)}
+    left_out = {**reading.statistics.dropped, **{name: number for name, number in without.items() if number}, **counts}
+    return groups, {"rows": reading.statistics.num_rows, "left_out": left_out}

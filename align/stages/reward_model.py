@@ -1,0 +1,94 @@
+"""Stage `reward_model`: an attribute regression or Bradley-Terry reward model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from align.models.settings import HELPSTEER, HeadSettings, Rating, check_adapters, resolve_rating
+from align.stages.base import POLICY, REWARD_MODEL
+from align.stages.context import RunContext, StepInputs
+from align.stages.training.contract import Groups
+from align.stages.training.stage import TrainingStage
+from align.train.settings import RewardLoss
+
+if TYPE_CHECKING:
+    from align.stages.context import ModelSpec
+
+
+class RewardModel(TrainingStage):
+    """A reward model from responses with rated attributes, or of which one is preferred."""
+
+    stage: Literal["reward_model"] = "reward_model"
+    data: str = Field(description="Name under `data`, or a step that makes groups.")
+    loss: RewardLoss = Field(
+        default="regression", description="Regression of attributes, or Bradley-Terry: plain, with margin, or scaled."
+    )
+    head: HeadSettings = Field(default=HeadSettings(), description="Attributes of the reward and how the head learns.")
+    subset: str | None = Field(
+        default=None, description="Key of the rows' metadata; the report counts pairs for each of its values."
+    )
+
+    makes: ClassVar[str] = REWARD_MODEL
+
+    @property
+    def start_kinds(self) -> tuple[str, ...]:
+        """A policy, or a reward model whose head is kept."""
+        return (POLICY, REWARD_MODEL)
+
+    @property
+    def default_attributes(self) -> tuple[str, ...]:
+        """Attributes of a new head for which the settings name none."""
+        return HELPSTEER if self.loss == "regression" else ("reward",)
+
+    def shares(self) -> dict[str, float]:
+        """Return the rows of the step."""
+        return {self.data: 1.0}
+
+    @property
+    def has_lm_head(self) -> bool:
+        """A reward model has a head of one vector for each attribute instead."""
+        return False
+
+    def attributes(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Return the attributes that the model rates."""
+        return self.rating(spec).names
+
+    def filter_groups(self, groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str) -> Groups:
+        """Return the groups with a label, for regression, or with a preferred response."""
+        from align.stages.training.filters import labelled, with_pairs  # noqa: PLC0415 - imports torch
+
+        if self.loss == "regression":
+            return labelled(groups, counts, attributes=attributes, path=path)
+        return with_pairs(groups, counts, loss=self.loss)
+
+    def needs_held_out(self) -> dict[tuple[str, ...], Any]:
+        """Return `subset`: the report is about held-out rows."""
+        return {("subset",): self.subset}
+
+    def validate_inputs(self, inputs: StepInputs) -> None:
+        """Raise also for a head that cannot be trained, or for attributes without distinct names."""
+        check_adapters(inputs.policy, self.head)
+        if self.head.attributes is not None:
+            resolve_rating(self.head, None, default=())
+        super().validate_inputs(inputs)
+
+    def model(self, before: ModelSpec) -> ModelSpec:
+        """Return the reward model, given the model that the step starts from."""
+        return before._replace(rating=self.rating(before))
+
+    def rating(self, before: ModelSpec) -> Rating:
+        """Return what the trained model will rate, given the model that the step starts from."""
+        from align.models.reward_model import load_rating  # noqa: PLC0415 - imports torch
+
+        saved = before.rating or (load_rating(before.settings.path) if self.policy is None else None)
+        return resolve_rating(self.head, saved, default=self.default_attributes)
+
+    def run(self, context: RunContext) -> dict[str, Any]:
+        """Train the reward model, report on held-out rows, and write it as a plain Hugging Face folder."""
+        from align.stages.training.reward_training import train_reward_model  # noqa: PLC0415 - imports torch
+
+        return train_reward_model(self, context)

@@ -1,0 +1,64 @@
+"""The table of stages, and the type of a recipe's step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Discriminator, SerializeAsAny, Tag, WrapValidator
+from pydantic_core.core_schema import ValidatorFunctionWrapHandler
+
+from align.errors import InputError
+from align.registry import import_dotted, pick
+from align.stages.base import Stage
+from align.stages.evaluate import Evaluate
+from align.stages.generate import Generate
+from align.stages.import_model import ImportModel
+from align.stages.preference import Preference
+from align.stages.reward_model import RewardModel
+from align.stages.score import Score
+from align.stages.sft import SFT
+
+STAGES: dict[str, type[Stage]] = {
+    "import": ImportModel,
+    "sft": SFT,
+    "reward_model": RewardModel,
+    "generate": Generate,
+    "score": Score,
+    "preference": Preference,
+    "evaluate": Evaluate,
+}
+
+
+def stage_class(name: str) -> type[Stage]:
+    """Return the stage of a name in STAGES, or a user's own by its dotted path `module:Class`."""
+    if ":" not in name:
+        return pick(STAGES, name, "stage")
+    found = import_dotted(name, "stage")
+    if not (isinstance(found, type) and issubclass(found, Stage)):
+        raise InputError(f"{name} is not a subclass of align.stages.base.Stage")
+    return found
+
+
+def _tag(value: object) -> str:
+    """Return the tag of a step in the union below: the name of its stage's class."""
+    name = value.get("stage") if isinstance(value, Mapping) else getattr(value, "stage", None)
+    return STAGES[name].__name__ if name in STAGES else Stage.__name__
+
+
+def _user_stage(value: Any, handler: ValidatorFunctionWrapHandler) -> Stage:  # noqa: ANN401 - what pydantic gives
+    return value if isinstance(value, Stage) else stage_class(value["stage"]).model_validate(value)
+
+
+# A recipe's step: a discriminated union over `stage`
+AnyStage = Annotated[
+    Annotated[ImportModel, Tag("ImportModel")]
+    | Annotated[SFT, Tag("SFT")]
+    | Annotated[RewardModel, Tag("RewardModel")]
+    | Annotated[Generate, Tag("Generate")]
+    | Annotated[Score, Tag("Score")]
+    | Annotated[Preference, Tag("Preference")]
+    | Annotated[Evaluate, Tag("Evaluate")]
+    | Annotated[SerializeAsAny[Stage], WrapValidator(_user_stage), Tag("Stage")],
+    Discriminator(_tag),
+]

@@ -1,0 +1,1 @@
+"""What the stages that train share: their settings, rows, models, memory and result."""

@@ -1,0 +1,127 @@
+"""Memory estimate of a training step in each of its processes, for its launch file and for other launches."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from align.accounting.formulas import Decoder, Sharding
+from align.accounting.memory import DEEPSPEED, PROCESS, MicroBatch, adapter_weights, training_memory
+from align.config import read_recipe
+from align.errors import InputError
+from align.models.loading.pretrained import default_device
+from align.models.logprobs import TILE_CPU, TILE_GPU
+from align.models.settings import PolicySettings
+from align.stages.training.contract import TrainingSettings
+
+MANY = 8  # processes of the other launches in an estimate: the GPUs of one machine
+DEEPSPEED_KEYS = {  # field of Sharding -> DeepSpeed's key
+    "stage": "stage",
+    "bucket": "reduce_bucket_size",
+    "prefetch": "stage3_prefetch_bucket_size",
+    "reuse": "stage3_max_reuse_distance",
+}
+
+
+# glibc before 2.38 cannot reuse aligned free blocks under 32 MiB (its bug 14581) unless large blocks are mapped one by
+# one: training on a CPU was seen to hold up to this multiple of the memory in use.
+ALLOCATOR_OVERHEAD, FIXED_IN, THRESHOLD = 1.6, (2, 38), "MALLOC_MMAP_THRESHOLD_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Peak memory in bytes of each process of a training step; on a CPU, the Python process itself is included."""
+
+    sharding: Sharding  # as in the step's launch file
+    peak: int
+    many: int  # processes of a larger launch
+    by_stage: list[int]  # the peak in each of those: under DDP, ZeRO-1, 2 and 3
+
+    def describe(self) -> str:
+        """Return one line: for the step's launch, and for DDP and each ZeRO stage on more processes."""
+        ways, gib = self.sharding, 2**30
+        name = f"under ZeRO-{ways.stage}" if ways.stage else "under DDP"
+        where = f"in each of {ways.processes} processes {name}" if ways.processes > 1 else "in one process"
+        base = ", the process itself included" if ways.cpu else ""
+        whole, *others = (f"{peak / gib:.1f}" for peak in self.by_stage)
+        shared = ", ".join(f"ZeRO-{stage} {size}" for stage, size in enumerate(others, start=1))
+        return (
+            f"{self.peak / gib:.1f} GiB at the peak {where}{base}, estimated{allocator_note() if ways.cpu else ''}; "
+            f"in each of {self.many}: DDP {whole}, {shared}"
+        )
+
+
+def allocator_note() -> str:
+    """Return what the memory allocator adds to the memory in use, where it is known to."""
+    name, version = platform.libc_ver()
+    if name != "glibc" or tuple(map(int, version.split("."))) >= FIXED_IN or THRESHOLD in os.environ:
+        return ""
+    return f", and up to {ALLOCATOR_OVERHEAD:g} times that as glibc {version} keeps holes ({THRESHOLD}=1048576 ends it)"
+
+
+def sharding_of(launch: str | None, reduce: Literal["once", "each"] = "once") -> Sharding:
+    """Return the sharding of an accelerate launch file; FSDP2 counts as ZeRO-3 with one layer gathered at a time."""
+    if launch is None:
+        return Sharding(reduce=reduce, cpu=default_device() == "cpu")
+    if not Path(launch).is_file():
+        raise InputError(f"{launch}: no such launch file", ("launch",))
+    asked = read_recipe(Path(launch))
+    processes = int(asked.get("num_processes") or 1)
+    way, kind = (
+        Sharding(processes=processes, reduce=reduce, cpu=bool(asked.get("use_cpu"))),
+        asked.get("distributed_type"),
+    )
+    if kind == "FSDP":
+        return replace(way, stage=3, bucket=0, prefetch=0, reuse=0, copies=False)
+    if kind != "DEEPSPEED":
+        return way
+    zero = _zero(asked.get("deepspeed_config") or {})
+    found = {name: int(zero[key]) for name, key in DEEPSPEED_KEYS.items() if isinstance(zero.get(key), int | float)}
+    return replace(way, **found)
+
+
+def _zero(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return DeepSpeed's ZeRO settings, from accelerate's file or from the JSON file that it names."""
+    file = settings.get("deepspeed_config_file")
+    if file is None:
+        return {"stage": settings.get("zero_stage")}
+    if not Path(file).is_file():
+        raise InputError(f"deepspeed_config_file {file}: no such file", ("launch",))
+    return read_recipe(Path(file)).get("zero_optimization") or {}
+
+
+def footprint(step: TrainingSettings, policy: PolicySettings, model: Decoder, sizes: Sequence[int]) -> Footprint:
+    """Return the memory of a step whose groups have these sizes in tokens."""
+    settings, ways = step.train, sharding_of(step.launch, step.train.reduce)
+    largest, budget = sum(sorted(sizes)[-settings.prompts_per_step :]), settings.tokens_per_micro_batch
+    if not step.has_lm_head:  # but one vector for each attribute
+        model = replace(model, tied=True)
+    micro = MicroBatch(
+        tokens=max(min(budget, largest), max(sizes)),
+        targets=None if step.has_lm_head else 0,
+        tree=policy.forward != "plain",
+        half=settings.precision == "bf16",
+        checkpointing=policy.gradient_checkpointing,
+        alone=largest <= budget,
+    )
+
+    lora, quantized = policy.lora, policy.quantize is not None
+    trained = None if lora is None else adapter_weights(model, lora.rank)
+
+    def peak(ways: Sharding) -> int:
+        tile = TILE_CPU if ways.cpu else TILE_GPU
+        parts = training_memory(model, micro, tile=tile, trained=trained, quantized=quantized, ways=ways)
+        itself = PROCESS + (DEEPSPEED if ways.stage and ways.copies else 0)
+        return sum(parts) + (itself if ways.cpu else 0)
+
+    many = replace(ways, processes=max(MANY, ways.processes))
+    return Footprint(
+        sharding=ways,
+        peak=peak(ways),
+        many=many.processes,
+        by_stage=[peak(replace(many, stage=stage)) for stage in range(4)],
+    )

@@ -1,0 +1,93 @@
+"""Models of steps: import, tokenizers trained on the spot, and a trained model saved from several processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from align.data.chat_templates import apply_template
+from align.data.token_groups import TokenGroup
+from align.data.tokenizer import train_tokenizer
+from align.models.backbone import Backbone
+from align.models.loading.config import build_config, load_config
+from align.models.loading.pretrained import silence_transformers
+from align.models.loading.tokenizer import load_tokenizer
+from align.models.policy import load_policy, save_policy
+from align.models.settings import PolicySettings
+from align.procedural import tasks
+from align.stages.context import ModelSpec, RunContext
+from align.stages.costs import Done, dimensions
+from align.train.loop import Loop
+
+B = TypeVar("B", bound=Backbone)
+
+
+def import_policy(spec: ModelSpec, context: RunContext) -> dict[str, Any]:
+    """Write a policy as a plain folder, with a tokenizer trained for it where `spec` asks for one."""
+    silence_transformers()
+    settings = with_tokenizer(spec, context.folder)
+    policy, tokenizer = load_policy(settings)
+    apply_template(tokenizer, settings.chat_template)
+    save_policy(policy, tokenizer, context.folder)
+    weights = sum(value.numel() for value in policy.parameters())
+    done = Done(dimensions=dimensions(policy.base.config), weights=weights)
+    return {"weights": weights, "tokens": len(tokenizer), "done": done}
+
+
+def with_tokenizer(spec: ModelSpec, folder: Path) -> PolicySettings:
+    """Return the settings with a tokenizer trained into `folder`, where `spec` asks for one."""
+    settings = spec.settings
+    if spec.vocab_size is None:
+        return settings
+    tokenizer = train_tokenizer(tasks.corpus(), vocab_size=spec.vocab_size, chat_template="")
+    apply_template(tokenizer, settings.chat_template or "chatml")
+    tokenizer.save_pretrained(str(folder))
+    config = settings.from_config
+    if config is not None:  # the new model gets the tokenizer's size and special tokens
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+        config = {"vocab_size": len(tokenizer), **ids, **config}
+    return settings.model_copy(update={"tokenizer": str(folder), "from_config": config, "chat_template": None})
+
+
+def planned_tokenizer(spec: ModelSpec, folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that a step will use, with its chat template, before any step has run."""
+    settings = with_tokenizer(spec, folder)
+    tokenizer = load_tokenizer(settings)
+    apply_template(tokenizer, settings.chat_template)
+    return tokenizer
+
+
+def planned_config(spec: ModelSpec, vocab_size: int) -> PretrainedConfig:
+    """Return the configuration of the model that a step starts from or asks, before any step has run."""
+    settings = spec.settings
+    if settings.from_config is not None:
+        return build_config({"vocab_size": vocab_size, **settings.from_config})
+    return load_config(str(settings.path))
+
+
+def whole_copy(loop: Loop, read: Callable[[], B]) -> B:
+    """The trained model with all its weights where it is saved, which is the first process.
+
+    Where weights are whole only while a layer runs that is a model read anew, in main memory, with what was trained.
+    """
+    if not loop.sharding.gathers_per_layer:
+        return cast(B, loop.policy)
+    copy = loop.processes.run_on_all(lambda: read() if loop.processes.is_main else None, "reading the model to save it")
+    places = {} if copy is None else dict(copy.named_parameters())
+    with torch.no_grad():
+        for name, value in loop.sharding.full_parameters():
+            if copy is not None:
+                places[name].copy_(value)
+    return cast(B, copy)
+
+
+def end_of_turn(groups: Sequence[TokenGroup]) -> int | None:
+    """The token that most sequences end with; None where no token ends more than half of them."""
+    ends = Counter(int(sequence.ids[-1]) for group in groups for sequence in group.sequences)
+    token, times = ends.most_common(1)[0]
+    return token if 2 * times > ends.total() else None

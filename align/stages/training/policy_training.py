@@ -1,0 +1,126 @@
+"""Training of a policy by `sft` and `preference`: from the step's inputs to a saved folder."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from align.accounting.formulas import Sharding, Traffic, wire_bytes
+from align.data.chat_templates import apply_template
+from align.distributed.processes import Processes
+from align.models.loading.config import max_positions
+from align.models.loading.pretrained import silence_transformers
+from align.models.policy import load_policy, save_policy
+from align.stages.base import REFERENCES
+from align.stages.context import RunContext
+from align.stages.costs import Done, dimensions
+from align.stages.training.contract import TrainingSettings
+from align.stages.training.models import end_of_turn, whole_copy
+from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
+from align.train.accelerator import make_accelerator, zero3_init
+from align.train.loop import Loop
+from align.train.objectives import Objective
+from align.train.sharding import num_parameters
+from align.train.training_run import TrainingResult, TrainingRun
+
+
+def train_policy(step: TrainingSettings, objective: Objective, context: RunContext) -> dict[str, Any]:
+    """Train the step's policy on `objective` and write it as a plain Hugging Face folder."""
+    silence_transformers()
+    settings = context.inputs.policy_from(step.start)
+    accelerator = make_accelerator(step.train, context.folder)
+    with zero3_init(accelerator) if settings.is_plain_checkpoint else nullcontext():
+        policy, tokenizer = load_policy(settings)
+    apply_template(tokenizer, settings.chat_template)
+    request = RowRequest(step, tokenizer, context.inputs, max_positions(policy.base.config))
+    rows = step_rows(request, context.folder, run_on_main=Processes(accelerator).run_on_main)
+    context.progress.note(describe(rows.counts, rows.format))
+    loop = Loop(policy, training_run(step, objective, rows, context), context.progress, accelerator)
+    outcome = loop.run()
+    trained = whole_copy(loop, lambda: load_policy(settings)[0])
+    merge = settings.lora is None or settings.lora.merge
+
+    def save() -> None:
+        save_policy(trained, tokenizer, context.folder, merge=merge, end_of_turn=end_of_turn(rows.train))
+
+    loop.processes.run_on_main(save, "writing the policy")
+    return {**training_report(rows, outcome), "done": work_done(loop, outcome)}
+
+
+def training_run(
+    step: TrainingSettings,
+    objective: Objective,
+    rows: StepRows,
+    context: RunContext,
+    *,
+    head_lr_multiplier: float = 1.0,
+) -> TrainingRun:
+    """Return what the training loop is given."""
+    run = TrainingRun(
+        objective=objective,
+        train=rows.train,
+        held_out=rows.held_out,
+        mixture=rows.mixture,
+        settings=step.train,
+        forward=context.inputs.policy.forward,
+        seed=context.inputs.seed,
+        head_lr_multiplier=head_lr_multiplier,
+        folder=context.folder,
+        references=context.inputs.run / REFERENCES,
+    )
+    warmup, num_steps = step.train.warmup_steps, step.train.num_steps(run.num_rows)
+    if warmup and warmup >= num_steps:
+        context.progress.note(f"warmup_steps is {warmup}, and the run has {num_steps} steps: all of it is warm-up")
+    return run
+
+
+def work_done(loop: Loop, outcome: TrainingResult) -> Done:
+    """Return what the training computed, for the step's ledger."""
+    weights, trained = num_parameters(loop.policy.parameters()), num_parameters(loop.sharding.trainable)
+    processes, device = loop.accelerator.num_processes, loop.accelerator.device
+    ways = Sharding(
+        stage=loop.sharding.stage,
+        processes=processes,
+        reduce=loop.training_run.settings.reduce,
+        cpu=device.type == "cpu",
+    )
+    small = [value for value in loop.policy.parameters() if getattr(value, "ds_persist", False)]
+    traffic = Traffic(
+        weights=weights,
+        trained=trained,
+        small=num_parameters(small),
+        steps=outcome.num_steps,
+        micro_batches=outcome.num_micro_batches,
+        unkept=outcome.num_micro_batches,  # the probe of the forward comes first, without a backward pass
+        forwards=outcome.num_forward_passes,
+    )
+    return Done(
+        dimensions=dimensions(loop.policy.base.config),
+        weights=weights,
+        frozen=trained < weights,
+        tokens_trained=outcome.tokens_trained,
+        trained=outcome.trained,
+        observed=outcome.forward_only,
+        devices=processes,
+        precision=loop.training_run.settings.precision,
+        wire_bytes=wire_bytes(ways, traffic),
+        device=str(device),
+    )
+
+
+def training_report(rows: StepRows, outcome: TrainingResult) -> dict[str, Any]:
+    """Return what the manifest says of the training."""
+    return {
+        "rows": rows.counts,
+        "format": rows.format,
+        "optimizer_steps": outcome.num_steps,
+        "imbalance": {"mean": sum(outcome.imbalance) / len(outcome.imbalance), "worst": max(outcome.imbalance)},
+        "forward": {"name": outcome.forward.name, "reason": outcome.forward.reason},
+        "reference": outcome.initial_weights,
+        "first": dict(outcome.first_metrics),
+        "last": dict(outcome.last_metrics),
+        "kept": dict(outcome.kept_metrics),
+        "threads": torch.get_num_threads(),
+    }

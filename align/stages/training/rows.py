@@ -1,0 +1,185 @@
+"""Rows of a training step: sources to token groups in the step's store, with statistics of every row."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from align.artifacts import atomic_folder, read_json, remove_leftovers, write_json
+from align.data.chat_encoder import ChatEncoder
+from align.data.mixing import Mixture, told
+from align.data.store import StoreWriter, TokenStore, writing_store
+from align.data.token_groups import TokenGroup
+from align.errors import InputError, one_line, within
+from align.models.tree.batch import count_tokens
+from align.stages.context import StepInputs
+from align.stages.sources import SourceSettings, streamed
+from align.stages.training.contract import TrainingSettings
+from align.stages.training.filters import of_kind
+from align.train.indexed_groups import ROWS
+
+TRAIN, HELD_OUT, PARTS = "train", "held_out", "parts.json"  # in the folder ROWS
+HASH_SPACE = 1 << 32
+UNUSED = "unused column:"  # prefix of a column that no reader uses, in the row statistics
+SUMMARY = {"rows", "records", "trained", "held_out"}  # counts that every line of statistics begins with
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """Token groups of a step in its store, with row statistics."""
+
+    train: TokenStore
+    held_out: TokenStore
+    counts: dict[str, int]
+    format: str
+    mixture: Mixture | None = None  # of several sources, which follow each other in `train`
+
+
+class RowRequest(NamedTuple):
+    """What a step needs of its sources."""
+
+    step: TrainingSettings
+    tokenizer: PreTrainedTokenizerBase
+    inputs: StepInputs
+    model_limit: int | None  # tokens that the model takes; no limit for None
+    attributes: tuple[str, ...] = ()  # that a reward model rates
+
+
+def run_here(work: Callable[[], None], doing: str) -> None:
+    """Run what one process of a launch has to do, where there is one process."""
+    work()
+
+
+RunOnMain = Callable[[Callable[[], None], str], None]
+
+
+def step_rows(
+    request: RowRequest,
+    folder: Path,
+    *,
+    limited: bool = True,
+    run_on_main: RunOnMain = run_here,
+) -> StepRows:
+    """Return the token groups of a step, of all its sources; without the sources' own limits if not `limited`.
+
+    The main process writes them into `folder`, and all read them there. Those of an earlier attempt are
+    written again, for its sources may have changed.
+    """
+    step, shares, store = request.step, request.step.shares(), folder / ROWS
+    sources = {name: request.inputs.sources[name] for name in shares}
+    if not limited:
+        no_limits = {"max_length": None, "max_prompt_length": None}
+        sources = {name: source.model_copy(update=no_limits) for name, source in sources.items()}
+    run_on_main(lambda: _write(store, request, list(sources.values())), "tokenizing rows")
+    parts: list[dict[str, Any]] = read_json(store / PARTS)
+    train, held_out = TokenStore(store / TRAIN), TokenStore(store / HELD_OUT)
+    if len(parts) == 1:
+        return StepRows(train, held_out, parts[0]["counts"], parts[0]["format"])
+    sizes = tuple(part["counts"]["trained"] for part in parts)
+    mixture = step.mixture(sizes, request.inputs.seed)
+    counts = Counter({"epoch": mixture.num_rows})
+    for part in parts:
+        counts.update(part["counts"])
+    return StepRows(train, held_out, dict(counts), told(mixture, list(shares)), mixture)
+
+
+def remove_rows(folder: Path) -> None:
+    """Remove the stored rows from the folder of a finished step."""
+    shutil.rmtree(folder / ROWS, ignore_errors=True)
+
+
+def describe(counts: Mapping[str, int], form: str = "") -> str:
+    """Return the row statistics in one line."""
+    unused = sorted(name for name in counts if name.startswith(UNUSED))
+    parts = [
+        f"{counts['rows']} rows read{f' as {form}' if form else ''}",
+        f"{counts['trained']} trained",
+        f"{counts['held_out']} held out",
+        *(f"{name} {number}" for name, number in sorted(counts.items()) if name not in (*SUMMARY, *unused)),
+    ]
+    columns = ", ".join(name.removeprefix(UNUSED) for name in unused)
+    return ", ".join(parts) + (f"; unused columns: {columns}" if columns else "")
+
+
+def _write(target: Path, request: RowRequest, sources: Sequence[SourceSettings]) -> None:
+    """Write the stores of trained and of held-out rows, and the statistics of each source."""
+    remove_leftovers(target.parent, of=target.name)
+    parts: list[dict[str, Any]] = []
+    with (
+        atomic_folder(target) as folder,
+        writing_store(folder / TRAIN, count_tokens) as train,
+        writing_store(folder / HELD_OUT, count_tokens) as held_out,
+    ):
+        for source in sources:
+            before = sum(part["counts"]["records"] for part in parts)
+            parts.append(_write_source(request, source, train, held_out, before))
+        write_json(folder / PARTS, parts)
+
+
+def _write_source(
+    request: RowRequest, source: SourceSettings, train: StoreWriter, held_out: StoreWriter, before: int
+) -> dict[str, Any]:
+    """Write the groups of one source, after `before` records of others, and return its statistics.
+
+    A row of the wrong kind is an error; one that contributes nothing to the loss is dropped and counted.
+    """
+    kind = request.step.record_kind
+    found = streamed(source, kind=kind, seed=request.inputs.seed)
+    encoder = ChatEncoder(
+        request.tokenizer,
+        max_length=source.max_length or request.model_limit,
+        max_prompt_length=source.max_prompt_length,
+        overlong=source.overlong,
+    )
+    filtered = Counter[str]()
+    groups = request.step.filter_groups(
+        encoder.encode_located(of_kind(found.records, kind, filtered)),
+        filtered,
+        attributes=request.attributes,
+        path=source.path,
+    )
+    trained, kept = train.number, held_out.number
+    with within("data"):
+        for located in groups:
+            store = held_out if is_held_out(located.record, source.held_out) else train
+            store.add(replace(located.record, row=before + located.row), located.metadata)
+    counts = Counter({"rows": found.statistics.num_rows})
+    counts += Counter({f"dropped:{reason}": number for reason, number in found.statistics.dropped.items()})
+    counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
+    counts += filtered
+    counts += Counter({UNUSED + one_line(column): number for column, number in found.statistics.unused_columns.items()})
+    counts["trained"], counts["held_out"] = train.number - trained, held_out.number - kept
+    if not counts["trained"]:
+        reasons = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
+        raise InputError(f"{source.path}: no row is left to train on ({reasons})", ("data",))
+    return {"counts": dict(counts), "format": found.format}
+
+
+def preferred(group: TokenGroup) -> TokenGroup:
+    """The group with the response alone that its row names, else the best rewarded; as it is where neither is known."""
+    if group.chosen is None and group.rewards is None:
+        return group
+    best = group.chosen if group.chosen is not None else max(enumerate(group.rewards or ()), key=itemgetter(1))[0]
+    return replace(
+        group,
+        sequences=(group.sequences[best],),
+        rewards=None if group.rewards is None else (group.rewards[best],),
+        chosen=None,
+        attributes=(group.attributes[best],),
+    )
+
+
+def is_held_out(group: TokenGroup, share: float) -> bool:
+    """Whether the prompt falls into the held-out share.
+
+    All rows of a prompt fall on one side, always the same, wherever they are cut.
+    """
+    assert group.prompt_hash is not None
+    return group.prompt_hash < share * HASH_SPACE

@@ -1,0 +1,135 @@
+"""The contract of the stages that train: `sft`, `preference` and `reward_model`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field
+
+from align.data.mixing import Mixture
+from align.errors import InputError
+from align.records import Comparison, Demonstration
+from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
+from align.stages.context import ModelSpec, StepInputs, policy_key
+from align.stages.estimates import Estimate, Planning, model_disk
+from align.stages.sources import check_without_constraints
+from align.stages.training.contract import Groups
+from align.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from align.data.token_groups import TokenGroup
+
+
+class TrainingStage(Stage):
+    """A step that trains a model on rows."""
+
+    policy: str | None = Field(
+        default=None,
+        description="Step whose model this one starts from; by default the last policy before it, else the recipe's.",
+    )
+    train: TrainSettings = Field(description="Optimizer, schedule, batch and checkpoints.")
+
+    def resolve(self, before: Mapping[str, Stage]) -> Self:
+        """Return the step with the policy that it starts from."""
+        return self if self.policy is not None else self.model_copy(update={"policy": latest_policy(before)})
+
+    @property
+    def start(self) -> str | None:
+        """The step whose model this one starts from."""
+        return self.policy
+
+    @property
+    def start_kinds(self) -> tuple[str, ...]:
+        """What the step can start from."""
+        return (POLICY,)
+
+    def needs_policy(self) -> bool:
+        """Return whether the step starts from the recipe's own policy."""
+        return self.policy is None
+
+    def data_loc(self, source: str) -> tuple[str, ...]:
+        """Return the location of the setting that names a source."""
+        return ("data",)
+
+    def inputs(self) -> list[Input]:
+        """Return the policy that the step starts from, and its rows."""
+        start = [Input(self.policy, self.start_kinds, ("policy",))] if self.policy is not None else []
+        return [*start, *(Input(name, (SOURCE, GROUPS), self.data_loc(name)) for name in self.shares())]
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the settings that decide the trained weights."""
+        return {**super().decisive(), "train": self.train.cache_key()}
+
+    def cache_key(self, inputs: StepInputs) -> list[Any]:
+        """Return what decides the trained model: settings, rows, and the model that it starts from."""
+        path = inputs.policy.path if self.policy is None else None
+        return [*super().cache_key(inputs), *policy_key(inputs), *([inputs.content(path)] if path else [])]
+
+    def validate_inputs(self, inputs: StepInputs) -> None:
+        """Raise where a setting needs held-out rows and there are none, or where rows cannot be trained on."""
+        from align.train.accelerator import check_trackers  # noqa: PLC0415 - imports torch
+
+        held_out = {
+            ("train", "keep"): self.train.keep == "best",
+            ("train", "evaluate_every"): self.train.evaluate_every,
+        }
+        if not any(source.held_out for source in inputs.sources.values()):
+            for loc, is_set in {**held_out, **self.needs_held_out()}.items():
+                if is_set:
+                    names = " or ".join(inputs.sources)
+                    raise InputError(f"needs held-out rows, and no row is held out: set held_out of {names}", loc)
+        check_trackers(self.train)
+        for name, source in inputs.sources.items():
+            check_without_constraints(name, source.constraints is not None, self.data_loc(name))
+
+    def needs_held_out(self) -> dict[tuple[str, ...], Any]:
+        """Return further settings, by location, that need held-out rows where they are true."""
+        return {}
+
+    @property
+    def record_kind(self) -> type[Demonstration | Comparison]:
+        """The kind of record that the step trains on."""
+        return Comparison
+
+    @property
+    def has_lm_head(self) -> bool:
+        """Whether the trained model predicts tokens."""
+        return True
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss needs reference log-probabilities."""
+        return False
+
+    def mixture(self, sizes: tuple[int, ...], seed: int) -> Mixture:
+        """Return which rows of several sources of these sizes an epoch takes."""
+        return Mixture(sizes, tuple(self.shares().values()), seed=seed)
+
+    def attributes(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Return the attributes that the model rates, given the model that the step starts from."""
+        return ()
+
+    def filter_groups(self, groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str) -> Groups:
+        """Return the groups that contribute to the loss; `counts` receives the others by reason."""
+        return groups
+
+    def estimate(self, planning: Planning) -> Estimate:
+        """Return rows, tokens, memory and time; an upper bound where an earlier step makes the rows."""
+        from align.stages.training.planning import estimate_bound, estimate_training  # noqa: PLC0415 - imports torch
+
+        made_by = next((name for name in self.shares() if name in planning.made), None)
+        if made_by is not None:
+            return estimate_bound(self, planning, planning.made[made_by])
+        return estimate_training(self, planning)
+
+    def disk(self, model_bytes: int) -> tuple[int, int]:
+        """Return the bytes of the trained model, and of its checkpoints."""
+        return model_disk(model_bytes, keeps_best=self.train.keep == "best")
+
+    def preview(self, planning: Planning, number: int) -> list[tuple[TokenGroup, TokenGroup]] | None:
+        """Return the first rows as they are trained on and as they are uncut."""
+        from align.stages.training.planning import preview_groups  # noqa: PLC0415 - imports torch
+
+        return preview_groups(self, planning, number)

@@ -1,0 +1,1 @@
+"""Recipes: loading, validation, expansion of rounds, estimates, the runner and the launcher."""

@@ -1,0 +1,92 @@
+"""Results of a run: the table of policies and evaluations, and paired changes between policies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from align.evaluation.statistics import Score, interval
+from align.workflow.schema import Recipe
+
+Manifests = Mapping[str, Mapping[str, Any]]
+
+
+def results_table(manifests: Manifests) -> dict[str, dict[str, Any]]:
+    """Return policies x evaluations: `{policy: {column: {value, low, high, n}}}`."""
+    rows: dict[str, dict[str, Any]] = {}
+    for manifest in manifests.values():
+        for policy, scores in manifest.get("scores", {}).items():
+            rows.setdefault(policy, {}).update(scores)
+    return rows
+
+
+class _Column(NamedTuple):
+    """The verdicts of a policy's column."""
+
+    file: Path
+    part: str  # of each line
+    asked: Any  # the settings of the task and of its rows
+
+
+def changes(recipe: Recipe, manifests: Manifests) -> dict[str, dict[str, Any]]:
+    """Return the paired change of each policy against the evaluated policy that it starts from.
+
+    `{policy: {column: {value, low, high, n, from}}}`, with the 95 % bootstrap interval of the paired difference over
+    prompts. There is no change where the two were asked different prompts, or in another way.
+    """
+    columns: dict[str, dict[str, _Column]] = {}
+    for name, manifest in manifests.items():
+        for column, (task, part) in manifest.get("columns", {}).items():
+            policy, file = next(iter(manifest["scores"])), recipe.root / name / f"{task}.jsonl"
+            _, asked = recipe.steps[name].columns(recipe.resolved(name)).get(column, (None, None))
+            columns.setdefault(policy, {})[column] = _Column(file, part, asked)
+    found: dict[str, dict[str, Any]] = {}
+    for policy, own in columns.items():
+        before = _start(recipe, policy)
+        while before is not None and before not in columns:
+            before = _start(recipe, before)
+        if before is None:
+            continue
+        for column in [each for each in own if each in columns[before]]:
+            then, now = columns[before][column], own[column]
+            if then.asked == now.asked and (change := _change(_parts_in(then), _parts_in(now))):
+                found.setdefault(policy, {})[column] = {**change, "from": before}
+    return found
+
+
+def _start(recipe: Recipe, policy: str) -> str | None:
+    """Return the step that a policy starts from; None for a policy that no step makes."""
+    return recipe.steps[policy].start if policy in recipe.steps else None
+
+
+class _Parts(NamedTuple):
+    """The verdicts on each prompt that has the part."""
+
+    prompts: list[Any]  # text, or row number
+    passed: list[tuple[float, float]]  # (passed, out of)
+
+
+def _parts_in(column: _Column) -> _Parts:
+    lines = [json.loads(line) for line in column.file.read_text("utf-8").splitlines()]
+    known = [line for line in lines if column.part in line["parts"]]
+    prompts = [line["row"] if "row" in line else line["prompt"] for line in known]
+    return _Parts(prompts, [(line["parts"][column.part][0], line["parts"][column.part][1]) for line in known])
+
+
+def _change(then: _Parts, now: _Parts) -> dict[str, Any] | None:
+    """Return the paired difference with its interval; None where the prompts differ."""
+    if then.prompts != now.prompts:
+        return None
+    pairs = list(zip(then.passed, now.passed, strict=True))
+    values = np.asarray(pairs, dtype=np.float64)  # [prompts, then or now, passed or of]
+
+    def difference(chosen: np.ndarray) -> float:
+        (passed, of), (passed_now, of_now) = values[chosen].sum(axis=0)
+        return float(passed_now / of_now - passed / of)
+
+    low, high = interval(difference, len(values))
+    return Score(difference(np.arange(len(values))), low, high, len(values))._asdict()

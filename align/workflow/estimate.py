@@ -1,0 +1,76 @@
+"""Estimates of a recipe's steps: rows, tokens, memory, FLOPs, time and disk, without training."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from align.accounting.formulas import FP32, decoder
+from align.models.loading.pretrained import silence_transformers
+from align.stages.context import ModelSpec
+from align.stages.estimates import Estimate, Planning
+from align.stages.training.models import planned_config, planned_tokenizer
+from align.workflow.schema import Recipe
+
+
+class ModelPlans:
+    """The model of each step before any step has run; each tokenizer and configuration is made once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._loaded: dict[str, tuple[PreTrainedTokenizerBase, PretrainedConfig]] = {}
+
+    def start(self, name: str) -> ModelSpec:
+        """Return the model that a step starts from or asks."""
+        start = self._recipe.steps[name].start
+        if start is None:
+            return ModelSpec(self._recipe.policy)
+        return self._recipe.steps[start].model(self.start(start))
+
+    def loaded(self, name: str) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+        """Return tokenizer and configuration of the model that a step makes, trains or asks."""
+        spec = self._recipe.steps[name].model(self.start(name))
+        key = repr((spec.settings, spec.vocab_size))
+        if key not in self._loaded:
+            with tempfile.TemporaryDirectory() as folder:
+                tokenizer = planned_tokenizer(spec, Path(folder))
+            self._loaded[key] = tokenizer, planned_config(spec, len(tokenizer))
+        return self._loaded[key]
+
+    def planning(self, name: str) -> Planning:
+        """Return what the estimate of a step is made from."""
+        tokenizer, config = self.loaded(name)
+        return Planning(
+            name=name,
+            inputs=self._recipe.resolved(name),
+            spec=self.start(name),
+            tokenizer=tokenizer,
+            config=config,
+            decoder=decoder(config.to_dict()),
+        )
+
+
+def estimate(recipe: Recipe) -> Iterator[Estimate]:
+    """Yield the estimate of each step in turn; raise for the first thing that is wrong with the recipe."""
+    silence_transformers()
+    plans, made = ModelPlans(recipe), dict[str, Estimate]()
+    for name, step in recipe.steps.items():
+        made[name] = step.estimate(replace(plans.planning(name), made=made))
+        yield made[name]
+
+
+def disk_need(recipe: Recipe) -> tuple[int, int]:
+    """Return the bytes of the run's models, and of the largest step's checkpoints while it runs."""
+    silence_transformers()
+    plans, models, checkpoints = ModelPlans(recipe), 0, 0
+    for name, step in recipe.steps.items():
+        if step.disk(1) == (0, 0):
+            continue
+        size = decoder(plans.loaded(name)[1].to_dict()).num_weights * FP32
+        stays, spare = step.disk(size)
+        models, checkpoints = models + stays, max(checkpoints, spare)
+    return models, checkpoints

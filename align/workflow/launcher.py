@@ -1,0 +1,80 @@
+"""The launcher: a step in the child processes of `accelerate launch`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.artifacts import METRICS, read_json
+from align.distributed.progress import Progress
+from align.distributed.signals import defer_sigterm
+from align.errors import InputError, RunError
+from align.workflow.recipe import load_recipe
+from align.workflow.schema import Recipe
+
+INSIDE_RUN = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint in its pipeline
+LAUNCH_LOCK = ".lock-launched"  # beside the pipeline's own lock
+CONTENT = "content.json"  # what a launched child leaves for the pipeline to complete its step with
+POLL_S = 0.5  # seconds between two looks at a launched child
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A recipe's path and overrides, as child processes are given them."""
+
+    recipe: Path
+    overrides: tuple[str, ...] = ()
+
+    def load(self) -> Recipe:
+        """Return the validated recipe."""
+        return load_recipe(self.recipe, self.overrides)
+
+
+def launch_step(
+    command: Command, name: str, launch: str, mark: str, working: Path, progress: Progress
+) -> dict[str, Any]:
+    """Run a step in `accelerate launch` and return what its first process says of it for the manifest."""
+    if not Path(launch).is_file():
+        raise InputError(f"{launch}: no such launch file", ("steps", name, "launch"))
+    arguments = ["-m", "align", "train", str(command.recipe), "--step", name, *command.overrides]
+    call = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, *arguments]
+    log, content = working / "launch.log", working / CONTENT
+    if not content.is_file():  # it exists where a child finished after its pipeline was killed
+        progress.note(f"{name}: accelerate launch --config_file {launch}")
+        status = _follow(call, {**os.environ, INSIDE_RUN: mark}, log, working / METRICS, progress)
+        if not content.is_file():
+            lines = log.read_text("utf-8").splitlines()
+            last = lines[-1] if lines else "no output"
+            reason = next((line for line in lines if line.startswith("align: ")), last)
+            raise RunError(f"{name}: accelerate launch exited with status {status}: {reason}")
+    return read_json(content)
+
+
+def _follow(call: Sequence[str], environment: Mapping[str, str], log: Path, metrics: Path, progress: Progress) -> int:
+    """Run the call, pass on every line of metrics as it is written, and return the exit status."""
+    seen, forwarded, status = 0, False, None
+    with defer_sigterm() as stop, log.open("w", encoding="utf-8") as file:
+        child = subprocess.Popen(call, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            while status is None:
+                if stop.requested and not forwarded:
+                    child.terminate()  # the launcher forwards it to its processes
+                    forwarded = True
+                with suppress(subprocess.TimeoutExpired):
+                    status = child.wait(POLL_S)
+                lines = metrics.read_text("utf-8").splitlines(keepends=True) if metrics.is_file() else []
+                for line in [line for line in lines[seen:] if line.endswith("\n")]:
+                    progress.advance(1, json.loads(line))
+                    seen += 1
+            return status
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()

@@ -1,0 +1,223 @@
+"""The runner: every step of a recipe in order, or one step as a process of an `accelerate launch` calls it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from align import artifacts, pipeline
+from align.accounting.energy import EnergyMeter
+from align.accounting.ledger import Ledger, total
+from align.distributed.processes import shutdown_processes
+from align.distributed.progress import Progress
+from align.errors import InputError
+from align.stages.context import RunContext
+from align.stages.costs import Meter, remove_spent
+from align.stages.responses.sampling import remove_journals
+from align.stages.training.rows import remove_rows
+from align.train.checkpoint import remove_checkpoints
+from align.train.reference import REFERENCE_WORK
+from align.workflow.changes import changes, results_table
+from align.workflow.expansion import RUN_FILES
+from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, launch_step
+from align.workflow.schema import Recipe
+
+MIB = 2**20
+
+
+class RunProgress(Progress, Protocol):
+    """A progress display that also shows the state of every step."""
+
+    def watch(self, step: str, state: str) -> None:
+        """Show that a step has changed its state."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Executor:
+    """Makes a step's folder: in this process, or in the processes that its launch file describes."""
+
+    recipe: Recipe
+    progress: RunProgress
+    energy: EnergyMeter
+    command: Command | None  # for launched children; None in a child
+
+    def __call__(self, step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
+        settings = self.recipe.steps[step.name]
+        if settings.launch is not None and self.command is not None:
+            self.progress.phase(settings.stage, 0)
+            mark = pipeline.fingerprints(self.recipe.pipeline())[step.name]
+            return launch_step(self.command, step.name, settings.launch, mark, working, self.progress)
+        meter = Meter(working, self.progress, self.energy)
+        content = settings.run(run_context(self.recipe, step.name, working, meter))
+        done = content.pop("done")
+        ledger = meter.ledger(done, self.recipe.accounting).to_json()
+        return {
+            "stage": settings.stage,
+            "settings": settings.model_dump(mode="json"),
+            "seed": self.recipe.seed,
+            "versions": artifacts.versions(),
+            **content,
+            "device": done.device,
+            "ledger": ledger,
+            "attempts": meter.attempts,
+        }
+
+
+def run_context(recipe: Recipe, name: str, folder: Path, progress: Progress) -> RunContext:
+    """Return what a step's `run` is given besides its settings."""
+    return RunContext(name=name, folder=folder, inputs=recipe.resolved(name), progress=progress)
+
+
+def run_recipe(
+    command: Command,
+    progress: RunProgress,
+    *,
+    disk: tuple[int, int],
+    until: str | None = None,
+    rerun_from: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run the unfinished steps of a recipe and return the manifest of every step.
+
+    `disk` is what `disk_need` returns. The run's folder then also holds RUN_FILES.
+    """
+    began, recipe = time.monotonic(), command.load()
+    last, rerun = _ends(recipe, until, rerun_from)
+    gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
+    with pipeline.locked(recipe.root, progress.note), EnergyMeter(recipe.accounting, gpus) as energy:
+        for name in RUN_FILES:
+            artifacts.remove_leftovers(recipe.root, of=name)
+        _report_disk(recipe.root, *disk, progress=progress)
+        artifacts.write_json(recipe.root / "recipe.json", recipe.model_dump(mode="json"), sort_keys=False)
+        computing_s: list[float] = []
+        manifests = pipeline.run(
+            recipe.pipeline(),
+            recipe.root,
+            execute=_timed(_Executor(recipe, progress, energy, command), computing_s),
+            log=progress.note,
+            on_state=progress.watch,
+            cleanup=_cleanup,
+            until=last,
+            rerun=rerun,
+        )
+        _write_results(recipe, manifests, began=began, computing_s=sum(computing_s))
+    return manifests
+
+
+def planned(recipe: Recipe, until: str | None, rerun_from: str | None) -> list[pipeline.PlannedStep]:
+    """Return what `run_recipe` would do with each step."""
+    last, rerun = _ends(recipe, until, rerun_from)
+    return pipeline.plan(recipe.pipeline(), recipe.root, until=last, rerun=rerun)
+
+
+def run_step(command: Command, name: str, progress: RunProgress) -> None:
+    """Run one step whose inputs are finished. Every process of a launch calls it, and the first writes."""
+    recipe = command.load()
+    (name,) = recipe.expanded(name)[-1:]
+    steps = {step.name: step for step in recipe.pipeline()}
+    marks = pipeline.fingerprints(list(steps.values()))
+    needed = _ancestors(steps, name)
+    chosen = [steps[other] for other in steps if other in needed or other == name]
+    states = {each.step.name: each.state for each in pipeline.plan(chosen, recipe.root)}
+    for other in (each.name for each in chosen if each.name != name):
+        if states[other] != pipeline.FINISHED:
+            raise InputError(
+                f"step {name!r} needs {other!r}, which is not finished with these settings: align run first"
+            )
+    is_first, is_launched = int(os.environ.get("RANK", "0")) == 0, os.environ.get(INSIDE_RUN) == marks[name]
+    if states[name] == pipeline.FINISHED and not is_launched:
+        progress.note(f"{name}: finished before, skipped")
+        return
+    target, inputs = recipe.root / name, {other: recipe.root / other for other in steps[name].inputs}
+    working = artifacts.working_folder(target)
+    if not is_first:
+        is_complete = "step" in (artifacts.read_manifest(working) or {})  # only renaming it is left, for the first
+        if not (states[name] == pipeline.INTERRUPTED and is_complete):
+            recipe.steps[name].run(run_context(recipe, name, working, progress))
+            shutdown_processes()
+        return
+    lock = LAUNCH_LOCK if is_launched else pipeline.LOCK_FILE  # a launched child may outlive a killed pipeline
+    with pipeline.locked(recipe.root, progress.note, lock=lock), EnergyMeter(recipe.accounting) as energy:
+        execute = _Executor(recipe, progress, energy, None)
+        if is_launched:
+            artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
+        else:
+            pipeline.run(
+                chosen, recipe.root, execute=execute, log=progress.note, on_state=progress.watch, cleanup=_cleanup
+            )
+    shutdown_processes()
+
+
+def _ends(recipe: Recipe, until: str | None, rerun_from: str | None) -> tuple[str | None, list[str]]:
+    """Return the last step to run and the steps to run again, by the names under which they run."""
+    last = recipe.expanded(until)[-1] if until is not None else None
+    return last, recipe.expanded(rerun_from) if rerun_from is not None else []
+
+
+def _report_disk(root: Path, models: int, checkpoints: int, *, progress: Progress) -> None:
+    """Report the disk space that the run needs. A step keeps its latest checkpoint, and none when it is finished."""
+    free = shutil.disk_usage(root).free
+    progress.note(
+        f"{root}: models need {models / MIB:,.0f} MiB of disk, and checkpoints up to {checkpoints / MIB:,.0f} MiB more "
+        f"while a step runs; {free / MIB:,.0f} MiB free"
+    )
+    if models + checkpoints > free:
+        progress.note("insufficient disk space: the run will stop when the disk is full, and resumes when it is rerun")
+
+
+def _timed(execute: pipeline.Execute, seconds: list[float]) -> pipeline.Execute:
+    """Return `execute` with the duration of each call appended to `seconds`."""
+
+    def timed(step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
+        began = time.monotonic()
+        content = execute(step, working, inputs)
+        seconds.append(time.monotonic() - began)
+        return content
+
+    return timed
+
+
+def _write_results(
+    recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], *, began: float, computing_s: float
+) -> None:
+    """Write the results table, paired changes, ledger and report; the pipeline overhead last."""
+    from align.report import write_report  # noqa: PLC0415 - imports matplotlib, which no launched child needs
+
+    root, ledgers = recipe.root, {name: Ledger.from_json(each["ledger"]) for name, each in manifests.items()}
+    artifacts.write_json(root / "table.json", results_table(manifests))
+    artifacts.write_json(root / "changes.json", changes(recipe, manifests))
+    steps = {name: ledger.to_json() for name, ledger in ledgers.items()}
+    ledger: dict[str, Any] = {"steps": steps, "total": total(list(ledgers.values())).to_json()}
+    artifacts.write_json(root / "ledger.json", ledger)
+    write_report(root)
+    wall_s = time.monotonic() - began
+    ledger["last_call"] = {"wall_seconds": wall_s, "overhead_seconds": wall_s - computing_s}
+    artifacts.write_json(root / "ledger.json", ledger)
+
+
+def _cleanup(working: Path) -> None:
+    """Remove what only resuming a step needs."""
+    remove_checkpoints(working)
+    remove_rows(working)
+    remove_journals(working)
+    remove_spent(working)
+    (working / REFERENCE_WORK).unlink(missing_ok=True)
+    (working / CONTENT).unlink(missing_ok=True)
+
+
+def _ancestors(steps: Mapping[str, pipeline.Step], name: str) -> set[str]:
+    """Return all steps that the step depends on."""
+    found: set[str] = set()
+    waiting = list(steps[name].inputs)
+    while waiting:
+        other = waiting.pop()
+        found.add(other)
+        waiting += steps[other].inputs
+    return found
