@@ -16,7 +16,7 @@ from torch.distributed.fsdp import OffloadPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.run import config_from_args
 
-from align.accounting.formulas import Decoder
+from align.accounting.flops import Decoder
 from align.workflow.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -1,1 +1,1 @@
-"""What training costs: by formula, by meter, and written down for each step and for the run."""
+"""The cost of training: by formula (FLOPs, communication, memory), by meter (energy), and recorded in a ledger."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from align.accounting.formulas import Work, added
+from align.accounting.flops import Work, sum_work
 from align.data.batching import plan_step
 from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
@@ -60,4 +60,4 @@ def likelihoods(
 
 def forward_work(groups: Sequence[TokenGroup]) -> Work:
     """Return the work of one forward pass over the groups as trees."""
-    return added(tree_batch(group.sequences).work() for group in groups)
+    return sum_work(tree_batch(group.sequences).work() for group in groups)

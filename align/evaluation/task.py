@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from align.accounting.formulas import Work
+from align.accounting.flops import Work
 from align.errors import InputError
 from align.evaluation.statistics import Score
 from align.records import Message, Prompt

@@ -12,14 +12,8 @@ import torch
 from transformers import PretrainedConfig
 
 from align.accounting.energy import EnergyMeter, EnergyReading
-from align.accounting.formulas import (
-    Decoder,
-    Work,
-    decoder,
-    forward_flops,
-    training_flops,
-)
-from align.accounting.ledger import Ledger, Usage, entry
+from align.accounting.flops import Decoder, Work, decoder_from_config, forward_flops, training_flops
+from align.accounting.ledger import Ledger, Usage, step_ledger
 from align.accounting.peak_memory import peak_memory
 from align.accounting.settings import AccountingSettings
 from align.artifacts import read_json, write_json
@@ -68,7 +62,7 @@ class Done:
 def dimensions(config: PretrainedConfig) -> Decoder | str:
     """Return the dimensions that a model's cost depends on, or why they are unknown."""
     try:
-        return decoder(config.to_dict())
+        return decoder_from_config(config.to_dict())
     except InputError as error:
         return str(error)
 
@@ -145,7 +139,7 @@ class Meter:
             weights=done.weights,
         )
         self._save_spent()
-        return entry(usage, energy, settings)
+        return step_ledger(usage, energy, settings)
 
 
 def remove_spent(working: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from align.accounting.formulas import FP32, Decoder, Work, forward_flops
+from align.accounting.communication import FP32
+from align.accounting.flops import Decoder, Work, forward_flops
 from align.data.batching import Balance
 from align.stages.context import ModelSpec, StepInputs
 

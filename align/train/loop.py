@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from align.accounting.formulas import Work, added
+from align.accounting.flops import Work, sum_work
 from align.accounting.peak_memory import peak_memory
 from align.artifacts import METRICS, append_line
 from align.config import stable_hash
@@ -99,8 +99,8 @@ class Loop:
             last_metrics=lines[-1],
             kept_metrics=self._keep(lines),
             initial_weights=self.weights,
-            trained=added(work_of(line) for line in lines),
-            forward_only=added([self._referred, *(work_of(line, "held_out/") for line in lines)]),
+            trained=sum_work(work_of(line) for line in lines),
+            forward_only=sum_work([self._referred, *(work_of(line, "held_out/") for line in lines)]),
             tokens_trained=sum(int(line["tokens_trained"]) for line in lines),
             imbalance=[line["imbalance"] for line in lines],
             num_micro_batches=sum(int(line["micro_batches"]) for line in lines),
@@ -215,7 +215,7 @@ class Loop:
             members = micro or indices[:1]
             known = [self.references.of(index) for index in members] if self.references is not None else None
             batch = group_batch(self.groups.some(members), known, self.make)
-            self._computed = added([self._computed, batch.tokens.work()])
+            self._computed = sum_work([self._computed, batch.tokens.work()])
             yield batch.to(self.accelerator.device), int(bool(micro)), number == len(micros)
 
     def _work(self) -> dict[str, int]:

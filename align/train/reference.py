@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor
 
-from align.accounting.formulas import Work, added
+from align.accounting.flops import Work, sum_work
 from align.artifacts import atomic_file, read_json, write_json
 from align.data.batching import plan_step
 from align.data.store import KEY, KEY_BYTES, mapped, sequence_key
@@ -183,7 +183,7 @@ def fill(
         members = micro or (first,)
         sequences = [sequence for index in members for sequence in groups[index].sequences]
         batch = tree_batch(sequences) if forward == "tree" else plain_batch(sequences)
-        computed, forwards = added([computed, batch.work()]), forwards + 1  # in this life, or in an earlier one
+        computed, forwards = sum_work([computed, batch.work()]), forwards + 1  # in this life, or in an earlier one
         if not any(wanted[span].any() for span in spans):
             continue
         batch = batch.to(accelerator.device)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.accounting.formulas import Work
+from align.accounting.flops import Work
 from align.data.batching import order
 from align.data.mixing import Mixture
 from align.data.token_groups import TokenGroup

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from align.accounting.formulas import FP32, decoder
+from align.accounting.communication import FP32
+from align.accounting.flops import decoder_from_config
 from align.models.loading.pretrained import silence_transformers
 from align.stages.context import ModelSpec
 from align.stages.estimates import Estimate, Planning
@@ -50,7 +51,7 @@ class ModelPlans:
             spec=self.start(name),
             tokenizer=tokenizer,
             config=config,
-            decoder=decoder(config.to_dict()),
+            decoder=decoder_from_config(config.to_dict()),
         )
 
 
@@ -70,7 +71,7 @@ def disk_need(recipe: Recipe) -> tuple[int, int]:
     for name, step in recipe.steps.items():
         if step.disk(1) == (0, 0):
             continue
-        size = decoder(plans.loaded(name)[1].to_dict()).num_weights * FP32
+        size = decoder_from_config(plans.loaded(name)[1].to_dict()).num_weights * FP32
         stays, spare = step.disk(size)
         models, checkpoints = models + stays, max(checkpoints, spare)
     return models, checkpoints

@@ -14,7 +14,7 @@ import torch
 
 from align import artifacts, pipeline
 from align.accounting.energy import EnergyMeter
-from align.accounting.ledger import Ledger, total
+from align.accounting.ledger import Ledger, sum_ledgers
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
 from align.errors import InputError
@@ -194,7 +194,7 @@ def _write_results(
     artifacts.write_json(root / "table.json", results_table(manifests))
     artifacts.write_json(root / "changes.json", changes(recipe, manifests))
     steps = {name: ledger.to_json() for name, ledger in ledgers.items()}
-    ledger: dict[str, Any] = {"steps": steps, "total": total(list(ledgers.values())).to_json()}
+    ledger: dict[str, Any] = {"steps": steps, "total": sum_ledgers(list(ledgers.values())).to_json()}
     artifacts.write_json(root / "ledger.json", ledger)
     write_report(root)
     wall_s = time.monotonic() - began

@@ -127,8 +127,11 @@ def test_without_a_country_co2_is_not_known_and_a_wrong_one_is_refused():
     with EnergyMeter(AccountingSettings()) as meter:
         pass
     assert (meter.reading.co2_kg, "no" in meter.reading.source) == (None, True)
-    assert "CO2 not known: neither a country nor" in meter.reading.source
-    with pytest.raises(InputError, match="no grid is known for 'XXX'"), EnergyMeter(AccountingSettings(country="XXX")):
+    assert "CO2 unknown: neither country nor" in meter.reading.source
+    with (
+        pytest.raises(InputError, match="codecarbon has no grid for 'XXX'"),
+        EnergyMeter(AccountingSettings(country="XXX")),
+    ):
         pass
 
 

@@ -9,7 +9,8 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from align.accounting.formulas import Decoder, Sharding, decoder
+from align.accounting.communication import Sharding
+from align.accounting.flops import Decoder, decoder_from_config
 from align.accounting.memory import MicroBatch, activation_bytes, adapter_weights, training_memory
 from align.data.token_groups import TokenSequence
 from align.models.policy import Policy
@@ -46,7 +47,7 @@ def kept_bytes(model, micro):
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    precise = torch.autocast("cpu", torch.bfloat16) if micro.half else nullcontext()
+    precise = torch.autocast("cpu", torch.bfloat16) if micro.bf16 else nullcontext()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), precise:
         assert policy(batch).requires_grad
     return sum(tensor.untyped_storage().nbytes() for where, tensor in kept.items() if where not in weights)
@@ -66,24 +67,25 @@ KEPT = [  # the share of what is kept that the formula may miss
 @pytest.mark.parametrize(("config", "how", "tolerance"), KEPT)
 def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(config, how, tolerance):
     micro = MicroBatch(**({"tokens": TOKENS, "targets": TOKENS - 1} | how))
-    told = activation_bytes(decoder(config.to_dict()), micro)
+    told = activation_bytes(decoder_from_config(config.to_dict()), micro)
     assert told == pytest.approx(kept_bytes(causal_model(config), micro), rel=tolerance)
 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_under_adapters_less_is_kept(half):
     lora = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
-    micro = MicroBatch(tokens=TOKENS, targets=TOKENS - 1, half=half)
+    micro = MicroBatch(tokens=TOKENS, targets=TOKENS - 1, bf16=half)
     model = get_peft_model(causal_model(LLAMA), lora)
-    told = activation_bytes(decoder(LLAMA.to_dict()), micro, frozen=True)
+    told = activation_bytes(decoder_from_config(LLAMA.to_dict()), micro, frozen=True)
     assert told == pytest.approx(kept_bytes(model, micro), rel=0.05)
-    assert told < activation_bytes(decoder(LLAMA.to_dict()), micro)
+    assert told < activation_bytes(decoder_from_config(LLAMA.to_dict()), micro)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    assert adapter_weights(decoder(LLAMA.to_dict()), 2) == trained
+    assert adapter_weights(decoder_from_config(LLAMA.to_dict()), 2) == trained
 
 
 def test_checkpoints_keep_each_layers_input_and_one_layer_more():
-    model, micro = decoder(LLAMA.to_dict()), MicroBatch(tokens=TOKENS, targets=TOKENS - 1, checkpointing=True)
+    model = decoder_from_config(LLAMA.to_dict())
+    micro = MicroBatch(tokens=TOKENS, targets=TOKENS - 1, checkpointing=True)
     inputs = kept_bytes(causal_model(LLAMA), micro)  # what lies there before a layer is run again
     whole = activation_bytes(model, replace(micro, checkpointing=False))
     per_layer = (whole - activation_bytes(replace(model, layers=1), replace(micro, checkpointing=False))) / 2
@@ -96,7 +98,7 @@ def test_weights_gradients_and_moments_are_what_their_tensors_take():
     model(input_ids=torch.randint(131, (1, 8))).logits.sum().backward()
     optimizer.step()
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
-    told = training_memory(decoder(LLAMA.to_dict()), MicroBatch(tokens=8), tile=4)
+    told = training_memory(decoder_from_config(LLAMA.to_dict()), MicroBatch(tokens=8), tile=4)
     assert told.weights == sum(weight.nbytes for weight in matrices)
     assert told.gradients == sum(weight.grad.nbytes for weight in matrices)
     moments = [optimizer.state[weight][key] for weight in matrices for key in ("exp_avg", "exp_avg_sq")]
@@ -111,7 +113,7 @@ SIZE = 4 * LARGE.num_weights
 def share_of(stage, **how):
     """Memory over the weights' bytes; the activations of one token are next to nothing."""
     ways = Sharding(stage=stage, **({"processes": 8, "bucket": 10**6, "reuse": 0, "prefetch": 0} | how))
-    return sum(training_memory(LARGE, SMALL_BATCH, tile=1, ways=ways)) / SIZE
+    return sum(training_memory(LARGE, SMALL_BATCH, tile=1, sharding=ways)) / SIZE
 
 
 def test_each_stage_shares_out_more():
@@ -143,14 +145,14 @@ TAKEN = [
 @pytest.mark.parametrize(("stage", "when", "how", "taken"), TAKEN)
 def test_the_memory_by_formula_is_what_deepspeed_took(stage, when, how, taken):
     ways = Sharding(stage=stage, processes=2, reduce=when, **how)
-    told = sum(training_memory(MODEL, MicroBatch(tokens=32), tile=32 * MODEL.vocab, ways=ways)) / 2**20
+    told = sum(training_memory(MODEL, MicroBatch(tokens=32), tile=32 * MODEL.vocab, sharding=ways)) / 2**20
     assert told + 87 == pytest.approx(taken, rel=0.05)
 
 
 def test_fsdp2_trains_its_share_of_the_weights_itself():
     in_use = 2 * 2 * LARGE.num_linear / LARGE.layers * 4 / SIZE  # two layers, and where they arrive
     head = LARGE.vocab * LARGE.hidden * 4 / SIZE
-    told = share_of(3, reduce="each", bucket=0, copies=False)
+    told = share_of(3, reduce="each", bucket=0, fp32_copy=False)
     assert told == pytest.approx(1 / 8 + in_use + 2 / 8 + 1 / 8 + head, rel=0.02)
 
 
@@ -167,7 +169,7 @@ def test_zero3_with_room_enough_keeps_all_weights_gathered():
 
 def test_a_step_of_one_micro_batch_has_no_gradients_when_its_backward_pass_begins():
     micro = MicroBatch(tokens=4000)
-    several, alone = (training_memory(LARGE, replace(micro, alone=each), tile=1) for each in (False, True))
+    several, alone = (training_memory(LARGE, replace(micro, only=each), tile=1) for each in (False, True))
     assert several._replace(gradients=0) == alone
 
 

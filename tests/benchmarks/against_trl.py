@@ -44,7 +44,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from align.accounting.formulas import Work, decoder, forward_flops, training_flops
+from align.accounting.flops import Work, decoder_from_config, forward_flops, training_flops
 from align.data.batching import plan_step
 from align.data.chat_encoder import ChatEncoder
 from align.data.formats import read
@@ -257,7 +257,7 @@ def measure(task: Task, reports: dict[str, list[StepReport]]) -> dict[str, Any]:
         found[f"seconds_{name}"] = [one.seconds for one in side]
         found[f"losses_{name}"] = [one.loss for one in side]
         found[f"peak_bytes_{name}"] = max(one.peak_bytes for one in side)
-    model = decoder(AutoConfig.from_pretrained(task.model).to_dict())
+    model = decoder_from_config(AutoConfig.from_pretrained(task.model).to_dict())
     works = [work for step in range(task.num_steps) for work in step_work(task, step)] * (len(ours) // task.num_steps)
     useful = sum(training_flops(model, work) for work in works)
     again = sum(forward_flops(model, Work(0, 0, work.targets)) for work in works)  # the head, in the backward pass

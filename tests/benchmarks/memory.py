@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from align.accounting.formulas import decoder
+from align.accounting.flops import decoder_from_config
 from align.accounting.memory import MicroBatch, adapter_weights, training_memory
 from align.accounting.peak_memory import peak_memory
 from align.data.token_groups import TokenGroup, TokenSequence
@@ -163,12 +163,12 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         reset_peak_memory()
         for step in range(STEPS):
             loop.step(step)
-    model = decoder(policy.base.config.to_dict())
+    model = decoder_from_config(policy.base.config.to_dict())
     micro = MicroBatch(
         tokens=tokens,
-        half=case.precision == "bf16",
+        bf16=case.precision == "bf16",
         checkpointing=case.checkpointing,
-        alone=case.micro_batches == 1,
+        only=case.micro_batches == 1,
     )
     trained = adapter_weights(model, case.rank) if case.rank else None
     parts = training_memory(model, micro, tile=TILE_CPU, trained=trained)

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from align.accounting.formulas import Sharding, Traffic, wire_bytes
+from align.accounting.communication import Sharding, Traffic, communication_bytes
 from align.data.token_groups import TokenGroup
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))  # where modules of tests find each other
@@ -87,14 +87,14 @@ def compare(options: argparse.Namespace, way: str) -> Iterator[dict[str, Any]]:
     for line in (line for output in outputs for line in told(output)):
         traffic = Traffic(
             weights=line["weights"],
-            small=line["small"],
+            unpartitioned=line["small"],
             steps=options.steps,
             micro_batches=micro_batches,
-            unkept=micro_batches,
-            forwards=micro_batches if options.evaluations else 0,
+            regathered=micro_batches,
+            forward_only=micro_batches if options.evaluations else 0,
         )
         ways = Sharding(stage=STAGES[way], processes=2, reduce=line["reduce"])
-        yield {"way": way, **line, "formula": wire_bytes(ways, traffic) / options.steps}
+        yield {"way": way, **line, "formula": communication_bytes(ways, traffic) / options.steps}
 
 
 def train(options: argparse.Namespace, reduce: str) -> None:

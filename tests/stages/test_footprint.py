@@ -8,7 +8,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from small_runs import RECIPE
 
-from align.accounting.formulas import Sharding
+from align.accounting.communication import Sharding
 from align.errors import InputError
 from align.stages.training.footprint import allocator_note as holes
 from align.stages.training.footprint import sharding_of

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.accounting.formulas import Work
+from align.accounting.flops import Work
 from align.data.token_groups import TokenSequence, common_prefix
 from align.models.tree.layout import TreeLayout, tree_layout
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from align.accounting.formulas import Work, added
+from align.accounting.flops import Work, sum_work
 from align.config import stable_hash
 from align.data.chat_templates import apply_template
 from align.data.token_groups import TokenGroup
@@ -58,7 +58,7 @@ def evaluate_policy(tasks: Tasks, policy: str | None, context: RunContext) -> di
         lines = [{"policy": engines.name, **line} for line in result.lines]
         out = context.folder / f"{name}.jsonl"
         context.processes.run_on_main(partial(write_lines, out, lines), f"writing {name}")
-        work = added([work, result.work])
+        work = sum_work([work, result.work])
         asked = settings.metrics
         metrics = [metric for metric in result.scores if asked is None or metric in asked]
         if unknown := [metric for metric in asked or () if metric not in result.scores]:

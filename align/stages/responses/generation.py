@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from align.accounting.formulas import Work
+from align.accounting.flops import Work
 from align.data.formats import write
 from align.distributed.journal import run_with_journal
 from align.distributed.work_split import WorkShard

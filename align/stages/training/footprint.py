@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from align.accounting.formulas import Decoder, Sharding
+from align.accounting.communication import Sharding
+from align.accounting.flops import Decoder
 from align.accounting.memory import DEEPSPEED, PROCESS, MicroBatch, adapter_weights, training_memory
 from align.config import read_recipe
 from align.errors import InputError
@@ -76,7 +77,7 @@ def sharding_of(launch: str | None, reduce: Literal["once", "each"] = "once") ->
         asked.get("distributed_type"),
     )
     if kind == "FSDP":
-        return replace(way, stage=3, bucket=0, prefetch=0, reuse=0, copies=False)
+        return replace(way, stage=3, bucket=0, prefetch=0, reuse=0, fp32_copy=False)
     if kind != "DEEPSPEED":
         return way
     zero = _zero(asked.get("deepspeed_config") or {})
@@ -104,9 +105,9 @@ def footprint(step: TrainingSettings, policy: PolicySettings, model: Decoder, si
         tokens=max(min(budget, largest), max(sizes)),
         targets=None if step.has_lm_head else 0,
         tree=policy.forward != "plain",
-        half=settings.precision == "bf16",
+        bf16=settings.precision == "bf16",
         checkpointing=policy.gradient_checkpointing,
-        alone=largest <= budget,
+        only=largest <= budget,
     )
 
     lora, quantized = policy.lora, policy.quantize is not None
@@ -114,8 +115,8 @@ def footprint(step: TrainingSettings, policy: PolicySettings, model: Decoder, si
 
     def peak(ways: Sharding) -> int:
         tile = TILE_CPU if ways.cpu else TILE_GPU
-        parts = training_memory(model, micro, tile=tile, trained=trained, quantized=quantized, ways=ways)
-        itself = PROCESS + (DEEPSPEED if ways.stage and ways.copies else 0)
+        parts = training_memory(model, micro, tile=tile, trained=trained, quantized=quantized, sharding=ways)
+        itself = PROCESS + (DEEPSPEED if ways.stage and ways.fp32_copy else 0)
         return sum(parts) + (itself if ways.cpu else 0)
 
     many = replace(ways, processes=max(MANY, ways.processes))

@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from align.accounting.formulas import FP32, Work, added, forward_flops, training_flops
+from align.accounting.communication import FP32
+from align.accounting.flops import Work, forward_flops, sum_work, training_flops
 from align.data.batching import Balance, Indices, balance, order, steps_per_epoch
 from align.data.token_groups import TokenGroup
 from align.models.loading.config import max_positions
@@ -55,7 +56,7 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
     seed = planning.inputs.seed
     epoch = data.mixture.epoch(0) if data.mixture is not None else order(num_rows, seed=seed, epoch=0)
     works = [_work(group, head=step.has_lm_head) for group in data.train]
-    work = added(works[index] for index in epoch)
+    work = sum_work(works[index] for index in epoch)
     sizes = [each.tokens for each in works]
     flops = epochs * training_flops(model, work)
     if step.needs_reference:

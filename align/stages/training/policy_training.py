@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from align.accounting.formulas import Sharding, Traffic, wire_bytes
+from align.accounting.communication import Sharding, Traffic, communication_bytes
 from align.data.chat_templates import apply_template
 from align.distributed.processes import Processes
 from align.models.loading.config import max_positions
@@ -90,11 +90,11 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
     traffic = Traffic(
         weights=weights,
         trained=trained,
-        small=num_parameters(small),
+        unpartitioned=num_parameters(small),
         steps=outcome.num_steps,
         micro_batches=outcome.num_micro_batches,
-        unkept=outcome.num_micro_batches,  # the probe of the forward comes first, without a backward pass
-        forwards=outcome.num_forward_passes,
+        regathered=outcome.num_micro_batches,  # the probe of the forward comes first, without a backward pass
+        forward_only=outcome.num_forward_passes,
     )
     return Done(
         dimensions=dimensions(loop.policy.base.config),
@@ -105,7 +105,7 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
         observed=outcome.forward_only,
         devices=processes,
         precision=loop.training_run.settings.precision,
-        wire_bytes=wire_bytes(ways, traffic),
+        wire_bytes=communication_bytes(ways, traffic),
         device=str(device),
     )
 

@@ -3,7 +3,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from align.accounting.formulas import Work, decoder, forward_flops, padded, training_flops
+from align.accounting.flops import Work, decoder_from_config, forward_flops, training_flops
 from align.errors import InputError
 
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -41,7 +41,7 @@ def causal_model(config):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_weights_counted_are_the_matrices_that_torch_has(name):
-    model, counted = causal_model(CONFIGS[name]), decoder(CONFIGS[name].to_dict())
+    model, counted = causal_model(CONFIGS[name]), decoder_from_config(CONFIGS[name].to_dict())
     embedded = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     matrices = [weight for weight in model.parameters() if weight.ndim == 2 and id(weight) not in embedded]
     positions = sum(weight.numel() for key, weight in model.named_parameters() if "wpe" in key or "positions" in key)
@@ -51,19 +51,19 @@ def test_the_weights_counted_are_the_matrices_that_torch_has(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_operations_counted_are_those_that_torch_counts(name):
-    model, counted = causal_model(CONFIGS[name]), decoder(CONFIGS[name].to_dict())
+    model, counted = causal_model(CONFIGS[name]), decoder_from_config(CONFIGS[name].to_dict())
     tokens = torch.randint(131, (2, 29))
     with FlopCounterMode(display=False) as forward:
         logits = model(input_ids=tokens, use_cache=False).logits
     with FlopCounterMode(display=False) as backward:
         logits.sum().backward()
-    work = padded([29, 11])
+    work = Work(2 * 29, 2 * 29**2, 2 * 29)
     assert forward.get_total_flops() == forward_flops(counted, work)
     assert forward.get_total_flops() + backward.get_total_flops() == training_flops(counted, work)
 
 
 def test_only_what_is_attended_and_reaches_the_head_is_counted():
-    model = decoder(CONFIGS["llama"].to_dict())
+    model = decoder_from_config(CONFIGS["llama"].to_dict())
     nothing = forward_flops(model, Work(0, 0, 0))
     token, pair, target = (forward_flops(model, Work(*unit)) for unit in [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
     assert nothing == 0
@@ -72,14 +72,14 @@ def test_only_what_is_attended_and_reaches_the_head_is_counted():
 
 def test_large_models_come_out_near_their_names():
     llama = transformers.LlamaConfig(num_key_value_heads=8, vocab_size=128256, intermediate_size=14336)
-    assert decoder(llama.to_dict()).num_weights == pytest.approx(8.03e9, rel=1e-3)
-    assert decoder(transformers.GPT2Config().to_dict()).num_weights == pytest.approx(124.4e6, rel=0.01)
-    assert decoder(transformers.NemotronConfig().to_dict()).gated is False
+    assert decoder_from_config(llama.to_dict()).num_weights == pytest.approx(8.03e9, rel=1e-3)
+    assert decoder_from_config(transformers.GPT2Config().to_dict()).num_weights == pytest.approx(124.4e6, rel=0.01)
+    assert decoder_from_config(transformers.NemotronConfig().to_dict()).gated is False
 
 
 WRONG_CONFIGS = [
-    ({}, "no hidden_size"),
-    ({"hidden_size": 8, "num_attention_heads": 2}, "no num_hidden_layers"),
+    ({}, "has no hidden_size"),
+    ({"hidden_size": 8, "num_attention_heads": 2}, "has no num_hidden_layers"),
     (transformers.MixtralConfig().to_dict(), "num_local_experts is 8"),
 ]
 
@@ -87,4 +87,4 @@ WRONG_CONFIGS = [
 @pytest.mark.parametrize(("config", "said"), WRONG_CONFIGS)
 def test_a_model_whose_cost_is_not_known_is_refused(config, said):
     with pytest.raises(InputError, match=said):
-        decoder(config)
+        decoder_from_config(config)

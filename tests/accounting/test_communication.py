@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from align.accounting.formulas import Sharding, Traffic, wire_bytes
+from align.accounting.communication import Sharding, Traffic, communication_bytes
 from align.errors import InputError
 
 
@@ -86,10 +86,10 @@ def reduce(ring, ways, final):
 @pytest.mark.parametrize("stage", range(4))
 def test_the_bytes_by_formula_are_those_that_a_ring_sends(stage, devices, when, reuse, cpu):
     ways = Sharding(stage=stage, processes=devices, reduce=when, reuse=reuse, cpu=cpu)
-    counts = {"steps": len(MICRO_BATCHES), "micro_batches": sum(MICRO_BATCHES), "unkept": MICRO_BATCHES[0]}
-    traffic = Traffic(weights=WEIGHTS, trained=TRAINED, small=SMALL, forwards=5, **counts)
+    counts = {"steps": len(MICRO_BATCHES), "micro_batches": sum(MICRO_BATCHES), "regathered": MICRO_BATCHES[0]}
+    traffic = Traffic(weights=WEIGHTS, trained=TRAINED, unpartitioned=SMALL, forward_only=5, **counts)
     sent = simulated(ways)
-    assert wire_bytes(ways, traffic) == sent
+    assert communication_bytes(ways, traffic) == sent
     assert (sent == 0) == (devices == 1)
 
 
@@ -103,14 +103,14 @@ COUNTED = [
     (2, "each", {}, 7.01),
     (3, "once", {}, 4.38),
     (3, "each", {}, 8.38),
-    (3, "once", {"unkept": 3}, 6.44),
+    (3, "once", {"regathered": 3}, 6.44),
 ]
 
 
 @pytest.mark.parametrize(("stage", "when", "counts", "counted"), COUNTED)
 def test_the_bytes_by_formula_are_those_that_deepspeed_sent(stage, when, counts, counted):
-    traffic = Traffic(weights=2_492_160, small=788_224, steps=1, micro_batches=3, **counts)
-    sent = wire_bytes(Sharding(stage=stage, processes=2, reduce=when), traffic)
+    traffic = Traffic(weights=2_492_160, unpartitioned=788_224, steps=1, micro_batches=3, **counts)
+    sent = communication_bytes(Sharding(stage=stage, processes=2, reduce=when), traffic)
     assert 2 * sent / (4 * traffic.weights) == pytest.approx(counted, rel=0.01)
 
 
@@ -118,7 +118,7 @@ def test_a_large_models_step_sends_what_the_paper_says():
     """Rajbhandari et al. 2020, sec. 7: 2 of the model's size for data parallelism, 3 with stage 3."""
     traffic = Traffic(weights=7_000_000_000, weight_bytes=2)
     ways = {stage: Sharding(stage=stage, processes=1024, reuse=0, cpu=False) for stage in (0, 3)}
-    many = {stage: wire_bytes(way, traffic) / (2 * traffic.weights) for stage, way in ways.items()}
+    many = {stage: communication_bytes(way, traffic) / (2 * traffic.weights) for stage, way in ways.items()}
     assert many == pytest.approx({0: 2, 3: 3}, rel=2e-3)
 
 
