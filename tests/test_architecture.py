@@ -216,9 +216,9 @@ def make_package(root, files):
     return root / "align"
 
 
-@pytest.mark.parametrize(("rule", "files", "said"), BROKEN)
-def test_a_broken_rule_is_reported(tmp_path, rule, files, said):
-    assert any(said in finding for finding in rule(make_package(tmp_path, files)))
+@pytest.mark.parametrize(("rule", "files", "message"), BROKEN)
+def test_a_broken_rule_is_reported(tmp_path, rule, files, message):
+    assert any(message in finding for finding in rule(make_package(tmp_path, files)))
 
 
 def test_allowed_code_is_not_reported(tmp_path):

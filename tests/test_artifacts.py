@@ -35,7 +35,7 @@ def content(folder):
     return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_json_file_reads_as_it_was_written_and_nothing_lies_beside_it(tmp_path):
+def test_json_round_trips_without_leftover_files(tmp_path):
     value = {"é": [1, 2.5, None, True], "nested": {"a": "b\n"}}
     for written in ({"older": 1}, value):
         write_json(tmp_path / "a.json", written)
@@ -43,7 +43,7 @@ def test_a_json_file_reads_as_it_was_written_and_nothing_lies_beside_it(tmp_path
     assert names(tmp_path) == ["a.json"]
 
 
-def test_a_json_file_that_cannot_be_written_leaves_the_older_one(tmp_path):
+def test_json_that_cannot_be_encoded_keeps_the_old_file(tmp_path):
     write_json(tmp_path / "a.json", {"older": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"of no kind": object()})
@@ -51,7 +51,7 @@ def test_a_json_file_that_cannot_be_written_leaves_the_older_one(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
-def test_a_file_whose_writing_fails_keeps_its_older_content(tmp_path, error):
+def test_a_failed_write_keeps_the_old_content(tmp_path, error):
     write_text(tmp_path / "a", "old")
     with pytest.raises(error, match="in the middle"), atomic_file(tmp_path / "a") as partial:
         partial.write_text("half")
@@ -63,7 +63,7 @@ def test_a_file_whose_writing_fails_keeps_its_older_content(tmp_path, error):
     assert content(tmp_path) == {"a": "new"}
 
 
-def test_text_that_utf_8_cannot_hold_is_written_only_on_request(tmp_path):
+def test_unencodable_text_is_an_error_unless_replaced(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "a", "\ud800")
     assert content(tmp_path) == {}
@@ -71,7 +71,7 @@ def test_text_that_utf_8_cannot_hold_is_written_only_on_request(tmp_path):
     assert content(tmp_path) == {"a": "?"}
 
 
-def test_lines_are_added_and_can_be_read_while_the_run_goes_on(tmp_path):
+def test_appended_lines_can_be_read_at_once(tmp_path):
     for step in range(3):
         append_line(tmp_path / "metrics.jsonl", {"step": step, "note": "two\nlines"})
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -79,34 +79,34 @@ def test_lines_are_added_and_can_be_read_while_the_run_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "message"),
     [("no/such/a.json", "No such file"), ("file/a.json", "Not a directory"), ("folder", "Is a directory")],
 )
 @pytest.mark.parametrize("write", [write_json, append_line, write_text])
-def test_a_place_that_nothing_can_be_written_to_is_one_line(tmp_path, place, said, write):
+def test_an_unusable_path_is_an_error_in_one_line(tmp_path, place, message, write):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RunError, match=rf"{tmp_path}/[^.].*: {said}") as caught:
+    with pytest.raises(RunError, match=rf"{tmp_path}/[^.].*: {message}") as caught:
         write(tmp_path / place, "")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine" and not names(tmp_path / "folder")
 
 
-def test_a_folder_cannot_be_made_where_a_file_is_above_it(tmp_path):
+def test_a_folder_below_a_file_is_an_error(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunError, match="file"), atomic_folder(tmp_path / "file" / "model"):
         pass
 
 
 @pytest.mark.parametrize("text", [None, "", "{", b"\xff"])
-def test_a_file_that_holds_no_json_is_named(tmp_path, text):
+def test_a_file_without_json_is_an_error(tmp_path, text):
     if text is not None:
         (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=r"a\.json: cannot be read as JSON"):
         read_json(tmp_path / "a.json")
 
 
-def test_a_whole_folder_takes_the_place_of_an_older_one(tmp_path):
+def test_an_atomic_folder_replaces_an_older_one(tmp_path):
     for text in ("old", "new"):
         with atomic_folder(tmp_path / "deep" / "model") as folder:
             (folder / "inner").mkdir()
@@ -115,7 +115,7 @@ def test_a_whole_folder_takes_the_place_of_an_older_one(tmp_path):
     assert names(tmp_path / "deep") == ["model"]
 
 
-def test_a_whole_folder_may_be_entered_by_whom_the_user_lets_in(tmp_path):
+def test_an_atomic_folder_has_default_permissions(tmp_path):
     (tmp_path / "plain").mkdir()
     with atomic_folder(tmp_path / "whole"):
         pass
@@ -124,7 +124,7 @@ def test_a_whole_folder_may_be_entered_by_whom_the_user_lets_in(tmp_path):
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("error", [ValueError, OSError, RunError, KeyboardInterrupt])
-def test_a_folder_that_fails_is_as_if_it_had_not_begun(tmp_path, older, error):
+def test_a_failed_folder_leaves_nothing(tmp_path, older, error):
     if older:
         with atomic_folder(tmp_path / "model") as folder:
             (folder / "weights").write_text("old")
@@ -156,7 +156,7 @@ with atomic_folder(target) as folder:
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize(("call", "times"), [("fsync", 5), ("rename", 2), ("replace", 2)])
-def test_a_kill_at_any_point_leaves_a_whole_folder_or_none(tmp_path, call, times, older):
+def test_a_kill_at_any_point_leaves_a_complete_folder_or_none(tmp_path, call, times, older):
     target = tmp_path / "model"
     seen = set()
     for time in range(1, times + 1):
@@ -171,7 +171,7 @@ def test_a_kill_at_any_point_leaves_a_whole_folder_or_none(tmp_path, call, times
     assert any(code < 0 for code, _ in seen), "no point of the write was killed"
 
 
-def test_a_finished_step_has_its_manifest_and_nothing_of_its_kills(tmp_path):
+def test_a_finished_step_has_a_manifest_and_no_leftovers(tmp_path):
     target = tmp_path / "sft"
     working = working_folder(target)
     assert (working.parent, working.name, read_manifest(target)) == (tmp_path, "sft.partial", None)
@@ -187,7 +187,7 @@ def test_a_finished_step_has_its_manifest_and_nothing_of_its_kills(tmp_path):
     assert names(tmp_path) == [".other.partial-01234567", "sft"]
 
 
-def test_a_fingerprint_is_the_sha256_of_what_is_in_a_file(tmp_path):
+def test_a_file_fingerprint_is_its_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 100_000)
     expected = hashlib.sha256(b"abc" * 100_000).hexdigest()
     assert fingerprint(tmp_path / "a") == fingerprint_bytes(b"abc" * 100_000) == expected
@@ -204,7 +204,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_folders_fingerprint_changes_with_any_name_or_content(tmp_path, change):
+def test_a_folder_fingerprint_changes_with_any_name_or_content(tmp_path, change):
     made = []
     for name in ("first", "second"):
         (tmp_path / name / "b").mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_a_folders_fingerprint_changes_with_any_name_or_content(tmp_path, change
     assert fingerprint(tmp_path / "second") != made[0]
 
 
-def test_a_runs_journal_is_no_part_of_its_fingerprint(tmp_path):
+def test_manifest_and_metrics_are_not_fingerprinted(tmp_path):
     (tmp_path / "weights").write_text("one")
     before = fingerprint(tmp_path)
     write_json(tmp_path / "manifest.json", {"seconds": 1})
@@ -224,18 +224,18 @@ def test_a_runs_journal_is_no_part_of_its_fingerprint(tmp_path):
     assert fingerprint(tmp_path) == before
 
 
-def test_a_fingerprint_of_nothing_is_refused(tmp_path):
+def test_a_fingerprint_needs_an_existing_path(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         fingerprint(tmp_path / "absent")
 
 
-def test_versions_are_told_without_an_import():
+def test_versions_are_read_without_imports():
     code = "import sys, json; from align.artifacts import versions; print(json.dumps([versions(), list(sys.modules)]))"
-    told, modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-    assert told == versions()
-    assert told["torch"] == torch.__version__
-    assert told["transformers"] == transformers.__version__
-    assert told["python"] == sys.version.split()[0]
+    found, modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert found == versions()
+    assert found["torch"] == torch.__version__
+    assert found["transformers"] == transformers.__version__
+    assert found["python"] == sys.version.split()[0]
     assert not {"torch", "transformers", "datasets"} & set(modules)
 
 
@@ -307,20 +307,20 @@ FULL_DISKS = [
 
 
 @pytest.mark.parametrize(("writer", "named", "left"), FULL_DISKS)
-def test_a_full_disk_is_one_line_that_names_the_place_and_leaves_what_was_whole(tmp_path, writer, named, left):
-    said, found = on_a_small_disk(tmp_path, writer)
-    assert said == f"{tmp_path / named}: no space left on the disk"
+def test_a_full_disk_is_one_line_and_keeps_complete_files(tmp_path, writer, named, left):
+    message, found = on_a_small_disk(tmp_path, writer)
+    assert message == f"{tmp_path / named}: no space left on the disk"
     assert found == str(left)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_closed_to_us_is_named(tmp_path):
+def test_missing_permissions_are_reported(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(RunError, match=r"closed.*: Permission denied"):
         write_json(tmp_path / "closed" / "a.json", 1)
 
 
-def test_a_file_that_may_not_grow_is_named(tmp_path):
+def test_a_file_size_limit_is_reported(tmp_path):
     code = (
         "import resource; from pathlib import Path; from align.artifacts import write_json;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
@@ -331,7 +331,7 @@ def test_a_file_that_may_not_grow_is_named(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_path_is_not_needed_to_be_absolute(tmp_path, monkeypatch):
+def test_relative_paths_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with atomic_folder(Path("model")) as folder:
         write_json(folder / "a.json", 1)

@@ -59,25 +59,25 @@ OVERRIDES = [
 
 
 @pytest.mark.parametrize(("override", "expected"), OVERRIDES)
-def test_an_override_changes_what_it_names_and_nothing_else(recipe, override, expected):
+def test_an_override_changes_only_its_key(recipe, override, expected):
     path = recipe("training: {lr: 0.5, num_steps: 7}\nrounds: [{lr: 1}, {lr: 2}]")
     assert read_recipe(path, [override]) == expected
 
 
 @pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.0e-5", ".00001", "0.00001", "+1e-05"])
-def test_a_small_number_is_a_number_in_the_file_and_in_an_override(recipe, number):
+def test_scientific_notation_is_a_number_in_file_and_override(recipe, number):
     from_file = read_recipe(recipe(f"lr: {number}"))
     from_override = read_recipe(recipe("lr: 1"), [f"lr={number}"])
     assert from_file == from_override == {"lr": 10**-5}
     assert type(from_file["lr"]) is float
 
 
-def test_a_value_taken_from_elsewhere_follows_the_override(recipe):
+def test_interpolations_see_overrides(recipe):
     path = recipe("lr: 1\nsft: {lr: '${lr}', folder: 'runs/${name}'}\nname: a")
     assert read_recipe(path, ["lr=2", "name=b"])["sft"] == {"lr": 2, "folder": "runs/b"}
 
 
-def test_keys_are_text_at_every_depth(recipe):
+def test_keys_are_strings_at_every_depth(recipe):
     assert read_recipe(recipe("1: {2: a, b: c}")) == {"1": {"2": "a", "b": "c"}}
 
 
@@ -105,21 +105,21 @@ WRONG_RECIPES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "overrides", "said"), WRONG_RECIPES)
-def test_a_recipe_that_cannot_be_read_is_answered_in_one_line(recipe, text, overrides, said):
+@pytest.mark.parametrize(("text", "overrides", "message"), WRONG_RECIPES)
+def test_an_unreadable_recipe_is_an_error_in_one_line(recipe, text, overrides, message):
     with pytest.raises(InputError) as caught:
         read_recipe(recipe(text), overrides)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["absent.yaml", "."])
-def test_a_recipe_that_is_no_file_is_named(tmp_path, name):
+def test_a_missing_recipe_is_an_error(tmp_path, name):
     with pytest.raises(InputError, match="no such recipe"):
         read_recipe(tmp_path / name)
 
 
-def test_a_recipe_that_is_no_text_is_named(tmp_path):
+def test_a_binary_recipe_is_an_error(tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00a: \xff")
     with pytest.raises(InputError, match=r"recipe\.yaml"):
         read_recipe(tmp_path / "recipe.yaml")
@@ -135,12 +135,12 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("loc", "overrides", "said"), PLACES)
-def test_an_error_begins_with_its_line_or_the_override_at_above_or_below_its_location(recipe, loc, overrides, said):
+@pytest.mark.parametrize(("loc", "overrides", "message"), PLACES)
+def test_an_error_starts_with_the_line_or_override_of_its_location(recipe, loc, overrides, message):
     path = recipe("training: {lr: 1}\nby_name:\n  dpo:\n    lr: 1\n  a step:\n    lr: 1\n")
     with pytest.raises(InputError) as caught, located(path, overrides):
         raise InputError("wrong", loc)
-    begins = said.replace("PATH", str(path)) if "override" in said else f"{path}{said}"
+    begins = message.replace("PATH", str(path)) if "override" in message else f"{path}{message}"
     assert str(caught.value) == begins + (f"{'.'.join(loc)}: wrong" if loc else "wrong")
 
 
@@ -157,7 +157,7 @@ UNKNOWN_KEYS = [
 
 
 @pytest.mark.parametrize(("values", "place", "right"), UNKNOWN_KEYS)
-def test_an_unknown_key_is_answered_with_its_place_and_the_nearest_right_one(values, place, right):
+def test_an_unknown_key_is_an_error_with_location_and_suggestion(values, place, right):
     with pytest.raises(InputError) as caught:
         build(Recipe, values, ("r.yaml",))
     assert str(caught.value).startswith(f"{place}: unknown key; did you mean {right!r}? available: ")
@@ -183,27 +183,27 @@ WRONG_VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("values", "said"), WRONG_VALUES)
-def test_a_wrong_value_is_answered_with_its_place_and_itself(values, said):
+@pytest.mark.parametrize(("values", "message"), WRONG_VALUES)
+def test_a_wrong_value_is_an_error_with_location_and_value(values, message):
     with pytest.raises(InputError) as caught:
         build(Recipe, values, ("r.yaml",))
     assert str(caught.value).startswith("r.yaml.")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_settings_take_yaml_kinds_for_their_own():
+def test_yaml_types_become_settings_types():
     made = build(Recipe, {"training": {"lr": 1, "betas": [0, 1]}, "folder": "a/b", "last": None}, ("r.yaml",))
     assert (made.training.lr, type(made.training.lr)) == (1.0, float)
     assert (made.training.betas, made.folder) == ((0.0, 1.0), Path("a/b"))
 
 
-def test_settings_do_not_change():
+def test_settings_are_frozen():
     made = build(Recipe, GOOD, ("r.yaml",))
     with pytest.raises(ValueError, match="frozen"):
         made.training.lr = 2
 
 
-def test_a_recipe_hashes_alike_in_any_order_and_unlike_when_any_value_differs():
+def test_a_hash_ignores_key_order_and_changes_with_any_value():
     one = build(Recipe, {"folder": "a", "training": {"lr": 1, "num_steps": 2}})
     other = build(Recipe, {"training": {"num_steps": 2, "lr": 1.0}, "folder": "a"})
     assert stable_hash(one) == stable_hash(other)
@@ -221,7 +221,7 @@ HASHED = {"b": [1, 2.5, None, "é"], "a": {"y": True, "x": float("inf")}}
 
 
 @pytest.mark.parametrize("seed", ["0", "1"])
-def test_a_hash_is_the_same_in_another_process(seed):
+def test_a_hash_does_not_depend_on_the_process(seed):
     code = f"from align.config import stable_hash; inf = float('inf'); print(stable_hash({HASHED!r}), end='')"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
@@ -231,23 +231,23 @@ def test_a_hash_is_the_same_in_another_process(seed):
 
 
 @pytest.mark.parametrize("unstable", [{1, 2}, object(), len])
-def test_a_value_without_a_stable_form_has_no_hash(unstable):
+def test_a_value_without_a_stable_form_is_not_hashed(unstable):
     with pytest.raises(TypeError, match="plain values"):
         stable_hash({"a": unstable})
 
 
-def test_a_dotted_path_brings_in_the_object_itself():
+def test_a_dotted_path_is_imported():
     assert import_dotted("pathlib:Path", "thing") is Path
 
 
 @pytest.mark.parametrize("path", ["", "json", "json:", ":dumps", ".json:dumps", "json:nothing", "no.such:thing"])
-def test_a_dotted_path_that_leads_nowhere_is_named(path):
+def test_a_wrong_dotted_path_is_an_error(path):
     with pytest.raises(InputError) as caught:
         import_dotted(path, "loss")
     assert f"loss {path!r} cannot be imported as module:name" in str(caught.value)
 
 
-def test_a_wrong_name_is_answered_with_the_nearest_and_all_there_are():
+def test_a_wrong_name_gets_a_suggestion_and_all_names():
     table = {"rpo_sq": 1, "dpo": 2, "ipo": 3}
     assert pick(table, "dpo", "loss") == 2
     with pytest.raises(InputError, match=r"no loss is called 'rpo_sqr'; did you mean 'rpo_sq'\? available: dpo, ipo"):
@@ -255,5 +255,5 @@ def test_a_wrong_name_is_answered_with_the_nearest_and_all_there_are():
     assert suggest("quite else", table) == "available: dpo, ipo, rpo_sq"
 
 
-def test_an_error_of_many_lines_becomes_one():
+def test_a_message_of_several_lines_becomes_one():
     assert one_line(ValueError("first\n   second\tthird\r\n")) == "first second third"

@@ -45,12 +45,12 @@ def ran(steps, root, until=None):
     return executed
 
 
-def test_steps_in_order_stay_as_they_were_given():
+def test_ordered_steps_keep_their_order():
     assert order(chain()) == chain()
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_order_they_are_given_in_each_step_follows_its_inputs(seed):
+def test_each_step_follows_its_inputs(seed):
     steps = chain()
     random.Random(seed).shuffle(steps)
     placed = [step.name for step in order(steps)]
@@ -68,21 +68,21 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("steps", "said"), WRONG)
-def test_steps_that_cannot_be_ordered_are_named_before_anything_runs(tmp_path, steps, said):
+@pytest.mark.parametrize(("steps", "messages"), WRONG)
+def test_invalid_graphs_are_errors_before_anything_runs(tmp_path, steps, messages):
     with pytest.raises(InputError) as caught:
         ran(steps, tmp_path)
-    assert all(words in str(caught.value) for words in said)
+    assert all(words in str(caught.value) for words in messages)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".hidden", "a b", "a\n", "sft.partial"])
-def test_a_name_that_is_no_folder_is_refused(name):
+def test_a_step_name_must_be_a_folder_name(name):
     with pytest.raises(InputError, match="also a folder name"):
         Step(name, (), "k")
 
 
-def test_a_step_finds_its_inputs_whole_and_leaves_a_manifest(tmp_path):
+def test_a_step_reads_finished_inputs_and_writes_a_manifest(tmp_path):
     made = run(chain(), tmp_path, execute=letter, log=lambda _: None)
     assert (tmp_path / "rpo" / "letter").read_text() == "rpo:k(dpo:k(chat:k(code:k(base:k()))),reward:k(base:k()))"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CHAIN)
@@ -92,11 +92,11 @@ def test_a_step_finds_its_inputs_whole_and_leaves_a_manifest(tmp_path):
         assert made[name]["inputs"] == {needed: made[needed]["fingerprint"] for needed in inputs}
 
 
-def test_what_is_finished_is_skipped_and_said_so(tmp_path):
+def test_finished_steps_are_skipped(tmp_path):
     run(chain(), tmp_path, execute=letter, log=lambda _: None)
-    said = []
-    made = run(chain(), tmp_path, execute=None, log=said.append)
-    assert said == [f"{name}: finished before, skipped" for name in CHAIN]
+    messages = []
+    made = run(chain(), tmp_path, execute=None, log=messages.append)
+    assert messages == [f"{name}: finished before, skipped" for name in CHAIN]
     assert made == {name: read_manifest(tmp_path / name) for name in CHAIN}
 
 
@@ -111,7 +111,7 @@ AFTER_A_CHANGE = [
 
 
 @pytest.mark.parametrize(("changed", "expected"), AFTER_A_CHANGE)
-def test_a_changed_step_runs_again_with_what_follows_and_nothing_else(tmp_path, changed, expected):
+def test_a_changed_step_reruns_with_its_dependents_only(tmp_path, changed, expected):
     assert ran(chain(), tmp_path) == list(CHAIN)
     assert ran(chain(**{changed: "other"}), tmp_path) == expected
     again = tmp_path / "from nothing"
@@ -120,27 +120,27 @@ def test_a_changed_step_runs_again_with_what_follows_and_nothing_else(tmp_path, 
         assert (tmp_path / name / "letter").read_text() == (again / name / "letter").read_text()
 
 
-def test_a_new_step_runs_alone_and_another_input_is_a_change(tmp_path):
+def test_a_new_step_runs_alone_and_a_new_input_is_a_change(tmp_path):
     ran(chain(), tmp_path)
     more = [*chain(), Step("rpo-2", ("rpo", "reward"), "k")]
     assert ran(more, tmp_path) == ["rpo-2"]
     assert ran([*chain(), Step("rpo-2", ("rpo",), "k")], tmp_path) == ["rpo-2"]
 
 
-def test_the_order_of_giving_is_no_change(tmp_path):
+def test_the_given_order_does_not_matter(tmp_path):
     ran(chain(), tmp_path)
     assert ran(chain()[::-1], tmp_path) == []
     assert fingerprints(chain()) == fingerprints(chain()[::-1])
 
 
-def test_a_run_may_end_at_a_named_step_and_go_on_later(tmp_path):
+def test_a_run_can_end_at_a_step_and_continue_later(tmp_path):
     assert ran(chain(), tmp_path, until="reward") == ["base", "code", "reward"]
     assert ran(chain(), tmp_path) == ["chat", "dpo", "rpo"]
     with pytest.raises(InputError, match=r"no step is called 'rewart'; did you mean 'reward'\?"):
         ran(chain(), tmp_path, until="rewart")
 
 
-def test_a_folder_that_no_step_made_is_left_alone(tmp_path):
+def test_a_folder_that_no_step_made_is_not_overwritten(tmp_path):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "mine.py").touch()
     with pytest.raises(InputError, match="code exists but was not made by a step"):
@@ -149,7 +149,7 @@ def test_a_folder_that_no_step_made_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("failing", CHAIN)
-def test_a_failed_step_leaves_the_earlier_ones_whole_and_goes_on_from_its_working_folder(tmp_path, failing):
+def test_a_failed_step_resumes_from_its_working_folder(tmp_path, failing):
     def execute(step, working, inputs):
         if step.name == failing and not (working / "checkpoint").exists():
             (working / "checkpoint").write_text("half way")
@@ -161,26 +161,26 @@ def test_a_failed_step_leaves_the_earlier_ones_whole_and_goes_on_from_its_workin
         run(chain(), tmp_path, execute=execute, log=lambda _: None)
     whole = names[: names.index(failing)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*whole, f"{failing}.partial"])
-    said = []
-    run(chain(), tmp_path, execute=execute, log=said.append)
-    assert said[len(whole)] == f"{failing}: resumes where it was interrupted"
+    messages = []
+    run(chain(), tmp_path, execute=execute, log=messages.append)
+    assert messages[len(whole)] == f"{failing}: resumes where it was interrupted"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CHAIN)
 
 
-def test_what_was_begun_with_other_settings_is_cleared_and_said_so(tmp_path):
+def test_an_attempt_with_other_settings_is_cleared(tmp_path):
     def fail(step, working, inputs):
         (working / "checkpoint").write_text("of other settings")
         raise RunError("killed")
 
     with pytest.raises(RunError):
         run([Step("sft", (), "one")], tmp_path, execute=fail, log=lambda _: None)
-    said = []
-    run([Step("sft", (), "two")], tmp_path, execute=letter, log=said.append)
-    assert said == ["sft: restarts because its unfinished attempt had other settings or inputs"]
+    messages = []
+    run([Step("sft", (), "two")], tmp_path, execute=letter, log=messages.append)
+    assert messages == ["sft: restarts because its unfinished attempt had other settings or inputs"]
     assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["letter", "manifest.json"]
 
 
-def test_what_a_step_goes_on_from_stays_until_a_kill_can_cost_nothing(tmp_path):
+def test_state_for_resuming_is_removed_after_the_manifest_is_written(tmp_path):
     def execute(step, working, inputs):
         (working / "checkpoint").write_text("half way")
         return letter(step, working, inputs)
@@ -200,8 +200,8 @@ def test_what_a_step_goes_on_from_stays_until_a_kill_can_cost_nothing(tmp_path):
     assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["letter", "manifest.json"]
 
 
-def test_settings_that_come_back_do_not_bring_back_what_was_made_of_other_samples(tmp_path):
-    drawn, said = [], []
+def test_restored_settings_do_not_restore_results_from_other_samples(tmp_path):
+    drawn, messages = [], []
 
     def execute(step, working, inputs):
         drawn.append(step.name)  # a server's samples differ each time
@@ -211,19 +211,19 @@ def test_settings_that_come_back_do_not_bring_back_what_was_made_of_other_sample
 
     def call(key, until=None):
         steps = [Step("samples", (), key), Step("rpo", ("samples",), "k")]
-        run(steps, tmp_path, execute=execute, log=said.append, until=until)
+        run(steps, tmp_path, execute=execute, log=messages.append, until=until)
         return [(tmp_path / name / "letter").read_text() for name in ("samples", "rpo")]
 
     assert call("A") == ["draw 1", "draw 1"]
     assert call("B", until="samples") == ["draw 3", "draw 1"]
     assert call("A") == ["draw 4", "draw 4"]
     assert call("A") == ["draw 4", "draw 4"]
-    assert said[-2:] == ["samples: finished before, skipped", "rpo: finished before, skipped"]
+    assert messages[-2:] == ["samples: finished before, skipped", "rpo: finished before, skipped"]
     shutil.rmtree(tmp_path / "samples")  # the usual way to have a step made again
     assert call("A") == ["draw 6", "draw 6"]
 
 
-def test_what_was_begun_on_other_samples_is_cleared(tmp_path):
+def test_an_attempt_on_other_samples_is_cleared(tmp_path):
     def execute(step, working, inputs):
         if step.name == "rpo" and kills:
             (working / "checkpoint").write_text("half way")
@@ -244,7 +244,7 @@ def test_what_was_begun_on_other_samples_is_cleared(tmp_path):
 
 
 @pytest.mark.parametrize("until", [None, "rpo"])
-def test_a_step_that_is_run_again_and_killed_is_gone_on_with_by_the_same_command(tmp_path, until):
+def test_an_interrupted_rerun_is_resumed_by_the_same_command(tmp_path, until):
     steps = [Step("general", (), "k"), Step("dpo", ("general",), "k"), Step("rpo", ("dpo",), "k")]
     ran, kills = [], []
 
@@ -278,15 +278,15 @@ def test_a_step_that_is_run_again_and_killed_is_gone_on_with_by_the_same_command
     assert ran == [("dpo", False), ("rpo", False)]
 
 
-def test_until_it_is_made_anew_a_changed_step_keeps_its_older_folder(tmp_path):
+def test_a_changed_step_keeps_its_old_folder_until_it_finishes(tmp_path):
     def look(step, working, inputs):
         assert (tmp_path / "sft" / "letter").read_text() == "sft:one()"
         return letter(step, working, inputs)
 
     ran([Step("sft", (), "one")], tmp_path)
-    said = []
-    run([Step("sft", (), "two")], tmp_path, execute=look, log=said.append)
-    assert said == ["sft: reruns because its settings or inputs changed"]
+    messages = []
+    run([Step("sft", (), "two")], tmp_path, execute=look, log=messages.append)
+    assert messages == ["sft: reruns because its settings or inputs changed"]
     assert (tmp_path / "sft" / "letter").read_text() == "sft:two()"
 
 
@@ -311,7 +311,7 @@ run(steps, root, execute=execute, log=print)
 
 
 @pytest.mark.parametrize("last", [1, 6, 9, 12, 18])
-def test_killed_anywhere_and_run_again_each_count_is_made_once(tmp_path, last):
+def test_a_kill_at_any_point_repeats_no_work(tmp_path, last):
     command = [sys.executable, "-c", COUNTING, tmp_path]
     killed = subprocess.run([*command, str(last)], check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL

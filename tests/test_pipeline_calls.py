@@ -34,7 +34,7 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_second_pipeline_is_refused_with_who_holds_the_folder(tmp_path, holder):
+def test_a_locked_folder_is_an_error_that_names_the_holder(tmp_path, holder):
     with pytest.raises(RunError) as caught, locked(tmp_path, print):
         raise AssertionError("two hold it")
     assert f"in use by PID {holder.pid} on {platform.node()};" in str(caught.value)
@@ -43,20 +43,20 @@ def test_a_second_pipeline_is_refused_with_who_holds_the_folder(tmp_path, holder
         pass
 
 
-def test_what_a_killed_pipeline_has_left_is_known_for_stale_and_said(tmp_path, holder):
+def test_a_stale_lock_is_replaced_and_logged(tmp_path, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    said = []
-    with locked(tmp_path, said.append):
+    messages = []
+    with locked(tmp_path, messages.append):
         pass
     gone = f"PID {holder.pid} on {platform.node()}"
-    assert said == [f"{tmp_path}: replaced the stale lock of {gone}, which no longer runs"]
-    with locked(tmp_path, said.append):  # nothing is left of it
+    assert messages == [f"{tmp_path}: replaced the stale lock of {gone}, which no longer runs"]
+    with locked(tmp_path, messages.append):  # nothing is left of it
         pass
-    assert len(said) == 1
+    assert len(messages) == 1
 
 
-def test_the_folder_is_free_again_after_an_error(tmp_path):
+def test_an_error_releases_the_lock(tmp_path):
     with pytest.raises(InputError), locked(tmp_path, print):
         raise InputError("a step has failed")
     taken = "from pathlib import Path; from align.pipeline import locked\nwith locked(Path('.'), print): print('held')"
@@ -65,21 +65,21 @@ def test_the_folder_is_free_again_after_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, number):
+def test_a_file_system_without_locks_is_logged_and_used(tmp_path, monkeypatch, number):
     def no_locks(file, operation):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    said = []
-    with locked(tmp_path, said.append):
-        said.append("inside")
-    with locked(tmp_path, said.append):  # the first one leaves no stale lock
+    messages = []
+    with locked(tmp_path, messages.append):
+        messages.append("inside")
+    with locked(tmp_path, messages.append):  # the first one leaves no stale lock
         pass
     without = f"{tmp_path}: this file system has no file locks; make sure that no other process writes to this folder"
-    assert said == [without, "inside", without]
+    assert messages == [without, "inside", without]
 
 
-def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_run_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="file.*: Not a directory"), locked(tmp_path / "file" / "run", print):
         pass
@@ -114,14 +114,14 @@ AGAIN = {
 
 
 @pytest.mark.parametrize("name", AGAIN)
-def test_a_step_is_run_again_with_what_depends_on_it_and_nothing_else(tmp_path, name):
+def test_a_rerun_covers_the_step_and_its_dependents_only(tmp_path, name):
     ran(tmp_path)
     assert dependents(STEPS, [name]) == set(AGAIN[name])
     assert ran(tmp_path, rerun=[name]) == AGAIN[name]
     assert ran(tmp_path) == []
 
 
-def test_what_runs_again_may_end_early_and_the_rest_follows_later(tmp_path):
+def test_a_rerun_can_end_early_and_continue_later(tmp_path):
     ran(tmp_path)
     assert ran(tmp_path, rerun=["code"], until="chat") == ["code", "chat"]
     assert ran(tmp_path) == ["dpo"]
@@ -143,7 +143,7 @@ run([Step(*each, "k") for each in chain.items()], root, execute=execute, log=pri
 
 
 @pytest.mark.parametrize("last", AGAIN["code"])
-def test_killed_while_it_runs_again_none_of_it_is_skipped_later(tmp_path, last):
+def test_an_interrupted_rerun_skips_nothing_later(tmp_path, last):
     ran(tmp_path)
     killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path, last], capture_output=True)
     assert killed.returncode == 9
@@ -164,7 +164,7 @@ run([Step("base", (), "k"), Step("code", ("base",), "k")], root, execute=execute
 """
 
 
-def test_a_step_that_lacks_nothing_but_its_name_is_not_run_again(tmp_path):
+def test_a_step_killed_before_its_rename_is_not_repeated(tmp_path):
     assert subprocess.run([sys.executable, "-c", UNNAMED, tmp_path], capture_output=True).returncode == 9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "code.partial"]
     assert ran(tmp_path, STEPS[:2]) == []
@@ -199,7 +199,7 @@ def below(steps, name):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_plan_is_what_is_then_done_and_that_is_what_changed_and_its_dependents(tmp_path, seed):
+def test_the_plan_matches_the_run_and_covers_changes_and_dependents(tmp_path, seed):
     draw = random.Random(seed)
     steps = a_graph(draw)
     assert {each.state for each in plan(steps, tmp_path)} == {WAITING}
@@ -221,7 +221,7 @@ def test_the_plan_is_what_is_then_done_and_that_is_what_changed_and_its_dependen
         assert (tmp_path / each.step.name / "letter").read_text() == (fresh / each.step.name / "letter").read_text()
 
 
-def test_a_plan_tells_of_what_was_begun_and_touches_nothing(tmp_path):
+def test_a_plan_shows_interrupted_steps_and_changes_nothing(tmp_path):
     def fail(step, working, inputs):
         raise RunError("the loss is nan")
 

@@ -21,13 +21,13 @@ def filled(path, items=None):
     return path.read_bytes()
 
 
-def test_what_was_finished_is_there_in_the_next_call(tmp_path):
+def test_finished_items_are_read_back(tmp_path):
     filled(tmp_path / "new" / "journal.jsonl")
     with Journal(tmp_path / "new" / "journal.jsonl", MADE_WITH) as journal:
         assert journal.done == ITEMS
 
 
-def test_a_kill_at_any_byte_costs_the_line_that_was_being_written_and_nothing_else(tmp_path):
+def test_a_kill_at_any_byte_loses_at_most_one_line(tmp_path):
     path = tmp_path / "journal.jsonl"
     whole = filled(path)
     ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
@@ -43,7 +43,7 @@ def test_a_kill_at_any_byte_costs_the_line_that_was_being_written_and_nothing_el
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"settings": {"temperature": 1.0, "stop": ["\n"]}}, r"started with settings.temperature 0.7, but .* has 1.0"),
         ({"policies": ["a"]}, r'policies \["a", "b"\], but this call has \["a"\]'),
@@ -51,16 +51,16 @@ def test_a_kill_at_any_byte_costs_the_line_that_was_being_written_and_nothing_el
         ({"seed": 1}, r"seed null, but this call has 1"),
     ],
 )
-def test_a_file_that_was_made_with_something_else_is_refused_with_what_differs(tmp_path, change, said):
+def test_a_journal_made_with_other_settings_is_an_error_with_the_difference(tmp_path, change, message):
     before = filled(tmp_path / "journal.jsonl")
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         Journal(tmp_path / "journal.jsonl", {**MADE_WITH, **change})
     assert "\n" not in str(caught.value)
     assert (tmp_path / "journal.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("content", ['{"prompt": "precious"}\n', "precious", '[{"prompt": 1}]'])
-def test_somebody_elses_file_is_left_alone(tmp_path, content):
+def test_a_file_that_is_not_a_journal_is_not_overwritten(tmp_path, content):
     path = tmp_path / "data.jsonl"
     path.write_text(content)
     with pytest.raises(InputError, match="not a journal of finished items"):
@@ -68,7 +68,7 @@ def test_somebody_elses_file_is_left_alone(tmp_path, content):
     assert path.read_text() == content
 
 
-def test_a_line_that_is_broken_in_the_middle_is_named(tmp_path):
+def test_a_malformed_line_is_an_error(tmp_path):
     path = tmp_path / "journal.jsonl"
     lines = filled(path).split(b"\n")
     path.write_bytes(b"\n".join([*lines[:2], lines[2][:5], *lines[3:]]))
@@ -76,7 +76,7 @@ def test_a_line_that_is_broken_in_the_middle_is_named(tmp_path):
         Journal(path, MADE_WITH)
 
 
-def test_two_processes_do_not_write_to_one_file(tmp_path):
+def test_a_journal_has_one_writer(tmp_path):
     path = tmp_path / "journal.jsonl"
     code = (
         "from pathlib import Path; from align.distributed.journal import Journal; "
@@ -88,12 +88,12 @@ def test_two_processes_do_not_write_to_one_file(tmp_path):
     Journal(path, MADE_WITH).close()
 
 
-def test_each_item_is_a_line_of_json_of_its_own(tmp_path):
+def test_each_item_is_one_line_of_json(tmp_path):
     lines = filled(tmp_path / "journal.jsonl").decode().splitlines()
     assert [json.loads(line) for line in lines[1:]] == [[key, value] for key, value in ITEMS.items()]
 
 
-def test_items_of_several_processes_are_found_whatever_the_number_of_the_next_ones(tmp_path):
+def test_items_are_found_with_any_number_of_processes(tmp_path):
     path, keys = tmp_path / "journal.jsonl", [f"item {number}" for number in range(10)]
     journals = [Journal(path, MADE_WITH, WorkShard(number, 3)) for number in range(3)]
     for journal, share in zip(journals, (WorkShard(number, 3) for number in range(3)), strict=True):
@@ -110,7 +110,7 @@ def test_items_of_several_processes_are_found_whatever_the_number_of_the_next_on
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_kill_has_torn_in_another_processs_file_is_done_again(tmp_path):
+def test_a_partial_line_of_another_process_is_repeated(tmp_path):
     path = tmp_path / "journal.jsonl"
     with Journal(path, MADE_WITH, WorkShard(1, 2)) as second:
         second.add("whole", 1)
@@ -123,7 +123,7 @@ def test_what_a_kill_has_torn_in_another_processs_file_is_done_again(tmp_path):
         assert journal.done == {"whole": 1, "torn": 2}
 
 
-def test_a_process_that_a_kill_has_left_over_is_not_written_beside(tmp_path):
+def test_a_surviving_process_of_a_killed_call_blocks_the_next_call(tmp_path):
     """Two processes begin, of which the first is killed: one alone waits for the end of the second."""
     path = tmp_path / "journal.jsonl"
     with (
@@ -134,7 +134,7 @@ def test_a_process_that_a_kill_has_left_over_is_not_written_beside(tmp_path):
     Journal(path, MADE_WITH).close()
 
 
-def test_a_folder_that_the_machines_do_not_share_is_found_out(tmp_path):
+def test_a_folder_that_nodes_do_not_share_is_an_error(tmp_path):
     with (
         Journal(tmp_path / "journal.jsonl", MADE_WITH, WorkShard(0, 2)) as journal,
         pytest.raises(RunError, match="jsonl-1: the file of another process is missing"),
@@ -143,7 +143,7 @@ def test_a_folder_that_the_machines_do_not_share_is_found_out(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_shares_are_every_item_once_and_of_nearly_one_size(count):
+def test_shards_are_disjoint_complete_and_balanced(count):
     items = list(range(132))
     shares = [WorkShard(number, count).select(items) for number in range(count)]
     assert sorted(item for share in shares for item in share) == items

@@ -88,7 +88,7 @@ def pages(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["one", "both", "part"])
-def test_a_phone_shows_the_page_without_scrolling_sideways(pages, tmp_path, name):
+def test_a_phone_needs_no_horizontal_scrolling(pages, tmp_path, name):
     found = measured(pages[name], tmp_path, width=PHONE)
     assert found["inner"] == PHONE
     assert found["scroll"] == PHONE
@@ -99,7 +99,7 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(pages, tmp_path, name
     assert found["hacked"] is None and found["scripts"] == 1  # the test's own
 
 
-def test_a_desk_shows_charts_side_by_side(pages, tmp_path):
+def test_a_wide_screen_shows_charts_side_by_side(pages, tmp_path):
     found = measured(pages["one"], tmp_path, width=DESK)
     assert found["inner"] == found["scroll"] == DESK
     assert found["wide"] == []
@@ -107,7 +107,7 @@ def test_a_desk_shows_charts_side_by_side(pages, tmp_path):
     assert found["letters"] >= SMALLEST_LETTERS
 
 
-def test_dark_screens_get_a_dark_page_with_light_letters_in_its_charts(pages, tmp_path):
+def test_the_dark_theme_covers_page_and_charts(pages, tmp_path):
     def brightness(colour):
         return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
 
@@ -117,7 +117,7 @@ def test_dark_screens_get_a_dark_page_with_light_letters_in_its_charts(pages, tm
     assert brightness(light["paper"]) > 240 and brightness(light["ink"]) < 60
 
 
-def test_the_page_itself_runs_no_script_at_all(pages, tmp_path):
+def test_the_page_cannot_run_scripts(pages, tmp_path):
     copy = tmp_path / "with_script.html"
     script = "<script>document.documentElement.dataset.measured = 1</script></body>"
     copy.write_text(pages["part"].read_text("utf-8").replace("</body>", script), "utf-8")

@@ -24,10 +24,10 @@ def test_a_curve_is_drawn_through_its_points():
     for (step, value), (x, y) in zip(points, drawn, strict=True):
         assert x == pytest.approx(x0 + (x1 - x0) * (step - 1), abs=1e-2)
         assert y == pytest.approx(y0 + (y1 - y0) * (value - 3) / (1 - 3), abs=1e-2)
-    assert y1 > y0  # less stands lower
+    assert y1 > y0  # a smaller value is drawn lower
 
 
-def test_means_of_blocks_stand_for_many_points_and_gaps_stay_gaps():
+def test_long_curves_are_averaged_in_blocks_and_gaps_are_kept():
     num = 2 * MAX_POINTS + 1
     points = [(float(step), step * 2.0) for step in range(num)]
     found = thinned(points)
@@ -38,11 +38,11 @@ def test_means_of_blocks_stand_for_many_points_and_gaps_stay_gaps():
 
 
 @pytest.mark.parametrize("values", [[math.nan, math.nan], [1.0], [2.0, 2.0], [1e-12, 1e12]])
-def test_odd_values_are_drawn_without_a_warning(values):
+def test_degenerate_values_are_drawn_without_a_warning(values):
     assert "<svg" in curves("Loss", [Line("a", list(enumerate(values)), 1, dashed=True)], name="x").svg
 
 
-def test_histograms_of_a_run_have_one_scale_and_tell_shares():
+def test_histograms_share_an_axis_and_show_percentages():
     charts = [histogram("a", [("", rewards)], (0.0, 4.0), name="x").svg for rewards in ([0.0, 1.0], [3.0, 4.0, 4.0])]
     ticks = [re.findall(r"<text[^>]*>([\d.]+)</text>", svg)[:5] for svg in charts]
     assert ticks[0] == ticks[1]
@@ -52,14 +52,14 @@ def test_histograms_of_a_run_have_one_scale_and_tell_shares():
     assert "<svg" in histogram("one value", [("A", [1.0]), ("B", [1.0, 1.0])], (1.0, 1.0), name="x").svg
 
 
-def test_names_are_drawn_as_they_are_written():
+def test_names_are_drawn_literally():
     rows = ["$a_b$", "<b>&"]
     scores = {name: {"value": 0.5, "low": None, "high": None} for name in rows}
     svg = score_dots("task", rows, [("", scores)], unit="rate", name="x").svg
     assert "$a_b$" in svg and "&lt;b&gt;&amp;" in svg and "<b>" not in svg
 
 
-def test_drawing_leaves_the_settings_of_matplotlib_as_they_were():
+def test_drawing_does_not_change_matplotlib_settings():
     before, loaded = dict(matplotlib.rcParams), "matplotlib.pyplot" in sys.modules
     curves("Loss", [Line("a", [(1, 1.0), (2, 2.0)], 0)], name="x")
     assert dict(matplotlib.rcParams) == before
@@ -67,7 +67,7 @@ def test_drawing_leaves_the_settings_of_matplotlib_as_they_were():
 
 
 @pytest.mark.parametrize(
-    ("told", "text"),
+    ("formatted", "expected"),
     [
         (scaled(999), "999"),
         (scaled(1_234_567), "1.23 M"),
@@ -96,5 +96,5 @@ def test_drawing_leaves_the_settings_of_matplotlib_as_they_were():
         (interval_text({"low": None, "high": None}, rate=True), ""),
     ],
 )
-def test_numbers_are_told_as_people_read_them(told, text):
-    assert told == text
+def test_numbers_are_formatted(formatted, expected):
+    assert formatted == expected

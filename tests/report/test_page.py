@@ -18,7 +18,7 @@ def page(folder, **given):
 
 
 def number(text):
-    """The number that a cell's text tells; of per cent the share."""
+    """Return the number in a cell, a percentage as a fraction."""
     bare = text.replace("\N{MINUS SIGN}", "-").replace(",", "").removesuffix(" pp")
     return float(bare.removesuffix("%")) / (100 if bare.endswith("%") else 1)
 
@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
     return folder, page(folder)
 
 
-def test_every_score_stands_over_its_interval_and_its_change(finished):
+def test_every_score_has_its_interval_and_its_change(finished):
     folder, found = finished
     table, changes = (json.loads((folder / name).read_text()) for name in ("table.json", "changes.json"))
     covered = 0
@@ -53,7 +53,7 @@ def test_every_score_stands_over_its_interval_and_its_change(finished):
     assert covered == 15
 
 
-def test_a_change_is_coloured_by_what_is_better_and_only_without_doubt(tmp_path):
+def test_a_change_is_coloured_when_its_interval_excludes_zero(tmp_path):
     folder = make_run(tmp_path, done=EVALUATIONS)
     change = {"n": 60, "from": "sft"}
     moves = {
@@ -63,12 +63,12 @@ def test_a_change_is_coloured_by_what_is_better_and_only_without_doubt(tmp_path)
     }
     write(folder / "changes.json", {"dpo": moves})
     text = write_report(folder).read_text()
-    told = ("+10.0 pp", "+0.100", "\N{MINUS SIGN}10.0 pp")
-    tones = [text[: text.index(change)].rpartition('<small class="')[2].partition('"')[0] for change in told]
-    assert tones == ["better", "worse", "quiet"]
+    changes = ("+10.0 pp", "+0.100", "\N{MINUS SIGN}10.0 pp")
+    styles = [text[: text.index(change)].rpartition('<small class="')[2].partition('"')[0] for change in changes]
+    assert styles == ["better", "worse", "quiet"]
 
 
-def test_a_likelihood_is_known_by_its_rate_whatever_its_column_is_called(tmp_path):
+def test_a_likelihood_is_recognized_by_its_metric(tmp_path):
     folder = make_run(tmp_path, done=EVALUATIONS)
     score = {"low": 0.1, "high": 0.9, "n": 40}
     values = {"base": 0.75, "sft": 0.5, "dpo": 0.5, "rpo1": 0.625, "rpo2": 0.6}
@@ -92,7 +92,7 @@ def test_a_likelihood_is_known_by_its_rate_whatever_its_column_is_called(tmp_pat
     assert best == ["0.500", "0.500"]  # less is better, and where all are the same none is best
 
 
-def test_a_change_against_another_policy_than_the_one_above_names_it(tmp_path):
+def test_a_change_names_its_baseline_unless_it_is_the_row_above(tmp_path):
     folder = make_run(tmp_path, done=EVALUATIONS)
     moved = {"general": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 60, "from": "base"}}
     write(folder / "changes.json", {"rpo2": moved, "sft": moved})
@@ -101,7 +101,7 @@ def test_a_change_against_another_policy_than_the_one_above_names_it(tmp_path):
     assert column["sft",][2] == "+50.0 pp"
 
 
-def test_the_ledger_tells_each_step_and_what_is_not_known_of_the_run(finished):
+def test_the_ledger_has_every_step_and_marks_unknown_totals(finished):
     _, found = finished
     seconds = found.column("ledger", "time")
     paid = [name for name, of in STEPS.items() if of["stage"] not in ("import", "evaluate")]
@@ -118,20 +118,20 @@ def test_the_ledger_tells_each_step_and_what_is_not_known_of_the_run(finished):
     assert LEDGER["energy_source"] in found.sections["ledger"]
 
 
-def test_rows_dropped_and_cut_are_added_up_with_every_reason(finished):
+def test_dropped_and_truncated_rows_are_summed_with_their_reasons(finished):
     _, found = finished
     assert found.column("rows", "rows read")["sft",] == ["6,000"]
     assert found.column("rows", "dropped")["sft",] == ["100", "overlong 93", "empty 7"]
     assert found.column("rows", "truncated")["sft",] == ["41", "prompt from the left 41"]
 
 
-def test_the_recipe_reads_back_as_it_was(finished):
+def test_the_recipe_on_the_page_parses_to_the_stored_one(finished):
     folder, found = finished
     recipe = json.loads((folder / "recipe.json").read_text())
     assert [yaml.safe_load(text) for text in found.pres if text.startswith("run:")] == [recipe]
 
 
-def test_samples_show_gains_and_losses_and_count_both(finished):
+def test_samples_show_and_count_improvements_and_regressions(finished):
     _, found = finished
     pairs = list(zip(outcomes("base", PASSES), outcomes("rpo2", PASSES), strict=True))
     gained, lost = pairs.count((False, True)), pairs.count((True, False))
@@ -139,26 +139,26 @@ def test_samples_show_gains_and_losses_and_count_both(finished):
     assert f"{gained} improved" in found.sections["samples"]
     assert f"{lost} regressed" in found.sections["samples"]
     shown = [sample for sample in found.samples if "group" not in sample[0]]
-    kinds = [classes[1] for classes, *_ in shown]
-    assert kinds == ["improved"] * 3 + ["regressed"] * min(3, lost) + ["unchanged"] * 2
-    for (_, kind), (prompt, *responses), (_, *told) in shown:
+    outcomes_shown = [classes[1] for classes, *_ in shown]
+    assert outcomes_shown == ["improved"] * 3 + ["regressed"] * min(3, lost) + ["unchanged"] * 2
+    for (_, outcome), (prompt, *responses), (_, *labels) in shown:
         place = int(prompt.rpartition("(")[2].rstrip(")"))
-        verdicts = {who: verdict == "passed" for who, verdict in told}
+        verdicts = {policy: verdict == "passed" for policy, verdict in labels}
         assert verdicts == {name: outcomes(name, PASSES)[place] for name in ("base", "dpo", "rpo2")}
         assert [("cow" in text) for text in responses] == list(verdicts.values())
-        assert kind == {1: "improved", -1: "regressed", 0: "unchanged"}[verdicts["rpo2"] - verdicts["base"]]
+        assert outcome == {1: "improved", -1: "regressed", 0: "unchanged"}[verdicts["rpo2"] - verdicts["base"]]
 
 
-def test_generated_groups_show_the_best_and_the_worst_with_their_rewards(finished):
+def test_generated_groups_show_their_best_and_worst_response(finished):
     folder, found = finished
     lines = [json.loads(line) for line in (folder / "answers1" / "groups.jsonl").read_text().splitlines()]
     rewards = {one["content"]: one["reward"] for line in lines for one in line["responses"]}
     groups = [sample for sample in found.samples if "group" in sample[0]][:2]
-    for _, (_, best, worst), told in groups:
+    for _, (_, best, worst), labels in groups:
         group = next(line for line in lines if best in [one["content"] for one in line["responses"]])
         known = [one["reward"] for one in group["responses"]]
         assert (rewards[best], rewards[worst]) == (max(known), min(known))
-        assert [said[1] for said in told] == [f"reward {max(known):.4g}", f"reward {min(known):.4g}"]
+        assert [lines[1] for lines in labels] == [f"reward {max(known):.4g}", f"reward {min(known):.4g}"]
     assert len(groups) == 2
 
 
@@ -171,7 +171,7 @@ def test_every_training_step_has_its_curves(finished):
     assert [title for title in found.titles if title.startswith("answers")] == ["answers1", "answers2"]
 
 
-def test_the_head_of_the_page_tells_how_far_the_run_has_come(finished):
+def test_the_top_of_the_page_shows_progress_and_scores(finished):
     _, found = finished
     rate = sum(outcomes("rpo2", PASSES)) / 60
     gain = rate - sum(outcomes("base", PASSES)) / 60
@@ -179,7 +179,7 @@ def test_the_head_of_the_page_tells_how_far_the_run_has_come(finished):
     assert "seed 7" in found.sections["head"]
 
 
-def test_what_models_wrote_is_text_and_never_a_part_of_the_page(tmp_path):
+def test_generated_text_is_escaped(tmp_path):
     folder = make_run(tmp_path, prompt=HOSTILE, response=HOSTILE, run=HOSTILE, policy={"path": HOSTILE})
     found = page(folder)
     assert not {"script", "img"} & set(found.tags)
@@ -189,7 +189,7 @@ def test_what_models_wrote_is_text_and_never_a_part_of_the_page(tmp_path):
     assert HOSTILE in found.sections["head"]
 
 
-def test_the_page_asks_for_nothing_from_anywhere(finished):
+def test_the_page_loads_no_external_resources(finished):
     folder, found = finished
     links = [value for _, name, value in found.attributes if name in ("href", "src", "srcset", "action", "data")]
     assert links and all(link.startswith("#") for link in links)
@@ -198,7 +198,7 @@ def test_the_page_asks_for_nothing_from_anywhere(finished):
     assert "default-src 'none'" in text
 
 
-def test_ids_are_used_once_and_every_reference_has_its_id(finished):
+def test_ids_are_unique_and_references_resolve(finished):
     folder, found = finished
     ids = [value for _, name, value in found.attributes if name == "id"]
     assert len(ids) == len(set(ids))
@@ -213,7 +213,7 @@ def test_the_same_run_gives_the_same_page(tmp_path):
     assert write_report(folder, tmp_path / "one.html").read_bytes() == write_report(folder).read_bytes()
 
 
-def test_two_runs_stand_side_by_side(tmp_path):
+def test_two_runs_are_shown_side_by_side(tmp_path):
     one = make_run(tmp_path / "one")
     two = make_run(tmp_path / "two", run="other", seed=8, passes=BETTER)
     found = page(one, out=tmp_path / "new" / "both.html", compare=two)
@@ -228,10 +228,10 @@ def test_two_runs_stand_side_by_side(tmp_path):
         ["seed", "7", "8"],
     ]
     assert found.titles.count("Loss") == 6  # both in one chart
-    assert all(told[-1][0] == "rpo2 of run B" for classes, _, told in found.samples if "group" not in classes)
+    assert all(labels[-1][0] == "rpo2 of run B" for classes, _, labels in found.samples if "group" not in classes)
 
 
-def test_two_runs_with_other_steps_are_compared_in_what_they_share(tmp_path):
+def test_two_runs_with_different_steps_are_compared(tmp_path):
     one = make_run(tmp_path / "one", done=("base", "sft", *EVALUATIONS))
     two = make_run(tmp_path / "two", done=("base", "sft"))
     found = page(one, out=tmp_path / "both.html", compare=two)
@@ -239,7 +239,7 @@ def test_two_runs_with_other_steps_are_compared_in_what_they_share(tmp_path):
     assert [cells[0][1] for cells in found.tables["rows"][1:]][:2] == ["run A", "run B"]
 
 
-def test_an_older_page_stays_until_the_new_one_is_whole(tmp_path):
+def test_an_older_page_is_kept_when_rendering_fails(tmp_path):
     folder = make_run(tmp_path, done=("base", "sft"))
     before = write_report(folder).read_text()
     (folder / "table.json").write_text("{")

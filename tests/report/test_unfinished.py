@@ -9,7 +9,7 @@ from align.report import write_report
 from align.report.run_folder import read_run
 
 EVALUATIONS = [f"evaluate-{name}" for name in POLICIES]
-ABSENT = {
+MISSING = {
     "results": "No policy has been evaluated yet.",
     "curves": "No step has trained yet.",
     "rewards": "No step has generated responses yet.",
@@ -23,22 +23,22 @@ def page(folder):
     return Page(write_report(folder).read_text("utf-8"))
 
 
-def test_a_run_that_has_only_begun_says_what_is_not_there(tmp_path):
+def test_a_run_that_has_just_started_says_what_is_missing(tmp_path):
     found = page(make_run(tmp_path, done=("base",)))
-    for section, said in ABSENT.items():
-        assert said in found.sections[section]
+    for section, message in MISSING.items():
+        assert message in found.sections[section]
     assert "1 of 14 steps finished" in found.sections["head"]
 
 
 @pytest.mark.parametrize("last", [2, 5, 6, 10])
-def test_a_run_that_was_stopped_anywhere_has_a_page(tmp_path, last):
+def test_an_interrupted_run_has_a_page(tmp_path, last):
     done = list(STEPS)[:last]
     found = page(make_run(tmp_path, done=done))
     states = {name: state for (name,), (state,) in found.column("steps", "state").items()}
     assert states == {name: "finished" if name in done else "not started" for name in STEPS}
 
 
-def test_a_step_that_is_still_training_has_its_curves_and_says_so(tmp_path):
+def test_an_unfinished_step_has_curves(tmp_path):
     folder = make_run(tmp_path, done=("base", "code_sft", "sft", "rate"))
     lines = list(metrics("preference", 12))
     write(folder / "dpo.partial" / "manifest.json", {"fingerprint": "0f"})
@@ -52,7 +52,7 @@ def test_a_step_that_is_still_training_has_its_curves_and_says_so(tmp_path):
     assert found.titles.count("Reward margin") == 1
 
 
-def test_a_broken_line_before_others_is_named(tmp_path):
+def test_a_malformed_line_before_the_last_is_an_error(tmp_path):
     folder = make_run(tmp_path, done=("base", "code_sft"))
     path = folder / "code_sft" / "metrics.jsonl"
     path.write_text("{\n" + path.read_text())
@@ -60,7 +60,7 @@ def test_a_broken_line_before_others_is_named(tmp_path):
         write_report(folder)
 
 
-def test_steps_come_in_the_order_of_their_inputs_where_the_recipe_was_not_kept(tmp_path):
+def test_steps_follow_their_inputs_without_a_recipe(tmp_path):
     folder = make_run(tmp_path)
     for name in ("recipe.json", "table.json", "changes.json", "ledger.json"):
         (folder / name).unlink()
@@ -75,7 +75,7 @@ def test_steps_come_in_the_order_of_their_inputs_where_the_recipe_was_not_kept(t
     assert found.column("ledger", "time")["total",] == ["1 h 40 min"]
 
 
-def test_steps_come_in_the_order_of_their_inputs_where_the_recipe_was_sorted(tmp_path):
+def test_steps_follow_their_inputs_in_a_sorted_recipe(tmp_path):
     folder = make_run(tmp_path, done=("base", "code_sft"))
     recipe = json.loads((folder / "recipe.json").read_text())
     (folder / "recipe.json").write_text(json.dumps(recipe, sort_keys=True))
@@ -84,17 +84,17 @@ def test_steps_come_in_the_order_of_their_inputs_where_the_recipe_was_sorted(tmp
     assert names.index("rpo1") > names.index("answers1") > names.index("dpo")
 
 
-def test_a_rate_of_several_parts_is_told_in_parts(tmp_path):
+def test_a_grade_of_several_metrics_shows_each(tmp_path):
     folder = make_run(tmp_path, done=EVALUATIONS)
     for name in POLICIES:
         parts = {"prompt_strict": [0, 1], "instruction_strict": [2, 3]}
         line = {"policy": name, "prompt": "Two lines.", "response": name, "parts": parts, "reward": 0.25}
         write_lines(folder / f"evaluate-{name}" / "ifeval.jsonl", [line])
-    ((_, _, told),) = [sample for sample in page(folder).samples if sample[1][0] == "Two lines."]
-    assert told[1] == ["base", "prompt strict 0 of 1, instruction strict 2 of 3", "reward 0.25"]
+    ((_, _, labels),) = [sample for sample in page(folder).samples if sample[1][0] == "Two lines."]
+    assert labels[1] == ["base", "prompt strict 0 of 1, instruction strict 2 of 3", "reward 0.25"]
 
 
-def test_a_long_response_says_how_much_is_left_out(tmp_path):
+def test_a_long_response_is_cut_with_the_number_of_characters_left(tmp_path):
     found = page(make_run(tmp_path, done=("base", *EVALUATIONS, "answers1"), response="word " * 1000))
     texts = [text for _, (_, *responses), _ in found.samples for text in responses]
     assert texts and all(len(text) < 2100 for text in texts)
@@ -102,7 +102,7 @@ def test_a_long_response_says_how_much_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("inside", "said"),
+    ("inside", "message"),
     [
         ({}, "not a run folder: it has neither recipe.json nor a step with a manifest.json"),
         ({"notes.txt": "x"}, "not a run folder"),
@@ -112,7 +112,7 @@ def test_a_long_response_says_how_much_is_left_out(tmp_path):
         (None, "no such folder; give the folder of a run"),
     ],
 )
-def test_a_folder_that_is_no_run_is_told_in_one_line(tmp_path, inside, said):
+def test_a_folder_that_is_not_a_run_is_an_error(tmp_path, inside, message):
     folder = tmp_path / "somewhere"
     if inside is not None:
         folder.mkdir()
@@ -120,11 +120,11 @@ def test_a_folder_that_is_no_run_is_told_in_one_line(tmp_path, inside, said):
             (folder / name).write_text(text)
     with pytest.raises(InputError) as error:
         write_report(folder)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert not (folder / "report.html").exists()
 
 
-def test_a_page_is_not_written_over_a_folder(tmp_path):
+def test_the_page_does_not_replace_a_folder(tmp_path):
     folder = make_run(tmp_path, done=("base",))
     with pytest.raises(InputError, match="is a folder; give the name of a file"):
         write_report(folder, folder / "base")
