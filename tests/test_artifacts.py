@@ -135,7 +135,7 @@ def test_a_failed_folder_leaves_nothing(tmp_path, older, error):
     assert content(tmp_path) == ({"model/weights": "old"} if older else {})
 
 
-# A child is killed at the n-th time that it asks the system for something.
+# A child process kills itself at the n-th call of a system function.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -239,7 +239,7 @@ def test_versions_are_read_without_imports():
     assert not {"torch", "transformers", "datasets"} & set(modules)
 
 
-# A child fills a disk of 2 MiB that only it can see.
+# A child process fills a disk of 2 MiB that is mounted in its own namespace.
 FILLED = """
 import sys
 from pathlib import Path
@@ -283,13 +283,13 @@ UNTOUCHED = ["older", "older.json", "older/a"]
 
 
 def on_a_small_disk(folder, writer):
-    """What the child says, or a skip where this user may not mount a disk of his own."""
+    """Return the child's output; skip the test where mounting is not permitted."""
     if shutil.which("unshare") is None:
-        pytest.skip("needs util-linux's unshare, to mount a small disk that only a child sees")
+        pytest.skip("needs unshare (util-linux) to mount a small disk")
     script = 'mount -t tmpfs -o size=2m disk "$0" && exec "$@"'
     mount = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, folder]
     if subprocess.run([*mount, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this user may not mount a small disk in a namespace of his own")
+        pytest.skip("mounting in a user namespace is not permitted")
     child = subprocess.run([*mount, sys.executable, "-c", FILLED, folder, writer], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     return child.stdout.splitlines()

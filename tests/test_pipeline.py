@@ -11,7 +11,7 @@ from align.artifacts import read_manifest, working_folder
 from align.errors import InputError, RunError
 from align.pipeline import Step, fingerprints, order, run
 
-# base -> code -> chat -> dpo -> rpo, with a reward model beside
+# base -> code -> chat -> dpo -> rpo; the reward model branches off base
 CHAIN = {
     "base": (),
     "code": ("base",),
@@ -27,14 +27,14 @@ def chain(**keys):
 
 
 def letter(step, working, inputs):
-    """A step whose content tells its own key and, through its inputs, all that came before."""
+    """Execute a step that writes its key and the content of its inputs."""
     before = {name: (folder / "letter").read_text() for name, folder in inputs.items()}
     (working / "letter").write_text(f"{step.name}:{step.key}({','.join(before.values())})")
     return {"num_inputs": len(before)}
 
 
 def ran(steps, root, until=None):
-    """The steps that were executed, in their order."""
+    """Run the steps and return the names of those executed, in order."""
     executed = []
 
     def execute(step, working, inputs):
@@ -219,7 +219,7 @@ def test_restored_settings_do_not_restore_results_from_other_samples(tmp_path):
     assert call("A") == ["draw 4", "draw 4"]
     assert call("A") == ["draw 4", "draw 4"]
     assert messages[-2:] == ["samples: finished before, skipped", "rpo: finished before, skipped"]
-    shutil.rmtree(tmp_path / "samples")  # the usual way to have a step made again
+    shutil.rmtree(tmp_path / "samples")  # a common way to force a rerun
     assert call("A") == ["draw 6", "draw 6"]
 
 
@@ -261,19 +261,19 @@ def test_an_interrupted_rerun_is_resumed_by_the_same_command(tmp_path, until):
         run(steps, tmp_path, execute=execute, log=lambda _: None, rerun=rerun, until=until)
 
     call()
-    for command in (["dpo"], []):  # who goes on may leave --rerun-from out
+    for command in (["dpo"], []):  # resuming works with and without --rerun-from
         kills[:] = ["rpo"]
         with pytest.raises(KeyboardInterrupt):
             call(rerun=["dpo"])
         assert ran == [("dpo", False), ("rpo", False)]
         call(rerun=command)
         assert ran == [("rpo", True)]
-        call(rerun=["dpo"])  # that one came to its end: asked once more it is run once more
+        call(rerun=["dpo"])  # the earlier rerun finished, so this is a new one
         assert ran == [("dpo", False), ("rpo", False)]
     kills[:] = ["dpo"]
     with pytest.raises(KeyboardInterrupt):
         call(rerun=["dpo"])
-    run(steps, tmp_path, execute=execute, log=lambda _: None, until="dpo")  # which ends well
+    run(steps, tmp_path, execute=execute, log=lambda _: None, until="dpo")  # finishes
     call(rerun=["dpo"])
     assert ran == [("dpo", False), ("rpo", False)]
 
@@ -290,7 +290,7 @@ def test_a_changed_step_keeps_its_old_folder_until_it_finishes(tmp_path):
     assert (tmp_path / "sft" / "letter").read_text() == "sft:two()"
 
 
-# A child that counts to six in three steps and is killed, by nobody's leave, at a count of its own.
+# A child process that counts to six in each of three steps and kills itself at a given total.
 COUNTING = """
 import os, signal, sys
 from pathlib import Path

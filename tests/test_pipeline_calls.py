@@ -1,4 +1,4 @@
-"""One run folder and several calls: at once, one after the other, ended by a kill, asked to run a step again."""
+"""Test several calls on one run folder: concurrent, consecutive, killed, and with reruns."""
 
 import errno
 import fcntl
@@ -27,7 +27,7 @@ with locked(Path(sys.argv[1]), print):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the run folder."""
+    """Start another process that holds the lock of the run folder."""
     with subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         yield process
@@ -39,7 +39,10 @@ def test_a_locked_folder_is_an_error_that_names_the_holder(tmp_path, holder):
         raise AssertionError("two hold it")
     assert f"in use by PID {holder.pid} on {platform.node()};" in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(RunError, match=f"PID {holder.pid} on"), locked(tmp_path, print):  # and again
+    with (
+        pytest.raises(RunError, match=f"PID {holder.pid} on"),
+        locked(tmp_path, print),
+    ):  # a failed attempt keeps the holder's name
         pass
 
 
@@ -51,7 +54,7 @@ def test_a_stale_lock_is_replaced_and_logged(tmp_path, holder):
         pass
     gone = f"PID {holder.pid} on {platform.node()}"
     assert messages == [f"{tmp_path}: replaced the stale lock of {gone}, which no longer runs"]
-    with locked(tmp_path, messages.append):  # nothing is left of it
+    with locked(tmp_path, messages.append):  # the stale name is gone
         pass
     assert len(messages) == 1
 
@@ -85,13 +88,13 @@ def test_a_run_folder_that_cannot_be_created_is_an_error(tmp_path):
         pass
 
 
-# base -> code -> chat -> dpo, with a reward model beside that dpo reads
+# base -> code -> chat -> dpo; dpo also reads the reward model
 CHAIN = {"base": (), "code": ("base",), "reward": ("base",), "chat": ("code",), "dpo": ("chat", "reward")}
 STEPS = [Step(name, inputs, "k") for name, inputs in CHAIN.items()]
 
 
 def ran(root, steps=STEPS, **options):
-    """The steps that a call executes, in their order; each leaves a file of its key and its inputs' files."""
+    """Run the steps and return the names of those executed; each writes its key and the content of its inputs."""
     executed = []
 
     def execute(step, working, inputs):
@@ -174,7 +177,7 @@ def test_a_step_killed_before_its_rename_is_not_repeated(tmp_path):
 
 
 def a_graph(draw):
-    """Up to nine steps, each of which reads some of those before it."""
+    """Return up to nine steps, each of which reads some of the earlier ones."""
     names = [f"step-{number}" for number in range(draw.randint(1, 9))]
     return [
         Step(name, tuple(draw.sample(names[:at], draw.randint(0, min(at, 3)))), "k") for at, name in enumerate(names)
@@ -182,7 +185,7 @@ def a_graph(draw):
 
 
 def changed(steps, draw):
-    """Some of the keys made anew, and the steps that this touches, found by going down all paths."""
+    """Change some keys; return the steps and the names of all that are affected, found through their inputs."""
     chosen = {step.name for step in steps if draw.random() < 0.3}
     after = [Step(step.name, step.inputs, "other" if step.name in chosen else step.key) for step in steps]
     reads = {step.name: step.inputs for step in steps}
@@ -194,7 +197,7 @@ def changed(steps, draw):
 
 
 def below(steps, name):
-    """The step and all that reads it, found by going up all paths."""
+    """Return the step and all its dependents, found by recursion."""
     return {name}.union(*(below(steps, step.name) for step in steps if name in step.inputs))
 
 

@@ -1,4 +1,4 @@
-"""A file of finished items: nothing is done twice, whatever a kill leaves behind."""
+"""Test the journal of finished items: a kill repeats no finished work."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def test_a_kill_at_any_byte_loses_at_most_one_line(tmp_path):
     ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
     for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
-        num_whole = max(0, sum(end <= size for end in ends) - 1)  # the first line holds no item
+        num_whole = max(0, sum(end <= size for end in ends) - 1)  # the first line is the header
         with Journal(path, MADE_WITH) as journal:
             assert list(journal.done) == list(ITEMS)[:num_whole], size
             for key in ITEMS.keys() - journal.done.keys():
@@ -124,7 +124,7 @@ def test_a_partial_line_of_another_process_is_repeated(tmp_path):
 
 
 def test_a_surviving_process_of_a_killed_call_blocks_the_next_call(tmp_path):
-    """Two processes begin, of which the first is killed: one alone waits for the end of the second."""
+    """Of two processes the first is killed; the next call waits until the second has ended."""
     path = tmp_path / "journal.jsonl"
     with (
         Journal(path, MADE_WITH, WorkShard(1, 2)),

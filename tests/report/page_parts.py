@@ -1,4 +1,4 @@
-"""A page taken apart by the standard library's parser."""
+"""Parse a page into its parts with the standard library."""
 
 from collections import defaultdict
 from html.parser import HTMLParser
@@ -74,7 +74,7 @@ class Page(HTMLParser):
         return found[-1] if found else None
 
     def column(self, table, title):
-        """Cells of a column by the row's first cell."""
+        """Return the cells of a column by the first cell of their row."""
         head, *rows = self.tables[table]
         place = [cell[0] for cell in head].index(title)
         return {tuple(row[0][:1]): row[place] for row in rows} if rows else {}

@@ -1,4 +1,4 @@
-"""Folders as runs leave them, made without training anything."""
+"""Create run folders without training."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def write_lines(path, values):
 
 
 def metrics(stage, num_steps=60, *, seed=0):
-    """Lines as the training loop writes them."""
+    """Yield metrics as the training loop logs them."""
     draw = random.Random(seed)
     for step in range(1, num_steps + 1):
         far = step / num_steps
@@ -143,7 +143,7 @@ def generated(folder, name, *, mean, prompt, response):
 
 
 def outcomes(policy, passes):
-    """Whether the policy passes each prompt; the better policies fail some that the worse pass."""
+    """Return whether the policy passes each prompt; a better policy fails some prompts that a worse one passes."""
     draw = random.Random(policy)
     return [draw.random() < passes[policy] for _ in range(NUM_PROMPTS)]
 
@@ -193,7 +193,7 @@ def make_run(  # noqa: PLR0913 - what tests vary
     passes=PASSES,
     **changed,
 ):
-    """A run's folder with the steps of `done` finished; `changed` are settings of the recipe."""
+    """Create a run folder in which the steps of `done` are finished; `changed` are settings of the recipe."""
     inputs = {"base": [], "rate": ["base"], "dpo": ["sft"]} | {f"evaluate-{name}": [name] for name in POLICIES}
     names, ledgers = list(STEPS), {}
     for place, (name, settings) in enumerate(STEPS.items()):

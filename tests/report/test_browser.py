@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing wider than the screen, nothing run that a model wrote."""
+"""Test the page in a browser: it fits the screen and runs no generated code."""
 
 import json
 import re
@@ -25,8 +25,8 @@ FLAGS = (
     "--hide-scrollbars",
     "--no-first-run",
 )
-PHONE, DESK = 360, 1200  # CSS pixels of width
-SMALLEST_LETTERS = 8  # CSS pixels, of a chart's text
+PHONE, DESKTOP = 360, 1200  # CSS pixels of width
+MIN_FONT_SIZE = 8  # CSS pixels, of text in charts
 HOSTILE = "<script>document.body.dataset.hacked = 1</script><img src=x onerror='document.body.dataset.hacked = 1'>"
 LONG_WORD = "antidisestablishmentarianism" * 20
 
@@ -54,9 +54,9 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BRO
 
 
 def measured(page, tmp_path, *, width, flags=()):
-    """What a script that is only in the test's copy of the page finds in it.
+    """Return what a script measures in a copy of the page.
 
-    The page stands in a frame, since a window of this browser is never narrower than 500 pixels.
+    The page is shown in a frame, because a window of this browser is at least 500 pixels wide.
     """
     text = page.read_text("utf-8")
     policy = re.search(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", text)
@@ -94,17 +94,17 @@ def test_a_phone_needs_no_horizontal_scrolling(pages, tmp_path, name):
     assert found["scroll"] == PHONE
     assert found["wide"] == []
     assert found["charts"] and all(width > 250 and height > 80 for width, height in found["charts"])
-    assert found["letters"] >= SMALLEST_LETTERS
-    assert found["columns"] <= 2  # one on the page, one in what unfolds
-    assert found["hacked"] is None and found["scripts"] == 1  # the test's own
+    assert found["letters"] >= MIN_FONT_SIZE
+    assert found["columns"] <= 2  # one on the page, one inside collapsed sections
+    assert found["hacked"] is None and found["scripts"] == 1  # the script of this test
 
 
 def test_a_wide_screen_shows_charts_side_by_side(pages, tmp_path):
-    found = measured(pages["one"], tmp_path, width=DESK)
-    assert found["inner"] == found["scroll"] == DESK
+    found = measured(pages["one"], tmp_path, width=DESKTOP)
+    assert found["inner"] == found["scroll"] == DESKTOP
     assert found["wide"] == []
     assert found["columns"] >= 4
-    assert found["letters"] >= SMALLEST_LETTERS
+    assert found["letters"] >= MIN_FONT_SIZE
 
 
 def test_the_dark_theme_covers_page_and_charts(pages, tmp_path):

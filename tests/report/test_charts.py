@@ -10,7 +10,7 @@ from align.report.formatting import change_text, duration, fixed, interval_text,
 
 
 def paths(svg):
-    """The points of each path that is drawn in a colour of a series."""
+    """Return the points of each path that is drawn in the colour of a series."""
     drawn = re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--(?:one|two)\)', svg)
     return [[tuple(map(float, point)) for point in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path)] for path in drawn]
 
@@ -47,7 +47,7 @@ def test_histograms_share_an_axis_and_show_percentages():
     ticks = [re.findall(r"<text[^>]*>([\d.]+)</text>", svg)[:5] for svg in charts]
     assert ticks[0] == ticks[1]
     top = [max(float(text) for text in re.findall(r"<text[^>]*>([\d.]+)</text>", svg)[5:]) for svg in charts]
-    assert 40 < top[0] <= 50 < top[1] <= 67  # the highest ticks below 1 of 2 and 2 of 3, in per cent
+    assert 40 < top[0] <= 50 < top[1] <= 67  # the highest ticks below 1 of 2 and 2 of 3, in percent
     assert BINS == 20
     assert "<svg" in histogram("one value", [("A", [1.0]), ("B", [1.0, 1.0])], (1.0, 1.0), name="x").svg
 

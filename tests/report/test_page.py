@@ -89,7 +89,7 @@ def test_a_likelihood_is_recognized_by_its_metric(tmp_path):
     ]
     assert [cell[0] for cell in found.column("results", "same").values()] == ["50.0%"] * 5
     best = [part.partition("</span>")[0] for part in text.split('<td class="best"><span>')[1:]]
-    assert best == ["0.500", "0.500"]  # less is better, and where all are the same none is best
+    assert best == ["0.500", "0.500"]  # lower is better, and no score is best where all are equal
 
 
 def test_a_change_names_its_baseline_unless_it_is_the_row_above(tmp_path):
@@ -184,8 +184,8 @@ def test_generated_text_is_escaped(tmp_path):
     found = page(folder)
     assert not {"script", "img"} & set(found.tags)
     assert not [name for _, name, _ in found.attributes if name.startswith("on")]
-    holding = [text for text in found.pres if HOSTILE in text]
-    assert len(holding) >= 8 + 4  # prompts of the samples and of the groups, and their responses
+    hostile = [text for text in found.pres if HOSTILE in text]
+    assert len(hostile) >= 8 + 4  # prompts of the samples and of the groups, and their responses
     assert HOSTILE in found.sections["head"]
 
 

@@ -44,7 +44,7 @@ def test_an_unfinished_step_has_curves(tmp_path):
     write(folder / "dpo.partial" / "manifest.json", {"fingerprint": "0f"})
     write_lines(folder / "dpo.partial" / "metrics.jsonl", lines)
     with (folder / "dpo.partial" / "metrics.jsonl").open("a") as stream:
-        stream.write('{"step": 13, "lo')  # killed while it wrote
+        stream.write('{"step": 13, "lo')  # a partial line, as a kill leaves it
     found = page(folder)
     assert found.column("steps", "state")["dpo",] == ["unfinished"]
     assert found.column("steps", "optimizer steps")["dpo",] == ["12"]
