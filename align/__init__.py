@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align.data.chat_encoder import ChatEncoder
-    from align.data.formats import read
+    from align.data.reading import read
     from align.evaluation.tasks import TASKS
     from align.inference.engines import load_engine
     from align.losses.table import LOSSES, preference_loss
@@ -62,8 +62,8 @@ __all__ = [
 
 # Module of each public name, as in the imports above
 _MODULES = {
-    "align.data.chat": ("ChatEncoder",),
-    "align.data.formats": ("read",),
+    "align.data.chat_encoder": ("ChatEncoder",),
+    "align.data.reading": ("read",),
     "align.evaluation.tasks": ("TASKS",),
     "align.inference.engines": ("load_engine",),
     "align.losses.table": ("LOSSES", "preference_loss"),

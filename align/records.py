@@ -1,4 +1,4 @@
-"""What a row of data is once it has been read: messages, demonstrations, comparisons, prompts. No torch."""
+"""Row types: messages, demonstrations, comparisons, prompts. Importing them does not import torch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ def at_place(place: str) -> Generator[None]:
 
 
 def check_text(text: str) -> None:
-    """Raise where the text holds half of a surrogate pair, which JSON can write and no tokenizer reads."""
+    """Raise `InputError` for an unpaired surrogate, which JSON can contain and tokenizers reject."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise InputError(f"a text holds {half!r}, half a character; put the whole there or leave it out") from error
+        surrogate = text[error.start]
+        raise InputError(
+            f"a text contains {surrogate!r}, an unpaired surrogate; write the whole character or remove it"
+        ) from error
 
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -37,39 +39,45 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a dialogue."""
+    """One turn of a dialogue. `role` is one of `ROLES`."""
 
     role: str
     content: str
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise InputError(f"a message's role is one of {', '.join(ROLES)}, not {self.role!r}")
+            raise InputError(f"unknown role {self.role!r}; roles are: {', '.join(ROLES)}")
         check_text(self.content)
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A dialogue to imitate: every assistant message is supervised and nothing else."""
+    """A dialogue to imitate. Every assistant message is trained, and nothing else.
+
+    Raise `InputError` without an assistant message, or if one is empty.
+    """
 
     messages: tuple[Message, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        said = [message for message in self.messages if message.role == "assistant"]
-        if not said:
+        answers = [message for message in self.messages if message.role == "assistant"]
+        if not answers:
             raise InputError("a demonstration needs an assistant message")
-        if not all(message.content.strip() for message in said):
+        if not all(message.content.strip() for message in answers):
             raise InputError("an assistant message is empty")
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer to a prompt, with what is known of its quality."""
+    """One response to a prompt, with its reward and its rated attributes, if any.
+
+    Raise `InputError` for an empty response or a value that is not finite.
+    """
 
     content: str
     reward: float | None = None
-    attributes: Mapping[str, float] = field(default_factory=dict, hash=False)  # a missing label is left out
+    attributes: Mapping[str, float] = field(default_factory=dict, hash=False)  # attributes without a rating are absent
 
     def __post_init__(self) -> None:
         if not self.content.strip():
@@ -78,15 +86,20 @@ class Response:
         values = {"reward": self.reward, **self.attributes}
         for name, value in values.items():
             if value is not None and not math.isfinite(value):
-                raise InputError(f"{name} is {value}; a finite number is needed (leave a missing one out)")
+                raise InputError(f"{name} is {value}; a finite number is needed; omit a missing one")
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """K >= 1 responses to one prompt.
+    """K >= 1 responses to one prompt, all with a reward or none.
 
-    `chosen` is the index of the response that the data itself names as preferred, where it names one. Rewards
-    may still disagree with it: losses of a label follow `chosen`, losses of a reward follow the rewards.
+    `chosen` is the index of the response that the data labels as preferred, if it has a label. Rewards may disagree
+    with it: losses on labels follow `chosen`, losses on rewards follow the rewards.
+
+    >>> prompt = (Message("user", "How far is the moon?"),)
+    >>> Comparison(prompt, (Response("384,400 km"), Response("Far")), chosen=2)
+    Traceback (most recent call last):
+    align.errors.InputError: chosen is 2, and there are 2 responses
     """
 
     prompt: tuple[Message, ...]
@@ -99,8 +112,7 @@ class Comparison:
             raise InputError("a comparison needs a prompt")
         if not self.responses:
             raise InputError("a comparison needs at least one response")
-        known = {response.reward is None for response in self.responses}
-        if len(known) > 1:
+        if len({response.reward is None for response in self.responses}) > 1:
             raise InputError("some responses of a comparison have a reward and some have none")
         if self.chosen is not None and not 0 <= self.chosen < len(self.responses):
             raise InputError(f"chosen is {self.chosen}, and there are {len(self.responses)} responses")
@@ -108,14 +120,14 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A dialogue to be answered, with what a checker needs to know."""
+    """A dialogue that ends with a message to answer. `metadata` holds what a verifier of the answers needs."""
 
     messages: tuple[Message, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1].role == "assistant":
-            raise InputError("a prompt ends with a message that is to be answered")
+            raise InputError("a prompt must end with a message that is not the assistant's")
 
 
 Record = Demonstration | Comparison | Prompt

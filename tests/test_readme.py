@@ -14,7 +14,7 @@ from align.cli import app
 from align.commands.evaluate import EvaluateSettings
 from align.commands.generate import GenerateSettings
 from align.commands.one_step import settings_of
-from align.data.formats import write
+from align.data.writing import write
 from align.losses.table import preference_loss
 from align.records import Comparison
 from align.stages.sources import SourceSettings, streamed

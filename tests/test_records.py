@@ -18,8 +18,14 @@ REFUSED = {
         lambda: Demonstration((ASK, SAY, ASK, Message("assistant", ""))),
         "an assistant message is empty",
     ),
-    "half a character of a turn": (lambda: Message("user", "\ud83d hi"), r"a text holds '\ud83d', half a character"),
-    "half a character of a response": (lambda: Response("hi \ude00"), r"a text holds '\ude00', half a character"),
+    "an unpaired surrogate of a turn": (
+        lambda: Message("user", "\ud83d hi"),
+        r"a text contains '\ud83d', an unpaired surrogate",
+    ),
+    "an unpaired surrogate of a response": (
+        lambda: Response("hi \ude00"),
+        r"a text contains '\ude00', an unpaired surrogate",
+    ),
     "an empty response": (lambda: Response("\t"), "a response is empty"),
     "a reward that is not a number": (lambda: Response("x", float("nan")), "reward is nan"),
     "an infinite reward": (lambda: Response("x", float("-inf")), "reward is -inf"),
@@ -39,8 +45,8 @@ REFUSED = {
         "chosen is 2, and there are 2 responses",
     ),
     "a choice counted from the end": (lambda: Comparison((ASK,), (GOOD, BAD), -1), "chosen is -1"),
-    "a prompt that is answered already": (lambda: Prompt((ASK, SAY)), "to be answered"),
-    "an empty prompt": (lambda: Prompt(()), "to be answered"),
+    "a prompt that is answered already": (lambda: Prompt((ASK, SAY)), "a prompt must end with a message"),
+    "an empty prompt": (lambda: Prompt(()), "a prompt must end with a message"),
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.artifacts import write_text
-from align.data.formats import read_rows
+from align.data.rows import read_rows
 from align.distributed.journal import Journal
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress

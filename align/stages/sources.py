@@ -13,7 +13,7 @@ from pydantic import Field
 
 from align.config import Settings
 from align.content_hash import PROCEDURAL, code_of
-from align.data.formats import RowStatistics, Stream, stream
+from align.data.reading import RowStatistics, Stream, stream
 from align.errors import InputError, within
 from align.procedural import tasks
 from align.records import Comparison, Demonstration, Located, Prompt, Record, at_place

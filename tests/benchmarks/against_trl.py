@@ -47,7 +47,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from align.accounting.flops import Work, decoder_from_config, forward_flops, training_flops
 from align.data.batching import plan_step
 from align.data.chat_encoder import ChatEncoder
-from align.data.formats import read
+from align.data.reading import read
 from align.data.token_groups import TokenSequence
 from align.errors import InputError
 from align.models.loading.pretrained import silence_transformers

@@ -35,7 +35,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import apply_template
-from align.data.formats import read
+from align.data.reading import read
 from align.errors import InputError
 from align.inference.settings import SamplingSettings
 from align.inference.transformers_engine import DTYPES, TransformersEngine, in_precision

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import apply_template
-from align.data.formats import read
+from align.data.reading import read
 from align.data.token_groups import TokenGroup
 from align.models.loading.pretrained import silence_transformers
 from align.models.probe import choose_forward

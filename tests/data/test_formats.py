@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from align.data.formats import READERS, read, stream, write
+from align.data.readers.table import READERS
+from align.data.reading import read, stream
+from align.data.writing import write
 from align.errors import InputError, RunError
 from align.records import Comparison, Demonstration, Message, Prompt, Response
 
@@ -415,7 +417,7 @@ def test_an_answer_marked_as_not_trained_is_not_trained(lines, mark, turn):
     turns = chat("ask", "say", "more", "yes")
     turns[turn] |= mark
     with pytest.raises(
-        InputError, match=r"row 1: an assistant message carries (loss_weight|weight|train) (0|0.5|0.0|False),"
+        InputError, match=r"row 1: an assistant message has (loss_weight|weight|train) (0|0.5|0.0|False),"
     ):
         read(lines({"messages": turns}))
     turns[turn] |= {name: 1 for name in mark}
@@ -424,7 +426,7 @@ def test_an_answer_marked_as_not_trained_is_not_trained(lines, mark, turn):
 
 
 WRONG = {
-    "half a pair": ({"prompt": "a", "chosen": "b"}, "there is a column chosen, and its other half is missing"),
+    "half a pair": ({"prompt": "a", "chosen": "b"}, "the row has chosen without its counterpart"),
     "unknown columns": ({"premise": "a"}, "no format has the columns premise; there are openassistant, nemo_aligner, "),
     "too few columns": (
         {"question": "a"},
@@ -433,10 +435,10 @@ WRONG = {
     "an empty response": ({"prompt": "a", "chosen": "b", "rejected": " "}, "a response is empty"),
     "an empty answer": ({"instruction": "a", "output": ""}, "an assistant message is empty"),
     "an empty prompt": ({"instruction": "", "output": "b"}, "instruction is empty"),
-    "no prompt": ({"chosen": "a", "rejected": "b"}, "there is no prompt: neither in a column nor in chosen"),
+    "no prompt": ({"chosen": "a", "rejected": "b"}, "no prompt, neither in a column nor in chosen"),
     "two prompts": (
         {"chosen": chat("a", "b"), "rejected": chat("c", "d")},
-        "chosen and rejected differ before their last message",
+        "chosen and rejected have different prompts",
     ),
     "a reward that is no number": (
         {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "wide"},
@@ -457,7 +459,7 @@ WRONG = {
     "a short label": ({"text": STEERLM + "b", "label": [1, 2]}, "label has 2 numbers; 9 are needed: quality, toxicity"),
     "a tool call": (
         {"messages": [*chat("a"), {"role": "assistant", "content": None, "tool_calls": [{}]}]},
-        "a message calls a tool",
+        "a message contains a tool call",
     ),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
@@ -465,11 +467,11 @@ WRONG = {
     ),
     "a thought": (
         {"messages": [*chat("a"), {"role": "assistant", "content": "b", "reasoning_content": "hm"}]},
-        "a message has reasoning_content beside its content; write it into the content, or take it out",
+        "a message has reasoning_content besides its content; move it into the content, or remove it",
     ),
     "a picture": (
         {"conversations": [sharegpt("a")[0] | {"images": ["a.png"]}, *sharegpt("a", "b")[1:]]},
-        "a message has images beside its content",
+        "a message has images besides its content",
     ),
     "two system messages": ({"system": "s", "messages": chat("=t", "a", "b")}, "the row has two system messages"),
     "two system columns": (
@@ -488,13 +490,19 @@ WRONG = {
         {"prompt": "a", "responses": ["b", "c"], "chosen": True},
         "chosen is True; the index of a response is needed",
     ),
-    "half a character": ({"prompt": "a", "completion": "\ud800 hi"}, r"a text holds '\ud800', half a character"),
+    "an unpaired surrogate": (
+        {"prompt": "a", "completion": "\ud800 hi"},
+        r"a text contains '\ud800', an unpaired surrogate",
+    ),
     "a stranger": (
         {"messages": [{"role": "narrator", "content": "a"}]},
-        "a message's role is 'narrator'; known are system,",
+        "unknown role 'narrator'; known roles are: system,",
     ),
     "a masked assistant": ({"conversations": sharegpt("a", "b"), "mask": "Assistant"}, "mask is 'Assistant'"),
-    "answers in the prompt": ({"prompt": chat("a", "b", "c"), "completion": "d"}, "the prompt holds answers"),
+    "answers in the prompt": (
+        {"prompt": chat("a", "b", "c"), "completion": "d"},
+        "the prompt contains assistant messages",
+    ),
     "code for a list": (
         {"messages": "__import__('os').getcwd()"},
         "messages is \"__import__('os').getcwd()\"; a list is needed",
@@ -503,7 +511,7 @@ WRONG = {
         {"input": "a", "output_A": "b", "output_B": "c", "parsed_result": {"x": {"preference": "same"}}},
         "prefers neither",
     ),
-    "answers without questions": ({"question_id": 1, "answer_id": 2, "text": "a"}, "there are no questions"),
+    "answers without questions": ({"question_id": 1, "answer_id": 2, "text": "a"}, "no row is a question"),
     "unranked replies": (
         {"message_tree_id": 1, "prompt": {"text": "a", "role": "prompter", "replies": REPLIES[1:2]}},
         "two ranked replies",
@@ -594,7 +602,7 @@ def test_a_limit_stops_the_reading(lines):
             {"format": "alpaca"},
             "row 1: alpaca needs instruction output or instruction response; there are the columns prompt",
         ),
-        ({"format": "json:loads"}, "reader 'json:loads' is a function; a Reader is needed"),
+        ({"format": "json:loads"}, "reader 'json:loads' is of type function; a Reader is needed"),
         ({"on_error": "skpi"}, "on_error is 'skpi'; did you mean 'skip'?"),
         ({"limit": 0}, "limit is 0"),
     ],
@@ -608,13 +616,13 @@ def test_a_wrong_setting_is_answered_with_a_right_one(lines, settings, message):
 def test_an_empty_file_is_refused(tmp_path):
     for name in ("a.json", "a.jsonl", "a.csv"):
         (tmp_path / name).write_text("")
-        with pytest.raises(InputError, match=f"{name}: holds no rows"):
+        with pytest.raises(InputError, match=f"{name}: contains no rows"):
             read(str(tmp_path / name))
 
 
 def test_a_reader_of_ones_own_comes_in_by_dotted_path(lines, tmp_path, monkeypatch):
     (tmp_path / "their_format.py").write_text(
-        "from align.data.formats import Reader\n"
+        "from align.data.readers.table import Reader\n"
         "from align.records import Message, Prompt\n"
         "reader = Reader(('q',), lambda row: iter([Prompt((Message('user', row['q']),))]))\n"
     )
@@ -647,8 +655,8 @@ def test_a_written_record_is_recognised_alone(tmp_path, record):
     "record, message",
     [
         (Prompt(talk("a"), {"x": float("inf")}), "Out of range float"),
-        (Prompt(talk("a"), {"x": object()}), "metadata holds a object, which JSON has no form for"),
-        (Demonstration(talk("a", "b", "c")), "waits for an answer"),
+        (Prompt(talk("a"), {"x": object()}), "metadata contains a value of type object, which JSON cannot represent"),
+        (Demonstration(talk("a", "b", "c")), "ends with a prompt"),
     ],
 )
 def test_a_failed_write_leaves_what_was_there(tmp_path, record, message):

@@ -10,7 +10,8 @@ from statistics import mean
 
 import pytest
 
-from align.data.formats import READERS, read
+from align.data.readers.table import READERS
+from align.data.reading import read
 from align.errors import InputError
 from align.records import Comparison, Demonstration, Prompt
 
@@ -177,8 +178,8 @@ REFUSED = {  # files that hold nothing to train on, or not by themselves
     "stories260k/tok512.bin": "not a data file; those end in .json,",
     "sts_benchmark/stsb-en-dev.csv": "row 1: no format has the columns A man with a hard hat is dancing.,",
     "ultrafeedback_pairs/label_flip_20_index.jsonl": "row 1: no format has the columns source_index, noise",
-    "vicuna_blog_eval/answers.jsonl.gz": "there are no questions; name the folder that holds them",
-    "vicuna_blog_eval/reviews_gpt4.jsonl.gz": "there are no questions; name the folder that holds them",
+    "vicuna_blog_eval/answers.jsonl.gz": "no row is a question; name the folder with questions",
+    "vicuna_blog_eval/reviews_gpt4.jsonl.gz": "no row is a question; name the folder with questions",
 }
 
 WITH_EMPTY_ANSWERS = {  # file -> how many of its rows hold one

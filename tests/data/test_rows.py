@@ -103,9 +103,9 @@ def test_splits_are_never_mixed(tmp_path, names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(as_lines([row]))
     assert [list(read_rows(str(tmp_path), split=split)) for split in ("train", "test")] == [ROWS[:1], ROWS[1:]]
-    with pytest.raises(InputError, match="holds several splits; name one of test, train"):
+    with pytest.raises(InputError, match="contains several splits; name one of test, train"):
         list(read_rows(str(tmp_path)))
-    with pytest.raises(InputError, match="no file of split 'dev' here"):
+    with pytest.raises(InputError, match="no data file of split 'dev' in this folder"):
         list(read_rows(str(tmp_path), split="dev"))
     with pytest.raises(InputError, match="a file has no split 'train'"):
         list(read_rows(str(tmp_path / names[0]), split="train"))
@@ -124,11 +124,14 @@ BROKEN = {
     "short.csv": (b"a,b\n1\n", "cannot be read after row 0: the next row has more or fewer fields"),
     "open_quote.csv": (b'a,b\n1,"2\n', "cannot be read after row 0: unexpected end of data"),
     "twice.csv": (b"a,b,a\n1,2,3\n", "the header names the column 'a' more than once"),
-    "lists.json": (b'{"data": [{"a": 1}], "examples": [{"a": 2}]}', "holds several lists of rows, data and examples"),
-    "numbers.jsonl": (b'{"a": 1}\n3\n', "row 2 is a int; a row is an object with named columns"),
+    "lists.json": (
+        b'{"data": [{"a": 1}], "examples": [{"a": 2}]}',
+        "contains several lists of rows, data and examples",
+    ),
+    "numbers.jsonl": (b'{"a": 1}\n3\n', "row 2 is of type int; a row must be an object with named columns"),
     "digits.jsonl": (b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", "cannot be read after row 1: Exceeds the limit"),
     "deep.json": (b"[" * 100_000, "cannot be read after row 0"),
-    "model.bin": (b"\0\1", "not a data file; those end in .json, .jsonl, .csv, .parquet, .arrow, or that and .gz"),
+    "model.bin": (b"\0\1", "not a data file; those end in .json, .jsonl, .csv, .parquet, .arrow, each also with .gz"),
 }
 
 
@@ -145,7 +148,7 @@ def test_a_missing_path_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="nothing.jsonl: no such file or folder"):
         list(read_rows(str(tmp_path / "nothing.jsonl")))
-    with pytest.raises(InputError, match="empty: no file here; data files end in"):
+    with pytest.raises(InputError, match="empty: no data file in this folder; data files end in"):
         list(read_rows(str(tmp_path / "empty")))
 
 
@@ -153,7 +156,7 @@ HUB = """
 import sys
 from align.errors import InputError
 from align.data.rows import hub_rows, read_rows
-print([row for _, row in hub_rows(sys.argv[1], config=None, split=None)])
+print([located.record for located in hub_rows(sys.argv[1], config=None, split=None)])
 try:
     next(read_rows("no-such-owner/no-such-set"))
 except InputError as error:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from align.data.formats import read_rows
+from align.data.rows import read_rows
 from align.errors import InputError
 from align.evaluation.sampled_task import SampledTask
 from align.evaluation.task import Answer

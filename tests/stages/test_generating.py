@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_cli import SMALL, align
 
-from align.data.formats import read
+from align.data.reading import read
 from align.errors import InputError
 from align.inference.samples import Speed
 from align.records import Comparison, Message, Prompt

@@ -10,8 +10,9 @@ import time
 import pytest
 from test_cli import ROOT, align
 
-from align.data.formats import read, write
+from align.data.reading import read
 from align.data.tokenizer import train_tokenizer
+from align.data.writing import write
 from align.models.policy import load_policy, save_policy
 from align.models.reward_model import load_reward_model, save_reward_model, set_pad_token
 from align.models.settings import HeadSettings, PolicySettings

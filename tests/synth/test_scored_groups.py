@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from align.data.formats import read, write
+from align.data.reading import read
+from align.data.writing import write
 from align.distributed.journal import Journal
 from align.errors import InputError
 from align.inference.samples import TOO_LONG, Sample, prompt_key

@@ -1,1 +1,1 @@
-"""Readers: rows of each known format to records."""
+"""Readers: one module for each family of row formats, and the table of all formats."""

@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from align.accounting.flops import Work
-from align.data.formats import write
+from align.data.writing import write
 from align.distributed.journal import run_with_journal
 from align.distributed.work_split import WorkShard
 from align.errors import InputError

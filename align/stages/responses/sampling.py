@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from align.data.formats import write
+from align.data.writing import write
 from align.distributed.journal import Journal, remove_journal, run_with_journal
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress

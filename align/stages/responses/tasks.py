@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from align.config import Settings
-from align.data.formats import read_rows
+from align.data.rows import read_rows
 from align.errors import InputError, one_line, within
 from align.evaluation.task import Row, Task
 from align.evaluation.tasks import IN_RECIPES, TASKS, pick_task

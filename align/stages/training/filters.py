@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from align.data.comparisons import LIKED
+from align.data.readers.pairs import LIKED
 from align.data.token_groups import TokenGroup
 from align.errors import InputError
 from align.records import Comparison, Demonstration, Located, Message, Prompt, Record

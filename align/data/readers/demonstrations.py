@@ -1,0 +1,65 @@
+"""Dialogues and requests with an answer, to demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from align.data.readers.cells import as_list, as_object, metadata_of, shortened
+from align.data.readers.messages import answer_messages, as_messages, check_trained
+from align.data.readers.prompts import SYSTEM_COLUMNS, check_not_half_a_pair, row_prompt, with_system
+from align.data.readers.roles import role_of
+from align.data.rows import Row
+from align.errors import InputError
+from align.records import Demonstration, Prompt, Record
+
+DIALOGUE_COLUMNS = ("messages", "conversations", "conversation", "conversation_json")
+ANSWER_COLUMNS = {  # column of the request -> columns of the answer to it
+    "prompt": ("completion", "response", "output", "code"),
+    "instruction": ("output", "response"),
+    "input": ("output",),
+    "question": ("answer",),
+    "problem": ("solution",),
+    "query": ("response",),
+    "text": ("code",),
+}
+
+
+def dialogue(row: Row) -> Iterator[Record]:
+    """Yield a demonstration, or a prompt if the dialogue does not end with an assistant message."""
+    check_not_half_a_pair(row)
+    column = next(name for name in DIALOGUE_COLUMNS if name in row)
+    turns = as_list(row[column], column)
+    messages = with_system(row, as_messages(turns, column))
+    metadata = metadata_of(row, {column, "mask", *SYSTEM_COLUMNS})
+    if not messages or messages[-1].role != "assistant":
+        yield Prompt(messages, metadata)
+        return
+    check_trained(turns)
+    if row.get("mask") and role_of(str(row["mask"])) == "assistant":  # NeMo-Aligner's name for who is not trained
+        raise InputError(f"mask is {shortened(row['mask'])}, and a demonstration trains every assistant message")
+    yield Demonstration(messages, metadata)
+
+
+def demonstration(row: Row) -> Iterator[Record]:
+    """Yield a request with its answer."""
+    pairs = [(name, key) for name, keys in ANSWER_COLUMNS.items() for key in keys if {name, key} <= row.keys()]
+    if not pairs:
+        raise InputError(f"no column is an answer: {shortened(list(row))}")
+    request, reply = pairs[0]
+    prompt = row_prompt(row, (request,))
+    if not row.get("history") and any(message.role == "assistant" for message in prompt.messages):
+        raise InputError(
+            "the prompt contains assistant messages, which a demonstration would train; use a messages column"
+        )
+    messages = answer_messages(row[reply], reply)
+    if isinstance(row[reply], list):
+        check_trained(cast(list[Any], row[reply]))
+    yield Demonstration((*prompt.messages, *messages), metadata_of(row, {*prompt.columns, reply}))
+
+
+def seed_tasks(row: Row) -> Iterator[Record]:
+    """Yield a demonstration for each instance of an instruction; Wang et al. 2022 (Self-Instruct)."""
+    metadata = metadata_of(row, {"instances"})
+    for instance in as_list(row["instances"], "instances"):
+        yield from demonstration({**metadata, **as_object(instance, "an instance")})
