@@ -1,7 +1,7 @@
-r"""Final answers: found in a response, and compared with the known one.
+r"""Find the final answer in a response, and compare it with the known one.
 
-A response states its answer as GSM8K does (`#### 42`), in `\boxed{...}`, in words ("the answer is 42"), or else ends
-with it. Numbers, fractions, units, letters of a choice and words are compared here; all else is maths for math-verify.
+A response gives its answer as in GSM8K (`#### 42`), in `\boxed{...}`, in words ("the answer is 42"), or as its last
+number. Numbers, fractions, units, letters of a choice and words are compared here; math-verify compares the rest.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 from align.rewards.math_equality import equal_maths
 
-LONGEST = 1000  # letters of an answer that is still read as maths
-DECIMALS = 6  # numbers that are not whole agree to this many, as in math-verify: 0.333333 is a third
+MAX_LENGTH = 1000  # characters of an answer that math-verify is asked about
+DECIMALS = 6  # to which numbers must agree, as in math-verify: 0.333333 is a third
 
-MARKER = re.compile(r"####[ \t]*(?P<said>\S.*)(?P<rest>\s*)")
+MARKER = re.compile(r"####[ \t]*(?P<answer>\S.*)(?P<rest>\s*)")
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 STATED = re.compile(
     r"\banswer\**\s*(?:is|are|=|:)\**:?\s*\**(?:(?:about|approximately|roughly)\s)?(?=\S)", re.IGNORECASE
 )
-AFTERTHOUGHT = re.compile(r"\n.*|(?<=\S)[.!](?:\s.*)?$|\*\*.*|\s(?:because|since|which|so that)\b.*", re.DOTALL)
+EXPLANATION = re.compile(r"\n.*|(?<=\S)[.!](?:\s.*)?$|\*\*.*|\s(?:because|since|which|so that)\b.*", re.DOTALL)
 FORMULA = re.compile(
     r"\$\$(?P<display>[^$]+)\$\$|\$(?P<inline>[^$\n]+)\$(?!\w|\.\d)|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]",
     re.DOTALL,
@@ -28,7 +28,7 @@ FORMULA = re.compile(
 NUMBER = re.compile(
     r"(?:(?<![\w)\]}])[-−])?[$€£¥₹]?(?<![\d.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?(?![\d])%?|(?<![\w.,])\.\d+%?"
 )
-MOST_WORDS = 5  # of an answer without a number: "the answer is the red one"
+MAX_WORDS = 5  # of an answer without a number: "the answer is the red one"
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 WORDS = re.compile(r"[^\W\d_][^\d_=<>+*^\\{}()\[\]|]{2,}")
@@ -41,9 +41,9 @@ QUANTITY = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-LETTER_UNITS = {"g", "h", "l", "m", "s"}
-NO_UNITS = {"and", "arccos", "arcsin", "arctan", "cos", "exp", "ln", "log", "mod", "or", "pi", "sin", "sqrt", "tan"}
-MARKUP = (
+ONE_LETTER_UNITS = {"g", "h", "l", "m", "s"}
+NOT_UNITS = {"and", "arccos", "arcsin", "arctan", "cos", "exp", "ln", "log", "mod", "or", "pi", "sin", "sqrt", "tan"}
+LATEX = (  # pattern, replacement
     (re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\[,!;: ]|\{,\}|\\left\b|\\right\b"), ""),
     (re.compile(r"\\([$%])"), r"\1"),
@@ -52,72 +52,80 @@ MARKUP = (
 
 
 def final_answer(text: str) -> str | None:
-    """What a response gives as its answer, as it is written there; None where it gives none."""
-    answer = _marked(text) or _last_boxed(text) or _stated(text)
+    r"""Return the answer that a response gives, as it is written there; None where it gives none.
+
+    >>> final_answer(r"Half of 84 is \boxed{42}.")
+    '42'
+    """
+    answer = _after_marker(text) or _last_boxed(text) or _stated(text)
     if answer:
         return answer
     if "\n" not in text.strip() and len(WORD.findall(text)) <= 1:
-        return _bare(text) or None
+        return _strip_markup(text) or None
     return _last_value(text)
 
 
 def same_answer(given: str, expected: str) -> bool:
-    """Whether a given answer is the expected one, however each is written. What cannot be decided in time is not."""
-    maths = _bare(given), _bare(expected)
-    given, expected = (_plain(text) for text in maths)
+    """Return whether an answer is the expected one, however each is written; False where math-verify does not finish.
+
+    >>> same_answer("$1,000", "1000.00"), same_answer("1/3", "0.333333"), same_answer("(B)", "C")
+    (True, True, False)
+    """
+    maths = _strip_markup(given), _strip_markup(expected)
+    given, expected = (_replace_latex(text) for text in maths)
     if not given or not expected:
         return False
-    if _folded(given) == _folded(expected):
+    if _normalized(given) == _normalized(expected):
         return True
     if choice := CHOICE.fullmatch(expected):
-        picked = CHOICE.match(given)
-        return picked is not None and picked["letter"].upper() == choice["letter"].upper()
+        chosen = CHOICE.match(given)
+        return chosen is not None and chosen["letter"].upper() == choice["letter"].upper()
     numbers = _quantity(given), _quantity(expected)
     if numbers[0] and numbers[1]:
         return _same_quantity(numbers[0], numbers[1])
     if WORDS.fullmatch(given) and WORDS.fullmatch(expected):
-        return False  # as maths, `listen` is the product of its letters, and so is `silent`
-    return max(map(len, maths)) <= LONGEST and equal_maths(*maths) is True
+        return False  # to math-verify, `listen` and `silent` are the same product of letters
+    return max(map(len, maths)) <= MAX_LENGTH and equal_maths(*maths) is True
 
 
-def _marked(text: str) -> str | None:
-    """What follows `####`: a number alone, or the end of the text. Other such lines are headings."""
+def _after_marker(text: str) -> str | None:
+    """Return what follows `####`: a number, or the last line. Other lines with this marker are headings."""
     for match in reversed(list(MARKER.finditer(text))):
-        number = _quantity(_bare(match["said"]))
+        number = _quantity(_strip_markup(match["answer"]))
         if match.end() == len(text) or (number and not number.unit):
-            return _bare(match["said"])
+            return _strip_markup(match["answer"])
     return None
 
 
 def _stated(text: str) -> str | None:
-    """What is last said to be the answer, if it is short or has a number."""
+    """Return the last text that follows "the answer is", if it is short or has a number."""
     for match in reversed(list(STATED.finditer(text))):
-        rest = text[match.end() : match.end() + LONGEST]
+        rest = text[match.end() : match.end() + MAX_LENGTH]
         formula = FORMULA.match(rest)
-        said = _bare(_inside(formula) if formula else AFTERTHOUGHT.sub("", rest))
-        if said and (re.search(r"[\d\\]", said) or len(said.split()) <= MOST_WORDS):
-            return said
+        answer = _strip_markup(_inside(formula) if formula else EXPLANATION.sub("", rest))
+        if answer and (re.search(r"[\d\\]", answer) or len(answer.split()) <= MAX_WORDS):
+            return answer
     return None
 
 
 def _last_boxed(text: str) -> str | None:
-    """What stands in the last box whose braces are closed."""
+    """Return the content of the last box whose braces are balanced."""
     for start in reversed(list(BOXED.finditer(text))):
         depth = 1
-        for place in range(start.end(), min(len(text), start.end() + LONGEST)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
+        for index in range(start.end(), min(len(text), start.end() + MAX_LENGTH)):
+            depth += {"{": 1, "}": -1}.get(text[index], 0)
             if depth == 0:
-                return _bare(text[start.end() : place])
+                return _strip_markup(text[start.end() : index])
     return None
 
 
 def _last_value(text: str) -> str | None:
-    """The last number, or the whole of the formula that it is part of."""
+    """Return the last number, or the formula that contains it."""
     numbers, formulas = list(NUMBER.finditer(text)), list(FORMULA.finditer(text))
     if not numbers:
         return None
     if formulas and formulas[-1].start() <= numbers[-1].start() < formulas[-1].end():
-        return _bare(_inside(formulas[-1]))
+        return _strip_markup(_inside(formulas[-1]))
     return numbers[-1].group()
 
 
@@ -125,8 +133,8 @@ def _inside(formula: re.Match[str]) -> str:
     return formula[formula.lastgroup or 0]
 
 
-def _bare(text: str) -> str:
-    """The answer without the marks around it."""
+def _strip_markup(text: str) -> str:
+    """Return an answer without the Markdown, punctuation, dollar signs and box around it."""
     text = text.strip().strip("*").rstrip(".,;: ").strip()
     formula = FORMULA.fullmatch(text)
     text = _inside(formula).strip() if formula else text
@@ -135,13 +143,13 @@ def _bare(text: str) -> str:
     return text
 
 
-def _plain(text: str) -> str:
-    for pattern, instead in MARKUP:
-        text = pattern.sub(instead, text)
+def _replace_latex(text: str) -> str:
+    for pattern, replacement in LATEX:
+        text = pattern.sub(replacement, text)
     return text.strip()
 
 
-def _folded(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(text.lower().split())
 
 
@@ -152,8 +160,8 @@ class _Quantity(NamedTuple):
 
 
 def _quantity(text: str) -> _Quantity | None:
-    """The number that a text is, with its unit; None where it is more than that."""
-    match = QUANTITY.fullmatch(" ".join(text.split()))  # else the ways to part a run of spaces are many
+    """Return a text that is a number, perhaps with a unit, as a quantity; None for any other text."""
+    match = QUANTITY.fullmatch(" ".join(text.split()))  # the pattern would backtrack over runs of spaces
     if not match or not (match["whole"] or match["part"] or match["top"]):
         return None
     if match["top"]:
@@ -165,14 +173,14 @@ def _quantity(text: str) -> _Quantity | None:
     words = match["unit"].lower().replace(".", "").split()
     while words and words[0] in SCALES:
         value *= SCALES[words.pop(0)]
-    if any(word in NO_UNITS or (len(word) == 1 and word.isalpha() and word not in LETTER_UNITS) for word in words):
-        return None  # `5x` and `2 sin x` are maths
+    if any(word in NOT_UNITS or (len(word) == 1 and word.isalpha() and word not in ONE_LETTER_UNITS) for word in words):
+        return None  # `5x` and `2 sin x` are formulas
     return _Quantity(-value if match["sign"] in ("-", "−") else value, bool(match["percent"]), " ".join(words))
 
 
 def _same_quantity(given: _Quantity, expected: _Quantity) -> bool:
-    """Equal values; 50% is 0.5 and, as for math-verify, 50. Units count where both are there."""
+    """Return whether values are equal, and units where both have one; 50% is 0.5 and, as for math-verify, 50."""
     units = {given.unit.rstrip("s"), expected.unit.rstrip("s")} - {""}
-    values = [{one.value, one.value / 100} if one.percent else {one.value} for one in (given, expected)]
-    rounded = [{round(value, DECIMALS) for value in each} for each in values]
+    values = [{each.value, each.value / 100} if each.percent else {each.value} for each in (given, expected)]
+    rounded = [{round(value, DECIMALS) for value in candidates} for candidates in values]
     return len(units) <= 1 and bool(rounded[0] & rounded[1])

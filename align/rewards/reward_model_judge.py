@@ -1,4 +1,4 @@
-"""The judge that is a reward model: attributes and one reward for each response, which share their prompt."""
+"""The judge that is a reward model: attributes and one reward for each response of a group."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from align.records import Comparison, Response
 from align.rewards.builtin_judges import RewardModelSettings
 from align.rewards.verdicts import GROUPS_AT_ONCE, Group, Verdict
 
-TOO_LONG, EMPTY = "too long", "the response is empty"  # how reasons begin
+TOO_LONG, EMPTY = "too long", "the response is empty"  # first words of `why` where it abstains
 
 
 def reward_model_judge(path: str, *, precision: str = "fp32") -> RewardModelJudge:
-    """The judge that the reward model at `path`, a folder or hub id, is; in bf16 its matrix products are."""
+    """Return the reward model at `path`, a folder or Hub ID, as a judge; `precision` is that of matrix products."""
     given = {"path": path, "precision": precision}
     return RewardModelJudge(build(RewardModelSettings, given, ("judge reward_model",)))
 
 
 class RewardModelJudge:
-    """A reward model as a judge. It rates a group whole, or says that it is too long for the model and cuts nothing.
+    """Rates the responses of a group by a reward model; it abstains where one of them is too long for the model.
 
-    A group is computed by itself: in a micro-batch with others its last bits would depend on which they are, and so on
-    where a kill came.
+    Each group is a micro-batch of its own: with others in it, the last bits of a reward would depend on them, and so on
+    where a killed run resumed.
     """
 
     def __init__(self, settings: RewardModelSettings) -> None:
@@ -44,7 +44,7 @@ class RewardModelJudge:
         path, precision = settings.path, settings.precision
         saved = load_rating(path)
         if saved is None:
-            raise InputError(f"{path}: not a reward model (a sequence classifier); the stage reward_model makes one")
+            raise InputError(f"{path} is not a reward model (a sequence classifier); the stage reward_model trains one")
         self.rating, self.precision = saved, precision
         self.model, self.tokenizer = load_reward_model(PolicySettings(path=path))
         template = apply_template(self.tokenizer)
@@ -52,40 +52,42 @@ class RewardModelJudge:
         self.encoder = ChatEncoder(self.tokenizer)
         self.limit = max_positions(self.model.base.config)
         self.identity = stable_hash([fingerprint(self.model), template, saved, precision])  # of what decides a verdict
-        self.forwards: dict[bool, Literal["tree", "plain"]] = {}  # by whether a group's length refuses the tree
+        self.forwards: dict[bool, Literal["tree", "plain"]] = {}  # by whether a group is too long for the tree forward
 
     def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
-        """A verdict for each response; an empty one gets none, and neither do those of a group that is too long."""
+        """Yield the verdicts of each group; without a reward for empty responses, and where one is too long."""
         for start in range(0, len(groups), GROUPS_AT_ONCE):
             yield from self._verdicts(groups[start : start + GROUPS_AT_ONCE])
 
     def _verdicts(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
-        asked = [
+        comparisons = [
             (index, Comparison(prompt.messages, tuple(Response(text) for text in texts if text.strip())))
             for index, (prompt, texts) in enumerate(groups)
             if any(map(str.strip, texts))
         ]
-        encoded = {asked[group.row][0]: group for group in self.encoder.encode_all([each for _, each in asked])}
-        lengths = {index: max(len(each.ids) for each in group.sequences) for index, group in encoded.items()}
+        token_groups = self.encoder.encode_all([comparison for _, comparison in comparisons])
+        encoded = {comparisons[group.row][0]: group for group in token_groups}
+        lengths = {index: max(len(sequence.ids) for sequence in group.sequences) for index, group in encoded.items()}
         for index, (_, texts) in enumerate(groups):
             longest = lengths.get(index, 0)
             if longest and (self.limit is None or longest <= self.limit):
-                rated = iter(self._rated(self._scores(encoded[index])))
+                rated = iter(self._rate(self._scores(encoded[index])))
                 yield tuple(next(rated) if text.strip() else Verdict(None, why=EMPTY) for text in texts)
             else:
-                why = f"{TOO_LONG}: {longest} tokens, and the model takes {self.limit}" if longest else EMPTY
+                why = f"{TOO_LONG}: {longest} tokens, more than the model's {self.limit}" if longest else EMPTY
                 yield (Verdict(None, why=why),) * len(texts)
 
-    def _rated(self, scores_KA: torch.Tensor) -> list[Verdict]:
+    def _rate(self, scores_KA: torch.Tensor) -> list[Verdict]:
         columns = zip(self.rating.rewards(scores_KA), scores_KA.tolist(), strict=True)
         return [Verdict(reward, dict(zip(self.rating.names, values, strict=True))) for reward, values in columns]
 
     def _scores(self, group: TokenGroup) -> torch.Tensor:
-        """Attributes [K, A] of the responses, by the tree where the model takes it at their length."""
+        """Return the attributes [K, A] of the responses, by the tree forward where the model supports their length."""
         sequences = group.sequences
-        refused = tree_unsupported_reason(self.model, max(len(each.ids) for each in sequences)) is not None
-        if refused not in self.forwards:
-            self.forwards[refused] = choose_forward(self.model, [sequences], "auto", precision=self.precision).name
-        self.model.use_forward(self.forwards[refused])
+        longest = max(len(sequence.ids) for sequence in sequences)
+        unsupported = tree_unsupported_reason(self.model, longest) is not None
+        if unsupported not in self.forwards:
+            self.forwards[unsupported] = choose_forward(self.model, [sequences], "auto", precision=self.precision).name
+        self.model.use_forward(self.forwards[unsupported])
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return score_groups(self.model, [group])[0]

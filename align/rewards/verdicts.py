@@ -1,4 +1,4 @@
-"""What a judge says of a response, and the form that every judge has."""
+"""A judge's verdict on a response, and the interface of every judge."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any, Protocol
 
 from align.records import Prompt
 
-# That are looked at in one go: a reward model has so many made into tokens, and a combination asks each of its judges
-# about so many before the next. What a kill costs at most.
+# Groups that a judge works on at a time: a reward model tokenizes so many, and a combination passes so many to one
+# judge before the next. A killed run loses at most their verdicts.
 GROUPS_AT_ONCE = 64
 
-# A prompt and its responses, which a judge sees together.
+# A prompt and its responses, which a judge sees together
 Group = tuple[Prompt, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How good one response is; a judge that cannot say so abstains."""
+    """The verdict on one response. A judge that cannot rate it abstains: `reward` is None, and `why` says why."""
 
-    reward: float | None  # None: nothing is known of this response, for the reason that `why` gives
+    reward: float | None
     attributes: Mapping[str, float] = field(default_factory=dict)
     why: str = ""
-    raw: Any = None  # what the judge saw, as JSON values: an answer it extracted, a model's words, each test's result
+    raw: Any = None  # the evidence, as JSON values: an extracted answer, a model's text, the result of each test
 
 
 class Judge(Protocol):
-    """One verdict a response, in order; groups come back in the order that they were given in.
+    """Rates the responses of groups.
 
-    What it says of a group must not depend on the others of the call: processes share them out, and after a kill a
-    judge is asked about what is left.
+    The verdicts on a group must not depend on the other groups of the call: processes divide groups among each other,
+    and a resumed run asks for the missing ones only.
     """
 
     def __call__(self, groups: Sequence[Group]) -> Iterable[tuple[Verdict, ...]]:
-        """One tuple a group, as soon as it is known."""
+        """Yield one tuple per group, in order, as soon as it is known, with one verdict per response."""
         ...

@@ -1,4 +1,4 @@
-"""The system calls that a sandboxed program may make, as a seccomp filter; every other one fails with EPERM."""
+"""The seccomp filter of a sandboxed program: a list of allowed system calls; every other one fails with EPERM."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import struct
 
 from align.registry import pick
 
-# name, number on x86_64, number on aarch64 (Linux: arch/x86/entry/syscalls/syscall_64.tbl, asm-generic/unistd.h).
-# What Python needs for files, memory, signals, threads, clocks and waiting. Not there: exec, fork, socket, ptrace,
-# mount, namespaces, prctl, process_vm_*, keys, bpf, perf, io_uring, System V memory, memfd, setting ids or sessions.
-CALLS = """
+# Name, number on x86_64, number on aarch64 (Linux: arch/x86/entry/syscalls/syscall_64.tbl, asm-generic/unistd.h).
+# What Python needs for files, memory, signals, threads, clocks and waiting. Left out: exec, fork, socket, ptrace,
+# mount, namespaces, prctl, process_vm_*, keys, bpf, perf, io_uring, System V memory, memfd, setting IDs or sessions.
+ALLOWED = """
 read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, lseek 8 62, open 2 -, openat 257 56,
 close 3 57, close_range 436 436, dup 32 23, dup2 33 -, dup3 292 24, pipe 22 -, pipe2 293 59, fcntl 72 25, flock 73 32,
 ftruncate 77 46, truncate 76 45, fallocate 285 47, fadvise64 221 223, ioctl 16 29, sendfile 40 71, stat 4 -,
@@ -35,10 +35,10 @@ epoll_wait 232 -, epoll_pwait 281 22, eventfd 284 -, eventfd2 290 19,
 sendto 44 206, recvfrom 45 207, shutdown 48 210, getsockopt 55 209, setsockopt 54 208, getsockname 51 204,
 getpeername 52 205,
 """
-ONLY_THREADS = {"x86_64": 56, "aarch64": 220}  # clone: of a thread, never of a process
-ONLY_UNIX = {"x86_64": 53, "aarch64": 199}  # socketpair: asyncio wakes itself by one
-OWN_LIMITS = {"x86_64": 302, "aarch64": 261}  # prlimit64: of the caller (0), never of another process
-ABSENT = {"x86_64": 435, "aarch64": 435}  # clone3: its flags lie in memory, so libc must go back to clone
+CLONE = {"x86_64": 56, "aarch64": 220}  # allowed for threads only
+SOCKETPAIR = {"x86_64": 53, "aarch64": 199}  # allowed for AF_UNIX only: asyncio wakes itself up with one
+PRLIMIT64 = {"x86_64": 302, "aarch64": 261}  # allowed for the caller (0) only
+CLONE3 = {"x86_64": 435, "aarch64": 435}  # fails with ENOSYS: its flags are in memory, so libc must use clone
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 
 CLONE_THREAD = 0x00010000
@@ -51,19 +51,19 @@ ALLOW, FAIL, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000  # FAIL + errno
 
 
 def syscall_filter() -> bytes:
-    """The filter for this machine as an array of `struct sock_filter`."""
+    """Return the filter for this machine as an array of `struct sock_filter`."""
     machine = platform.machine()
-    architecture = pick(AUDIT_ARCH, machine, "machine that the sandbox knows the system calls of")
+    architecture = pick(AUDIT_ARCH, machine, "machine with known system calls")
     allowed = [int(number) for number in _numbers(machine) if number != "-"]
     steps = [
         (LOAD, 0, 0, ARCHITECTURE),
         (JUMP_IF_EQUAL, 1, 0, architecture),
-        (RETURN, 0, 0, KILL_PROCESS),  # calls of a 32-bit program have other numbers
+        (RETURN, 0, 0, KILL_PROCESS),  # 32-bit programs use other numbers
         (LOAD, 0, 0, NUMBER),
-        *_argument(ONLY_THREADS[machine], CLONE_THREAD | CLONE_NEW_ANY, CLONE_THREAD),
-        *_argument(ONLY_UNIX[machine], 0xFFFFFFFF, AF_UNIX),
-        *_argument(OWN_LIMITS[machine], 0xFFFFFFFF, 0),
-        *_if_number(ABSENT[machine], FAIL | errno.ENOSYS),
+        *_if_argument(CLONE[machine], CLONE_THREAD | CLONE_NEW_ANY, CLONE_THREAD),
+        *_if_argument(SOCKETPAIR[machine], 0xFFFFFFFF, AF_UNIX),
+        *_if_argument(PRLIMIT64[machine], 0xFFFFFFFF, 0),
+        *_if_number(CLONE3[machine], FAIL | errno.ENOSYS),
         *(step for number in allowed for step in _if_number(number, ALLOW)),
         (RETURN, 0, 0, FAIL | errno.EPERM),
     ]
@@ -72,15 +72,16 @@ def syscall_filter() -> bytes:
 
 def _numbers(machine: str) -> list[str]:
     column = list(AUDIT_ARCH).index(machine) + 1
-    return [row.split()[column] for row in CALLS.split(",") if row.strip()]
+    return [row.split()[column] for row in ALLOWED.split(",") if row.strip()]
 
 
-def _if_number(number: int, verdict: int) -> list[tuple[int, int, int, int]]:
-    return [(JUMP_IF_EQUAL, 0, 1, number), (RETURN, 0, 0, verdict)]
+def _if_number(number: int, action: int) -> list[tuple[int, int, int, int]]:
+    """Return the steps that take an action for the system call `number`."""
+    return [(JUMP_IF_EQUAL, 0, 1, number), (RETURN, 0, 0, action)]
 
 
-def _argument(number: int, mask: int, value: int) -> list[tuple[int, int, int, int]]:
-    """The call `number` is allowed where its first argument under `mask` is `value`."""
+def _if_argument(number: int, mask: int, value: int) -> list[tuple[int, int, int, int]]:
+    """Return the steps that allow the system call `number` where its first argument under `mask` is `value`."""
     return [
         (JUMP_IF_EQUAL, 0, 5, number),
         (LOAD, 0, 0, FIRST_ARGUMENT),

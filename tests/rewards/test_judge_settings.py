@@ -1,6 +1,8 @@
 """Settings of judges: the JSON schema lists each judge's own, and each row of JUDGES says what its judge needs."""
 
 import importlib
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -70,3 +72,14 @@ def test_the_cache_key_leaves_out_what_changes_no_verdict():
         for settings in ({"num_workers": 1}, {"num_workers": 9}, {"num_workers": 9, "reward": "all"})
     )
     assert few.cache_key() == many.cache_key() != strict.cache_key()
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["align.rewards.settings", "align.rewards.builtin_judges", "align.rewards.judges", "align.rewards.unit_tests"],
+)
+def test_settings_and_rule_judges_import_without_torch(module):
+    code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "align" in loaded
+    assert not {"torch", "transformers", "datasets", "numpy", "pyarrow"} & set(loaded)

@@ -115,7 +115,7 @@ def test_what_is_wrong_in_the_module_of_ones_own_judge_is_told_with_its_line(tmp
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"name": "oracle"}, "name: no judge is called 'oracle'; there are"),
+        ({"name": "oracle"}, "name: no judge is called 'oracle'; "),
         ({"name": "verifer"}, "name: no judge is called 'verifer'; did you mean 'verifier'"),
         ({"name": "verifier", "settings": {"lose": True}}, "settings.lose: unknown key; did you mean 'loose'"),
         ({"name": "verifier", "settings": {"min_words": -1}}, "settings.min_words: Input should be greater than or"),

@@ -5,7 +5,7 @@ import pytest
 from align.inference.samples import Sample, Speed, prompt_key
 from align.records import Message, Prompt
 from align.rewards.builtin_judges import LlmSettings
-from align.rewards.llm_judge import LlmJudge, read_preference, read_rating
+from align.rewards.llm_judge import LlmJudge, parse_preference, parse_rating
 
 PROMPT = Prompt((Message("user", "Name a colour {of} the flag."),))
 BLOCK = re.compile(r"<answer(?:_a|_b)?>\n(.*?)\n</answer", re.DOTALL)
@@ -61,7 +61,7 @@ def test_a_judge_that_always_prefers_a_place_decides_nothing(mark):
     judge = judge_by(Voice(lambda _: f"[[{mark}]]"))
     ((*verdicts,),) = judge([(PROMPT, ["red", "dark red", "blue"])])
     assert [verdict.reward for verdict in verdicts] == [None] * 3
-    assert "the orders disagree (2)" in verdicts[0].why
+    assert "the two orders disagree (2)" in verdicts[0].why
 
 
 def test_a_tie_in_both_orders_is_a_tie():
@@ -101,7 +101,7 @@ def test_garbage_is_asked_for_as_often_as_allowed_and_then_given_up():
     ((*verdicts,),) = judge_by(voice, attempts=4)([(PROMPT, ["red", "dark red"])])
     assert len(voice.asked) == 2 * 4
     assert [verdict.reward for verdict in verdicts] == [None, None]
-    assert "no verdict could be read (1)" in verdicts[0].why
+    assert "no answer could be parsed (1)" in verdicts[0].why
 
 
 def test_only_what_was_not_read_is_asked_for_again():
@@ -112,7 +112,7 @@ def test_only_what_was_not_read_is_asked_for_again():
 
 def test_one_response_has_nothing_to_be_compared_with():
     ((verdict,),) = judge_by(Voice(longest))([(PROMPT, ["red"])])
-    assert (verdict.reward, verdict.why) == (None, "there is nothing to compare it with")
+    assert (verdict.reward, verdict.why) == (None, "no other response to compare with")
 
 
 def test_ratings_are_of_each_response_by_itself():
@@ -141,7 +141,7 @@ def test_groups_come_back_in_order_over_more_than_one_round():
     ],
 )
 def test_preferences_are_read_from_the_last_mark(answer, value):
-    assert read_preference(answer) == value
+    assert parse_preference(answer) == value
 
 
 @pytest.mark.parametrize(
@@ -157,4 +157,4 @@ def test_preferences_are_read_from_the_last_mark(answer, value):
     ],
 )
 def test_ratings_are_numbers_from_one_to_ten(answer, value):
-    assert read_rating(answer) == value
+    assert parse_rating(answer) == value

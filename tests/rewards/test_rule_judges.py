@@ -43,7 +43,7 @@ def test_a_response_of_too_few_words_is_worth_nothing_whatever_it_follows():
     asked = prompt(instruction_id_list=["punctuation:no_comma"], kwargs=[{}])
     ((short, long),) = load_judge("verifier", min_words=3)([(asked, ["***", "one two three"])])
     assert (short.reward, long.reward) == (0, 1)
-    assert short.why.startswith("1 words, of 3") and short.raw["strict"] == [True]
+    assert short.why.startswith("1 words, fewer than 3") and short.raw["strict"] == [True]
     ((unbounded,),) = load_judge("verifier")([(asked, ["***"])])
     assert unbounded.reward == 1
 
@@ -70,7 +70,7 @@ def test_the_verifier_abstains_where_nothing_can_be_checked():
     for metadata in ({}, {"instructions": []}, {"kind": "poem"}, {"answer": "5"}):
         [verdicts] = load_judge("verifier")([(prompt(**metadata), ["a", "b"])])
         assert rewards(verdicts) == [None, None]
-        assert "no instructions" in verdicts[0].why
+        assert "no verifiable instructions" in verdicts[0].why
 
 
 def is_short(response: str, *, letters: int) -> bool:
@@ -138,5 +138,5 @@ def test_an_instruction_that_cannot_be_checked_names_its_row(metadata, said):
 
 @pytest.mark.parametrize("answer", [True, ["5"], " ", {"value": 5}])
 def test_an_answer_that_is_none_is_refused(answer):
-    with pytest.raises(InputError, match="prompt 4: answer is a text or a number"):
+    with pytest.raises(InputError, match="prompt 4: `answer` is a string or a number"):
         list(load_judge("ground_truth")([(prompt(answer=answer, key=4), ["5"])]))

@@ -271,14 +271,14 @@ BAD = [
         "num_words: Input should be a valid",
     ),
     (asked("length_constraints:number_words", {"num_words": 3, "relation": "at most"}), "'less than' or 'at least'"),
-    (asked("keywords:existence", {"keywords": ["C("]}), "read as a regular expression and is none"),
+    (asked("keywords:existence", {"keywords": ["C("]}), "not a valid regular expression"),
     (asked("keywords:existence", {"keywords": []}), "keywords: List should have at least 1 item"),
     (asked("keywords:existence", {"keywords": "moon"}), "keywords: Input should be a valid"),
     (asked("keywords:letter_frequency", {"letter": "ab", "let_frequency": 1, "let_relation": LESS}), "at most 1 char"),
     (asked("language:response_language", {"language": "zh"}), "zh-cn, zh-tw (got 'zh')"),
     (asked("combination:repeat_prompt", {"prompt_to_repeat": ""}), "at least 1 character"),
-    ({"instructions": ["startend:quotation"]}, "an instruction is"),
-    ({"instructions": [{"id": "startend:quotation", "settings": {}}]}, "an instruction is"),
+    ({"instructions": ["startend:quotation"]}, "an instruction must be"),
+    ({"instructions": [{"id": "startend:quotation", "settings": {}}]}, "an instruction must be"),
     ({"instruction_id_list": ["startend:quotation"], "kwargs": []}, "two lists of equal length"),
     ({"instruction_id_list": ["startend:quotation"]}, "two lists of equal length"),
     (
@@ -332,4 +332,4 @@ follows({row}, "One. Two.")
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode != 0
-    assert "InputError: sentences are counted with NLTK's punkt_tab, which is not installed: pip install" in ran.stderr
+    assert "InputError: NLTK's punkt_tab, which counts sentences, is not installed: pip install" in ran.stderr

@@ -1,4 +1,12 @@
-"""Instructions that a program can check: the 25 kinds of IFEval and a user's own; followed strictly or loosely."""
+"""Verifiable instructions (IFEval, Zhou et al. 2023): `VERIFIERS`, the 25 published kinds, and a user's own.
+
+A row's metadata has `instructions`, a list of `{"id": "kind:name", "kwargs": {...}}`, or IFEval's two columns
+`instruction_id_list` and `kwargs`. A verifier is a function of a response and of keyword parameters, whose annotations
+validate the kwargs; it returns whether the response follows the instruction. A user's own verifiers are given by dotted
+path in the settings of the judge `verifier`:
+
+    judges: [{name: verifier, settings: {verifiers: {"house:short": "my_package.checks:is_short"}}}]
+"""
 
 from __future__ import annotations
 
@@ -14,36 +22,47 @@ from align.errors import InputError, within
 from align.registry import import_dotted, pick
 from align.rewards.verifiers import layout, wording
 
-Verifier = Callable[..., bool]  # (response, *, the instruction's settings by name) -> is it followed?
+Verifier = Callable[..., bool]  # (response, **kwargs of the instruction) -> whether it is followed
 
 
 class Instruction(NamedTuple):
-    """One instruction of a prompt, ready to be checked."""
+    """One instruction of a prompt, with its kwargs."""
 
     name: str
     check: Callable[[str], bool]
 
     def followed(self, response: str, *, loose: bool = False) -> bool:
-        """Whether the response, or loosely any version of it, follows it; nothing that is empty follows anything."""
+        """Return whether the response follows the instruction; loosely, whether any of `loose_versions` does.
+
+        An empty response follows none.
+        """
         versions = loose_versions(response) if loose else [response]
         return any(version.strip() and self.check(version) for version in versions)
 
 
 def loose_versions(response: str) -> list[str]:
-    """The response with and without its first line, its last line and its asterisks: eight versions or fewer."""
+    r"""Return the response with and without its first line, last line and asterisks: up to eight versions.
+
+    >>> loose_versions("Sure:\n*yes*")
+    ['Sure:\n*yes*', '*yes*', 'Sure:', '', 'Sure:\nyes', 'yes']
+    """
     lines = response.split("\n")
     cuts = [response, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
     return list(dict.fromkeys([*cuts, *(cut.replace("*", "") for cut in cuts)]))
 
 
 def follows(metadata: Mapping[str, Any], response: str, *, loose: bool = False) -> list[bool]:
-    """One verdict an instruction of the prompt with this metadata, in order."""
+    """Return for each instruction of a prompt, in order, whether the response follows it.
+
+    >>> follows({"instructions": [{"id": "punctuation:no_comma"}, {"id": "detectable_format:title"}]}, "<<A, b>>")
+    [False, True]
+    """
     return [instruction.followed(response, loose=loose) for instruction in instructions(metadata)]
 
 
 def instructions(metadata: Mapping[str, Any], table: Mapping[str, Verifier] | None = None) -> list[Instruction]:
-    """The instructions of a prompt: its `instructions`, or IFEval's `instruction_id_list` and `kwargs`."""
-    return [_instruction(VERIFIERS if table is None else table, name, kwargs) for name, kwargs in _asked(metadata)]
+    """Return the instructions in a prompt's metadata; none where it has neither form of them."""
+    return [_instruction(VERIFIERS if table is None else table, name, kwargs) for name, kwargs in _entries(metadata)]
 
 
 def with_custom(paths: Mapping[str, str]) -> dict[str, Verifier]:
@@ -60,43 +79,43 @@ def with_custom(paths: Mapping[str, str]) -> dict[str, Verifier]:
     return VERIFIERS | own
 
 
-def _asked(metadata: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """(id, kwargs) of each instruction; no entry where the prompt has none."""
+def _entries(metadata: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return (id, kwargs) of each instruction."""
     if "instruction_id_list" in metadata:
-        names, settings = metadata["instruction_id_list"], metadata.get("kwargs")
-        if not isinstance(names, Sequence) or not isinstance(settings, Sequence) or len(names) != len(settings):
-            raise InputError("instruction_id_list and kwargs are two lists of equal length")
-        entries = [{"id": name, "kwargs": each} for name, each in zip(names, settings, strict=True)]
+        names, kwargs = metadata["instruction_id_list"], metadata.get("kwargs")
+        if not isinstance(names, Sequence) or not isinstance(kwargs, Sequence) or len(names) != len(kwargs):
+            raise InputError("instruction_id_list and kwargs must be two lists of equal length")
+        entries = [{"id": name, "kwargs": each} for name, each in zip(names, kwargs, strict=True)]
     else:
         entries = metadata.get("instructions") or []
     return [_entry(entry) for entry in entries]
 
 
-def _entry(entry: Any) -> tuple[str, Mapping[str, Any]]:  # noqa: ANN401 - a row's own value, before it is checked
+def _entry(entry: Any) -> tuple[str, Mapping[str, Any]]:  # noqa: ANN401 - a value of a row that is not yet checked
     match entry:
         case {"id": str(name), "kwargs": Mapping() as kwargs} if len(entry) == 2:
             return name, kwargs
         case {"id": str(name), **rest} if not rest or rest == {"kwargs": None}:
             return name, {}
         case _:
-            raise InputError(f'an instruction is {{"id": "kind:name", "kwargs": {{...}}}}, not {str(entry)[:80]}')
+            raise InputError(f'an instruction must be {{"id": "kind:name", "kwargs": {{...}}}}, not {str(entry)[:80]}')
 
 
 def _instruction(table: Mapping[str, Verifier], name: str, kwargs: Mapping[str, Any]) -> Instruction:
     verifier = pick(table, name, "verifier")
-    values = {key: _whole(value) for key, value in kwargs.items() if value is not None}
+    values = {key: _as_integer(value) for key, value in kwargs.items() if value is not None}
     settings = build(_settings(verifier), values, (name,))
     return Instruction(name, partial(verifier, **dict(settings)))
 
 
-def _whole(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """3 for 3.0: a table in which other rows lack the value, as on the hub, holds whole numbers as floats."""
+def _as_integer(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return 3 for 3.0: a table on the Hub in which some rows lack a value holds integers as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @cache
 def _settings(verifier: Verifier) -> type[Settings]:
-    """The keyword parameters of a verifier as settings, so that they are checked as a recipe's are."""
+    """Return the keyword parameters of a verifier as a settings class, so that kwargs are validated like a recipe."""
     hints = get_type_hints(verifier, include_extras=True)
     fields: dict[str, Any] = {
         parameter.name: (
@@ -122,7 +141,7 @@ VERIFIERS: dict[str, Verifier] = {
     "detectable_format:number_bullet_lists": layout.number_bullet_lists,
     "detectable_format:number_highlighted_sections": layout.number_highlighted_sections,
     "detectable_format:title": layout.title,
-    "keywords:existence": wording.keywords_there,
+    "keywords:existence": wording.keywords_exist,
     "keywords:forbidden_words": wording.forbidden_words,
     "keywords:frequency": wording.keyword_frequency,
     "keywords:letter_frequency": wording.letter_frequency,

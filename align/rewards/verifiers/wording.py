@@ -1,8 +1,8 @@
-"""Verifiers of what a response says: its words, letters, case, language and length.
+"""Verifiers of a response's words, letters, case, language and length.
 
 They and those of `layout` give the verdicts of the published IFEval checker (Zhou et al. 2023, google-research
-`instruction_following_eval`), its oddities included; each oddity is named where it is. Where the published code draws
-a missing setting at random, the setting is required here. Keywords and markers are regular expressions there too.
+`instruction_following_eval`), including its oddities, each of which is noted where it occurs. Where the published code
+draws a missing setting at random, the setting is required here. Keywords and markers are regular expressions, as there.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from align.rewards.verifiers.language import (
 )
 
 
-def compiles(pattern: str) -> str:
-    """The pattern itself, where it is one."""
+def valid_pattern(pattern: str) -> str:
+    """Return the pattern; raise where it is not a regular expression."""
     try:
         re.compile(pattern.strip())
     except re.error as error:
-        raise ValueError(f"this is read as a regular expression and is none ({error}); escape it") from error
+        raise ValueError(f"not a valid regular expression ({error}); escape special characters") from error
     return pattern
 
 
@@ -39,26 +39,38 @@ def _known_language(code: str) -> str:
 
 Count = Annotated[int, Field(ge=0)]
 Relation = Literal["less than", "at least"]
-Pattern = Annotated[str, Field(min_length=1), AfterValidator(compiles)]
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(valid_pattern)]
 Patterns = Annotated[list[Pattern], Field(min_length=1)]
 
 
-def _holds(count: int, relation: Relation, threshold: int) -> bool:
+def _compare(count: int, relation: Relation, threshold: int) -> bool:
     return count < threshold if relation == "less than" else count >= threshold
 
 
-def keywords_there(response: str, *, keywords: Patterns) -> bool:
-    """Every keyword is found, in any case; inside a longer word counts."""
+def keywords_exist(response: str, *, keywords: Patterns) -> bool:
+    """Check that every keyword occurs, in any case; also inside a longer word.
+
+    >>> keywords_exist("The seaside", keywords=["sea", "the"])
+    True
+    """
     return all(re.search(keyword, response, re.IGNORECASE) for keyword in keywords)
 
 
 def keyword_frequency(response: str, *, keyword: Pattern, frequency: Count, relation: Relation) -> bool:
-    """The keyword is found less than or at least so often, in any case and inside longer words."""
-    return _holds(len(re.findall(keyword.strip(), response, re.IGNORECASE)), relation, frequency)
+    """Check how often the keyword occurs, in any case and also inside longer words.
+
+    >>> keyword_frequency("sea, seaside", keyword="sea", frequency=2, relation="at least")
+    True
+    """
+    return _compare(len(re.findall(keyword.strip(), response, re.IGNORECASE)), relation, frequency)
 
 
 def forbidden_words(response: str, *, forbidden_words: Patterns) -> bool:
-    """No forbidden word is found as a word of its own, in any case."""
+    """Check that no forbidden word occurs as a whole word, in any case.
+
+    >>> forbidden_words("The seaside", forbidden_words=["sea"])
+    True
+    """
     return not any(re.search(rf"\b{word}\b", response, re.IGNORECASE) for word in forbidden_words)
 
 
@@ -69,45 +81,53 @@ def letter_frequency(
     let_frequency: Count,
     let_relation: Relation,
 ) -> bool:
-    """The character, in either case, is there less than or at least so often.
+    """Check how often a character occurs, in either case.
 
-    A character that is no letter counts as it stands: one published prompt asks for `!`. Forks of the checker that
-    draw another letter at random in its place give no verdict on the prompt.
+    It need not be a letter: one published prompt asks for `!`. Forks of the checker that draw a random letter instead
+    give no verdict on that prompt.
     """
-    return _holds(Counter(response.lower())[letter.strip().lower()], let_relation, let_frequency)
+    return _compare(Counter(response.lower())[letter.strip().lower()], let_relation, let_frequency)
 
 
 def response_language(response: str, *, language: Annotated[str, AfterValidator(_known_language)]) -> bool:
-    """The language that langdetect finds is this one; a text in which it finds none passes, as published."""
+    """Check the language that langdetect finds; as published, a text in which it finds none passes."""
     return detected_language(response) in (language, None)
 
 
 def english_capital(response: str) -> bool:
-    """There are capitals, no small letters, and the language is English or cannot be told."""
+    """Check that there are capital and no lowercase letters, and that the language is English or unknown."""
     return response.isupper() and detected_language(response) in ("en", None)
 
 
 def english_lowercase(response: str) -> bool:
-    """There are small letters, no capitals, and the language is English or cannot be told."""
+    """Check that there are lowercase and no capital letters, and that the language is English or unknown."""
     return response.islower() and detected_language(response) in ("en", None)
 
 
 def capital_word_frequency(response: str, *, capital_frequency: int, capital_relation: Relation) -> bool:
-    """Tokens in capitals, such as `I` and `U.S.`, are less than or at least so many; a hyphenated word is one."""
+    """Check the number of words in capitals, such as `I` and `U.S.`; a hyphenated word is one."""
     capitals = sum(token.isupper() for token in word_tokens(response))
-    return _holds(capitals, capital_relation, capital_frequency)
+    return _compare(capitals, capital_relation, capital_frequency)
 
 
 def number_sentences(response: str, *, num_sentences: Count, relation: Relation) -> bool:
-    """The sentences that Punkt finds are less than or at least so many."""
-    return _holds(count_sentences(response), relation, num_sentences)
+    """Check the number of sentences that NLTK's Punkt model finds."""
+    return _compare(count_sentences(response), relation, num_sentences)
 
 
 def number_words(response: str, *, num_words: Count, relation: Relation) -> bool:
-    r"""Runs of letters, digits and underscores (`\w+`) are less than or at least so many: `don't` is two."""
-    return _holds(count_words(response), relation, num_words)
+    r"""Check the number of words: runs of letters, digits and underscores (`\w+`), so that `don't` is two.
+
+    >>> number_words("I don't", num_words=3, relation="at least")
+    True
+    """
+    return _compare(count_words(response), relation, num_words)
 
 
 def no_comma(response: str) -> bool:
-    """There is no comma; those of other scripts do not count."""
+    """Check that there is no comma; those of other scripts are allowed.
+
+    >>> no_comma("Yes, of course"), no_comma("好，谢谢")
+    (False, True)
+    """
     return "," not in response
