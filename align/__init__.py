@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from align.records import Comparison, Demonstration, Message, Prompt, Response
     from align.rewards.judges import make_judge
     from align.rewards.verifiers.instructions import VERIFIERS
-    from align.stages.recipe import load_recipe
     from align.train.objectives import (
         PreferenceObjective,
         PreferenceSettings,
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     )
     from align.train.reward_objective import BradleyTerryObjective, RegressionObjective
     from align.train.settings import TrainSettings
+    from align.workflow.recipe import load_recipe
+    from align.workflow.run import run
 
 __all__ = [
     "LOSSES",
@@ -56,6 +57,7 @@ __all__ = [
     "preference_loss",
     "read",
     "response_logps",
+    "run",
     "save_policy",
     "tree_batch",
 ]
@@ -73,7 +75,6 @@ _MODULES = {
     "align.records": ("Comparison", "Demonstration", "Message", "Prompt", "Response"),
     "align.rewards.judges": ("make_judge",),
     "align.rewards.verifiers.instructions": ("VERIFIERS",),
-    "align.stages.recipe": ("load_recipe",),
     "align.train.objectives": (
         "PreferenceObjective",
         "PreferenceSettings",
@@ -82,6 +83,8 @@ _MODULES = {
     ),
     "align.train.reward_objective": ("BradleyTerryObjective", "RegressionObjective"),
     "align.train.settings": ("TrainSettings",),
+    "align.workflow.recipe": ("load_recipe",),
+    "align.workflow.run": ("run",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_runs import RECIPE
 
 import align
+from align.errors import InputError
 
 HEAVY = {"torch", "transformers", "numpy", "pydantic", "datasets", "accelerate", "peft", "trl", "pyarrow", "omegaconf"}
 
@@ -52,3 +54,20 @@ def test_the_version_is_that_of_the_installed_package():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'align' has no attribute 'teleport'"):
         _ = align.teleport
+
+
+def test_a_recipe_is_run_from_python_and_a_second_run_does_nothing(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    manifests = align.run(recipe, ["run=other"])
+    assert list(manifests) == ["base", "sft", "dpo"]
+    assert (tmp_path / "runs" / "other" / "dpo" / "config.json").is_file()
+    assert align.run(str(recipe), ["run=other"]) == manifests
+    assert list(align.run(recipe, until="base")) == ["base"]
+
+
+def test_a_wrong_recipe_is_an_input_error_with_its_location(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    with pytest.raises(InputError, match=r"override 'steps\.sft\.trian=1': steps\.sft.*trian: unknown key"):
+        align.run(recipe, ["steps.sft.trian=1"])

@@ -2,11 +2,14 @@
 
 import doctest
 import importlib
+import json
 
 import pytest
 import torch
 
+import align
 from align.data.chat_encoder import ChatEncoder
+from align.data.writing import write
 from align.errors import InputError
 from align.models.policy import load_policy, save_policy
 from align.models.settings import PolicySettings
@@ -65,3 +68,29 @@ def test_the_examples_in_docstrings_hold(name):
     found = doctest.testmod(importlib.import_module(f"align.testing.{name}"), optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+SMOKE_RECIPE = """
+run: smoke
+data:
+  pairs: {path: pairs.jsonl, held_out: 0.25}
+steps:
+  dpo:
+    stage: preference
+    data: pairs
+    loss: {name: dpo}
+    train: {learning_rate: 5.0e-3, prompts_per_step: 8, epochs: 4}
+"""
+
+
+def test_the_smoke_test_of_the_package_docstring_trains_a_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(SMOKE_RECIPE)
+    save_policy(*tiny_policy(), tmp_path / "model")
+    write(tmp_path / "pairs.jsonl", tiny_preferences())
+    paths = [f"policy.path={tmp_path / 'model'}", f"data.pairs.path={tmp_path / 'pairs.jsonl'}"]
+    manifests = align.run(recipe, [f"runs={tmp_path / 'runs'}", *paths])
+    assert list(manifests) == ["dpo"]
+    lines = (tmp_path / "runs" / "smoke" / "dpo" / "metrics.jsonl").read_text().splitlines()
+    first, last = json.loads(lines[0]), json.loads(lines[-1])
+    assert last["loss"] < 0.5 < first["loss"]

@@ -1,0 +1,41 @@
+"""Run a recipe from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align.distributed.progress import SilentProgress
+from align.workflow.estimate import disk_need
+from align.workflow.launcher import Command
+from align.workflow.runner import RunProgress, run_recipe
+
+
+class SilentRunProgress(SilentProgress):
+    """Discards all progress of a run."""
+
+    def watch(self, step: str, state: str) -> None:
+        """Do nothing."""
+
+
+def run(
+    recipe: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    until: str | None = None,
+    rerun_from: str | None = None,
+    progress: RunProgress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run the unfinished steps of a recipe, as `align run` does, and return the manifest of every step.
+
+    `overrides` are `key.sub=value` settings, `until` is the last step to run, and `rerun_from` a step to run again
+    together with the steps that depend on it. A manifest holds, among others, the step's settings, row counts and
+    metrics. Progress is discarded unless a `progress` display is given. An invalid recipe raises `InputError` with the
+    location of the setting; a failed step raises `RunError`, and running the same recipe again resumes it::
+
+        manifests = align.run("recipes/quickstart.yaml", ["run=mine", "seed=1"], until="dpo")
+    """
+    command = Command(Path(recipe), tuple(overrides))
+    disk = disk_need(command.load())
+    return run_recipe(command, progress or SilentRunProgress(), disk=disk, until=until, rerun_from=rerun_from)
