@@ -282,7 +282,7 @@ def test_a_prompt_that_leaves_no_room_comes_first_and_unanswered_and_changes_not
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no model can be read from"):
+    with pytest.raises(InputError, match="cannot load a model from"):
         TransformersEngine.load(str(tmp_path / "nowhere"), name="nowhere")
 
 

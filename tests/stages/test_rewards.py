@@ -256,7 +256,7 @@ WRONG = {
     ),
     "other attributes than were trained": (
         ["steps.sharpen.head.attributes=[a, b]"],
-        "head.attributes: this reward model rates shout, length, and not others",
+        "head.attributes: this reward model rates shout, length, not a, b",
     ),
     "a reward model for a policy": (
         ["steps.dpo={stage: preference, policy: rate, data: pairs, train: {learning_rate: 1e-4}}"],

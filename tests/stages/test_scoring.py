@@ -189,7 +189,7 @@ def test_a_killed_call_goes_on_where_it_was(models, tmp_path):
 
 WRONG = {
     "a policy in place of a reward model": (lambda o: o | {"model": "policy"}, "not a reward model"),
-    "a folder that is not there": (lambda o: o | {"model": "nowhere"}, "no model can be read"),
+    "a folder that is not there": (lambda o: o | {"model": "nowhere"}, "cannot load a model"),
     "rows that are not there": (lambda o: o | {"data": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
     "prompts alone": (lambda o: o | {"data": "prompts.jsonl"}, "prompts.jsonl: row 1: a prompt without a response"),
     "another kind of file": (lambda o: o | {"out": "out.csv"}, "written as .jsonl, not as .csv"),
