@@ -7,9 +7,10 @@ import torch
 from tiny_models import SEQUENCES, SMALL, TREE, perturbed, stock_logps, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from align.data.token_groups import TokenGroup
 from align.errors import InputError
 from align.models.loading.tokenizer import load_tokenizer
-from align.models.policy import Policy, load_policy, save_policy
+from align.models.policy import Policy, load_policy, response_logps, save_policy
 from align.models.settings import LoraSettings, PolicySettings
 from align.models.tree.batch import plain_batch, tree_batch
 from align.models.weights import fingerprint
@@ -299,3 +300,24 @@ def test_stock_logits_are_what_the_policy_answers(settings):
     for name, make in (("plain", plain_batch), ("tree", tree_batch)):
         policy.use_forward(name)
         torch.testing.assert_close(policy(make(sequences)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("forward", ["tree", "plain"])
+def test_response_logps_are_sums_over_plain_logits(settings, forward):
+    policy, _ = load_policy(settings())
+    by_size = [SEQUENCES["13 responses"][:2], SEQUENCES["one"], SEQUENCES["shared response prefixes"]]
+    groups = [TokenGroup(tuple(sequences), None, None, (), row) for row, sequences in enumerate(by_size)]
+    rows = [
+        torch.stack([stock_logps(policy.base, [one]).double().sum() for one in group.sequences]) for group in groups
+    ]
+    expected = torch.stack([torch.nn.functional.pad(row, (0, 4 - len(row))) for row in rows])
+    weights = torch.arange(1.0, 13.0).view(3, 4)
+    gradients = torch.autograd.grad((weights * expected).sum(), list(policy.parameters()))
+    policy.use_forward(forward)
+    logps = response_logps(policy, groups)
+    assert (logps.shape, logps.dtype) == ((3, 4), torch.float64)
+    torch.testing.assert_close(logps, expected, rtol=0, atol=5e-5)
+    for value, other in zip(
+        torch.autograd.grad((weights * logps).sum(), list(policy.parameters())), gradients, strict=True
+    ):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))

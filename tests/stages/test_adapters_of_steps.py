@@ -95,6 +95,8 @@ def test_a_reward_model_in_such_a_recipe_is_refused_before_anything_runs(tmp_pat
         STEPS.replace("{base}", str(base))
         + "  rm: {{stage: reward_model, data: pairs, train: {{learning_rate: 1.0e-3}}}}\n"
     )
-    with pytest.raises(InputError, match=r"small\.yaml:6: policy\.lora\.adapters: a reward model is saved with its adapters merged"):
+    with pytest.raises(
+        InputError, match=r"small\.yaml:6: policy\.lora\.adapters: a reward model is saved with its adapters merged"
+    ):
         run(tmp_path, text=text)
     assert not (tmp_path / "runs").exists()
