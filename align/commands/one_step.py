@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
+from align.artifacts import atomic_file
 from align.config import Settings, build, read_overrides
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
@@ -96,12 +96,11 @@ def work_folder(out: Path) -> Path:
 
 
 def publish(made: Path, out: Path, context: RunContext) -> None:
-    """Copy a finished file to `out`, which appears whole."""
+    """Copy a finished file to `out` atomically."""
 
     def copy() -> None:
-        partial = out.with_name(f".{out.name}.partial")
-        shutil.copyfile(made, partial)
-        os.replace(partial, out)
+        with atomic_file(out) as partial:
+            shutil.copyfile(made, partial)
 
     context.processes.run_on_main(copy, f"writing {out}")
 

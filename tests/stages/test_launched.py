@@ -62,7 +62,7 @@ def test_a_child_that_fails_is_one_line_with_status_one_and_the_step_goes_on_lat
             main()
     assert ended.value.code == 1
     last = stderr.getvalue().splitlines()[-1]
-    assert last.startswith("align: sft: accelerate launch ended with status 1: align: step ")
+    assert last.startswith("align: sft: accelerate launch exited with status 1: align: step ")
     assert "the weights are as before this step" in last
     assert "Traceback" not in stderr.getvalue()
     assert not (tmp_path / "runs/small/sft").exists()
