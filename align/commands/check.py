@@ -48,7 +48,7 @@ def _lines(step: Estimate) -> dict[str, str]:
     lines["disk"] = f"{(step.disk + step.spare) / 2**30:.2f} GiB while it runs, {step.disk / 2**30:.2f} GiB after"
     if training is not None:
         lines["imbalance"] = "; ".join(
-            f"{one.num_ranks} ranks: mean {one.mean:.3f}, worst {one.worst:.3f}, lower bound {one.least:.3f}"
+            f"{one.num_ranks} ranks: mean {one.mean:.3f}, worst {one.worst:.3f}, lower bound {one.lower_bound:.3f}"
             for one in training.balances
         )
     return lines

@@ -1,1 +1,1 @@
-"""Rows to token groups: readers, chat templates, the batch plan."""
+"""Data: readers, chat encoding, the batch plan, mixtures and the token store."""

@@ -1,37 +1,46 @@
-"""The batch plan: groups to optimizer steps to ranks to micro-batches. It decides how things are computed, not what."""
+"""The batch plan: groups to optimizer steps, ranks and micro-batches. It does not change results, only their cost."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
 from typing import NamedTuple, Protocol, SupportsInt, TypeAlias
 
 Indices: TypeAlias = "Sequence[int] | array[int]"
-WORTH = 1.02  # by this much the fullest rank has to become lighter for all ranks to run one micro-batch more
+MIN_GAIN = 1.02  # one more micro-batch per rank must make the fullest rank lighter by this factor
 
 
 class Sizes(Protocol):
-    """Tokens of each group, by its index: a list or a column of numbers."""
+    """Number of tokens of each group, by its index: a list or an array."""
 
     def __getitem__(self, group: int, /) -> SupportsInt:
-        """The tokens of one group."""
+        """Return the number of tokens of one group."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One optimizer step: its groups, and each rank's micro-batches, equally many (an empty one computes nothing)."""
+    """The groups of one optimizer step, and the micro-batches of each rank.
+
+    All ranks have equally many micro-batches; an empty one adds nothing to the loss.
+    """
 
     groups: tuple[int, ...]
     ranks: tuple[tuple[tuple[int, ...], ...], ...]  # [rank][micro-batch] -> group indices
 
 
 def order(num_groups: int, *, seed: int, epoch: int, place: str = "order") -> array[int]:
-    """A permutation of the groups that depends on (seed, place, epoch) only, in four bytes a group."""
+    """Return a permutation of the group indices that depends on (seed, place, epoch) only; four bytes per group.
+
+    >>> sorted(order(4, seed=0, epoch=0))
+    [0, 1, 2, 3]
+    >>> order(4, seed=0, epoch=0) == order(4, seed=0, epoch=0)
+    True
+    """
     indices = array("I", range(num_groups))
     digest = hashlib.sha256(repr((seed, place, epoch)).encode()).digest()
     random.Random(digest).shuffle(indices)
@@ -39,7 +48,11 @@ def order(num_groups: int, *, seed: int, epoch: int, place: str = "order") -> ar
 
 
 def steps_per_epoch(num_groups: int, prompts_per_step: int) -> int:
-    """Optimizer steps of one epoch; the last takes what is left."""
+    """Return the number of optimizer steps of one epoch. The last step of an epoch may have fewer groups.
+
+    >>> steps_per_epoch(10, 4)
+    3
+    """
     return -(-num_groups // prompts_per_step)
 
 
@@ -51,9 +64,9 @@ def groups_of_step(
     seed: int = 0,
     epoch_of: Callable[[int], Indices] | None = None,
 ) -> tuple[int, ...]:
-    """The groups of optimizer step `step` (from 0), whatever was computed before it.
+    """Return the group indices of optimizer step `step`, from 0. They do not depend on earlier steps.
 
-    An epoch is the permutation of `order`, or `num_groups` indices as `epoch_of` gives them, a mixture's for example.
+    `epoch_of` returns the `num_groups` indices of an epoch, for example `Mixture.epoch`; the default is `order`.
     """
     epoch, within = divmod(step, steps_per_epoch(num_groups, prompts_per_step))
     indices = epoch_of(epoch) if epoch_of is not None else order(num_groups, seed=seed, epoch=epoch)
@@ -61,96 +74,68 @@ def groups_of_step(
 
 
 def plan_step(groups: Indices, sizes: Sizes, *, token_budget: int, num_ranks: int = 1) -> StepPlan:
-    """The groups dealt to ranks with nearly equal tokens, and cut into micro-batches of at most `token_budget` tokens.
+    """Assign groups to ranks with nearly equal tokens, in micro-batches of at most `token_budget` tokens.
 
-    `sizes[group]` is a group's number of tokens. Every rank gets the same number of micro-batches. A group larger than
-    the budget makes a micro-batch of its own.
+    `sizes[group]` is the number of tokens of a group. All ranks get equally many micro-batches. A group larger than the
+    budget is a micro-batch without others.
+
+    >>> plan_step([0, 1, 2], [60, 30, 30], token_budget=64, num_ranks=2).ranks
+    (((0,),), ((1, 2),))
     """
-    falling = sorted((-int(sizes[group]), group) for group in groups)
-    tokens = sum(min(-size, token_budget) for size, _ in falling)
-    most = -(-len(falling) // num_ranks)  # then every group is alone
-    rounds = min(most, -(-tokens // (token_budget * num_ranks)))
-    while (deal := _deal(falling, rounds, num_ranks=num_ranks, token_budget=token_budget)) is None:
-        rounds = min(most, rounds + max(1, rounds // 32))  # a large plan is not tried one round at a time
-    if deal.is_tight and rounds < most:
-        wider = _deal(falling, rounds + 1, num_ranks=num_ranks, token_budget=token_budget)
-        deal = wider if wider is not None and wider.largest * WORTH < deal.largest else deal
-    return StepPlan(tuple(groups), deal.ranks)
+    largest_first = sorted((-int(sizes[group]), group) for group in groups)
+    tokens = sum(min(-size, token_budget) for size, _ in largest_first)
+    max_rounds = -(-len(largest_first) // num_ranks)  # with one group per micro-batch
+    rounds = min(max_rounds, -(-tokens // (token_budget * num_ranks)))
+    while (found := _assign(largest_first, rounds, num_ranks=num_ranks, token_budget=token_budget)) is None:
+        rounds = min(max_rounds, rounds + max(1, rounds // 32))  # a large plan needs more than one round at a time
+    if found.is_tight and rounds < max_rounds:
+        wider = _assign(largest_first, rounds + 1, num_ranks=num_ranks, token_budget=token_budget)
+        found = wider if wider is not None and wider.max_tokens * MIN_GAIN < found.max_tokens else found
+    return StepPlan(tuple(groups), found.ranks)
 
 
-def imbalance(plan: StepPlan, sizes: Sizes) -> float:
-    """Largest over mean number of tokens of a rank; 1.0 is perfect."""
-    loads = [sum(int(sizes[group]) for micro in share for group in micro) for share in plan.ranks]
-    return max(loads) * len(loads) / max(1, sum(loads))
+class _Assignment(NamedTuple):
+    ranks: tuple[tuple[tuple[int, ...], ...], ...]  # micro-batches of each rank, fullest first
+    max_tokens: int  # of a rank
+    is_tight: bool  # whether a group did not fit on the rank with the fewest tokens
 
 
-def least_imbalance(groups: Indices, sizes: Sizes, *, num_ranks: int) -> float:
-    """What no plan of these groups can be below: somebody has the largest, and of ranks + 1 groups somebody has two."""
-    falling = sorted((int(sizes[group]) for group in groups), reverse=True)
-    two = sum(falling[num_ranks - 1 : num_ranks + 1]) if len(falling) > num_ranks else 0
-    mean = sum(falling) / num_ranks
-    return max(falling[0], two, mean) / max(1, mean)
+def _assign(
+    largest_first: Sequence[tuple[int, int]], rounds: int, *, num_ranks: int, token_budget: int
+) -> _Assignment | None:
+    """Assign the (negative size, group) pairs to `rounds` micro-batches per rank, or return None if they do not fit.
 
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """How evenly some steps are dealt to a number of ranks: imbalances, each 1.0 where all ranks get the same."""
-
-    num_ranks: int
-    mean: float
-    worst: float
-    least: float  # mean of what no plan of these steps could be below
-
-
-def balance(steps: Iterable[Indices], sizes: Sizes, *, token_budget: int, num_ranks: int) -> Balance:
-    """How evenly the steps' groups are dealt."""
-    found, least = list[float](), list[float]()
-    for groups in steps:
-        found.append(imbalance(plan_step(groups, sizes, token_budget=token_budget, num_ranks=num_ranks), sizes))
-        least.append(least_imbalance(groups, sizes, num_ranks=num_ranks))
-    return Balance(num_ranks, sum(found) / len(found), max(found), sum(least) / len(least))
-
-
-class _Deal(NamedTuple):
-    ranks: tuple[tuple[tuple[int, ...], ...], ...]  # micro-batches of each, from the fullest to the emptiest
-    largest: int  # tokens of a rank
-    is_tight: bool  # whether some group did not fit where it should have gone
-
-
-def _deal(falling: Sequence[tuple[int, int]], rounds: int, *, num_ranks: int, token_budget: int) -> _Deal | None:
-    """The groups in `rounds` micro-batches a rank; None if so few cannot hold them.
-
-    Largest first, each group to the rank with the least so far, into the emptiest of its micro-batches (Graham 1969,
-    LPT, twice). A rank that has no room for a group waits until one comes that it has room for.
+    Largest first, each group goes to the rank with the fewest tokens, and there to the emptiest micro-batch: longest
+    processing time first, twice (Graham 1969). A rank without room for a group waits for a group that fits.
     """
     micros = [[list[int]() for _ in range(rounds)] for _ in range(num_ranks)]
-    filled = [[(0, micro) for micro in range(rounds)] for _ in range(num_ranks)]  # a heap for each rank
+    filled = [[(0, micro) for micro in range(rounds)] for _ in range(num_ranks)]  # per rank, a heap of (tokens, micro)
     ready = [(0, rank) for rank in range(num_ranks)]  # a heap of (tokens, rank)
-    waiting: list[tuple[int, int, int]] = []  # a heap of (less its room, tokens, rank)
+    waiting: list[tuple[int, int, int]] = []  # a heap of (negative room, tokens, rank)
     is_tight = False
-    for less_size, group in falling:
-        while waiting and waiting[0][0] <= less_size:
+    for negative_size, group in largest_first:
+        while waiting and waiting[0][0] <= negative_size:
             heappush(ready, heappop(waiting)[1:])
         while ready:
             load, rank = ready[0]
-            held, micro = filled[rank][0]
-            if held == 0 or held - less_size <= token_budget:
+            tokens, micro = filled[rank][0]
+            if tokens == 0 or tokens - negative_size <= token_budget:
                 break
             heappop(ready)
-            heappush(waiting, (held - token_budget, load, rank))
+            heappush(waiting, (tokens - token_budget, load, rank))
             is_tight = True
         else:
             return None
         micros[rank][micro].append(group)
-        heapreplace(filled[rank], (held - less_size, micro))
-        heapreplace(ready, (load - less_size, rank))
+        heapreplace(filled[rank], (tokens - negative_size, micro))
+        heapreplace(ready, (load - negative_size, rank))
     ranks = tuple(
         tuple(tuple(sorted(micros[rank][micro])) for _, micro in sorted(filled[rank], key=_fullest_first))
         for rank in range(num_ranks)
     )
-    return _Deal(ranks, max(load for *_, load, _ in (*ready, *waiting)), is_tight)
+    return _Assignment(ranks, max(load for *_, load, _ in (*ready, *waiting)), is_tight)
 
 
 def _fullest_first(filled: tuple[int, int]) -> tuple[int, int]:
-    held, micro = filled
-    return -held, micro
+    tokens, micro = filled
+    return -tokens, micro

@@ -1,4 +1,4 @@
-"""A weighted mixture of sources: which row of which source comes when, as a function of the epoch alone."""
+"""Weighted mixtures of sources: the rows of every epoch, in order, as a function of the epoch's number."""
 
 from __future__ import annotations
 
@@ -14,101 +14,116 @@ from typing import Literal
 from align.data.batching import order
 from align.errors import InputError
 
-# What happens when a source has given all its rows: the epoch ends with the first that runs out (stop); it ends with
-# the last and the others begin anew (repeat); it ends with the last and what is left takes the place of what ran out,
-# each row once (down_weight).
+# When an epoch ends. first_exhausted: with the first source that runs out. all_exhausted: with the last; the others
+# start again. down_weight: with the last; the remaining sources take the place of one that runs out, each row once.
 StoppingStrategy = Literal["first_exhausted", "all_exhausted", "down_weight"]
 
-ALMOST = 1e-9  # of rounding, where a number of rows is a quotient
+ROUNDING = 1e-9  # tolerance for a number of rows that is a quotient
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Sources side by side: a row is known by its index in all of them together, in the order of the sources."""
+    """Several sources in fixed shares. A row's index counts the rows of all sources, one source after another.
 
-    sizes: tuple[int, ...]  # rows of each source
-    shares: tuple[float, ...]  # of each source in an epoch; 1 in all
+    `sizes` are the rows of each source, `shares` the share of each in an epoch, which must sum to 1. The last
+    `num_replayed` sources are replayed: they do not affect the length of an epoch. Raise `InputError` for a share that
+    is not positive, and for a source without rows.
+
+    >>> mixture = Mixture(sizes=(60, 40), shares=(0.75, 0.25))
+    >>> mixture.num_rows, mixture.quotas
+    (80, (60, 20))
+    >>> epoch = mixture.epoch(0)
+    >>> sum(row < 60 for row in epoch), sum(row >= 60 for row in epoch)
+    (60, 20)
+    """
+
+    sizes: tuple[int, ...]
+    shares: tuple[float, ...]
     stopping_strategy: StoppingStrategy = "first_exhausted"
     seed: int = 0
-    replayed: int = 0  # how many of the last sources are replayed: they do not decide how long an epoch is
+    num_replayed: int = 0
 
     def __post_init__(self) -> None:
         if any(share <= 0 for share in self.shares) or not math.isclose(sum(self.shares), 1):
-            raise InputError(f"the shares of a mixture are above 0 and 1 in all, not {self.shares}")
+            raise InputError(f"the shares of a mixture must be above 0 and sum to 1, not {self.shares}")
         if not all(self.sizes):
-            raise InputError(f"a mixture of {self.sizes} rows: each source needs one at least")
+            raise InputError(f"the sources of a mixture have {self.sizes} rows; each needs at least one")
 
     @property
     def num_rows(self) -> int:
-        """Rows of an epoch."""
-        own = slice(len(self.sizes) - self.replayed)
-        lasts = [size / share for size, share in zip(self.sizes[own], self.shares[own], strict=True)]
+        """Number of rows in an epoch."""
+        own = slice(len(self.sizes) - self.num_replayed)
+        lengths = [size / share for size, share in zip(self.sizes[own], self.shares[own], strict=True)]
         if self.stopping_strategy == "first_exhausted":
-            return math.floor(min(lasts) + ALMOST)
+            return math.floor(min(lengths) + ROUNDING)
         if self.stopping_strategy == "all_exhausted":
-            return math.ceil(max(lasts) - ALMOST)
+            return math.ceil(max(lengths) - ROUNDING)
         return round(sum(self.sizes[own]) / sum(self.shares[own]))
 
     @property
     def quotas(self) -> tuple[int, ...]:
-        """Rows of each source in an epoch: its share to within one row; down-weighted, all rows of the step's own."""
+        """Rows of each source in an epoch: its share, to within one row. With `down_weight`, all rows not replayed."""
         if self.stopping_strategy == "down_weight":
-            own = self.sizes[: len(self.sizes) - self.replayed]
-            return *own, *_apportioned(self.num_rows - sum(own), self.shares[len(own) :])
-        return _apportioned(self.num_rows, self.shares)
+            own = self.sizes[: len(self.sizes) - self.num_replayed]
+            return *own, *_apportion(self.num_rows - sum(own), self.shares[len(own) :])
+        return _apportion(self.num_rows, self.shares)
 
     def epoch(self, number: int) -> array[int]:
-        """The rows of an epoch in their order, every source spread evenly over as much of it as its share asks."""
+        """Return the row indices of an epoch in order, the rows of every source spread evenly over it."""
         quotas, starts = self.quotas, [sum(self.sizes[:source]) for source in range(len(self.sizes))]
         weights = self.shares if self.stopping_strategy == "down_weight" else quotas
         digest = hashlib.sha256(repr((self.seed, "mixture", number)).encode()).digest()
-        draw = random.Random(digest)
-        # Stride scheduling (Waldspurger & Weihl 1995): who is due first gives the next row.
-        due = [(draw.random() / weight, source, 0) for source, weight in enumerate(weights) if quotas[source]]
+        rng = random.Random(digest)
+        # Stride scheduling (Waldspurger & Weihl 1995): the source that is due first gives the next row.
+        due = [(rng.random() / weight, source, 0) for source, weight in enumerate(weights) if quotas[source]]
         heapq.heapify(due)
-        rows = [self._stream(source, number * quota, quota) for source, quota in enumerate(quotas)]
+        rows = [self._source_rows(source, number * quota, quota) for source, quota in enumerate(quotas)]
         found = array("I")
         while due:
-            at, source, given = heapq.heappop(due)
-            found.append(starts[source] + rows[source][given])
-            if given + 1 < quotas[source]:
-                heapq.heappush(due, (at + 1 / weights[source], source, given + 1))
+            time, source, num_given = heapq.heappop(due)
+            found.append(starts[source] + rows[source][num_given])
+            if num_given + 1 < quotas[source]:
+                heapq.heappush(due, (time + 1 / weights[source], source, num_given + 1))
         return found
 
-    def _stream(self, source: int, start: int, number: int) -> array[int]:
-        """Rows of one source from place `start` of its passes, each of which is a permutation of its own."""
+    def _source_rows(self, source: int, start: int, num_rows: int) -> array[int]:
+        """Return rows of one source, from position `start` of its passes; each pass is another permutation."""
         size, found = self.sizes[source], array("I")
-        for passed in range(start // size, -(-(start + number) // size)):
-            found += order(size, seed=self.seed, epoch=passed, place=f"source {source}")
+        for number in range(start // size, -(-(start + num_rows) // size)):
+            found += order(size, seed=self.seed, epoch=number, place=f"source {source}")
         first = start % size
-        return found[first : first + number]
+        return found[first : first + num_rows]
+
+    def describe(self, names: Sequence[str]) -> str:
+        """Return the mixture of sources with these names in one line."""
+        parts = zip(names, self.quotas, self.sizes, strict=True)
+        rows = ", ".join(f"{quota:,} of {size:,} rows of {name}" for name, quota, size in parts)
+        return f"an epoch of {self.num_rows:,} rows: {rows} ({self.stopping_strategy} when a source runs out)"
 
 
-def _apportioned(number: int, shares: Sequence[float]) -> tuple[int, ...]:
-    """The number in parts as near to the shares as whole numbers can be: largest remainders."""
+def _apportion(number: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """Return the number split by shares into integers: largest remainders."""
     exact = [share * number / sum(shares) for share in shares]
-    whole = [math.floor(each + ALMOST) for each in exact]
-    left = sorted(range(len(exact)), key=lambda source: whole[source] - exact[source])
-    for source in left[: number - sum(whole)]:
+    whole = [math.floor(each + ROUNDING) for each in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda source: whole[source] - exact[source])
+    for source in by_remainder[: number - sum(whole)]:
         whole[source] += 1
     return tuple(whole)
 
 
-def shares_of(weights: Mapping[str, float], replay: Mapping[str, float], share: float) -> dict[str, float]:
-    """Each source's share of an epoch, of which replayed sources have `share` in all; errors name the step's keys."""
+def shares_of(weights: Mapping[str, float], replay: Mapping[str, float], replay_share: float) -> dict[str, float]:
+    """Return the share of each source in an epoch, replayed sources last.
+
+    Weights are relative; all replayed sources together have `replay_share`. Raise `InputError`, located in the step,
+    for a weight that is not positive, and for a replayed source that is one of the step's own.
+
+    >>> shares_of({"chat": 3, "maths": 1}, {"code": 1}, 0.2)
+    {'chat': 0.6000000000000001, 'maths': 0.2, 'code': 0.2}
+    """
     for name, weight in (*weights.items(), *replay.items()):
         if not (weight > 0 and math.isfinite(weight)):
             raise InputError(f"the weight is {weight}; a number above 0 is needed", ("data", name))
     if both := sorted(weights.keys() & replay.keys()):
-        raise InputError(
-            f"{both[0]!r} is one of the step's own sources, and cannot be replayed beside itself", ("replay",)
-        )
-    own = {name: (1 - share) * weight / sum(weights.values()) for name, weight in weights.items()}
-    return own | {name: share * weight / sum(replay.values()) for name, weight in replay.items()}
-
-
-def told(mixture: Mixture, names: Sequence[str]) -> str:
-    """The mixture in one line."""
-    parts = zip(names, mixture.quotas, mixture.sizes, strict=True)
-    rows = ", ".join(f"{quota:,} of {size:,} rows of {name}" for name, quota, size in parts)
-    return f"an epoch of {mixture.num_rows:,} rows: {rows} ({mixture.stopping_strategy} when a source runs out)"
+        raise InputError(f"{both[0]!r} is a source of the step itself, so it cannot be replayed", ("replay",))
+    own = {name: (1 - replay_share) * weight / sum(weights.values()) for name, weight in weights.items()}
+    return own | {name: replay_share * weight / sum(replay.values()) for name, weight in replay.items()}

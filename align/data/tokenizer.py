@@ -1,4 +1,4 @@
-"""A small byte-level BPE trained on the spot, for models that start from nothing."""
+"""A small byte-level BPE tokenizer, trained on given texts, for models that are trained from scratch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from align.errors import InputError
 
 TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIAL = [TURN_START, TURN_END, PAD]
-SMALLEST = len(SPECIAL) + 256  # every byte is a token
+MIN_VOCAB_SIZE = len(SPECIAL) + 256  # one token per byte
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, chat_template: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` tokens that can write any text; a turn's end is its end of sequence."""
-    if vocab_size < SMALLEST:
-        raise InputError(f"vocab_size is {vocab_size}; 256 bytes and the special tokens need {SMALLEST}")
+    """Return a tokenizer of at most `vocab_size` tokens that can encode any text. Its EOS token ends a turn.
+
+    Raise `InputError` for a `vocab_size` below 259: 256 bytes and three special tokens.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise InputError(f"vocab_size is {vocab_size}; 256 bytes and the special tokens need at least {MIN_VOCAB_SIZE}")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

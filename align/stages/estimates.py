@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from align.accounting.communication import FP32
 from align.accounting.flops import Decoder, Work, forward_flops
-from align.data.batching import Balance
+from align.data.balance import Balance
 from align.stages.context import ModelSpec, StepInputs
 
 if TYPE_CHECKING:

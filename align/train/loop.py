@@ -17,7 +17,8 @@ from align.accounting.flops import Work, sum_work
 from align.accounting.peak_memory import peak_memory
 from align.artifacts import METRICS, append_line
 from align.config import stable_hash
-from align.data.batching import groups_of_step, imbalance, plan_step, steps_per_epoch
+from align.data.balance import imbalance
+from align.data.batching import groups_of_step, plan_step, steps_per_epoch
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.distributed.signals import StopRequest, defer_sigterm
@@ -282,10 +283,7 @@ class Loop:
         return {"loss": loss_sum, **{name: total / count if count else 0.0 for name, total, count in pairs}}
 
     def _due(self, saved: float, stop: StopRequest) -> tuple[bool, bool]:
-        """Whether any rank is told to stop, and whether it is time for a checkpoint by the first one's clock.
-
-        The clocks of the others may differ.
-        """
+        """Return whether any rank was asked to stop, and whether a checkpoint is due by the first rank's clock."""
         minutes = self.training_run.settings.checkpoint_minutes
         is_late = minutes is not None and (time.monotonic() - saved) / 60 >= minutes
         mine = [float(stop.requested), float(is_late and self.accelerator.is_main_process)]

@@ -23,7 +23,7 @@ from torch import Tensor
 from align.accounting.flops import Work, sum_work
 from align.artifacts import atomic_file, read_json, write_json
 from align.data.batching import plan_step
-from align.data.store import KEY, KEY_BYTES, mapped, sequence_key
+from align.data.group_columns import KEY, KEY_BYTES, memory_map, sequence_key
 from align.errors import RunError
 from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
 from align.train.indexed_groups import Groups
@@ -83,7 +83,7 @@ class ReferenceCache:
             return Pass(missing, 0)
         wanted = _group_keys(groups, missing)
         if (self.folder / BEGUN).is_file():
-            before = mapped(self.folder / BEGUN, KEY)
+            before = memory_map(self.folder / BEGUN, KEY)
             keys, first = np.unique(_group_keys(groups, np.arange(len(groups))), return_index=True)
             at = np.minimum(np.searchsorted(keys, before), len(keys) - 1)
             if np.isin(wanted, before).all() and (keys[at] == before).all():
@@ -112,7 +112,7 @@ class ReferenceCache:
 
     def open(self, groups: Groups, column: Path) -> None:
         """Take the groups' sums from the column."""
-        self._groups, self._sums = groups, mapped(column, SUM)
+        self._groups, self._sums = groups, memory_map(column, SUM)
 
     def of(self, index: int) -> list[float]:
         """The reference sum of each response of a group, MISSING where it is not there yet."""

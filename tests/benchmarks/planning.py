@@ -23,7 +23,8 @@ from statistics import mean
 
 import numpy as np
 
-from align.data.batching import groups_of_step, imbalance, least_imbalance, order, plan_step, steps_per_epoch
+from align.data.balance import imbalance, min_imbalance
+from align.data.batching import groups_of_step, order, plan_step, steps_per_epoch
 from align.data.mixing import Mixture
 
 # Tokens of a row's tree at these shares of the rows, by SmolLM2's tokenizer and its chat template
@@ -52,7 +53,7 @@ def balance(name: str, *, num_ranks: int, prompts_per_step: int, budget: int) ->
         sizes = drawn(name, prompts_per_step, seed=step)
         plan = plan_step(range(prompts_per_step), sizes, token_budget=budget, num_ranks=num_ranks)
         found.append(imbalance(plan, sizes))
-        bounds.append(least_imbalance(range(prompts_per_step), sizes, num_ranks=num_ranks))
+        bounds.append(min_imbalance(range(prompts_per_step), sizes, num_ranks=num_ranks))
     return {"mean": mean(found), "worst": max(found), "bound_mean": mean(bounds), "bound_worst": max(bounds)}
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from align.data import batching
-from align.data.batching import groups_of_step, imbalance, least_imbalance, order, plan_step, steps_per_epoch
+from align.data.balance import imbalance, min_imbalance
+from align.data.batching import groups_of_step, order, plan_step, steps_per_epoch
 
 sys.path.append(str(Path(__file__).parents[2]))  # as `python -m tests.benchmarks.planning` finds it
 
@@ -117,7 +118,7 @@ def test_two_long_groups_a_rank_are_dealt_as_evenly_as_they_can_be(name):
     for step in range(20):
         sizes = drawn(name, 128, seed=step)
         plan = plan_step(range(128), sizes, token_budget=8192, num_ranks=64)
-        assert imbalance(plan, sizes) <= 1.05 * least_imbalance(range(128), sizes, num_ranks=64)
+        assert imbalance(plan, sizes) <= 1.05 * min_imbalance(range(128), sizes, num_ranks=64)
 
 
 def test_a_round_more_is_run_where_it_makes_the_ranks_even():
@@ -136,7 +137,7 @@ def test_no_deal_is_below_the_bound_and_some_reach_it():
             max(sum(size for size, at in zip(sizes, deal, strict=True) if at == rank) for rank in range(num_ranks))
             for deal in product(range(num_ranks), repeat=len(sizes))
         )
-        bound = least_imbalance(range(len(sizes)), sizes, num_ranks=num_ranks)
+        bound = min_imbalance(range(len(sizes)), sizes, num_ranks=num_ranks)
         assert bound * sum(sizes) / num_ranks <= best + 1e-9
         reached += bound * sum(sizes) / num_ranks == pytest.approx(best)
     assert reached >= 30
@@ -162,8 +163,8 @@ def test_ten_thousand_groups_are_dealt_a_few_times_only(budget, num_ranks, alike
     draw = random.Random(3)
     sizes = [520 if alike else int(draw.lognormvariate(6.5, 0.7)) + 20 for _ in range(10_000)]
     dealt = []
-    deal = batching._deal
-    monkeypatch.setattr(batching, "_deal", lambda *given, **named: dealt.append(1) or deal(*given, **named))
+    deal = batching._assign
+    monkeypatch.setattr(batching, "_assign", lambda *given, **named: dealt.append(1) or deal(*given, **named))
     plan_step(range(10_000), sizes, token_budget=budget, num_ranks=num_ranks)
     assert len(dealt) < 64, "dealing is n log n; how often it is tried may not grow with n"
 

@@ -146,11 +146,11 @@ WRONG = [
     (lambda: shares_of({"chat": 1.0, "code": 0.0}, {}, 0.0), "data.code: the weight is 0.0; a number above 0"),
     (lambda: shares_of({"chat": -1.0}, {}, 0.0), "data.chat: the weight is -1.0"),
     (lambda: shares_of({"chat": float("inf")}, {}, 0.0), "data.chat: the weight is inf"),
-    (lambda: shares_of({"chat": 1.0}, {"chat": 1.0}, 0.1), "replay: 'chat' is one of the step's own sources"),
-    (lambda: Mixture((3, 0), (0.5, 0.5)), r"mixture of \(3, 0\) rows: each source needs one"),
-    (lambda: Mixture((3, 0), (0.5, 0.5), "all_exhausted"), "each source needs one"),
-    (lambda: Mixture((0,), (1.0,), "down_weight"), "each source needs one"),
-    (lambda: Mixture((3, 3), (0.5, 0.6)), "1 in all"),
+    (lambda: shares_of({"chat": 1.0}, {"chat": 1.0}, 0.1), "replay: 'chat' is a source of the step itself"),
+    (lambda: Mixture((3, 0), (0.5, 0.5)), r"have \(3, 0\) rows; each needs at least one"),
+    (lambda: Mixture((3, 0), (0.5, 0.5), "all_exhausted"), "each needs at least one"),
+    (lambda: Mixture((0,), (1.0,), "down_weight"), "each needs at least one"),
+    (lambda: Mixture((3, 3), (0.5, 0.6)), "sum to 1"),
     (lambda: Mixture((3, 3), (1.0, 0.0)), "above 0"),
 ]
 
@@ -163,7 +163,7 @@ def test_replayed_rows_take_their_share_of_an_epoch_that_the_own_sources_decide(
     shares = shares_of({"a": 1.0, "b": 1.0}, {"c": 3.0, "d": 1.0}, 0.2)  # of 100 and 200 rows; c and d have few or many
     sizes = (100, 200, size, size)
     sizes = (75, 200, size, size) if exhausted == "first_exhausted" else sizes
-    mixture = Mixture(sizes, tuple(shares.values()), exhausted, replayed=2)
+    mixture = Mixture(sizes, tuple(shares.values()), exhausted, num_replayed=2)
     given = Counter(sources(mixture, mixture.epoch(0)))
     assert given[0] + given[1] == own_rows
     whole = own_rows / 0.8

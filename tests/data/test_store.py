@@ -1,4 +1,4 @@
-"""Token groups in memory-mapped files: what is written comes back, by index, and takes no memory of its own."""
+"""Token groups in memory-memory_map files: what is written comes back, by index, and takes no memory of its own."""
 
 import json
 import math
@@ -11,18 +11,16 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc
 
+from align.data.group_columns import GROUP, KEY, sequence_key
 from align.data.store import (
     DIGEST,
-    GROUP,
     GROUPS,
-    GROUPS_AT_ONCE,
-    KEY,
+    GROUPS_PER_BATCH,
     KEYS,
     SCHEMA,
     TOKENS,
     TokenStore,
     columns_of,
-    sequence_key,
     writing_store,
 )
 from align.data.token_groups import TokenGroup, TokenSequence
@@ -64,7 +62,7 @@ def plain(group):
     return sequences, group.rewards, group.chosen, [dict(known) for known in group.attributes], group.row
 
 
-@pytest.mark.parametrize("number", [0, 1, GROUPS_AT_ONCE, 2 * GROUPS_AT_ONCE + 3])
+@pytest.mark.parametrize("number", [0, 1, GROUPS_PER_BATCH, 2 * GROUPS_PER_BATCH + 3])
 def test_what_is_written_comes_back_by_index_and_in_turn(tmp_path, number):
     made = groups(number)
     store = stored(tmp_path / "store", made)
@@ -87,7 +85,7 @@ def test_a_group_that_was_read_can_be_changed_and_the_file_cannot(tmp_path):
 
 
 def test_columns_say_of_each_group_what_its_sequences_do_and_are_those_of_a_list(tmp_path):
-    made = groups(GROUPS_AT_ONCE + 9)
+    made = groups(GROUPS_PER_BATCH + 9)
     store = stored(tmp_path / "store", made)
     for columns in (store.columns, columns_of(store, count), columns_of(made, count)):
         assert columns.digest == store.columns.digest
@@ -152,13 +150,13 @@ NOISE_KIB = 6 * 1024  # what an allocator may keep
 
 def million(folder, number):
     """A store as `writing_store` would write it, of pairs that come again and again, so that it is written fast."""
-    made = [group for group in groups(4 * GROUPS_AT_ONCE) if len(group.sequences) == 2][:GROUPS_AT_ONCE]
-    made = (made * GROUPS_AT_ONCE)[:GROUPS_AT_ONCE]
+    made = [group for group in groups(4 * GROUPS_PER_BATCH) if len(group.sequences) == 2][:GROUPS_PER_BATCH]
+    made = (made * GROUPS_PER_BATCH)[:GROUPS_PER_BATCH]
     small = stored(folder / "small", made)
     batch = ipc.open_file(pa.memory_map(str(folder / "small" / TOKENS))).get_batch(0)
     big = folder / "big"
     big.mkdir()
-    batches = math.ceil(number / GROUPS_AT_ONCE)
+    batches = math.ceil(number / GROUPS_PER_BATCH)
     with ipc.new_file(str(big / TOKENS), SCHEMA) as writer:
         for _ in range(batches):
             writer.write_batch(batch)

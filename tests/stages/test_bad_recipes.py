@@ -167,7 +167,7 @@ WRONG = {
     ),
     "a replayed source beside itself": (
         [("      shown: 2.0", "      programs: 2.0")],
-        "cannot be replayed beside itself",
+        "is a source of the step itself, so it cannot be replayed",
         "steps general replay",
     ),
     "samples for rounds of given rows": (

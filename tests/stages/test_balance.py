@@ -56,4 +56,4 @@ def test_balance_is_told_of_the_steps_that_the_mixture_will_take(tmp_path, per_s
             assert sum(loads) == sum(sizes[group] for group in step)
             shares.append(max(loads) / mean(loads))
         assert (each.mean, each.worst) == (pytest.approx(mean(shares)), pytest.approx(max(shares)))
-        assert 1 <= each.least <= each.mean <= each.worst
+        assert 1 <= each.lower_bound <= each.mean <= each.worst

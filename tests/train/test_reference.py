@@ -23,7 +23,7 @@ from tiny_training import (
     supervised,
 )
 
-from align.data.store import sequence_key
+from align.data.group_columns import sequence_key
 from align.errors import RunError
 from align.train.accelerator import make_accelerator
 from align.train.indexed_groups import Groups

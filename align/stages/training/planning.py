@@ -8,7 +8,8 @@ from pathlib import Path
 
 from align.accounting.communication import FP32
 from align.accounting.flops import Work, forward_flops, sum_work, training_flops
-from align.data.batching import Balance, Indices, balance, order, steps_per_epoch
+from align.data.balance import Balance, balance
+from align.data.batching import Indices, order, steps_per_epoch
 from align.data.token_groups import TokenGroup
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import default_device

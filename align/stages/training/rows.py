@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import atomic_folder, read_json, remove_leftovers, write_json
 from align.data.chat_encoder import ChatEncoder
-from align.data.mixing import Mixture, told
+from align.data.mixing import Mixture
 from align.data.store import StoreWriter, TokenStore, writing_store
 from align.data.token_groups import TokenGroup
 from align.errors import InputError, one_line, within
@@ -87,7 +87,7 @@ def step_rows(
     counts = Counter({"epoch": mixture.num_rows})
     for part in parts:
         counts.update(part["counts"])
-    return StepRows(train, held_out, dict(counts), told(mixture, list(shares)), mixture)
+    return StepRows(train, held_out, dict(counts), mixture.describe(list(shares)), mixture)
 
 
 def remove_rows(folder: Path) -> None:
@@ -145,7 +145,7 @@ def _write_source(
         attributes=request.attributes,
         path=source.path,
     )
-    trained, kept = train.number, held_out.number
+    trained, kept = train.num_groups, held_out.num_groups
     with within("data"):
         for located in groups:
             store = held_out if is_held_out(located.record, source.held_out) else train
@@ -155,7 +155,7 @@ def _write_source(
     counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
     counts += filtered
     counts += Counter({UNUSED + one_line(column): number for column, number in found.statistics.unused_columns.items()})
-    counts["trained"], counts["held_out"] = train.number - trained, held_out.number - kept
+    counts["trained"], counts["held_out"] = train.num_groups - trained, held_out.num_groups - kept
     if not counts["trained"]:
         reasons = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
         raise InputError(f"{source.path}: no row is left to train on ({reasons})", ("data",))
