@@ -16,7 +16,15 @@ from align.inference.settings import EngineSettings
 from align.sandbox.process import NUM_CORES, Limits
 
 
-class GroundTruthSettings(Settings):
+class BuiltinSettings(Settings):
+    """Base class of the settings of built-in judges."""
+
+    def cache_key(self) -> dict[str, Any]:
+        """Return the settings that decide a verdict, as JSON."""
+        return self.model_dump(mode="json")
+
+
+class GroundTruthSettings(BuiltinSettings):
     """Settings of the judge that compares final answers with known ones."""
 
     missing: Literal["abstain", "error"] = Field(
@@ -24,7 +32,7 @@ class GroundTruthSettings(Settings):
     )
 
 
-class VerifierSettings(Settings):
+class VerifierSettings(BuiltinSettings):
     """Settings of the judge that checks verifiable instructions."""
 
     reward: Literal["share", "all", "both"] = Field(
@@ -36,7 +44,10 @@ class VerifierSettings(Settings):
     )
     loose: bool = Field(
         default=False,
-        description="Use IFEval's loose check, which also accepts a response without its first or last line or its *.",
+        description=(
+            "Use IFEval's loose check: a response also follows an instruction if it does so without its first line, "
+            "its last line or its asterisks."
+        ),
     )
     min_words: int = Field(
         default=0,
@@ -57,7 +68,7 @@ class VerifierSettings(Settings):
         return verifiers
 
 
-class ExecutedTestsSettings(Settings):
+class ExecutedTestsSettings(BuiltinSettings):
     """Settings of the judge that runs unit tests."""
 
     reward: Literal["share", "all"] = Field(
@@ -70,18 +81,18 @@ class ExecutedTestsSettings(Settings):
     limits: Limits = Field(default=Limits(), description="Resource limits of a program and all of its tests together.")
 
     def cache_key(self) -> dict[str, Any]:
-        """Return the settings that decide a reward, as JSON."""
+        """Return the settings that decide a verdict, as JSON: not the number of workers."""
         return self.model_dump(mode="json", exclude={"num_workers"})
 
 
-class RewardModelSettings(Settings):
+class RewardModelSettings(BuiltinSettings):
     """Settings of the judge that is a reward model."""
 
     path: str = Field(description="Reward model: a Hub ID, a folder, or step:NAME for an earlier step of the recipe.")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Precision of matrix products.")
 
 
-class LlmSettings(Settings):
+class LlmSettings(BuiltinSettings):
     """Settings of the judge that is a chat model."""
 
     model: str = Field(description="Chat model: a Hub ID, a folder, or the name under which a server offers it.")
@@ -89,23 +100,27 @@ class LlmSettings(Settings):
     mode: Literal["pairs", "rating"] = Field(
         default="pairs",
         description=(
-            "pairs: compare every two responses in both orders; rating: rate each response from 1 to 10 on its own."
+            "pairs: compare every two responses in both orders; rating: rate each response separately from 1 to 10."
         ),
     )
-    attempts: int = Field(default=3, ge=1, description="Requests per question until the answer can be parsed.")
+    attempts: int = Field(
+        default=3, ge=1, description="Maximum number of requests per question, until an answer can be parsed."
+    )
     max_new_tokens: int = Field(default=512, ge=1, description="Maximum number of tokens of an answer.")
     temperature: float = Field(default=0.0, ge=0, description="Sampling temperature; 0 is greedy.")
-    seed: int = Field(default=0, description="Seed of the sampling.")
+    seed: int = Field(default=0, description="Seed of all answers.")
 
     def cache_key(self) -> dict[str, Any]:
-        """Return the settings that decide a verdict, as JSON."""
+        """Return the settings that decide a verdict, as JSON: not how the engine runs."""
         return {**self.model_dump(mode="json"), "engine": self.engine.cache_key()}
 
 
 class JudgeSpec(Settings):
-    """One judge of a recipe; the subclasses add its name and settings, and say what the judge needs."""
+    """Base class of the specification of one judge: subclasses add its name and settings, and what it needs."""
 
-    weight: float = Field(default=1.0, description="Factor of this judge's reward in the sum (combine: weights).")
+    weight: float = Field(
+        default=1.0, description="Factor of this judge's reward in a weighted sum (combine: weights)."
+    )
 
     maker: ClassVar[str] = ""  # module:name of a callable that returns the judge for its settings
     loads_model: ClassVar[bool] = False  # whether making the judge loads a model or connects to a server
@@ -152,7 +167,7 @@ class VerifierSpec(JudgeSpec):
     settings: VerifierSettings = Field(default=VerifierSettings(), description="Settings of the judge.")
 
     maker = "align.rewards.rule_judges:VerifierJudge"
-    metadata_keys = ("instructions", "instruction_id_list", "kind")  # `kind` is that of a procedural task
+    metadata_keys = ("instructions", "instruction_id_list", "kind")  # the last: of a procedural task
 
 
 class RewardModelSpec(JudgeSpec):

@@ -22,11 +22,9 @@ from align.errors import InputError, within
 from align.registry import import_dotted, pick
 from align.rewards.builtin_judges import (
     JUDGES,
-    ExecutedTestsSettings,
     ExecutedTestsSpec,
     GroundTruthSpec,
     JudgeSpec,
-    LlmSettings,
     LlmSpec,
     RewardModelSpec,
     VerifierSpec,
@@ -109,18 +107,18 @@ class JudgeSettings(RootModel[AnySpec]):
 
     @property
     def values(self) -> dict[str, Any]:
-        """The judge's own settings as JSON."""
+        """Settings of the judge as JSON, with defaults."""
         return self.root.model_dump(mode="json")["settings"]
 
     def with_values(self, values: Mapping[str, Any]) -> JudgeSettings:
-        """Return this judge with other settings of its own."""
+        """Return this judge with other settings."""
         return JudgeSettings.model_validate({"name": self.name, "weight": self.weight, "settings": dict(values)})
 
     def cache_key(self) -> dict[str, Any]:
         """Return everything that decides a verdict, as JSON: not how many workers or which server computes it."""
         settings = self.root.settings
-        own = settings.cache_key() if isinstance(settings, ExecutedTestsSettings | LlmSettings) else self.values
-        return {"name": self.name, "weight": self.weight, "settings": own}
+        key = settings if isinstance(settings, dict) else settings.cache_key()
+        return {"name": self.name, "weight": self.weight, "settings": key}
 
     def make(self) -> Judge:
         """Return the judge."""

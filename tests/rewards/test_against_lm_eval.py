@@ -1,4 +1,4 @@
-"""Verifiers against the published checker as lm-evaluation-harness ships it, on real texts that were tampered with."""
+"""Verifiers against the published checker in lm-evaluation-harness, on modified real texts."""
 
 import gzip
 import json
@@ -51,7 +51,7 @@ CHANGES = [  # what is done to a real response, so that verdicts differ
 
 
 def settings_of(kind, text, rng):
-    """Settings that lie near what the text has, so that both verdicts come up."""
+    """Return settings close to the values of the text, so that both verdicts occur."""
     words = re.findall(r"[a-zA-Z]+", text) or ["moon"]
     paragraphs = text.split("\n\n")
 

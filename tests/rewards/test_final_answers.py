@@ -1,4 +1,4 @@
-"""Final answers: where they are found, which of them are the same, and what the comparison may cost."""
+"""Final answers: where they are found, which ones are equal, and the time and memory of a comparison."""
 
 import gzip
 import json
@@ -130,18 +130,18 @@ LONG = [
 
 
 @pytest.mark.parametrize(("text", "answer"), FOUND)
-def test_the_final_answer_is_found_where_it_is_stated(text, answer):
+def test_the_final_answer_of_a_response_is_found(text, answer):
     assert final_answer(text) == answer
 
 
 @pytest.mark.parametrize(("given", "expected"), SAME)
-def test_an_answer_written_in_another_way_is_the_same(given, expected):
+def test_different_notations_of_an_answer_are_equal(given, expected):
     assert same_answer(given, expected)
     assert same_answer(expected, expected)
 
 
 @pytest.mark.parametrize(("given", "expected"), DIFFERENT)
-def test_another_answer_is_not_the_same(given, expected):
+def test_different_answers_are_not_equal(given, expected):
     assert not same_answer(given, expected)
 
 
@@ -160,7 +160,7 @@ FORMS = [
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason=f"the published data set is not at {GSM8K}")
-def test_the_answers_of_gsm8k_are_found_and_told_from_other_numbers():
+def test_the_answers_of_gsm8k_are_found_and_differ_from_other_numbers():
     solutions = [json.loads(line)["answer"] for line in gzip.decompress(GSM8K.read_bytes()).decode().splitlines()]
     for row, solution in enumerate(solutions):
         known = solution.split("#### ")[1]
@@ -175,7 +175,7 @@ def test_the_answers_of_gsm8k_are_found_and_told_from_other_numbers():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", HOSTILE, ids=lambda answer: answer[:20])
-def test_an_answer_that_could_be_computed_for_ever_is_given_up_in_time(answer):
+def test_an_endless_comparison_is_stopped_in_time(answer):
     start = time.monotonic()
     assert not same_answer(answer, "5")
     took_s = time.monotonic() - start
@@ -185,20 +185,20 @@ def test_an_answer_that_could_be_computed_for_ever_is_given_up_in_time(answer):
 
 
 @pytest.mark.parametrize("text", LONG, ids=lambda text: text[:9])
-def test_a_text_that_only_looks_like_answers_is_read_in_time(text):
+def test_a_text_of_many_near_answers_is_searched_in_time(text):
     start = time.monotonic()
     final_answer(text)
     assert time.monotonic() - start < COMPARISON_S
 
 
 @pytest.mark.slow
-def test_what_is_not_decided_in_time_is_known_as_such():
+def test_an_undecided_comparison_is_none():
     assert equal_maths("9^{9^{9^{9}}}", "5") is None
     assert equal_maths("2^2", "4") is True
     assert equal_maths("2^2", "5") is False
 
 
-def test_threads_compare_without_mixing_their_verdicts():
+def test_concurrent_comparisons_do_not_mix_results():
     powers = [(f"x^{first} \\cdot x", f"x^{second}") for first in range(6) for second in range(6)]
     with ThreadPoolExecutor(8) as threads:
         same = list(threads.map(lambda pair: same_answer(*pair), powers))
@@ -207,7 +207,7 @@ def test_threads_compare_without_mixing_their_verdicts():
     ]
 
 
-def test_the_process_that_compares_ends_with_ours():
+def test_the_math_worker_ends_with_its_parent():
     code = """
 from align.rewards.math_equality import _service, equal_maths
 assert equal_maths("2^2", "4")

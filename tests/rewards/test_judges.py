@@ -13,10 +13,10 @@ def prompt(text="Q", **metadata):
     return Prompt((Message("user", text),), metadata)
 
 
-class Knows:
-    """A judge that knows the prompts in `rewards`, and gives each response the same; it remembers its prompts."""
+class FixedJudge:
+    """A judge with one reward for all responses to each prompt in `rewards`; it records its prompts."""
 
-    def __init__(self, rewards, why="cannot say"):
+    def __init__(self, rewards, why="no reason"):
         self.rewards, self.why, self.asked = rewards, why, []
 
     def __call__(self, groups):
@@ -34,33 +34,33 @@ def rewards(judge, groups=GROUPS):
     return [tuple(verdict.reward for verdict in verdicts) for verdicts in judge(groups)]
 
 
-def test_the_first_judge_that_knows_a_prompt_judges_it_alone():
-    first, second = Knows({"Q": 1.0}), Knows({"Q": 5.0, "S": 6.0})
+def test_precedence_uses_only_the_first_judge_with_a_reward():
+    first, second = FixedJudge({"Q": 1.0}), FixedJudge({"Q": 5.0, "S": 6.0})
     judge = Precedence({"first": first, "second": second})
     assert rewards(judge) == [(1, 1), (None,), (6, 6, 6)]
     assert (first.asked, second.asked) == (["Q", "R", "S"], ["R", "S"])
 
 
-def test_a_verdict_says_which_judge_gave_it_and_why_none_did():
-    judge = Precedence({"first": Knows({"Q": 1.0}, "no answer"), "second": Knows({"S": 6.0}, "no tests")})
+def test_a_verdict_names_its_judge_or_why_all_abstain():
+    judge = Precedence({"first": FixedJudge({"Q": 1.0}, "no answer"), "second": FixedJudge({"S": 6.0}, "no tests")})
     of_q, of_r, of_s = judge(GROUPS)
     assert (of_q[0].raw["judge"], of_s[0].raw["judge"]) == ("first", "second")
     assert of_r[0].why == "every judge abstains: first: no answer; second: no tests"
 
 
-def test_precedence_keeps_the_order_over_more_groups_than_one_round():
+def test_precedence_keeps_the_order_of_more_groups_than_one_batch():
     groups = [(prompt("QRS"[index % 3]), ["a"]) for index in range(200)]
-    judge = Precedence({"first": Knows({"Q": 1.0}), "second": Knows({"R": 2.0, "S": 3.0})})
+    judge = Precedence({"first": FixedJudge({"Q": 1.0}), "second": FixedJudge({"R": 2.0, "S": 3.0})})
     assert rewards(judge, groups) == [(1.0 + index % 3,) for index in range(200)]
 
 
-def test_weights_add_up_the_rewards():
-    judge = WeightedSum([("first", 0.5, Knows({"Q": 1.0})), ("second", -2.0, Knows({"Q": 3.0, "S": 1.0}))])
+def test_weighted_rewards_are_summed():
+    judge = WeightedSum([("first", 0.5, FixedJudge({"Q": 1.0})), ("second", -2.0, FixedJudge({"Q": 3.0, "S": 1.0}))])
     assert rewards(judge) == [(0.5 - 6, 0.5 - 6), (None,), (None, None, None)]
 
 
-def test_a_response_that_one_of_the_weighted_judges_does_not_know_names_it():
-    judge = WeightedSum([("first", 0.5, Knows({}, "no answer")), ("second", 1.0, Knows({"Q": 3.0}))])
+def test_a_weighted_sum_names_the_judge_that_abstains():
+    judge = WeightedSum([("first", 0.5, FixedJudge({}, "no answer")), ("second", 1.0, FixedJudge({"Q": 3.0}))])
     verdict = next(iter(judge(GROUPS)))[0]
     assert verdict.why == "first abstains: no answer"
     assert verdict.raw["second"]["reward"] == 3
@@ -71,17 +71,17 @@ def by_length(scale: float = 1.0):
     return lambda groups: [tuple(Verdict(scale * len(text)) for text in responses) for _, responses in groups]
 
 
-def test_ones_own_judge_comes_by_dotted_path_with_its_settings():
+def test_a_custom_judge_is_imported_by_dotted_path_and_gets_its_settings():
     own = JudgeSettings(name=f"{__name__}:by_length", settings={"scale": 2.0})
     assert rewards(make_judge([own]), [(prompt(), ["a", "bbb"])]) == [(2, 6)]
 
 
-def test_a_single_judge_with_a_weight_is_weighed():
+def test_the_weight_of_a_single_judge_counts():
     own = JudgeSettings(name=f"{__name__}:by_length", weight=-1.0)
     assert rewards(make_judge([own], how="weights"), [(prompt(), ["a", "bbb"])]) == [(-1, -3)]
 
 
-def test_ground_truth_comes_before_a_verifier_and_that_before_ones_own():
+def test_judges_take_precedence_in_their_order():
     names = ["ground_truth", "verifier", f"{__name__}:by_length"]
     judge = make_judge([JudgeSettings(name=name) for name in names])
     groups = [
@@ -101,19 +101,19 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_wrong_in_the_module_of_ones_own_judge_is_told_with_its_line(tmp_path, monkeypatch, name):
-    program, said = BROKEN[name]
+def test_an_error_in_the_module_of_a_custom_judge_names_its_line(tmp_path, monkeypatch, name):
+    program, message = BROKEN[name]
     module = f"broken_{name}"
     (tmp_path / module).write_text(program)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError) as caught:
         build(JudgeSettings, {"name": f"{module.removesuffix('.py')}:make"}, ("judges", 0))
     assert str(caught.value).startswith(f"judges.0.name: judge '{module.removesuffix('.py')}:make' cannot be imported")
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"name": "oracle"}, "name: no judge is called 'oracle'; "),
         ({"name": "verifer"}, "name: no judge is called 'verifer'; did you mean 'verifier'"),
@@ -162,28 +162,28 @@ def test_what_is_wrong_in_the_module_of_ones_own_judge_is_told_with_its_line(tmp
         ({"name": f"{__name__}:by_length", "settings": {"scal": 1}}, "settings: got an unexpected keyword argument"),
     ],
 )
-def test_what_makes_no_judge_is_said_in_one_line_with_its_place(given, said):
+def test_invalid_settings_are_reported_in_one_line_with_their_location(given, message):
     with pytest.raises(InputError) as caught:
         build(JudgeSettings, given, ("judges", 0))
-    assert str(caught.value).startswith(f"judges.0.{said}")
+    assert str(caught.value).startswith(f"judges.0.{message}")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("names", "said"), [([], "at least one"), (["verifier", "verifier"], "'verifier' is listed twice")]
+    ("names", "message"), [([], "at least one"), (["verifier", "verifier"], "'verifier' is listed twice")]
 )
-def test_no_judge_and_a_judge_named_twice_are_refused(names, said):
-    with pytest.raises(InputError, match=said):
+def test_no_judge_and_a_judge_listed_twice_are_rejected(names, message):
+    with pytest.raises(InputError, match=message):
         make_judge([JudgeSettings(name=name) for name in names])
 
 
-def test_a_judge_whose_quotation_is_left_open_is_said_in_one_line():
+def test_an_open_quotation_in_a_judge_is_reported_in_one_line():
     with pytest.raises(InputError, match="No closing quotation"):
         judge_of("verifier reward='both")
 
 
 @pytest.mark.parametrize("weight", [0.0, float("nan"), float("inf")])
-def test_a_weight_that_says_nothing_is_refused(weight):
+def test_a_weight_without_effect_is_rejected(weight):
     with pytest.raises(ValueError, match="has no effect|finite"):
         JudgeSettings(name="verifier", weight=weight)
 
@@ -196,9 +196,9 @@ def test_a_weight_that_says_nothing_is_refused(weight):
         ("reward_model path='a b'", {"name": "reward_model", "settings": {"path": "a b"}}),
     ],
 )
-def test_a_judge_can_be_said_in_one_line(text, settings):
+def test_a_judge_is_parsed_from_one_line(text, settings):
     assert judge_of(text) == settings
 
 
-def test_every_judge_of_the_table_is_known_here():
+def test_the_table_has_the_documented_judges():
     assert set(JUDGES) == {"ground_truth", "executed_tests", "verifier", "reward_model", "llm"}

@@ -11,22 +11,22 @@ PROMPT = Prompt((Message("user", "Name a colour {of} the flag."),))
 BLOCK = re.compile(r"<answer(?:_a|_b)?>\n(.*?)\n</answer", re.DOTALL)
 
 
-class Voice:
-    """An engine whose words are a function of what it is asked; it remembers every question."""
+class ScriptedEngine:
+    """An engine whose answer is a function of the dialogue; it records every question."""
 
-    name = "voice"
+    name = "scripted"
 
-    def __init__(self, say):
-        self.say, self.speed, self.asked = say, Speed(), []
+    def __init__(self, answer):
+        self.answer, self.speed, self.asked = answer, Speed(), []
 
     def sample(self, prompts, settings, *, done=frozenset()):
-        for prompt in reversed(prompts):  # completion has an order of its own
+        for prompt in reversed(prompts):  # engines complete samples in any order
             self.asked.append(prompt)
-            yield Sample(prompt_key(prompt), 0, self.name, self.say(prompt.messages), 1, "stop", 0)
+            yield Sample(prompt_key(prompt), 0, self.name, self.answer(prompt.messages), 1, "stop", 0)
 
 
 def shown(messages):
-    """The answers that the first message shows, in order."""
+    """Return the responses in the first message, in order."""
     return BLOCK.findall(messages[0].content)
 
 
@@ -35,8 +35,8 @@ def longest(messages):
     return "Because.\n[[C]]" if first == second else f"It says more. [[{'A' if first > second else 'B'}]]"
 
 
-def judge_by(voice, **settings):
-    return LlmJudge(voice, LlmSettings(model="voice", **settings))
+def judge_by(engine, **settings):
+    return LlmJudge(engine, LlmSettings(model="scripted", **settings))
 
 
 def rewards(judge, *responses):
@@ -44,86 +44,88 @@ def rewards(judge, *responses):
     return [verdict.reward for verdict in verdicts]
 
 
-def test_the_better_of_two_wins_in_whatever_order_they_stand():
-    assert rewards(judge_by(Voice(longest)), "red", "dark red") == [0, 1]
-    assert rewards(judge_by(Voice(longest)), "dark red", "red") == [1, 0]
+def test_the_better_response_wins_at_either_position():
+    assert rewards(judge_by(ScriptedEngine(longest)), "red", "dark red") == [0, 1]
+    assert rewards(judge_by(ScriptedEngine(longest)), "dark red", "red") == [1, 0]
 
 
-def test_both_orders_are_asked_for():
-    voice = Voice(longest)
-    rewards(judge_by(voice), "red", "dark red")
-    assert sorted(shown(asked.messages) for asked in voice.asked) == [["dark red", "red"], ["red", "dark red"]]
-    assert all("Name a colour {of} the flag." in asked.messages[0].content for asked in voice.asked)
+def test_both_orders_are_compared():
+    engine = ScriptedEngine(longest)
+    rewards(judge_by(engine), "red", "dark red")
+    assert sorted(shown(asked.messages) for asked in engine.asked) == [["dark red", "red"], ["red", "dark red"]]
+    assert all("Name a colour {of} the flag." in asked.messages[0].content for asked in engine.asked)
 
 
 @pytest.mark.parametrize("mark", ["A", "B"])
-def test_a_judge_that_always_prefers_a_place_decides_nothing(mark):
-    judge = judge_by(Voice(lambda _: f"[[{mark}]]"))
+def test_a_judge_that_prefers_a_position_decides_nothing(mark):
+    judge = judge_by(ScriptedEngine(lambda _: f"[[{mark}]]"))
     ((*verdicts,),) = judge([(PROMPT, ["red", "dark red", "blue"])])
     assert [verdict.reward for verdict in verdicts] == [None] * 3
     assert "the two orders disagree (2)" in verdicts[0].why
 
 
 def test_a_tie_in_both_orders_is_a_tie():
-    assert rewards(judge_by(Voice(lambda _: "[[C]]")), "red", "blue") == [0.5, 0.5]
+    assert rewards(judge_by(ScriptedEngine(lambda _: "[[C]]")), "red", "blue") == [0.5, 0.5]
 
 
-def test_a_tie_in_one_order_only_decides_nothing():
-    judge = judge_by(Voice(lambda messages: "[[C]]" if shown(messages)[0] == "red" else "[[A]]"))
+def test_a_tie_in_one_order_decides_nothing():
+    judge = judge_by(ScriptedEngine(lambda messages: "[[C]]" if shown(messages)[0] == "red" else "[[A]]"))
     assert rewards(judge, "red", "blue") == [None, None]
 
 
-def test_of_many_responses_each_gets_the_mean_of_its_decided_pairs():
+def test_a_reward_is_the_mean_over_decided_pairs():
     # By length: 1 < 2 = 2 < 3, so of three pairs each wins 0, 1.5, 1.5 and 3.
-    assert rewards(judge_by(Voice(longest)), "a", "bb", "cc", "ddd") == [0, 0.5, 0.5, 1]
+    assert rewards(judge_by(ScriptedEngine(longest)), "a", "bb", "cc", "ddd") == [0, 0.5, 0.5, 1]
 
 
-def test_a_pair_that_is_void_counts_for_neither():
+def test_an_undecided_pair_counts_for_neither_response():
     def say(messages):
         first, second = shown(messages)
         return "[[A]]" if {first, second} == {"a", "bb"} else longest(messages)
 
-    assert rewards(judge_by(Voice(say)), "a", "bb", "ccc") == [0, 0, 1]
+    assert rewards(judge_by(ScriptedEngine(say)), "a", "bb", "ccc") == [0, 0, 1]
 
 
-def test_what_cannot_be_read_is_asked_for_again_with_the_form_that_is_wanted():
-    voice = Voice(lambda messages: "I like both." if len(messages) == 1 else longest(messages))
-    assert rewards(judge_by(voice), "red", "dark red") == [0, 1]
-    again = [asked.messages for asked in voice.asked if len(asked.messages) > 1]
+def test_a_retry_asks_for_the_required_form():
+    engine = ScriptedEngine(lambda messages: "I like both." if len(messages) == 1 else longest(messages))
+    assert rewards(judge_by(engine), "red", "dark red") == [0, 1]
+    again = [asked.messages for asked in engine.asked if len(asked.messages) > 1]
     assert len(again) == 2
     assert [message.role for message in again[0]] == ["user", "assistant", "user"]
     assert again[0][1].content == "I like both."
     assert "[[A]], [[B]] or [[C]]" in again[0][2].content
 
 
-def test_garbage_is_asked_for_as_often_as_allowed_and_then_given_up():
-    voice = Voice(lambda _: "hmm")
-    ((*verdicts,),) = judge_by(voice, attempts=4)([(PROMPT, ["red", "dark red"])])
-    assert len(voice.asked) == 2 * 4
+def test_unparsable_answers_are_retried_up_to_the_limit():
+    engine = ScriptedEngine(lambda _: "hmm")
+    ((*verdicts,),) = judge_by(engine, attempts=4)([(PROMPT, ["red", "dark red"])])
+    assert len(engine.asked) == 2 * 4
     assert [verdict.reward for verdict in verdicts] == [None, None]
     assert "no answer could be parsed (1)" in verdicts[0].why
 
 
-def test_only_what_was_not_read_is_asked_for_again():
-    voice = Voice(lambda messages: "hmm" if len(messages) == 1 and shown(messages)[0] == "red" else longest(messages))
-    rewards(judge_by(voice), "red", "dark red")
-    assert len(voice.asked) == 3
+def test_only_unparsed_questions_are_retried():
+    engine = ScriptedEngine(
+        lambda messages: "hmm" if len(messages) == 1 and shown(messages)[0] == "red" else longest(messages)
+    )
+    rewards(judge_by(engine), "red", "dark red")
+    assert len(engine.asked) == 3
 
 
-def test_one_response_has_nothing_to_be_compared_with():
-    ((verdict,),) = judge_by(Voice(longest))([(PROMPT, ["red"])])
+def test_a_single_response_is_not_compared():
+    ((verdict,),) = judge_by(ScriptedEngine(longest))([(PROMPT, ["red"])])
     assert (verdict.reward, verdict.why) == (None, "no other response to compare with")
 
 
-def test_ratings_are_of_each_response_by_itself():
-    voice = Voice(lambda messages: f"Fine. [[{len(shown(messages)[0])}]]")
-    assert rewards(judge_by(voice, mode="rating"), "red", "white") == [3, 5]
-    assert rewards(judge_by(voice, mode="rating", attempts=1), "red", "a" * 11) == [3, None]
+def test_each_response_is_rated_separately():
+    engine = ScriptedEngine(lambda messages: f"Fine. [[{len(shown(messages)[0])}]]")
+    assert rewards(judge_by(engine, mode="rating"), "red", "white") == [3, 5]
+    assert rewards(judge_by(engine, mode="rating", attempts=1), "red", "a" * 11) == [3, None]
 
 
-def test_groups_come_back_in_order_over_more_than_one_round():
+def test_groups_keep_their_order_over_several_batches():
     groups = [(PROMPT, ["a" * (index % 3 + 1), "bb"]) for index in range(40)]
-    found = [tuple(verdict.reward for verdict in verdicts) for verdicts in judge_by(Voice(longest))(groups)]
+    found = [tuple(verdict.reward for verdict in verdicts) for verdicts in judge_by(ScriptedEngine(longest))(groups)]
     assert found == [[(0, 1), (0.5, 0.5), (1, 0)][index % 3] for index in range(40)]
 
 
@@ -140,7 +142,7 @@ def test_groups_come_back_in_order_over_more_than_one_round():
         ("[[A]] or [[?]]", None),
     ],
 )
-def test_preferences_are_read_from_the_last_mark(answer, value):
+def test_the_last_decision_is_the_preference(answer, value):
     assert parse_preference(answer) == value
 
 

@@ -1,4 +1,4 @@
-"""The reward model as a judge: the order of its answers, what it is silent about, and that no batch changes any."""
+"""The reward model as a judge: order of verdicts, abstentions, and independence of the batch."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ NAMES, WEIGHTS = ("good", "long"), (2.0, -1.0)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A reward model and a policy on disk."""
+    """Return a folder with a reward model and a policy."""
     root = tmp_path_factory.mktemp("models")
     train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(root / "tokenizer")
     settings = PolicySettings(from_config=FRESH, tokenizer=str(root / "tokenizer"))
@@ -50,7 +50,7 @@ GROUPS = [
 ]
 
 
-def test_verdicts_come_in_the_order_of_the_groups_and_their_responses(folders):
+def test_verdicts_keep_the_order_of_groups_and_responses(folders):
     judge = reward_model_judge(str(folders / "reward"))
     assert len(GROUPS) > GROUPS_AT_ONCE
     together = list(judge(GROUPS))
@@ -65,7 +65,7 @@ def test_verdicts_come_in_the_order_of_the_groups_and_their_responses(folders):
     assert len({verdict.reward for verdicts in together for verdict in verdicts}) > 100
 
 
-def test_a_verdict_is_what_the_model_says_of_the_rendered_dialogue(folders):
+def test_a_verdict_is_the_models_output_for_the_rendered_dialogue(folders):
     judge = reward_model_judge(str(folders / "reward"))
     ((verdict,),) = judge([(prompt("hello"), ["well met"])])
     text = "<|im_start|>user\nhello<|im_end|><|im_start|>assistant\nwell met<|im_end|>"
@@ -76,7 +76,7 @@ def test_a_verdict_is_what_the_model_says_of_the_rendered_dialogue(folders):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_verdict_is_the_same_to_the_last_bit_beside_any_groups(folders, precision):
+def test_a_verdict_is_bit_identical_in_any_batch(folders, precision):
     judge = reward_model_judge(str(folders / "reward"), precision=precision)
     together = list(judge(GROUPS))
     for first in (1, 2, 5, 13, 40, 63):  # what a kill leaves to be judged
@@ -84,7 +84,7 @@ def test_a_verdict_is_the_same_to_the_last_bit_beside_any_groups(folders, precis
     assert [list(judge([group])) for group in GROUPS] == [[each] for each in together]
 
 
-def test_a_window_that_some_groups_do_not_fit_changes_nothing_for_the_others(folders, tmp_path):
+def test_groups_longer_than_a_sliding_window_leave_the_others_unchanged(folders, tmp_path):
     settings = PolicySettings(
         from_config=FRESH | {"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 40},
         tokenizer=str(folders / "tokenizer"),
@@ -100,7 +100,7 @@ def test_a_window_that_some_groups_do_not_fit_changes_nothing_for_the_others(fol
         assert list(reward_model_judge(str(tmp_path / "windowed"))(groups[first:])) == together[first:]
 
 
-def test_what_is_too_long_or_empty_gets_no_reward_and_the_reason(folders):
+def test_too_long_and_empty_responses_get_no_reward_but_a_reason(folders):
     judge = reward_model_judge(str(folders / "reward"))
     groups = [
         (prompt("a"), ["b", "c" * 200]),
@@ -119,7 +119,7 @@ def test_what_is_too_long_or_empty_gets_no_reward_and_the_reason(folders):
     assert none == ()
 
 
-def test_only_what_is_asked_for_is_computed(folders):
+def test_only_the_needed_groups_are_computed(folders):
     judge = reward_model_judge(str(folders / "reward"))
     list(judge(GROUPS[:1]))  # the first time the forward is compared with that of transformers
     seen = []
@@ -130,7 +130,7 @@ def test_only_what_is_asked_for_is_computed(folders):
         assert sum(seen) == sum(len(texts) for _, texts in GROUPS[:number])
 
 
-def test_its_identity_is_that_of_weights_template_and_aggregate(folders, tmp_path):
+def test_the_identity_depends_on_weights_template_and_aggregation(folders, tmp_path):
     again = [reward_model_judge(str(folders / "reward")).identity for _ in range(2)]
     model, tokenizer = load_reward_model(PolicySettings(path=str(folders / "reward")), HeadSettings(weights=(1.0, 1.0)))
     save_reward_model(model, tokenizer, tmp_path / "other")
@@ -138,13 +138,13 @@ def test_its_identity_is_that_of_weights_template_and_aggregate(folders, tmp_pat
 
 
 @pytest.mark.parametrize("what", ["policy", "tokenizer"])
-def test_what_is_no_reward_model_is_one_line(folders, what):
+def test_other_models_are_rejected_in_one_line(folders, what):
     with pytest.raises(InputError) as error:
         reward_model_judge(str(folders / what))
     assert str(folders / what) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_in_bf16_it_says_nearly_the_same(folders):
+def test_bf16_gives_nearly_the_same_rewards(folders):
     exact = [verdict.reward for of in reward_model_judge(str(folders / "reward"))(GROUPS) for verdict in of]
     half = reward_model_judge(str(folders / "reward"), precision="bf16")
     rounded = [verdict.reward for of in half(GROUPS) for verdict in of]

@@ -1,4 +1,4 @@
-"""The judges that need no model: what they reward, when they abstain, and how an error names its row."""
+"""Judges that need no model: rewards, abstentions, and errors that name their row."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def rewards(verdicts):
     return [verdict.reward for verdict in verdicts]
 
 
-def test_the_verifier_rewards_the_share_that_is_followed_or_all_of_it_or_half_each():
+def test_the_verifier_rewards_the_share_or_all_or_both():
     group = (prompt(instructions=INSTRUCTIONS), ["a b", "a, b", "a", "a,", ""])
     expected = {"share": [1, 0.5, 0.5, 0, 0], "all": [1, 0, 0, 0, 0], "both": [1, 0.25, 0.25, 0, 0]}
     assert expected.keys() == REWARDS.keys()
@@ -30,7 +30,7 @@ def test_the_verifier_rewards_the_share_that_is_followed_or_all_of_it_or_half_ea
         assert rewards(*load_judge("verifier", reward=reward)([group])) == values
 
 
-def test_the_verifier_keeps_strict_and_loose_verdicts_and_rewards_the_kind_that_it_was_told_to():
+def test_the_verifier_keeps_both_checks_and_rewards_the_selected_one():
     group = (prompt(instructions=INSTRUCTIONS), ["Sure, here:\na b"])
     for loose, reward in ((False, 0.5), (True, 1.0)):
         [(verdict,)] = load_judge("verifier", loose=loose)([group])
@@ -39,7 +39,7 @@ def test_the_verifier_keeps_strict_and_loose_verdicts_and_rewards_the_kind_that_
         assert ("punctuation:no_comma" in verdict.why) is not loose
 
 
-def test_a_response_of_too_few_words_is_worth_nothing_whatever_it_follows():
+def test_a_response_with_too_few_words_gets_no_reward():
     asked = prompt(instruction_id_list=["punctuation:no_comma"], kwargs=[{}])
     ((short, long),) = load_judge("verifier", min_words=3)([(asked, ["***", "one two three"])])
     assert (short.reward, long.reward) == (0, 1)
@@ -48,7 +48,7 @@ def test_a_response_of_too_few_words_is_worth_nothing_whatever_it_follows():
     assert unbounded.reward == 1
 
 
-def test_the_verifier_judges_a_procedural_task_by_its_own_checks():
+def test_the_verifier_uses_the_checks_of_a_procedural_task():
     rows = tasks.comparisons("general", num_rows=20, num_responses=3, seed=0)
     groups = [(Prompt(row.prompt, row.metadata), [each.content for each in row.responses]) for row in rows]
     judged = list(load_judge("verifier", reward="both")(groups))
@@ -56,7 +56,7 @@ def test_the_verifier_judges_a_procedural_task_by_its_own_checks():
     assert len({reward for verdicts in judged for reward in rewards(verdicts)}) > 2
 
 
-def test_the_verifier_judges_programs_together_with_other_responses():
+def test_the_verifier_judges_programs_and_other_responses_together():
     facts = {"kind": "code", "examples": [["[1, 2]", "3"], ["[]", "0"]]}
     words = tasks.prompts("general", num_rows=1, seed=0, split="test")[0]
     groups = [(prompt(**facts), ["sum", "lambda x: sum(x)", "len"]), (words, ["?"]), (prompt(**facts), ["len", "sum"])]
@@ -66,7 +66,7 @@ def test_the_verifier_judges_programs_together_with_other_responses():
     assert rewards(again) == [0.5, 1]
 
 
-def test_the_verifier_abstains_where_nothing_can_be_checked():
+def test_the_verifier_abstains_without_instructions():
     for metadata in ({}, {"instructions": []}, {"kind": "poem"}, {"answer": "5"}):
         [verdicts] = load_judge("verifier")([(prompt(**metadata), ["a", "b"])])
         assert rewards(verdicts) == [None, None]
@@ -77,7 +77,7 @@ def is_short(response: str, *, letters: int) -> bool:
     return len(response) <= letters
 
 
-def test_a_users_own_verifier_is_named_in_the_settings():
+def test_a_custom_verifier_is_named_in_the_settings():
     judge = load_judge("verifier", verifiers={"house:short": f"{__name__}:is_short"})
     asked = prompt(instructions=[*INSTRUCTIONS, {"id": "house:short", "kwargs": {"letters": 3}}])
     [verdicts] = judge([(asked, ["a b", "abcd efg"])])
@@ -85,7 +85,7 @@ def test_a_users_own_verifier_is_named_in_the_settings():
     assert verdicts[0].reward == 1
 
 
-def test_known_answers_are_rewarded_and_others_are_not():
+def test_only_the_known_answer_is_rewarded():
     solution = "Half of 48 is 24.\n48 + 24 = 72\n#### 72"
     for answer in ("72", 72, 72.0, solution):
         responses = ["The answer is 72.", "#### 73", "I do not know.", ""]
@@ -95,7 +95,7 @@ def test_known_answers_are_rewarded_and_others_are_not():
         assert verdicts[0].raw["expected"] == ("72.0" if answer == 72.0 and isinstance(answer, float) else "72")
 
 
-def test_a_prompt_without_an_answer_is_left_out_or_refused_before_anything_is_judged():
+def test_a_prompt_without_an_answer_gets_no_reward_or_fails_first():
     groups = [(prompt(answer="5", key=17), ["5"]), (prompt(key=18), ["5", "6"])]
     judged = list(load_judge("ground_truth")(groups))
     assert [rewards(verdicts) for verdicts in judged] == [[1], [None, None]]
@@ -112,16 +112,16 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings", "said"), BAD)
-def test_a_wrong_setting_is_refused_in_one_line(name, settings, said):
+@pytest.mark.parametrize(("name", "settings", "message"), BAD)
+def test_an_invalid_setting_is_rejected_in_one_line(name, settings, message):
     with pytest.raises(InputError) as refused:
         load_judge(name, **settings)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         (
             {"instructions": [{"id": "startend:quote"}]},
@@ -130,13 +130,13 @@ def test_a_wrong_setting_is_refused_in_one_line(name, settings, said):
         ({"instructions": [{"id": "startend:quote"}], "key": 3}, "prompt 3: no verifier is called 'startend:quote'"),
     ],
 )
-def test_an_instruction_that_cannot_be_checked_names_its_row(metadata, said):
+def test_the_error_of_an_invalid_instruction_names_its_row(metadata, message):
     with pytest.raises(InputError) as refused:
         list(load_judge("verifier")([(prompt(**metadata), ["a"])]))
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("answer", [True, ["5"], " ", {"value": 5}])
-def test_an_answer_that_is_none_is_refused(answer):
+def test_an_invalid_answer_is_rejected(answer):
     with pytest.raises(InputError, match="prompt 4: `answer` is a string or a number"):
         list(load_judge("ground_truth")([(prompt(answer=answer, key=4), ["5"])]))

@@ -1,4 +1,4 @@
-"""What executed tests say of programs that mean well, and how code is found in a response and graded."""
+"""Executed tests on honest programs, extraction of code from responses, and grading."""
 
 import ast
 import itertools
@@ -28,8 +28,8 @@ from align.sandbox.process import Limits
 MBPP = Path(__file__).parents[2] / ".." / "shared" / "data" / "mbpp" / "mbpp_train.jsonl"
 
 
-def why_not():
-    """The reason that this machine gives for having no sandbox, "" where it has one."""
+def no_sandbox_reason():
+    """Return why this machine has no sandbox, "" where it has one."""
     try:
         run_tests("", ["pass"])
     except InputError as error:
@@ -37,11 +37,11 @@ def why_not():
     return ""
 
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = pytest.mark.skipif(bool(no_sandbox_reason()), reason=no_sandbox_reason())
 
 
 def failures(code, tests, **more):
-    """Reasons of the tests that fail."""
+    """Return the reasons of the tests that fail."""
     return [why for passed, why in run_tests(code, tests, **more) if not passed]
 
 
@@ -56,7 +56,7 @@ datetime.datetime(2024, 2, 29, 1, 2, 3, 4); datetime.timedelta(1, 2, 3)
 MODULES = "import array, collections, datetime, decimal, fractions\n"
 
 
-def test_plain_values_cross_unchanged_in_both_directions():
+def test_plain_values_are_exchanged_unchanged():
     values = [value.strip() for value in VALUES.replace("\n", ";").split(";") if value.strip()]
     tests = [f"x = {value}\nassert f(x) == x and repr(f(x)) == repr(x) and type(f(x)) is type(x)" for value in values]
     tests += [f"x = {value}\nassert g(repr(x), x)" for value in values if "Counter" not in value]
@@ -163,7 +163,7 @@ def depth(node): return 0 if node is None else 1 + depth(node.left)
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_a_right_program_passes_as_in_plain_python(name, monkeypatch):
+def test_a_correct_program_passes_as_in_plain_python(name, monkeypatch):
     code, tests = SOUND[name]
     module = types.ModuleType("program")
     monkeypatch.setitem(sys.modules, "program", module)
@@ -207,12 +207,12 @@ WRONG = [  # program, test, the reason
 ]
 
 
-@pytest.mark.parametrize(("code", "test", "said"), WRONG)
-def test_a_wrong_program_fails_for_a_reason_in_one_line(code, test, said):
-    assert run_tests(code, [test]) == ((False, said),)
+@pytest.mark.parametrize(("code", "test", "message"), WRONG)
+def test_an_incorrect_program_fails_with_a_reason_in_one_line(code, test, message):
+    assert run_tests(code, [test]) == ((False, message),)
 
 
-def test_each_test_has_its_own_outcome_and_the_setup_comes_first():
+def test_each_test_has_an_outcome_and_the_setup_runs_first():
     outcomes = run_tests(
         "def f(x): return x % 3", ["assert f(n) == 1", "assert f(5) == 5", "n = 5\nassert f(n) == 2"], setup="n = 4"
     )
@@ -225,25 +225,25 @@ def test_each_test_has_its_own_outcome_and_the_setup_comes_first():
     assert run_tests("def f(x): return x", []) == ()
 
 
-def test_a_test_that_is_not_python_is_the_fault_of_who_gave_it():
+def test_an_invalid_test_is_an_input_error():
     with pytest.raises(InputError, match="test 2 is not Python: .*assert f"):
         run_tests("def f(x): return x", ["assert f(1) == 1", "assert f(1 == 1"])
 
 
-def test_an_entry_point_is_the_programs_even_where_python_and_the_setup_have_that_name():
+def test_the_entry_point_is_the_programs_function_whatever_else_has_its_name():
     code = "def max(a): return a[0]\ndef min(a): return a[0]"
     tests = ["assert max([1, 2]) == 1 and min(1, 2) == 1"]
     assert failures(code, tests, entry_point="max", setup="def max(a): pass") == []
 
 
-def test_outcomes_are_the_same_every_time():
+def test_outcomes_are_deterministic():
     code = "def f(): return [*{'ant', 'bee', 'cow', 'dog', 'elk'}]\ndef g(x): return hash(x)"
     shown = {run_tests(code, ["assert f() == 0", "assert g('ant') == 0"]) for _ in range(4)}
     assert len(shown) == 1
 
 
-def test_a_busy_machine_fails_no_right_program():
-    """Each needs half of its CPU time, and many of them run on each core."""
+def test_correct_programs_pass_on_a_busy_machine():
+    """Each program needs half of its CPU time, and several run on each core."""
     code = "import time\ndef f():\n    while time.process_time() < 0.5: pass\n    return 1"
     judge = executed_tests_judge(ExecutedTestsSettings(num_workers=4 * (os.cpu_count() or 1), limits=Limits(cpu_s=1)))
     prompt = asked(tests=["assert f() == 1"])
@@ -319,7 +319,7 @@ def test_the_judge_rewards_shares_keeps_the_order_and_abstains_without_tests():
 
 
 @pytest.mark.parametrize("metadata", [{"tests": 3}, {"tests": [3]}, {"tests": ["pass"], "setup": 1}])
-def test_tests_that_are_no_texts_are_refused(metadata):
+def test_tests_that_are_not_strings_are_rejected(metadata):
     with pytest.raises(InputError, match="a string or a list of strings"):
         [*executed_tests_judge()([(asked(**metadata), [SQUARE])])]
 
@@ -368,7 +368,7 @@ COMPLETIONS = [
 
 
 @pytest.mark.parametrize(("completion", "reward"), COMPLETIONS)
-def test_a_completion_is_graded_as_humaneval_does(completion, reward):
+def test_a_completion_is_graded_as_in_humaneval(completion, reward):
     verdict = grade_humaneval(HUMANEVAL, completion)
     assert (verdict.reward, len(verdict.raw)) == (reward, 1), verdict.why
 
@@ -378,14 +378,14 @@ def test_a_prompt_without_a_docstring_is_graded_too():
     assert [grade_humaneval(row, text).reward for text in (BODY, "    return 2\n")] == [1, 0]
 
 
-def test_a_row_without_its_fields_is_refused():
+def test_a_row_without_its_columns_is_rejected():
     with pytest.raises(InputError, match="row Own/0 has no string 'test'"):
         grade_humaneval({**HUMANEVAL, "test": None}, BODY)
     with pytest.raises(InputError, match="row 7 has None"):
         grade_mbpp({"task_id": 7}, BODY)
 
 
-def test_mbpp_takes_setup_imports_and_leaves_the_challenge_out():
+def test_mbpp_uses_setup_and_imports_but_not_the_challenge_tests():
     row = {
         "task_id": 1,
         "text": "Write a function to sum the values of a tree.",
@@ -434,12 +434,12 @@ def test_every_published_solution_passes_and_every_mutated_one_fails_every_test(
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 6), (4, 1, 4), (7, 5, 3)])
-def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, c, k):
+def test_pass_at_k_is_the_share_of_draws_with_a_correct_sample(n, c, k):
     draws = [*itertools.combinations([True] * c + [False] * (n - c), k)]
     assert pass_at_k(n, c, k=k) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 6), (5, 2, 0), (5, 6, 1), (5, -1, 1)])
-def test_pass_at_k_refuses_what_it_cannot_estimate(n, c, k):
+def test_pass_at_k_rejects_impossible_counts(n, c, k):
     with pytest.raises(InputError, match=f"pass@{k} needs at least {k} samples per problem"):
         pass_at_k(n, c, k=k)

@@ -1,4 +1,4 @@
-"""Verifiers: cases by hand from the published semantics of IFEval, its oddities, and what is refused."""
+"""Verifiers: manual cases from the published semantics of IFEval, its oddities, and invalid instructions."""
 
 import subprocess
 import sys
@@ -205,7 +205,7 @@ def asked(kind, settings):
 
 
 @pytest.mark.parametrize("kind", VERIFIERS)
-def test_each_kind_judges_as_the_published_semantics_say(kind):
+def test_each_verifier_follows_the_published_semantics(kind):
     if kind in BY_PUNKT and NO_PUNKT:
         pytest.skip(NO_PUNKT)
     for settings, response, followed in CASES[kind]:
@@ -214,19 +214,19 @@ def test_each_kind_judges_as_the_published_semantics_say(kind):
     print(f"covered {len(CASES[kind])} cases")
 
 
-def test_there_are_cases_of_every_kind_and_of_no_other():
+def test_the_cases_cover_the_table():
     assert CASES.keys() == VERIFIERS.keys()
     assert len(VERIFIERS) == 25
 
 
 @pytest.mark.parametrize(("kind", "settings", "response", "dropped"), LOOSE)
-def test_a_loose_verdict_forgives_the_lines_around_an_answer_and_asterisks(kind, settings, response, dropped):
+def test_the_loose_check_ignores_first_and_last_lines_and_asterisks(kind, settings, response, dropped):
     assert follows(asked(kind, settings), response) == [False], dropped
     assert follows(asked(kind, settings), response, loose=True) == [True], dropped
 
 
 @pytest.mark.parametrize("kind", VERIFIERS)
-def test_an_empty_response_follows_nothing(kind):
+def test_an_empty_response_follows_no_instruction(kind):
     settings = CASES[kind][0][0]
     for response in ("", " \n\t ", "\n"):
         assert (
@@ -234,11 +234,11 @@ def test_an_empty_response_follows_nothing(kind):
         )
 
 
-def test_a_version_left_empty_by_what_is_dropped_follows_nothing():
+def test_an_empty_loose_version_follows_no_instruction():
     assert follows(asked("punctuation:no_comma", {}), "a, b", loose=True) == [False]
 
 
-def test_rows_as_published_say_the_same_as_our_own():
+def test_both_formats_of_instructions_are_equivalent():
     names = ["punctuation:no_comma", "length_constraints:number_words", "startend:quotation"]
     hub = {
         "num_words": 2.0,
@@ -288,12 +288,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("metadata", "said"), BAD, ids=str)
-def test_an_instruction_that_cannot_be_checked_is_refused_in_one_line_whatever_the_response(metadata, said):
+@pytest.mark.parametrize(("metadata", "message"), BAD, ids=str)
+def test_an_invalid_instruction_is_rejected_in_one_line_for_any_response(metadata, message):
     for response in ("a response", ""):
         with pytest.raises(InputError) as refused:
             follows(metadata, response)
-        assert said in str(refused.value)
+        assert message in str(refused.value)
         assert "\n" not in str(refused.value)
 
 
@@ -301,7 +301,7 @@ def shouts(response: str, *, times: int = 1) -> bool:
     return response.count("!") >= times
 
 
-def test_a_users_own_verifier_comes_in_by_its_path_and_takes_no_taken_name():
+def test_a_custom_verifier_is_imported_by_path_under_a_new_name():
     table = with_custom({"house:shouts": f"{__name__}:shouts"})
     row = {"instructions": [{"id": "house:shouts", "kwargs": {"times": 2}}, {"id": "house:shouts"}]}
     assert [each.followed("Oh! No") for each in instructions(row, table)] == [False, True]
@@ -313,14 +313,14 @@ def test_a_users_own_verifier_comes_in_by_its_path_and_takes_no_taken_name():
         with_custom({"house:other": f"{__name__}:other"})
 
 
-def test_a_language_is_told_the_same_each_time_and_nobody_elses_seed_is_set():
+def test_language_detection_is_deterministic_and_leaves_the_global_seed():
     unsure = "no taxi hotel"
     assert len({language.detected_language(unsure) for _ in range(30)}) == 1
     assert len({langdetect.detect(unsure) for _ in range(200)}) > 1, "the text is not unsure enough to show it"
     assert langdetect.DetectorFactory.seed is None
 
 
-def test_without_its_model_sentences_are_not_counted_in_another_way():
+def test_sentences_are_not_counted_without_the_punkt_model():
     row = asked("length_constraints:number_sentences", {"num_sentences": 1, "relation": LEAST})
     code = f"""
 import importlib.metadata as metadata

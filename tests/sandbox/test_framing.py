@@ -1,4 +1,4 @@
-"""Messages over pipes: what is sent arrives unchanged, and what is no message raises an error in bounded time."""
+"""Messages over pipes: they arrive unchanged, and invalid ones raise an error in bounded time."""
 
 import json
 import os
@@ -18,7 +18,7 @@ MESSAGES = [b"", b"x", bytes(range(256)), b"\n\n", b"y" * (3 * framing.CHUNK_BYT
 
 @pytest.fixture
 def ends():
-    """The descriptors of a pipe: read end, write end."""
+    """Return the descriptors of a pipe: read end, write end."""
     with ExitStack() as stack:
         reader, writer = framing.pipe(stack)
         yield reader.fileno(), writer.fileno()
@@ -39,7 +39,7 @@ def test_json_messages_keep_lone_surrogates(ends):
     assert framing.read_json(reader) == message
 
 
-def test_a_reader_takes_nothing_of_the_next_message(ends):
+def test_reading_a_message_leaves_the_next_one_in_the_pipe(ends):
     reader, writer = ends
     framing.write(writer, framing.pack(b"first") + framing.pack(b"second"))
     assert framing.read_frame(reader) == b"first"
@@ -56,7 +56,7 @@ def test_a_reader_takes_nothing_of_the_next_message(ends):
         (b"\xff\xff\xff\xff" + b"x" * 9, framing.InvalidFrame),
     ],
 )
-def test_what_is_no_message_raises(sent, error):
+def test_invalid_messages_raise(sent, error):
     reader, writer = os.pipe()
     os.write(writer, sent)
     os.close(writer)

@@ -1,4 +1,4 @@
-"""Many programs of one sandbox: what they answer, that none harms anyone, and that none sees or spoils another."""
+"""Many programs in one sandbox: their answers, and that none can do harm or read or change another one."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from align.sandbox.process import Limits
 
 ATTACKING = runpy.run_path(
     str(Path(__file__).with_name("test_sandbox.py"))
-)  # its attacks, and what they must not reach
+)  # its attacks, and the host that they try to reach
 ATTACKS, answer, host, gone, descendants = (
     ATTACKING[name] for name in ("ATTACKS", "answer", "host", "gone", "descendants")
 )
@@ -23,8 +23,8 @@ LIMITS = Limits(cpu_s=1, wall_s=5, memory_mb=256, folder_mb=4)
 SQUARE = Program("f = lambda x: x * x", ("2", "3"))
 
 
-def why_not():
-    """The reason that this machine gives for having no sandbox, "" where it has one."""
+def no_sandbox_reason():
+    """Return why this machine has no sandbox, "" where it has one."""
     try:
         run_programs([SQUARE])
     except InputError as error:
@@ -32,17 +32,17 @@ def why_not():
     return ""
 
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = pytest.mark.skipif(bool(no_sandbox_reason()), reason=no_sandbox_reason())
 
 
-def test_answers_are_written_as_python_writes_them():
+def test_answers_are_the_repr_of_results():
     inputs = ("[1, 'a', None, (2.5,), {3: True}]", "''", "-7")
     assert run_programs([Program("def f(x): return x", inputs)]) == {
         Program("def f(x): return x", inputs): ["[1, 'a', None, (2.5,), {3: True}]", "''", "-7"]
     }
 
 
-WRONG = [  # program, what comes instead of the two answers
+WRONG = [  # program, results in place of the two answers
     ("def f(x): return 1 / (x - 2)", ["!ZeroDivisionError", "1.0"]),
     ("f = lambda", ["!SyntaxError", "!no answer"]),
     ("g = 1", ["!KeyError", "!no answer"]),
@@ -61,7 +61,7 @@ WRONG = [  # program, what comes instead of the two answers
 ]
 
 
-def test_a_program_that_fails_says_so_for_each_input_and_spoils_no_other():
+def test_a_failing_program_reports_each_input_and_affects_no_other():
     programs = [Program(source, ("2", "3")) for source, _ in WRONG]
     mixed = [SQUARE, *(each for program in programs for each in (program, Program(f"{program.source}\n#", ("2",))))]
     found = run_programs(mixed, limits=LIMITS, num_workers=1)
@@ -69,14 +69,14 @@ def test_a_program_that_fails_says_so_for_each_input_and_spoils_no_other():
     assert found[SQUARE] == ["4", "9"]
 
 
-def test_each_program_runs_once_and_many_workers_give_the_same():
+def test_each_distinct_program_runs_once_whatever_the_number_of_workers():
     programs = [Program(f"f = lambda x: x + {number}", ("1",)) for number in range(150)]
     found = run_programs([*programs, *programs], num_workers=3)
     assert found == {program: [str(number + 1)] for number, program in enumerate(programs)}
     assert run_programs([]) == {}
 
 
-def test_no_attack_answers_right_or_does_harm_and_all_in_one_sandbox_leave_the_last_program_alone(host):
+def test_no_attack_gives_a_correct_answer_or_affects_the_next_program(host):
     programs = {}
     for name, (source, *_) in ATTACKS.items():
         for place, value in host.items():
@@ -90,9 +90,9 @@ def test_no_attack_answers_right_or_does_harm_and_all_in_one_sandbox_leave_the_l
     assert len(programs) > 60
 
 
-# name -> (program, what its answer to 2 may be)
+# name -> (program, pattern of its answer to 2)
 TROUBLE = {
-    "kill everyone": (answer("os.kill(-1, 9)"), "ProcessLookupError"),
+    "kill every process": (answer("os.kill(-1, 9)"), "ProcessLookupError"),
     "kill the first process": (answer("os.kill(1, 9)"), "None"),
     "interrupt the first process": (answer("os.kill(1, 2)"), "None"),
     "stop the first process": (answer("os.kill(1, 19)"), "None"),
@@ -114,13 +114,13 @@ TROUBLE = {
     ),
     "leave a file": (answer("open('left', 'w')"), "Read-only file system"),
     "leave a folder": (answer("os.mkdir('/tmp/left')"), "Read-only file system"),
-    "look for what was left": (answer("os.listdir('/tmp')"), r"\[\]"),
+    "look for leftover files": (answer("os.listdir('/tmp')"), r"\[\]"),
     "make the folder writable": (
         answer("ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None)", "ctypes"),
         "-1",
     ),
     "shared memory": (answer("open('/dev/shm/left', 'w')"), "FileNotFoundError"),
-    "see who is there": (answer("os.listdir('/proc')"), r"\[\]|FileNotFoundError"),
+    "list processes": (answer("os.listdir('/proc')"), r"\[\]|FileNotFoundError"),
     "forge a report": (
         "import os, struct\nos.write(3, struct.pack('>I?', 5, True) + b'4\\n9\\n' * 9)\nos._exit(0)",
         r"^(?!4$)",
@@ -146,14 +146,14 @@ def f(x):
 """,
         "^0$",
     ),
-    "change Python for who comes next": (
+    "change Python for the next program": (
         "import builtins, ast\nbuiltins.repr = lambda _: '4'\nast.literal_eval = lambda _: 2\ndef f(x): return x",
         "4|2",
     ),
 }
 
 
-def test_no_program_sees_or_spoils_those_before_and_after_it_in_its_sandbox():
+def test_no_program_reads_or_affects_others_in_its_sandbox():
     before, programs = Program("secret = 1\nf = lambda x: 'secret'", ("2",)), [SQUARE]
     for number, (source, _) in enumerate(TROUBLE.values()):
         programs += [before, Program(source, ("2",)), Program(f"f = lambda x: x * x + {number}", ("2", "3"))]
@@ -172,7 +172,7 @@ def test_answers_are_bounded_in_number_and_length():
     assert sum(line[0] != "!" for line in lines) == MAX_ANSWERS // (MAX_ANSWER + 1)
 
 
-def test_no_process_is_left_after_a_program_that_would_not_end():
+def test_no_process_remains_after_an_endless_program():
     before = descendants(os.getpid())
     started = time.monotonic()
     run_programs([Program("while True: pass", ("1",)), SQUARE], limits=LIMITS)

@@ -1,4 +1,4 @@
-"""Programs that try to pass without solving anything, or to do harm. Each must fail for the reason that it is given."""
+"""Programs that try to pass tests without solving them, or to do harm. Each must fail for the expected reason."""
 
 import json
 import os
@@ -25,8 +25,8 @@ SECRET = "the-user's-own-secret"
 TESTS = ("assert f(2) == 4", "assert f(3) == 9")
 
 
-def why_not():
-    """The reason that this machine gives for having no sandbox, "" where it has one."""
+def no_sandbox_reason():
+    """Return why this machine has no sandbox, "" where it has one."""
     try:
         run_tests("", ["pass"])
     except InputError as error:
@@ -34,11 +34,11 @@ def why_not():
     return ""
 
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = pytest.mark.skipif(bool(no_sandbox_reason()), reason=no_sandbox_reason())
 
 
 def processes():
-    """Every process: (its number, its parent's)."""
+    """Yield (process ID, parent's ID) of every process."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             yield int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
@@ -54,7 +54,7 @@ def descendants(top):
 
 
 def gone(numbers, within_s=5.0):
-    """Whether processes have ended, which the kernel may take a moment for."""
+    """Return whether processes have ended; the kernel may take a moment."""
     until = time.monotonic() + within_s
     while alive := {number for number in numbers if Path(f"/proc/{number}").exists()}:
         if time.monotonic() > until:
@@ -65,7 +65,7 @@ def gone(numbers, within_s=5.0):
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """What an attack would like to reach; nothing of it may have changed afterwards."""
+    """Yield what attacks try to reach, and check afterwards that nothing of it has changed."""
     monkeypatch.setenv("API_KEY", SECRET)
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
@@ -104,16 +104,16 @@ ANY_TESTS = (
     "assert 4 in f(2)",
     "assert f(2) > 3.9 and f(2) < 4.1",
 )
-LINE = """
+SEND = """
 import json, os, struct
-def line(message):
+def send(message):
     data = json.dumps(message).encode()
     os.write(4, struct.pack('>I', len(data)) + data)
 """
 
 
 def answer(expression, imports="os, sys"):
-    """A program that does what it should not, and returns what came of it."""
+    """Return a program that evaluates a forbidden expression and returns its value or error."""
     return f"""
 import {imports}
 def f(x):
@@ -122,9 +122,9 @@ def f(x):
 """
 
 
-# name -> (program, what the reason of the first test says[, the tests])
+# name -> (program, pattern of the first test's reason[, tests])
 ATTACKS = {
-    # Never coming to an end
+    # Endless programs
     "endless loop": ("while True: pass", "exceeded the CPU time limit of 1 s while loading"),
     "endless loop in a call": ("def f(x):\n    while True: pass", "the program exceeded the CPU time limit of 1 s$"),
     "endless loop that ignores signals": (
@@ -157,9 +157,9 @@ while True: pass
         "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
         "RuntimeError: can't start new thread",
     ),
-    # More than there is
+    # Too many resources
     "fork bomb": ("import os\nwhile True: os.fork()", "PermissionError"),
-    "fork bomb that goes on": (
+    "fork bomb that ignores errors": (
         """
 import os
 def f(x):
@@ -170,9 +170,9 @@ def f(x):
 """,
         "the program's last value was 1$",
     ),
-    "10 GB": ("hoard = bytearray(10 << 30)", "MemoryError"),
-    "10 GB bit by bit": ("hoard = []\nwhile True: hoard.append(bytearray(1 << 20))", "MemoryError"),
-    "10 GB mapped": ("import mmap\nhoard = mmap.mmap(-1, 10 << 30)", "Cannot allocate memory"),
+    "10 GB": ("data = bytearray(10 << 30)", "MemoryError"),
+    "10 GB bit by bit": ("data = []\nwhile True: data.append(bytearray(1 << 20))", "MemoryError"),
+    "10 GB mapped": ("import mmap\ndata = mmap.mmap(-1, 10 << 30)", "Cannot allocate memory"),
     "10 GB in its folder": ("for n in range(10): open(f'{n}', 'wb').write(bytes(1 << 20))", "No space left"),
     "10 GB in one file": ("open('big', 'wb').truncate(10 << 30)", "File too large"),
     "a million files": ("for n in range(1000000): open(f'{n}', 'w').close()", "No space left"),
@@ -184,7 +184,7 @@ def f(x):
     "a deep program": ("(" * 1000000, "fails to load|exited|killed"),
     "a long chain": ("x = " + "-" * 1000000 + "1", "fails to load|exited|killed"),
     "a long sum": ("x = " + "1+" * 300000 + "1", "fails to load|exited|killed"),
-    # Reaching out
+    # Access to the host
     "write outside": (answer("open('@outside@', 'w').write('x')"), "FileNotFoundError"),
     "write to the root": (answer("open('/x', 'w').write('x')"), "Read-only file system"),
     "write to the library": (answer("open(os.__file__, 'a').write('x')"), "Read-only file system|PermissionError"),
@@ -194,20 +194,20 @@ def f(x):
     "look around": (answer("{'etc', 'home', 'proc', 'dev', 'sys', 'var'} & {*os.listdir('/')}"), r"value was set\(\)"),
     "read the environment": (answer("dict(os.environ)"), "value was {}"),
     "read the parent's environment": (answer("open(f'/proc/{os.getppid()}/environ').read()"), "FileNotFoundError"),
-    "read the tester's environment": (answer("open('/proc/@here@/environ').read()"), "FileNotFoundError"),
+    "read the host process's environment": (answer("open('/proc/@here@/environ').read()"), "FileNotFoundError"),
     "mount /proc": (answer("ctypes.CDLL(None).mount(b'proc', b'/tmp', b'proc', 0, None)", "ctypes"), "value was -1"),
     "open a socket": (answer("socket.create_connection(('127.0.0.1', @port@))", "socket"), "PermissionError"),
     "open a socket to the kernel": (answer("socket.socket(socket.AF_NETLINK)", "socket"), "PermissionError"),
     "run a program": (answer("subprocess.run(['touch', '@outside@'])", "subprocess"), "PermissionError"),
-    "become a program": (answer("os.execv(sys.executable, ['python'])"), "PermissionError"),
+    "exec a program": (answer("os.execv(sys.executable, ['python'])"), "PermissionError"),
     "import what is installed": ("import pydantic", "No module named 'pydantic'"),
     "import the project": ("import align.config", "No module named 'align.config'"),
     "kill the parent": (answer("os.kill(os.getppid(), 9)"), "the program (exited|was killed)|value was None"),
-    "kill the tester": (answer("os.kill(@here@, 9)"), "ProcessLookupError"),
-    "kill everyone": (answer("os.kill(-1, 9)"), "ProcessLookupError"),
+    "kill the host process": (answer("os.kill(@here@, 9)"), "ProcessLookupError"),
+    "kill every process": (answer("os.kill(-1, 9)"), "ProcessLookupError"),
     "become root": (answer("os.setuid(0)"), "PermissionError"),
     "leave the session": (answer("os.setsid()"), "PermissionError"),
-    # Ending before the tests
+    # Exit before the tests
     "os._exit(0)": ("import os\nos._exit(0)", "the program exited with status 0 while loading"),
     "os._exit(0) in a call": ("import os\ndef f(x): os._exit(0)", "the program exited with status 0$"),
     "sys.exit(0)": ("import sys\nsys.exit(0)", "fails to load: SystemExit: 0"),
@@ -223,7 +223,7 @@ def f(x):
         "import os, threading, time\nthreading.Timer(0, os._exit, [0]).start()\ndef f(x): time.sleep(9)",
         "the program exited with status 0",
     ),
-    # Deciding the test
+    # Change the test's result
     "swallow every exception": (
         """
 import atexit, sys, threading
@@ -245,7 +245,7 @@ def f(x): return 5
 """,
         "assertion failed|the program (exited|was killed)",
     ),
-    "lend the test its builtins": (
+    "define the test's builtins": (
         """
 def abs(x): return -1
 def round(*_): return 4
@@ -288,7 +288,7 @@ def f(x): return 5
         )
         for base, value in [("", ""), ("int", "5"), ("float", "5.0"), ("str", "'5'"), ("list", "[5]"), ("dict", "")]
     },
-    # Forging the verdict
+    # Forge messages
     "print the success": ("print('[0, \"\"]')\ndef f(x): return 5", "the program's last value was 5"),
     "write to every descriptor": (
         """
@@ -300,20 +300,20 @@ os._exit(0)
 """,
         "the program (sent an invalid message|exited with status)",
     ),
-    "answer before it is asked": (
-        LINE + "for value in [None, {'of sender': 0}, 5, {'of sender': 0}, 5]: line({'value': value, 'changed': []})",
+    "answer before the call": (
+        SEND + "for value in [None, {'of sender': 0}, 5, {'of sender': 0}, 5]: send({'value': value, 'changed': []})",
         "the program's last value was 5",
     ),
-    "answer with what is no value": (
-        LINE + "def f(x): line({'value': {'os.system': ['touch @outside@']}, 'changed': []})",
+    "answer with an invalid value": (
+        SEND + "def f(x): send({'value': {'os.system': ['touch @outside@']}, 'changed': []})",
         "are not accepted",
     ),
-    "answer with what equals anything": (
-        LINE + "def f(x): line({'value': {'stdlib': ['unittest.mock', 'ANY']}, 'changed': []})",
+    "answer with an object equal to anything": (
+        SEND + "def f(x): send({'value': {'stdlib': ['unittest.mock', 'ANY']}, 'changed': []})",
         "are not accepted",
     ),
-    "ask the tests' process for its own": (
-        LINE + "def f(x): line({'call': '__getattr__', 'args': [{'of receiver': 0}, '__globals__'], 'kwargs': {}})",
+    "call the tests' process": (
+        SEND + "def f(x): send({'call': '__getattr__', 'args': [{'of receiver': 0}, '__globals__'], 'kwargs': {}})",
         "assertion failed|the program (exited|was killed)",
     ),
     "look into a function of the tests": (
@@ -348,7 +348,7 @@ def f(x):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_attack_passes_or_does_harm(name, host):
-    program, said, *tests = ATTACKS[name]
+    program, pattern, *tests = ATTACKS[name]
     for place, value in host.items():
         program = program.replace(f"@{place}@", str(value))
     tests = tests[0] if tests else TESTS
@@ -357,23 +357,23 @@ def test_no_attack_passes_or_does_harm(name, host):
     assert time.monotonic() - started < 10
     assert len(outcomes) == len(tests)
     assert not any(outcome.passed for outcome in outcomes)
-    assert re.search(said, outcomes[0].why), outcomes[0].why
+    assert re.search(pattern, outcomes[0].why), outcomes[0].why
     assert all(outcome.why and "\n" not in outcome.why and len(outcome.why) < 600 for outcome in outcomes)
     assert SECRET not in str(outcomes)
 
 
-def test_a_program_that_waits_is_ended_by_the_clock(host):
+def test_a_waiting_program_is_killed_at_the_time_limit(host):
     (outcome,) = run_tests("import time\ntime.sleep(999)", ["pass"], limits=Limits(wall_s=0.3))
     assert outcome == (False, "the program exceeded the time limit of 0.3 s")
 
 
-def test_a_program_that_closes_its_line_and_waits_is_ended_by_the_clock(host):
+def test_a_program_that_closes_its_pipes_is_killed_at_the_time_limit(host):
     program = "import os, time\nos.closerange(0, 99)\ntime.sleep(999)"
     outcomes = run_tests(program, TESTS, limits=Limits(wall_s=0.3))
     assert [outcome.why for outcome in outcomes] == ["the program exceeded the time limit of 0.3 s while loading"] * 2
 
 
-def test_tests_that_never_end_fail_and_are_not_the_programs_fault():
+def test_endless_tests_fail_and_are_not_blamed_on_the_program():
     outcomes = run_tests(
         "def f(x): return x", ["assert f(4) == 4", "while True: pass", "assert f(4) == 4"], limits=LIMITS
     )
@@ -381,8 +381,8 @@ def test_tests_that_never_end_fail_and_are_not_the_programs_fault():
     assert outcomes[1].why == "the tests exceeded the CPU time limit of 1 s"
 
 
-def alone(code, *, limits=LIMITS):
-    """A program in its sandbox without any tests: how it ends once it has been asked to load."""
+def run_alone(code, *, limits=LIMITS):
+    """Load a program in a sandbox without tests, and return how it ends."""
     asked, ask = os.pipe()
     answered, answer_end = os.pipe()
     order = {"codes": [["", code]], "cut": False}
@@ -398,7 +398,7 @@ def alone(code, *, limits=LIMITS):
 
 
 @pytest.mark.parametrize(
-    "hoard",
+    "data",
     [
         "bytearray(10 << 30)",
         "[bytearray(1 << 20) for _ in range(10 << 10)]",
@@ -406,15 +406,15 @@ def alone(code, *, limits=LIMITS):
         "'x' * (10 << 30)",
     ],
 )
-def test_what_a_program_hoards_is_bounded_by_its_limit(hoard):
-    ended = alone(f"hoard = {hoard}")
+def test_the_memory_of_a_program_is_limited(data):
+    ended = run_alone(f"data = {data}")
     assert ended.why == "exited with status 0"
     assert 5 < ended.memory_mb < LIMITS.memory_mb
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of these system calls are those of x86_64")
-def test_system_calls_that_are_not_listed_are_refused():
-    """Every number up to 500 but those of the table, and two that the kernel keeps from filters and kills for."""
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the system call numbers are those of x86_64")
+def test_unlisted_system_calls_fail():
+    """Covers every number up to 500 except those of the table, and two for which the kernel kills a process itself."""
     listed = {int(row.split()[1]) for row in ALLOWED.split(",") if row.strip()}
     clone, socketpair, clone3, prlimit = 56, 53, 435, 302
     uretprobe, uprobe = 335, 336
@@ -437,7 +437,7 @@ def g(number, first): return libc.syscall(number, first, 0, 0, 0, 0, 0), ctypes.
     assert run_tests(program, tests) == ((True, ""),) * len(tests)
 
 
-def test_the_standard_library_works_inside():
+def test_the_standard_library_works_in_the_sandbox():
     program = """
 import asyncio, bisect, collections, decimal, hashlib, json, math, random, re, sqlite3, ssl, statistics, tempfile, zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -458,8 +458,8 @@ def table(): return sqlite3.connect(':memory:').execute('select 6 * 7').fetchall
     assert run_tests(program, tests) == ((True, ""),) * len(tests)
 
 
-def elsewhere(*command, code):
-    """What a Python that another program starts says: standard output and the last line of its errors."""
+def run_python(*command, code):
+    """Run code in a Python that another command starts; return standard output and the last line of errors."""
     done = subprocess.run(
         [*command, sys.executable, "-c", code],
         capture_output=True,
@@ -471,36 +471,36 @@ def elsewhere(*command, code):
 
 
 TRY = "from align.rewards.unit_tests import run_tests\nprint(run_tests('import os\\nos.mkdir(\"ran\")', ['pass']))"
-NO_MORE = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+NO_NAMESPACES = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare(1) to forbid namespaces with")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare(1) is not installed")
 @pytest.mark.parametrize(
     ("command", "missing"),
     [
-        (["unshare", "-Ur", "sh", "-c", NO_MORE, "sh"], "new namespaces"),
+        (["unshare", "-Ur", "sh", "-c", NO_NAMESPACES, "sh"], "new namespaces"),
         (["unshare", "-Ur"], "a limit on threads"),
     ],
 )
-def test_where_the_kernel_lacks_a_layer_nothing_runs_and_one_line_says_which(command, missing):
+def test_a_missing_layer_is_reported_before_anything_runs(command, missing):
     if os.geteuid() != 0 and "sh" not in command:
-        pytest.skip("the limit on threads binds who is not root outside")
-    said, error = elsewhere(*command, code=TRY)
-    assert said == ""
+        pytest.skip("the limit on threads has an effect for users other than root")
+    output, error = run_python(*command, code=TRY)
+    assert output == ""
     assert error.startswith(
         f"align.errors.InputError: code is executed in a sandbox only, and this system lacks {missing}"
     )
 
 
-def test_a_user_without_rights_has_the_same_sandbox():
+def test_an_unprivileged_user_has_the_same_sandbox():
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
-    if command and elsewhere(*command, code="import os, sys; print(os.access(sys.executable, os.X_OK))")[0] != "True":
-        pytest.skip("root's Python is not for other users to run")
-    said, error = elsewhere(*command, code=TRY)
-    assert (said, error) == ("(Outcome(passed=True, why=''),)", "")
+    if command and run_python(*command, code="import os, sys; print(os.access(sys.executable, os.X_OK))")[0] != "True":
+        pytest.skip("other users cannot run root's Python")
+    output, error = run_python(*command, code=TRY)
+    assert (output, error) == ("(Outcome(passed=True, why=''),)", "")
 
 
-def test_a_killed_parent_leaves_nothing_behind():
+def test_no_process_remains_after_the_parent_is_killed():
     code = "from align.rewards.unit_tests import run_tests\nrun_tests('import time\\ntime.sleep(999)', ['pass'])"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         until = time.monotonic() + 30
