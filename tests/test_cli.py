@@ -93,7 +93,7 @@ WRONG = {
     "a file that is not there": (["data.pairs.path=./gone.jsonl", "data.pairs.responses=4"], "no such file"),
     "an override that is none": (["steps"], "key.sub=value"),
     "an unknown architecture": (["policy.from_config.model_type=lama"], "did you mean 'llama'?"),
-    "rows that have no end": (["data.shown.limit=null"], "give limit"),
+    "rows that have no end": (["data.shown.limit=null"], "set limit"),
     "demonstrations for a preference": (["steps.dpo.data=rows"], "needs comparisons"),
 }
 
@@ -144,7 +144,7 @@ def test_a_command_that_is_stopped_from_the_keyboard_says_how_it_goes_on(recipe:
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("align.stages.recipe.load_recipe", stopped)
+    monkeypatch.setattr("align.workflow.recipe.load_recipe", stopped)
     ended = align("check", str(recipe))
     assert ended.returncode == 130
     assert ended.stderr == "align: stopped; the same command goes on from the last checkpoint\n"
@@ -154,7 +154,7 @@ def test_a_warm_up_that_no_step_follows_is_told(recipe: Path):
     short = ["data.shown.limit=10", "steps.sft.train.warmup_steps=4"]
     ended = align("run", str(recipe), "--until", "sft", *short)
     assert ended.returncode == 0, ended.stderr
-    assert "the warm-up of 4 steps takes all 1 of this run" in ended.stderr
+    assert "warmup_steps is 4, and the run has 1 steps: all of it is warm-up" in ended.stderr
 
 
 BAD_ROWS = {

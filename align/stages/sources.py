@@ -103,7 +103,7 @@ def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream
 def _after_skipped(found: Stream, source: SourceSettings) -> Iterator[Located[Record]]:
     first = next(islice(found.records, min(source.skip, sys.maxsize), None), None)
     if first is None:
-        raise InputError(f"{source.path}: skip is {source.skip}, and the source has no more rows", ("data",))
+        raise InputError(f"{source.path}: skip is {source.skip}, and the source has no more rows")
     for located in chain([first], found.records):
         yield replace(located, row=located.row - source.skip)
     found.statistics.num_rows -= source.skip

@@ -233,7 +233,7 @@ WRONG = {
                 "        batch_size: 3\n",
             )
         ],
-        "give local or server, not both",
+        "give one engine, not local an",
         "steps samples engine",
     ),
     "an unknown task": (

@@ -119,7 +119,7 @@ def test_one_record_at_a_time_is_the_same_as_all_at_once(step, skip, limit):
     first = next(found.records)
     assert found.statistics.num_rows <= skip + 2, "more was read than was asked for"
     at_once = streamed(source, kind=Demonstration, seed=0).read()
-    assert [first, *found.records] == at_once.records
+    assert [each.record for each in (first, *found.records)] == at_once.records
     assert at_once.num_rows == found.statistics.num_rows == len(at_once.records)
     texts = [record.messages[0].content for record in at_once.records]
     assert texts == [f"say {row}" for row in range(300)][skip : None if limit is None else skip + limit]
@@ -160,7 +160,7 @@ def test_a_source_without_a_prompt_of_the_split_is_named(tmp_path):
         try:
             prompts(SourceSettings(path=str(rows), constraints=ConstraintSettings(split=split)), seed=0)
         except InputError as error:
-            said.append(str(error) == f"data: {rows}: none of its 1 prompts is of constraints.split {split!r}")
+            said.append(str(error) == f"data: {rows}: none of its 1 prompts is in constraints.split {split!r}")
     assert said == [True, True], "a prompt is of one split of three"
 
 
@@ -269,7 +269,7 @@ def test_a_row_is_named_by_its_file_and_its_line_whatever_was_passed_over(step, 
     shapes = {"overlong": "error", "skip": 5, "on_error": "skip"}
     for name, good, bad, said in (
         ("sft", demonstration, demonstration(0, "on " * 300), "a sequence has "),
-        ("prefer", lambda row: of(row, 0.5), of(None, None), "the row has no rewards, and rpo_sq aims at them"),
+        ("prefer", lambda row: of(row, 0.5), of(None, None), "the row has no rewards, and rpo_sq needs them"),
     ):
         rows = [good(row) for row in range(400)]
         rows[20], rows[341] = {**rows[20], "prompt": ""}, bad
@@ -311,13 +311,13 @@ def test_columns_that_nobody_reads_are_told_once_for_the_source(step, tmp_path):
     known = {"rows": 10, "records": 10, "trained": 10, "held_out": 0}
     assert data.counts == {**known, "unused column:id": 10, "unused column:input": 5}
     said = describe(data.counts, data.format)
-    assert said == "10 rows read as prompt_completion, 10 trained, 0 held out; columns left unused: id, input"
+    assert said == "10 rows read as prompt_completion, 10 trained, 0 held out; unused columns: id, input"
     path.write_text(as_lines([{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_scor": 3, "rejected_score": 1}]))
     with pytest.raises(InputError, match="some responses of a comparison have a reward"):
         alone(recipe, tokenizer, tmp_path / "work", "prefer")
     path.write_text(as_lines([{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_scor": 3, "rejected_scor": 1}]))
     said = describe(alone(recipe, tokenizer, tmp_path / "work", "prefer").counts)
-    assert "rewards 1 and 0 from the label 1; columns left unused: chosen_scor, rejected_scor" in said
+    assert "rewards 1 and 0 from the label 1; unused columns: chosen_scor, rejected_scor" in said
 
 
 @pytest.mark.parametrize("name", ["limit", "skip"])
@@ -327,5 +327,5 @@ def test_a_number_of_rows_may_be_larger_than_a_machine_can_count(step, tmp_path,
     if name == "limit":
         assert alone(recipe, tokenizer, tmp_path / "work", limit=10**20).counts["trained"] == 2
     else:
-        with pytest.raises(InputError, match="skip passes over 100000000000000000000 rows, and there are no more"):
+        with pytest.raises(InputError, match="skip is 100000000000000000000, and the source has no more rows"):
             alone(recipe, tokenizer, tmp_path / "work", skip=10**20)

@@ -20,8 +20,7 @@ from align.distributed.progress import Progress
 from align.distributed.work_split import split_work
 from align.errors import InputError
 from align.evaluation.answers import ask_policy, by_prompt, match, write_lines
-from align.evaluation.sampled_task import Answer, SampledTask
-from align.evaluation.task import PairedResponses, Row, Task, TaskResult, TaskSize
+from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task, TaskResult, TaskSize
 from align.inference.engines import load_engine
 from align.inference.samples import Engine
 from align.inference.settings import EngineSettings, LocalSettings
@@ -29,6 +28,7 @@ from align.models.loading.config import max_positions
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.models.policy import Policy, load_policy
 from align.models.settings import PolicySettings
+from align.records import at_place
 from align.registry import suggest
 from align.rewards.judges import make_judge
 from align.rewards.verdicts import Judge
@@ -194,18 +194,19 @@ class _TaskInputs:
         self.counts |= counts
         return groups
 
-    def answers(self, task: SampledTask, rows: Sequence[Row]) -> Sequence[Answer]:
+    def answers(self, rows: Sequence[Row], next_turn: NextTurn) -> Sequence[Answer]:
         self._rows = rows
         if self.settings.responses:
             if self._journal.exists():
                 self.claim_responses()
-            return match(task, rows, self.settings.responses[0])
+            return match(rows, next_turn, self.settings.responses[0])
         engine, sampling = engine_settings(self.settings), self.settings.sampling
         made_with = {**self._identity, "sampling": sampling.model_dump(), "engine": engine.cache_key()}
-        with open_journal(self._journal, made_with, self.processes) as journal:
+        place = self.settings.task or self.name
+        with open_journal(self._journal, made_with, self.processes) as journal, at_place(place):
             return ask_policy(
-                task,
                 rows,
+                next_turn,
                 self.engines.engine(engine),
                 sampling=sampling,
                 kept=journal,
@@ -248,8 +249,8 @@ class _TaskInputs:
         pairs = [(known[text], (ours[text], theirs[text])) for text in both]
         return PairedResponses(pairs, len(known) - len(both))
 
-    def split(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]], *, doing: str) -> list[R]:
-        return split_work(items, work, processes=self.processes, activity=doing)
+    def split(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]], *, activity: str) -> list[R]:
+        return split_work(items, work, processes=self.processes, activity=activity)
 
 
 class _EstimateInputs(NamedTuple):

@@ -109,7 +109,7 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
     reading = streamed(source, kind=Comparison, seed=context.inputs.seed)
     rows = [_with_responses(located.record, located.place) for located in reading.records]
     out, began = context.folder / GROUPS_FILE, time.monotonic()
-    made_with = {**context.identity, **judging.identity}
+    made_with = dict(context.identity) or judging.identity  # a command's identity includes its model
     with open_journal(journal_path(out, "ratings"), made_with, processes) as journal:
         missing = [row for row in range(len(rows)) if str(row) not in journal.done]
         own = [row for row in missing if WorkShard.of(processes).contains(row)]
