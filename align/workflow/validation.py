@@ -17,7 +17,7 @@ def validate(recipe: Recipe) -> None:
             check_source(source)
     for name in recipe.steps:
         _check_step(recipe, name)
-    _check_columns(recipe)
+    check_columns(recipe)
 
 
 def _check_policy(recipe: Recipe) -> None:
@@ -68,7 +68,7 @@ def _check_input(recipe: Recipe, name: str, kinds: tuple[str, ...]) -> None:
     raise InputError(f"step {name!r} makes {made}, not {steps}")
 
 
-def _check_columns(recipe: Recipe) -> None:
+def check_columns(recipe: Recipe) -> None:
     """Raise where two evaluations would write different things into one column of the table."""
     seen: dict[str, tuple[str, object]] = {}
     for name, step in recipe.steps.items():

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from align.stages.checks import check_columns
-from align.stages.steps import EvaluateStep, SourceSettings, TaskSettings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.data.token_groups import TokenGroup, TokenSequence
@@ -15,7 +13,13 @@ from align.evaluation.sampled_task import SampledTask
 from align.evaluation.task import Answer
 from align.evaluation.tasks import IN_RECIPES, TASKS
 from align.models.policy import Policy
+from align.models.settings import PolicySettings
 from align.procedural import tasks
+from align.stages.evaluate import Evaluate
+from align.stages.responses.tasks import TaskSettings
+from align.stages.sources import SourceSettings
+from align.workflow.schema import Recipe
+from align.workflow.validation import check_columns
 
 ROWS = {
     "ifeval": {"key": 1, "prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
@@ -60,10 +64,13 @@ SOURCES = {
 }
 
 
+def checked(**steps):
+    policy = PolicySettings(path="somebody/model")
+    check_columns(Recipe(run="r", policy=policy, data=SOURCES, steps=steps, written={name: (name,) for name in steps}))
+
+
 def evaluation(**asked):
-    return EvaluateStep(
-        stage="evaluate", policies=["sft"], tasks={name: TaskSettings(**of) for name, of in asked.items()}
-    )
+    return Evaluate(stage="evaluate", policies=["sft"], tasks={name: TaskSettings(**of) for name, of in asked.items()})
 
 
 GSM8K = {"data": "sums", "task": "gsm8k"}
@@ -83,10 +90,10 @@ def test_two_evaluations_in_one_column_are_refused(case):
     with pytest.raises(
         InputError, match=r"^steps\.\w+\.tasks\.[\w ]+: its column '.*' of the table is that of steps\."
     ):
-        check_columns({"one": one, "other": other}, SOURCES)
+        checked(one=one, other=other)
 
 
 def test_the_same_evaluation_of_others_shares_its_column():
-    check_columns({"one": evaluation(maths=GSM8K), "other": evaluation(maths=GSM8K | {"data": "same"})}, SOURCES)
+    checked(one=evaluation(maths=GSM8K), other=evaluation(maths=GSM8K | {"data": "same"}))
     strict = {"data": "sums", "task": "ifeval", "metrics": ["prompt_strict"]}
-    check_columns({"one": evaluation(**{"text": strict, "text prompt_strict": GSM8K})}, SOURCES)
+    checked(one=evaluation(**{"text": strict, "text prompt_strict": GSM8K}))
