@@ -19,7 +19,7 @@ from align.errors import InputError, RunError, one_line
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
-UNHASHED_FILES = (MANIFEST, METRICS)  # they hold times and speeds, which are not part of a fingerprint
+UNHASHED_FILES = (MANIFEST, METRICS, "README.md")  # times, speeds and descriptions are not part of a fingerprint
 
 # Packages whose versions a manifest records
 PACKAGES = ("align", "torch", "transformers", "tokenizers", "trl", "accelerate", "peft", "deepspeed", "datasets")

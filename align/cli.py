@@ -215,6 +215,19 @@ def test_loss(
     check_named_loss(loss, settings or ())
 
 
+@app.command(epilog=example("align push runs/my-run/rpo-3 my-org/my-model --dry-run"))
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a step: RUN/STEP.", metavar="RUN/STEP", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub, as owner/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded; uses no network.")] = False,
+) -> None:
+    """Upload a policy or reward model with its model card to the Hugging Face Hub."""
+    from align.commands.push import push as command  # noqa: PLC0415 - imports torch
+
+    command(folder, repo, private=private, dry_run=dry_run)
+
+
 @app.command(epilog=example("align keys", "align keys sft", "align keys data"))
 def keys(
     section: Annotated[

@@ -32,6 +32,14 @@ class Input(NamedTuple):
     loc: Location  # the setting that names it, below the step
 
 
+class Column(NamedTuple):
+    """A column of the results table that a step fills."""
+
+    name: str
+    loc: Location  # of its settings, below the step
+    asked: object  # equal for evaluations that ask the same in the same way
+
+
 class Placed(NamedTuple):
     """A step of the expanded recipe."""
 
@@ -96,12 +104,9 @@ class Stage(Settings, ABC):
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise a located `InputError` for the first setting that cannot work with the step's inputs."""
 
-    def columns(self, inputs: StepInputs) -> dict[str, tuple[Location, object]]:
-        """Return the columns of the results table that the step fills.
-
-        Each has the location of its settings, and a value that is equal for evaluations that ask the same.
-        """
-        return {}
+    def columns(self, inputs: StepInputs) -> list[Column]:
+        """Return the columns of the results table that the step fills."""
+        return []
 
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return everything that decides what the step makes, besides the steps that it reads.

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from align.errors import InputError, Location, within
+from align.errors import InputError, within
 from align.evaluation.task import Task, TaskSize
 from align.registry import suggest
-from align.stages.base import POLICY, SCORES, SOURCE, Input, Placed, Stage
+from align.stages.base import POLICY, SCORES, SOURCE, Column, Input, Placed, Stage
 from align.stages.context import RunContext, StepInputs
 from align.stages.estimates import Estimate, Planning, estimate_answers
 from align.stages.responses.tasks import TaskSettings
@@ -93,15 +93,15 @@ class Evaluate(Stage):
                 if "held_out" not in task.options:
                     check_unsplit(settings.data, source, ("data",))
 
-    def columns(self, inputs: StepInputs) -> dict[str, tuple[Location, object]]:
+    def columns(self, inputs: StepInputs) -> list[Column]:
         """Return the columns of the results table, with what each asks."""
-        found: dict[str, tuple[Location, object]] = {}
+        found: list[Column] = []
         for name, task in self.resolved(inputs).items():
             settings = self.tasks[name]
             asked = name, settings.model_copy(update={"data": "", "metrics": None}), inputs.sources.get(settings.data)
             metrics = [each for each in task.metrics if settings.metrics is None or each in settings.metrics]
-            for metric in metrics:
-                found[task.column(name, metric, is_only=len(metrics) == 1)] = ("tasks", name), asked
+            columns = [task.column(name, metric, is_only=len(metrics) == 1) for metric in metrics]
+            found += [Column(column, ("tasks", name), asked) for column in columns]
         return found
 
     def decisive(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def changes(recipe: Recipe, manifests: Manifests) -> dict[str, dict[str, Any]]:
     for name, manifest in manifests.items():
         for column, (task, part) in manifest.get("columns", {}).items():
             policy, file = next(iter(manifest["scores"])), recipe.root / name / f"{task}.jsonl"
-            _, asked = recipe.steps[name].columns(recipe.resolved(name)).get(column, (None, None))
+            asked = [each.asked for each in recipe.steps[name].columns(recipe.resolved(name)) if each.name == column]
             columns.setdefault(policy, {})[column] = _Column(file, part, asked)
     found: dict[str, dict[str, Any]] = {}
     for policy, own in columns.items():

@@ -24,6 +24,7 @@ from align.stages.responses.sampling import remove_journals
 from align.stages.training.rows import remove_rows
 from align.train.checkpoint import remove_checkpoints
 from align.train.reference import REFERENCE_WORK
+from align.workflow.cards import write_cards
 from align.workflow.changes import changes, results_table
 from align.workflow.expansion import RUN_FILES
 from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, launch_step
@@ -196,6 +197,7 @@ def _write_results(
     steps = {name: ledger.to_json() for name, ledger in ledgers.items()}
     ledger: dict[str, Any] = {"steps": steps, "total": sum_ledgers(list(ledgers.values())).to_json()}
     artifacts.write_json(root / "ledger.json", ledger)
+    write_cards(recipe, manifests)
     write_report(root)
     wall_s = time.monotonic() - began
     ledger["last_call"] = {"wall_seconds": wall_s, "overhead_seconds": wall_s - computing_s}

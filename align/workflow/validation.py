@@ -72,7 +72,7 @@ def check_columns(recipe: Recipe) -> None:
     """Raise where two evaluations would write different things into one column of the table."""
     seen: dict[str, tuple[str, object]] = {}
     for name, step in recipe.steps.items():
-        for column, (loc, asked) in step.columns(recipe.resolved(name)).items():
+        for column, loc, asked in step.columns(recipe.resolved(name)):
             at = recipe.location(name, loc)
             place = ".".join(map(str, at))
             other, same = seen.setdefault(column, (place, asked))
