@@ -51,18 +51,18 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("make, message", REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_trained_on_is_refused_in_one_line(make, message):
+def test_invalid_records_are_rejected_in_one_line(make, message):
     with pytest.raises(InputError) as caught:
         make()
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_choice_may_disagree_with_the_rewards():
+def test_chosen_can_disagree_with_the_rewards():
     flipped = Comparison((ASK,), (BAD, GOOD), chosen=0)
     assert flipped.responses[flipped.chosen].reward < max(response.reward for response in flipped.responses)
 
 
-def test_records_of_equal_content_are_equal_and_one_in_a_set():
+def test_records_with_equal_content_are_equal_and_hashable():
     first = Comparison((ASK,), (GOOD, BAD), 0, {"source": "a"})
     again = Comparison(
         (Message("user", "Name a prime."),), (Response("Seven.", 1.0), Response("Eight.", 0.0)), 0, {"source": "a"}
@@ -76,6 +76,6 @@ def test_a_record_cannot_be_changed(record):
         setattr(record, dataclasses.fields(record)[0].name, None)
 
 
-def test_a_record_says_nothing_of_what_is_not_known():
+def test_optional_fields_default_to_unknown():
     assert dict(Response("x").attributes) == {} and Response("x").reward is None
     assert dict(Comparison((ASK,), (GOOD,)).metadata) == {} and Comparison((ASK,), (GOOD,)).chosen is None

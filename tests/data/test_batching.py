@@ -59,12 +59,12 @@ def test_empty_micro_batches_are_only_what_equal_numbers_need(name, budget, num_
     assert num_empty < num_ranks, "an empty micro-batch runs a group for nothing"
 
 
-def test_a_group_over_the_budget_adds_no_rounds():
+def test_a_group_over_the_budget_adds_no_micro_batch():
     plan = plan_step(range(8), [5_000] * 8, token_budget=512, num_ranks=2)
     assert [len(share) for share in plan.ranks] == [4, 4]
 
 
-def test_few_micro_batches_are_made():
+def test_the_number_of_micro_batches_is_near_the_minimum():
     sizes = SIZES["real"]
     for budget in (2048, 4096, 16384):
         fewest = -(-sum(sizes) // budget)
@@ -72,7 +72,7 @@ def test_few_micro_batches_are_made():
         assert fewest <= len(plan.ranks[0]) <= 1.25 * fewest + 1
 
 
-def test_the_plan_depends_on_the_order_of_groups_in_nothing_but_their_list():
+def test_the_plan_does_not_depend_on_the_order_of_the_groups():
     sizes = SIZES["real"]
     first = plan_step(range(64), sizes, token_budget=4096, num_ranks=3)
     second = plan_step(range(63, -1, -1), sizes, token_budget=4096, num_ranks=3)
@@ -80,7 +80,7 @@ def test_the_plan_depends_on_the_order_of_groups_in_nothing_but_their_list():
     assert second.groups == tuple(range(63, -1, -1))
 
 
-def test_sizes_of_other_groups_do_not_matter():
+def test_sizes_of_other_groups_do_not_affect_the_plan():
     sizes = [10**6, *SIZES["small"]]
     groups = [3, 5, 8, 20]
     alone = plan_step(groups, sizes, token_budget=64, num_ranks=2)
@@ -104,7 +104,7 @@ EVEN = [(8, 128, 1.02), (64, 256, 1.05), (64, 1024, 1.02)]
 
 @pytest.mark.parametrize(("num_ranks", "prompts_per_step", "most"), EVEN)
 @pytest.mark.parametrize("budget", [1024, 2048, 8192])
-def test_pairs_as_long_as_those_of_ultrafeedback_are_dealt_evenly(num_ranks, prompts_per_step, most, budget):
+def test_pairs_with_ultrafeedback_lengths_are_divided_evenly(num_ranks, prompts_per_step, most, budget):
     found = []
     for step in range(20):
         sizes = drawn("UltraFeedback, pairs", prompts_per_step, seed=step)
@@ -114,21 +114,21 @@ def test_pairs_as_long_as_those_of_ultrafeedback_are_dealt_evenly(num_ranks, pro
 
 
 @pytest.mark.parametrize("name", [name for name in LENGTHS if "GSM8K" not in name])  # whose bound says little
-def test_two_long_groups_a_rank_are_dealt_as_evenly_as_they_can_be(name):
+def test_two_long_groups_per_rank_reach_the_lower_bound(name):
     for step in range(20):
         sizes = drawn(name, 128, seed=step)
         plan = plan_step(range(128), sizes, token_budget=8192, num_ranks=64)
         assert imbalance(plan, sizes) <= 1.05 * min_imbalance(range(128), sizes, num_ranks=64)
 
 
-def test_a_round_more_is_run_where_it_makes_the_ranks_even():
+def test_one_more_micro_batch_is_used_if_it_balances_the_ranks():
     sizes = [4796, *[390] * 120]  # the other ranks have more to do than six micro-batches hold
     plan = plan_step(range(121), sizes, token_budget=1024, num_ranks=8)
     assert imbalance(plan, sizes) <= 1.07
     assert max(len(share) for share in plan.ranks) <= 9
 
 
-def test_no_deal_is_below_the_bound_and_some_reach_it():
+def test_the_lower_bound_holds_and_is_sometimes_reached():
     draw, reached = random.Random(7), 0
     for _ in range(60):
         num_ranks = draw.randint(1, 3)
@@ -143,7 +143,7 @@ def test_no_deal_is_below_the_bound_and_some_reach_it():
     assert reached >= 30
 
 
-def test_lengths_may_come_as_a_column_of_numbers():
+def test_sizes_can_be_an_array():
     sizes = SIZES["real"]
     listed = plan_step(range(64), sizes, token_budget=4096, num_ranks=3)
     column = plan_step(range(64), np.array(sizes, np.int32), token_budget=4096, num_ranks=3)
@@ -152,14 +152,14 @@ def test_lengths_may_come_as_a_column_of_numbers():
     assert imbalance(column, np.array(sizes, np.int32)) == imbalance(listed, sizes)
 
 
-def test_groups_over_the_budget_are_dealt_evenly_too():
+def test_groups_over_the_budget_are_divided_evenly():
     sizes = [100 * size for size in range(1, 65)]
     assert imbalance(plan_step(range(64), sizes, token_budget=1, num_ranks=8), sizes) <= 1.01
 
 
 @pytest.mark.parametrize(("budget", "num_ranks"), [(600, 64), (2048, 64), (8192, 64), (600, 1), (1000, 1)])
 @pytest.mark.parametrize("alike", [False, True])
-def test_ten_thousand_groups_are_dealt_a_few_times_only(budget, num_ranks, alike, monkeypatch):
+def test_ten_thousand_groups_need_few_attempts(budget, num_ranks, alike, monkeypatch):
     draw = random.Random(3)
     sizes = [520 if alike else int(draw.lognormvariate(6.5, 0.7)) + 20 for _ in range(10_000)]
     dealt = []
@@ -183,7 +183,7 @@ def test_the_order_depends_on_seed_and_epoch_only(num_groups):
 
 
 @pytest.mark.slow
-def test_the_order_of_many_groups_is_that_of_a_list_in_a_tenth_of_its_memory():
+def test_the_order_of_many_groups_equals_a_shuffled_list_in_four_bytes_per_group():
     indices = list(range(10**6))
     found = order(10**6, seed=4, epoch=1)
     random.Random(batching.hashlib.sha256(repr((4, "order", 1)).encode()).digest()).shuffle(indices)
@@ -197,7 +197,7 @@ def test_the_order_is_the_same_on_every_machine():
 
 
 @pytest.mark.parametrize("prompts_per_step", [1, 3, 8, 20])
-def test_an_epoch_takes_every_group_once_and_the_next_one_anew(prompts_per_step):
+def test_every_epoch_takes_every_group_once(prompts_per_step):
     num_groups = 20
     steps = steps_per_epoch(num_groups, prompts_per_step)
     taken = [groups_of_step(step, num_groups, prompts_per_step, seed=5) for step in range(3 * steps)]
@@ -208,7 +208,7 @@ def test_an_epoch_takes_every_group_once_and_the_next_one_anew(prompts_per_step)
     assert sum(len(step) < prompts_per_step for step in taken) == (3 if num_groups % prompts_per_step else 0)
 
 
-def test_a_steps_groups_do_not_depend_on_the_plan_or_on_other_steps():
+def test_the_groups_of_a_step_do_not_depend_on_other_steps():
     late = groups_of_step(11, 50, 8, seed=1)
     for step in range(11):
         groups_of_step(step, 50, 8, seed=1)

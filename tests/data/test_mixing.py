@@ -48,7 +48,7 @@ def ends(exhausted, sizes, shares):
 
 
 @pytest.mark.parametrize("exhausted", ["first_exhausted", "all_exhausted"])
-def test_the_shares_of_an_epoch_are_exact_to_within_a_row(exhausted):
+def test_shares_of_an_epoch_are_exact_within_one_row(exhausted):
     num_rows = 0
     for mixture, shares in mixtures(exhausted):
         rows = mixture.epoch(0)
@@ -64,7 +64,7 @@ def test_the_shares_of_an_epoch_are_exact_to_within_a_row(exhausted):
     print(f"{NUM_CASES} mixtures, {num_rows} rows")
 
 
-def test_down_weighted_each_row_comes_once_in_the_shares_that_are_left():
+def test_down_weight_uses_each_row_once_in_the_remaining_shares():
     for mixture, shares in mixtures("down_weight"):
         rows = mixture.epoch(3)
         assert sorted(rows) == list(range(sum(mixture.sizes)))
@@ -84,7 +84,7 @@ def test_down_weighted_each_row_comes_once_in_the_shares_that_are_left():
 
 
 @pytest.mark.parametrize("exhausted", ["first_exhausted", "all_exhausted"])
-def test_every_prefix_of_an_epoch_has_nearly_the_shares_of_the_whole(exhausted):
+def test_every_prefix_of_an_epoch_keeps_the_shares(exhausted):
     for mixture, _ in mixtures(exhausted):
         order, given = sources(mixture, mixture.epoch(1)), Counter()
         whole, size = Counter(order), len(order)
@@ -95,7 +95,7 @@ def test_every_prefix_of_an_epoch_has_nearly_the_shares_of_the_whole(exhausted):
 
 
 @pytest.mark.parametrize("exhausted", ["first_exhausted", "all_exhausted", "down_weight"])
-def test_over_the_epochs_the_rows_of_a_source_are_used_equally_often_within_one(exhausted):
+def test_rows_of_a_source_are_used_equally_often_over_epochs(exhausted):
     for mixture, _ in mixtures(exhausted):
         used = Counter()
         for number in range(4):
@@ -107,7 +107,7 @@ def test_over_the_epochs_the_rows_of_a_source_are_used_equally_often_within_one(
                 start += size
 
 
-def test_an_epoch_depends_on_its_number_alone():
+def test_an_epoch_depends_on_its_number_only():
     made = Mixture((30, 50, 7), (0.5, 0.3, 0.2), "all_exhausted", seed=1)
     in_order = [made.epoch(number) for number in range(6)]
     for number in random.Random(0).sample(range(6), 6):
@@ -118,7 +118,7 @@ def test_an_epoch_depends_on_its_number_alone():
 
 @pytest.mark.parametrize("exhausted", ["first_exhausted", "all_exhausted", "down_weight"])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_any_number_of_workers_does_the_same_rows_in_the_same_steps(exhausted, num_ranks):
+def test_steps_do_not_depend_on_the_number_of_ranks(exhausted, num_ranks):
     made, draw, per_step = Mixture((40, 11, 5), (0.7, 0.2, 0.1), exhausted), random.Random(0), 6
     sizes = [draw.randint(5, 60) for _ in range(56)]
     a_step = steps_per_epoch(made.num_rows, per_step)
@@ -133,7 +133,7 @@ def test_any_number_of_workers_does_the_same_rows_in_the_same_steps(exhausted, n
             assert len(plan.ranks) == num_ranks and len({len(rank) for rank in plan.ranks}) == 1
 
 
-def test_replay_takes_its_share_of_all_rows_and_leaves_the_others_their_ratio():
+def test_replay_takes_its_share_and_keeps_the_ratio_of_other_sources():
     shares = shares_of({"chat": 3.0, "maths": 1.0}, {"code": 2.0, "sql": 2.0}, 0.02)
     assert shares == pytest.approx({"chat": 0.735, "maths": 0.245, "code": 0.01, "sql": 0.01})
     made = Mixture((9000, 4000, 500, 500), tuple(shares.values()))
@@ -159,7 +159,7 @@ WRONG = [
     ("exhausted", "own_rows"), [("first_exhausted", 150), ("all_exhausted", 400), ("down_weight", 300)]
 )
 @pytest.mark.parametrize("size", [1, 3, 50, 10_000])
-def test_replayed_rows_take_their_share_of_an_epoch_that_the_own_sources_decide(exhausted, own_rows, size):
+def test_replayed_sources_do_not_affect_the_length_of_an_epoch(exhausted, own_rows, size):
     shares = shares_of({"a": 1.0, "b": 1.0}, {"c": 3.0, "d": 1.0}, 0.2)  # of 100 and 200 rows; c and d have few or many
     sizes = (100, 200, size, size)
     sizes = (75, 200, size, size) if exhausted == "first_exhausted" else sizes
@@ -175,6 +175,6 @@ def test_replayed_rows_take_their_share_of_an_epoch_that_the_own_sources_decide(
 
 
 @pytest.mark.parametrize(("make", "said"), WRONG)
-def test_a_mixture_that_gives_nothing_is_refused(make, said):
+def test_invalid_mixtures_are_rejected(make, said):
     with pytest.raises(InputError, match=said):
         make()

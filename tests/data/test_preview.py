@@ -24,7 +24,7 @@ def joined(tokens, kind):
     return "".join(piece for each, piece in tokens if each == kind).replace(NEWLINE, "")
 
 
-def test_each_kind_of_token_has_its_colour_and_the_prompt_stands_once():
+def test_each_kind_of_token_has_its_style_and_the_prompt_is_shown_once():
     group = ChatEncoder(TOKENIZER).encode(pair("Is the moon far?", "yes, far away", "yes, round"), 3)
     tokens = shown(group)
     assert joined(tokens, PROMPT) == "<|im_start|>user\nIs the moon far?<|im_end|>\n<|im_start|>assistant\n"
@@ -40,7 +40,7 @@ def test_every_token_ends_in_a_border_and_every_newline_is_marked():
     assert body.count(NEWLINE) == 4  # after user, between 1 and 2, after the end of turn, after assistant
 
 
-def test_titles_say_what_is_counted():
+def test_titles_show_the_token_counts():
     plain = preview(ChatEncoder(TOKENIZER).encode(pair("Is the moon far?", "yes, far", "no"), 12), TOKENIZER).plain
     lengths = [len(TOKENIZER.encode(text)) for text in ("yes, far<|im_end|>", "no<|im_end|>")]
     asked = len(TOKENIZER.encode("<|im_start|>user\nIs the moon far?<|im_end|>\n<|im_start|>assistant\n"))
@@ -57,7 +57,7 @@ def test_titles_say_what_is_counted():
 @pytest.mark.parametrize(
     ("policy", "lost"), [("cut_prompt", "<|im_start|>user\none two"), ("cut_response", "moon is far away<|im_end|>")]
 )
-def test_what_a_limit_took_away_is_shown_as_cut(policy, lost):
+def test_cut_tokens_are_shown(policy, lost):
     record = Comparison(dialogue("one two three"), (Response("yes, the moon is far away"),))
     uncut = ChatEncoder(TOKENIZER).encode(record, 0)
     limit = len(uncut.sequences[0].ids) - len(TOKENIZER.encode(lost if policy == "cut_prompt" else " " + lost))
@@ -67,7 +67,7 @@ def test_what_a_limit_took_away_is_shown_as_cut(policy, lost):
     assert "".join(piece for _, piece in tokens).replace(NEWLINE, "") == TOKENIZER.decode(uncut.sequences[0].ids)
 
 
-def test_nothing_in_the_data_reaches_the_terminal_as_a_command():
+def test_control_characters_and_markup_are_escaped():
     nasty = "[red]x[/red] [/] \x1b[31m \x07 \u202e \ud800".encode("utf-8", "replace").decode() + " \\n"
     group = ChatEncoder(TOKENIZER).encode(pair("1", nasty, "[/bold]"), 0)
     screen = io.StringIO()

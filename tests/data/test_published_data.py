@@ -195,13 +195,13 @@ def answers(record):
     return [message.content for message in record.messages if message.role == "assistant"]
 
 
-def test_every_file_is_accounted_for():
+def test_every_published_file_is_covered():
     there = {path.relative_to(DATA).as_posix() for path in DATA.glob("*/*") if path.suffix not in (".md", ".txt")}
     assert there == READ.keys() | REFUSED.keys()
 
 
 @pytest.mark.parametrize("name", READ)
-def test_a_published_file_is_read_to_the_letter(name):
+def test_published_files_are_read_completely(name):
     reader, count, num_letters = READ[name]
     rows = plain(DATA / name)
     found = read(str(DATA / name), on_error="skip")
@@ -212,13 +212,13 @@ def test_a_published_file_is_read_to_the_letter(name):
 
 
 @pytest.mark.parametrize("name", WITH_EMPTY_ANSWERS)
-def test_an_empty_answer_stops_the_reading_unless_it_is_to_be_dropped(name):
+def test_an_empty_answer_is_an_error_by_default(name):
     with pytest.raises(InputError, match=r"row \d+: (a response|an assistant message) is empty"):
         read(str(DATA / name))
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_file_without_rows_to_train_on_is_refused_in_one_line(name):
+def test_files_of_unknown_format_are_rejected_in_one_line(name):
     for on_error in ("error", "skip"):
         with pytest.raises(InputError) as caught:
             read(str(DATA / name), on_error=on_error)
@@ -265,12 +265,12 @@ def test_rewards_of_groups_are_the_judges_preferences():
     assert found == expected and {len(group) for group in found} == {11, 12, 13}
 
 
-def test_likes_are_ones_and_dislikes_zeros():
+def test_likes_become_reward_one_and_dislikes_zero():
     rows = plain(DATA / "llama_factory_demo/kto_en_demo.json.gz")
     assert rewards("llama_factory_demo/kto_en_demo.json.gz") == [[float(row["label"])] for row in rows]
 
 
-def test_ranked_replies_come_best_first_with_falling_rewards():
+def test_ranked_replies_are_ordered_best_first():
     found = rewards("openassistant/en_100_tree.jsonl.gz")
     ranks = [
         sorted(reply["rank"] for reply in replies)
@@ -280,14 +280,14 @@ def test_ranked_replies_come_best_first_with_falling_rewards():
     assert {len(group) for group in found} == {2, 3, 4, 5, 6, 8, 9}
 
 
-def test_both_exports_of_the_trees_hold_the_same_comparisons():
+def test_both_exports_of_openassistant_give_the_same_comparisons():
     trees, messages = (
         read(str(DATA / f"openassistant/en_100_{kind}.jsonl.gz")).records for kind in ("tree", "message")
     )
     assert trees == messages
 
 
-def test_ratings_become_attributes_and_what_does_not_apply_is_left_out():
+def test_ratings_become_attributes_without_missing_ones():
     name = "just_eval/gpt35_multi_attribute.jsonl.gz"
     marks = [[rating["score"] for rating in row["ratings"].values()] for row in plain(DATA / name)]
     found = [dict(record.responses[0].attributes) for record in read(str(DATA / name)).records]
@@ -330,6 +330,6 @@ def test_questions_answers_and_reviews_join_to_scored_groups():
     assert sorted(len(record.responses) for record in records) == [6] + [7] * 79
 
 
-def test_only_these_readers_wait_for_published_rows():
+def test_only_these_readers_have_no_published_file():
     seen = {reader for reader, *_ in READ.values()}
     assert READERS.keys() - seen == {"nemo_rl", "helpsteer", "ultrafeedback", "native"}

@@ -57,7 +57,7 @@ KINDS = {
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, zipped):
+def test_every_file_type_gives_the_same_rows(tmp_path, name, zipped):
     content = KINDS[name](ROWS)
     path = tmp_path / (name + ".gz" * zipped)
     path.write_bytes(gzip.compress(content) if zipped else content)
@@ -73,12 +73,12 @@ def test_a_single_object_is_one_row_and_a_bare_string_a_prompt(tmp_path):
     assert list(read_rows(str(tmp_path / "strings.jsonl"))) == [{"prompt": "a"}, {"prompt": "b"}]
 
 
-def test_a_cell_of_a_csv_may_be_longer_than_the_libraries_own_limit(tmp_path):
+def test_a_csv_cell_can_exceed_the_default_limit(tmp_path):
     (tmp_path / "long.csv").write_bytes(as_csv([{"text": "x" * 200_000}]))
     assert [len(row["text"]) for row in read_rows(str(tmp_path / "long.csv"))] == [200_000]
 
 
-def test_a_folder_is_its_data_files_by_name_and_nothing_beside_them(tmp_path):
+def test_a_folder_gives_its_data_files_in_order_and_nothing_else(tmp_path):
     (tmp_path / "part").mkdir()
     (tmp_path / ".cache").mkdir()
     for name, rows in {
@@ -136,7 +136,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_named_with_the_place(tmp_path, name):
+def test_broken_files_are_rejected_with_the_place(tmp_path, name):
     content, message = BROKEN[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -164,7 +164,7 @@ except InputError as error:
 """
 
 
-def test_a_hub_id_is_loaded_by_datasets_and_named_where_that_fails(tmp_path):
+def test_a_hub_id_is_loaded_by_datasets_and_errors_name_it(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_bytes(as_lines(ROWS))
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "PATH": os.environ["PATH"]}

@@ -1,4 +1,4 @@
-"""Token groups in memory-memory_map files: what is written comes back, by index, and takes no memory of its own."""
+"""Token groups in memory-mapped files: reading by index, columns, digests and memory."""
 
 import json
 import math
@@ -63,7 +63,7 @@ def plain(group):
 
 
 @pytest.mark.parametrize("number", [0, 1, GROUPS_PER_BATCH, 2 * GROUPS_PER_BATCH + 3])
-def test_what_is_written_comes_back_by_index_and_in_turn(tmp_path, number):
+def test_stored_groups_are_read_back_by_index_and_in_order(tmp_path, number):
     made = groups(number)
     store = stored(tmp_path / "store", made)
     assert len(store) == number
@@ -77,14 +77,14 @@ def test_what_is_written_comes_back_by_index_and_in_turn(tmp_path, number):
     assert kinds <= {(np.dtype(np.int32), np.dtype(np.bool_))}
 
 
-def test_a_group_that_was_read_can_be_changed_and_the_file_cannot(tmp_path):
+def test_changing_a_decoded_group_does_not_change_the_file(tmp_path):
     made = groups(3)
     store = stored(tmp_path / "store", made)
     store[1].sequences[0].ids[:] = 0
     assert plain(store[1]) == plain(made[1])
 
 
-def test_columns_say_of_each_group_what_its_sequences_do_and_are_those_of_a_list(tmp_path):
+def test_columns_match_the_sequences_for_stores_and_lists(tmp_path):
     made = groups(GROUPS_PER_BATCH + 9)
     store = stored(tmp_path / "store", made)
     for columns in (store.columns, columns_of(store, count), columns_of(made, count)):
@@ -111,7 +111,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_whatever_decides_a_number_is_in_the_digest(what):
+def test_everything_that_affects_training_is_in_the_digest(what):
     made = groups(5)
     sequence, rewards, chosen = CHANGES[what](made[3])
     other = TokenGroup((sequence, *made[3].sequences[1:]), rewards, chosen, made[3].attributes, made[3].row)
@@ -121,7 +121,7 @@ def test_whatever_decides_a_number_is_in_the_digest(what):
     assert columns_of([*made[:3], moved, made[4]], count).digest == columns_of(made, count).digest
 
 
-def test_what_else_is_known_of_a_row_is_kept(tmp_path):
+def test_metadata_is_kept(tmp_path):
     store = stored(tmp_path / "store", groups(2), {"subset": "odd", "n": [1, None], "text": "zwölf"})
     assert store.metadata(1) == {"subset": "odd", "n": [1, None], "text": "zwölf"}
     assert stored(tmp_path / "other", groups(1)).metadata(0) == {}
@@ -170,7 +170,7 @@ def million(folder, number):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory of a process's own is read from /proc")
-def test_a_process_that_reads_a_million_rows_holds_no_more_than_one_that_reads_ten_thousand(tmp_path):
+def test_memory_of_a_reader_does_not_grow_with_the_number_of_rows(tmp_path):
     held = {}
     for number in (10_000, 1_000_000):
         folder = tmp_path / str(number)

@@ -18,12 +18,12 @@ def tokenizer():
     "text",
     ["cat, HORSE!", "two  spaces\n\ttab ", "naïve café — 日本語 🙂", " leading , before a comma", "<|im_end|>", ""],
 )
-def test_any_text_comes_back_as_it_went_in(tokenizer, text):
+def test_any_text_survives_a_round_trip(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_every_word_that_it_was_fed_is_one_token(tokenizer, text):
+def test_every_training_word_is_one_token(tokenizer, text):
     assert len(tokenizer(text)["input_ids"]) == 1
 
 
@@ -32,7 +32,7 @@ def test_training_again_gives_the_same_tokenizer(tokenizer):
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
-def test_a_turn_begins_and_ends_with_one_token_and_nothing_is_added(tokenizer):
+def test_a_turn_starts_and_ends_with_one_token(tokenizer):
     text = tokenizer.apply_chat_template([{"role": "user", "content": "cat"}], tokenize=False)
     start, word, end = tokenizer(text)["input_ids"]
     assert tokenizer.convert_ids_to_tokens([start, word, end]) == ["<|im_start|>", "cat", "<|im_end|>"]
@@ -49,7 +49,7 @@ def test_a_saved_folder_loads_as_the_same_tokenizer(tokenizer, tmp_path):
     assert (loaded.eos_token, loaded.pad_token, loaded.bos_token) == ("<|im_end|>", "<|pad|>", None)
 
 
-def test_a_vocabulary_is_no_larger_than_asked_for_and_holds_every_byte(tokenizer):
+def test_the_vocabulary_is_limited_and_contains_every_byte(tokenizer):
     assert len(train_tokenizer(TEXTS, vocab_size=270, chat_template=TEMPLATE)) == 270
     assert len(tokenizer) < 600  # the texts gave no more
     with pytest.raises(InputError, match="vocab_size is 258; .* need at least 259"):

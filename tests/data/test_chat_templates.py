@@ -36,7 +36,7 @@ def test_every_built_in_template_is_tested():
     assert {name for name, (source, _, _) in TEXTS.items() if source is None} == set(TEMPLATES)
 
 
-def test_a_dialogue_may_begin_with_the_assistant():
+def test_a_dialogue_can_start_with_the_assistant():
     tokenizer = tokenizer_of("{{ '<|im_start|>system\nsay yes<|im_end|>\n' }}" + CHATML)
     messages = (Message(ASSISTANT, "yes"), *dialogue("1", "no"))
     group = ChatEncoder(tokenizer).encode(Demonstration(messages), 0)
@@ -45,7 +45,7 @@ def test_a_dialogue_may_begin_with_the_assistant():
 
 
 @pytest.mark.parametrize("said", ["think", "i", "n", "im_end", "hm", "t is", "user"])
-def test_a_response_is_not_mistaken_for_what_the_template_writes(said):
+def test_a_response_is_not_confused_with_template_text(said):
     tokenizer = tokenizer_of(QWEN3)
     records = [pair("1", said, "no"), Demonstration(dialogue("1", said))]
     for sequence in [ChatEncoder(tokenizer).encode(record, 0).sequences[0] for record in records]:
@@ -82,7 +82,7 @@ def test_templates_in_use_give_the_same_mask_with_and_without_blocks(name):
     assert end_of_turn in special
 
 
-def test_generation_blocks_mark_what_transformers_says_they_mark():
+def test_generation_blocks_give_the_mask_of_transformers():
     tokenizer = tokenizer_of(LLAMA3_BLOCKS)
     messages = dialogue("1", "yes", "2", "the moon is")
     chat = [{"role": message.role, "content": message.content} for message in messages]
@@ -128,14 +128,14 @@ THOUGHT = "<think>\nhm\n</think>\n\nyes"
         ),
     ],
 )
-def test_a_template_that_does_not_fit_is_named_with_the_row_and_what_differs(template, record, words):
+def test_unsuitable_templates_are_rejected_with_the_row_and_the_difference(template, record, words):
     with pytest.raises(InputError) as raised:
         ChatEncoder(tokenizer_of(template)).encode(record, 41)
     assert all(word in str(raised.value) for word in ["row 42", *words])
     assert "\n" not in str(raised.value)
 
 
-def test_thinking_in_the_last_message_is_trained_where_the_template_keeps_it():
+def test_thinking_in_the_last_message_is_trained_if_the_template_keeps_it():
     tokenizer = tokenizer_of(QWEN3)
     group = ChatEncoder(tokenizer).encode(Demonstration(dialogue("1", "no", "2", THOUGHT)), 0)
     assert trained_runs(group.sequences[0], tokenizer) == ["no<|im_end|>", THOUGHT + "<|im_end|>"]
@@ -151,7 +151,7 @@ def test_a_built_in_template_writes_the_bos_that_the_tokenizer_would_add(name):
     assert text.count("<s>") == 1 and text.startswith("<s>")
 
 
-def test_the_next_message_is_not_trained_where_a_turn_has_no_end():
+def test_the_next_message_is_not_trained_if_a_turn_has_no_end_token():
     tokenizer = tokenizer_of(
         "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}{{ '<|head|>' }}{% endif %}{% endfor %}"
     )
@@ -161,7 +161,7 @@ def test_the_next_message_is_not_trained_where_a_turn_has_no_end():
     assert encoder.counts["no end-of-turn token in the template"] == 2
 
 
-def test_a_tokenizer_that_cannot_end_a_turn_is_refused():
+def test_a_tokenizer_without_eos_is_rejected():
     tokenizer = tokenizer_of(ENDLESS, special=("<|im_start|>",))
     with pytest.raises(InputError, match="row 6.*eos_token"):
         ChatEncoder(tokenizer).encode(pair(), 5)
@@ -171,7 +171,7 @@ def test_a_tokenizer_that_cannot_end_a_turn_is_refused():
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_built_in_template_ends_a_turn_with_eos_where_its_own_token_is_unknown(name):
+def test_a_built_in_template_falls_back_to_eos(name):
     tokenizer = tokenizer_of(special=("<s>", "</s>"))
     apply_template(tokenizer, name)
     encoder = ChatEncoder(tokenizer)
@@ -180,7 +180,7 @@ def test_a_built_in_template_ends_a_turn_with_eos_where_its_own_token_is_unknown
     assert "no end-of-turn token in the template" not in encoder.counts
 
 
-def test_a_model_without_a_template_is_told_which_there_are(tmp_path):
+def test_a_missing_template_is_reported_with_the_known_ones(tmp_path):
     tokenizer = tokenizer_of()
     with pytest.raises(InputError, match="chatml, plain, steerlm"):
         ChatEncoder(tokenizer)

@@ -1,0 +1,248 @@
+"""Readers: every format becomes the right records, and invalid rows are rejected with their place."""
+
+import dataclasses
+
+import pytest
+from format_rows import ONE_ROW, REPLIES, ROW_IDS, STEERLM, chat, demonstration, pair, sharegpt
+
+from align.data.readers.table import READERS
+from align.data.reading import read
+from align.errors import InputError
+
+
+@pytest.mark.parametrize("name, row, expected", ONE_ROW, ids=ROW_IDS)
+def test_the_format_of_a_row_is_detected_and_the_row_is_read(lines, name, row, expected):
+    found = read(lines(row))
+    assert (found.format, found.num_rows, found.dropped) == (name, 1, {})
+    assert found.records == (expected if isinstance(expected, list) else [expected])
+    assert read(lines(row), format=name) == found
+
+
+def test_every_reader_has_a_test_row():
+    assert {name for name, *_ in ONE_ROW} == set(READERS)
+
+
+JUNK = (
+    None,
+    "",
+    "text",
+    3,
+    True,
+    float("nan"),
+    [],
+    [3],
+    ["a"],
+    [None],
+    [[]],
+    {},
+    {"a": 1},
+    [{}],
+    [{"a": {}}],
+    [{"content": None}],
+)
+
+
+def with_junk(value):
+    """`value` with each of its parts in turn replaced by each piece of junk."""
+    yield from JUNK
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in list(parts):
+        for replaced in with_junk(part):
+            copy = value.copy()
+            copy[key] = replaced
+            yield copy
+
+
+@pytest.mark.parametrize("name, row, _", ONE_ROW, ids=ROW_IDS)
+def test_invalid_values_are_read_or_rejected_in_one_line(lines, name, row, _):
+    tried = [{**row, column: junk} for column in row for junk in with_junk(row[column])]
+    outcomes = set()
+    for broken in tried:
+        try:
+            outcomes.add(type(read(lines(broken), format=name)))
+        except InputError as error:
+            assert "rows.jsonl" in str(error) and "\n" not in str(error) and len(str(error)) < 400
+            outcomes.add(InputError)
+    assert InputError in outcomes and len(tried) >= len(JUNK)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"score_chosen": 8, "score_rejected": 3.5},
+        {"chosen_score": "8", "rejected_score": "3.5"},
+        {"chosen_rating": 8, "rejected_rating": 3.5},
+        {"chosen-rating": 8, "rejected-rating": 3.5},
+        {"chosen_reward": 8, "rejected_reward": 3.5, "margin": 1},
+        {"metadata": {"score_chosen": 8.0, "score_rejected": 3.5}},
+        {"score_chosen": None, "score_rejected": None, "metadata": {"chosen_rating": 8, "rejected_rating": 3.5}},
+    ],
+)
+def test_rewards_of_a_pair_are_read_from_any_known_columns(lines, columns):
+    (found,) = read(lines({"prompt": "ask", "chosen": "good", "rejected": "bad", **columns})).records
+    assert [response.reward for response in found.responses] == [8.0, 3.5] and found.chosen == 0
+
+
+def test_a_margin_becomes_the_reward_of_the_chosen_response(lines):
+    (found,) = read(lines({"prompt": "ask", "chosen": "good", "rejected": "bad", "margin": 2})).records
+    assert [response.reward for response in found.responses] == [2.0, 0.0]
+
+
+def test_rewards_can_disagree_with_the_label(lines):
+    (found,) = read(
+        lines({"prompt": "a", "chosen": "good", "rejected": "bad", "score_chosen": 1, "score_rejected": 2})
+    ).records
+    assert (found.chosen, found.responses[0].content, found.responses[0].reward) == (0, "good", 1.0)
+
+
+def test_a_review_scores_both_answers_unless_the_score_is_negative(lines):
+    rows = [
+        {"question_id": 1, "answer_id": "x", "model": "m", "text": "a"},
+        {"question_id": 1, "answer_id": "y", "model": "n", "text": "b"},
+        {"question_id": 1, "text": "ask"},
+        *(
+            {"question_id": 1, "answer1_id": "x", "answer2_id": "y", "score": score}
+            for score in ([8, 5], [6, 10], [-1, -1])
+        ),
+    ]
+    (found,) = read(lines(*rows), format="vicuna_eval").records
+    assert [(response.content, response.reward) for response in found.responses] == [("a", 7.0), ("b", 7.5)]
+
+
+@pytest.mark.parametrize("mark", [{"loss_weight": 0.0}, {"loss_weight": 0.5}, {"weight": 0}, {"train": False}])
+@pytest.mark.parametrize("turn", [1, 3])
+def test_an_assistant_message_with_partial_loss_weight_is_rejected(lines, mark, turn):
+    turns = chat("ask", "say", "more", "yes")
+    turns[turn] |= mark
+    with pytest.raises(
+        InputError, match=r"row 1: an assistant message has (loss_weight|weight|train) (0|0.5|0.0|False),"
+    ):
+        read(lines({"messages": turns}))
+    turns[turn] |= {name: 1 for name in mark}
+    turns[0] |= mark
+    assert read(lines({"messages": turns})).records == [demonstration("ask", "say", "more", "yes")]
+
+
+WRONG = {
+    "half a pair": ({"prompt": "a", "chosen": "b"}, "the row has chosen without its counterpart"),
+    "unknown columns": ({"premise": "a"}, "no format has the columns premise; there are openassistant, nemo_aligner, "),
+    "too few columns": (
+        {"question": "a"},
+        "no format has the columns question; there are acecode (question inferences), question_answer (",
+    ),
+    "an empty response": ({"prompt": "a", "chosen": "b", "rejected": " "}, "a response is empty"),
+    "an empty answer": ({"instruction": "a", "output": ""}, "an assistant message is empty"),
+    "an empty prompt": ({"instruction": "", "output": "b"}, "instruction is empty"),
+    "no prompt": ({"chosen": "a", "rejected": "b"}, "no prompt, neither in a column nor in chosen"),
+    "two prompts": (
+        {"chosen": chat("a", "b"), "rejected": chat("c", "d")},
+        "chosen and rejected have different prompts",
+    ),
+    "a reward that is no number": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "wide"},
+        "margin is 'wide'; a number is needed",
+    ),
+    "a NaN reward": (
+        {"prompt": "a", "responses": [{"content": "b", "reward": float("nan")}]},
+        "reward is nan; a finite number is needed",
+    ),
+    "a reward beyond all numbers": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 10**400},
+        "margin is 1000",
+    ),
+    "one reward of two": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1},
+        "some responses of a comparison have a reward",
+    ),
+    "a short label": ({"text": STEERLM + "b", "label": [1, 2]}, "label has 2 numbers; 9 are needed: quality, toxicity"),
+    "a tool call": (
+        {"messages": [*chat("a"), {"role": "assistant", "content": None, "tool_calls": [{}]}]},
+        "a message contains a tool call",
+    ),
+    "an image": (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        "the content of a user message has a part that is not text",
+    ),
+    "a thought": (
+        {"messages": [*chat("a"), {"role": "assistant", "content": "b", "reasoning_content": "hm"}]},
+        "a message has reasoning_content besides its content; move it into the content, or remove it",
+    ),
+    "a picture": (
+        {"conversations": [sharegpt("a")[0] | {"images": ["a.png"]}, *sharegpt("a", "b")[1:]]},
+        "a message has images besides its content",
+    ),
+    "two system messages": ({"system": "s", "messages": chat("=t", "a", "b")}, "the row has two system messages"),
+    "two system columns": (
+        {"system": "s", "system_prompt": "t", "instruction": "a", "output": "b"},
+        "the row has two system messages",
+    ),
+    "a system message in either dialogue": (
+        {"system": "s", "prompt": "a", "chosen": chat("=t", "a", "b"), "rejected": chat("=t", "a", "c")},
+        "chosen has another system message than the row",
+    ),
+    "a rating without its score": (
+        {"prompt": "a", "responses": [{"content": "b", "attributes": {"helpfulness": {"Score": 3}}}]},
+        "helpfulness is {'Score': 3}; a number is needed, or an object with a score or a Rating",
+    ),
+    "a choice by yes": (
+        {"prompt": "a", "responses": ["b", "c"], "chosen": True},
+        "chosen is True; the index of a response is needed",
+    ),
+    "an unpaired surrogate": (
+        {"prompt": "a", "completion": "\ud800 hi"},
+        r"a text contains '\ud800', an unpaired surrogate",
+    ),
+    "a stranger": (
+        {"messages": [{"role": "narrator", "content": "a"}]},
+        "unknown role 'narrator'; known roles are: system,",
+    ),
+    "a masked assistant": ({"conversations": sharegpt("a", "b"), "mask": "Assistant"}, "mask is 'Assistant'"),
+    "answers in the prompt": (
+        {"prompt": chat("a", "b", "c"), "completion": "d"},
+        "the prompt contains assistant messages",
+    ),
+    "code for a list": (
+        {"messages": "__import__('os').getcwd()"},
+        "messages is \"__import__('os').getcwd()\"; a list is needed",
+    ),
+    "a tied verdict": (
+        {"input": "a", "output_A": "b", "output_B": "c", "parsed_result": {"x": {"preference": "same"}}},
+        "prefers neither",
+    ),
+    "answers without questions": ({"question_id": 1, "answer_id": 2, "text": "a"}, "no row is a question"),
+    "unranked replies": (
+        {"message_tree_id": 1, "prompt": {"text": "a", "role": "prompter", "replies": REPLIES[1:2]}},
+        "two ranked replies",
+    ),
+}
+
+
+@pytest.mark.parametrize("row, message", WRONG.values(), ids=WRONG.keys())
+def test_invalid_rows_are_rejected_with_their_place(lines, row, message):
+    with pytest.raises(InputError) as caught:
+        read(lines(row))
+    assert f"rows.jsonl: row 1: {message}" in str(caught.value) or message in str(caught.value).partition("row 1: ")[2]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"system": "s", "messages": chat("=s", "ask", "say")}, demonstration("=s", "ask", "say")),
+        ({"system": "s", "system_prompt": "s", "prompt": "ask", "output": "say"}, demonstration("=s", "ask", "say")),
+        ({"system": "", "messages": chat("=t", "ask", "say")}, demonstration("=t", "ask", "say")),
+        ({"system": "s", "chosen": chat("=s", "ask", "good"), "rejected": chat("=s", "ask", "bad")}, pair("=s", "ask")),
+        (
+            {
+                "messages": [
+                    *chat("ask"),
+                    {**chat("", "say")[1], "reasoning_content": "", "images": [], "thinking": None},
+                ]
+            },
+            demonstration("ask", "say"),
+        ),
+    ],
+)
+def test_repeated_or_empty_values_are_no_conflict(lines, row, expected):
+    (found,) = read(lines(row)).records
+    assert dataclasses.replace(found, metadata={}) == expected
