@@ -17,7 +17,7 @@ from align.evaluation.answers import write_lines
 from align.evaluation.task import Task
 from align.evaluation.tasks import pick_task
 from align.inference.settings import EngineSettings, SamplingSettings
-from align.rewards.settings import How, JudgeSettings
+from align.rewards.settings import Combination, JudgeSettings
 from align.stages.context import RunContext
 from align.stages.evaluate import Evaluate
 from align.stages.responses.evaluation import PolicyEngines, evaluate_tasks
@@ -37,7 +37,7 @@ class EvaluateSettings(Settings):
     engine: EngineSettings = Field(default=EngineSettings(), description="What runs the policy.")
     rows: RowOptions = Field(default=RowOptions(), description="How the rows are read.")
     judges: list[JudgeSettings] = Field(default_factory=list[JudgeSettings], description="Judges of a win rate.")
-    combine: How = Field(default="precedence", description="How several judges are combined.")
+    combine: Combination = Field(default="precedence", description="How several judges are combined.")
     max_length: int | None = Field(default=None, ge=2, description="Most tokens of a row whose likelihood is measured.")
     tasks_folder: str | None = Field(
         default=None, description="Folder of your own task files of lm-evaluation-harness."

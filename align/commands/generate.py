@@ -14,7 +14,7 @@ from align.content_hash import content_of
 from align.distributed.progress import Progress
 from align.errors import InputError
 from align.inference.settings import EngineSettings, SamplingSettings
-from align.rewards.settings import How, JudgeSettings
+from align.rewards.settings import Combination, JudgeSettings
 from align.stages.context import RunContext
 from align.stages.generate import Generate
 from align.stages.responses.settings import GROUPS_FILE
@@ -29,7 +29,7 @@ class GenerateSettings(Settings):
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="What runs the policies.")
     judges: list[JudgeSettings] = Field(default_factory=list[JudgeSettings], description="Who rates the responses.")
-    combine: How = Field(default="precedence", description="How several judges are combined.")
+    combine: Combination = Field(default="precedence", description="How several judges are combined.")
     groups: GroupSettings = Field(default=GroupSettings(), description="Which responses become a group to train on.")
     rows: RowOptions = Field(default=RowOptions(), description="How the prompts are read.")
 

@@ -17,7 +17,7 @@ from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
 from align.errors import InputError
 from align.models.settings import PolicySettings
-from align.rewards.judges import judge_of
+from align.rewards.judges import parse_judge
 from align.stages.base import Stage
 from align.stages.context import RunContext
 from align.stages.sources import SourceSettings
@@ -54,7 +54,7 @@ def settings_of(kind: type[S], judges: Sequence[str], overrides: Sequence[str]) 
     """Return the settings that a command line gives; a judge is `NAME key=value …`, with `weight` among the keys."""
     values = read_overrides(overrides, kind().model_dump(mode="json"))
     if judges:
-        values["judges"] = [judge_of(text) for text in judges]
+        values["judges"] = [parse_judge(text) for text in judges]
     return build(kind, values)
 
 

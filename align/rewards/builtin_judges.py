@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings
 from align.inference.settings import EngineSettings
-from align.sandbox.process import NUM_CORES, Limits
+from align.sandbox.process import Limits
 
 
 class BuiltinSettings(Settings):
@@ -75,8 +75,8 @@ class ExecutedTestsSettings(BuiltinSettings):
         default="share",
         description="Reward of a response: the share of tests that pass, or 1 if all pass and 0 otherwise.",
     )
-    num_workers: int = Field(
-        default=NUM_CORES, ge=1, description="Programs to run at a time. Default: the number of CPU cores."
+    num_workers: int | None = Field(
+        default=None, ge=1, description="Programs to run at a time. Default: the number of CPU cores."
     )
     limits: Limits = Field(default=Limits(), description="Resource limits of a program and all of its tests together.")
 
@@ -115,9 +115,10 @@ class LlmSettings(BuiltinSettings):
         return {**self.model_dump(mode="json"), "engine": self.engine.cache_key()}
 
 
-class JudgeSpec(Settings):
+class JudgeSpec(Settings, frozen=True):
     """Base class of the specification of one judge: subclasses add its name and settings, and what it needs."""
 
+    name: str
     weight: float = Field(
         default=1.0, description="Factor of this judge's reward in a weighted sum (combine: weights)."
     )

@@ -8,14 +8,14 @@ from typing import Any
 
 from align.config import build, read_overrides
 from align.errors import InputError
-from align.rewards.settings import How, JudgeSettings, each_once
+from align.rewards.settings import Combination, JudgeSettings, unique_judges
 from align.rewards.verdicts import GROUPS_AT_ONCE, Group, Judge, Verdict
 
 
-def judge_of(text: str) -> dict[str, Any]:
+def parse_judge(text: str) -> dict[str, Any]:
     """Return the settings of a judge that a command line gives as `NAME key=value …`; `weight` may be a key.
 
-    >>> judge_of("verifier reward=all weight=0.5")
+    >>> parse_judge("verifier reward=all weight=0.5")
     {'name': 'verifier', 'weight': 0.5, 'settings': {'reward': 'all'}}
     """
     try:
@@ -39,14 +39,14 @@ def load_judge(name: str, **settings: Any) -> Judge:  # noqa: ANN401 - validated
     return build(JudgeSettings, {"name": name, "settings": settings}, (f"judge {name}",)).make()
 
 
-def make_judge(judges: Sequence[JudgeSettings], *, how: How = "precedence") -> Judge:
+def make_judge(judges: Sequence[JudgeSettings], *, combine: Combination = "precedence") -> Judge:
     """Return the judge that the settings describe; several are combined into one."""
     if not judges:
         raise InputError("at least one judge is needed", ("judges",))
-    made = [(judge.name, judge.weight, judge.make()) for judge in each_once(list(judges))]
-    if len(made) == 1 and (how == "precedence" or made[0][1] == 1):
+    made = [(judge.name, judge.weight, judge.make()) for judge in unique_judges(list(judges))]
+    if len(made) == 1 and (combine == "precedence" or made[0][1] == 1):
         return made[0][2]
-    return Precedence({name: judge for name, _, judge in made}) if how == "precedence" else WeightedSum(made)
+    return Precedence({name: judge for name, _, judge in made}) if combine == "precedence" else WeightedSum(made)
 
 
 class Precedence:

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 
-from align.config import build, stable_hash
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import apply_template
 from align.data.token_groups import TokenGroup
@@ -18,18 +17,11 @@ from align.models.probe import choose_forward, tree_unsupported_reason
 from align.models.reward_model import load_rating, load_reward_model
 from align.models.reward_scoring import score_groups
 from align.models.settings import PolicySettings
-from align.models.weights import fingerprint
 from align.records import Comparison, Response
 from align.rewards.builtin_judges import RewardModelSettings
 from align.rewards.verdicts import GROUPS_AT_ONCE, Group, Verdict
 
 TOO_LONG, EMPTY = "too long", "the response is empty"  # first words of `why` where it abstains
-
-
-def reward_model_judge(path: str, *, precision: str = "fp32") -> RewardModelJudge:
-    """Return the reward model at `path`, a folder or Hub ID, as a judge; `precision` is that of matrix products."""
-    given = {"path": path, "precision": precision}
-    return RewardModelJudge(build(RewardModelSettings, given, ("judge reward_model",)))
 
 
 class RewardModelJudge:
@@ -41,17 +33,17 @@ class RewardModelJudge:
 
     def __init__(self, settings: RewardModelSettings) -> None:
         silence_transformers()
-        path, precision = settings.path, settings.precision
-        saved = load_rating(path)
-        if saved is None:
-            raise InputError(f"{path} is not a reward model (a sequence classifier); the stage reward_model trains one")
-        self.rating, self.precision = saved, precision
-        self.model, self.tokenizer = load_reward_model(PolicySettings(path=path))
-        template = apply_template(self.tokenizer)
+        rating = load_rating(settings.path)
+        if rating is None:
+            raise InputError(
+                f"{settings.path} is not a reward model (a sequence classifier); the stage reward_model trains one"
+            )
+        self.rating, self.precision = rating, settings.precision
+        self.model, self.tokenizer = load_reward_model(PolicySettings(path=settings.path))
+        apply_template(self.tokenizer)
         self.model.to(default_device())
         self.encoder = ChatEncoder(self.tokenizer)
         self.limit = max_positions(self.model.base.config)
-        self.identity = stable_hash([fingerprint(self.model), template, saved, precision])  # of what decides a verdict
         self.forwards: dict[bool, Literal["tree", "plain"]] = {}  # by whether a group is too long for the tree forward
 
     def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:

@@ -32,7 +32,7 @@ from align.rewards.builtin_judges import (
 from align.rewards.verdicts import Judge
 
 J = TypeVar("J", bound="list[JudgeSettings]")
-How = Literal["precedence", "weights"]
+Combination = Literal["precedence", "weights"]
 
 
 class CustomSpec(JudgeSpec):
@@ -127,7 +127,7 @@ class JudgeSettings(RootModel[AnySpec]):
         return import_dotted(self.root.maker, "judge")(self.root.settings)
 
 
-def each_once(judges: J) -> J:
+def unique_judges(judges: J) -> J:
     """Return the judges; raise where two have the same name."""
     names = [judge.name for judge in judges]
     if doubled := [name for name in names if names.count(name) > 1]:

@@ -21,7 +21,7 @@ from align.rewards.builtin_judges import ExecutedTestsSettings
 from align.rewards.code_extraction import Candidates, candidates
 from align.rewards.verdicts import Group, Judge, Verdict
 from align.sandbox import framing
-from align.sandbox.process import PROGRAM_WORKER, TESTS_WORKER, Limits, Sandbox
+from align.sandbox.process import NUM_CORES, PROGRAM_WORKER, TESTS_WORKER, Limits, Sandbox
 
 LIMITS = Limits()
 MAX_REPORT_BYTES = 4 << 20  # of the outcomes of all tests of a program
@@ -106,7 +106,7 @@ def executed_tests_judge(settings: ExecutedTestsSettings = ExecutedTestsSettings
 
     def judge(groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
         pairs = [(prompt, response) for prompt, responses in groups for response in responses]
-        verdicts = in_parallel(grade, pairs, num_workers=settings.num_workers)
+        verdicts = in_parallel(grade, pairs, num_workers=settings.num_workers or NUM_CORES)
         for _, responses in groups:
             yield tuple(next(verdicts) for _ in responses)
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from align.rewards.settings import How
+from align.rewards.settings import Combination
 from align.stages.base import GROUPS, SOURCE, Input, Stage
 from align.stages.context import RunContext, StepInputs
 from align.stages.estimates import Estimate, Planning, estimate_answers
@@ -22,7 +22,7 @@ class Score(Stage):
     stage: Literal["score"] = "score"
     data: str = Field(description="Name under `data`, or a step that makes groups.")
     judges: Judges = Field(min_length=1, description="Who rates the responses.")
-    combine: How = Field(
+    combine: Combination = Field(
         default="precedence", description="Several judges: the first that knows the prompt, or a weighted sum."
     )
     groups: GroupSettings = Field(default=GroupSettings(), description="Which responses become a group to train on.")

@@ -4,7 +4,7 @@ from align.config import build
 from align.errors import InputError
 from align.records import Message, Prompt
 from align.rewards.builtin_judges import JUDGES
-from align.rewards.judges import Precedence, WeightedSum, judge_of, make_judge
+from align.rewards.judges import Precedence, WeightedSum, make_judge, parse_judge
 from align.rewards.settings import JudgeSettings
 from align.rewards.verdicts import Verdict
 
@@ -78,7 +78,7 @@ def test_a_custom_judge_is_imported_by_dotted_path_and_gets_its_settings():
 
 def test_the_weight_of_a_single_judge_counts():
     own = JudgeSettings(name=f"{__name__}:by_length", weight=-1.0)
-    assert rewards(make_judge([own], how="weights"), [(prompt(), ["a", "bbb"])]) == [(-1, -3)]
+    assert rewards(make_judge([own], combine="weights"), [(prompt(), ["a", "bbb"])]) == [(-1, -3)]
 
 
 def test_judges_take_precedence_in_their_order():
@@ -179,7 +179,7 @@ def test_no_judge_and_a_judge_listed_twice_are_rejected(names, message):
 
 def test_an_open_quotation_in_a_judge_is_reported_in_one_line():
     with pytest.raises(InputError, match="No closing quotation"):
-        judge_of("verifier reward='both")
+        parse_judge("verifier reward='both")
 
 
 @pytest.mark.parametrize("weight", [0.0, float("nan"), float("inf")])
@@ -197,7 +197,7 @@ def test_a_weight_without_effect_is_rejected(weight):
     ],
 )
 def test_a_judge_is_parsed_from_one_line(text, settings):
-    assert judge_of(text) == settings
+    assert parse_judge(text) == settings
 
 
 def test_the_table_has_the_documented_judges():

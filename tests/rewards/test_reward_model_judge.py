@@ -3,13 +3,16 @@
 import pytest
 import torch
 
+from align.content_hash import content_of
 from align.data.tokenizer import train_tokenizer
 from align.errors import InputError
 from align.models.policy import load_policy, save_policy
 from align.models.reward_model import load_reward_model, save_reward_model, set_pad_token
 from align.models.settings import HeadSettings, PolicySettings
 from align.records import Message, Prompt
-from align.rewards.reward_model_judge import GROUPS_AT_ONCE, reward_model_judge
+from align.rewards.judges import load_judge
+from align.rewards.reward_model_judge import GROUPS_AT_ONCE
+from align.rewards.settings import JudgeSettings
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
@@ -51,7 +54,7 @@ GROUPS = [
 
 
 def test_verdicts_keep_the_order_of_groups_and_responses(folders):
-    judge = reward_model_judge(str(folders / "reward"))
+    judge = load_judge("reward_model", path=str(folders / "reward"))
     assert len(GROUPS) > GROUPS_AT_ONCE
     together = list(judge(GROUPS))
     assert [len(each) for each in together] == [len(texts) for _, texts in GROUPS]
@@ -66,7 +69,7 @@ def test_verdicts_keep_the_order_of_groups_and_responses(folders):
 
 
 def test_a_verdict_is_the_models_output_for_the_rendered_dialogue(folders):
-    judge = reward_model_judge(str(folders / "reward"))
+    judge = load_judge("reward_model", path=str(folders / "reward"))
     ((verdict,),) = judge([(prompt("hello"), ["well met"])])
     text = "<|im_start|>user\nhello<|im_end|><|im_start|>assistant\nwell met<|im_end|>"
     ids = judge.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
@@ -77,7 +80,7 @@ def test_a_verdict_is_the_models_output_for_the_rendered_dialogue(folders):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_verdict_is_bit_identical_in_any_batch(folders, precision):
-    judge = reward_model_judge(str(folders / "reward"), precision=precision)
+    judge = load_judge("reward_model", path=str(folders / "reward"), precision=precision)
     together = list(judge(GROUPS))
     for first in (1, 2, 5, 13, 40, 63):  # what a kill leaves to be judged
         assert list(judge(GROUPS[first:])) == together[first:]
@@ -93,15 +96,15 @@ def test_groups_longer_than_a_sliding_window_leave_the_others_unchanged(folders,
     set_pad_token(model, tokenizer, {1})
     save_reward_model(model, tokenizer, tmp_path / "windowed")
     groups = [(prompt("word " * (1 + number % 4)), [f"{number} a", f"{number} b"]) for number in range(12)]
-    judge = reward_model_judge(str(tmp_path / "windowed"))
+    judge = load_judge("reward_model", path=str(tmp_path / "windowed"))
     together = list(judge(groups))
     assert judge.forwards == {False: "tree", True: "plain"}
     for first in range(1, 12):
-        assert list(reward_model_judge(str(tmp_path / "windowed"))(groups[first:])) == together[first:]
+        assert list(load_judge("reward_model", path=str(tmp_path / "windowed"))(groups[first:])) == together[first:]
 
 
 def test_too_long_and_empty_responses_get_no_reward_but_a_reason(folders):
-    judge = reward_model_judge(str(folders / "reward"))
+    judge = load_judge("reward_model", path=str(folders / "reward"))
     groups = [
         (prompt("a"), ["b", "c" * 200]),
         (prompt("a"), ["b", " ", "d"]),
@@ -120,7 +123,7 @@ def test_too_long_and_empty_responses_get_no_reward_but_a_reason(folders):
 
 
 def test_only_the_needed_groups_are_computed(folders):
-    judge = reward_model_judge(str(folders / "reward"))
+    judge = load_judge("reward_model", path=str(folders / "reward"))
     list(judge(GROUPS[:1]))  # the first time the forward is compared with that of transformers
     seen = []
     judge.model.register_forward_hook(lambda module, args, output: seen.append(len(output)))
@@ -130,26 +133,32 @@ def test_only_the_needed_groups_are_computed(folders):
         assert sum(seen) == sum(len(texts) for _, texts in GROUPS[:number])
 
 
-def test_the_identity_depends_on_weights_template_and_aggregation(folders, tmp_path):
-    again = [reward_model_judge(str(folders / "reward")).identity for _ in range(2)]
+def test_the_content_of_a_reward_model_depends_on_its_aggregation(folders, tmp_path):
+    again = [content_of(str(folders / "reward")) for _ in range(2)]
     model, tokenizer = load_reward_model(PolicySettings(path=str(folders / "reward")), HeadSettings(weights=(1.0, 1.0)))
     save_reward_model(model, tokenizer, tmp_path / "other")
-    assert again[0] == again[1] != reward_model_judge(str(tmp_path / "other")).identity
+    assert again[0] == again[1] != content_of(str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("what", ["policy", "tokenizer"])
 def test_other_models_are_rejected_in_one_line(folders, what):
     with pytest.raises(InputError) as error:
-        reward_model_judge(str(folders / what))
+        load_judge("reward_model", path=str(folders / what))
     assert str(folders / what) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_bf16_gives_nearly_the_same_rewards(folders):
-    exact = [verdict.reward for of in reward_model_judge(str(folders / "reward"))(GROUPS) for verdict in of]
-    half = reward_model_judge(str(folders / "reward"), precision="bf16")
+    exact = [
+        verdict.reward for of in load_judge("reward_model", path=str(folders / "reward"))(GROUPS) for verdict in of
+    ]
+    half = load_judge("reward_model", path=str(folders / "reward"), precision="bf16")
     rounded = [verdict.reward for of in half(GROUPS) for verdict in of]
     assert rounded == pytest.approx(exact, abs=0.05)  # bf16 keeps eight bits, and rewards here are of the order of 1
     assert rounded != exact
-    assert half.identity != reward_model_judge(str(folders / "reward")).identity
+    keys = [
+        JudgeSettings(name="reward_model", settings={"path": "reward", "precision": precision}).cache_key()
+        for precision in ("fp32", "bf16")
+    ]
+    assert keys[0] != keys[1]
     with pytest.raises(InputError, match="precision: Input should be 'fp32' or 'bf16'"):
-        reward_model_judge(str(folders / "reward"), precision="bf61")
+        load_judge("reward_model", path=str(folders / "reward"), precision="bf61")

@@ -229,7 +229,7 @@ class _TaskInputs:
                 pass
 
     def judge(self) -> Judge:
-        return make_judge(self.settings.judges, how=self.settings.combine)
+        return make_judge(self.settings.judges, combine=self.settings.combine)
 
     def paired_responses(self) -> PairedResponses:
         left_out = Counter[str]()

@@ -12,7 +12,7 @@ from align.config import Settings
 from align.content_hash import STEP, code_of
 from align.inference.settings import EngineSettings, LocalSettings, SamplingSettings
 from align.rewards.judges import make_judge
-from align.rewards.settings import How, JudgeSettings, each_once
+from align.rewards.settings import Combination, JudgeSettings, unique_judges
 from align.rewards.verdicts import Judge
 from align.stages.base import POLICY, REWARD_MODEL, Input
 from align.stages.context import StepInputs
@@ -21,7 +21,7 @@ from align.synth.scored_groups import GroupSettings
 
 GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses
 
-Judges = Annotated[list[JudgeSettings], AfterValidator(each_once)]
+Judges = Annotated[list[JudgeSettings], AfterValidator(unique_judges)]
 
 
 class GenerationSettings(Settings):
@@ -39,7 +39,7 @@ class GenerationSettings(Settings):
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="What runs the policies.")
     judges: Judges = Field(description="Who rates the responses; without a judge they get no rewards.")
-    combine: How = Field(
+    combine: Combination = Field(
         default="precedence", description="Several judges: the first that knows the prompt, or a weighted sum."
     )
     groups: GroupSettings = Field(default=GroupSettings(), description="Which responses become a group to train on.")
@@ -67,7 +67,7 @@ class JudgingSettings(Protocol):
         ...
 
     @property
-    def combine(self) -> How:
+    def combine(self) -> Combination:
         """How several judges are combined."""
         ...
 
@@ -90,7 +90,7 @@ class Judging:
         """Load the judges, with the folders of the steps that they name."""
         judges = with_folders(settings.judges, inputs)
         keys = [{**judge.cache_key(), "content": judge_key([judge], inputs)} for judge in judges]
-        judge = make_judge(judges, how=settings.combine)
+        judge = make_judge(judges, combine=settings.combine)
         return cls(judge, settings.groups, {"judges": keys, "combine": settings.combine})
 
 

@@ -15,7 +15,7 @@ from align.evaluation.task import Row, Task
 from align.evaluation.tasks import IN_RECIPES, TASKS, pick_task
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.records import Comparison, Demonstration, Located
-from align.rewards.settings import How, JudgeSettings
+from align.rewards.settings import Combination, JudgeSettings
 from align.stages.sources import SourceSettings, prompts, streamed
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class TaskSettings(Settings):
         default=None, description="What runs the policy; this process, in `precision`, by default."
     )
     judges: list[JudgeSettings] = Field(default_factory=list[JudgeSettings], description="Judges of judged pairs.")
-    combine: How = Field(default="precedence", description="How several judges are combined.")
+    combine: Combination = Field(default="precedence", description="How several judges are combined.")
     responses: list[str] = Field(
         default_factory=list[str], description="Files of responses to grade in place of a policy's answers."
     )
