@@ -1,9 +1,8 @@
-"""The policy, its tree forward and its log-probabilities."""
+"""Policies and reward models: settings, loading, adapters, the tree forward and token log-probabilities."""
 
 import logging
 
-# peft imports bitsandbytes wherever that is installed, and on a CPU it advises kernels that no training here uses.
+# peft imports bitsandbytes where it is installed, which on a CPU suggests kernels that are not used here
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-# accelerate imports DeepSpeed wherever that is installed, which then says on stdout, where results go, that there is no
-# GPU; it sets its logger's level by itself.
+# accelerate imports DeepSpeed where it is installed, which reports a missing GPU on stdout and sets its logger's level
 logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())

@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.repocard_data import yaml_dump
 from huggingface_hub.utils import validate_repo_id
-from yaml import YAMLError
+from yaml import YAMLError, safe_dump
 
 from align.artifacts import write_text
 from align.models.settings import is_adapter
@@ -126,7 +125,7 @@ def _body(card: CardContent, *, license_of_base: str | None, adapters: bool) -> 
         lines += ["## Training", "", *_stage_table(card.stages), ""]
         for stage in card.stages:
             if stage.settings:
-                text = yaml_dump(dict(stage.settings), sort_keys=False).strip()
+                text = safe_dump(dict(stage.settings), sort_keys=False, allow_unicode=True).strip()
                 lines += [f"Settings of {_code(stage.name)}:", "", *_fence(text, "yaml"), ""]
     if card.datasets:
         lines += ["## Data", "", *(f"- {_code(_label(name))}" for name in _distinct(card.datasets)), ""]

@@ -12,9 +12,11 @@ from align.accounting.energy import EnergyMeter
 from align.accounting.settings import AccountingSettings
 from align.errors import InputError
 
-needs_codecarbon = pytest.mark.skipif(importlib.util.find_spec("codecarbon") is None, reason="codecarbon is not there")
+needs_codecarbon = pytest.mark.skipif(
+    importlib.util.find_spec("codecarbon") is None, reason="codecarbon is not installed"
+)
 
-CARELESS_USE = """
+CONCURRENT_USE = """
 import json, time
 from codecarbon import OfflineEmissionsTracker
 from align.accounting.energy import EnergyMeter
@@ -31,9 +33,9 @@ with EnergyMeter(AccountingSettings(country="FRA")) as meter:
         pass
     used = meter.reading - before
     peer.stop()
-told = peer.final_emissions_data
-energy = told.cpu_energy if used.measured else told.cpu_energy + told.ram_energy
-print(json.dumps([used.kwh, energy, used.co2_kg / used.kwh, told.emissions / told.energy_consumed]))
+peer_total = peer.final_emissions_data
+energy = peer_total.cpu_energy if used.measured else peer_total.cpu_energy + peer_total.ram_energy
+print(json.dumps([used.kwh, energy, used.co2_kg / used.kwh, peer_total.emissions / peer_total.energy_consumed]))
 """
 
 QUIET_USE = """
@@ -42,7 +44,7 @@ from align.accounting.energy import EnergyMeter
 from align.accounting.settings import AccountingSettings
 
 def refuse(*_):
-    raise AssertionError("the meter went to the network")
+    raise AssertionError("the meter used the network")
 
 socket.socket.connect = socket.getaddrinfo = refuse
 with EnergyMeter(AccountingSettings(country="FRA")) as meter:
@@ -55,7 +57,7 @@ TIMED_USE = """
 import json, time
 from align.accounting.settings import AccountingSettings
 
-began = time.process_time()  # CPU seconds of all threads: a busy machine does not count against the meter
+began = time.process_time()  # CPU seconds of all threads, so that load on the machine does not count
 from align.accounting.energy import EnergyMeter
 with EnergyMeter(AccountingSettings(country="FRA")) as meter:
     started = time.process_time() - began
@@ -76,16 +78,16 @@ def run(code, folder, **environment):
 
 
 @needs_codecarbon
-def test_the_meter_agrees_with_codecarbon_as_others_use_it(tmp_path):
-    done = run(CARELESS_USE, tmp_path)
+def test_the_meter_agrees_with_codecarbon(tmp_path):
+    done = run(CONCURRENT_USE, tmp_path)
     assert done.returncode == 0, done.stderr
     kwh, peer_kwh, kg_per_kwh, peer_kg_per_kwh = json.loads(done.stdout)
-    assert kwh == pytest.approx(peer_kwh, rel=0.2)  # they do not look at the load in the same moment
+    assert kwh == pytest.approx(peer_kwh, rel=0.2)  # they sample the load at different moments
     assert kg_per_kwh == pytest.approx(peer_kg_per_kwh)
 
 
 @needs_codecarbon
-def test_the_meter_is_quiet_and_leaves_nothing_behind_whatever_the_environment_wants(tmp_path):
+def test_the_meter_ignores_the_environment_and_leaves_no_output(tmp_path):
     wishes = {
         "EMISSIONS_ENDPOINT": "http://127.0.0.1:9",
         "PUE": "1e6",
@@ -98,7 +100,7 @@ def test_the_meter_is_quiet_and_leaves_nothing_behind_whatever_the_environment_w
 
 
 @needs_codecarbon
-def test_the_readings_of_the_parts_add_up_to_the_whole_and_say_whether_they_are_measured():
+def test_differences_of_readings_sum_to_the_total():
     readings = []
     with EnergyMeter(AccountingSettings(grid_g_per_kwh=250)) as meter:
         for _ in range(4):
@@ -114,7 +116,7 @@ def test_the_readings_of_the_parts_add_up_to_the_whole_and_say_whether_they_are_
 
 
 @needs_codecarbon
-def test_a_run_of_six_minutes_spends_under_three_per_cent_on_its_meter(tmp_path):
+def test_the_meter_takes_under_three_percent_of_a_six_minute_run(tmp_path):
     done = run(TIMED_USE, tmp_path)
     assert done.returncode == 0, done.stderr
     started, read, idle = json.loads(done.stdout)
@@ -123,7 +125,7 @@ def test_a_run_of_six_minutes_spends_under_three_per_cent_on_its_meter(tmp_path)
 
 
 @needs_codecarbon
-def test_without_a_country_co2_is_not_known_and_a_wrong_one_is_refused():
+def test_co2_is_unknown_without_a_country_and_a_wrong_one_is_rejected():
     with EnergyMeter(AccountingSettings()) as meter:
         pass
     assert (meter.reading.co2_kg, "no" in meter.reading.source) == (None, True)
@@ -135,7 +137,7 @@ def test_without_a_country_co2_is_not_known_and_a_wrong_one_is_refused():
         pass
 
 
-def test_without_codecarbon_nothing_is_made_up(monkeypatch):
+def test_without_codecarbon_energy_is_unknown(monkeypatch):
     monkeypatch.setitem(sys.modules, "codecarbon", None)
     with EnergyMeter(AccountingSettings(country="FRA", grid_g_per_kwh=50)) as meter:
         used = meter.reading - meter.reading
@@ -144,7 +146,7 @@ def test_without_codecarbon_nothing_is_made_up(monkeypatch):
     assert meter.reading == used
 
 
-def test_gpus_that_are_not_there_are_not_measured():
+def test_missing_gpus_are_not_measured():
     with EnergyMeter(AccountingSettings(), gpus=["00000000-0000-0000-0000-000000000000"]) as meter:
         pass
     assert meter.reading.kwh is None
@@ -153,7 +155,7 @@ def test_gpus_that_are_not_there_are_not_measured():
 
 
 @pytest.mark.gpu
-def test_a_gpus_counter_is_near_its_power_over_time():
+def test_a_gpus_energy_is_its_power_over_time():
     torch = pytest.importorskip("torch")
     nvml = pytest.importorskip("pynvml")
     if not torch.cuda.is_available():

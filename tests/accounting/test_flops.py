@@ -40,7 +40,7 @@ def causal_model(config):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_weights_counted_are_the_matrices_that_torch_has(name):
+def test_num_weights_equals_the_models_matrices(name):
     model, counted = causal_model(CONFIGS[name]), decoder_from_config(CONFIGS[name].to_dict())
     embedded = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     matrices = [weight for weight in model.parameters() if weight.ndim == 2 and id(weight) not in embedded]
@@ -50,7 +50,7 @@ def test_the_weights_counted_are_the_matrices_that_torch_has(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_operations_counted_are_those_that_torch_counts(name):
+def test_flops_equal_torchs_flop_counter(name):
     model, counted = causal_model(CONFIGS[name]), decoder_from_config(CONFIGS[name].to_dict())
     tokens = torch.randint(131, (2, 29))
     with FlopCounterMode(display=False) as forward:
@@ -62,7 +62,7 @@ def test_the_operations_counted_are_those_that_torch_counts(name):
     assert forward.get_total_flops() + backward.get_total_flops() == training_flops(counted, work)
 
 
-def test_only_what_is_attended_and_reaches_the_head_is_counted():
+def test_flops_are_linear_in_tokens_pairs_and_targets():
     model = decoder_from_config(CONFIGS["llama"].to_dict())
     nothing = forward_flops(model, Work(0, 0, 0))
     token, pair, target = (forward_flops(model, Work(*unit)) for unit in [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
@@ -70,7 +70,7 @@ def test_only_what_is_attended_and_reaches_the_head_is_counted():
     assert forward_flops(model, Work(5, 7, 3)) == 5 * token + 7 * pair + 3 * target
 
 
-def test_large_models_come_out_near_their_names():
+def test_published_models_have_their_published_size():
     llama = transformers.LlamaConfig(num_key_value_heads=8, vocab_size=128256, intermediate_size=14336)
     assert decoder_from_config(llama.to_dict()).num_weights == pytest.approx(8.03e9, rel=1e-3)
     assert decoder_from_config(transformers.GPT2Config().to_dict()).num_weights == pytest.approx(124.4e6, rel=0.01)
@@ -84,7 +84,7 @@ WRONG_CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize(("config", "said"), WRONG_CONFIGS)
-def test_a_model_whose_cost_is_not_known_is_refused(config, said):
-    with pytest.raises(InputError, match=said):
+@pytest.mark.parametrize(("config", "message"), WRONG_CONFIGS)
+def test_unsupported_models_are_rejected(config, message):
+    with pytest.raises(InputError, match=message):
         decoder_from_config(config)

@@ -1,4 +1,4 @@
-"""The memory that a training step is told to take is that of the tensors that PyTorch makes for it."""
+"""The memory formula against the tensors that PyTorch allocates."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,8 +31,8 @@ def causal_model(config):
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
-def kept_bytes(model, micro):
-    """Bytes that autograd keeps of the forward pass of one sequence, each storage once, weights left out."""
+def stored_bytes(model, micro):
+    """Return the bytes that autograd stores for one sequence, each storage once, without weights."""
     policy = Policy(model).train()
     if micro.checkpointing:
         policy.base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -53,7 +53,7 @@ def kept_bytes(model, micro):
     return sum(tensor.untyped_storage().nbytes() for where, tensor in kept.items() if where not in weights)
 
 
-KEPT = [  # the share of what is kept that the formula may miss
+STORED = [  # with the relative tolerance of the formula
     (LLAMA, {}, 0.03),
     (LLAMA, {"tree": False}, 0.03),
     (LLAMA, {"targets": 16}, 0.03),
@@ -64,45 +64,45 @@ KEPT = [  # the share of what is kept that the formula may miss
 ]
 
 
-@pytest.mark.parametrize(("config", "how", "tolerance"), KEPT)
-def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(config, how, tolerance):
+@pytest.mark.parametrize(("config", "how", "tolerance"), STORED)
+def test_activation_bytes_equal_what_autograd_stores(config, how, tolerance):
     micro = MicroBatch(**({"tokens": TOKENS, "targets": TOKENS - 1} | how))
-    told = activation_bytes(decoder_from_config(config.to_dict()), micro)
-    assert told == pytest.approx(kept_bytes(causal_model(config), micro), rel=tolerance)
+    estimate = activation_bytes(decoder_from_config(config.to_dict()), micro)
+    assert estimate == pytest.approx(stored_bytes(causal_model(config), micro), rel=tolerance)
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_under_adapters_less_is_kept(half):
+def test_adapters_store_fewer_activations(half):
     lora = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
     micro = MicroBatch(tokens=TOKENS, targets=TOKENS - 1, bf16=half)
     model = get_peft_model(causal_model(LLAMA), lora)
-    told = activation_bytes(decoder_from_config(LLAMA.to_dict()), micro, frozen=True)
-    assert told == pytest.approx(kept_bytes(model, micro), rel=0.05)
-    assert told < activation_bytes(decoder_from_config(LLAMA.to_dict()), micro)
+    estimate = activation_bytes(decoder_from_config(LLAMA.to_dict()), micro, frozen=True)
+    assert estimate == pytest.approx(stored_bytes(model, micro), rel=0.05)
+    assert estimate < activation_bytes(decoder_from_config(LLAMA.to_dict()), micro)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     assert adapter_weights(decoder_from_config(LLAMA.to_dict()), 2) == trained
 
 
-def test_checkpoints_keep_each_layers_input_and_one_layer_more():
+def test_checkpointing_stores_layer_inputs_and_one_layer():
     model = decoder_from_config(LLAMA.to_dict())
     micro = MicroBatch(tokens=TOKENS, targets=TOKENS - 1, checkpointing=True)
-    inputs = kept_bytes(causal_model(LLAMA), micro)  # what lies there before a layer is run again
+    inputs = stored_bytes(causal_model(LLAMA), micro)  # stored before a layer is recomputed
     whole = activation_bytes(model, replace(micro, checkpointing=False))
     per_layer = (whole - activation_bytes(replace(model, layers=1), replace(micro, checkpointing=False))) / 2
     assert activation_bytes(model, micro) == pytest.approx(inputs + per_layer, rel=0.05)
 
 
-def test_weights_gradients_and_moments_are_what_their_tensors_take():
+def test_weights_gradients_and_moments_equal_their_tensors():
     model = causal_model(LLAMA)
     optimizer = torch.optim.AdamW(model.parameters())
     model(input_ids=torch.randint(131, (1, 8))).logits.sum().backward()
     optimizer.step()
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
-    told = training_memory(decoder_from_config(LLAMA.to_dict()), MicroBatch(tokens=8), tile=4)
-    assert told.weights == sum(weight.nbytes for weight in matrices)
-    assert told.gradients == sum(weight.grad.nbytes for weight in matrices)
+    estimate = training_memory(decoder_from_config(LLAMA.to_dict()), MicroBatch(tokens=8), tile=4)
+    assert estimate.weights == sum(weight.nbytes for weight in matrices)
+    assert estimate.gradients == sum(weight.grad.nbytes for weight in matrices)
     moments = [optimizer.state[weight][key] for weight in matrices for key in ("exp_avg", "exp_avg_sq")]
-    assert told.moments == sum(moment.nbytes for moment in moments)
+    assert estimate.moments == sum(moment.nbytes for moment in moments)
 
 
 LARGE = Decoder(hidden=1000, layers=10, query_width=1000, kv_width=500, intermediate=4000, vocab=2000, tied=False)
@@ -110,29 +110,31 @@ SMALL_BATCH = MicroBatch(tokens=1, targets=1)
 SIZE = 4 * LARGE.num_weights
 
 
-def share_of(stage, **how):
-    """Memory over the weights' bytes; the activations of one token are next to nothing."""
-    ways = Sharding(stage=stage, **({"processes": 8, "bucket": 10**6, "reuse": 0, "prefetch": 0} | how))
-    return sum(training_memory(LARGE, SMALL_BATCH, tile=1, sharding=ways)) / SIZE
+def relative_memory(stage, **how):
+    """Return memory as a multiple of the weights' bytes; the activations of one token are negligible."""
+    sharding = Sharding(stage=stage, **({"processes": 8, "bucket": 10**6, "reuse": 0, "prefetch": 0} | how))
+    return sum(training_memory(LARGE, SMALL_BATCH, tile=1, sharding=sharding)) / SIZE
 
 
-def test_each_stage_shares_out_more():
-    """As in Rajbhandari et al. 2020, fig. 1, with 4 bytes of each weight, gradient and moment."""
+def test_memory_of_each_zero_stage():
+    """Rajbhandari et al. 2020, fig. 1, with 4 bytes for each weight, gradient and moment."""
     head, bucket = LARGE.vocab * LARGE.hidden * 4 / SIZE, 4e6 / SIZE
-    in_use = 2 * 2 * LARGE.num_linear / LARGE.layers * 4 / SIZE  # two layers, and where they arrive
-    assert share_of(0, processes=1) == pytest.approx(4 + head, rel=0.01)
-    assert share_of(0) == pytest.approx(5 + head, rel=0.01)  # DDP's buckets are a second gradient
-    assert share_of(1) == pytest.approx(1 + 1 / 8 + 2 / 8 + 1 + head, rel=0.01)  # a share of the weights twice
-    assert share_of(2) == share_of(1)  # which are reduced once, and whole until then
-    assert share_of(2, reduce="each") == pytest.approx(1 + 1 / 8 + 2 / 8 + 1 / 8 + head, rel=0.02)
-    assert share_of(3) == pytest.approx(2 / 8 + in_use + 2 / 8 + 1 / 8 + 1 + bucket + head, rel=0.01)
-    assert share_of(3, reduce="each") == pytest.approx(2 / 8 + in_use + 2 / 8 + 1 / 8 + bucket + head, rel=0.02)
+    in_use = 2 * 2 * LARGE.num_linear / LARGE.layers * 4 / SIZE  # two layers, and their receive buffers
+    assert relative_memory(0, processes=1) == pytest.approx(4 + head, rel=0.01)
+    assert relative_memory(0) == pytest.approx(5 + head, rel=0.01)  # DDP's buckets are a second gradient
+    assert relative_memory(1) == pytest.approx(
+        1 + 1 / 8 + 2 / 8 + 1 + head, rel=0.01
+    )  # the shard of the weights has a copy
+    assert relative_memory(2) == relative_memory(1)  # gradients are reduced once and not sharded until then
+    assert relative_memory(2, reduce="each") == pytest.approx(1 + 1 / 8 + 2 / 8 + 1 / 8 + head, rel=0.02)
+    assert relative_memory(3) == pytest.approx(2 / 8 + in_use + 2 / 8 + 1 / 8 + 1 + bucket + head, rel=0.01)
+    assert relative_memory(3, reduce="each") == pytest.approx(2 / 8 + in_use + 2 / 8 + 1 / 8 + bucket + head, rel=0.02)
 
 
-# What two processes under DeepSpeed 0.19.8 and gloo took above what they held before their model was there, in MiB at
-# the peak of a step of two micro-batches of 32 tokens; of it 87 are DeepSpeed's, gloo's and the libraries' own.
+# Peak memory in MiB of two processes with DeepSpeed 0.19.8 and gloo in a step of two micro-batches of 32 tokens, above
+# that before the model was created; 87 MiB are those of DeepSpeed, gloo and other libraries.
 MODEL = Decoder(hidden=512, layers=8, query_width=512, kv_width=512, intermediate=1024, vocab=8192)
-TAKEN = [
+MEASURED = [
     (1, "once", {}, 522),
     (2, "once", {}, 522),
     (2, "each", {}, 566),
@@ -142,38 +144,38 @@ TAKEN = [
 ]
 
 
-@pytest.mark.parametrize(("stage", "when", "how", "taken"), TAKEN)
-def test_the_memory_by_formula_is_what_deepspeed_took(stage, when, how, taken):
-    ways = Sharding(stage=stage, processes=2, reduce=when, **how)
-    told = sum(training_memory(MODEL, MicroBatch(tokens=32), tile=32 * MODEL.vocab, sharding=ways)) / 2**20
-    assert told + 87 == pytest.approx(taken, rel=0.05)
+@pytest.mark.parametrize(("stage", "when", "how", "taken"), MEASURED)
+def test_the_formula_equals_the_memory_that_deepspeed_took(stage, when, how, taken):
+    sharding = Sharding(stage=stage, processes=2, reduce=when, **how)
+    estimate = sum(training_memory(MODEL, MicroBatch(tokens=32), tile=32 * MODEL.vocab, sharding=sharding)) / 2**20
+    assert estimate + 87 == pytest.approx(taken, rel=0.05)
 
 
-def test_fsdp2_trains_its_share_of_the_weights_itself():
-    in_use = 2 * 2 * LARGE.num_linear / LARGE.layers * 4 / SIZE  # two layers, and where they arrive
+def test_fsdp2_makes_no_copy_of_its_shard():
+    in_use = 2 * 2 * LARGE.num_linear / LARGE.layers * 4 / SIZE  # two layers, and their receive buffers
     head = LARGE.vocab * LARGE.hidden * 4 / SIZE
-    told = share_of(3, reduce="each", bucket=0, fp32_copy=False)
-    assert told == pytest.approx(1 / 8 + in_use + 2 / 8 + 1 / 8 + head, rel=0.02)
+    estimate = relative_memory(3, reduce="each", bucket=0, fp32_copy=False)
+    assert estimate == pytest.approx(1 / 8 + in_use + 2 / 8 + 1 / 8 + head, rel=0.02)
 
 
-def test_a_bucket_takes_what_is_written_to_it_and_on_a_gpu_all_of_it():
+def test_buckets_take_only_written_memory_on_cpu_and_all_on_gpu():
     whole = {"bucket": 10**9}
-    assert share_of(1, **whole) == pytest.approx(1 + 1 / 8 + 2 / 8 + 1 + 1, rel=0.01)
-    gpu = share_of(1, **whole, cpu=False) - share_of(1, **whole)
+    assert relative_memory(1, **whole) == pytest.approx(1 + 1 / 8 + 2 / 8 + 1 + 1, rel=0.01)
+    gpu = relative_memory(1, **whole, cpu=False) - relative_memory(1, **whole)
     assert gpu == pytest.approx((4e9 - SIZE) / SIZE, rel=0.01)
 
 
-def test_zero3_with_room_enough_keeps_all_weights_gathered():
-    assert share_of(3, reuse=10**9) == pytest.approx(share_of(3) + 1 - 2 / LARGE.layers, rel=0.02)
+def test_zero3_with_a_large_reuse_distance_keeps_all_weights_gathered():
+    assert relative_memory(3, reuse=10**9) == pytest.approx(relative_memory(3) + 1 - 2 / LARGE.layers, rel=0.02)
 
 
-def test_a_step_of_one_micro_batch_has_no_gradients_when_its_backward_pass_begins():
+def test_a_single_micro_batch_starts_backward_without_gradients():
     micro = MicroBatch(tokens=4000)
     several, alone = (training_memory(LARGE, replace(micro, only=each), tile=1) for each in (False, True))
     assert several._replace(gradients=0) == alone
 
 
-def test_weights_in_four_bits_take_an_eighth_and_their_scales():
+def test_quantized_weights_take_an_eighth_plus_scales():
     trained = adapter_weights(LARGE, 8)
     plain, quantized = (
         training_memory(LARGE, SMALL_BATCH, tile=1, trained=trained, quantized=each) for each in (False, True)

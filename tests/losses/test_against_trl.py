@@ -1,4 +1,4 @@
-"""The label losses against the losses that TRL's own DPOTrainer computes on the same tiny models and rows."""
+"""Losses against those that TRL's DPOTrainer computes for the same tiny models and rows."""
 
 import importlib
 import math
@@ -13,7 +13,7 @@ from align.losses.table import preference_loss
 
 pytestmark = [
     pytest.mark.slow,
-    # TRL itself uses a name that transformers is about to drop
+    # TRL uses a name that transformers has deprecated
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
 ]
 
@@ -25,8 +25,8 @@ ROWS = [
     {"prompt": "b p", "chosen": " a b j", "rejected": " c c c"},
 ]
 
-# TRL's name, what it is told, our name, what that is told. `aot_unpaired` sorts a batch before it compares, so for one
-# row it is cDPO; `exo_pair` is the forward KL to the smoothed label, so to rewards whose gap has a sigmoid of 0.8.
+# TRL's name and settings, our name and settings. `aot_unpaired` sorts a batch before it compares, so for one row it is
+# cDPO; `exo_pair` is the forward KL to the smoothed label, so to rewards whose gap has a sigmoid of 0.8.
 SAME = [
     ("sigmoid", {"beta": 0.3}, "dpo", {"beta": 0.3}),
     ("sigmoid_norm", {"beta": 2.0}, "dpo_norm", {"beta": 2.0}),
@@ -62,7 +62,7 @@ def word_tokenizer():
 
 
 def response_logp(model, prompt, response):
-    """Log-probability of a response and its end, one plain forward over the unpadded row."""
+    """Return the log-probability of a response with its end token, from one forward over the unpadded row."""
     prompt_ids = [WORDS.index(word) for word in prompt.split()]
     response_ids = [WORDS.index(word) for word in [*response.split(), "<eos>"]]
     logps_TV = model(torch.tensor([prompt_ids + response_ids])).logits[0].log_softmax(dim=-1)
@@ -74,9 +74,9 @@ def row_logps(model, row):
 
 
 @pytest.mark.parametrize(("trl_name", "trl_settings", "name", "settings"), SAME)
-def test_loss_and_gradient_are_those_of_trl(trl_name, trl_settings, name, settings, tmp_path, monkeypatch):
-    monkeypatch.setenv("CI", "1")  # TRL's trainers report their use over the network, but not from tests
-    trl = importlib.import_module("trl")  # takes seconds, so not when tests are only collected
+def test_losses_and_gradients_equal_trls(trl_name, trl_settings, name, settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("CI", "1")  # otherwise TRL's trainers send usage reports over the network
+    trl = importlib.import_module("trl")  # takes seconds, so not during collection
     ours, reference = tiny_llama(1), tiny_llama(2)
     policy = tiny_llama(1)
     config = trl.DPOConfig(
@@ -90,7 +90,7 @@ def test_loss_and_gradient_are_those_of_trl(trl_name, trl_settings, name, settin
         processing_class=word_tokenizer(),
     )
     loss = preference_loss(name, **settings)
-    leads = []
+    margins = []
     for row, tokens in zip(ROWS, trainer.train_dataset, strict=True):
         trl_loss = trainer.compute_loss(policy, trainer.data_collator([tokens]))
         lengths_BK = torch.tensor([[len(row[side].split()) + 1 for side in ("chosen", "rejected")]])
@@ -100,5 +100,5 @@ def test_loss_and_gradient_are_those_of_trl(trl_name, trl_settings, name, settin
         gradients = torch.autograd.grad(loss_B.sum(), list(ours.parameters()))
         trl_gradients = torch.autograd.grad(trl_loss, list(policy.parameters()))
         torch.testing.assert_close(gradients, trl_gradients, rtol=1e-4, atol=1e-5)
-        leads.append((policy_BK - reference_BK).diff().item())
-    assert min(leads) < -1 < 1 < max(leads)  # both signs of the lead were seen
+        margins.append((policy_BK - reference_BK).diff().item())
+    assert min(margins) < -1 < 1 < max(margins)  # margins of both signs occurred

@@ -1,4 +1,4 @@
-"""Every member of the family against pure-Python arithmetic, its symmetries, and its limits."""
+"""Preference losses against pure-Python arithmetic, their symmetries and their limits."""
 
 import math
 from itertools import combinations
@@ -35,8 +35,8 @@ def shares(values_K):
     return [weight / sum(weights_K) for weight in weights_K]
 
 
-# loss of two responses, from a = lead in implicit reward of the better and b = its lead in target reward
-OF_TWO = {
+# Loss of two responses, from a = margin in implicit reward and b = margin in target reward
+PAIRWISE = {
     "dpo": lambda a, b: softplus(-a),
     "dpo_norm": lambda a, b: softplus(-a),
     "cdpo": lambda a, b: 0.9 * softplus(-a) + 0.1 * softplus(a),
@@ -49,8 +49,8 @@ OF_TWO = {
     "rpo_sq": lambda a, b: (a - b) ** 2,
 }
 
-# loss of any number of responses at once, from their implicit and target rewards
-OF_MANY = {
+# Loss of any number of responses, from their implicit and target rewards
+LISTWISE = {
     "dpo": lambda a_K, b_K: -math.log(shares(a_K)[b_K.index(max(b_K))]),
     "dpo_norm": lambda a_K, b_K: -math.log(shares(a_K)[b_K.index(max(b_K))]),
     "rpo_bwd_kl": lambda a_K, b_K: categorical_kl(shares(b_K), shares(a_K)),
@@ -60,8 +60,8 @@ OF_MANY = {
     ),
 }
 
-EVERY_FORM = [(name, pairs) for name in LOSSES for pairs in PAIRS if pairs != "none" or name in OF_MANY]
-KWISE = sorted(OF_MANY)
+EVERY_FORM = [(name, pairs) for name in LOSSES for pairs in PAIRS if pairs != "none" or name in LISTWISE]
+NAMES_LISTWISE = sorted(LISTWISE)
 LABEL = ["dpo", "dpo_norm", "cdpo", "robust", "ipo", "hinge", "simpo"]
 BETA = {"dpo_norm": 5.0, "simpo": 2.0, "rpo_bwd_kl": 0.2, "rpo_fwd_kl": 0.2, "rpo_sq": 0.2}
 
@@ -72,22 +72,24 @@ def mean(values):
 
 
 def python_loss(name, pairs, group):
-    """The same loss for one group of Python numbers, by enumeration."""
+    """Compute the loss of one group of Python numbers by enumeration."""
     a_K = []
     for policy, reference, length in zip(group["policy"], group["reference"], group["length"], strict=True):
         gain = policy if name == "simpo" else policy - reference
         a_K.append(BETA.get(name, 0.1) * (gain / length if name in ("simpo", "dpo_norm") else gain))
     b_K = group["reward"]
     if pairs == "none":
-        return OF_MANY[name](a_K, b_K)
+        return LISTWISE[name](a_K, b_K)
     ranked = sorted(range(len(b_K)), key=lambda k: -b_K[k])
     chosen = list(combinations(ranked, 2)) if pairs == "all" else [(ranked[0], ranked[-1])]
-    scored = [OF_TWO[name](a_K[i] - a_K[j], b_K[i] - b_K[j]) for i, j in chosen if name not in LABEL or b_K[i] > b_K[j]]
+    scored = [
+        PAIRWISE[name](a_K[i] - a_K[j], b_K[i] - b_K[j]) for i, j in chosen if name not in LABEL or b_K[i] > b_K[j]
+    ]
     return mean(scored) if scored else 0.0
 
 
 def random_groups(num_groups, num_responses, *, seed=0, dtype=torch.float64):
-    """Log-probabilities, rewards without ties and lengths of that many groups."""
+    """Return log-probabilities, rewards without ties, and lengths of random groups."""
     generator = torch.Generator().manual_seed(seed)
     shape = (num_groups, num_responses)
     lengths_BK = torch.randint(1, 9, shape, generator=generator)
@@ -110,14 +112,14 @@ def value_and_gradient(loss, groups, mask_BK=None):
     return loss_B.detach(), torch.autograd.grad(loss_B.sum(), policy_BK)[0]
 
 
-def test_every_loss_has_a_closed_form_here_and_a_label_or_a_reward():
-    assert set(OF_TWO) == set(LOSSES)
-    assert {name for name in LOSSES if LOSSES[name].pairs == "none"} == set(OF_MANY)
+def test_every_loss_has_a_closed_form_in_this_file():
+    assert set(PAIRWISE) == set(LOSSES)
+    assert {name for name in LOSSES if LOSSES[name].pairs == "none"} == set(LISTWISE)
 
 
 @pytest.mark.parametrize("num_responses", [2, 3, 5])
 @pytest.mark.parametrize(("name", "pairs"), EVERY_FORM)
-def test_a_loss_is_what_enumeration_in_python_gives(name, pairs, num_responses):
+def test_losses_equal_an_enumeration_in_python(name, pairs, num_responses):
     groups = random_groups(7, num_responses)
     expected_B = [python_loss(name, pairs, group) for group in as_python(groups)]
     loss_B = preference_loss(name, pairs=pairs)(*groups)
@@ -125,7 +127,7 @@ def test_a_loss_is_what_enumeration_in_python_gives(name, pairs, num_responses):
 
 
 @pytest.mark.parametrize(("name", "pairs"), EVERY_FORM)
-def test_ties_count_for_reward_losses_and_not_for_label_losses(name, pairs):
+def test_ties_count_for_reward_losses_only(name, pairs):
     policy_BK, reference_BK, _, lengths_BK = random_groups(3, 4)
     rewards_BK = torch.tensor([[2.0, 1, 2, 1], [0, 1, 1, 1], [0, 0, 1, 2]], dtype=torch.float64)
     groups = (policy_BK, reference_BK, rewards_BK, lengths_BK)
@@ -135,7 +137,7 @@ def test_ties_count_for_reward_losses_and_not_for_label_losses(name, pairs):
 
 @pytest.mark.parametrize("num_responses", [2, 4])
 @pytest.mark.parametrize(("name", "pairs"), EVERY_FORM)
-def test_the_gradient_is_the_slope_of_the_loss(name, pairs, num_responses):
+def test_gradients_equal_finite_differences(name, pairs, num_responses):
     policy_BK, *rest = random_groups(3, num_responses, seed=1)
     mask_BK = torch.ones_like(policy_BK, dtype=torch.bool)
     mask_BK[0, -1] = False
@@ -171,9 +173,9 @@ def logit(share):
     return math.log(share / (1 - share))
 
 
-# a member in a limit of its settings, and the member that it then is
+# A loss at a limit of its settings, and the loss that it equals there
 LIMITS = {
-    "rpo_bwd_kl with endless rewards is dpo": (("rpo_bwd_kl", {"eta": 1e6, "beta": 0.1}), ("dpo", {})),
+    "rpo_bwd_kl with infinite eta is dpo": (("rpo_bwd_kl", {"eta": 1e6, "beta": 0.1}), ("dpo", {})),
     "cdpo without smoothing is dpo": (("cdpo", {"label_smoothing": 0}), ("dpo", {"pairs": "all"})),
     "robust without smoothing is dpo": (("robust", {"label_smoothing": 0}), ("dpo", {"pairs": "all"})),
     "dpo_norm not per token is dpo": (("dpo_norm", {"per_token": False, "beta": 0.1}), ("dpo", {})),
@@ -187,7 +189,7 @@ LIMITS = {
 
 @pytest.mark.parametrize("num_responses", [2, 3, 5])
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_limit_of_one_loss_is_another(limit, num_responses):
+def test_limits_of_losses_are_other_losses(limit, num_responses):
     (name, settings), (other, other_settings) = LIMITS[limit]
     groups = random_groups(5, num_responses)
     found = value_and_gradient(preference_loss(name, **settings), groups)
@@ -225,7 +227,7 @@ def test_the_squared_loss_has_the_gradient_of_leave_one_out_reinforce(num_respon
     torch.testing.assert_close(gradient_BK, -4 / num_responses * (regret_BK - others_BK))
 
 
-@pytest.mark.parametrize("name", KWISE)
+@pytest.mark.parametrize("name", NAMES_LISTWISE)
 def test_a_group_of_two_is_its_only_pair(name):
     groups = random_groups(9, 2)
     groups[2][0] = 1.0  # a tie
@@ -234,7 +236,7 @@ def test_a_group_of_two_is_its_only_pair(name):
         torch.testing.assert_close(value_and_gradient(preference_loss(name, pairs=pairs), groups), expected)
 
 
-# beta, eta, gap of log-ratios, gap of rewards, and the values of five losses that were worked out by hand
+# beta, eta, gap of log-ratios, gap of rewards, and hand-computed values of five losses
 CHECKED = [
     (0.2, 1, 0, 1, 0.693147, 6.25, 1, 0.110944, 0.120115),
     (0.2, 1, 5, 1, 0.313262, 6.25, 0, 0, 0),
@@ -249,7 +251,7 @@ CHECKED_NAMES = ("dpo", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")
 
 
 def one_group(log_ratios_K, rewards_K):
-    """A group whose log-probabilities differ from the reference's by `log_ratios_K`."""
+    """Return a group whose log-probabilities differ from the reference's by `log_ratios_K`."""
     ratios_BK = torch.tensor([log_ratios_K], dtype=torch.float64)
     reference_BK = torch.full_like(ratios_BK, -40)
     rewards_BK = torch.tensor([rewards_K], dtype=torch.float64)
@@ -258,11 +260,11 @@ def one_group(log_ratios_K, rewards_K):
 
 @pytest.mark.parametrize("row", range(len(CHECKED)))
 @pytest.mark.parametrize("column", range(5))
-def test_pairs_have_the_values_and_slopes_that_were_checked_by_hand(row, column):
+def test_pairs_have_the_published_values_and_slopes(row, column):
     beta, eta, ratio_gap, reward_gap, *values = CHECKED[row]
     name = CHECKED_NAMES[column]
     loss = preference_loss(name, beta=beta, **({"eta": eta} if LOSSES[name].uses_rewards else {}))
-    # the hand-worked label losses prefer the first response whatever the rewards say
+    # the hand-computed label losses prefer the first response regardless of the rewards
     loss_B, gradient_BK = value_and_gradient(
         loss, one_group([ratio_gap, 0], [reward_gap if loss.uses_rewards else 1, 0])
     )
@@ -280,9 +282,7 @@ def test_pairs_have_the_values_and_slopes_that_were_checked_by_hand(row, column)
         (0.2, 1, [5, 0], [1, 0], 0, [0, 0]),
     ],
 )
-def test_groups_have_the_values_and_slopes_that_were_checked_by_hand(
-    beta, eta, log_ratios_K, rewards_K, value, slopes_K
-):
+def test_groups_have_hand_computed_values_and_slopes(beta, eta, log_ratios_K, rewards_K, value, slopes_K):
     loss = preference_loss("rpo_bwd_kl", beta=beta, eta=eta)
     loss_B, gradient_BK = value_and_gradient(loss, one_group(log_ratios_K, rewards_K))
     assert loss_B.item() == pytest.approx(value, abs=6e-8)
@@ -295,7 +295,7 @@ def test_groups_have_the_values_and_slopes_that_were_checked_by_hand(
 def test_a_masked_response_changes_neither_value_nor_gradient(name, pairs, num_there, garbage):
     loss = preference_loss(name, pairs=pairs)
     small = random_groups(4, num_there)
-    small[0].sub_(2000)  # so that a masked share is small even beside very unlikely responses
+    small[0].sub_(2000)  # so that a masked response would have little weight even next to very unlikely ones
     expected_B, expected_gradient_BK = value_and_gradient(loss, small)
     places = [4, 1, 2][:num_there]  # of five, in any order
     large = [torch.full((4, 5), garbage, dtype=torch.float64) for _ in small]
@@ -310,14 +310,14 @@ def test_a_masked_response_changes_neither_value_nor_gradient(name, pairs, num_t
 
 
 @pytest.mark.parametrize(("name", "pairs"), EVERY_FORM)
-def test_a_group_with_nothing_to_compare_costs_nothing(name, pairs):
+def test_a_group_without_comparisons_has_zero_loss(name, pairs):
     policy_BK, reference_BK, rewards_BK, lengths_BK = random_groups(4, 3)
     rewards_BK[2:] = 1.5
     mask_BK = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 1, 1], [1, 0, 1]]).bool()
     loss = preference_loss(name, pairs=pairs)
     groups = (policy_BK, reference_BK, rewards_BK, lengths_BK)
     loss_B, gradient_BK = value_and_gradient(loss, groups, mask_BK)
-    num_empty = 2 if loss.uses_rewards else 4  # equal rewards ask a reward loss for equal log-ratios
+    num_empty = 2 if loss.uses_rewards else 4  # for a reward loss, equal rewards are a target of equal log-ratios
     assert loss_B[:num_empty].tolist() == [0] * num_empty
     assert (gradient_BK[:num_empty] == 0).all()
     assert (loss_B[num_empty:] > 0).all()
@@ -344,7 +344,7 @@ def test_extreme_inputs_give_finite_losses_and_gradients(name, pairs, dtype):
         assert gradient_BK.isfinite().all()
 
 
-def test_equal_policy_and_reference_pay_the_analytic_first_loss():
+def test_the_initial_loss_equals_its_closed_form():
     rewards_BK = torch.tensor([[0.0, 2.0, 1.0], [1.0, 0.0, 5.0]], dtype=torch.float64)
     lengths_BK, zero_BK = torch.full_like(rewards_BK, 7), torch.zeros_like(rewards_BK)
     pair_BK, two_BK = rewards_BK[:, :2], lengths_BK[:, :2]
@@ -377,7 +377,7 @@ def test_equal_policy_and_reference_pay_the_analytic_first_loss():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_knows_whether_it_looks_at_rewards_and_reference(name):
+def test_uses_rewards_and_uses_reference_are_correct(name):
     policy_BK, reference_BK, rewards_BK, lengths_BK = random_groups(5, 3)
     loss = LOSSES[name]
     loss_B = loss(policy_BK, reference_BK, rewards_BK, lengths_BK)
@@ -409,7 +409,7 @@ OTHER_VALUES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_setting_changes_the_loss_or_is_refused(name):
+def test_every_setting_changes_the_loss_or_is_rejected(name):
     groups = random_groups(5, 4)
     for setting, value in OTHER_VALUES.items():
         if setting not in LOSSES[name].settings:
@@ -440,13 +440,13 @@ def test_every_setting_changes_the_loss_or_is_refused(name):
         ("math:factorial", {}, "does not accept the settings"),
     ],
 )
-def test_a_wrong_name_or_setting_is_answered_with_the_right_one(name, settings, message):
+def test_errors_suggest_valid_names_and_values(name, settings, message):
     with pytest.raises(InputError, match=message) as caught:
         preference_loss(name, **settings)
     assert "\n" not in str(caught.value)
 
 
-def test_a_loss_made_by_hand_cannot_carry_a_setting_that_it_does_not_read():
+def test_a_loss_rejects_settings_that_it_does_not_read():
     with pytest.raises(InputError, match="this loss has no setting 'gamma'"):
         PreferenceLoss(LOSSES["dpo"].distance, gamma=2.0)
 
@@ -469,7 +469,7 @@ def number():
 """
 
 
-def test_a_users_own_function_or_distance_comes_in_by_dotted_path(tmp_path, monkeypatch):
+def test_custom_losses_and_distances_load_by_dotted_path(tmp_path, monkeypatch):
     (tmp_path / "own_losses.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     groups = policy_BK, reference_BK, _, _ = random_groups(3, 2)

@@ -8,7 +8,7 @@ import torch
 from align.losses.supervised import BRADLEY_TERRY, attribute_squared_error
 
 
-def test_attributes_without_a_label_count_for_nothing():
+def test_missing_labels_are_ignored():
     predicted_BA = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]], dtype=torch.float64, requires_grad=True)
     label_BA = torch.tensor([[3.0, math.nan, 2.5], [math.nan, 0.0, -100.0]], dtype=torch.float64)
     mask_BA = torch.tensor([[True, True, True], [True, True, False]])
@@ -33,13 +33,13 @@ def test_attributes_without_a_label_count_for_nothing():
         ("bt_scaled", -1, 2, 2.626523),
     ],
 )
-def test_bradley_terry_has_the_values_that_were_checked_by_hand(form, lead, strength, value):
+def test_bradley_terry_has_hand_computed_values(form, lead, strength, value):
     loss_B = BRADLEY_TERRY[form](torch.tensor([float(lead)]), torch.tensor([float(strength)]))
     assert loss_B.tolist() == pytest.approx([value], abs=6e-7)
 
 
 @pytest.mark.parametrize("form", BRADLEY_TERRY)
-def test_bradley_terry_slopes_are_right_and_finite_far_out(form):
+def test_bradley_terry_gradients_are_correct_and_finite_at_extremes(form):
     lead_B = torch.tensor([-1e4, -2.0, 0.0, 3.0, 1e4], dtype=torch.float64, requires_grad=True)
     strength_B = torch.tensor([3.0, 1.0, 2.0, 3.0, 1.0], dtype=torch.float64)
     loss = BRADLEY_TERRY[form]

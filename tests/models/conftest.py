@@ -8,7 +8,7 @@ TEMPLATE = "{% for message in messages %}{{ message.content + eos_token }}{% end
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Tiny models are faster on one thread, and several workers do not get in each other's way."""
+    """Run tiny models on one thread: faster, and test workers do not compete for cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

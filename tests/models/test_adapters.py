@@ -1,4 +1,4 @@
-"""What an earlier step's adapters are to the next one: folded in, trained on, or frozen below new ones."""
+"""Adapters across steps: merged, continued, or stacked on frozen ones."""
 
 import json
 import shutil
@@ -20,12 +20,12 @@ from align.models.weights import fingerprint
 
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
 IDS = torch.arange(3, 20)[None]
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}  # of a sum taken in another order; the adapters below move logits by over 0.1
+TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}  # sums in another order; the adapters move logits by more than 0.1
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tokenizer_folder):
-    """A folder with a plain policy."""
+    """Return a folder with a policy without adapters."""
     folder = tmp_path_factory.mktemp("run") / "base"
     save_policy(*load_policy(PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder))), folder)
     return folder
@@ -41,11 +41,11 @@ def load(path, adapters=None, *, seed=0, **settings):
 
 
 def step(path, folder, adapters, *, seed=1, **settings):
-    """A step from `path` to `folder`; what its trained policy says."""
+    """Train a step from `path` to `folder` and return the logits of its policy."""
     policy, tokenizer = load(path, adapters, seed=seed, **settings)
-    said = logits(learned(policy, seed).hf)
+    expected = logits(learned(policy, seed).hf)
     save_policy(policy, tokenizer, folder, merge=False)
-    return said
+    return expected
 
 
 def logits(model):
@@ -57,43 +57,43 @@ def values(policy, word):
     return {name: value.detach().clone() for name, value in policy.named_parameters() if word in name}
 
 
-def test_adapters_that_are_continued_enter_and_leave_a_step_bit_for_bit(base, tmp_path):
-    said = step(base, tmp_path / "sft", "continued", rank=4)
+def test_continued_adapters_round_trip_bit_for_bit(base, tmp_path):
+    expected = step(base, tmp_path / "sft", "continued", rank=4)
     assert not (tmp_path / "sft" / "model.safetensors").exists()
     again, _ = load(tmp_path / "sft", "continued", rank=4)
-    assert torch.equal(logits(again.hf), said)
+    assert torch.equal(logits(again.hf), expected)
     for kind in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
-        assert torch.equal(logits(kind.from_pretrained(tmp_path / "sft")), said)
+        assert torch.equal(logits(kind.from_pretrained(tmp_path / "sft")), expected)
     assert load_config(str(tmp_path / "sft")).hidden_size == 32
     assert trained(again) == {name for name, _ in again.named_parameters() if "lora_" in name}
     assert len(trained(again)) == 28  # two matrices on seven layers of two blocks
 
 
 @pytest.mark.parametrize("adapters", ["continued", "stacked"])
-def test_without_lora_a_folder_of_adapters_is_a_plain_policy_whose_weights_all_learn(base, tmp_path, adapters):
+def test_without_lora_a_folder_of_adapters_loads_merged_with_all_weights_trainable(base, tmp_path, adapters):
     step(base, tmp_path / "sft", adapters, rank=4)
-    said = step(tmp_path / "sft", tmp_path / "dpo", adapters, seed=2, rank=4)
+    expected = step(tmp_path / "sft", tmp_path / "dpo", adapters, seed=2, rank=4)
     plain, tokenizer = load(tmp_path / "dpo")
-    torch.testing.assert_close(logits(plain.hf), said, **TOLERANCE)
+    torch.testing.assert_close(logits(plain.hf), expected, **TOLERANCE)
     assert trained(plain) == {f"hf.{name}" for name, _ in AutoModelForCausalLM.from_pretrained(base).named_parameters()}
     save_policy(plain, tokenizer, tmp_path / "whole")
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole")), said, **TOLERANCE)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole")), expected, **TOLERANCE)
 
 
-def test_with_merged_adapters_of_an_earlier_step_are_folded_in_below_new_ones(base, tmp_path):
-    said = step(base, tmp_path / "sft", "continued", rank=4)
+def test_merged_mode_merges_earlier_adapters_before_adding_new_ones(base, tmp_path):
+    expected = step(base, tmp_path / "sft", "continued", rank=4)
     policy, tokenizer = load(tmp_path / "sft", "merged", rank=2)
-    torch.testing.assert_close(logits(policy.hf), said, **TOLERANCE)
+    torch.testing.assert_close(logits(policy.hf), expected, **TOLERANCE)
     assert {tuple(value.shape) for name, value in policy.named_parameters() if "lora_A" in name} == {(2, 32), (2, 48)}
-    said = logits(learned(policy, 2).hf)
+    expected = logits(learned(policy, 2).hf)
     save_policy(policy, tokenizer, tmp_path / "dpo")
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "dpo")), said, **TOLERANCE)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "dpo")), expected, **TOLERANCE)
 
 
-def test_a_stack_enters_a_step_as_it_left_the_one_before_and_stands_still_in_it(base, tmp_path):
-    said = step(base, tmp_path / "sft", "stacked", rank=4)
+def test_stacked_adapters_start_unchanged_and_stay_frozen(base, tmp_path):
+    expected = step(base, tmp_path / "sft", "stacked", rank=4)
     policy, _ = load(tmp_path / "sft", "stacked", rank=2)
-    assert torch.equal(logits(policy.hf), said), "new adapters change nothing yet"
+    assert torch.equal(logits(policy.hf), expected), "new adapters change nothing yet"
     assert trained(policy) == {name for name, _ in policy.named_parameters() if ".default." in name}
     assert len(trained(policy)) == 28
     for make, forward in ((plain_batch, "plain"), (tree_batch, "tree")):
@@ -104,7 +104,7 @@ def test_a_stack_enters_a_step_as_it_left_the_one_before_and_stands_still_in_it(
         assert moved == {name for name in trained(policy) if "lora_B" in name}, "A learns once B is not 0"
 
 
-# Of the adapters below and of those above them
+# Settings of the frozen adapters and of those on top
 STACKS = {
     "equal ones": ({"rank": 4}, {"rank": 4}),
     "another rank and factor": ({"rank": 3, "alpha": 5}, {"rank": 8, "alpha": 32}),
@@ -115,23 +115,25 @@ STACKS = {
 
 
 @pytest.mark.parametrize("how", STACKS)
-def test_a_stack_is_saved_as_one_adapter_that_says_what_the_stack_said(base, tmp_path, how):
+def test_stacked_adapters_are_saved_as_one_equivalent_adapter(base, tmp_path, how):
     below, above = STACKS[how]
     first = step(base, tmp_path / "sft", "stacked", **below)
-    said = step(tmp_path / "sft", tmp_path / "dpo", "stacked", seed=2, **above)
-    assert (said - first).abs().max() > 0.1
-    torch.testing.assert_close(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "dpo")), said, **TOLERANCE)
+    expected = step(tmp_path / "sft", tmp_path / "dpo", "stacked", seed=2, **above)
+    assert (expected - first).abs().max() > 0.1
+    torch.testing.assert_close(
+        logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "dpo")), expected, **TOLERANCE
+    )
     entering, _ = load(tmp_path / "dpo", "stacked", rank=1)
-    torch.testing.assert_close(logits(entering.hf), said, **TOLERANCE)
-    about = json.loads((tmp_path / "dpo" / "made_of.json").read_text())
-    assert about == {"base": str(base), "quantize": None, "rank": above["rank"], "rank_below": below["rank"]}
+    torch.testing.assert_close(logits(entering.hf), expected, **TOLERANCE)
+    info = json.loads((tmp_path / "dpo" / "made_of.json").read_text())
+    assert info == {"base": str(base), "quantize": None, "rank": above["rank"], "rank_below": below["rank"]}
     config = json.loads((tmp_path / "dpo" / "adapter_config.json").read_text())
     assert config["r"] == below["rank"] + above["rank"]
     last = step(tmp_path / "dpo", tmp_path / "rpo", "stacked", seed=3, rank=2)
     torch.testing.assert_close(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "rpo")), last, **TOLERANCE)
 
 
-def test_a_factor_by_the_root_of_the_rank_is_kept_below(base, tmp_path):
+def test_rank_stabilized_scaling_of_frozen_adapters_is_kept(base, tmp_path):
     config = LoraConfig(
         r=4,
         lora_alpha=8,
@@ -147,11 +149,13 @@ def test_a_factor_by_the_root_of_the_rank_is_kept_below(base, tmp_path):
     shutil.copytree(base, tmp_path / "foreign", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     foreign.save_pretrained(tmp_path / "foreign")
     assert torch.equal(logits(load(tmp_path / "foreign", "stacked")[0].hf), logits(foreign)), "and no dropout is on"
-    said = step(tmp_path / "foreign", tmp_path / "sft", "stacked", rank=4)
-    torch.testing.assert_close(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "sft")), said, **TOLERANCE)
+    expected = step(tmp_path / "foreign", tmp_path / "sft", "stacked", rank=4)
+    torch.testing.assert_close(
+        logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "sft")), expected, **TOLERANCE
+    )
 
 
-def test_new_adapters_on_others_do_not_begin_where_those_began(base, tmp_path):
+def test_stacked_adapters_are_initialized_differently_from_the_frozen_ones(base, tmp_path):
     first, tokenizer = load(base, "stacked", rank=4, seed=5)
     save_policy(first, tokenizer, tmp_path / "sft", merge=False)
     second, tokenizer = load(tmp_path / "sft", "stacked", rank=4, seed=5)
@@ -180,7 +184,7 @@ OTHERS = {"rank": {"rank": 8}, "alpha": {"alpha": 8}, "targets": {"targets": ["q
 
 
 @pytest.mark.parametrize("key", OTHERS)
-def test_adapters_that_are_continued_are_not_asked_to_be_others(base, tmp_path, key):
+def test_continued_adapters_reject_settings_that_differ(base, tmp_path, key):
     step(base, tmp_path / "sft", "continued", rank=4, alpha=16)
     with pytest.raises(InputError, match=rf"policy\.lora\.{key}: 'continued' trains the adapters in .*, whose"):
         load(tmp_path / "sft", "continued", **OTHERS[key])
@@ -190,7 +194,7 @@ def test_adapters_that_are_continued_are_not_asked_to_be_others(base, tmp_path, 
 
 
 @pytest.mark.parametrize("way", ["continued", "stacked"])
-def test_layers_that_are_not_there_are_refused_over_an_earlier_steps_adapters_too(base, tmp_path, way):
+def test_unknown_target_modules_are_rejected_on_top_of_earlier_adapters(base, tmp_path, way):
     step(base, tmp_path / "sft", way, rank=2, targets=["q_proj"])
     with pytest.raises(
         InputError, match=r"^policy\.lora\.targets: the model has no module 'qproj'; did you mean 'q_proj'\?"
@@ -198,15 +202,17 @@ def test_layers_that_are_not_there_are_refused_over_an_earlier_steps_adapters_to
         load(tmp_path / "sft", way, targets=["q_proj", "qproj"])
 
 
-def test_a_runs_folder_can_be_moved_as_a_whole(base, tmp_path, monkeypatch):
+def test_adapters_find_their_base_after_the_run_folder_was_moved(base, tmp_path, monkeypatch):
     monkeypatch.chdir(base.parent)
-    said = step("base", base.parent / "sft", "continued", rank=4)  # a relative path, found from elsewhere all the same
+    expected = step(
+        "base", base.parent / "sft", "continued", rank=4
+    )  # a relative path must be found from any directory
     monkeypatch.chdir(tmp_path)
-    assert torch.equal(logits(load(base.parent / "sft", "continued")[0].hf), said)
+    assert torch.equal(logits(load(base.parent / "sft", "continued")[0].hf), expected)
     (tmp_path / "run").mkdir()
     for name in ("base", "sft"):
         shutil.move(base.parent / name, tmp_path / "run" / name)
-    assert torch.equal(logits(load(tmp_path / "run" / "sft", "continued")[0].hf), said)
+    assert torch.equal(logits(load(tmp_path / "run" / "sft", "continued")[0].hf), expected)
     shutil.move(tmp_path / "run" / "base", base)
     with pytest.raises(InputError, match="cannot load a model from"):
         shutil.move(tmp_path / "run" / "sft", base.parent / "gone")
@@ -217,7 +223,7 @@ def test_a_runs_folder_can_be_moved_as_a_whole(base, tmp_path, monkeypatch):
             (base.parent / "other").rename(base)
 
 
-def test_where_responses_end_is_kept_with_the_adapters(base, tmp_path):
+def test_stop_tokens_are_saved_with_the_adapters(base, tmp_path):
     policy, tokenizer = load(base, "continued")
     save_policy(policy, tokenizer, tmp_path / "sft", merge=False, end_of_turn=9)
     for adapters in (None, "continued", "stacked"):
@@ -237,12 +243,12 @@ def without_a_matrix(folder):
     save_file(found, file)
 
 
-def with_a_matrix_more(folder):
+def with_another_matrix(folder):
     file = folder / "adapter_model.safetensors"
     save_file(load_file(file) | {"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.zeros(1)}, file)
 
 
-def of_another_kind(folder):
+def of_another_type(folder):
     IA3Config(base_model_name_or_path="somewhere").save_pretrained(folder)
 
 
@@ -257,15 +263,15 @@ BROKEN = {
         lambda folder: changed(folder, "adapter_config.json", lambda c: c.update(base_model_name_or_path=None)),
         "do not name their base model",
     ),
-    "a base of adapters": (on_adapters, "is a folder of adapters too"),
-    "another kind": (of_another_kind, "only LoRA is supported"),
-    "a cut configuration": (
+    "a base that is a folder of adapters": (on_adapters, "is a folder of adapters too"),
+    "another adapter type": (of_another_type, "only LoRA is supported"),
+    "a truncated configuration": (
         lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LO'),
         "cannot load adapters",
     ),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot load adapters"),
-    "a matrix too few": (without_a_matrix, "lacks 1 weights of its adapters"),
-    "a matrix too many": (with_a_matrix_more, "has weights that its configuration does not use"),
+    "a missing matrix": (without_a_matrix, "lacks 1 weights of its adapters"),
+    "an additional matrix": (with_another_matrix, "has weights that its configuration does not use"),
     "another rank": (
         lambda folder: changed(folder, "adapter_config.json", lambda c: c.update(r=5)),
         "cannot load adapters",
@@ -275,7 +281,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.parametrize("adapters", [None, "continued", "stacked"])
-def test_a_broken_folder_of_adapters_ends_in_one_line(base, tmp_path, how, adapters):
+def test_a_broken_adapter_folder_raises_a_one_line_error(base, tmp_path, how, adapters):
     step(base, tmp_path / "sft", "continued", rank=2)
     change, words = BROKEN[how]
     change(tmp_path / "sft")
@@ -285,7 +291,7 @@ def test_a_broken_folder_of_adapters_ends_in_one_line(base, tmp_path, how, adapt
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_sum_of_matrices_is_not_stacked_on(base, tmp_path):
+def test_adapters_with_modules_to_save_cannot_be_stacked_on(base, tmp_path):
     step(base, tmp_path / "sft", "continued", rank=2)
     changed(tmp_path / "sft", "adapter_config.json", lambda config: config.update(modules_to_save=["embed_tokens"]))
     weights = load_file(tmp_path / "sft" / "adapter_model.safetensors")
@@ -296,16 +302,16 @@ def test_what_is_no_sum_of_matrices_is_not_stacked_on(base, tmp_path):
     assert not load(tmp_path / "sft")[0].hf.get_input_embeddings().weight.any(), "but it is folded in"
 
 
-def test_nothing_is_folded_into_weights_that_zero_has_shared_out(base, tmp_path):
+def test_adapters_are_not_merged_into_weights_partitioned_by_zero3(base, tmp_path):
     step(base, tmp_path / "sft", "continued", rank=2)
     model = AutoModelForCausalLM.from_pretrained(base)
-    model.model.norm.weight.ds_id = 7  # DeepSpeed's mark of a weight of which this process holds a part
+    model.model.norm.weight.ds_id = 7  # DeepSpeed's attribute of a partitioned weight
     with pytest.raises(InputError, match="set zero3_init_flag to false in the launch file"):
         merge_adapters(model, str(tmp_path / "sft"))
 
 
 @pytest.mark.parametrize("adapters", ["continued", "stacked"])
-def test_adapters_on_a_fresh_model_cannot_be_saved_alone(tokenizer_folder, adapters):
+def test_adapters_on_a_randomly_initialized_model_must_be_merged(tokenizer_folder, adapters):
     settings = PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder), lora=lora(adapters))
     with pytest.raises(InputError, match=r"policy\.lora\.adapters: .* import the randomly initialized model first"):
         load_policy(settings)

@@ -1,4 +1,4 @@
-"""A GGUF file as a policy: loaded, saved as a plain folder, and wrong in every way."""
+"""GGUF files as policies: loading, saving as a folder, and invalid files."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def logits(model, ids=IDS):
 
 
 def smollm2():
-    """Path of SmolLM2-135M-Instruct, fetched if need be; without it the test is skipped."""
+    """Return the path of SmolLM2-135M-Instruct, downloaded if necessary; skip the test without it."""
     if not FETCH.is_file():
         pytest.skip(f"{FETCH} is not there: it fetches SmolLM2-135M-Instruct")
     try:
@@ -36,7 +36,7 @@ def smollm2():
         pytest.skip(f"SmolLM2-135M-Instruct cannot be fetched: {error}")
 
 
-def test_a_gguf_that_is_not_there_or_is_none_is_named(tmp_path):
+def test_a_missing_or_invalid_gguf_file_is_named_in_the_error(tmp_path):
     with pytest.raises(InputError, match=r"no such GGUF file: .*nowhere\.gguf"):
         load_policy(PolicySettings(path=f"gguf:{tmp_path}/nowhere.gguf"))
     (tmp_path / "letter.gguf").write_text("Dear reader")
@@ -48,7 +48,7 @@ def test_a_gguf_that_is_not_there_or_is_none_is_named(tmp_path):
 
 @pytest.fixture
 def tiny_gguf(tmp_path):
-    """A GGUF file of a random Llama, with its weights by llama.cpp's names."""
+    """Write a GGUF file of a random Llama, with llama.cpp's names of its weights."""
     width, wide, heads, tokens = 32, 48, 4, 300
     shapes = {"token_embd": (tokens, width), "output": (tokens, width), "output_norm": (width,)}
     for layer in range(2):
@@ -98,7 +98,7 @@ def test_adapters_on_a_gguf_base_load_again(tiny_gguf, tokenizer_folder, tmp_pat
     torch.testing.assert_close(logits(plain.hf), expected, atol=2e-5, rtol=1e-5)
 
 
-def test_a_cut_gguf_file_ends_in_one_line(tiny_gguf, tokenizer_folder, tmp_path):
+def test_a_truncated_gguf_file_raises_a_one_line_error(tiny_gguf, tokenizer_folder, tmp_path):
     with (tmp_path / "tiny.gguf").open("r+b") as file:
         file.truncate(file.seek(0, os.SEEK_END) // 2)
     with pytest.raises(InputError, match=r"cannot load a model from 'gguf:.*tiny\.gguf'"):
@@ -107,7 +107,7 @@ def test_a_cut_gguf_file_ends_in_one_line(tiny_gguf, tokenizer_folder, tmp_path)
 
 @pytest.mark.package
 @pytest.mark.slow
-def test_a_published_gguf_file_knows_what_it_should(tmp_path):
+def test_a_published_gguf_file_predicts_plausible_tokens(tmp_path):
     policy, tokenizer = load_policy(PolicySettings(path=f"gguf:{smollm2()}"))
     assert sum(value.numel() for value in policy.parameters()) == 134_515_008  # as published for SmolLM2-135M
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids

@@ -1,4 +1,4 @@
-"""The head's start: a ridge regression, by brute force and in what it reaches."""
+"""Initialization of the head: ridge regression against brute force, and its error."""
 
 import math
 
@@ -16,7 +16,7 @@ FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
 
 
 def drawn(number, width, *, noise, seed=0):
-    """Rows far from the origin, and labels that depend on them."""
+    """Return rows far from the origin, and labels that depend on them."""
     draw = torch.Generator().manual_seed(seed)
     states = torch.randn(number, width, generator=draw, dtype=torch.float64) + 3
     truth = torch.randn(width, generator=draw, dtype=torch.float64)
@@ -28,7 +28,7 @@ def by_normal_equations(states, labels, penalty):
 
 
 def left_out_error(states, labels, penalty):
-    """Mean squared error of each row by the regression of all others."""
+    """Return the mean squared error of each row predicted from all others."""
     rows = range(len(states))
     others = [torch.tensor([row != each for each in rows]) for row in rows]
     errors = [
@@ -39,7 +39,7 @@ def left_out_error(states, labels, penalty):
 
 
 @pytest.mark.parametrize(("number", "width", "noise"), [(30, 6, 1.0), (12, 20, 0.5), (25, 8, 30.0)])
-def test_the_penalty_is_that_of_the_least_error_on_rows_left_out(number, width, noise):
+def test_the_penalty_minimizes_the_leave_one_out_error(number, width, noise):
     states, labels = drawn(number, width, noise=noise)
     scale = torch.linalg.svdvals(states).square().mean()
     penalty = min(PENALTIES * scale, key=lambda each: left_out_error(states, labels, each))
@@ -48,12 +48,12 @@ def test_the_penalty_is_that_of_the_least_error_on_rows_left_out(number, width, 
     )
 
 
-def test_labels_without_noise_are_met_exactly():
+def test_noiseless_labels_are_fitted_exactly():
     states, labels = drawn(40, 6, noise=0.0)
     torch.testing.assert_close(states @ ridge_regression(states, labels), labels, rtol=1e-4, atol=1e-3)
 
 
-def test_labels_that_nothing_tells_cost_little_more_than_by_the_mean_predictor():
+def test_pure_noise_labels_cost_little_more_than_predicting_the_mean():
     draw = torch.Generator().manual_seed(0)
     common = 3 * torch.randn(40, generator=draw, dtype=torch.float64)
     spread = torch.logspace(0.5, -1, 40, dtype=torch.float64)
@@ -65,8 +65,8 @@ def test_labels_that_nothing_tells_cost_little_more_than_by_the_mean_predictor()
             "to the mean": fit_attribute(states[:60], labels[:60]),
             "to 0": ridge_regression(states[:60], labels[:60]),
         }
-        said = {name: states[60:] @ weights for name, weights in fits.items()} | {"mean": labels[:60].mean()}
-        for name, predicted in said.items():
+        predictions = {name: states[60:] @ weights for name, weights in fits.items()} | {"mean": labels[:60].mean()}
+        for name, predicted in predictions.items():
             lost[name] += (labels[60:] - predicted).square().mean().item()
     print(lost)
     assert lost["to the mean"] < 1.1 * lost["mean"]
@@ -74,9 +74,9 @@ def test_labels_that_nothing_tells_cost_little_more_than_by_the_mean_predictor()
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
-def test_a_head_starts_at_the_regression_of_its_known_labels(tokenizer_folder, lora):
+def test_the_head_is_initialized_with_the_regression_of_its_known_labels(tokenizer_folder, lora):
     model, _ = load_reward_model(PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder), lora=lora))
-    made = [random_sequences(seed, prompts=1, most_responses=3) for seed in range(30)]
+    made = [random_sequences(seed, prompts=1, max_responses=3) for seed in range(30)]
     groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
     model.use_forward("tree")
     before = torch.cat(score_groups(model, groups))
@@ -94,12 +94,12 @@ def test_a_head_starts_at_the_regression_of_its_known_labels(tokenizer_folder, l
     assert after[:, 0].mean() == pytest.approx(4.0, abs=0.2)
     torch.testing.assert_close(after[::2, 1], states[::2, 0], rtol=0, atol=0.1)
     assert after[3, 2] == pytest.approx(2.0, abs=0.1)
-    torch.testing.assert_close(after[:, 3:], before[:, 3:])  # of these nothing is known
+    torch.testing.assert_close(after[:, 3:], before[:, 3:])  # attributes without labels
 
 
-def test_states_are_what_the_head_sees(tokenizer_folder):
+def test_last_hidden_states_are_the_inputs_of_the_head(tokenizer_folder):
     model, _ = load_reward_model(PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder)))
-    made = [random_sequences(seed, prompts=1, most_responses=4) for seed in range(7)]
+    made = [random_sequences(seed, prompts=1, max_responses=4) for seed in range(7)]
     groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
     states, scores = last_hidden_states(model, groups, token_budget=30), score_groups(model, groups)
     for states_KD, scores_KA in zip(states, scores, strict=True):

@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 class FakeApi:
-    """Records calls in place of HfApi."""
+    """A replacement of HfApi that records calls."""
 
     def __init__(self, *, is_private=True, error=None):
         self.calls, self.is_private, self.error = [], is_private, error

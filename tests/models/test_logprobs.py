@@ -1,4 +1,4 @@
-"""The chunked head against dense log-probabilities: values, gradients, rounding, and how much it holds at once."""
+"""Tiled log-probabilities against dense ones: values, gradients, rounding and memory."""
 
 import math
 
@@ -13,7 +13,7 @@ from align.models.policy import Policy
 from align.models.tree.batch import tree_batch
 
 TRANSFORMS = {
-    "as they are": LogitTransform(),
+    "identity": LogitTransform(),
     "scaled": LogitTransform(scale=0.25),
     "soft-capped": LogitTransform(softcap=3.0),
     "both": LogitTransform(scale=1.7, softcap=5.0),
@@ -29,7 +29,7 @@ def tiles(request, monkeypatch):
 
 
 def drawn(num_positions, width, num_tokens, *, dtype=torch.float64, spread=1.0, sure=0.0):
-    """Hidden states, weight, bias and targets; `sure` moves a hidden state towards its target."""
+    """Return hidden states, weight, bias and targets; `sure` moves a hidden state towards its target."""
     generator = torch.Generator().manual_seed(num_tokens)
     targets = torch.randint(num_tokens, (num_positions,), generator=generator)
     weight = spread * torch.randn(num_tokens, width, generator=generator, dtype=torch.float64)
@@ -39,7 +39,7 @@ def drawn(num_positions, width, num_tokens, *, dtype=torch.float64, spread=1.0, 
 
 
 def dense(hidden, weight, bias, targets, transform):
-    """All logits at once, as a model with an LM head and a loss in fp32 does it."""
+    """Compute all logits at once, as a model with an LM head and a loss in fp32 does."""
     logits = hidden @ weight.T
     logits = (logits if bias is None else logits + bias) * transform.scale
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -49,7 +49,7 @@ def dense(hidden, weight, bias, targets, transform):
 
 
 def with_gradients(function, inputs, transform):
-    """Log-probabilities and gradients of hidden states, weight and bias, in fp64."""
+    """Return log-probabilities and the gradients of hidden states, weight and bias, in fp64."""
     logps = function(*inputs, transform)
     wanted = [each for each in inputs[:3] if each is not None]
     gradients = torch.autograd.grad(logps, wanted, torch.linspace(0.5, 2, len(logps), dtype=logps.dtype))
@@ -63,7 +63,7 @@ def largest_errors(found, expected):
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_chunked_is_dense(shape, with_bias, transform, tiles):
+def test_tiled_logps_and_gradients_equal_dense_ones(shape, with_bias, transform, tiles):
     inputs = drawn(*shape)
     if not with_bias:
         inputs[2] = None
@@ -94,13 +94,13 @@ def test_rounding_costs_no_more_than_in_dense_computation(dtype, tiny, transform
         assert one <= 2 * other + tiny * value.abs().max()
 
 
-def test_a_sure_token_has_no_positive_log_probability_in_bf16(monkeypatch):
+def test_log_probabilities_are_never_positive_in_bf16(monkeypatch):
     monkeypatch.setattr(logprobs, "TILE_CPU", 64 * 100)
     inputs = drawn(64, 32, 301, dtype=torch.bfloat16, spread=0.4, sure=20.0)
     assert token_logps(*inputs, LogitTransform()).max() <= 0
 
 
-def test_autocast_takes_both_passes_to_half_precision():
+def test_autocast_applies_to_forward_and_backward():
     inputs = drawn(16, 8, 100, dtype=torch.float32)
     expected = with_gradients(lambda hidden, *rest: token_logps(hidden.bfloat16(), *rest), inputs, LogitTransform())
     with torch.autocast("cpu", torch.bfloat16):
@@ -116,14 +116,14 @@ def test_logits_of_ten_thousand_stay_finite(tiles):
     hidden = torch.tensor([[1.0], [-1.0], [1.0], [1.0]], requires_grad=True)
     logps = token_logps(hidden, weight, None, torch.tensor([0, 1, 1, 3]), LogitTransform())
     tail = math.log1p(math.exp(-10))
-    spacing = 2**-10  # of fp32 numbers next to 1e4
+    spacing = 2**-10  # of fp32 numbers near 1e4
     torch.testing.assert_close(logps, torch.tensor([-tail, 0.0, -2e4 - tail, -10 - tail]), rtol=0, atol=spacing)
     logps.sum().backward()
     assert hidden.grad.isfinite().all() and weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (1, 2), (0, 2)])
-def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen):
+def test_frozen_inputs_get_no_gradient_and_do_not_change_other_gradients(frozen):
     inputs = drawn(5, 4, 30)
     expected = with_gradients(token_logps, inputs, LogitTransform())[1:]
     given = [each.detach().requires_grad_(at not in frozen) for at, each in enumerate(inputs[:3])]
@@ -136,7 +136,7 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen):
             torch.testing.assert_close(each.grad, expected[at])
 
 
-def test_no_target_is_no_work():
+def test_an_empty_batch_of_targets_works():
     hidden, weight, bias, _ = drawn(1, 4, 30)
     none = hidden.new_empty(0, 4).requires_grad_()
     logps = token_logps(none, weight, bias, torch.empty(0, dtype=torch.int64), LogitTransform())
@@ -146,7 +146,7 @@ def test_no_target_is_no_work():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gave back, backward passes included."""
+    """Record the size of the largest tensor that any operation returned, backward passes included."""
 
     elements, operations = 0, 0
 
@@ -173,11 +173,11 @@ def test_no_tensor_is_larger_than_a_tile(transform, freeze_weight, monkeypatch):
     assert made.elements <= logprobs.TILE_CPU < num_positions * num_tokens / 50
 
 
-def test_a_policy_never_holds_all_logits(monkeypatch):
+def test_a_policy_never_materializes_all_logits(monkeypatch):
     monkeypatch.setattr(logprobs, "TILE_CPU", 1 << 15)
     policy = Policy(tiny_model("llama", {"vocab_size": 4001}))
     policy.use_forward("tree")
-    batch = tree_batch(random_sequences(0, prompts=8, most_responses=13, alphabet=50))
+    batch = tree_batch(random_sequences(0, prompts=8, max_responses=13, alphabet=50))
     assert len(batch.targets_N) > 64
     with LargestTensor() as made:
         policy(batch).sum().backward()

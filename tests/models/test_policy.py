@@ -1,4 +1,4 @@
-"""Where a policy comes from, what a saved one says, and every way its source can be wrong."""
+"""Policies: loading, saving, adapters, and invalid sources."""
 
 import json
 
@@ -21,7 +21,7 @@ IDS = torch.arange(3, 20)[None]
 
 @pytest.fixture
 def settings(tokenizer_folder):
-    """Settings of a fresh policy, changed by name."""
+    """Return settings of a randomly initialized policy, with changes by name."""
     return lambda **changes: PolicySettings(**{"from_config": FRESH, "tokenizer": str(tokenizer_folder)} | changes)
 
 
@@ -41,7 +41,7 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
-def test_a_fresh_policy_depends_on_its_seed_and_on_nothing_else(settings):
+def test_a_randomly_initialized_policy_depends_only_on_its_seed(settings):
     torch.manual_seed(1)
     first, _ = load_policy(settings(seed=7))
     torch.manual_seed(2)
@@ -52,7 +52,7 @@ def test_a_fresh_policy_depends_on_its_seed_and_on_nothing_else(settings):
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings()])
-def test_making_a_policy_leaves_the_global_generator_alone(settings, lora):
+def test_loading_a_policy_leaves_the_global_generator_unchanged(settings, lora):
     before = torch.get_rng_state()
     load_policy(settings(lora=lora))
     assert torch.equal(torch.get_rng_state(), before)
@@ -67,7 +67,7 @@ def test_new_adapters_depend_on_the_seed(settings):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("forward", ["plain", "tree"])
-def test_a_saved_policy_loads_anywhere_bit_for_bit(settings, tmp_path, tied, forward):
+def test_a_saved_policy_loads_bit_for_bit(settings, tmp_path, tied, forward):
     policy, tokenizer = load_policy(settings(from_config=FRESH | {"tie_word_embeddings": tied}))
     policy.use_forward("plain")
     expected = logits(policy.hf)
@@ -94,14 +94,14 @@ STOPS = [(1, None, 1), (None, 9, [1, 9]), ([7, 8], 9, [1, 7, 8, 9])]
 
 
 @pytest.mark.parametrize(("before", "end_of_turn", "after"), STOPS)
-def test_generation_stops_at_eos_at_the_end_of_a_turn_and_where_it_did(tmp_path, settings, before, end_of_turn, after):
+def test_generation_stops_at_eos_end_of_turn_and_previous_stop_tokens(tmp_path, settings, before, end_of_turn, after):
     policy, tokenizer = load_policy(settings(from_config=FRESH | {"eos_token_id": before}))
     assert tokenizer.eos_token_id == 1
     save_policy(policy, tokenizer, tmp_path, end_of_turn=end_of_turn)
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == after
 
 
-def test_a_policy_that_was_saved_and_loaded_has_the_same_fingerprint(settings, model_folder):
+def test_the_fingerprint_survives_saving_and_loading(settings, model_folder):
     loaded, _ = load_policy(PolicySettings(path=str(model_folder)))
     assert fingerprint(loaded) == fingerprint(load_policy(settings())[0])
 
@@ -116,7 +116,7 @@ def test_every_weight_changes_the_fingerprint(settings):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_merged_adapters_say_what_the_adapted_policy_says(settings, tmp_path, checkpointing):
+def test_merged_adapters_give_the_same_logits(settings, tmp_path, checkpointing):
     policy, tokenizer = load_policy(settings(lora=LoraSettings(rank=4), gradient_checkpointing=checkpointing))
     fresh = logits(policy.hf)
     expected = logits(perturbed(policy).hf)
@@ -126,7 +126,7 @@ def test_merged_adapters_say_what_the_adapted_policy_says(settings, tmp_path, ch
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_an_adapter_in_the_current_folder_is_not_this_policys(settings, tmp_path, monkeypatch):
+def test_an_adapter_in_the_working_directory_is_ignored(settings, tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     load_policy(settings())
@@ -153,14 +153,14 @@ def test_a_checkpoints_dropout_is_off_too(settings, tmp_path):
     assert torch.equal(logits(policy.hf), logits(policy.hf))
 
 
-def test_checkpointing_is_on_where_it_is_asked_for(settings):
+def test_gradient_checkpointing_follows_the_setting(settings):
     for wanted in (False, True):
         policy, _ = load_policy(settings(gradient_checkpointing=wanted))
         assert policy.base.is_gradient_checkpointing == wanted
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
-def test_back_from_the_tree_the_models_own_attention_returns(kind):
+def test_switching_back_from_the_tree_restores_the_models_attention(kind):
     policy = Policy(tiny_model(*TREE[kind]))
     own = policy.base.config._attn_implementation
     policy.use_forward("tree")
@@ -169,7 +169,7 @@ def test_back_from_the_tree_the_models_own_attention_returns(kind):
     assert policy.base.config._attn_implementation == own
 
 
-def test_a_batch_for_the_other_forward_is_refused():
+def test_a_batch_for_the_other_forward_is_rejected():
     policy = Policy(tiny_model("llama"))
     with pytest.raises(AssertionError):
         policy(tree_batch(SEQUENCES["a pair"]))
@@ -199,19 +199,19 @@ def with_config(**changes):
 
 BROKEN = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot load a model"),
-    "cut weights": (lambda folder: truncated(folder / "model.safetensors"), "cannot load a model"),
+    "truncated weights": (lambda folder: truncated(folder / "model.safetensors"), "cannot load a model"),
     "another size": (with_config(hidden_size=64), "cannot load a model"),
-    "a value of the wrong kind": (with_config(hidden_size="wide"), "cannot load a model"),
-    "a kind that nobody knows": (with_config(model_type="lama"), "cannot load a model"),
-    "no causal model": (with_config(model_type="t5"), "cannot load a model"),
-    "a configuration that is no JSON": (lambda folder: truncated(folder / "config.json"), "cannot load a model"),
-    "a head that was not saved": (without_head, "lacks 1 of the model's weights, such as lm_head.weight"),
+    "a value of the wrong type": (with_config(hidden_size="wide"), "cannot load a model"),
+    "an unknown architecture": (with_config(model_type="lama"), "cannot load a model"),
+    "not a causal language model": (with_config(model_type="t5"), "cannot load a model"),
+    "a configuration that is not JSON": (lambda folder: truncated(folder / "config.json"), "cannot load a model"),
+    "a missing LM head": (without_head, "lacks 1 of the model's weights, such as lm_head.weight"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load a tokenizer"),
 }
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_folder_ends_in_one_line(model_folder, how, monkeypatch):
+def test_a_broken_model_folder_raises_a_one_line_error(model_folder, how, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     change, words = BROKEN[how]
     change(model_folder)
@@ -221,23 +221,23 @@ def test_a_broken_folder_ends_in_one_line(model_folder, how, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-WRONG_FRESH = {
+INVALID_CONFIGS = {
     "no model_type": ({"model_type": None}, "from_config.model_type: a transformers architecture is required"),
-    "a model_type that nobody knows": ({"model_type": "lama"}, "'lama'; did you mean 'llama'?"),
+    "an unknown model_type": ({"model_type": "lama"}, "'lama'; did you mean 'llama'?"),
     "an unknown key": (
         {"hidden_sise": 32},
         "from_config.hidden_sise: unknown key of llama; did you mean 'hidden_size'?",
     ),
-    "a value of the wrong kind": ({"hidden_size": "wide"}, "expected int, got str"),
-    "heads that do not fit": ({"hidden_size": 30}, "not a multiple of the number of attention heads"),
-    "an activation that nobody knows": ({"hidden_act": "relux"}, "relux"),
-    "no causal model": ({"model_type": "t5", "num_key_value_heads": None}, "T5Config"),
+    "a value of the wrong type": ({"hidden_size": "wide"}, "expected int, got str"),
+    "a width that heads do not divide": ({"hidden_size": 30}, "not a multiple of the number of attention heads"),
+    "an unknown activation": ({"hidden_act": "relux"}, "relux"),
+    "not a causal language model": ({"model_type": "t5", "num_key_value_heads": None}, "T5Config"),
 }
 
 
-@pytest.mark.parametrize("how", WRONG_FRESH)
-def test_a_wrong_configuration_ends_in_one_line(settings, how):
-    changes, words = WRONG_FRESH[how]
+@pytest.mark.parametrize("how", INVALID_CONFIGS)
+def test_an_invalid_configuration_raises_a_one_line_error(settings, how):
+    changes, words = INVALID_CONFIGS[how]
     fresh = FRESH | changes
     if changes.get("model_type") == "t5":
         fresh = {"model_type": "t5"}
@@ -247,35 +247,35 @@ def test_a_wrong_configuration_ends_in_one_line(settings, how):
     assert "\n" not in str(error.value) and "policy.from_config" in str(error.value)
 
 
-def test_path_or_fresh_is_given_and_not_both(settings):
+def test_exactly_one_of_path_and_from_config_is_required(settings):
     for wrong in (PolicySettings(), settings(path="somewhere")):
         with pytest.raises(InputError, match="either path .* or from_config"):
             load_policy(wrong)
 
 
-def test_a_fresh_policy_needs_a_tokenizer():
+def test_from_config_requires_a_tokenizer():
     with pytest.raises(InputError, match=r"policy\.tokenizer"):
         load_tokenizer(PolicySettings(from_config=FRESH))
 
 
-def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(settings):
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_rejected(settings):
     with pytest.raises(InputError, match="tokenizer has 259 tokens but the model only 100 embeddings"):
         load_policy(settings(from_config=FRESH | {"vocab_size": 100}))
 
 
-def test_a_path_that_is_not_there_is_named(monkeypatch):
+def test_a_missing_path_is_named_in_the_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="'/no/such/model'"):
         load_policy(PolicySettings(path="/no/such/model"))
 
 
-def test_an_adapter_on_the_lm_head_is_refused(settings):
+def test_an_adapter_on_the_lm_head_is_rejected(settings):
     with pytest.raises(InputError, match="the LM head cannot have an adapter"):
         load_policy(settings(lora=LoraSettings(targets=["lm_head", "q_proj"])))
 
 
 @pytest.mark.parametrize(
-    ("targets", "said"),
+    ("targets", "message"),
     [
         (
             ["no_such_layer"],
@@ -288,12 +288,12 @@ def test_an_adapter_on_the_lm_head_is_refused(settings):
         ("no_such_layer", "policy\\.lora\\.targets: .*no_such_layer"),
     ],
 )
-def test_adapters_for_layers_that_are_not_there_are_refused(settings, targets, said):
-    with pytest.raises(InputError, match=f"^{said}"):
+def test_unknown_target_modules_are_rejected(settings, targets, message):
+    with pytest.raises(InputError, match=f"^{message}"):
         load_policy(settings(lora=LoraSettings(targets=targets)))
 
 
-def test_stock_logits_are_what_the_policy_answers(settings):
+def test_policy_logps_equal_those_of_transformers_logits(settings):
     policy, _ = load_policy(settings())
     sequences = SEQUENCES["many"]
     expected = stock_logps(policy.base, sequences)

@@ -1,4 +1,4 @@
-"""Which forward is taken, for which reason, and what stops a run before it starts."""
+"""The choice of the forward pass, and errors that stop a run before it starts."""
 
 import copy
 
@@ -26,7 +26,7 @@ def answer(policy, sequences, forward):
 
 
 @pytest.mark.parametrize("kind", TREE)
-def test_auto_takes_the_tree_where_it_is_exact(kind):
+def test_auto_chooses_the_tree_where_it_is_exact(kind):
     policy = Policy(tiny_model(*TREE[kind]))
     assert choose_forward(policy, GROUPS, "auto") == Forward("tree")
     assert policy.is_tree
@@ -34,12 +34,12 @@ def test_auto_takes_the_tree_where_it_is_exact(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MORE_TREE)
-def test_auto_takes_the_tree_in_other_architectures(kind):
+def test_auto_chooses_the_tree_in_other_architectures(kind):
     assert choose_forward(Policy(tiny_model(*MORE_TREE[kind])), GROUPS, "auto") == Forward("tree")
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_what_the_tree_cannot_do_the_twin_does_exactly(kind):
+def test_auto_falls_back_to_the_padded_forward_with_a_reason(kind):
     model_type, settings, words = PLAIN[kind]
     model = tiny_model(model_type, settings)
     policy = Policy(model)
@@ -51,7 +51,7 @@ def test_what_the_tree_cannot_do_the_twin_does_exactly(kind):
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_where_the_tree_is_demanded_its_refusal_is_an_error(kind):
+def test_requesting_an_unsupported_tree_is_an_error(kind):
     model_type, settings, words = PLAIN[kind]
     policy = Policy(tiny_model(model_type, settings))
     with pytest.raises(InputError, match="^policy.forward: 'tree' is not supported: ") as error:
@@ -59,7 +59,7 @@ def test_where_the_tree_is_demanded_its_refusal_is_an_error(kind):
     assert words in str(error.value)
 
 
-def test_the_twin_is_taken_where_it_is_asked_for():
+def test_plain_chooses_the_padded_forward():
     policy = Policy(tiny_model("llama"))
     assert choose_forward(policy, GROUPS, "plain").name == "plain"
     assert not policy.is_tree
@@ -74,7 +74,7 @@ def test_the_twin_is_taken_where_it_is_asked_for():
         ("qwen2", {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}),
     ],
 )
-def test_a_sliding_window_is_taken_by_the_tree_if_no_sequence_is_longer(kind, settings):
+def test_the_tree_supports_a_sliding_window_that_no_sequence_exceeds(kind, settings):
     longest = max(len(sequence.ids) for sequence in FLAT)
     for window, name in ((longest, "tree"), (longest - 1, "plain")):
         model = tiny_model(kind, settings | {"sliding_window": window})
@@ -93,19 +93,19 @@ def test_a_sliding_window_is_taken_by_the_tree_if_no_sequence_is_longer(kind, se
         ("gemma3_text", {"sliding_window": 4, "layer_types": ["full_attention", "full_attention"]}),
     ],
 )
-def test_a_window_that_no_layer_uses_refuses_nothing(kind, settings):
+def test_an_unused_sliding_window_does_not_disable_the_tree(kind, settings):
     assert choose_forward(Policy(tiny_model(kind, settings)), GROUPS, "auto") == Forward("tree")
 
 
 @pytest.mark.parametrize(("window", "name"), [(53, "tree"), (52, "plain")])
-def test_a_window_is_held_against_sequences_longer_than_the_probes(window, name):
+def test_a_sliding_window_is_compared_with_the_full_sequence_lengths(window, name):
     groups = [token_sequences("AB" * 26 + "|C")]
     assert len(groups[0][0].ids) == 53 > probe.PROBE_LENGTH
     policy = Policy(tiny_model("mistral", {"sliding_window": window}))
     assert choose_forward(policy, groups, "auto").name == name
 
 
-def test_a_window_met_after_the_probe_is_refused_then():
+def test_a_longer_sequence_after_the_probe_is_rejected():
     policy = Policy(tiny_model("mistral", {"sliding_window": 20}))
     choose_forward(policy, GROUPS, "auto")
     with pytest.raises(InputError, match="sliding window of 20 tokens, shorter than the longest sequence"):
@@ -113,7 +113,7 @@ def test_a_window_met_after_the_probe_is_refused_then():
 
 
 def to_rows_before(module, query, key, value, attention_mask, *, tree=None, scaling=None, **keywords):
-    """Causal attention over the whole row: siblings see each other."""
+    """Compute causal attention over the whole row, so that siblings attend to each other."""
     attention._calls["tree"] += tree is not None
     groups = query.shape[1] // key.shape[1]
     key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
@@ -133,23 +133,23 @@ def wrong_in_bf16(module, query, key, value, attention_mask, **keywords):
 
 @pytest.fixture
 def registered():
-    """Registers another function under the tree's name, for one test."""
+    """Register another function under the tree's name for one test."""
     yield lambda function: AttentionInterface.register(attention.NAME, function)
     AttentionInterface.register(attention.NAME, attention.tree_attention)
 
 
-# transformers draws weights at 0.02, where attention is nearly even and its scale hardly matters.
+# At transformers' default of 0.02 attention is nearly uniform, and its scale has little effect
 @pytest.mark.parametrize(
     ("wrong", "spread"), [(to_rows_before, 0.02), (to_rows_before, 0.1), (with_another_scale, 0.1)]
 )
-def test_a_wrong_attention_stops_the_run(wrong, spread, registered):
+def test_wrong_attention_raises(wrong, spread, registered):
     registered(wrong)
     policy = Policy(tiny_model("llama", {"initializer_range": spread}))
     with pytest.raises(RunError, match="the tree forward differs from transformers' by .* nats per token"):
         choose_forward(policy, GROUPS, "auto")
 
 
-def test_wrong_positions_stop_the_run(monkeypatch):
+def test_wrong_positions_raise(monkeypatch):
     def by_row(sequences):
         batch = tree_batch(sequences)
         batch.position_ids.copy_(torch.arange(batch.num_tokens))
@@ -168,14 +168,14 @@ def test_wrong_positions_stop_the_run(monkeypatch):
         ("llama", {}, LogitTransform(scale=1.1)),
     ],
 )
-def test_a_head_that_does_something_else_to_its_logits_stops_the_run(kind, settings, believed):
+def test_an_unknown_logit_transform_raises(kind, settings, believed):
     policy = Policy(tiny_model(kind, settings))
     logprobs.patch_lm_head(policy.base.get_output_embeddings(), believed)
     with pytest.raises(RunError, match="the plain forward differs from transformers' by"):
         choose_forward(policy, GROUPS, "auto")
 
 
-def test_weights_that_are_not_numbers_stop_the_run():
+def test_nan_weights_raise():
     model = tiny_model("llama")
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(RunError, match="differs from transformers' by nan"):
@@ -183,13 +183,13 @@ def test_weights_that_are_not_numbers_stop_the_run():
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma2"])
-def test_in_bf16_the_tree_passes_and_the_policy_is_left_on_it(kind):
+def test_the_tree_passes_the_probe_in_bf16(kind):
     policy = Policy(tiny_model(*TREE[kind]))
     assert choose_forward(policy, GROUPS, "auto", precision="bf16") == Forward("tree")
     assert policy.is_tree
 
 
-def test_an_attention_that_is_wrong_in_bf16_only_stops_the_run(registered):
+def test_attention_that_is_wrong_only_in_bf16_raises(registered):
     registered(wrong_in_bf16)
     policy = Policy(tiny_model("llama"))
     choose_forward(policy, GROUPS, "auto")
@@ -203,10 +203,10 @@ def test_an_attention_that_is_wrong_in_bf16_only_stops_the_run(registered):
         [token_sequences("A|B")],
         [token_sequences("ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKLMNOPQRSTUVWXYZ|AB ABCDEFGHIJ|CD")],
         [SEQUENCES["duplicates"]],
-        [random_sequences(3, prompts=1, most_responses=13)],
+        [random_sequences(3, prompts=1, max_responses=13)],
     ],
 )
-def test_any_data_can_be_probed_and_its_tree_has_a_branch(groups, monkeypatch):
+def test_probed_sequences_always_branch(groups, monkeypatch):
     made = []
     monkeypatch.setattr(probe, "tree_batch", lambda sequences: made.append(tree_batch(sequences)) or made[-1])
     assert choose_forward(Policy(tiny_model("llama")), groups, "auto") == Forward("tree")

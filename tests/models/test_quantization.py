@@ -1,4 +1,4 @@
-"""A base in 4 bits under adapters: what is quantised, what is trained, what is saved, and what is refused."""
+"""Quantized bases under adapters: products, training, saving, and unsupported cases."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ from align.models.weights import fingerprint
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (align[qlora])"
 )
-# Widths that bitsandbytes reads rightly on a CPU
+# Widths that bitsandbytes supports on a CPU
 WIDE = SMALL | {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128, "vocab_size": 300, "model_type": "llama"}
 IDS = torch.arange(3, 20)[None]
 # Quantile-spaced values of NF4 and the block that shares a scale (Dettmers et al. 2023, app. E and sec. 3)
@@ -32,7 +32,7 @@ BLOCK = 64
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tokenizer_folder):
-    """A folder with a plain policy."""
+    """Return a folder with a policy without adapters."""
     folder = tmp_path_factory.mktemp("run") / "base"
     save_policy(*load_policy(PolicySettings(from_config=WIDE, tokenizer=str(tokenizer_folder))), folder)
     return folder
@@ -49,7 +49,7 @@ def load(path, adapters="stacked", *, quantize="nf4", seed=0, **settings):
 
 
 def rounded(weight):
-    """The weight as NF4 would hold it with scales that are not quantised themselves."""
+    """Return the weight in NF4 with scales in fp32."""
     blocks = weight.flatten().view(-1, BLOCK)
     scales = blocks.abs().amax(dim=1, keepdim=True)
     values = torch.tensor(NF4_VALUES)
@@ -58,7 +58,7 @@ def rounded(weight):
 
 
 @needs_bitsandbytes
-def test_linear_layers_are_in_four_bits_and_the_rest_in_full(base):
+def test_only_linear_layers_are_quantized(base):
     policy, _ = load(base, rank=4)
     plain = AutoModelForCausalLM.from_pretrained(base)
     there = dict(policy.base.named_parameters())
@@ -72,14 +72,14 @@ def test_linear_layers_are_in_four_bits_and_the_rest_in_full(base):
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_the_products_are_those_of_the_nearest_values_of_nf4(base, mode):
+def test_products_use_the_nearest_nf4_values(base, mode):
     policy, _ = load(base)
     plain = AutoModelForCausalLM.from_pretrained(base)
     for name, module in plain.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head":
             module.weight.data = rounded(module.weight.data)
     getattr(policy, mode)()
-    # Scales in 8 bits are off by up to 1/256 of their spread; the 4 bits themselves move the logits by over 0.3.
+    # Scales in 8 bits have errors of up to 1/256 of their range; the 4 bits move the logits by more than 0.3
     torch.testing.assert_close(logits(policy.hf), logits(plain), atol=0.02, rtol=0)
     assert (logits(policy.hf) - logits(AutoModelForCausalLM.from_pretrained(base))).abs().max() > 0.1
 
@@ -87,7 +87,7 @@ def test_the_products_are_those_of_the_nearest_values_of_nf4(base, mode):
 @needs_bitsandbytes
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["a pair", "many"])
-def test_the_tree_its_twin_and_the_stock_model_agree(base, name, checkpointing):
+def test_tree_padded_and_transformers_forwards_agree(base, name, checkpointing):
     settings = PolicySettings(
         path=str(base), quantize="nf4", lora=LoraSettings(adapters="stacked"), gradient_checkpointing=checkpointing
     )
@@ -107,8 +107,8 @@ def test_the_tree_its_twin_and_the_stock_model_agree(base, name, checkpointing):
 
 
 @needs_bitsandbytes
-def test_under_autocast_products_are_in_its_type_and_nothing_is_rounded_for_good(tmp_path, tokenizer_folder):
-    fresh = WIDE | {"model_type": "qwen2", "head_dim": None}  # whose projections have biases
+def test_products_follow_autocast_and_weights_are_not_rounded(tmp_path, tokenizer_folder):
+    fresh = WIDE | {"model_type": "qwen2", "head_dim": None}  # its projections have biases
     fresh = {name: value for name, value in fresh.items() if value is not None}
     made, tokenizer = load_policy(PolicySettings(from_config=fresh, tokenizer=str(tokenizer_folder)))
     for name, value in made.named_parameters():
@@ -129,55 +129,55 @@ def test_under_autocast_products_are_in_its_type_and_nothing_is_rounded_for_good
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("adapters", ["continued", "stacked"])
-def test_adapters_are_saved_alone_and_enter_the_next_step_as_they_were(base, tmp_path, adapters):
+def test_adapters_on_a_quantized_base_round_trip(base, tmp_path, adapters):
     policy, tokenizer = load(base, adapters, rank=4)
-    said = logits(learned(policy, 1).hf)
+    expected = logits(learned(policy, 1).hf)
     save_policy(policy, tokenizer, tmp_path / "sft", merge=False)
     saved = load_file(tmp_path / "sft" / "adapter_model.safetensors")
     assert {name for name in saved if "lora_" not in name} == set() and len(saved) == 28
     assert not list((tmp_path / "sft").glob("model*"))
     assert json.loads((tmp_path / "sft" / "made_of.json").read_text())["quantize"] == "nf4"
     again, _ = load(tmp_path / "sft", adapters, rank=4)
-    assert torch.equal(logits(again.hf), said)
+    assert torch.equal(logits(again.hf), expected)
     assert fingerprint(again) == fingerprint(load(tmp_path / "sft", adapters, rank=4)[0])
     assert fingerprint(again) != fingerprint(load(base, adapters, rank=4)[0])
 
 
 @needs_bitsandbytes
-def test_folded_for_evaluation_the_policy_is_the_trained_one_in_full_precision(base, tmp_path):
+def test_merging_for_evaluation_dequantizes_the_base(base, tmp_path):
     policy, tokenizer = load(base, rank=4)
-    said = logits(learned(policy, 1).hf)
+    expected = logits(learned(policy, 1).hf)
     save_policy(policy, tokenizer, tmp_path / "sft", merge=False)
     plain, tokenizer = load(tmp_path / "sft", None, quantize=None)
     assert {value.dtype for value in plain.parameters()} == {torch.float32}
     assert trained(plain) == {name for name, _ in plain.named_parameters()} and len(trained(plain)) == 21
-    torch.testing.assert_close(logits(plain.hf), said, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(plain.hf), expected, atol=2e-5, rtol=1e-5)
     save_policy(plain, tokenizer, tmp_path / "plain")
     written = (tmp_path / "plain" / "config.json").read_text()
     assert "quantization" not in written
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
-    torch.testing.assert_close(logits(again), said, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(again), expected, atol=2e-5, rtol=1e-5)
 
 
 @needs_bitsandbytes
-def test_folded_into_weights_that_were_never_quantised_it_would_be_another_policy(base, tmp_path):
+def test_merging_into_unquantized_weights_would_change_the_policy(base, tmp_path):
     policy, tokenizer = load(base, rank=4)
-    said = logits(learned(policy, 1).hf).log_softmax(-1)
+    expected = logits(learned(policy, 1).hf).log_softmax(-1)
     save_policy(policy, tokenizer, tmp_path, merge=False)
-    (tmp_path / "made_of.json").unlink()  # what a folder of adapters from elsewhere does not have
-    gap = (logits(load(tmp_path, None, quantize=None)[0].hf).log_softmax(-1) - said).abs().max()
+    (tmp_path / "made_of.json").unlink()  # folders of adapters from other programs do not have it
+    gap = (logits(load(tmp_path, None, quantize=None)[0].hf).log_softmax(-1) - expected).abs().max()
     assert gap > 0.05
 
 
 @needs_bitsandbytes
-def test_no_one_else_folds_adapters_into_four_bits(base, tmp_path):
+def test_adapters_cannot_be_merged_into_quantized_weights(base, tmp_path):
     policy, tokenizer = load(base)
     with pytest.raises(InputError, match=r"policy\.quantize: adapters cannot be merged into weights in 4 bits"):
         save_policy(policy, tokenizer, tmp_path)
 
 
 @needs_bitsandbytes
-def test_the_settings_say_how_the_weights_under_a_folders_adapters_are_quantised(base, tmp_path):
+def test_quantize_must_match_the_base_of_the_adapters(base, tmp_path):
     for name, quantize in (("four", "nf4"), ("full_tensor", None)):
         policy, tokenizer = load(base, quantize=quantize)
         save_policy(policy, tokenizer, tmp_path / name, merge=False)
@@ -185,12 +185,12 @@ def test_the_settings_say_how_the_weights_under_a_folders_adapters_are_quantised
         load(tmp_path / "four", quantize=None)
     with pytest.raises(InputError, match=r"policy\.quantize: .* trained on a base in full precision; leave it out"):
         load(tmp_path / "full_tensor")
-    policy, _ = load(tmp_path / "four", "merged", quantize=None)  # new adapters on the folded ones
+    policy, _ = load(tmp_path / "four", "merged", quantize=None)  # new adapters on the merged ones
     assert {value.dtype for value in policy.parameters()} == {torch.float32}
 
 
 @needs_bitsandbytes
-def test_what_is_quantised_already_is_refused(base, tmp_path):
+def test_already_quantized_weights_are_rejected(base, tmp_path):
     load(base)[0].hf.unload().save_pretrained(tmp_path / "four")
     load_policy(PolicySettings(path=str(base)))[1].save_pretrained(tmp_path / "four")
     for adapters, quantize in ((None, None), ("stacked", "nf4"), ("merged", None)):
@@ -202,7 +202,7 @@ def test_what_is_quantised_already_is_refused(base, tmp_path):
 
 @needs_bitsandbytes
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the defect is of bitsandbytes' CPU kernel")
-def test_widths_that_bitsandbytes_reads_wrongly_are_refused(tmp_path, tokenizer_folder):
+def test_unsupported_layer_widths_are_rejected(tmp_path, tokenizer_folder):
     fresh = WIDE | {"intermediate_size": 96}
     save_policy(*load_policy(PolicySettings(from_config=fresh, tokenizer=str(tokenizer_folder))), tmp_path)
     with pytest.raises(InputError, match="has layers of 96"):
@@ -210,21 +210,21 @@ def test_widths_that_bitsandbytes_reads_wrongly_are_refused(tmp_path, tokenizer_
 
 
 @needs_bitsandbytes
-def test_layers_that_are_turned_round_are_refused(tmp_path, tokenizer_folder):
+def test_conv1d_layers_are_rejected(tmp_path, tokenizer_folder):
     fresh = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300}
     save_policy(*load_policy(PolicySettings(from_config=fresh, tokenizer=str(tokenizer_folder))), tmp_path)
     with pytest.raises(InputError, match="has Conv1D layers \\(as GPT-2\\)"):
         load(tmp_path)
 
 
-def test_without_bitsandbytes_the_extra_is_named(base, monkeypatch):
+def test_a_missing_bitsandbytes_names_the_extra(base, monkeypatch):
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^policy\.quantize: bitsandbytes is not installed; .*align\[qlora\]"):
         load(base)
 
 
 LAUNCHES = {
-    "weights shared out as they are read": (
+    "weights partitioned while they are loaded": (
         lambda patch: patch.setattr(quantization, "is_deepspeed_zero3_enabled", lambda: True),
         "set zero3_init_flag to false",
     ),
@@ -233,7 +233,7 @@ LAUNCHES = {
 
 
 @pytest.mark.parametrize("how", LAUNCHES)
-def test_a_launch_that_cannot_have_four_bits_is_refused(base, monkeypatch, how):
+def test_unsupported_launches_are_rejected(base, monkeypatch, how):
     change, words = LAUNCHES[how]
     monkeypatch.setattr(quantization, "find_spec", lambda name: "there")
     change(monkeypatch)
@@ -248,13 +248,13 @@ WITHOUT = {
 
 
 @pytest.mark.parametrize("how", WITHOUT)
-def test_four_bits_need_adapters_that_stay_apart(how):
+def test_quantize_requires_unmerged_adapters(how):
     settings, words = WITHOUT[how]
     with pytest.raises(ValidationError, match=words):
         PolicySettings(path="somewhere", quantize="nf4", **settings)
 
 
-def test_only_a_model_that_is_read_in_full_is_quantised(tmp_path):
+def test_only_full_precision_checkpoints_can_be_quantized(tmp_path):
     lora = LoraSettings(adapters="stacked")
     with pytest.raises(InputError, match=r"policy\.quantize: a randomly initialized model cannot be quantized"):
         load_policy(PolicySettings(from_config=WIDE, quantize="nf4", lora=lora))

@@ -1,4 +1,4 @@
-"""Attention over root paths: its ways of computing against one softmax a row, and what it refuses."""
+"""Attention over root paths: every kernel against a softmax per row, and unsupported features."""
 
 import inspect
 import math
@@ -22,7 +22,7 @@ WIDTHS = [4, 7, 16]
 def documented_varlen(  # noqa: PLR0913 - the signature is PyTorch's
     query_THD, key_TGD, value_TGD, cu_queries, cu_keys, max_queries, max_keys, *, scale, window_size, enable_gqa=True
 ):
-    """What `varlen_attn` is documented to do, and what its CUDA kernel asks of its arguments.
+    """Emulate `varlen_attn` as documented, and check what its CUDA kernel requires of its arguments.
 
     Grouped heads are allowed by default as in PyTorch 2.11, where the keyword does not exist.
     """
@@ -43,7 +43,7 @@ def documented_varlen(  # noqa: PLR0913 - the signature is PyTorch's
     blocks = zip(query_THD.split(queries), key_TGD.split(keys), value_TGD.split(keys), strict=True)
     for query, key, value in blocks:
         for at in range(len(query)):
-            seen = len(key) - len(query) + at + 1  # the last query stands at the last key
+            seen = len(key) - len(query) + at + 1  # the last query is aligned with the last key
             for head in range(query.shape[1]):
                 weights = (key[:seen, head // groups] @ query[at, head] * scale).float().softmax(dim=0)
                 outputs.append(weights.to(value.dtype) @ value[:seen, head // groups])
@@ -60,7 +60,7 @@ KERNELS = [
 
 
 def row_by_row(query, key, value, batch, scale, softcap=None):
-    """One softmax a row over its root path, written out; [1, H, T, D] in fp64."""
+    """Compute a softmax per row over its root path, [1, H, T, D] in fp64."""
     query, key, value = query.double(), key.double(), value.double()
     groups = query.shape[1] // key.shape[1]
     path, outputs = [], []
@@ -85,7 +85,7 @@ def random_heads(heads, width, num_rows, *, dtype=torch.float32, device="cpu", v
 
 
 def with_gradients(function, inputs, *rest):
-    """Output and input gradients, in fp64, for one fixed gradient of the output."""
+    """Return output and input gradients in fp64, for a fixed gradient of the output."""
     output = function(*inputs, *rest)
     generator = torch.Generator().manual_seed(1)
     upstream = torch.randn(output.shape, generator=generator).to(output)
@@ -99,7 +99,7 @@ def largest_errors(found, expected):
 
 @pytest.mark.parametrize("sequences", SEQUENCES.values(), ids=SEQUENCES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_blocks_and_matrices_are_one_softmax_a_row(sequences, dtype, tolerance):
+def test_block_and_matrix_attention_equal_a_softmax_per_row(sequences, dtype, tolerance):
     batch = tree_batch(sequences)
     num_cases = 0
     for heads, width in [(heads, width) for heads in HEADS for width in WIDTHS][:: 3 if len(sequences) > 9 else 1]:
@@ -116,7 +116,7 @@ def test_blocks_and_matrices_are_one_softmax_a_row(sequences, dtype, tolerance):
 
 
 @pytest.mark.parametrize("softcap", [0.5, 20.0])
-def test_soft_capped_scores_and_narrow_values_are_one_softmax_a_row(softcap):
+def test_soft_capping_and_narrow_values_equal_a_softmax_per_row(softcap):
     batch = tree_batch(SEQUENCES["shared response prefixes"])
     inputs = random_heads((4, 2), 8, batch.num_tokens, dtype=torch.float64, value_width=5)
     expected = with_gradients(row_by_row, inputs, batch, 8**-0.5, softcap)
@@ -127,10 +127,10 @@ def test_soft_capped_scores_and_narrow_values_are_one_softmax_a_row(softcap):
 
 
 @pytest.mark.parametrize(("below", "way"), [(0, "dense_attention"), (1, "span_attention")])
-def test_off_the_cpu_small_layouts_take_one_matrix_and_larger_ones_one_a_span(monkeypatch, below, way):
+def test_off_the_cpu_only_small_layouts_use_one_dense_matrix(monkeypatch, below, way):
     batch = tree_batch(SEQUENCES["13 responses"])
     heads = [each.to("meta") for each in random_heads((4, 2), 8, batch.num_tokens)]
-    monkeypatch.setattr(attention, "_kernel_input", lambda each: each)  # torch knows no autocast on `meta`
+    monkeypatch.setattr(attention, "_kernel_input", lambda each: each)  # torch has no autocast on `meta`
     taken = []
     for name in ("dense_attention", "span_attention"):
         made = getattr(attention, name)
@@ -145,7 +145,7 @@ def test_off_the_cpu_small_layouts_take_one_matrix_and_larger_ones_one_a_span(mo
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("sequences", ["13 responses", "nothing shared", "duplicates", "shared response prefixes"])
 @pytest.mark.parametrize(("kernel", "device", "dtype", "tolerance"), KERNELS)
-def test_variable_length_attention_is_one_softmax_a_row(  # noqa: PLR0913 - a table's columns
+def test_variable_length_attention_equals_a_softmax_per_row(  # noqa: PLR0913 - a table's columns
     kernel, device, dtype, tolerance, sequences, heads
 ):
     batch = tree_batch(SEQUENCES[sequences])
@@ -156,7 +156,7 @@ def test_variable_length_attention_is_one_softmax_a_row(  # noqa: PLR0913 - a ta
     assert max(largest_errors(found, expected)) <= tolerance
 
 
-def test_the_arguments_fit_the_kernel_that_is_installed():
+def test_the_arguments_match_the_installed_kernel():
     batch = tree_batch(SEQUENCES["a pair"])
     signature = inspect.signature(varlen_attn)
 
@@ -168,7 +168,7 @@ def test_the_arguments_fit_the_kernel_that_is_installed():
 
 
 @pytest.mark.parametrize("sequences", ["13 responses", "many"])
-def test_bf16_blocks_are_as_exact_as_dense_attention_in_bf16(sequences):
+def test_block_attention_in_bf16_is_as_exact_as_dense_attention(sequences):
     batch = tree_batch(SEQUENCES[sequences])
     inputs = random_heads((4, 2), 16, batch.num_tokens, dtype=torch.bfloat16)
     seen, path = torch.zeros(batch.num_tokens, batch.num_tokens, dtype=torch.bool), []
@@ -182,7 +182,7 @@ def test_bf16_blocks_are_as_exact_as_dense_attention_in_bf16(sequences):
     assert all(one <= 2 * other for one, other in zip(of_blocks, of_dense, strict=True)), (of_blocks, of_dense)
 
 
-def test_far_apart_scores_lose_nothing():
+def test_widely_spread_scores_stay_exact():
     batch = tree_batch(SEQUENCES["shared response prefixes"])
     query, key, value = random_heads((2, 2), 8, batch.num_tokens, dtype=torch.float64)
     inputs = [(30 * query).detach().requires_grad_(), key, value]
@@ -197,26 +197,26 @@ def attend(mask=None, **keywords):
 
 
 # The longest sequence of "a pair" has 12 tokens.
-REFUSED = {
+UNSUPPORTED = {
     "dropout (0.1)": {"dropout": 0.1},
     "sliding window of 11 tokens": {"sliding_window": 11},
     "an attention mask": {"mask": torch.ones(1)},
     "attention with s_aux": {"s_aux": torch.zeros(4)},
     "attention with position_bias": {"position_bias": torch.zeros(1)},
-    "attention with invented_tomorrow": {"invented_tomorrow": False},
+    "attention with unknown_keyword": {"unknown_keyword": False},
     "not causal": {"is_causal": False},
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_what_would_change_the_result_is_refused_by_name(words):
+@pytest.mark.parametrize("words", UNSUPPORTED)
+def test_unsupported_features_are_rejected_by_name(words):
     with pytest.raises(InputError, match="Linear") as error:
-        attend(**REFUSED[words])
+        attend(**UNSUPPORTED[words])
     assert words in str(error.value)
     assert "policy.forward" in str(error.value)
 
 
-HARMLESS = [
+IGNORED = [
     {"dropout": 0.0},
     {"sliding_window": 12},
     {"sliding_window": None, "softcap": None, "s_aux": None},
@@ -224,24 +224,24 @@ HARMLESS = [
 ]
 
 
-@pytest.mark.parametrize("keywords", HARMLESS, ids=[" ".join(each) for each in HARMLESS])
-def test_what_changes_nothing_is_let_through(keywords):
+@pytest.mark.parametrize("keywords", IGNORED, ids=[" ".join(each) for each in IGNORED])
+def test_keywords_without_effect_are_accepted(keywords):
     assert torch.equal(attend(**keywords)[0], attend()[0])
 
 
-def test_without_a_layout_the_error_says_what_to_set():
+def test_a_missing_layout_is_an_error_that_names_the_setting():
     query, key, value = random_heads((1, 1), 8, 3)
     with pytest.raises(InputError, match="policy.forward: Linear does not pass .* use 'plain'"):
         tree_attention(torch.nn.Linear(1, 1), query, key, value, None)
 
 
-def test_the_scale_is_that_of_the_head_width_where_none_is_given():
+def test_the_default_scale_is_that_of_the_head_width():
     assert torch.equal(attend()[0], attend(scaling=1 / math.sqrt(8))[0])
     assert not torch.equal(attend()[0], attend(scaling=0.5)[0])
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_heads_that_lie_strided_in_memory_are_read_right(which):
+def test_strided_heads_are_supported(which):
     batch = tree_batch(SEQUENCES["a pair"])
     inputs = random_heads((4, 2), 8, batch.num_tokens)
     expected = tree_attention(torch.nn.Module(), *inputs, None, tree=batch.layout)[0]
@@ -250,7 +250,7 @@ def test_heads_that_lie_strided_in_memory_are_read_right(which):
     torch.testing.assert_close(tree_attention(torch.nn.Module(), *inputs, None, tree=batch.layout)[0], expected)
 
 
-def test_under_autocast_fp32_queries_meet_half_precision_values():
+def test_autocast_casts_fp32_queries_to_the_dtype_of_values():
     batch = tree_batch(SEQUENCES["a pair"])
     query, key, value = random_heads((4, 2), 8, batch.num_tokens)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, and token sequences that share prefixes in every way."""
+"""Tiny random models of many architectures, and token sequences that share prefixes."""
 
 import copy
 
@@ -20,7 +20,7 @@ SMALL = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 64,
-    "initializer_range": 0.1,  # at transformers' 0.02 a wrong mask hardly shows
+    "initializer_range": 0.1,  # at transformers' default of 0.02 a wrong mask has little effect
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -28,7 +28,7 @@ SMALL = {
 }
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-LATENT = {  # heads whose values are narrower than their keys
+LATENT = {  # values narrower than keys
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
@@ -45,7 +45,7 @@ LATENT = {  # heads whose values are narrower than their keys
 }
 GRANITE = {"logits_scaling": 3.0, "attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5}
 
-# What the tree forward takes: name -> (model type, settings)
+# Models with a tree forward: name -> (model type, settings)
 TREE = {
     "llama": ("llama", {"num_key_value_heads": 4}),
     "llama, grouped heads": ("llama", {}),
@@ -93,7 +93,7 @@ MORE_TREE = {
     "smollm3": ("smollm3", {}),
     "starcoder2": ("starcoder2", {}),
 }
-# What only the plain twin takes: name -> (model type, settings, words of the reason)
+# Models without a tree forward: name -> (model type, settings, part of the reason)
 PLAIN = {
     "bloom": ("bloom", {"n_layer": 2, "n_head": 4}, "does not support custom attention implementations"),
     "falcon": ("falcon", {"head_dim": None}, "does not support custom attention implementations"),
@@ -144,7 +144,7 @@ PLAIN = {
     "mistral": ("mistral", {"sliding_window": 5}, "sliding window of 5"),
     "gemma2": ("gemma2", {"sliding_window": 5, "attn_logit_softcapping": 5.0}, "sliding window of 5"),
 }
-# Since transformers 5.24 its attention goes through the interface.
+# Since transformers 5.24 its attention uses the interface
 if Version(transformers.__version__) >= Version("5.24"):
     MORE_TREE["gptj"] = ("gptj", GPT | {"rotary_dim": 4})
 else:
@@ -152,10 +152,10 @@ else:
 
 
 def tiny_model(kind, settings=None, *, seed=0):
-    """A model in fp32 with every weight drawn at random, biases and norms too."""
+    """Return a model in fp32 with random weights, including biases and norms."""
     values = {name: value for name, value in (SMALL | (settings or {})).items() if value is not None}
     config = AutoConfig.for_model(kind, **values)
-    config._experts_implementation = "eager"  # the grouped product has no fp64
+    config._experts_implementation = "eager"  # the grouped matrix product does not support fp64
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -166,7 +166,7 @@ def tiny_model(kind, settings=None, *, seed=0):
 
 
 def token_sequences(text):
-    """Sequences written as "prompt|response prompt|response", a letter a token."""
+    """Parse sequences from "prompt|response prompt|response"; each letter is a token."""
     found = []
     for each in text.split():
         prompt, _, response = each.partition("|")
@@ -175,13 +175,13 @@ def token_sequences(text):
     return found
 
 
-def random_sequences(seed, *, prompts, most_responses, alphabet=3):
-    """Groups of up to `most_responses` responses; with so few letters they share prefixes of every length."""
+def random_sequences(seed, *, prompts, max_responses, alphabet=3):
+    """Return groups of up to `max_responses` responses; with a small alphabet they share prefixes of any length."""
     draw = np.random.default_rng(seed)
     found = []
     for _ in range(prompts):
         prompt = draw.integers(3, 3 + alphabet, draw.integers(1, 8))
-        for _ in range(draw.integers(1, most_responses + 1)):
+        for _ in range(draw.integers(1, max_responses + 1)):
             response = draw.integers(3, 3 + alphabet, draw.integers(1, 9))
             ids = np.concatenate([prompt, response]).astype(np.int32)
             found.append(TokenSequence(ids, np.arange(len(ids)) >= len(prompt)))
@@ -199,14 +199,14 @@ SEQUENCES = {
     "a response is another's prompt": token_sequences("AB|CDE ABCDE|FG ABC|X"),
     "a prompt that several groups share": token_sequences("ABCDE|FG ABCDE|HI ABCXY|FG ABCXY|ZZ ABC|M"),
     "nothing shared": token_sequences("ABC|DE FG|HIJ KLMN|O"),
-    "13 responses": random_sequences(1, prompts=1, most_responses=13) + token_sequences("ABCDE|FG"),
-    "many": random_sequences(2, prompts=5, most_responses=13),
+    "13 responses": random_sequences(1, prompts=1, max_responses=13) + token_sequences("ABCDE|FG"),
+    "many": random_sequences(2, prompts=5, max_responses=13),
 }
 assert len({len(each) for each in SEQUENCES.values()}) > 4
 
 
 def stock_logps(model, sequences):
-    """Log-probabilities of the trained tokens from a model's own logits, one sequence at a time."""
+    """Return the log-probabilities of the targets from transformers' logits, one sequence at a time."""
     found = []
     for sequence in sequences:
         ids = torch.from_numpy(sequence.ids.astype(np.int64)).to(model.device)
@@ -218,14 +218,14 @@ def stock_logps(model, sequences):
 
 
 def eager_copy(model):
-    """The same model with transformers' plainest attention."""
+    """Return a copy of the model with eager attention."""
     twin = copy.deepcopy(model)
     twin.set_attn_implementation("eager")
     return twin
 
 
 def perturbed(adapted):
-    """The same model with every adapter weight drawn at random; fresh adapters change nothing."""
+    """Return the model with random adapter weights; newly initialized adapters do not change the output."""
     generator = torch.Generator().manual_seed(0)
     for name, value in adapted.named_parameters():
         if "lora_" in name:
@@ -234,7 +234,7 @@ def perturbed(adapted):
 
 
 def learned(policy, seed):
-    """The policy after training, as far as its weights are concerned: all that learn are drawn at random."""
+    """Return the policy as if trained: with random values of all trainable weights."""
     generator = torch.Generator().manual_seed(seed)
     for value in policy.parameters():
         if value.requires_grad:
@@ -243,5 +243,5 @@ def learned(policy, seed):
 
 
 def trained(policy):
-    """Names of the weights that learn."""
+    """Return the names of the trainable weights."""
     return {name for name, value in policy.named_parameters() if value.requires_grad}

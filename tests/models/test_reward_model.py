@@ -1,4 +1,4 @@
-"""Reward models: what they say of a tree, what a saved one says in plain transformers, and whatever can be wrong."""
+"""Reward models: scores over a tree, saved models in transformers, and invalid settings."""
 
 import json
 
@@ -29,29 +29,29 @@ from align.models.weights import fingerprint
 
 FRESH = SMALL | {"model_type": "llama", "vocab_size": 300}
 COHERE = {name: value for name, value in FRESH.items() if name != "head_dim"} | {"model_type": "cohere"}
-TWELVE = tuple(f"{letter}-ness" for letter in "zyxwvutsrqpo")  # as text, 10 stands before 2 and o before z
-END = 1  # of a turn, by the tokenizer below
+TWELVE = tuple(f"{letter}-ness" for letter in "zyxwvutsrqpo")  # sorted as text, 10 precedes 2 and o precedes z
+END = 1  # end-of-turn id of the tokenizer below
 
 
 @pytest.fixture
 def settings(tokenizer_folder):
-    """Settings of a fresh model, changed by name."""
+    """Return settings of a randomly initialized model, with changes by name."""
     return lambda **changes: PolicySettings(**{"from_config": FRESH, "tokenizer": str(tokenizer_folder)} | changes)
 
 
 def ended(sequences):
-    """The same sequences with an end of turn behind each."""
+    """Return the sequences with an end-of-turn token appended to each."""
     return [TokenSequence(np.append(one.ids, np.int32(END)), np.append(one.loss_mask, True)) for one in sequences]
 
 
-def said(model, sequences, forward):
+def scores_of(model, sequences, forward):
     model.use_forward(forward)
     with torch.no_grad():
         return model((tree_batch if forward == "tree" else plain_batch)(sequences))
 
 
-def by_transformers(folder, sequences, *, side="right"):
-    """Scores of the folder's model for one padded batch of the same token ids, by transformers alone."""
+def transformers_scores(folder, sequences, *, side="right"):
+    """Return the scores that transformers computes for one padded batch of the same token ids."""
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = side
@@ -61,30 +61,30 @@ def by_transformers(folder, sequences, *, side="right"):
 
 
 @pytest.mark.parametrize("kind", ["llama, grouped heads", "qwen3", "gpt2", "gemma2"])
-def test_scores_in_the_tree_are_those_of_each_response_alone(tmp_path, settings, kind):
+def test_tree_scores_equal_those_of_single_sequences(tmp_path, settings, kind):
     model_type, changes = TREE[kind]
     values = {name: value for name, value in (SMALL | changes).items() if model_type != "gpt2" or name in changes}
     fresh = {"model_type": model_type, **values, "vocab_size": 300, "initializer_range": 0.1}
     model, _ = load_reward_model(settings(from_config=fresh))
     sequences = [*SEQUENCES["many"], *SEQUENCES["a prefix of another"]]
     assert choose_forward(model, [sequences], "auto").name == "tree"
-    together = said(model, sequences, "tree")
+    together = scores_of(model, sequences, "tree")
     model.use_forward("plain")
     alone = torch.cat([model.forward_sequence(one) for one in sequences]).detach()
     assert together.shape == (len(sequences), 5)
-    assert alone.std(dim=0).min() > 0.05  # there is something to tell apart
+    assert alone.std(dim=0).min() > 0.05  # the scores differ
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-    torch.testing.assert_close(said(model, sequences, "plain"), alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores_of(model, sequences, "plain"), alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_plain_transformers_gives_the_same_scores(tmp_path, settings, side):
     model, tokenizer = load_reward_model(settings(seed=3))
-    sequences = ended(random_sequences(5, prompts=4, most_responses=5))
+    sequences = ended(random_sequences(5, prompts=4, max_responses=5))
     set_pad_token(model, tokenizer, {END})
     save_reward_model(model, tokenizer, tmp_path)
-    expected = said(model, sequences, "tree")
-    torch.testing.assert_close(by_transformers(tmp_path, sequences, side=side), expected, rtol=0, atol=1e-5)
+    expected = scores_of(model, sequences, "tree")
+    torch.testing.assert_close(transformers_scores(tmp_path, sequences, side=side), expected, rtol=0, atol=1e-5)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["problem_type"] == "regression"
     assert config["architectures"] == ["LlamaForSequenceClassification"]
@@ -92,22 +92,22 @@ def test_plain_transformers_gives_the_same_scores(tmp_path, settings, side):
     assert [file.name for file in tmp_path.iterdir() if file.suffix in (".bin", ".pt", ".pkl")] == []
 
 
-def test_a_response_that_ends_with_the_padding_token_is_scored_at_its_end_all_the_same(tmp_path, settings):
+def test_a_response_that_ends_with_the_padding_token_is_scored_at_its_last_token(tmp_path, settings):
     model, tokenizer = load_reward_model(settings())
     tokenizer.pad_token = TURN_END  # as in SmolLM2's and many other tokenizers
     sequences = ended(SEQUENCES["shared response prefixes"])
     set_pad_token(model, tokenizer, {END})
     assert tokenizer.pad_token in (PAD, TURN_START)
     save_reward_model(model, tokenizer, tmp_path)
-    expected = said(model, sequences, "tree")
-    torch.testing.assert_close(by_transformers(tmp_path, sequences), expected, rtol=0, atol=1e-5)
-    # The trap is real: padded by the end of turn, transformers scores the token before it.
+    expected = scores_of(model, sequences, "tree")
+    torch.testing.assert_close(transformers_scores(tmp_path, sequences), expected, rtol=0, atol=1e-5)
+    # With the end-of-turn token as padding, transformers scores the token before it
     config = json.loads((tmp_path / "config.json").read_text()) | {"pad_token_id": END}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert (by_transformers(tmp_path, sequences) - expected).abs().min() > 1e-4
+    assert (transformers_scores(tmp_path, sequences) - expected).abs().min() > 1e-4
 
 
-def test_a_padding_token_that_ends_no_response_is_kept_and_one_is_needed(settings):
+def test_a_valid_padding_token_is_kept_and_a_missing_one_is_an_error(settings):
     model, tokenizer = load_reward_model(settings())
     set_pad_token(model, tokenizer, {END})
     assert tokenizer.pad_token == PAD
@@ -120,7 +120,7 @@ def test_the_order_of_attributes_and_their_weights_survive_saving(tmp_path, sett
     weights = tuple(float(place) for place in range(12))
     model, tokenizer = load_reward_model(settings(), HeadSettings(attributes=TWELVE, weights=weights))
     with torch.no_grad():
-        model.head.weight.mul_(torch.arange(12)[:, None])  # each attribute has a scale of its own
+        model.head.weight.mul_(torch.arange(12)[:, None])  # another scale for each attribute
     set_pad_token(model, tokenizer, {END})
     save_reward_model(model, tokenizer, tmp_path)
     labels = AutoModelForSequenceClassification.from_pretrained(tmp_path).config.id2label
@@ -129,12 +129,12 @@ def test_the_order_of_attributes_and_their_weights_survive_saving(tmp_path, sett
     again, _ = load_reward_model(PolicySettings(path=str(tmp_path)))
     assert again.rating == model.rating
     sequences = ended(SEQUENCES["a pair"])
-    assert torch.equal(said(again, sequences, "tree"), said(model, sequences, "tree"))
+    assert torch.equal(scores_of(again, sequences, "tree"), scores_of(model, sequences, "tree"))
     assert fingerprint(again) == fingerprint(model)
 
 
-def test_the_reward_is_the_published_sum_of_attributes():
-    # Worked by hand: (4, 4, 4, 2, 2) is 6.28, HelpSteer2's means are 4.8648, all 4 is 6.56.
+def test_the_default_reward_uses_the_published_weights():
+    # Computed by hand: (4, 4, 4, 2, 2) is 6.28, HelpSteer2's means are 4.8648, all 4 is 6.56.
     rating = resolve_rating(HeadSettings(), None, default=HELPSTEER)
     rows = torch.tensor([[4.0, 4, 4, 2, 2], [2.87, 2.96, 3.64, 1.70, 2.00], [4, 4, 4, 4, 4]])
     assert rating.rewards(rows) == pytest.approx([6.28, 4.8648, 6.56], abs=1e-6)
@@ -142,7 +142,7 @@ def test_the_reward_is_the_published_sum_of_attributes():
     assert turned.rewards(rows.flip(1)) == pytest.approx([6.28, 4.8648, 6.56], abs=1e-6)
 
 
-def test_other_attributes_weigh_the_same_and_one_is_the_reward_itself():
+def test_other_attributes_have_equal_weights():
     assert resolve_rating(HeadSettings(attributes=("a", "b")), None, default=()).weights == (0.5, 0.5)
     assert resolve_rating(HeadSettings(), None, default=("reward",)) == Rating(("reward",), (1.0,))
     saved = Rating(("a", "b"), (3.0, 4.0))
@@ -152,7 +152,7 @@ def test_other_attributes_weigh_the_same_and_one_is_the_reward_itself():
 
 WRONG_HEADS = {
     "too few weights": (HeadSettings(weights=(1.0, 2.0)), None, "head.weights: 2 weights for 5 attributes"),
-    "a name twice": (
+    "a duplicate name": (
         HeadSettings(attributes=("a", "b", "a")),
         None,
         "head.attributes: attribute names must be distinct and not empty",
@@ -162,7 +162,7 @@ WRONG_HEADS = {
         None,
         "head.attributes: attribute names must be distinct and not empty",
     ),
-    "others than were trained": (
+    "other attributes than the trained ones": (
         HeadSettings(attributes=("b", "a")),
         Rating(("a", "b"), (1.0, 1.0)),
         "head.attributes: this reward model rates a, b, not ",
@@ -171,14 +171,14 @@ WRONG_HEADS = {
 
 
 @pytest.mark.parametrize("how", WRONG_HEADS)
-def test_a_head_that_cannot_be_is_one_line(how):
+def test_invalid_head_settings_raise_a_one_line_error(how):
     head, saved, words = WRONG_HEADS[how]
     with pytest.raises(InputError) as error:
         resolve_rating(head, saved, default=HELPSTEER)
     assert words in str(error.value)
 
 
-def test_a_new_head_on_a_policy_depends_on_the_seed_and_leaves_the_decoder_as_it_is(tmp_path, settings):
+def test_a_new_head_depends_on_the_seed_and_keeps_the_decoder(tmp_path, settings):
     policy, tokenizer = load_policy(settings(seed=5))
     save_policy(policy, tokenizer, tmp_path)
     made = [load_reward_model(PolicySettings(path=str(tmp_path), seed=seed))[0] for seed in (1, 1, 2)]
@@ -193,7 +193,7 @@ def test_a_new_head_on_a_policy_depends_on_the_seed_and_leaves_the_decoder_as_it
     assert torch.equal(policy.hidden_states(batch), made[0].hidden_states(batch))
 
 
-def test_a_head_can_be_put_on_adapters_that_were_saved_alone(tmp_path, settings):
+def test_a_head_can_be_added_to_a_folder_of_adapters(tmp_path, settings):
     save_policy(*load_policy(settings()), tmp_path / "base")
     policy, tokenizer = load_policy(PolicySettings(path=str(tmp_path / "base"), lora=LoraSettings(rank=4)))
     save_policy(perturbed(policy), tokenizer, tmp_path / "adapters", merge=False)
@@ -203,10 +203,10 @@ def test_a_head_can_be_put_on_adapters_that_were_saved_alone(tmp_path, settings)
     torch.testing.assert_close(model.hidden_states(batch), policy.hidden_states(batch), rtol=1e-4, atol=1e-4)
 
 
-def test_adapters_train_beside_the_whole_head_and_are_saved_as_one(tmp_path, settings):
+def test_adapters_train_with_the_full_head_and_are_saved_merged(tmp_path, settings):
     model, tokenizer = load_reward_model(settings(lora=LoraSettings(rank=4), gradient_checkpointing=True))
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
-    assert sum("lora_" in name for name in trained) == 28  # two of seven layers in two blocks
+    assert sum("lora_" in name for name in trained) == 28  # two matrices on seven layers of two blocks
     assert [name for name in trained if "lora_" not in name] == [
         "hf.base_model.model.score.modules_to_save.default.weight"
     ]
@@ -214,14 +214,14 @@ def test_adapters_train_beside_the_whole_head_and_are_saved_as_one(tmp_path, set
     with torch.no_grad():
         model.head.modules_to_save["default"].weight.mul_(2)
     sequences = ended(SEQUENCES["many"])
-    expected = said(model, sequences, "tree")
+    expected = scores_of(model, sequences, "tree")
     set_pad_token(model, tokenizer, {END})
     save_reward_model(model, tokenizer, tmp_path)
-    torch.testing.assert_close(by_transformers(tmp_path, sequences), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(transformers_scores(tmp_path, sequences), expected, rtol=1e-4, atol=1e-4)
     assert not (tmp_path / "adapter_config.json").exists()
 
 
-def test_a_head_can_be_all_that_is_trained(settings):
+def test_head_only_freezes_the_decoder(settings):
     model, _ = load_reward_model(settings(gradient_checkpointing=True), HeadSettings(only=True))
     assert [name for name, value in model.named_parameters() if value.requires_grad] == ["hf.score.weight"]
     model.use_forward("tree")
@@ -232,9 +232,9 @@ def test_a_head_can_be_all_that_is_trained(settings):
 
 
 @pytest.mark.parametrize("budget", [1, 40, 10**6])
-def test_groups_are_scored_alike_however_they_are_put_together(settings, budget):
+def test_scores_do_not_depend_on_the_micro_batches(settings, budget):
     model, _ = load_reward_model(settings())
-    made = [random_sequences(seed, prompts=1, most_responses=4) for seed in range(9)]
+    made = [random_sequences(seed, prompts=1, max_responses=4) for seed in range(9)]
     groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
     expected = [torch.cat([model.forward_sequence(each) for each in one]).detach() for one in made]
     for forward in ("tree", "plain"):
@@ -243,7 +243,7 @@ def test_groups_are_scored_alike_however_they_are_put_together(settings, budget)
             torch.testing.assert_close(scores_KA, alone, rtol=0, atol=1e-5)
 
 
-def test_in_half_precision_the_head_alone_does_not_round(settings):
+def test_the_head_computes_in_fp32_under_autocast(settings):
     model, _ = load_reward_model(settings())
     with torch.no_grad():
         model.head.weight.mul_(100)
@@ -257,21 +257,21 @@ def test_in_half_precision_the_head_alone_does_not_round(settings):
     torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-4)
 
 
-def test_another_classifier_is_a_reward_model_by_its_labels(tmp_path, tokenizer_folder):
+def test_any_sequence_classifier_loads_as_a_reward_model(tmp_path, tokenizer_folder):
     values = {name: value for name, value in FRESH.items() if name != "model_type"}
     torch.manual_seed(0)
     LlamaForSequenceClassification(LlamaConfig(**values, num_labels=1)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
     assert load_rating(str(tmp_path)) == Rating(("LABEL_0",), (1.0,))
     model, _ = load_reward_model(PolicySettings(path=str(tmp_path)))
-    assert said(model, SEQUENCES["a pair"], "tree").shape == (2, 1)
+    assert scores_of(model, SEQUENCES["a pair"], "tree").shape == (2, 1)
 
 
-def test_what_is_no_reward_model_is_known_as_none_and_a_reward_model_as_no_policy(tmp_path, settings):
+def test_reward_models_and_policies_are_told_apart(tmp_path, settings):
     save_policy(*load_policy(settings()), tmp_path / "policy")
     assert load_rating(str(tmp_path / "policy")) is None
     assert load_rating(None) is None
-    fresh = FRESH | {"tie_word_embeddings": True}  # a language model of it would lack no weight
+    fresh = FRESH | {"tie_word_embeddings": True}  # a language model of it would not lack weights
     model, tokenizer = load_reward_model(settings(from_config=fresh))
     set_pad_token(model, tokenizer, {END})
     save_reward_model(model, tokenizer, tmp_path / "reward")
@@ -284,20 +284,20 @@ WRONG = {
         {"from_config": COHERE},
         "has no sequence classifier for CohereForCausalLM",
     ),
-    "adapters that are to be saved alone": ({"lora": LoraSettings(adapters="stacked")}, "policy.lora.adapters"),
-    "adapters for layers that are not there": ({"lora": LoraSettings(targets=["nowhere"])}, "policy.lora.targets"),
+    "unmerged adapters": ({"lora": LoraSettings(adapters="stacked")}, "policy.lora.adapters"),
+    "unknown target modules": ({"lora": LoraSettings(targets=["nowhere"])}, "policy.lora.targets"),
 }
 
 
 @pytest.mark.parametrize("how", WRONG)
-def test_what_cannot_become_a_reward_model_is_one_line(settings, how):
+def test_an_unsupported_reward_model_raises_a_one_line_error(settings, how):
     changes, words = WRONG[how]
     with pytest.raises(InputError) as error:
         load_reward_model(settings(**changes))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_last_token_of_each_sequence_is_where_its_path_ends():
+def test_last_positions_are_those_of_each_sequences_last_token():
     for sequences in SEQUENCES.values():
         for batch in (tree_batch(sequences), plain_batch(sequences)):
             ids, depths = batch.input_ids.flatten()[batch.last_S], batch.position_ids.flatten()[batch.last_S]
@@ -305,5 +305,5 @@ def test_the_last_token_of_each_sequence_is_where_its_path_ends():
             assert depths.tolist() == [len(one.ids) - 1 for one in sequences]
 
 
-def test_weights_by_name_are_the_published_ones():
+def test_the_published_weights_are_assigned_by_name():
     assert list(PUBLISHED_WEIGHTS.values()) == [0.3, 0.74, 0.46, 0.47, -0.33]

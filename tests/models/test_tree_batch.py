@@ -1,4 +1,4 @@
-"""Tree = plain twin = stock transformers, in values and in the gradient of every parameter."""
+"""Tree, padded and transformers' own forward agree in values and in the gradient of every parameter."""
 
 import numpy as np
 import pytest
@@ -28,21 +28,21 @@ DEVICES = [
         marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")],
     ),
 ]
-# Largest error relative to a tensor's largest element. A gradient that is 0 in exact arithmetic (a key's bias) is
-# measured against a hundredth of the model's largest gradient.
+# Maximum error relative to a tensor's largest element. A gradient that is 0 in exact arithmetic (a key's bias) is
+# compared with a hundredth of the model's largest gradient.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 @pytest.fixture
 def nothing_rounded(monkeypatch):
-    """Norms, softmax and rotary angles in fp64 too: transformers takes them in fp32 whatever the model's dtype is."""
+    """Compute norms, softmax and rotary angles in fp64; transformers always computes them in fp32."""
     for name in ("float32", "float"):
         monkeypatch.setattr(torch, name, torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 def weighted(logps_N):
-    """A sum in which every token counts differently, so that a gradient in the wrong place shows."""
+    """Return a sum with another weight for each token, so that misplaced gradients are detected."""
     return (logps_N * torch.linspace(0.5, 1.5, len(logps_N), device=logps_N.device)).sum()
 
 
@@ -61,7 +61,7 @@ def run(policy, name, sequences):
 
 
 def largest_errors(found, expected):
-    """By name, relative to the largest element; None where one of the two has no gradient."""
+    """Return errors by name, relative to the largest element; None where only one has a gradient."""
     assert found.keys() == expected.keys()
     scale = max(value.abs().max() for value in expected.values())
     errors = {}
@@ -87,7 +87,7 @@ def assert_three_agree(model, sequences):
 
 @pytest.mark.parametrize("sequences", SEQUENCES.values(), ids=SEQUENCES)
 @pytest.mark.parametrize("kind", TREE)
-def test_tree_and_twin_are_the_stock_model(kind, sequences):
+def test_tree_and_padded_forward_equal_transformers(kind, sequences):
     assert_three_agree(tiny_model(*TREE[kind]), sequences)
 
 
@@ -95,13 +95,13 @@ def test_tree_and_twin_are_the_stock_model(kind, sequences):
     "sequences", ["shared response prefixes", "a prompt that several groups share", "13 responses"]
 )
 @pytest.mark.parametrize("kind", TREE)
-def test_tree_and_twin_are_the_stock_model_in_fp64(kind, sequences, nothing_rounded):
+def test_tree_and_padded_forward_equal_transformers_in_fp64(kind, sequences, nothing_rounded):
     assert_three_agree(tiny_model(*TREE[kind]).double(), SEQUENCES[sequences])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MORE_TREE)
-def test_tree_and_twin_are_the_stock_model_in_other_architectures(kind, nothing_rounded):
+def test_tree_and_padded_forward_equal_transformers_in_other_architectures(kind, nothing_rounded):
     assert_three_agree(tiny_model(*MORE_TREE[kind]).double(), SEQUENCES["13 responses"])
 
 
@@ -123,14 +123,14 @@ def test_gradient_checkpointing_changes_no_gradient(kind):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_lora_tree_and_twin_are_the_stock_model(checkpointing):
+def test_tree_and_padded_forward_equal_transformers_with_lora(checkpointing):
     sequences = SEQUENCES["a prompt that several groups share"]
     model = tiny_model("llama", {"attention_bias": True})
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     perturbed(adapted)
-    base = eager_copy(adapted.get_base_model())  # holds the same adapters
+    base = eager_copy(adapted.get_base_model())  # contains the same adapters
     plain = values_and_gradients(base, stock_logps(base, sequences))
     expected = {name if name == "log-probabilities" else f"base_model.model.{name}": plain[name] for name in plain}
     policy = Policy(adapted)
@@ -142,7 +142,7 @@ def test_lora_tree_and_twin_are_the_stock_model(checkpointing):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["llama, grouped heads", "qwen3", "gpt2", "gemma2"])
-def test_bf16_costs_the_tree_no_more_than_its_twin(kind, device):
+def test_bf16_errors_of_the_tree_are_no_larger_than_padded(kind, device):
     model = tiny_model(*TREE[kind]).to(device)
     sequences = SEQUENCES["many"]
     policy = Policy(model)
@@ -158,11 +158,11 @@ def test_bf16_costs_the_tree_no_more_than_its_twin(kind, device):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("kind", TREE)
-def test_tree_and_twin_are_the_stock_model_on_a_gpu(kind):
+def test_tree_and_padded_forward_equal_transformers_on_a_gpu(kind):
     assert_three_agree(tiny_model(*TREE[kind]).cuda(), SEQUENCES["many"])
 
 
-CASES = [*SEQUENCES.values(), *(random_sequences(seed, prompts=4, most_responses=13) for seed in range(40))]
+CASES = [*SEQUENCES.values(), *(random_sequences(seed, prompts=4, max_responses=13) for seed in range(40))]
 
 
 def distinct_pairs(sequences):
@@ -170,7 +170,7 @@ def distinct_pairs(sequences):
 
 
 def prefixes_of_rows(batch):
-    """What each row stands for, from its token and depth alone: a row follows the last one of a smaller depth."""
+    """Return the prefix of each row from tokens and depths: a row's parent is the last row of smaller depth."""
     path, found = [], []
     for token, depth in zip(batch.input_ids[0].tolist(), batch.position_ids[0].tolist(), strict=True):
         path = [*path[:depth], token]
@@ -207,7 +207,7 @@ def test_a_target_is_predicted_from_the_row_before_it(sequences, make):
 
 
 @pytest.mark.parametrize("sequences", CASES, ids=range(len(CASES)))
-def test_a_span_reaches_its_root_path_and_its_subtree(sequences):
+def test_spans_know_their_ancestors_and_subtrees(sequences):
     batch = tree_batch(sequences)
     rows, layout = prefixes_of_rows(batch), batch.layout
     paths = layout.paths.kv_rows.split(layout.paths.cu_keys.diff().tolist())
@@ -223,7 +223,7 @@ def test_a_span_reaches_its_root_path_and_its_subtree(sequences):
     assert layout.paths.cu_queries.tolist() == [0, *(span.stop for span in layout.spans)]
 
 
-def test_the_twin_pads_on_the_right_and_counts_no_padding():
+def test_the_padded_batch_pads_right_and_does_not_count_padding():
     batch = plain_batch(token_sequences("ABC|D A|B"))
     assert batch.input_ids.tolist() == [[3, 4, 5, 6], [3, 4, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
