@@ -10,9 +10,9 @@ SAY = Message("assistant", "Seven.")
 GOOD, BAD = Response("Seven.", 1.0), Response("Eight.", 0.0)
 
 REFUSED = {
-    "a role that nobody has": (lambda: Message("narrator", "Once"), "'narrator'"),
-    "a demonstration in which nothing is answered": (lambda: Demonstration((ASK,)), "needs an assistant message"),
-    "a demonstration of nothing": (lambda: Demonstration(()), "needs an assistant message"),
+    "an unknown role": (lambda: Message("narrator", "Once"), "'narrator'"),
+    "a demonstration without an answer": (lambda: Demonstration((ASK,)), "needs an assistant message"),
+    "an empty demonstration": (lambda: Demonstration(()), "needs an assistant message"),
     "a blank answer": (lambda: Demonstration((ASK, Message("assistant", " \n"))), "an assistant message is empty"),
     "one blank answer of two": (
         lambda: Demonstration((ASK, SAY, ASK, Message("assistant", ""))),
@@ -35,17 +35,17 @@ REFUSED = {
     ),
     "a comparison without a prompt": (lambda: Comparison((), (GOOD,)), "needs a prompt"),
     "a blank prompt": (lambda: Comparison((Message("user", "  "),), (GOOD,)), "needs a prompt"),
-    "a comparison of nothing": (lambda: Comparison((ASK,), ()), "at least one response"),
-    "a group that is rewarded in part": (
+    "a comparison without responses": (lambda: Comparison((ASK,), ()), "at least one response"),
+    "a group with some rewards missing": (
         lambda: Comparison((ASK,), (GOOD, Response("Eight."))),
         "some responses of a comparison have a reward and some have none",
     ),
-    "a choice that is not there": (
+    "chosen is out of range": (
         lambda: Comparison((ASK,), (GOOD, BAD), 2),
         "chosen is 2, and there are 2 responses",
     ),
-    "a choice counted from the end": (lambda: Comparison((ASK,), (GOOD, BAD), -1), "chosen is -1"),
-    "a prompt that is answered already": (lambda: Prompt((ASK, SAY)), "a prompt must end with a message"),
+    "chosen is negative": (lambda: Comparison((ASK,), (GOOD, BAD), -1), "chosen is -1"),
+    "a prompt with an answer": (lambda: Prompt((ASK, SAY)), "a prompt must end with a message"),
     "an empty prompt": (lambda: Prompt(()), "a prompt must end with a message"),
 }
 

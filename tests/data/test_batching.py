@@ -1,4 +1,4 @@
-"""The batch plan: every group once, within the budget, the same for all ranks, whatever the sizes."""
+"""The batch plan: every group once, within the token budget, with equally many micro-batches per rank."""
 
 import random
 import sys
@@ -13,18 +13,18 @@ from align.data import batching
 from align.data.balance import imbalance, min_imbalance
 from align.data.batching import groups_of_step, order, plan_step, steps_per_epoch
 
-sys.path.append(str(Path(__file__).parents[2]))  # as `python -m tests.benchmarks.planning` finds it
+sys.path.append(str(Path(__file__).parents[2]))  # so that tests.benchmarks can be imported
 
 from tests.benchmarks.planning import LENGTHS, drawn  # noqa: E402 - after the line above
 
 SIZES = {
-    "alike": [100] * 40,
+    "equal": [100] * 40,
     "one": [7],
     "two": [3, 900],
     "real": [int(random.Random(0).lognormvariate(6.5, 0.7)) + 20 for _ in range(64)],
-    "a giant": [10_000, *[20] * 30],
+    "one very large": [10_000, *[20] * 30],
     "all over the budget": [5_000] * 9,
-    "half a budget and a little": [520] * 205,
+    "slightly over half a budget": [520] * 205,
     "small": list(range(1, 50)),
 }
 BUDGETS = [1, 64, 512, 1000, 4096, 10**9]
@@ -56,7 +56,7 @@ def test_every_group_is_planned_once_within_the_budget_and_ranks_run_equally_oft
 def test_empty_micro_batches_are_only_what_equal_numbers_need(name, budget, num_ranks):
     plan = plan_step(range(len(SIZES[name])), SIZES[name], token_budget=budget, num_ranks=num_ranks)
     num_empty = sum(not micro for micro in micro_batches(plan))
-    assert num_empty < num_ranks, "an empty micro-batch runs a group for nothing"
+    assert num_empty < num_ranks, "an empty micro-batch computes a group without effect"
 
 
 def test_a_group_over_the_budget_adds_no_micro_batch():
@@ -98,7 +98,7 @@ def test_ranks_get_nearly_equal_tokens_on_realistic_lengths(num_groups, num_rank
         assert imbalance(plan, sizes) == pytest.approx(max(loads) / (sum(sizes) / num_ranks))
 
 
-# The least number of groups a step at which the bound of a step leaves an even deal possible, and how even it is
+# Ranks, the fewest groups per step for which the lower bound allows an even plan, and the expected imbalance
 EVEN = [(8, 128, 1.02), (64, 256, 1.05), (64, 1024, 1.02)]
 
 
@@ -113,7 +113,7 @@ def test_pairs_with_ultrafeedback_lengths_are_divided_evenly(num_ranks, prompts_
     assert max(found) <= most
 
 
-@pytest.mark.parametrize("name", [name for name in LENGTHS if "GSM8K" not in name])  # whose bound says little
+@pytest.mark.parametrize("name", [name for name in LENGTHS if "GSM8K" not in name])  # its lower bound is loose
 def test_two_long_groups_per_rank_reach_the_lower_bound(name):
     for step in range(20):
         sizes = drawn(name, 128, seed=step)
@@ -122,7 +122,7 @@ def test_two_long_groups_per_rank_reach_the_lower_bound(name):
 
 
 def test_one_more_micro_batch_is_used_if_it_balances_the_ranks():
-    sizes = [4796, *[390] * 120]  # the other ranks have more to do than six micro-batches hold
+    sizes = [4796, *[390] * 120]  # six micro-batches are too few for the other ranks
     plan = plan_step(range(121), sizes, token_budget=1024, num_ranks=8)
     assert imbalance(plan, sizes) <= 1.07
     assert max(len(share) for share in plan.ranks) <= 9
@@ -162,11 +162,11 @@ def test_groups_over_the_budget_are_divided_evenly():
 def test_ten_thousand_groups_need_few_attempts(budget, num_ranks, alike, monkeypatch):
     draw = random.Random(3)
     sizes = [520 if alike else int(draw.lognormvariate(6.5, 0.7)) + 20 for _ in range(10_000)]
-    dealt = []
-    deal = batching._assign
-    monkeypatch.setattr(batching, "_assign", lambda *given, **named: dealt.append(1) or deal(*given, **named))
+    attempts = []
+    assign = batching._assign
+    monkeypatch.setattr(batching, "_assign", lambda *args, **kwargs: attempts.append(1) or assign(*args, **kwargs))
     plan_step(range(10_000), sizes, token_budget=budget, num_ranks=num_ranks)
-    assert len(dealt) < 64, "dealing is n log n; how often it is tried may not grow with n"
+    assert len(attempts) < 64, "the number of attempts must not grow with the number of groups"
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 7, 100])
@@ -192,7 +192,7 @@ def test_the_order_of_many_groups_equals_a_shuffled_list_in_four_bytes_per_group
 
 
 def test_the_order_is_the_same_on_every_machine():
-    golden = [5, 6, 0, 1, 2, 7, 3, 4]  # another order would be another run for whoever resumes on a newer version
+    golden = [5, 6, 0, 1, 2, 7, 3, 4]  # another order would change the results of resumed runs
     assert list(order(8, seed=0, epoch=0)) == golden
 
 

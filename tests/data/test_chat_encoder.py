@@ -76,7 +76,7 @@ def test_messages_after_the_last_assistant_message_are_left_out():
 @pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize("name", ["CHATML", "LLAMA2", "ENDLESS", "plain"])
 def test_tokens_equal_those_of_the_whole_text_and_the_mask_starts_after_the_common_prefix(kind, name):
-    """The design's definition, word for word: two whole texts tokenized, compared from the left, cut at the end."""
+    """The definition: tokenize prompt and whole text, compare them from the left, and cut after the end of the turn."""
     source, asked, answer = TEXTS[name]
     tokenizer = tokenizer_of(source, kind)
     apply_template(tokenizer, name if source is None else None)
@@ -123,7 +123,7 @@ def test_the_loss_mask_never_covers_the_first_token():
     assert not any(sequence.loss_mask[0] for sequence in group.sequences)
     assert group.response_lengths == tuple(
         len(tokenizer.encode(text)) for text in ("the moon", "sun")
-    )  # less one, plus EOS
+    )  # without the first token, with EOS
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,10 @@ def words_of(count):
 
 
 def overlong(policy, prompt, responses, **limits):
-    """A prompt and responses of so many words, in the plain template: BOS, the words, EOS; and what became of them."""
+    """Encode a prompt and responses of these numbers of words; return lengths, loss tokens and counts.
+
+    The plain template writes BOS, the words and EOS, one token each.
+    """
     tokenizer = adding_bos(None)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     apply_template(tokenizer, "plain")
@@ -253,7 +256,7 @@ def test_batched_encoding_equals_encoding_one_by_one():
     together, alone = (ChatEncoder(tokenizer, max_length=40) for _ in range(2))
     groups = list(together.encode_all(records))
     tokenizer.pad_token = "</s>"
-    tokenizer(["the moon", "sun"], padding="max_length", truncation=True, max_length=3)  # leaves both on in the backend
+    tokenizer(["the moon", "sun"], padding="max_length", truncation=True, max_length=3)  # turns both on in the backend
     expected = [group for row, record in enumerate(records) if (group := alone.encode(record, row))]
     assert [(group.row, flat(group)) for group in groups] == [(group.row, flat(group)) for group in expected]
     assert together.counts == alone.counts

@@ -69,7 +69,7 @@ ORIGINALS = ["cohere", "cohere2", "gemma", "gemma3", "lfm2", "llama3", "phi3", "
 
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_templates_in_use_give_the_same_mask_with_and_without_blocks(name):
-    """TRL ships templates of well-known models, as they are and with generation blocks added."""
+    """TRL ships templates of well-known models, each with and without generation blocks."""
     sources = [(TRL_TEMPLATES / f"{name}{suffix}.jinja").read_text(encoding="utf-8") for suffix in ("", "_training")]
     special = dict.fromkeys(re.findall(r"<\|\w+\|>|<\w+_of_turn>", sources[0])) | dict.fromkeys(("<s>", "</s>"))
     tokenizers = [tokenizer_of(source, special=tuple(special)) for source in sources]
@@ -92,7 +92,7 @@ def test_generation_blocks_give_the_mask_of_transformers():
     assert sequence.loss_mask.astype(int).tolist() == expected["assistant_masks"]
 
 
-MOVED_SYSTEM = (  # the system message is put before the last message, wherever that is
+MOVED_SYSTEM = (  # moves the system message before the last message
     "{% for m in messages if m.role != 'system' %}"
     "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content + '\n' }}{% endif %}"
     "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

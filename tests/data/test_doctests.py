@@ -1,4 +1,4 @@
-"""The examples in docstrings run."""
+"""The examples in docstrings are correct."""
 
 import doctest
 import importlib
@@ -15,4 +15,4 @@ def test_docstring_examples_of_the_data_package_run():
         result = doctest.testmod(module)
         assert not result.failed, module.__name__
         attempted += result.attempted
-    assert attempted >= 5
+    assert attempted >= 35

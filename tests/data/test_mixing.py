@@ -1,4 +1,4 @@
-"""Mixtures by brute force over exact fractions: shares to within a row, every row in turn, the same for all workers."""
+"""Mixtures against brute force over exact fractions: shares, order and independence of the number of ranks."""
 
 import random
 from collections import Counter
@@ -15,7 +15,7 @@ NUM_CASES = 200
 
 
 def cases(seed=0):
-    """(sizes, exact shares, the recipe's weights) of one to five sources."""
+    """Yield sizes, exact shares and weights of one to five sources."""
     draw = random.Random(seed)
     for _ in range(NUM_CASES):
         weights = [Fraction(draw.randint(1, 20), draw.choice([1, 3, 7])) for _ in range(draw.randint(1, 5))]
@@ -24,20 +24,20 @@ def cases(seed=0):
 
 
 def mixtures(exhausted):
-    """Random mixtures with their exact shares."""
+    """Yield random mixtures with their exact shares."""
     for number, (sizes, exact, weights) in enumerate(cases()):
         given = {f"source {place}": weight for place, weight in enumerate(weights)}
         yield Mixture(sizes, tuple(shares_of(given, {}, 0.0).values()), exhausted, seed=number), exact
 
 
 def sources(mixture, rows):
-    """The source of each row of an epoch."""
+    """Return the source of each row."""
     of_row = [source for source, size in enumerate(mixture.sizes) for _ in range(size)]
     return [of_row[row] for row in rows]
 
 
 def ends(exhausted, sizes, shares):
-    """Rows of an epoch, counted up one by one: until no source can give its share, or until each has given all."""
+    """Return the rows of an epoch by counting: until a source cannot give its share, or until all are exhausted."""
     for number in count(1):
         gaps = [size - share * number for size, share in zip(sizes, shares, strict=True)]
         if exhausted == "first_exhausted" and min(gaps) < 0:
@@ -57,9 +57,9 @@ def test_shares_of_an_epoch_are_exact_within_one_row(exhausted):
         for source, share in enumerate(shares):
             assert abs(given[source] - share * len(rows)) < 1, (mixture, source)
         if exhausted == "first_exhausted":
-            assert len(set(rows)) == len(rows)  # nothing twice before all of it once
+            assert len(set(rows)) == len(rows)  # no row is repeated
         else:
-            assert set(rows) == set(range(sum(mixture.sizes)))  # nothing is left out
+            assert set(rows) == set(range(sum(mixture.sizes)))  # no row is missing
         num_rows += len(rows)
     print(f"{NUM_CASES} mixtures, {num_rows} rows")
 
@@ -70,13 +70,13 @@ def test_down_weight_uses_each_row_once_in_the_remaining_shares():
         assert sorted(rows) == list(range(sum(mixture.sizes)))
         order, given = sources(mixture, rows), Counter()
         there = set(range(len(shares)))
-        since, begun = 0, Counter()  # the last time that a source ran out
+        since, begun = 0, Counter()  # position and counts when a source was last exhausted
         for at, source in enumerate(order, start=1):
             given[source] += 1
             left = sum(shares[each] for each in there)
             for each in there:
                 share = shares[each] / left
-                # Each is at most one row off its own pace, and the length of the prefix is the sum of all
+                # Each source deviates by at most one row, so the length of the prefix deviates by at most their sum
                 assert abs(given[each] - begun[each] - share * (at - since)) <= 2 * (1 + share * len(there))
             if given[source] == mixture.sizes[source]:
                 there -= {source}
@@ -90,7 +90,7 @@ def test_every_prefix_of_an_epoch_keeps_the_shares(exhausted):
         whole, size = Counter(order), len(order)
         for at, source in enumerate(order, start=1):
             given[source] += 1
-            for each, number in whole.items():  # to within one row of its own pace, and one of each other's
+            for each, number in whole.items():  # within one row of its own, and one of every other source
                 assert abs(given[each] * size - number * at) <= size + number * len(whole), (mixture, at)
 
 
@@ -124,7 +124,7 @@ def test_steps_do_not_depend_on_the_number_of_ranks(exhausted, num_ranks):
     a_step = steps_per_epoch(made.num_rows, per_step)
     for epoch in range(3):
         whole = made.epoch(epoch)
-        for step in random.Random(epoch).sample(range(a_step), a_step):  # a resumed run begins at any of them
+        for step in random.Random(epoch).sample(range(a_step), a_step):  # a resumed run can start at any step
             chosen = groups_of_step(epoch * a_step + step, made.num_rows, per_step, epoch_of=made.epoch)
             assert list(chosen) == list(whole[step * per_step : (step + 1) * per_step])
             plan = plan_step(chosen, sizes, token_budget=100, num_ranks=num_ranks)
@@ -160,7 +160,9 @@ WRONG = [
 )
 @pytest.mark.parametrize("size", [1, 3, 50, 10_000])
 def test_replayed_sources_do_not_affect_the_length_of_an_epoch(exhausted, own_rows, size):
-    shares = shares_of({"a": 1.0, "b": 1.0}, {"c": 3.0, "d": 1.0}, 0.2)  # of 100 and 200 rows; c and d have few or many
+    shares = shares_of(
+        {"a": 1.0, "b": 1.0}, {"c": 3.0, "d": 1.0}, 0.2
+    )  # c and d have few rows or many
     sizes = (100, 200, size, size)
     sizes = (75, 200, size, size) if exhausted == "first_exhausted" else sizes
     mixture = Mixture(sizes, tuple(shares.values()), exhausted, num_replayed=2)

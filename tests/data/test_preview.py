@@ -12,7 +12,7 @@ TOKENIZER = tokenizer_of(CHATML)
 
 
 def shown(group, **settings):
-    """The tokens behind the legend as (kind, text), with borders taken away."""
+    """Return the (kind, text) pairs after the legend, without borders."""
     text = preview(group, TOKENIZER, **settings)
     kinds = {style: kind for kind, style in STYLES.items()}
     start = text.plain.index("\n")

@@ -1,4 +1,4 @@
-"""Every published file that lies beside the project is read, and what is read is counted again by plain means."""
+"""Published data sets: records and letters are counted again with the standard library alone."""
 
 import ast
 import csv
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published data s
 
 
 def plain(path):
-    """The rows of a file by the standard library alone."""
+    """Return the rows of a file, read with the standard library alone."""
     content = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
     if ".csv" in path.name:
         return list(csv.DictReader(io.StringIO(content, newline="")))
@@ -36,7 +36,7 @@ def letters(*texts):
 
 
 def each(*path):
-    """A counter of the texts at `path` in every row, where `*` stands for every item of a list."""
+    """Return a function that counts the letters at `path` in every row; `*` is every item of a list."""
 
     def found(value, path):
         if not path:
@@ -48,7 +48,7 @@ def each(*path):
 
 
 def said_by(name, speaker, text):
-    """A counter of what one role says in the dialogues of every row."""
+    """Return a function that counts the letters of the assistant messages in every row."""
     names = {"assistant", "Assistant", "gpt"}
     return lambda rows: sum(
         letters(turn[text] if isinstance(turn[text], str) else "".join(part["value"] for part in turn[text]))
@@ -66,7 +66,7 @@ def nodes(rows):
 
 
 def ranked(rows):
-    """The replies of each place of the trees where two or more have a rank."""
+    """Return the ranked replies to each message with at least two of them."""
     places = ([reply for reply in node["replies"] if reply.get("rank") is not None] for node in nodes(rows))
     return [replies for replies in places if len(replies) > 1]
 
@@ -76,7 +76,7 @@ def ranked_letters(rows):
 
 
 def topics(rows):
-    """Letters of every second turn, of a column that is a JSON text of a Python literal that lacks its commas."""
+    """Count the assistant's letters in a column of JSON strings that contain Python literals without commas."""
     spelled = [json.loads(row["conversation_json"]).replace("}\n {", "},\n {") for row in rows]
     return letters(
         *(turn["content"] for text in spelled for turn in ast.literal_eval(text) if turn["role"] == "assistant")
@@ -106,7 +106,7 @@ SEEDS = ("self_instruct", len, each("instances", "*", "output"))
 TREES = ("openassistant", lambda rows: len(ranked(rows)), ranked_letters)
 ASPECT = ("completions", len, each("completions", "*"))
 
-# file -> the reader that knows it, the number of its records, the letters of all their answers
+# file -> format, number of records, letters of all answers
 READ = {
     "alpaca_eval/multi_response_subset.jsonl.gz": ("alpaca_eval", len, each("responses", "*", "output")),
     "alpaca_eval/outputs.json.gz": ("alpaca", len, each("output")),
@@ -172,7 +172,7 @@ READ = {
     "vicuna_blog_eval/question.jsonl": ("vicuna_eval", len, nothing),
 }
 
-REFUSED = {  # files that hold nothing to train on, or not by themselves
+REFUSED = {  # files that are no training data, or not without other files
     "nemo_aligner/CritiqueRevisionInstructions.json": "row 1: no format has the columns harmful0, harmful1",
     "stories260k/stories260K.bin": "not a data file; those end in .json,",
     "stories260k/tok512.bin": "not a data file; those end in .json,",
@@ -182,7 +182,7 @@ REFUSED = {  # files that hold nothing to train on, or not by themselves
     "vicuna_blog_eval/reviews_gpt4.jsonl.gz": "no row is a question; name the folder with questions",
 }
 
-WITH_EMPTY_ANSWERS = {  # file -> how many of its rows hold one
+WITH_EMPTY_ANSWERS = {  # file -> number of rows with an empty answer
     "alpaca_eval/multi_response_subset.jsonl.gz": 4,
     "code_alpaca/code_alpaca_2k.json.gz": 2,
     "ultrafeedback_pairs/train_clean.jsonl.gz": 2,

@@ -43,7 +43,7 @@ JUNK = (
 
 
 def with_junk(value):
-    """`value` with each of its parts in turn replaced by each piece of junk."""
+    """Yield `value` with each of its parts replaced by each invalid value."""
     yield from JUNK
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in list(parts):
@@ -138,7 +138,7 @@ WRONG = {
         {"chosen": chat("a", "b"), "rejected": chat("c", "d")},
         "chosen and rejected have different prompts",
     ),
-    "a reward that is no number": (
+    "a reward that is not a number": (
         {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "wide"},
         "margin is 'wide'; a number is needed",
     ),
@@ -146,7 +146,7 @@ WRONG = {
         {"prompt": "a", "responses": [{"content": "b", "reward": float("nan")}]},
         "reward is nan; a finite number is needed",
     ),
-    "a reward beyond all numbers": (
+    "a reward that overflows": (
         {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 10**400},
         "margin is 1000",
     ),
@@ -163,11 +163,11 @@ WRONG = {
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
         "the content of a user message has a part that is not text",
     ),
-    "a thought": (
+    "reasoning": (
         {"messages": [*chat("a"), {"role": "assistant", "content": "b", "reasoning_content": "hm"}]},
         "a message has reasoning_content besides its content; move it into the content, or remove it",
     ),
-    "a picture": (
+    "a list of images": (
         {"conversations": [sharegpt("a")[0] | {"images": ["a.png"]}, *sharegpt("a", "b")[1:]]},
         "a message has images besides its content",
     ),
@@ -176,7 +176,7 @@ WRONG = {
         {"system": "s", "system_prompt": "t", "instruction": "a", "output": "b"},
         "the row has two system messages",
     ),
-    "a system message in either dialogue": (
+    "a system message in the answer": (
         {"system": "s", "prompt": "a", "chosen": chat("=t", "a", "b"), "rejected": chat("=t", "a", "c")},
         "chosen has another system message than the row",
     ),
@@ -184,7 +184,7 @@ WRONG = {
         {"prompt": "a", "responses": [{"content": "b", "attributes": {"helpfulness": {"Score": 3}}}]},
         "helpfulness is {'Score': 3}; a number is needed, or an object with a score or a Rating",
     ),
-    "a choice by yes": (
+    "chosen is a Boolean": (
         {"prompt": "a", "responses": ["b", "c"], "chosen": True},
         "chosen is True; the index of a response is needed",
     ),
@@ -192,7 +192,7 @@ WRONG = {
         {"prompt": "a", "completion": "\ud800 hi"},
         r"a text contains '\ud800', an unpaired surrogate",
     ),
-    "a stranger": (
+    "an unknown role": (
         {"messages": [{"role": "narrator", "content": "a"}]},
         "unknown role 'narrator'; known roles are: system,",
     ),
@@ -201,7 +201,7 @@ WRONG = {
         {"prompt": chat("a", "b", "c"), "completion": "d"},
         "the prompt contains assistant messages",
     ),
-    "code for a list": (
+    "code in place of a list": (
         {"messages": "__import__('os').getcwd()"},
         "messages is \"__import__('os').getcwd()\"; a list is needed",
     ),

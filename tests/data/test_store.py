@@ -29,7 +29,7 @@ LABELS = [{}, {"helpful": 4.0}, {"helpful": 0.1 + 0.2, "verbose": 3}, {"correct"
 
 
 def groups(number, seed=0):
-    """Groups of one to five sequences with everything that a group may have, and may lack."""
+    """Return random groups of one to five sequences, with and without rewards, labels and attributes."""
     draw = random.Random(seed)
     made = []
     for row in range(number):
@@ -45,7 +45,7 @@ def groups(number, seed=0):
 
 
 def count(sequences):
-    """In place of a tree's tokens."""
+    """Return a number that stands for the tokens of a tree."""
     return 7 * len(sequences)
 
 
@@ -57,7 +57,7 @@ def stored(folder, made, metadata=None):
 
 
 def plain(group):
-    """The group as values that can be compared."""
+    """Return the group as values that can be compared."""
     sequences = [(each.ids.tolist(), each.loss_mask.tolist()) for each in group.sequences]
     return sequences, group.rewards, group.chosen, [dict(known) for known in group.attributes], group.row
 
@@ -127,7 +127,7 @@ def test_metadata_is_kept(tmp_path):
     assert stored(tmp_path / "other", groups(1)).metadata(0) == {}
 
 
-# Opens a store, and plans and reads some steps of an epoch; says how much memory of its own it holds then, in KiB.
+# Open a store, plan and read some steps of an epoch, and print the tokens read and the anonymous memory in KiB
 READER = """
 import sys
 from pathlib import Path
@@ -144,12 +144,12 @@ for step in range(0, len(store) // 64, max(1, len(store) // 64 // 150)):
     tokens += sum(len(one.ids) for micro in plan.ranks[3] for index in micro for one in store[index].sequences)
 print(tokens, before, own())
 """
-ORDER_KIB_A_MILLION = 4 * 10**6 / 1024  # what an epoch's order takes: four bytes a row
-NOISE_KIB = 6 * 1024  # what an allocator may keep
+ORDER_KIB_PER_MILLION = 4 * 10**6 / 1024  # order of an epoch: four bytes per row
+NOISE_KIB = 6 * 1024  # memory that the allocator keeps
 
 
 def million(folder, number):
-    """A store as `writing_store` would write it, of pairs that come again and again, so that it is written fast."""
+    """Write a store of `number` pairs fast, by repeating one batch, and return its folder."""
     made = [group for group in groups(4 * GROUPS_PER_BATCH) if len(group.sequences) == 2][:GROUPS_PER_BATCH]
     made = (made * GROUPS_PER_BATCH)[:GROUPS_PER_BATCH]
     small = stored(folder / "small", made)
@@ -169,7 +169,7 @@ def million(folder, number):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory of a process's own is read from /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads anonymous memory from /proc")
 def test_memory_of_a_reader_does_not_grow_with_the_number_of_rows(tmp_path):
     held = {}
     for number in (10_000, 1_000_000):
@@ -179,7 +179,7 @@ def test_memory_of_a_reader_does_not_grow_with_the_number_of_rows(tmp_path):
             [sys.executable, "-c", READER, str(million(folder, number))], capture_output=True, text=True, check=True
         )
         tokens, before, after = map(int, said.stdout.split())
-        assert tokens > 30_000, "too little was read to tell"
+        assert tokens > 30_000, "too little was read to measure memory"
         held[number] = after - before
     print(f"KiB of its own after reading, by rows: {held}")
-    assert held[1_000_000] - held[10_000] <= ORDER_KIB_A_MILLION + NOISE_KIB
+    assert held[1_000_000] - held[10_000] <= ORDER_KIB_PER_MILLION + NOISE_KIB

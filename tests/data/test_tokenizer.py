@@ -51,6 +51,6 @@ def test_a_saved_folder_loads_as_the_same_tokenizer(tokenizer, tmp_path):
 
 def test_the_vocabulary_is_limited_and_contains_every_byte(tokenizer):
     assert len(train_tokenizer(TEXTS, vocab_size=270, chat_template=TEMPLATE)) == 270
-    assert len(tokenizer) < 600  # the texts gave no more
+    assert len(tokenizer) < 600  # the texts have no more merges
     with pytest.raises(InputError, match="vocab_size is 258; .* need at least 259"):
         train_tokenizer(TEXTS, vocab_size=258, chat_template=TEMPLATE)

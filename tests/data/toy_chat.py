@@ -1,4 +1,4 @@
-"""Tiny tokenizers, chat templates of the kinds in use, and rows to try them on."""
+"""Tiny tokenizers, chat templates of common kinds, and records to encode."""
 
 from itertools import pairwise
 
@@ -12,14 +12,14 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# The same text, with the assistant's part marked; TRL's training templates mark the newline too.
+# The same text with generation blocks; like TRL's training templates, they include the newline.
 CHATML_BLOCKS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>\n' }}{% endgeneration %}"
     "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# A block that ends before the end of turn, which has to be trained all the same
+# Generation blocks that end before the end-of-turn token, which must be trained anyway
 CHATML_SHORT_BLOCKS = CHATML_BLOCKS.replace(
     "{{ m.content + '<|im_end|>\n' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}{{ '<|im_end|>\n' }}"
 )
@@ -40,7 +40,7 @@ GEMMA = (
     "{{ m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-# Thinking is kept in the last message only, where it is put in if it is not there, as Qwen3's template does.
+# Like Qwen3's template: thinking is kept in the last message only, and inserted there if it is missing.
 QWEN3 = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'assistant' and loop.last and '</think>' not in m.content %}"
@@ -104,7 +104,7 @@ CORPUS = [
 
 
 def tokenizer_of(template=None, kind=byte_level, special=SPECIAL, **settings) -> PreTrainedTokenizerFast:
-    """A tiny tokenizer whose vocabulary holds the special tokens, and `<think>` as an ordinary added one."""
+    """Return a tiny tokenizer with these special tokens, and `<think>` as an ordinary added token."""
     tokenizer = kind()
     alphabet = {} if kind is words else {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
     trainer = TRAINERS[kind](vocab_size=400, special_tokens=["<unk>"], show_progress=False, **alphabet)
@@ -125,7 +125,7 @@ def pair(prompt="Is the moon far?", chosen="yes, far away", rejected="no"):
 
 
 def trained_runs(sequence, tokenizer):
-    """The texts of the maximal runs of trained tokens."""
+    """Return the text of each maximal run of tokens in the loss."""
     borders = np.flatnonzero(np.diff(sequence.loss_mask.astype(int), prepend=0, append=0)).tolist()
     return [tokenizer.decode(sequence.ids[start:end]) for start, end in list(pairwise(borders))[::2]]
 
@@ -134,7 +134,7 @@ def flat(group):
     return [(one.ids.tolist(), one.loss_mask.tolist()) for one in group.sequences]
 
 
-TEXTS = {  # template -> how a question Q is written, and what is trained of its answer A
+TEXTS = {  # template -> source, text of a prompt Q, trained text of a response A
     "CHATML": (CHATML, "<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n", "{A}<|im_end|>"),
     "LLAMA3": (LLAMA3, "<s><|head|>user<|/head|>\n\n{Q}<|eot|><|head|>assistant<|/head|>\n\n", "{A}<|eot|>"),
     "GEMMA": (GEMMA, "<s><start_of_turn>user\n{Q}<end_of_turn>\n<start_of_turn>model\n", "{A}<end_of_turn>"),
