@@ -160,9 +160,7 @@ WRONG = [
 )
 @pytest.mark.parametrize("size", [1, 3, 50, 10_000])
 def test_replayed_sources_do_not_affect_the_length_of_an_epoch(exhausted, own_rows, size):
-    shares = shares_of(
-        {"a": 1.0, "b": 1.0}, {"c": 3.0, "d": 1.0}, 0.2
-    )  # c and d have few rows or many
+    shares = shares_of({"a": 1.0, "b": 1.0}, {"c": 3.0, "d": 1.0}, 0.2)  # c and d have few rows or many
     sizes = (100, 200, size, size)
     sizes = (75, 200, size, size) if exhausted == "first_exhausted" else sizes
     mixture = Mixture(sizes, tuple(shares.values()), exhausted, num_replayed=2)
