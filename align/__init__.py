@@ -21,14 +21,11 @@ if TYPE_CHECKING:
     from align.records import Comparison, Demonstration, Message, Prompt, Response
     from align.rewards.judges import make_judge
     from align.rewards.verifiers.instructions import VERIFIERS
-    from align.train.objectives import (
-        PreferenceObjective,
-        PreferenceSettings,
-        SupervisedObjective,
-        group_batch,
-    )
-    from align.train.reward_objective import BradleyTerryObjective, RegressionObjective
-    from align.train.settings import TrainSettings
+    from align.train.objectives.batch import group_batch
+    from align.train.objectives.preference import PreferenceObjective
+    from align.train.objectives.reward import BradleyTerryObjective, RegressionObjective
+    from align.train.objectives.supervised import SupervisedObjective
+    from align.train.settings import PreferenceSettings, TrainSettings
     from align.workflow.recipe import load_recipe
     from align.workflow.run import run
 
@@ -75,14 +72,11 @@ _MODULES = {
     "align.records": ("Comparison", "Demonstration", "Message", "Prompt", "Response"),
     "align.rewards.judges": ("make_judge",),
     "align.rewards.verifiers.instructions": ("VERIFIERS",),
-    "align.train.objectives": (
-        "PreferenceObjective",
-        "PreferenceSettings",
-        "SupervisedObjective",
-        "group_batch",
-    ),
-    "align.train.reward_objective": ("BradleyTerryObjective", "RegressionObjective"),
-    "align.train.settings": ("TrainSettings",),
+    "align.train.objectives.batch": ("group_batch", "response_logps"),
+    "align.train.objectives.preference": ("PreferenceObjective",),
+    "align.train.objectives.supervised": ("SupervisedObjective",),
+    "align.train.objectives.reward": ("BradleyTerryObjective", "RegressionObjective"),
+    "align.train.settings": ("PreferenceSettings", "TrainSettings"),
     "align.workflow.recipe": ("load_recipe",),
     "align.workflow.run": ("run",),
 }

@@ -15,7 +15,7 @@ from align.models.policy import Policy, response_logps
 from align.models.tree.batch import tree_batch
 from align.records import Comparison
 from align.testing.tiny import tiny_policy, tiny_preferences
-from align.train.objectives import GroupBatch, group_batch
+from align.train.objectives.batch import GroupBatch, group_batch
 
 NUM_STEPS = 20
 LEARNING_RATE = 5e-3

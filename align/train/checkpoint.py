@@ -1,9 +1,9 @@
-"""Checkpoints inside a step: all that a bit-identical resume needs, as safetensors and JSON, whole or not at all.
+"""Checkpoint files for a bit-identical resume, as safetensors and JSON; each checkpoint is written atomically.
 
-Nothing in the loop draws random numbers and the order of the data is a function of the step, so weights, optimizer
-state and the number of steps taken are everything. Every process that holds a part of its own writes it to a file of
-its own, by the parameter's name and place in it; whoever resumes reads what it needs from any of them. So the number
-of processes and the way of sharding may change between two lives, and with the same ones nothing else does.
+The loop draws no random numbers, and the order of the rows is a function of the step. So weights, optimizer state and
+the number of finished steps are the complete state. Every process that holds a shard writes it to its own file, under
+the parameter's name and the shard's position in it; on resume each process reads what it needs from any file.
+Therefore the number of processes and the kind of sharding may change on resume; if they do not, results do not either.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,186 +24,176 @@ from align import artifacts
 from align.artifacts import METRICS, atomic_folder, read_json, write_json
 from align.distributed.processes import Processes
 from align.errors import RunError
-from align.train.sharding import WEIGHT, Part
+from align.train.sharding.replicated import WEIGHT, Replicated
 
-PREFIX = "checkpoint-"
-BEST = "best-"  # before the step whose weights had the lowest held-out loss so far
+CHECKPOINT = "checkpoint-"  # folder name, followed by the number of finished steps
+BEST = "best-"  # folder name of the weights with the lowest held-out loss so far, followed by their step
 STATE = "state.json"
-SHARD = "shard-{:05}.safetensors"  # of the process with this number
+SHARD_FILE = "shard-{:05}.safetensors"  # numbered by rank
 
-
+# (kind of values, parameter name) -> start in the flattened parameter, file, key in the file
 Stored = dict[tuple[str, str], list[tuple[int, Path, str]]]
 
 
-class Holder(Protocol):
-    """Who holds weights and moments in parts."""
-
-    sharded: bool
-
-    def parts(self, *, moments: bool) -> Iterator[Part]:
-        """What this process holds."""
-        ...
-
-    def begin_moments(self, steps: int, names: Collection[str]) -> None:
-        """Make moments that can be written to."""
-        ...
-
-    def show(self) -> None:
-        """Let the model see what was written into the parts."""
-        ...
-
-
 def save_checkpoint(
-    folder: Path, step: int, *, holder: Holder, processes: Processes, settings_hash: str, best: int = 0
+    folder: Path, step: int, *, sharding: Replicated, processes: Processes, settings_hash: str, best: int = 0
 ) -> None:
-    """Write `checkpoint-<step>` beside the earlier one, and only then remove that; all processes call it together.
+    """Write `checkpoint-<step>`, then remove older checkpoints; all processes call it together.
 
-    Of the weights that were the best at some time those of the step `best` are kept.
+    Of the saved best weights only those of the step `best` are kept.
     """
     if processes.is_main:
-        for half in folder.glob(f".{PREFIX}*"):  # as large as a whole one, of a life that was killed while it wrote
-            shutil.rmtree(half)
-        if (folder / METRICS).is_file():  # its lines are on the disk before a checkpoint counts on them
+        for partial in folder.glob(f".{CHECKPOINT}*"):  # of a killed attempt, as large as a complete checkpoint
+            shutil.rmtree(partial)
+        if (folder / METRICS).is_file():  # metrics up to this step must be on disk before the checkpoint
             with (folder / METRICS).open("rb") as lines:
                 os.fsync(lines.fileno())
-    _save(folder / f"{PREFIX}{step}", {"step": step, "settings": settings_hash}, holder, processes, moments=True)
+    state = {"step": step, "settings": settings_hash}
+    _save(folder / f"{CHECKPOINT}{step}", state, sharding, processes, moments=True)
     if processes.is_main:
         others = [path for path in folder.glob(f"{BEST}*") if path.name != f"{BEST}{best}"]
         for older in [*_checkpoints(folder)[:-1], *others]:
             _remove(older)
 
 
-def load_checkpoint(folder: Path, *, holder: Holder, settings_hash: str) -> int:
-    """Put the latest checkpoint's weights and optimizer state in place; the number of steps taken, 0 without one."""
-    found = _checkpoints(folder)
-    if not found:
+def load_checkpoint(folder: Path, *, sharding: Replicated, settings_hash: str) -> int:
+    """Load weights and optimizer state of the latest checkpoint; return its step, or 0 without a checkpoint.
+
+    Raises `RunError` if the checkpoint belongs to a run with other settings or data.
+    """
+    checkpoints = _checkpoints(folder)
+    if not checkpoints:
         return 0
-    state: dict[str, Any] = read_json(found[-1] / STATE)
+    latest = checkpoints[-1]
+    state: dict[str, Any] = read_json(latest / STATE)
     if state["settings"] != settings_hash:
-        raise RunError(f"{found[-1]}: belongs to other settings or data; remove it to start this step anew")
-    stored = _stored(found[-1])
-    holder.begin_moments(int(state["step"]), {name for kind, name in stored if kind != WEIGHT})
-    _load(found[-1], holder, stored, moments=True)
+        raise RunError(f"{latest}: the checkpoint has other settings or data; remove it to restart this step")
+    stored = _stored(latest)
+    sharding.init_moments(int(state["step"]), {name for kind, name in stored if kind != WEIGHT})
+    _load(latest, sharding, stored, moments=True)
     return int(state["step"])
 
 
-def save_best(folder: Path, step: int, *, holder: Holder, processes: Processes) -> None:
-    """Keep the weights as the best so far, beside those that were until a checkpoint holds this step.
+def save_best(folder: Path, step: int, *, sharding: Replicated, processes: Processes) -> None:
+    """Save the weights as the best so far.
 
-    A run that is resumed from before it may find, in other micro-batches, that the earlier ones stay the best. Those
-    that came between are of no use any more.
+    Earlier best weights are kept until a checkpoint includes this step: a run resumed from before it may round the
+    held-out losses differently and find that the earlier ones are still the best.
     """
-    _save(folder / f"{BEST}{step}", {"step": step}, holder, processes, moments=False)
+    _save(folder / f"{BEST}{step}", {"step": step}, sharding, processes, moments=False)
     if processes.is_main:
-        covered = max((_step_of(each, PREFIX) for each in _checkpoints(folder)), default=0)
+        latest = max((_step_of(path, CHECKPOINT) for path in _checkpoints(folder)), default=0)
         for other in folder.glob(f"{BEST}*"):
-            if covered < _step_of(other, BEST) != step:
+            if latest < _step_of(other, BEST) != step:
                 _remove(other)
 
 
-def load_best(folder: Path, step: int, *, holder: Holder) -> None:
-    """Put the best weights in place, which are those of `step`."""
-    kept = folder / f"{BEST}{step}"
-    if not (kept / STATE).is_file():
-        raise RunError(f"{kept}: is not there, and the weights of step {step} were the best")
-    _load(kept, holder, _stored(kept), moments=False)
+def load_best(folder: Path, step: int, *, sharding: Replicated) -> None:
+    """Load the best weights, which are those of `step`."""
+    best = folder / f"{BEST}{step}"
+    if not (best / STATE).is_file():
+        raise RunError(f"{best}: missing, but the weights of step {step} had the lowest held-out loss")
+    _load(best, sharding, _stored(best), moments=False)
 
 
-def _save(target: Path, state: Mapping[str, Any], holder: Holder, processes: Processes, *, moments: bool) -> None:
-    """Write the parts of all processes and the state as one folder, which is there whole or not at all."""
-    what = f"step {state['step']}: writing {target.name}"
+def _save(target: Path, state: Mapping[str, Any], sharding: Replicated, processes: Processes, *, moments: bool) -> None:
+    """Write the shards of all processes and the state as one folder, atomically."""
+    activity = f"step {state['step']}: writing {target.name}"
     with ExitStack() as stack:
 
-        def write(writing: Path) -> None:
-            if holder.sharded or processes.is_main:
-                parts = {
-                    f"{kind}/{part.start}/{part.name}": value.contiguous()
-                    for part in holder.parts(moments=moments)
-                    for kind, value in part.values.items()
+        def write_shards(partial: Path) -> None:
+            if sharding.is_sharded or processes.is_main:
+                tensors = {
+                    f"{kind}/{shard.start}/{shard.name}": values.contiguous()
+                    for shard in sharding.shards(moments=moments)
+                    for kind, values in shard.values.items()
                 }
-                file = writing / SHARD.format(processes.rank)
+                file = partial / SHARD_FILE.format(processes.rank)
                 with artifacts.disk_errors(file):
-                    save_file(parts, file)
+                    save_file(tensors, file)
 
         def begin() -> Path:
             return stack.enter_context(atomic_folder(target))
 
         def finish() -> None:
-            write_json(writing / STATE, dict(state))
+            write_json(partial / STATE, dict(state))
             stack.close()
 
-        writing = processes.run_on_main(begin, what)
-        processes.run_on_all(lambda: write(writing), what)
-        processes.run_on_main(finish, what)
+        partial = processes.run_on_main(begin, activity)
+        processes.run_on_all(lambda: write_shards(partial), activity)
+        processes.run_on_main(finish, activity)
 
 
 def _stored(folder: Path) -> Stored:
-    """Where each kind of number of each parameter is: its places in the parameter, with the file and the key there."""
+    """Return where the pieces of each parameter are stored."""
     stored: Stored = {}
-    for file in sorted(folder.glob(SHARD.format(0).replace("00000", "*"))):
-        with _opened(file) as shard:
-            for key in shard.keys():  # noqa: SIM118 - no mapping
+    for file in sorted(folder.glob(SHARD_FILE.format(0).replace("00000", "*"))):
+        with _open(file) as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
                 kind, start, name = key.split("/", 2)
                 stored.setdefault((kind, name), []).append((int(start), file, key))
     return stored
 
 
-def _load(folder: Path, holder: Holder, stored: Stored, *, moments: bool) -> None:
-    """Read what this process holds from wherever it was written."""
+def _load(folder: Path, sharding: Replicated, stored: Stored, *, moments: bool) -> None:
+    """Read the shards of this process from whichever files hold them."""
     with torch.no_grad(), ExitStack() as stack:
-        shards: dict[Path, Any] = {}
-        for part in holder.parts(moments=moments):
-            for kind, value in part.values.items():
-                found = 0
-                for start, file, key in stored.get((kind, part.name), ()):
-                    if file not in shards:
-                        shards[file] = stack.enter_context(_opened(file))
-                    found += _copy(value, part.start, shards[file].get_slice(key), start)
-                if found != len(value):
+        files: dict[Path, Any] = {}
+        for shard in sharding.shards(moments=moments):
+            for kind, values in shard.values.items():
+                num_read = 0
+                for start, file, key in stored.get((kind, shard.name), ()):
+                    if file not in files:
+                        files[file] = stack.enter_context(_open(file))
+                    num_read += _copy(values, shard.start, files[file].get_slice(key), start)
+                if num_read != len(values):
                     raise RunError(
-                        f"{folder}: {len(value) - found} of {len(value)} numbers of {kind} {part.name} are missing; "
-                        "remove it to go on from an earlier one"
+                        f"{folder}: {len(values) - num_read} of {len(values)} values of {kind} {shard.name} are "
+                        "missing; remove it to resume from an earlier checkpoint"
                     )
-    holder.show()
+    sharding.sync_model()
 
 
-def _copy(value: torch.Tensor, at: int, stored: Any, start: int) -> int:  # noqa: ANN401 - a slice of safetensors
-    """How many numbers of `value`, which begins at `at`, the stored piece from `start` on has given."""
+def _copy(values: torch.Tensor, first: int, stored: Any, stored_first: int) -> int:  # noqa: ANN401 - safetensors slice
+    """Copy the overlap of two pieces of a flattened parameter, given their start positions; return its length."""
     (length,) = stored.get_shape()
-    first, last = max(at, start), min(at + len(value), start + length)
-    if first >= last:
+    start, stop = max(first, stored_first), min(first + len(values), stored_first + length)
+    if start >= stop:
         return 0
-    value[first - at : last - at].copy_(stored[first - start : last - start])
-    return last - first
+    values[start - first : stop - first].copy_(stored[start - stored_first : stop - stored_first])
+    return stop - start
 
 
-def _opened(file: Path) -> Any:  # noqa: ANN401 - safetensors has no name for it
+def _open(file: Path) -> Any:  # noqa: ANN401 - safetensors has no name for it
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{file}: cannot be read ({error}); remove {file.parent.name} to go on without it") from error
+        raise RunError(f"{file}: cannot be read ({error}); remove {file.parent.name} to resume without it") from error
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is a checkpoint to go on from."""
+    """Return whether the folder has a checkpoint to resume from."""
     return bool(_checkpoints(folder))
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove every checkpoint: the finished step's own weights stand for them."""
-    for each in [*folder.glob(f"{PREFIX}*"), *folder.glob(f"{BEST}*")]:
-        _remove(each)
+    """Remove all checkpoints and best weights, once the weights of the finished step are saved."""
+    for path in [*folder.glob(f"{CHECKPOINT}*"), *folder.glob(f"{BEST}*")]:
+        _remove(path)
 
 
-def metrics_until(path: Path, step: int, *, write: bool) -> list[dict[str, float]]:
-    """The lines of the steps that the checkpoint holds; what was logged after it is computed again."""
+def read_metrics(path: Path, step: int, *, truncate: bool) -> list[dict[str, float]]:
+    """Return the metrics of steps 1 to `step`, and with `truncate` remove those of later steps from the file.
+
+    Later steps are not in the checkpoint, so they are repeated.
+    """
     lines = path.read_bytes().splitlines(keepends=True)[:step] if path.is_file() else []
     if [_step_in(line) for line in lines] != list(range(1, step + 1)):
-        raise RunError(f"{path}: does not hold steps 1 to {step}, which the checkpoint counts on: remove {path.parent}")
-    if write:
+        raise RunError(f"{path}: lacks some of the steps 1 to {step} of the checkpoint; remove {path.parent}")
+    if truncate:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            file.truncate(sum(map(len, lines)))  # at once: another rank reads the same lines before and after
+            file.truncate(sum(map(len, lines)))  # in one call: another rank may be reading these lines
     return [json.loads(line) for line in lines]
 
 
@@ -214,15 +204,15 @@ def _step_in(line: bytes) -> int | None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, `state.json` first: what a kill leaves of it is not taken for a whole one."""
+    """Remove a checkpoint, `state.json` first, without which an interrupted removal is not taken for a checkpoint."""
     (checkpoint / STATE).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints from the earliest to the latest."""
-    found = [path.parent for path in folder.glob(f"{PREFIX}*/{STATE}")]
-    return sorted(found, key=lambda path: _step_of(path, PREFIX))
+    """Return the complete checkpoints from the earliest to the latest."""
+    complete = [path.parent for path in folder.glob(f"{CHECKPOINT}*/{STATE}")]
+    return sorted(complete, key=lambda path: _step_of(path, CHECKPOINT))
 
 
 def _step_of(folder: Path, prefix: str) -> int:

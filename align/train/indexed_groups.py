@@ -1,9 +1,10 @@
-"""The groups of a step as the loop sees them: by index, with what is known of all of them in columns."""
+"""An indexed view of token groups: the groups themselves, decoded on access, and the columns stored for them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import SupportsInt, overload
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,87 +13,22 @@ from align.data.store import columns_of
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.models.tree.batch import count_tokens
 
-ROWS = "rows"  # in a step's working folder, what is kept of its rows until it is finished
+ROWS = "rows"  # subfolder of a step's working folder that holds its token groups until the step is finished
+
+Column = Literal["tree", "plain", "trained", "longest"]
 
 
-class Groups(Sequence[TokenGroup]):
-    """Those that are trained on, and behind them those that are held out."""
+class GroupView(Sequence[TokenGroup]):
+    """Token groups by index: the training groups, followed by the held-out groups; or a selection of them.
+
+    Groups are decoded one at a time, when they are accessed. Token counts and keys come from columns.
+    """
 
     def __init__(self, train: Sequence[TokenGroup], held_out: Sequence[TokenGroup] = ()) -> None:
-        self.num_trained = len(train)
+        self.num_train = len(train)
         self._parts = (train, held_out)
-        self._columns = (columns_of(train, count_tokens), columns_of(held_out, count_tokens))
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts))
-
-    @overload
-    def __getitem__(self, index: int) -> TokenGroup: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenGroup]: ...
-    def __getitem__(self, index: int | slice) -> TokenGroup | list[TokenGroup]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        part, at = self._place(index)
-        return self._parts[part][at]
-
-    def __iter__(self) -> Iterator[TokenGroup]:
-        for part in self._parts:
-            yield from part
-
-    def sizes(self, forward: str) -> Sizes:
-        """Tokens that each group takes: its tree's rows, or its sequences' lengths where it is run plain."""
-        return Sizes(self, "tree" if forward == "tree" else "plain")
-
-    def trained_tokens(self, indices: Sequence[int]) -> int:
-        """Trained tokens of some of the groups."""
-        return sum(map(int, map(Sizes(self, "trained").__getitem__, indices)))
-
-    def probed(self) -> list[tuple[TokenSequence, ...]]:
-        """Some groups that a forward can be chosen by: the first two, and one with the longest sequence of all."""
-        longest = [int(columns.groups["longest"].argmax()) if len(columns.groups) else 0 for columns in self._columns]
-        ends = [part[at] for part, at in zip(self._parts, longest, strict=True) if len(part)]
-        return [group.sequences for group in (*self[:2], *ends)]
-
-    def some(self, indices: Sequence[int]) -> Some:
-        """The groups of these indices, each made when it is asked for."""
-        return Some(self, indices)
-
-    def digests(self, *, held_out: bool) -> list[str]:
-        """What is decisive in the groups that are trained on, and in those that are held out where they decide too."""
-        return [columns.digest for columns in self._columns[: 2 if held_out else 1]]
-
-    def keys(self) -> NDArray[np.bytes_]:
-        """The keys of all sequences, one group's after another's."""
-        return np.concatenate([columns.keys for columns in self._columns])
-
-    def starts(self) -> NDArray[np.int64]:
-        """Where each group's sequences start among all."""
-        first, second = (columns.groups["start"] for columns in self._columns)
-        return np.concatenate([first, second + len(self._columns[0].keys)])
-
-    def span(self, index: int) -> slice:
-        """Where the sequences of a group lie among all."""
-        part, at = self._place(index)
-        span = self._columns[part].span(at)
-        before = len(self._columns[0].keys) if part else 0
-        return slice(before + span.start, before + span.stop)
-
-    def column(self, index: int, name: str) -> SupportsInt:
-        """A number that is known of a group."""
-        part, at = self._place(index)
-        return self._columns[part].groups[name][at]
-
-    def _place(self, index: int) -> tuple[int, int]:
-        index = range(len(self))[index]  # or an IndexError
-        return (0, index) if index < self.num_trained else (1, index - self.num_trained)
-
-
-class Some(Sequence[TokenGroup]):
-    """Some of the groups, in an order of their own."""
-
-    def __init__(self, groups: Groups, indices: Sequence[int]) -> None:
-        self._groups, self._indices = groups, indices
+        self._columns = tuple(columns_of(part, count_tokens) for part in self._parts)
+        self._indices: Sequence[int] = range(len(train) + len(held_out))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -100,18 +36,61 @@ class Some(Sequence[TokenGroup]):
     @overload
     def __getitem__(self, index: int) -> TokenGroup: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[TokenGroup]: ...
-    def __getitem__(self, index: int | slice) -> TokenGroup | Sequence[TokenGroup]:
-        at = self._indices[index]
-        return self._groups[at] if isinstance(at, int) else Some(self._groups, at)
+    def __getitem__(self, index: slice) -> GroupView: ...
+    def __getitem__(self, index: int | slice) -> TokenGroup | GroupView:
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        part, position = self._locate(self._indices[index])
+        return self._parts[part][position]
 
+    def select(self, indices: Sequence[int]) -> GroupView:
+        """Return a view of the groups at these indices, in this order; nothing is decoded or copied."""
+        view = copy(self)
+        view._indices = [self._indices[index] for index in indices]
+        return view
 
-class Sizes:
-    """A column of the groups, by their index."""
+    def column(self, name: Column) -> NDArray[Any]:
+        """Return a number of each group, from its column.
 
-    def __init__(self, groups: Groups, name: str) -> None:
-        self._groups, self._name = groups, name
+        `tree`: tokens that the tree forward computes; `plain`: tokens that the padded forward computes, without
+        padding; `trained`: trained tokens; `longest`: tokens of the longest sequence.
+        """
+        if isinstance(self._indices, range):  # all groups
+            return np.concatenate([columns.groups[name] for columns in self._columns])
+        places = map(self._locate, self._indices)
+        return np.array([self._columns[part].groups[name][position] for part, position in places], np.int64)
 
-    def __getitem__(self, index: int) -> SupportsInt:
-        """The number of one group."""
-        return self._groups.column(index, self._name)
+    @property
+    def num_trained_tokens(self) -> int:
+        """Return the number of trained tokens of all groups of the view, from its column."""
+        return int(self.column("trained").sum())
+
+    def probe_sequences(self) -> list[tuple[TokenSequence, ...]]:
+        """Return sequences to choose a forward by: the first two groups, and the longest of each part."""
+        longest = [int(columns.groups["longest"].argmax()) if len(columns.groups) else 0 for columns in self._columns]
+        ends = [part[position] for part, position in zip(self._parts, longest, strict=True) if len(part)]
+        return [group.sequences for group in (*self[:2], *ends)]
+
+    def digests(self, *, held_out: bool) -> list[str]:
+        """Return a hash of the content of the training groups, and of the held-out groups if asked for."""
+        return [columns.digest for columns in self._columns[: 2 if held_out else 1]]
+
+    def sequence_keys(self) -> NDArray[np.bytes_]:
+        """Return the keys of the sequences of all groups, group by group (`align.data.group_columns.sequence_key`)."""
+        return np.concatenate([columns.keys for columns in self._columns])
+
+    def sequence_starts(self) -> NDArray[np.int64]:
+        """Return the position of the first sequence of each group among the sequences of all groups."""
+        train, held_out = (columns.groups["start"] for columns in self._columns)
+        return np.concatenate([train, held_out + len(self._columns[0].keys)])
+
+    def sequence_span(self, index: int) -> slice:
+        """Return the positions of the sequences of a group among the sequences of all groups."""
+        part, position = self._locate(self._indices[index])
+        span = self._columns[part].span(position)
+        offset = len(self._columns[0].keys) if part else 0
+        return slice(offset + span.start, offset + span.stop)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the part (0: training, 1: held out) and the position in it."""
+        return (0, index) if index < self.num_train else (1, index - self.num_train)

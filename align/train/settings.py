@@ -114,7 +114,9 @@ class PreferenceSettings(Settings):
         description="Settings of the loss that differ from its defaults, such as beta and eta.",
     )
     sft_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the negative log-likelihood of the best response, added to the loss."
+        default=0.0,
+        ge=0,
+        description="Weight of the negative log-likelihood of the best response, added to the loss.",
     )
     sft_per_token: bool = Field(
         default=False,

@@ -1,75 +1,92 @@
-"""What one training step is made of, and how it ended."""
+"""The inputs of one training run, and its result."""
 
 from __future__ import annotations
 
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from align.accounting.flops import Work
+from align.config import stable_hash
 from align.data.batching import order
 from align.data.mixing import Mixture
 from align.data.token_groups import TokenGroup
 from align.models.probe import Forward
-from align.train.objectives import Objective
+from align.train.indexed_groups import GroupView
+from align.train.objectives.base import Objective
 from align.train.settings import TrainSettings
 
-WORK = ("tokens_computed", "pairs_attended", "targets")  # names in the metrics of what `accounting` counts
+WORK_METRICS = ("tokens_computed", "pairs_attended", "targets")  # names of the fields of `Work` in the metrics
+HELD_OUT = "held_out/"  # prefix of the metrics on held-out rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRun:
-    """What one training step is made of."""
+    """The inputs of one training run."""
 
     objective: Objective
     train: Sequence[TokenGroup]
     held_out: Sequence[TokenGroup] = ()
-    mixture: Mixture | None = None  # which rows of `train` an epoch takes; each of them once where left out
+    mixture: Mixture | None = None  # rows of `train` in each epoch; by default each of them once
     settings: TrainSettings
     forward: str = "auto"  # auto, tree or plain
     seed: int = 0
     head_lr_multiplier: float = 1.0  # learning rate of the head over that of the other weights
-    folder: Path  # where metrics and checkpoints are written
+    folder: Path  # metrics and checkpoints
     references: Path  # folder of the reference cache
 
     @property
     def num_rows(self) -> int:
-        """Groups of an epoch."""
+        """Return the number of groups in an epoch."""
         return self.mixture.num_rows if self.mixture is not None else len(self.train)
 
     def epoch(self, number: int) -> array[int]:
-        """The groups of an epoch in their order, by index in `train`."""
+        """Return the groups of an epoch in their order, as indices into `train`."""
         if self.mixture is not None:
             return self.mixture.epoch(number)
         return order(len(self.train), seed=self.seed, epoch=number)
 
+    def settings_hash(self, groups: GroupView, initial_weights: str) -> str:
+        """Return a hash of everything that determines the trained weights; a checkpoint resumes only the same run."""
+        content = [
+            self.settings.cache_key(),
+            self.objective.cache_key(),
+            self.head_lr_multiplier,
+            initial_weights,
+            self.seed,
+            *([] if self.mixture is None else [asdict(self.mixture)]),
+            *groups.digests(held_out=self.settings.keep == "best"),
+        ]
+        return stable_hash(content)
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """How a training step ended."""
+    """The result of a training run."""
 
     num_steps: int
     forward: Forward
-    first_metrics: Mapping[str, float]  # metrics of the first optimizer step
-    last_metrics: Mapping[str, float]  # and of the last one, with those of the held-out rows
-    kept_metrics: Mapping[str, float]  # and of the one whose weights the policy is left with
-    initial_weights: str  # fingerprint of the policy that entered
-    trained: Work  # forward and backward
-    forward_only: Work  # forward alone: references, as far as this process had to compute them, and held-out rows
+    first_metrics: Mapping[str, float]  # of the first optimizer step
+    last_metrics: Mapping[str, float]  # of the last one, with those of the held-out rows
+    kept_metrics: Mapping[str, float]  # of the step whose weights the policy has now
+    initial_weights: str  # fingerprint of the policy before the first step
+    trained: Work  # forward and backward passes
+    forward_only: Work  # reference log-probabilities that were not in the cache, and evaluations
     tokens_trained: int
     num_micro_batches: int  # of each process, with a backward pass
-    num_forward_passes: int  # and without: references, as far as they had to be computed, and held-out rows
-    imbalance: Sequence[float]  # of each optimizer step: largest over mean tokens of a rank
+    num_forward_passes: int  # of each process, without a backward pass
+    imbalance: Sequence[float]  # of each optimizer step: tokens of the fullest rank over the mean of all ranks
 
 
-def work_of(line: Mapping[str, float], prefix: str = "") -> Work:
-    """Return the work that a line of metrics counts."""
-    return Work(*(int(line.get(prefix + name, 0)) for name in WORK))
+def work_of(metrics: Mapping[str, float], prefix: str = "") -> Work:
+    """Return the computed work that the metrics of a step contain."""
+    return Work(*(int(metrics.get(prefix + name, 0)) for name in WORK_METRICS))
 
 
-def best_line(lines: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+def best_metrics(lines: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
     """Return the metrics of the first step with the lowest held-out loss; None if no held-out loss is finite."""
-    evaluated = [line for line in lines if math.isfinite(line.get("held_out/loss", math.nan))]
-    return min(evaluated, key=lambda line: line["held_out/loss"], default=None)
+    loss = f"{HELD_OUT}loss"
+    evaluated = [line for line in lines if math.isfinite(line.get(loss, math.nan))]
+    return min(evaluated, key=lambda line: line[loss], default=None)

@@ -23,7 +23,7 @@ from align.stages.costs import Meter, remove_spent
 from align.stages.responses.sampling import remove_journals
 from align.stages.training.rows import remove_rows
 from align.train.checkpoint import remove_checkpoints
-from align.train.reference import REFERENCE_WORK
+from align.train.references.compute import REFERENCE_WORK
 from align.workflow.cards import write_cards
 from align.workflow.changes import changes, results_table
 from align.workflow.expansion import RUN_FILES

@@ -32,7 +32,7 @@ from align.distributed.progress import SilentProgress
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
 from align.train.loop import Loop
-from align.train.objectives import PreferenceObjective
+from align.train.objectives.preference import PreferenceObjective
 from align.train.settings import PreferenceSettings, TrainSettings
 from align.train.training_run import TrainingRun
 

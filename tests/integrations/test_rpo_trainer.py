@@ -20,7 +20,7 @@ from align.integrations.trl import RPOTrainer
 from align.losses.table import LOSSES, CustomLoss, preference_loss
 from align.models.policy import response_logps
 from align.models.tree.batch import tree_batch
-from align.train.objectives import group_batch
+from align.train.objectives.batch import group_batch
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,7 +14,7 @@ from align.stages.sources import SourceSettings, prompts, streamed
 from align.stages.training.rows import describe, remove_rows
 from align.synth.constraints import ConstraintSettings
 from align.train.indexed_groups import ROWS
-from align.train.objectives import PreferenceSettings
+from align.train.settings import PreferenceSettings
 from align.workflow.preview import preview_rows
 from align.workflow.recipe import load_recipe
 

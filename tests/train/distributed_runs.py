@@ -32,8 +32,8 @@ from tiny_training import (
 from tiny_training import settings as training_settings
 
 from align.distributed.launch import launched_with
-from align.train.accelerator import make_accelerator
-from align.train.reward_objective import reward_objective
+from align.train.objectives.reward import reward_objective
+from align.train.sharding.accelerator import make_accelerator
 
 # Clocks differ: the first rank finds it time for a checkpoint when the other does not.
 OFTEN = 1e-9 if os.environ.get("RANK", "0") == "0" else 1e9

@@ -5,7 +5,7 @@ from tiny_training import comparisons, demonstrations, group
 
 from align.data.store import TokenStore, writing_store
 from align.models.tree.batch import count_tokens
-from align.train.indexed_groups import Groups
+from align.train.indexed_groups import GroupView
 
 
 def stored(folder, made):
@@ -21,7 +21,7 @@ def test_an_index_leads_to_the_same_group_and_numbers_in_a_list_and_in_a_store(t
     train, held_out = comparisons(20, sizes=(1, 3)), comparisons(num_held_out, seed=1)
     both = [*train, *held_out]
     parts = (stored(tmp_path / "a", train), stored(tmp_path / "b", held_out)) if as_store else (train, held_out)
-    groups = Groups(*parts)
+    groups = GroupView(*parts)
     assert len(groups) == len(both)
     sizes, plain, starts = groups.sizes("tree"), groups.sizes("plain"), groups.starts().tolist()
     for index, each in enumerate(both):
@@ -43,14 +43,14 @@ def test_a_forward_is_chosen_by_the_first_groups_and_one_with_the_longest_sequen
     for part in (0, 1):
         long = group([1, 2], [[3] * 50])
         parts = ([*train, long], train) if part == 0 else (train, [long, *train])
-        probed = Groups(*parts).probed()
+        probed = GroupView(*parts).probed()
         assert [each[0].ids.tolist() for each in probed[:2]] == [each.sequences[0].ids.tolist() for each in train[:2]]
         assert max(len(one.ids) for each in probed for one in each) == 52
-    assert len(Groups([long]).probed()) == 2
+    assert len(GroupView([long]).probed()) == 2
 
 
 def test_held_out_rows_are_in_the_digests_where_they_are_asked_for():
     train, one, other = comparisons(5), comparisons(3, seed=1), comparisons(3, seed=2)
-    assert Groups(train, one).digests(held_out=False) == Groups(train, other).digests(held_out=False)
-    assert Groups(train, one).digests(held_out=True) != Groups(train, other).digests(held_out=True)
-    assert Groups(train, one).digests(held_out=False) != Groups(one, train).digests(held_out=False)
+    assert GroupView(train, one).digests(held_out=False) == GroupView(train, other).digests(held_out=False)
+    assert GroupView(train, one).digests(held_out=True) != GroupView(train, other).digests(held_out=True)
+    assert GroupView(train, one).digests(held_out=False) != GroupView(one, train).digests(held_out=False)

@@ -22,8 +22,8 @@ from tiny_training import (
 
 from align.data.batching import groups_of_step
 from align.errors import InputError, RunError
-from align.train.objectives import Step
-from align.train.reference import ReferenceCache
+from align.train.objectives.base import ObjectiveOutput
+from align.train.references.cache import ReferenceCache
 
 BIG = 10**6  # a token budget that takes a step at once
 # What the way of computing decides
@@ -143,7 +143,7 @@ class Spoiled:
     def __call__(self, model, batch):
         step = self.objective(model, batch)
         self.calls += 1
-        return Step(self.how(step.loss), step.tallies) if self.calls == self.at_call else step
+        return ObjectiveOutput(self.how(step.loss), step.tallies) if self.calls == self.at_call else step
 
 
 def steep(loss):

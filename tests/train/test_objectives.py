@@ -9,7 +9,7 @@ from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
 from align.losses.table import LOSSES
 from align.models.tree.batch import plain_batch, tree_batch
-from align.train.objectives import group_batch
+from align.train.objectives.batch import group_batch
 
 
 def tenths(tokens):

@@ -25,10 +25,11 @@ from tiny_training import (
 
 from align.data.group_columns import sequence_key
 from align.errors import RunError
-from align.train.accelerator import make_accelerator
-from align.train.indexed_groups import Groups
-from align.train.reference import BEGUN, ReferenceCache, fill
+from align.train.indexed_groups import GroupView
+from align.train.references.cache import PASS_KEYS, ReferenceCache
+from align.train.references.compute import fill_cache
 from align.train.settings import TrainSettings
+from align.train.sharding.accelerator import make_accelerator
 
 
 class Counting:
@@ -59,7 +60,7 @@ def filling(cache, policy, groups, folder, *, budget, forward="tree"):
     accelerator = make_accelerator(TrainSettings(learning_rate=1.0), folder)
     column = folder / "column.bin"
     more = {"forward": forward, "token_budget": budget, "accelerator": accelerator, "told": folder / "computed"}
-    return fill(cache, policy, Groups(groups), column=column, **more)
+    return fill_cache(cache, policy, GroupView(groups), column=column, **more)
 
 
 @pytest.mark.parametrize("budget", [1, 100, 10**6])
@@ -190,7 +191,7 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, text):
     cache.store({key_of(0, 0): (1.0, 1)})
     (cache.folder / "0123.json").write_text(text.replace("KEY", KEY))
     with pytest.raises(RunError) as error:
-        cache_of(tmp_path).lay(Groups(comparisons(2)), tmp_path / "column.bin")
+        cache_of(tmp_path).lay(GroupView(comparisons(2)), tmp_path / "column.bin")
     assert str(error.value) == f"{cache.folder / '0123.json'}: not a file of cached references; delete it"
 
 
@@ -210,7 +211,7 @@ def test_work_that_is_broken_off_is_found_again_up_to_the_last_flush(tmp_path, m
     for _ in range(5):
         next(work)
     work.close()
-    assert len(cache_of(tmp_path).lay(Groups(groups), tmp_path / "other.bin")) == 12 - 5
+    assert len(cache_of(tmp_path).lay(GroupView(groups), tmp_path / "other.bin")) == 12 - 5
     assert filled(tmp_path, groups, 1)[2] == 7
 
 
@@ -230,7 +231,7 @@ def test_a_folder_that_keeps_nothing_is_told_of(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from align.train.reference import ReferenceCache
+from align.train.references.cache import ReferenceCache
 cache = ReferenceCache(Path(sys.argv[1]), weights="abc", precision="fp32")
 for number in range(10**6):
     cache.store({f"{number:016x}{key:016x}": (float(key), 1) for key in range(5000)})
@@ -287,7 +288,7 @@ def test_a_broken_pass_goes_on_in_the_micro_batches_that_it_was_cut_into(tmp_pat
     resumed = cache_of(tmp_path / "broken")
     assert 1 < len(list(work(resumed))) <= micros
     assert resumed.values == whole.values
-    assert not (resumed.folder / BEGUN).exists()
+    assert not (resumed.folder / PASS_KEYS).exists()
 
 
 def test_a_response_of_two_rows_has_the_value_of_the_first_wherever_a_pass_is_broken_off(tmp_path, monkeypatch):
@@ -346,10 +347,10 @@ def test_what_several_processes_had_stored_before_a_kill_is_not_computed_again(t
 
     def life(number, stop=None):
         counting = Counting()
-        work = fill(
+        work = fill_cache(
             cache,
             counting,
-            Groups(groups),
+            GroupView(groups),
             column=tmp_path / "column.bin",
             told=tmp_path / "computed",
             forward="plain",
@@ -403,7 +404,7 @@ def test_a_large_pass_is_planned_in_stretches_and_computes_the_same(tmp_path, mo
 def test_held_out_groups_have_their_references_behind_those_that_are_trained_on(tmp_path):
     both = comparisons(9, sizes=(1, 4))
     filled(tmp_path, both)
-    cache, groups = cache_of(tmp_path), Groups(both[:6], both[6:])
+    cache, groups = cache_of(tmp_path), GroupView(both[:6], both[6:])
     assert not len(cache.lay(groups, tmp_path / "again.bin"))
     cache.open(groups, tmp_path / "again.bin")
     assert [cache.of(index) for index in range(9)] == [
@@ -415,4 +416,4 @@ def test_a_response_without_a_finite_reference_is_not_taken_for_one_that_is_miss
     groups = comparisons(2)
     cache = cache_of(tmp_path)
     cache.store({sequence_key(each): (float("nan"), 1) for one in groups for each in one.sequences})
-    assert not len(cache.lay(Groups(groups), tmp_path / "column.bin"))
+    assert not len(cache.lay(GroupView(groups), tmp_path / "column.bin"))

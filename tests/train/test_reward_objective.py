@@ -10,8 +10,8 @@ from tiny_rewards import NAMES, WEIGHTS, classifier, model, rated
 from tiny_training import Recorder, comparisons, gap, group, loop, metrics, weights
 
 from align.models.tree.batch import plain_batch, tree_batch
-from align.train.objectives import group_batch
-from align.train.reward_objective import reward_objective
+from align.train.objectives.batch import group_batch
+from align.train.objectives.reward import reward_objective
 
 # What the cut into micro-batches decides
 CHANGING = {"tokens_computed", "pairs_attended", "targets", "micro_batches", "seconds", "peak_memory_bytes"}

@@ -12,7 +12,8 @@ from align.data.token_groups import TokenGroup, TokenSequence
 from align.models.policy import Policy
 from align.models.weights import full_tensor, gathered_parameters
 from align.train.loop import Loop
-from align.train.objectives import PreferenceObjective, SupervisedObjective
+from align.train.objectives.preference import PreferenceObjective
+from align.train.objectives.supervised import SupervisedObjective
 from align.train.settings import PreferenceSettings, TrainSettings
 from align.train.training_run import TrainingRun
 

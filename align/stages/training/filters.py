@@ -9,7 +9,7 @@ from align.data.readers.pairs import LIKED
 from align.data.token_groups import TokenGroup
 from align.errors import InputError
 from align.records import Comparison, Demonstration, Located, Message, Prompt, Record
-from align.train.reward_objective import BradleyTerryObjective
+from align.train.objectives.reward import BradleyTerryObjective
 from align.train.settings import RewardLoss
 
 Groups = Iterable[Located[TokenGroup]]

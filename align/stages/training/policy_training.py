@@ -19,10 +19,10 @@ from align.stages.costs import Done, dimensions
 from align.stages.training.contract import TrainingSettings
 from align.stages.training.models import end_of_turn, whole_copy
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
-from align.train.accelerator import make_accelerator, zero3_init
 from align.train.loop import Loop
-from align.train.objectives import Objective
-from align.train.sharding import num_parameters
+from align.train.objectives.base import Objective
+from align.train.sharding.accelerator import make_accelerator, zero3_init
+from align.train.sharding.replicated import num_parameters
 from align.train.training_run import TrainingResult, TrainingRun
 
 

@@ -29,10 +29,10 @@ from align.stages.training.contract import RewardSettings
 from align.stages.training.models import whole_copy
 from align.stages.training.policy_training import training_report, training_run, work_done
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
-from align.train.accelerator import make_accelerator, zero3_init
 from align.train.checkpoint import has_checkpoint
 from align.train.loop import Loop
-from align.train.reward_objective import BradleyTerryObjective, RewardObjective, label_table, reward_objective
+from align.train.objectives.reward import BradleyTerryObjective, RewardObjective, label_table, reward_objective
+from align.train.sharding.accelerator import make_accelerator, zero3_init
 
 INIT_GROUPS = 1024  # groups that a new head is fitted to before training
 

@@ -69,7 +69,7 @@ class TrainingStage(Stage):
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise where a setting needs held-out rows and there are none, or where rows cannot be trained on."""
-        from align.train.accelerator import check_trackers  # noqa: PLC0415 - imports torch
+        from align.train.sharding.accelerator import check_trackers  # noqa: PLC0415 - imports torch
 
         held_out = {
             ("train", "keep"): self.train.keep == "best",

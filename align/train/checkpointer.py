@@ -1,0 +1,86 @@
+"""When a training run saves a checkpoint, which weights it keeps, and where it resumes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from align.artifacts import METRICS
+from align.distributed.processes import Processes
+from align.distributed.signals import StopRequest
+from align.errors import RunError
+from align.train.checkpoint import load_best, load_checkpoint, read_metrics, save_best, save_checkpoint
+from align.train.sharding.replicated import Replicated
+from align.train.training_run import TrainingRun, best_metrics
+
+
+class Checkpointer:
+    """Saves and loads the checkpoints of a run; all ranks make the same calls."""
+
+    def __init__(self, run: TrainingRun, settings_hash: str, sharding: Replicated, processes: Processes) -> None:
+        self._run, self._settings_hash = run, settings_hash
+        self._sharding, self._processes, self._accelerator = sharding, processes, sharding.accelerator
+        self._keeps_best = run.settings.keep == "best"
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> list[dict[str, float]]:
+        """Load the latest checkpoint, if any, and return the metrics of the steps before it."""
+        folder, num_ranks = self._run.folder, self._accelerator.num_processes
+        step = load_checkpoint(folder, sharding=self._sharding, settings_hash=self._settings_hash)
+        if self._sum([step])[0] != step * num_ranks:
+            raise RunError(f"{folder}: the processes find different checkpoints; do all nodes share the folder?")
+        self._saved_at = time.monotonic()
+        return read_metrics(folder / METRICS, step, truncate=self._processes.is_main)
+
+    def save_if_best(self, lines: Sequence[Mapping[str, float]]) -> None:
+        """Save the weights if the last of the steps has the lowest held-out loss, and the run keeps the best."""
+        if self._keeps_best and lines[-1] is best_metrics(lines):
+            step = int(lines[-1]["step"])
+            save_best(self._run.folder, step, sharding=self._sharding, processes=self._processes)
+
+    def save_if_due(self, lines: Sequence[Mapping[str, float]], num_steps: int, stop: StopRequest) -> None:
+        """Save a checkpoint if one is due after the last of the steps; then raise `RunError` if SIGTERM was received.
+
+        The main process decides by its clock, as those of the others may differ. No checkpoint is saved after the
+        final step, unless the run was stopped.
+        """
+        settings, step = self._run.settings, int(lines[-1]["step"])
+        minutes = (time.monotonic() - self._saved_at) / 60
+        is_late = settings.checkpoint_minutes is not None and minutes >= settings.checkpoint_minutes
+        stopped, late = self._sum([stop.requested, is_late and self._processes.is_main])
+        by_steps = settings.checkpoint_steps is not None and step % settings.checkpoint_steps == 0
+        if stopped or (step < num_steps and (late or by_steps)):
+            best = best_metrics(lines)
+            save_checkpoint(
+                self._run.folder,
+                step,
+                sharding=self._sharding,
+                processes=self._processes,
+                settings_hash=self._settings_hash,
+                best=0 if best is None else int(best["step"]),
+            )
+            self._saved_at = time.monotonic()
+        if stopped:
+            raise RunError(
+                f"stopped by SIGTERM: saved a checkpoint after step {step} of {num_steps}; "
+                "rerun the same command to resume"
+            )
+
+    def load_kept(self, lines: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+        """Load the weights to keep and return the metrics of their step."""
+        if not self._keeps_best:
+            return lines[-1]
+        best = best_metrics(lines)
+        if best is None:
+            raise RunError("no held-out loss was finite, so there are no best weights to keep")
+        load_best(self._run.folder, int(best["step"]), sharding=self._sharding)
+        return best
+
+    def _sum(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over ranks."""
+        tensor = torch.tensor([float(value) for value in values], dtype=torch.float64, device=self._accelerator.device)
+        return cast(Tensor, self._accelerator.reduce(tensor, reduction="sum")).tolist()

@@ -1,0 +1,62 @@
+"""Micro-batches: the groups of one optimizer step or evaluation, split over ranks and cut by a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from accelerate import Accelerator
+
+from align.data.balance import imbalance
+from align.data.batching import StepPlan, plan_step
+from align.data.token_groups import TokenSequence
+from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
+from align.train.indexed_groups import GroupView
+from align.train.objectives.batch import GroupBatch, group_batch
+from align.train.references.cache import References
+
+# Forward -> function of sequences that returns its model input
+COLLATE: dict[str, Callable[[Sequence[TokenSequence]], TokenBatch]] = {"tree": tree_batch, "plain": plain_batch}
+
+
+class MicroBatch(NamedTuple):
+    """One forward pass of this rank."""
+
+    batch: GroupBatch
+    weight: int  # 1; 0 for a batch that only keeps this rank in step with the others and does not count
+    is_last: bool
+
+
+class MicroBatcher:
+    """Cuts groups into micro-batches for this rank; all ranks get equally many."""
+
+    def __init__(
+        self,
+        groups: GroupView,
+        *,
+        forward: Literal["tree", "plain"],
+        token_budget: int,
+        references: References | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.accelerator = accelerator
+        self._groups, self._references, self._collate = groups, references, COLLATE[forward]
+        self._sizes, self._token_budget = groups.column(forward), token_budget
+
+    def plan(self, indices: Sequence[int]) -> StepPlan:
+        """Split the groups over ranks and micro-batches."""
+        num_ranks = self.accelerator.num_processes
+        return plan_step(indices, self._sizes, token_budget=self._token_budget, num_ranks=num_ranks)
+
+    def imbalance(self, plan: StepPlan) -> float:
+        """Return the tokens of the fullest rank over the mean of all ranks."""
+        return imbalance(plan, self._sizes)
+
+    def micro_batches(self, plan: StepPlan) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of this rank on its device."""
+        micros = plan.ranks[self.accelerator.process_index]
+        for number, micro in enumerate(micros, start=1):
+            members = micro or plan.groups[:1]
+            references = None if self._references is None else [self._references.of(index) for index in members]
+            batch = group_batch(self._groups.select(members), references, self._collate)
+            yield MicroBatch(batch.to(self.accelerator.device), int(bool(micro)), number == len(micros))

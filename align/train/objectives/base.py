@@ -1,0 +1,53 @@
+"""The interface of objectives: the loss of a micro-batch as a sum, with metrics as sums and counts.
+
+Shape legend: B groups of the micro-batch, K responses of the largest group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from align.train.indexed_groups import GroupView
+from align.train.objectives.batch import GroupBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A mean as sum and count, so that it can be sum_work up over micro-batches and ranks."""
+
+    total: Tensor
+    count: Tensor
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.total + other.total, self.count + other.count)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveOutput:
+    """The loss and the metrics of a micro-batch; the loop divides by the denominator of the whole step."""
+
+    loss: Tensor  # a sum, scalar
+    tallies: Mapping[str, Tally]
+    logps_BK: Tensor | None = None  # of the policy, if there are references: before the first update they must agree
+
+
+class Objective(Protocol):
+    """What a training step minimizes: the sum of `__call__` over micro-batches divided by `denominator`."""
+
+    needs_reference: bool  # whether batches need reference log-probabilities
+
+    def cache_key(self) -> object:
+        """Return everything that determines the loss, as plain values; a checkpoint resumes only the same objective."""
+        ...
+
+    def denominator(self, groups: GroupView) -> float:
+        """Return what the summed loss over these groups of an optimizer step is divided by."""
+        ...
+
+    def __call__(self, policy: nn.Module, batch: GroupBatch) -> ObjectiveOutput:
+        """Return the summed loss and the metrics of one micro-batch."""
+        ...

@@ -1,0 +1,94 @@
+"""Groups of responses as tensors, and their log-probabilities under a policy.
+
+Shape legend: B groups of the micro-batch, K responses of the largest group, S sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from align.data.token_groups import TokenGroup, TokenSequence
+from align.models.tree.batch import TokenBatch
+
+
+@dataclass(frozen=True, slots=True)
+class GroupBatch:
+    """Groups as an objective sees them: the model input, and rewards and references of each response.
+
+    Groups with fewer than K responses are padded; `mask_BK` is False there and the other values are 0.
+    """
+
+    tokens: TokenBatch
+    sizes: tuple[int, ...]  # number of responses of each group
+    attributes: tuple[Mapping[str, float], ...]  # of each sequence
+    rewards_BK: Tensor  # fp64; 0 for a group without rewards
+    labels_BK: Tensor  # fp64; their order is that of `preference_order`
+    reference_BK: Tensor  # fp64, in nats, summed over tokens; 0 without references
+    lengths_BK: Tensor  # fp64, trained tokens
+    mask_BK: Tensor  # bool
+
+    def to(self, device: torch.device) -> GroupBatch:
+        """Return the batch with its tensors on `device`."""
+        names = ("rewards_BK", "labels_BK", "reference_BK", "lengths_BK", "mask_BK")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, tokens=self.tokens.to(device), **moved)
+
+
+def group_batch(
+    groups: Sequence[TokenGroup],
+    references: Sequence[Sequence[float]] | None,
+    collate: Callable[[Sequence[TokenSequence]], TokenBatch],
+) -> GroupBatch:
+    """Return the groups as one batch.
+
+    `references` holds the reference log-probability of each response of each group; `collate` is `tree_batch` or
+    `plain_batch`.
+    """
+    num_responses = max(len(group.sequences) for group in groups)
+    zeros_BK = torch.zeros(len(groups), num_responses, dtype=torch.float64)
+    rewards_BK, labels_BK, reference_BK, lengths_BK = (zeros_BK.clone() for _ in range(4))
+    mask_BK = torch.zeros(len(groups), num_responses, dtype=torch.bool)
+    for row, group in enumerate(groups):
+        size = len(group.sequences)
+        mask_BK[row, :size] = True
+        lengths_BK[row, :size] = torch.tensor(group.lengths, dtype=torch.float64)
+        if group.rewards is not None:
+            rewards_BK[row, :size] = torch.tensor(group.rewards, dtype=torch.float64)
+        labels_BK[row, :size] = torch.tensor(preference_order(group), dtype=torch.float64)
+        if references is not None:
+            reference_BK[row, :size] = torch.tensor(references[row], dtype=torch.float64)
+    return GroupBatch(
+        tokens=collate([sequence for group in groups for sequence in group.sequences]),
+        sizes=tuple(len(group.sequences) for group in groups),
+        attributes=tuple(labels for group in groups for labels in group.attributes),
+        rewards_BK=rewards_BK,
+        labels_BK=labels_BK,
+        reference_BK=reference_BK,
+        lengths_BK=lengths_BK,
+        mask_BK=mask_BK,
+    )
+
+
+def preference_order(group: TokenGroup) -> list[float]:
+    """Return values that order the responses: 1 for the chosen one, for others the reward less the largest reward."""
+    rewards = group.rewards or (0.0,) * len(group.sequences)
+    order = [reward - max(rewards) for reward in rewards]
+    if group.chosen is not None:
+        order[group.chosen] = 1.0
+    return order
+
+
+def pad_groups(values_S: Tensor, batch: GroupBatch) -> Tensor:
+    """Return a value of each sequence by group, padded with 0, shape [B, K]."""
+    num_responses = batch.mask_BK.shape[1]
+    rows = [nn.functional.pad(row, (0, num_responses - len(row))) for row in values_S.split(batch.sizes)]
+    return torch.stack(rows)
+
+
+def response_logps(policy: nn.Module, batch: GroupBatch) -> Tensor:
+    """Return the log-probability of each response in nats, summed over its tokens, in fp64, shape [B, K]."""
+    return pad_groups(batch.tokens.sums(policy(batch.tokens)), batch)

@@ -1,0 +1,107 @@
+"""The preference objective: a preference loss plus a weighted SFT term on the best response.
+
+Shape legend: B groups of the micro-batch, K responses of the largest group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from align.errors import InputError
+from align.losses.preference import PreferenceLoss
+from align.losses.table import CustomLoss, preference_loss
+from align.train.indexed_groups import GroupView
+from align.train.objectives.base import ObjectiveOutput, Tally
+from align.train.objectives.batch import GroupBatch, response_logps
+from align.train.settings import PreferenceSettings
+
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class PreferenceObjective:
+    """Preference loss plus `sft_weight` times the negative log-likelihood of the best response, averaged over groups.
+
+    The loss is built from the settings, unless `loss` is given: a `PreferenceLoss`, or a function of
+    (policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK, mask_BK) that returns the loss of each group.
+    """
+
+    def __init__(
+        self, settings: PreferenceSettings, loss: PreferenceLoss | CustomLoss | LossFunction | None = None
+    ) -> None:
+        self.settings = settings
+        if loss is None:
+            self.loss, self._key = preference_loss(settings.name, **settings.settings), settings.model_dump()
+        else:
+            self.loss = loss if isinstance(loss, PreferenceLoss | CustomLoss) else CustomLoss(loss)
+            self._key = {**settings.model_dump(), **_key_of(self.loss)}
+        self.needs_reference = self.loss.uses_reference
+
+    def cache_key(self) -> object:
+        """Return the settings; a function given as the loss counts by its qualified name."""
+        return self._key
+
+    def denominator(self, groups: GroupView) -> float:
+        """Return the number of groups."""
+        return float(len(groups))
+
+    def __call__(self, policy: nn.Module, batch: GroupBatch) -> ObjectiveOutput:
+        """Return preference loss and SFT term, summed over groups."""
+        logps_BK = response_logps(policy, batch)
+        # A loss that uses only the order of the rewards ranks the chosen response first, whatever its reward
+        rewards_BK = batch.rewards_BK if self.loss.uses_rewards else batch.labels_BK
+        preference_B = self.loss(logps_BK, batch.reference_BK, rewards_BK, batch.lengths_BK, batch.mask_BK)
+        if preference_B.shape != (len(batch.sizes),):
+            raise InputError(
+                f"preference loss {self._key['name']!r} returned shape {list(preference_B.shape)} for "
+                f"{len(batch.sizes)} groups; it must return one value per group"
+            )
+        best_B = first_argmax(rewards_BK.masked_fill(~batch.mask_BK, -torch.inf))
+        worst_B = first_argmax((-rewards_BK).masked_fill(~batch.mask_BK, -torch.inf))
+        nll_B = -select(logps_BK, best_B)
+        sft_B = nll_B / select(batch.lengths_BK, best_B) if self.settings.sft_per_token else nll_B
+        loss = preference_B.sum()
+        if self.settings.sft_weight:
+            loss = loss + self.settings.sft_weight * sft_B.sum()
+        implicit_BK = self.loss.implicit_rewards(logps_BK.detach(), batch.reference_BK, batch.lengths_BK, batch.mask_BK)
+        margins_B = select(implicit_BK, best_B) - select(implicit_BK, worst_B)
+        values_B = {
+            "loss/preference": preference_B,
+            "loss/sft": sft_B,
+            "rewards/chosen": select(implicit_BK, best_B),
+            "rewards/rejected": select(implicit_BK, worst_B),
+            "logps/chosen": select(logps_BK, best_B),
+            "logps/rejected": select(logps_BK, worst_B),
+            "rewards/margins": margins_B,
+            "rewards/accuracies": (margins_B > 0).double(),
+        }
+        num_groups = loss.new_tensor(len(batch.sizes))
+        tallies = {name: Tally(value_B.detach().sum(), num_groups) for name, value_B in values_B.items()}
+        return ObjectiveOutput(loss, tallies, logps_BK.detach())
+
+
+def _key_of(loss: PreferenceLoss | CustomLoss) -> dict[str, object]:
+    """Return plain values that identify a loss object."""
+    if isinstance(loss, CustomLoss):
+        return {"name": _qualified_name(loss.function), "settings": {}}
+    settings = {name: getattr(loss, name) for name in loss.settings}
+    return {"name": _qualified_name(loss.distance.function), "settings": settings}
+
+
+def _qualified_name(function: Callable[..., object]) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def first_argmax(values_BK: Tensor) -> Tensor:
+    """Return the index of the largest value of each group, the first among equals, shape [B]."""
+    num_values = values_BK.shape[1]
+    index_BK = torch.arange(num_values, device=values_BK.device).expand(values_BK.shape)
+    return index_BK.masked_fill(values_BK < values_BK.amax(dim=1, keepdim=True), num_values).amin(dim=1)
+
+
+def select(values_BK: Tensor, index_B: Tensor) -> Tensor:
+    """Return the value of one response of each group, shape [B]."""
+    return values_BK.gather(1, index_B[:, None])[:, 0]

@@ -1,0 +1,1 @@
+"""Reference log-probabilities: their cache, and the pass that computes missing ones."""

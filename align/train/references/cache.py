@@ -1,0 +1,175 @@
+"""The cache of reference log-probabilities, computed once by the policy that enters a step.
+
+A value depends only on the weights, their precision and the tokens of the response, and so does its key. A different
+learning rate, loss or order of the rows recomputes nothing, and new rows compute only themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.artifacts import atomic_file, read_json, write_json
+from align.data.group_columns import KEY, KEY_BYTES, memory_map
+from align.errors import RunError
+from align.train.indexed_groups import GroupView
+from align.train.objectives.base import ObjectiveOutput
+from align.train.objectives.batch import GroupBatch
+
+PASS_KEYS = "begun.keys"  # file of the groups that a pass computes; removed when the pass is complete
+MISSING = np.inf  # stands for a value that is not known; no log-probability is infinite and positive
+SUM = np.dtype("<f8")  # of a column: sum of log-probabilities, in nats
+
+# Largest mean difference between policy and reference before the first update, in nats per token: rounding, as their
+# micro-batches differ. The loss itself would not reveal a wrong reference: with a beta of 1e-3 it hardly depends on it.
+MAX_INITIAL_GAP = {"fp32": 1e-3, "bf16": 5e-2}
+
+Indices = NDArray[np.int64]
+
+
+class Pass(NamedTuple):
+    """Groups whose reference log-probabilities are computed together."""
+
+    groups: Indices
+    num_missing: int  # of these groups; the others are known already
+
+
+class References:
+    """Reference log-probabilities of the groups of a run: a memory-mapped column with one sum per response."""
+
+    def __init__(self, groups: GroupView, column: Path) -> None:
+        self._groups, self._sums = groups, memory_map(column, SUM)
+
+    def of(self, index: int) -> list[float]:
+        """Return the reference log-probability of each response of a group, in nats; MISSING if not known."""
+        return self._sums[self._groups.sequence_span(index)].tolist()
+
+    def missing(self) -> NDArray[np.bool_]:
+        """Return which responses have no reference log-probability yet."""
+        return self._sums == MISSING
+
+
+class ReferenceCache:
+    """Reference log-probabilities by response, in one folder for each policy and precision.
+
+    Every writer adds its own files under unique names, so ranks and nodes never write to the same file.
+    """
+
+    def __init__(self, folder: Path, *, weights: str, precision: str) -> None:
+        self.folder = folder / f"{weights}-{precision}"
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Return all stored values by `sequence_key`."""
+        return {key.hex(): total for file in self._files() for key, total in file.items()}
+
+    def _files(self) -> Iterator[dict[bytes, float]]:
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                yield {_key_bytes(key): float(total) for key, (total, _) in read_json(path).items()}
+            except (ValueError, TypeError, AttributeError) as error:
+                raise RunError(f"{path}: not a valid file of cached reference log-probabilities; delete it") from error
+
+    def store(self, values: Mapping[str, tuple[float, int]]) -> None:
+        """Store (sum in nats, length in tokens) by `sequence_key`, as one new file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / f"{uuid.uuid4().hex}.json", dict(values))
+
+    def write_column(self, groups: GroupView, column: Path) -> Indices:
+        """Write the values of all responses to a column; return the groups with a missing response.
+
+        Of several groups with the same responses only the first is returned.
+        """
+        keys, inverse = np.unique(groups.sequence_keys(), return_inverse=True)
+        sums = np.full_tensor(len(keys), MISSING, SUM)
+        for file in self._files():
+            known = np.frombuffer(b"".join(file), KEY)
+            position = np.minimum(np.searchsorted(keys, known), len(keys) - 1)
+            is_used = keys[position] == known
+            sums[position[is_used]] = np.fromiter(file.values(), SUM, len(file))[is_used]
+        _write(column, sums[inverse])
+        is_incomplete = np.logical_or.reduceat((sums == MISSING)[inverse], groups.sequence_starts())
+        incomplete = np.flatnonzero(is_incomplete)
+        _, first = np.unique(_group_keys(groups, incomplete), return_index=True)
+        return incomplete[np.sort(first)]
+
+    def begin_pass(self, groups: GroupView, column: Path) -> Pass:
+        """Write the column and return the pass to run: over the missing groups, or the pass that was interrupted.
+
+        An interrupted pass is repeated with the same groups, so that it is cut into the same micro-batches: the last
+        bits of a value depend on the other sequences of its micro-batch.
+        """
+        missing = self.write_column(groups, column)
+        if not len(missing):
+            return Pass(missing, 0)
+        missing_keys = _group_keys(groups, missing)
+        if (self.folder / PASS_KEYS).is_file():
+            interrupted = memory_map(self.folder / PASS_KEYS, KEY)
+            keys, first = np.unique(_group_keys(groups, np.arange(len(groups))), return_index=True)
+            position = np.minimum(np.searchsorted(keys, interrupted), len(keys) - 1)
+            if np.isin(missing_keys, interrupted).all() and (keys[position] == interrupted).all():
+                return Pass(first[position], len(missing))
+        _write(self.folder / PASS_KEYS, missing_keys)
+        return Pass(missing, len(missing))
+
+    def finish_pass(self) -> None:
+        """Record that the pass is complete."""
+        (self.folder / PASS_KEYS).unlink(missing_ok=True)
+
+
+def first_occurrences(groups: GroupView, order: Indices) -> NDArray[np.bool_]:
+    """Return which sequences are the first with their tokens, when the groups are taken in this order.
+
+    Only these are stored: a response of two groups has different last bits in each, and which of the two is kept must
+    not depend on where a pass was interrupted.
+    """
+    keys, starts = groups.sequence_keys(), groups.sequence_starts()
+    lengths = np.diff(starts, append=len(keys))[order]
+    positions = np.repeat(starts[order] - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
+    _, first = np.unique(keys[positions], return_index=True)
+    is_first = np.zeros(len(keys), np.bool_)
+    is_first[positions[first]] = True
+    return is_first
+
+
+def check_initial_gap(output: ObjectiveOutput, batch: GroupBatch, *, precision: str, cache: ReferenceCache) -> None:
+    """Raise `RunError` unless policy and reference agree on the batch; they are the same weights before any update."""
+    if output.logps_BK is None:
+        return
+    gap = float((output.logps_BK - batch.reference_BK).abs().sum() / batch.lengths_BK.sum())
+    if gap > MAX_INITIAL_GAP[precision]:
+        raise RunError(
+            f"step 1: policy and reference differ by {gap:.2g} nats per token before the first update; the values in "
+            f"{cache.folder} are not of this policy: delete it"
+        )
+
+
+def _group_keys(groups: GroupView, indices: Indices) -> NDArray[np.bytes_]:
+    """Return a key of all responses of each group."""
+    all_keys = groups.sequence_keys()
+    keys, starts = all_keys.tobytes(), [*groups.sequence_starts().tolist(), len(all_keys)]
+    found = bytearray()
+    for index in indices.tolist():
+        responses = keys[starts[index] * KEY_BYTES : starts[index + 1] * KEY_BYTES]
+        found += hashlib.sha256(responses).digest()[:KEY_BYTES]
+    return np.frombuffer(found, KEY)
+
+
+def _key_bytes(key: str) -> bytes:
+    found = bytes.fromhex(key)
+    if len(found) != KEY_BYTES:
+        raise ValueError(f"{key!r} is not a key of a response")
+    return found
+
+
+def _write(path: Path, values: NDArray[Any]) -> None:
+    """Write the values atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        values.tofile(partial)

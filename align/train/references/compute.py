@@ -1,0 +1,150 @@
+"""The pass that computes missing reference log-probabilities on all ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+from torch import Tensor
+
+from align.accounting.flops import Work, sum_work
+from align.artifacts import read_json, write_json
+from align.data.batching import plan_step
+from align.data.group_columns import sequence_key
+from align.errors import RunError
+from align.models.tree.batch import TokenBatch
+from align.train.indexed_groups import GroupView
+from align.train.micro_batches import COLLATE
+from align.train.references.cache import Pass, ReferenceCache, References, first_occurrences
+
+FLUSH_S = 60.0  # seconds between writes to the cache: how much computation a kill may lose
+GROUPS_PER_PLAN = 1 << 14  # groups that are cut into micro-batches together
+REFERENCE_WORK = "references.computed"  # file in the working folder of a step: the work of its pass
+NO_WORK = Work(0, 0, 0)
+
+Model = Callable[[TokenBatch], Tensor]  # -> log-probability of each target
+
+
+class ReferenceWork(NamedTuple):
+    """What the pass of a step computed, over all attempts."""
+
+    work: Work = NO_WORK  # of all ranks
+    num_forward_passes: int = 0  # of each rank
+
+
+@torch.no_grad()
+def fill_cache(
+    cache: ReferenceCache,
+    model: Model,
+    groups: GroupView,
+    *,
+    column: Path,
+    work_file: Path,
+    forward: Literal["tree", "plain"],
+    token_budget: int,
+    accelerator: Accelerator,
+) -> Iterator[int]:
+    """Compute missing values on all ranks, store them in the cache and write the column of all groups.
+
+    Yields the number of missing groups first, then the number of groups that this rank has finished, after each of
+    its micro-batches. The computed work is stored in `work_file`.
+    """
+    # The main process decides what is missing: another run may be adding to the folder at the same time
+    is_main, nothing = accelerator.is_main_process, Pass(np.empty(0, np.int64), 0)
+    (plan,) = broadcast_object_list([cache.begin_pass(groups, column) if is_main else nothing])
+    yield plan.num_missing
+    to_store = first_occurrences(groups, plan.groups)
+    to_compute = to_store & References(groups, column).missing()
+    writer, work, num_forward_passes = _Writer(cache), NO_WORK, 0
+    sizes, num_ranks = groups.column(forward), accelerator.num_processes
+    for micros, filler in _micro_batches(plan, sizes, token_budget=token_budget, num_ranks=num_ranks):
+        spans = [groups.sequence_span(index) for micro in micros for index in micro]
+        if not any(to_store[span].any() for span in spans):
+            continue
+        # A rank without groups runs one anyway: sharded weights are gathered by all ranks together
+        own = micros[accelerator.process_index]
+        sequences = [sequence for index in own or (filler,) for sequence in groups[index].sequences]
+        batch = COLLATE[forward](sequences)
+        work, num_forward_passes = (
+            sum_work([work, batch.work()]),
+            num_forward_passes + 1,
+        )  # in any attempt
+        if not any(to_compute[span].any() for span in spans):
+            continue
+        batch = batch.to(accelerator.device)
+        totals = batch.sums(model(batch)).tolist()
+        if own:
+            is_new = np.concatenate([to_compute[groups.sequence_span(index)] for index in own])
+            new = ((sequence, total) for sequence, total, keep in zip(sequences, totals, is_new, strict=True) if keep)
+            writer.values.update(
+                (sequence_key(sequence), (total, int(sequence.loss_mask.sum()))) for sequence, total in new
+            )
+        writer.flush_if_due()
+        yield len(own)
+    writer.flush()
+    accelerator.wait_for_everyone()
+    (num_missing,) = broadcast_object_list([len(cache.write_column(groups, column)) if is_main else 0])
+    if num_missing:
+        raise RunError(
+            f"{cache.folder}: {num_missing} references are missing after all processes wrote theirs; do all nodes "
+            "share the folder?"
+        )
+    if num_forward_passes:
+        _store_work(work_file, work, num_forward_passes, accelerator)
+    accelerator.wait_for_everyone()
+    if is_main:
+        cache.finish_pass()
+
+
+def _micro_batches(
+    plan: Pass, sizes: NDArray[Any], *, token_budget: int, num_ranks: int
+) -> Iterator[tuple[tuple[tuple[int, ...], ...], int]]:
+    """Yield one micro-batch of each rank at a time, with the first group of their plan."""
+    for start in range(0, len(plan.groups), GROUPS_PER_PLAN):
+        window = plan.groups[start : start + GROUPS_PER_PLAN].tolist()
+        ranks = plan_step(window, sizes, token_budget=token_budget, num_ranks=num_ranks).ranks
+        yield from ((micros, window[0]) for micros in zip(*ranks, strict=True))
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Collects values and stores them in the cache from time to time."""
+
+    cache: ReferenceCache
+    values: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
+    flushed_at: float = field(default_factory=time.monotonic)
+
+    def flush_if_due(self) -> None:
+        """Store the values if the last flush was long ago."""
+        if time.monotonic() - self.flushed_at > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Store the values."""
+        if self.values:
+            self.cache.store(self.values)
+        self.values, self.flushed_at = {}, time.monotonic()
+
+
+def _store_work(path: Path, work: Work, num_forward_passes: int, accelerator: Accelerator) -> None:
+    """Store the work of all ranks for later attempts, which find nothing missing."""
+    own = torch.tensor(list(work), dtype=torch.float64, device=accelerator.device)
+    total = cast(Tensor, accelerator.reduce(own, reduction="sum")).tolist()
+    if accelerator.is_main_process:
+        write_json(path, [*map(int, total), num_forward_passes])
+
+
+def read_work(path: Path) -> ReferenceWork:
+    """Return the work that `fill_cache` stored; no work if the file does not exist."""
+    if not path.is_file():
+        return ReferenceWork()
+    *work, num_forward_passes = read_json(path)
+    return ReferenceWork(Work(*work), num_forward_passes)

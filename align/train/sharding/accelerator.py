@@ -1,0 +1,108 @@
+"""The accelerator of a training step: one process, DDP, DeepSpeed ZeRO or FSDP2."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from align.distributed.launch import COLLECTIVE_TIMEOUT, check_world_size, is_launched, launched_with
+from align.errors import InputError, RunError
+from align.registry import suggest
+from align.train.settings import TrainSettings
+
+
+def make_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
+    """Return the accelerator for this launch; raise unless accelerate joined what the launch file asks for.
+
+    Processes on CPUs communicate over gloo, which a bare `Accelerator` would not join. Trackers write to `folder`.
+    """
+    _check_launch()
+    check_trackers(settings)
+    if launched_with("DEEPSPEED"):
+        _prepare_deepspeed()
+    options: dict[str, Any] = {}
+    if is_launched():
+        backend = None if torch.cuda.is_available() else "gloo"
+        options["kwargs_handlers"] = [InitProcessGroupKwargs(backend=backend, timeout=COLLECTIVE_TIMEOUT)]
+    if not torch.cuda.is_available() and not (launched_with("DEEPSPEED") or launched_with("FSDP")):
+        options["cpu"] = True  # with DeepSpeed, accelerate would silently fall back to DDP
+    # Steps of a recipe share a process but not their precision, which accelerate keeps in a global
+    AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage] - there is no public way
+    accelerator = Accelerator(
+        mixed_precision="no",  # the sharding applies autocast, in the same way for every kind
+        # The loop accumulates gradients itself; a number from the launch file would divide the loss once more
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        step_scheduler_with_optimizer=False,
+        log_with=list(settings.trackers) or None,
+        project_dir=str(folder),
+        **options,
+    )
+    _check_joined(accelerator)
+    unset_hf_deepspeed_config()  # else transformers shards every model it loads; `zero3_init` enables that where wanted
+    return accelerator
+
+
+def check_trackers(settings: TrainSettings) -> None:
+    """Raise `InputError` for a tracker that is not installed."""
+    installed = [str(name) for name in get_available_trackers()]
+    missing = [name for name in settings.trackers if name not in installed]
+    if missing:
+        raise InputError(
+            f"train.trackers: no tracker called {missing[0]!r} is installed; {suggest(missing[0], installed)}"
+        )
+
+
+@contextmanager
+def zero3_init(accelerator: Accelerator) -> Generator[None]:
+    """Shard models while they are loaded within the block, if the launch file asks ZeRO-3 to do so."""
+    plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == DistributedType.DEEPSPEED else None
+    if plugin is None or not plugin.is_zero3_init_enabled():
+        yield
+        return
+    plugin.set_deepspeed_weakref()
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+
+
+def _check_launch() -> None:
+    """Raise for a kind of launch that is not supported, or that accelerate has not launched."""
+    if launched_with("MEGATRON_LM"):
+        raise InputError("the launch file enables MEGATRON_LM; supported: one process, DDP, DeepSpeed and FSDP2")
+    for plugin in ("DEEPSPEED", "FSDP"):
+        if launched_with(plugin) and not is_launched():
+            raise InputError(f"the launch file enables {plugin}, but accelerate did not launch this process (no RANK)")
+
+
+def _prepare_deepspeed() -> None:
+    """Let DeepSpeed run on CPUs without a compiler: the extension it would build is not used in training."""
+    try:
+        from deepspeed import ops  # noqa: PLC0415 - optional, and seconds to import
+    except ImportError as error:
+        raise InputError(
+            "the launch file enables DeepSpeed, which is not installed: pip install align[deepspeed]"
+        ) from error
+    # DeepSpeed 0.19 calls functions that torch 2.13 deprecates, about forty times per step
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecated", FutureWarning)
+    if not torch.cuda.is_available():
+        getattr(ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+
+def _check_joined(accelerator: Accelerator) -> None:
+    """Raise `RunError` unless accelerate joined what was launched."""
+    kind = accelerator.distributed_type
+    check_world_size(1 if kind == DistributedType.NO else accelerator.num_processes)
+    for plugin, expected in (("DEEPSPEED", DistributedType.DEEPSPEED), ("FSDP", DistributedType.FSDP)):
+        if launched_with(plugin) and kind != expected:
+            raise RunError(f"the launch file enables {plugin}, but accelerate joined {kind.value}: nothing is sharded")

@@ -1,0 +1,61 @@
+"""PyTorch FSDP2."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from align.models.weights import full_tensor
+from align.train.sharding.replicated import ParameterShard, Replicated, local
+
+
+class Fsdp2(Replicated):
+    """PyTorch FSDP2: every parameter is sharded along its first dimension, and gathered while a layer runs."""
+
+    is_sharded = gathers_per_layer = True
+    stage = 3
+
+    def _prepare(self) -> None:
+        base: Any = self.policy.base
+        cast(Any, self.policy)._no_split_modules = base._no_split_modules  # names of the layers that accelerate shards
+        self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
+        self.trainable = [value for value in self.policy.parameters() if value.requires_grad]
+        self.optimizer = self.prepared.optimizer
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Return a context for one forward and backward pass; gradients are reduced in the last one of a step."""
+        cast(Any, self.model).set_requires_gradient_sync(is_last or self.settings.reduce == "each")
+        return nullcontext()
+
+    def _optimized(self, names: Collection[str]) -> Sequence[Tensor]:
+        """Return the sharded parameters."""
+        self._reshard()
+        return super()._optimized(names)
+
+    def shards(self, *, moments: bool) -> Iterator[ParameterShard]:
+        """Yield the rows of each parameter that this process holds."""
+        self._reshard()
+        for name, value in self.policy.named_parameters():
+            if value.requires_grad:
+                rows_here = local(value.detach())
+                rows = -(-len(value) // self.accelerator.num_processes)  # of every process but the last ones
+                start = min(rows * self.accelerator.process_index, len(value)) * (value.numel() // len(value))
+                if rows_here.numel():
+                    yield self._shard(name, start, rows_here, value, slice(None), moments=moments)
+
+    def _reshard(self) -> None:
+        """Reshard the parameters of the root module, which stay gathered after a forward pass."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the complete value of every trained parameter, on every process."""
+        self._reshard()
+        for name, value in self.policy.named_parameters():
+            if value.requires_grad:
+                yield name, full_tensor(value.detach())

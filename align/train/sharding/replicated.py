@@ -1,0 +1,170 @@
+"""How a training step uses its processes: the model to call, gradients, the optimizer step, and parameter shards.
+
+The loop and the checkpoints see only this interface. In the base class every process holds the complete model; ZeRO
+and FSDP2 are in the other modules of this package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
+
+from align.models.backbone import Backbone
+from align.models.tree.batch import TokenBatch
+from align.models.weights import full_tensor
+from align.train.settings import TrainSettings
+
+WEIGHT = "weight"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of AdamW's moments
+
+
+class ParameterShard(NamedTuple):
+    """What this process holds of one trained parameter: flat fp32 views that may be read and written."""
+
+    name: str
+    start: int  # position in the flattened parameter
+    values: dict[str, Tensor]  # WEIGHT and, if asked for, each of MOMENTS
+
+
+class Replicated:
+    """Every process holds the complete model: a single process, or DDP."""
+
+    is_sharded = False  # whether each process holds, and must save, a different part
+    gathers_per_layer = False  # whether complete weights exist only while a layer runs
+    stage = 0  # ZeRO stage
+
+    def __init__(self, accelerator: Accelerator, policy: Backbone, optimizer: AdamW, settings: TrainSettings) -> None:
+        self.accelerator, self.policy, self.optimizer, self.settings = accelerator, policy, optimizer, settings
+        self.trainable = [value for value in policy.parameters() if value.requires_grad]
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Wrap the model and the optimizer with accelerate."""
+        self.model: nn.Module = self.accelerator.prepare_model(self.policy)
+        self.prepared: Any = self.accelerator.prepare_optimizer(self.optimizer)
+
+    def use_precision(self) -> None:
+        """Run every later forward pass of the policy in the precision of the settings, with fp32 output."""
+        forward = self.policy.forward
+
+        def autocast_forward(*arguments: Any, **named: Any) -> Tensor:  # noqa: ANN401 - the arguments of `forward`
+            with self.autocast():
+                output = forward(*arguments, **named)
+            return output.float() if output.dtype != torch.float64 else output
+
+        if self.settings.precision == "bf16":
+            self.policy.forward = autocast_forward
+
+    def warm_up(self, batch: TokenBatch) -> None:
+        """Run a backward pass with zero gradients if DDP is used, which rearranges its buckets after the first one.
+
+        Otherwise this would happen in a different step after a resume, and with three or more ranks the last bits of
+        a sum depend on its position in a bucket.
+        """
+        if isinstance(self.model, DistributedDataParallel):
+            self.backward((self.model(batch) * 0).sum())
+            self.prepared.zero_grad()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context in which matrix products use the precision of the settings."""
+        if self.settings.precision == "fp32":
+            return nullcontext()
+        # With sharding, autocast's cache would keep a bf16 copy of every gathered weight until the forward pass ends
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, cache_enabled=not self.gathers_per_layer)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of each parameter group, times its `lr_multiplier`."""
+        for group in self.prepared.param_groups:
+            group["lr"] = learning_rate * group["lr_multiplier"]
+
+    @contextmanager
+    def accumulate_gradients(self) -> Generator[None]:
+        """Add up the gradients of the micro-batches within the block."""
+        yield
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Return a context for one forward and backward pass; gradients are reduced in the last one of a step."""
+        return nullcontext() if is_last or self.settings.reduce == "each" else self.accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of the loss; gradients are averaged over processes."""
+        self.accelerator.backward(loss)
+
+    def step(self) -> float:
+        """Clip gradients, take an optimizer step and return the gradient norm over all processes before clipping.
+
+        If the norm is not finite, the weights are left unchanged.
+        """
+        norm = self.accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm or math.inf)
+        total = float(full_tensor(torch.as_tensor(norm)))
+        if math.isfinite(total):
+            self.prepared.step()
+        self.prepared.zero_grad()
+        return total
+
+    def shards(self, *, moments: bool) -> Iterator[ParameterShard]:
+        """Yield what this process holds of each trained parameter, in the order of the parameters."""
+        for name, value in self.policy.named_parameters():
+            if value.requires_grad:
+                yield self._shard(name, 0, value.detach(), value, slice(None), moments=moments)
+
+    def _shard(
+        self, name: str, start: int, weight: Tensor, key: Tensor, within: slice, *, moments: bool
+    ) -> ParameterShard:
+        """Return a shard; its moments are `within` the flattened optimizer state of `key`, if that has any."""
+        values = {WEIGHT: weight.view(-1)}
+        if moments and (state := self.optimizer.state.get(key)):
+            values |= {name: local(state[name]).view(-1)[within] for name in MOMENTS}
+        return ParameterShard(name, start, values)
+
+    def init_moments(self, steps: int, names: Collection[str]) -> None:
+        """Create zero moments after `steps` steps for the named parameters, to be overwritten from a checkpoint."""
+        for value in self._optimized(names):
+            count = torch.tensor(float(steps), dtype=torch.float32, device=value.device if value.is_cuda else "cpu")
+            zeros = {name: torch.zeros_like(value, memory_format=torch.preserve_format) for name in MOMENTS}
+            self.optimizer.state[value] = {"step": count, **zeros}
+
+    def _optimized(self, names: Collection[str]) -> Sequence[Tensor]:
+        """Return the tensors that the optimizer updates for the named parameters."""
+        return [value for name, value in self.policy.named_parameters() if value.requires_grad and name in names]
+
+    def sync_model(self) -> None:
+        """Copy values that were written into shards to the model, where it holds copies."""
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the complete value of every trained parameter, on every process."""
+        for name, value in self.policy.named_parameters():
+            if value.requires_grad:
+                yield name, value.detach()
+
+    @torch.no_grad()
+    def load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Set parameters by name to complete values, which are the same on every process."""
+        for shard in self.shards(moments=False):
+            if shard.name in values:
+                weight = shard.values[WEIGHT]
+                weight.copy_(values[shard.name].reshape(-1)[shard.start : shard.start + len(weight)])
+        self.sync_model()
+
+
+def num_parameters(values: Iterable[Tensor]) -> int:
+    """Return the number of values in the parameters, counted before sharding and 4-bit packing."""
+    sizes = [
+        getattr(value, "ds_numel", value.numel()) if state is None else math.prod(state.shape)
+        for value in values
+        for state in [getattr(value, "quant_state", None)]
+    ]
+    return sum(sizes)
+
+
+def local(value: Tensor) -> Tensor:
+    """Return this process's rows of a parameter that FSDP2 shards; any other value is returned unchanged."""
+    return cast(Any, value).to_local() if hasattr(value, "to_local") else value

@@ -1,0 +1,64 @@
+"""Statistics of one pass over micro-batches: loss, metrics and computed tokens, summed over all ranks."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from align.accounting.flops import Work, sum_work
+from align.errors import RunError
+from align.train.micro_batches import MicroBatch
+from align.train.objectives.base import ObjectiveOutput, Tally
+from align.train.training_run import WORK_METRICS
+
+
+class StepStatistics:
+    """Sums over the micro-batches of this rank; `reduce` adds them up over ranks and divides once."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        self._tallies: dict[str, Tally] = {}
+        self._work, self._num_micro_batches = Work(0, 0, 0), 0
+
+    def add(self, micro: MicroBatch, output: ObjectiveOutput) -> None:
+        """Add a micro-batch; one of weight 0 counts only as computed."""
+        self._loss += output.loss.detach() * micro.weight
+        for name, tally in output.tallies.items():
+            weighted = Tally(tally.total * micro.weight, tally.count * micro.weight)
+            self._tallies[name] = self._tallies[name] + weighted if name in self._tallies else weighted
+        self._work = sum_work([self._work, micro.batch.tokens.work()])
+        self._num_micro_batches += 1
+
+    def check_finite(self, step: int) -> None:
+        """Raise `RunError` on all ranks if the loss of any rank is not finite."""
+        losses = cast(Tensor, self._accelerator.gather(self._loss.reshape(1))).tolist()
+        not_finite = [(rank, loss) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not_finite:
+            rank, loss = not_finite[0]
+            where = f" on process {rank} of {len(losses)}" if len(losses) > 1 else ""
+            raise RunError(f"step {step}: the loss is {loss}{where}; the weights are unchanged")
+
+    def reduce(self, denominator: float) -> dict[str, float]:
+        """Return the loss over `denominator`, the mean of each metric and the computed work of all ranks.
+
+        Every rank has the same metrics, because every rank ran a micro-batch.
+        """
+        names = sorted(self._tallies)
+        totals = [self._tallies[name].total for name in names]
+        counts = [self._tallies[name].count for name in names]
+        work = [self._loss.new_tensor(float(part)) for part in self._work]
+        sums = torch.stack([self._loss / denominator, *totals, *counts, *work]).double()
+        loss, *rest = cast(Tensor, self._accelerator.reduce(sums, reduction="sum")).tolist()
+        pairs = zip(rest[: len(names)], rest[len(names) : 2 * len(names)], strict=True)
+        means = [total / count if count else 0.0 for total, count in pairs]
+        return {
+            "loss": loss,
+            **dict(zip(names, means, strict=True)),
+            **dict(zip(WORK_METRICS, map(int, rest[2 * len(names) :]), strict=True)),
+            "micro_batches": self._num_micro_batches,
+        }
