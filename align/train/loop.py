@@ -60,11 +60,12 @@ class Loop:
         self.reference_cache = ReferenceCache(
             run.references, weights=self.initial_weights, precision=settings.precision
         )
+        self.references = self._compute_references() if run.objective.needs_reference else None
         self.batcher = MicroBatcher(
             self.groups,
             forward=self.forward.name,
             token_budget=settings.tokens_per_micro_batch,
-            references=self._compute_references() if run.objective.needs_reference else None,
+            references=self.references,
             accelerator=self.accelerator,
         )
         self.evaluator = Evaluator(self.model, run.objective, self.groups, self.batcher) if run.held_out else None

@@ -20,7 +20,7 @@ class Told(Recorder):
 
 
 def made(folder, report, steps=6):
-    return loop(folder, preference("rpo_bwd_kl", beta=0.1), comparisons(12), report=report, epochs=steps / 2)
+    return loop(folder, preference("rpo_bwd_kl", beta=0.1), comparisons(12), progress=report, epochs=steps / 2)
 
 
 @pytest.mark.parametrize("steps", [6, 3])
@@ -33,7 +33,7 @@ def test_a_run_that_is_told_to_stop_keeps_its_step_and_goes_on_bit_for_bit(tmp_p
     assert signal.getsignal(signal.SIGTERM) is before
     again = made(tmp_path / "told", Recorder(), steps)
     again.run()
-    assert f"resumed after step 3 of {steps}" in again.report.notes
+    assert f"resumed after step 3 of {steps}" in again.progress.notes
     assert numbers(tmp_path / "told") == numbers(tmp_path / "undisturbed")
     assert same(weights(again.policy), weights(undisturbed.policy))
 

@@ -101,14 +101,14 @@ def run_case(folder, name):
         join_fsdp()
         joined = cut_everything(make_accelerator(training_settings(**changes), folder))
         report, job = Recorder(stop_after), {"held_out": held_out}
-        return loop(folder, objective, train, model=model, report=report, accelerator=joined, job=job, **changes)
+        return loop(folder, objective, train, model=model, progress=report, accelerator=joined, job=job, **changes)
 
     if killed:
         with suppress(Killed):
             make(folder, stop_after=8).run()
     made = make(folder)
     made.run()
-    assert len(made.report.steps) == STEPS - 6 * killed
+    assert len(made.progress.steps) == STEPS - 6 * killed
     trained = weights(made.policy)
     if killed:
         whole = make(folder / "whole")

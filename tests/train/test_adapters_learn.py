@@ -76,17 +76,17 @@ def test_two_steps_train_their_adapters_against_the_policy_that_entered(base, tm
     # Another policy on the same adapters knows the same references, though its new ones begin elsewhere.
     again, _ = load(tmp_path / "sft" / "policy", way, seed=3)
     other = loop(tmp_path / "again", preference("dpo", beta=0.5), comparisons(24), model=again)
-    assert other.references.values == known
+    assert other.reference_cache.values == known
 
 
 def test_a_killed_step_on_adapters_goes_on_bit_for_bit(base, tmp_path, way):
     policy, tokenizer = load(base, way)
     save_policy(policy, tokenizer, tmp_path / "policy", merge=False)
 
-    def start(name, report=None):
+    def start(name, progress=None):
         policy, _ = load(tmp_path / "policy", way, seed=1)
         folder = tmp_path / name
-        return loop(folder, preference("dpo"), comparisons(24), model=policy, report=report, checkpoint_steps=1)
+        return loop(folder, preference("dpo"), comparisons(24), model=policy, progress=progress, checkpoint_steps=1)
 
     whole = start("whole")
     whole.run()

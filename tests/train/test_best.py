@@ -30,7 +30,7 @@ def start(folder, *, stop_after=None, keep="best", model=None, held_out=HELD_OUT
     changes = {"evaluate_every": 1} | changes
     job = {"held_out": held_out}
     report = Recorder(stop_after)
-    return loop(folder, supervised(), demonstrations(18), model=model, report=report, job=job, **(settings | changes))
+    return loop(folder, supervised(), demonstrations(18), model=model, progress=report, job=job, **(settings | changes))
 
 
 def losses(folder):
@@ -61,7 +61,7 @@ def test_what_stays_has_the_loss_that_was_logged(never_killed):
     folder, outcome, kept = never_killed
     trained = start(folder / "evaluated")
     trained.policy.hf.load_state_dict(kept)
-    assert trained.evaluate()["loss"] == outcome.kept_metrics["held_out/loss"] == min(losses(folder))
+    assert trained.evaluator.evaluate()["loss"] == outcome.kept_metrics["held_out/loss"] == min(losses(folder))
 
 
 @pytest.mark.parametrize("every", [1, 2, 4])
@@ -94,7 +94,7 @@ def test_weights_that_were_the_best_in_one_life_only_do_not_cost_those_that_are(
     def life(losses, stop_after=None):
         made = start(tmp_path, stop_after=stop_after, checkpoint_steps=5)
         told = iter(losses)
-        made.evaluate = lambda: {"loss": next(told)}
+        made.evaluator.evaluate = lambda: {"loss": next(told)}
         return made, made.run
 
     with pytest.raises(Killed):
@@ -115,7 +115,7 @@ def test_weights_that_were_the_best_for_a_while_do_not_pile_up(tmp_path):
         there.append({path.name for path in tmp_path.glob("best-*")})
         return {"loss": float(next(falling))}
 
-    made.evaluate = evaluate
+    made.evaluator.evaluate = evaluate
     made.run()
     assert {path.name for path in tmp_path.glob("best-*")} == {"best-6", "best-9"}  # the checkpoint is that of step 6
     assert max(map(len, there)) == 2
@@ -144,14 +144,14 @@ def test_where_the_last_weights_stay_none_are_kept_beside(tmp_path):
 
 
 def test_the_best_of_no_held_out_rows_is_refused(tmp_path):
-    with pytest.raises(InputError, match="train.keep is 'best', and no row is held out"):
+    with pytest.raises(InputError, match="train.keep: 'best' needs held-out rows"):
         start(tmp_path, held_out=())
 
 
 def test_a_loss_that_is_never_finite_has_no_best(tmp_path):
     trained = start(tmp_path, max_steps=2)
-    trained.evaluate = lambda: {"loss": float("nan")}
-    with pytest.raises(RunError, match="never a finite number"):
+    trained.evaluator.evaluate = lambda: {"loss": float("nan")}
+    with pytest.raises(RunError, match="no held-out loss was finite"):
         trained.run()
 
 
@@ -168,15 +168,15 @@ def test_other_held_out_rows_are_another_run(tmp_path):
 
 def test_weights_of_another_step_are_not_taken_for_the_best(tmp_path):
     made = start(tmp_path, model=with_adapters())
-    model, holder = made.policy, made.sharding
-    save_best(tmp_path, 3, holder=holder, processes=made.processes)
+    model, sharding = made.policy, made.sharding
+    save_best(tmp_path, 3, sharding=sharding, processes=made.processes)
     before = weights(model)
     with torch.no_grad():
         for value in model.parameters():
             value.add_(1)
-    with pytest.raises(RunError, match="best-4: is not there, and the weights of step 4 were the best"):
-        load_best(tmp_path, 4, holder=holder)
-    load_best(tmp_path, 3, holder=holder)
+    with pytest.raises(RunError, match="best-4: missing, but the weights of step 4 had the lowest held-out loss"):
+        load_best(tmp_path, 4, sharding=sharding)
+    load_best(tmp_path, 3, sharding=sharding)
     trained = {name: value for name, value in before.items() if "lora_" in name}
     assert same(trained, {name: value for name, value in weights(model).items() if "lora_" in name})
     remove_checkpoints(tmp_path)

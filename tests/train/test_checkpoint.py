@@ -39,7 +39,7 @@ def start(folder, name, *, stop_after=None, model=None, **changes):
     objective, train = RUNS[name]
     job = {"held_out": comparisons(3, seed=9)}
     settings = {"prompts_per_step": 6, "epochs": 2, "evaluate_every": 2, "tokens_per_micro_batch": 120} | changes
-    return loop(folder, objective, train, model=model, report=Recorder(stop_after), job=job, **settings)
+    return loop(folder, objective, train, model=model, progress=Recorder(stop_after), job=job, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def test_killed_after_any_step_and_resumed_is_never_killed(tmp_path, never_kille
     assert same(weights(again.policy), trained)
     # It went on from the last checkpoint before the kill: that of the step itself was still to come.
     kept = (killed_after - 1) // every * every
-    assert [line["step"] for line in again.report.steps] == list(range(kept + 1, STEPS + 1))
-    assert [note for note in again.report.notes if "resumed" in note] == [f"resumed after step {kept} of 6"] * bool(
+    assert [line["step"] for line in again.progress.steps] == list(range(kept + 1, STEPS + 1))
+    assert [note for note in again.progress.notes if "resumed" in note] == [f"resumed after step {kept} of 6"] * bool(
         kept
     )
 
@@ -79,7 +79,7 @@ def test_killed_again_and_again_is_never_killed(tmp_path, never_killed):
             start(tmp_path, "rpo", stop_after=killed_after, checkpoint_steps=1).run()
     again = start(tmp_path, "rpo", checkpoint_steps=1)
     again.run()
-    assert (numbers(tmp_path), len(again.report.steps)) == (never_killed["rpo"][0], 2)
+    assert (numbers(tmp_path), len(again.progress.steps)) == (never_killed["rpo"][0], 2)
     assert same(weights(again.policy), never_killed["rpo"][1])
 
 
@@ -90,7 +90,7 @@ def test_lines_that_a_checkpoint_counts_on_and_the_machine_has_lost_are_told_of(
     lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     tail = b"".join(lines[2:])
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines[:2]) + (bytes(len(tail)) if lost == "zeros" else b""))
-    with pytest.raises(RunError, match="metrics.jsonl: does not hold steps 1 to 4, which the checkpoint counts on"):
+    with pytest.raises(RunError, match="metrics.jsonl: lacks some of the steps 1 to 4 of the checkpoint"):
         start(tmp_path, "rpo", checkpoint_steps=1).run()
 
 
@@ -112,7 +112,7 @@ def test_adapters_tied_weights_and_half_precision_resume_as_well(tmp_path, model
         start(tmp_path / "killed", "rpo", model=model(), stop_after=3, **changes).run()
     again = start(tmp_path / "killed", "rpo", model=model(), **changes)
     again.run()
-    assert len(again.report.steps) == 4
+    assert len(again.progress.steps) == 4
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     assert same(weights(again.policy), weights(whole.policy))
 
@@ -140,11 +140,11 @@ def trained_a_little(folder, seed=0, max_steps=3):
 
 
 def save(folder, step, made, settings_hash="a"):
-    save_checkpoint(folder, step, holder=made.sharding, processes=made.processes, settings_hash=settings_hash)
+    save_checkpoint(folder, step, sharding=made.sharding, processes=made.processes, settings_hash=settings_hash)
 
 
 def load(folder, made, settings_hash="a"):
-    return load_checkpoint(folder, holder=made.sharding, settings_hash=settings_hash)
+    return load_checkpoint(folder, sharding=made.sharding, settings_hash=settings_hash)
 
 
 def test_a_checkpoint_holds_weights_and_optimizer_bit_for_bit(tmp_path):
@@ -155,9 +155,9 @@ def test_a_checkpoint_holds_weights_and_optimizer_bit_for_bit(tmp_path):
     assert same(weights(other.policy), weights(made.policy))
     count = 0
     for mine, theirs in zip(made.policy.parameters(), other.policy.parameters(), strict=True):
-        state = other.optimizer.state[theirs]
-        assert made.optimizer.state[mine].keys() == state.keys() == {"step", "exp_avg", "exp_avg_sq"}
-        for key, value in made.optimizer.state[mine].items():
+        state = other.sharding.optimizer.state[theirs]
+        assert made.sharding.optimizer.state[mine].keys() == state.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for key, value in made.sharding.optimizer.state[mine].items():
             assert torch.equal(value, state[key])
             count += 1
     assert count == 3 * len(list(made.policy.parameters()))
@@ -176,11 +176,11 @@ def test_a_weight_without_a_gradient_is_resumed_without_moments(tmp_path):
         start(tmp_path / "killed", "sft", model=with_an_idle_weight(), stop_after=4, checkpoint_steps=2).run()
     again = start(tmp_path / "killed", "sft", model=with_an_idle_weight())
     again.run()
-    assert "resumed after step 2 of 6" in again.report.notes
+    assert "resumed after step 2 of 6" in again.progress.notes
     assert same(weights(again.policy), weights(whole.policy))
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     for made in (whole, again):
-        assert not made.optimizer.state.get(made.policy.idle)
+        assert not made.sharding.optimizer.state.get(made.policy.idle)
         assert torch.equal(made.policy.idle.cpu(), torch.ones(3))
 
 
@@ -239,7 +239,7 @@ OTHERS = {
 
 def stopped(folder):
     with pytest.raises(Killed):
-        loop(folder, preference("dpo"), OTHER_REWARDS, report=Recorder(3), epochs=4, checkpoint_steps=1).run()
+        loop(folder, preference("dpo"), OTHER_REWARDS, progress=Recorder(3), epochs=4, checkpoint_steps=1).run()
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -250,7 +250,7 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused_in_one_line(tmp_path,
     before = weights(other.policy)
     with pytest.raises(RunError) as error:
         other.run()
-    assert "checkpoint-2: belongs to other settings or data; remove it" in str(error.value)
+    assert "checkpoint-2: the checkpoint has other settings or data; remove it" in str(error.value)
     assert "\n" not in str(error.value)
     assert same(before, weights(other.policy))
     assert len(metrics(tmp_path)) == 3
@@ -258,7 +258,7 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused_in_one_line(tmp_path,
 
 def test_a_checkpoint_of_another_policy_is_refused(tmp_path):
     stopped(tmp_path)
-    with pytest.raises(RunError, match="belongs to other settings or data"):
+    with pytest.raises(RunError, match="the checkpoint has other settings or data"):
         loop(tmp_path, preference("dpo"), OTHER_REWARDS, model=policy(1), epochs=4).run()
 
 
@@ -267,7 +267,7 @@ def test_what_changes_no_number_may_change_before_a_resume(tmp_path):
     settings = {"tokens_per_micro_batch": 50, "evaluate_every": 1, "checkpoint_steps": 2, "checkpoint_minutes": 3.0}
     again = loop(tmp_path, preference("dpo"), OTHER_REWARDS, job={"held_out": GROUPS[:2]}, epochs=4, **settings)
     again.run()
-    assert [line["step"] for line in again.report.steps] == [3, 4]
+    assert [line["step"] for line in again.progress.steps] == [3, 4]
 
 
 @pytest.mark.slow

@@ -23,17 +23,18 @@ def test_an_index_leads_to_the_same_group_and_numbers_in_a_list_and_in_a_store(t
     parts = (stored(tmp_path / "a", train), stored(tmp_path / "b", held_out)) if as_store else (train, held_out)
     groups = GroupView(*parts)
     assert len(groups) == len(both)
-    sizes, plain, starts = groups.sizes("tree"), groups.sizes("plain"), groups.starts().tolist()
+    sizes, plain = groups.column("tree"), groups.column("plain")
+    starts = groups.sequence_starts().tolist()
     for index, each in enumerate(both):
         assert [one.ids.tolist() for one in groups[index].sequences] == [one.ids.tolist() for one in each.sequences]
         assert int(sizes[index]) == count_tokens(each.sequences)
         assert int(plain[index]) == sum(len(one.ids) for one in each.sequences)
-        assert starts[index] == groups.span(index).start
-        assert groups.span(index).stop - groups.span(index).start == len(each.sequences)
+        assert starts[index] == groups.sequence_span(index).start
+        assert groups.sequence_span(index).stop - groups.sequence_span(index).start == len(each.sequences)
     some = [17, 2, len(both) - 1]
-    assert groups.trained_tokens(some) == sum(sum(both[index].response_lengths) for index in some)
-    assert [each.response_lengths for each in groups.some(some)] == [both[index].response_lengths for index in some]
-    assert len(groups.keys()) == sum(len(each.sequences) for each in both)
+    assert groups.select(some).num_trained_tokens == sum(sum(both[index].response_lengths) for index in some)
+    assert [each.response_lengths for each in groups.select(some)] == [both[index].response_lengths for index in some]
+    assert len(groups.sequence_keys()) == sum(len(each.sequences) for each in both)
     with pytest.raises(IndexError):
         groups[len(both)]
 
@@ -43,10 +44,10 @@ def test_a_forward_is_chosen_by_the_first_groups_and_one_with_the_longest_sequen
     for part in (0, 1):
         long = group([1, 2], [[3] * 50])
         parts = ([*train, long], train) if part == 0 else (train, [long, *train])
-        probed = GroupView(*parts).probed()
+        probed = GroupView(*parts).probe_sequences()
         assert [each[0].ids.tolist() for each in probed[:2]] == [each.sequences[0].ids.tolist() for each in train[:2]]
         assert max(len(one.ids) for each in probed for one in each) == 52
-    assert len(GroupView([long]).probed()) == 2
+    assert len(GroupView([long]).probe_sequences()) == 2
 
 
 def test_held_out_rows_are_in_the_digests_where_they_are_asked_for():

@@ -117,11 +117,11 @@ def test_references_of_another_policy_stop_the_run_before_the_weights_change(tmp
     groups = comparisons(8)
     objective = preference(name, beta=beta)
     right, other = (loop(tmp_path / str(seed), objective, groups, model=policy(seed)) for seed in (0, 1))
-    poisoned = ReferenceCache(tmp_path / "poisoned", weights=right.weights, precision="fp32")
-    poisoned.store({key: (value, 1) for key, value in other.references.values.items()})
+    poisoned = ReferenceCache(tmp_path / "poisoned", weights=right.initial_weights, precision="fp32")
+    poisoned.store({key: (value, 1) for key, value in other.reference_cache.values.items()})
     stopped = loop(tmp_path / "run", objective, groups, references=tmp_path / "poisoned")
     before = weights(stopped.policy)
-    with pytest.raises(RunError, match=r"^step 1: policy and reference are 0\.2\d* nats a token apart .*poisoned"):
+    with pytest.raises(RunError, match=r"^step 1: policy and reference differ by 0\.2\d* nats per token .*poisoned"):
         stopped.run()
     assert same(before, weights(stopped.policy))
     assert metrics(tmp_path / "run") == []
@@ -152,10 +152,10 @@ def steep(loss):
 
 
 NOT_FINITE = [
-    (lambda loss: loss * math.nan, "step 3: the loss is nan; the weights are as before this step"),
-    (lambda loss: loss / 0, "step 3: the loss is inf; the weights are as before this step"),
-    (lambda loss: -loss / 0, "step 3: the loss is -inf; the weights are as before this step"),
-    (steep, "step 3: the norm of the gradient is nan; the weights are as before this step"),
+    (lambda loss: loss * math.nan, "step 3: the loss is nan; the weights are unchanged"),
+    (lambda loss: loss / 0, "step 3: the loss is inf; the weights are unchanged"),
+    (lambda loss: -loss / 0, "step 3: the loss is -inf; the weights are unchanged"),
+    (steep, "step 3: the gradient norm is nan; the weights are unchanged"),
 ]
 
 
@@ -329,7 +329,7 @@ def test_the_optimizer_on_given_gradients_is_the_plain_one_of_torch(tmp_path):
         for ours, theirs in zip(trained.policy.parameters(), model.parameters(), strict=True):
             theirs.grad = torch.randn(theirs.shape, generator=draw)
             ours.grad = theirs.grad.to(ours.device, copy=True)
-        trained.optimizer.step()
+        trained.sharding.optimizer.step()
         plain.step()
     assert gap(weights(trained.policy), model.state_dict()) <= 1e-6
 
@@ -419,8 +419,8 @@ def test_adapters_learn_while_the_base_stands_still_and_is_the_reference(tmp_pat
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert lines[-1]["loss"] < 0.65
 
-    cached = loop(tmp_path, *RUNS["dpo"], model=with_adapters()).references.values
-    of_base = loop(tmp_path / "base", *RUNS["dpo"]).references.values
+    cached = loop(tmp_path, *RUNS["dpo"], model=with_adapters()).reference_cache.values
+    of_base = loop(tmp_path / "base", *RUNS["dpo"]).reference_cache.values
     assert cached == pytest.approx(of_base, abs=1e-4)
 
 
@@ -449,17 +449,17 @@ def test_a_launch_file_that_accumulates_does_not_divide_the_loss_again(tmp_path,
 @pytest.mark.parametrize("way", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
 def test_what_a_launch_file_asks_for_in_vain_is_said(tmp_path, monkeypatch, way):
     monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
-    with pytest.raises(InputError, match=f"the launch file asks for {way}"):
+    with pytest.raises(InputError, match=f"the launch file enables {way}"):
         run(tmp_path, "sft")
 
 
 def test_a_run_says_how_it_goes(tmp_path):
     objective, train = RUNS["dpo"]
     recorder = Recorder()
-    outcome = loop(tmp_path, objective, train, report=recorder, max_steps=2, tokens_per_micro_batch=100).run()
+    outcome = loop(tmp_path, objective, train, progress=recorder, max_steps=2, tokens_per_micro_batch=100).run()
     assert recorder.phases == [("reference", 36, 0), ("train", 2, 0)]
     assert any("36 groups to compute" in note for note in recorder.notes)
     assert recorder.steps == metrics(tmp_path) == [outcome.first_metrics, outcome.last_metrics]
     assert (outcome.num_steps, outcome.forward.name) == (2, "tree")
-    loop(tmp_path / "plain", objective, train, report=recorder, job={"forward": "plain"})
+    loop(tmp_path / "plain", objective, train, progress=recorder, job={"forward": "plain"})
     assert "plain padded forward: as set" in recorder.notes

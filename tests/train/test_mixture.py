@@ -23,7 +23,7 @@ WAYS = ["first_exhausted", "all_exhausted", "down_weight"]
 def start(folder, exhausted, *, stop_after=None, **changes):
     """A run of two epochs over three sources, of which the last runs out first."""
     job = {"mixture": Mixture((16, 9, 3), (0.5, 0.3, 0.2), exhausted, seed=5)}
-    return loop(folder, supervised(), ROWS, report=Recorder(stop_after), job=job, **({"epochs": 2} | changes))
+    return loop(folder, supervised(), ROWS, progress=Recorder(stop_after), job=job, **({"epochs": 2} | changes))
 
 
 @pytest.mark.parametrize("exhausted", WAYS)
@@ -49,6 +49,6 @@ def test_killed_and_resumed_a_mixture_is_never_killed(tmp_path, exhausted):
             start(tmp_path / "killed", exhausted, stop_after=killed_after, checkpoint_steps=1).run()
     again = start(tmp_path / "killed", exhausted, checkpoint_steps=1)
     again.run()
-    assert len(again.report.steps) == len(numbers(tmp_path / "whole")) - 2
+    assert len(again.progress.steps) == len(numbers(tmp_path / "whole")) - 2
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     assert same(weights(again.policy), weights(whole.policy))

@@ -26,7 +26,7 @@ from tiny_training import (
 from align.data.group_columns import sequence_key
 from align.errors import RunError
 from align.train.indexed_groups import GroupView
-from align.train.references.cache import PASS_KEYS, ReferenceCache
+from align.train.references.cache import PASS_KEYS, ReferenceCache, References
 from align.train.references.compute import fill_cache
 from align.train.settings import TrainSettings
 from align.train.sharding.accelerator import make_accelerator
@@ -59,7 +59,7 @@ def filling(cache, policy, groups, folder, *, budget, forward="tree"):
     """The work of a pass over the groups."""
     accelerator = make_accelerator(TrainSettings(learning_rate=1.0), folder)
     column = folder / "column.bin"
-    more = {"forward": forward, "token_budget": budget, "accelerator": accelerator, "told": folder / "computed"}
+    more = {"forward": forward, "token_budget": budget, "accelerator": accelerator, "work_file": folder / "computed"}
     return fill_cache(cache, policy, GroupView(groups), column=column, **more)
 
 
@@ -71,9 +71,10 @@ def test_ten_added_rows_compute_ten(tmp_path, budget):
     cache, asked, done = filled(tmp_path, groups, budget)
     assert asked == Counter(length for each in groups[30:] for length in each.response_lengths)
     assert done == 10
+    references = References(GroupView(groups), tmp_path / "column.bin")
     assert filled(tmp_path, groups[::-1], budget)[1:] == (Counter(), 0)  # in another order: nothing
     for index, each in enumerate(groups):
-        assert cache.of(index) == [-0.5 * length for length in each.response_lengths]
+        assert references.of(index) == [-0.5 * length for length in each.response_lengths]
 
 
 def test_what_stands_in_several_rows_is_computed_once(tmp_path):
@@ -119,8 +120,8 @@ def test_another_rate_loss_or_order_computes_no_reference(tmp_path, what):
     calls = forwards(model := policy())
     again = loop(tmp_path / "again", objective, train, model=model, references=tmp_path / "cache", job=job, **settings)
     assert len(calls) == len(without)
-    assert [name for name, *_ in again.report.phases] == []
-    assert any("references: 0 groups to compute" in note for note in again.report.notes)
+    assert [name for name, *_ in again.progress.phases] == []
+    assert any("references: 0 groups to compute" in note for note in again.progress.notes)
 
 
 def test_other_weights_or_precision_have_a_folder_of_their_own(tmp_path):
@@ -130,7 +131,9 @@ def test_other_weights_or_precision_have_a_folder_of_their_own(tmp_path):
     for number, (model, precision) in enumerate(makes):
         folder = tmp_path / str(number)
         made = loop(folder, preference("dpo"), train, model=model, precision=precision, references=tmp_path / "cache")
-        found.append((made.references.folder.name, len(made.report.phases), sum(made.references.values.values())))
+        found.append(
+            (made.reference_cache.folder.name, len(made.progress.phases), sum(made.reference_cache.values.values()))
+        )
     names, computed, sums = zip(*found, strict=True)
     assert names[3] == names[0]
     assert len({*names}) == len({*sums}) == 3
@@ -141,7 +144,7 @@ def test_other_weights_or_precision_have_a_folder_of_their_own(tmp_path):
 @pytest.mark.parametrize("forward", ["tree", "plain"])
 def test_what_is_cached_is_what_the_policy_says_in_double_precision(tmp_path, forward):
     train = comparisons(10, sizes=(1, 2, 5), longest=80)
-    values = loop(tmp_path, preference("dpo"), train, job={"forward": forward}).references.values
+    values = loop(tmp_path, preference("dpo"), train, job={"forward": forward}).reference_cache.values
     model = llama().double()
     for each in (each for one in train for each in one.sequences):
         ids = torch.from_numpy(each.ids).long()
@@ -191,8 +194,11 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, text):
     cache.store({key_of(0, 0): (1.0, 1)})
     (cache.folder / "0123.json").write_text(text.replace("KEY", KEY))
     with pytest.raises(RunError) as error:
-        cache_of(tmp_path).lay(GroupView(comparisons(2)), tmp_path / "column.bin")
-    assert str(error.value) == f"{cache.folder / '0123.json'}: not a file of cached references; delete it"
+        cache_of(tmp_path).write_column(GroupView(comparisons(2)), tmp_path / "column.bin")
+    assert (
+        str(error.value)
+        == f"{cache.folder / '0123.json'}: not a valid file of cached reference log-probabilities; delete it"
+    )
 
 
 def test_a_writer_that_stops_halfway_leaves_no_file_that_is_read(tmp_path):
@@ -204,14 +210,14 @@ def test_a_writer_that_stops_halfway_leaves_no_file_that_is_read(tmp_path):
 
 
 def test_work_that_is_broken_off_is_found_again_up_to_the_last_flush(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.train.reference.FLUSH_S", -1.0)  # after every micro-batch
+    monkeypatch.setattr("align.train.references.compute.FLUSH_S", -1.0)  # after every micro-batch
     groups = comparisons(12)
     work = filling(cache_of(tmp_path), Counting(), groups, tmp_path, budget=1, forward="plain")
     assert next(work) == 12
     for _ in range(5):
         next(work)
     work.close()
-    assert len(cache_of(tmp_path).lay(GroupView(groups), tmp_path / "other.bin")) == 12 - 5
+    assert len(cache_of(tmp_path).write_column(GroupView(groups), tmp_path / "other.bin")) == 12 - 5
     assert filled(tmp_path, groups, 1)[2] == 7
 
 
@@ -223,7 +229,7 @@ def test_a_folder_that_keeps_nothing_is_told_of(tmp_path):
             pass  # as the writes of another node would be seen on a folder that is not shared
 
     cache = Forgetful(tmp_path, weights="abc", precision="fp32")
-    with pytest.raises(RunError, match="3 references are missing after all ranks wrote; do all nodes share"):
+    with pytest.raises(RunError, match="3 references are missing after all processes wrote theirs; do all nodes share"):
         list(filling(cache, Counting(), groups, tmp_path, budget=9))
 
 
@@ -256,7 +262,7 @@ def test_a_writer_killed_in_the_act_leaves_whole_files_only(tmp_path):
 
 def test_a_run_without_a_reference_caches_none(tmp_path):
     recorder = Recorder()
-    made = loop(tmp_path, preference("simpo"), comparisons(4), report=recorder)
+    made = loop(tmp_path, preference("simpo"), comparisons(4), progress=recorder)
     made.run()
     assert made.references is None
     assert not (tmp_path / "references").exists()
@@ -272,7 +278,7 @@ class Cut:
 
 
 def test_a_broken_pass_goes_on_in_the_micro_batches_that_it_was_cut_into(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.train.reference.FLUSH_S", -1.0)  # after every micro-batch
+    monkeypatch.setattr("align.train.references.compute.FLUSH_S", -1.0)  # after every micro-batch
     groups = comparisons(24, sizes=(2, 3))
 
     def work(cache):
@@ -299,7 +305,7 @@ def test_a_response_of_two_rows_has_the_value_of_the_first_wherever_a_pass_is_br
     draw.shuffle(groups)
 
     def work(name, flush_s):
-        monkeypatch.setattr("align.train.reference.FLUSH_S", flush_s)
+        monkeypatch.setattr("align.train.references.compute.FLUSH_S", flush_s)
         cache = cache_of(tmp_path / name)
         return cache, filling(cache, Cut(), groups, cache.folder, budget=60)
 
@@ -341,8 +347,8 @@ def test_what_several_processes_had_stored_before_a_kill_is_not_computed_again(t
         passes.extend(values if len(values[0].groups) else [])
         return [passes[-1]]
 
-    monkeypatch.setattr("align.train.reference.FLUSH_S", -1.0)
-    monkeypatch.setattr("align.train.reference.broadcast_object_list", told)
+    monkeypatch.setattr("align.train.references.compute.FLUSH_S", -1.0)
+    monkeypatch.setattr("align.train.references.compute.broadcast_object_list", told)
     cache = cache_of(tmp_path)
 
     def life(number, stop=None):
@@ -352,7 +358,7 @@ def test_what_several_processes_had_stored_before_a_kill_is_not_computed_again(t
             counting,
             GroupView(groups),
             column=tmp_path / "column.bin",
-            told=tmp_path / "computed",
+            work_file=tmp_path / "computed",
             forward="plain",
             token_budget=1,
             accelerator=Rank(number),
@@ -377,11 +383,11 @@ class KilledInThePass(Recorder):
 
 
 def test_every_later_life_tells_what_the_references_have_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.train.reference.FLUSH_S", -1.0)
+    monkeypatch.setattr("align.train.references.compute.FLUSH_S", -1.0)
 
     def life(name, report):
         how = {"checkpoint_steps": 1, "tokens_per_micro_batch": 100}
-        return loop(tmp_path / name, preference("dpo"), comparisons(24), report=report, **how).run()
+        return loop(tmp_path / name, preference("dpo"), comparisons(24), progress=report, **how).run()
 
     whole = life("whole", Recorder())
     for report in (KilledInThePass(), Recorder(stop_after=2)):
@@ -395,7 +401,7 @@ def test_every_later_life_tells_what_the_references_have_taken(tmp_path, monkeyp
 def test_a_large_pass_is_planned_in_stretches_and_computes_the_same(tmp_path, monkeypatch):
     groups = comparisons(40, sizes=(2, 3))
     at_once = filled(tmp_path / "at once", groups)
-    monkeypatch.setattr("align.train.reference.PLANNED", 7)
+    monkeypatch.setattr("align.train.references.compute.GROUPS_PER_PLAN", 7)
     in_stretches = filled(tmp_path / "in stretches", groups)
     assert in_stretches[1:] == at_once[1:]
     assert in_stretches[0].values == at_once[0].values
@@ -405,9 +411,9 @@ def test_held_out_groups_have_their_references_behind_those_that_are_trained_on(
     both = comparisons(9, sizes=(1, 4))
     filled(tmp_path, both)
     cache, groups = cache_of(tmp_path), GroupView(both[:6], both[6:])
-    assert not len(cache.lay(groups, tmp_path / "again.bin"))
-    cache.open(groups, tmp_path / "again.bin")
-    assert [cache.of(index) for index in range(9)] == [
+    assert not len(cache.write_column(groups, tmp_path / "again.bin"))
+    references = References(groups, tmp_path / "again.bin")
+    assert [references.of(index) for index in range(9)] == [
         [-0.5 * length for length in each.response_lengths] for each in both
     ]
 
@@ -416,4 +422,4 @@ def test_a_response_without_a_finite_reference_is_not_taken_for_one_that_is_miss
     groups = comparisons(2)
     cache = cache_of(tmp_path)
     cache.store({sequence_key(each): (float("nan"), 1) for one in groups for each in one.sequences})
-    assert not len(cache.lay(GroupView(groups), tmp_path / "column.bin"))
+    assert not len(cache.write_column(GroupView(groups), tmp_path / "column.bin"))

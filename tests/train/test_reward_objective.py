@@ -235,6 +235,6 @@ def test_two_rewards_are_one_objective_only_with_the_same_names_and_weights():
 def test_a_reward_model_says_how_its_training_goes(tmp_path):
     recorder = Recorder()
     objective = reward_objective("bt", NAMES, WEIGHTS)
-    loop(tmp_path, objective, RUNS["bt"], model=model(), report=recorder, max_steps=2).run()
+    loop(tmp_path, objective, RUNS["bt"], model=model(), progress=recorder, max_steps=2).run()
     assert recorder.phases == [("train", 2, 0)]  # and no reference is computed
     assert {"loss", "rewards/margins", "rewards/accuracies", "rewards/mean"} <= recorder.steps[0].keys()

@@ -130,7 +130,9 @@ def settings(**changes):
     return TrainSettings(**(values | changes))
 
 
-def loop(folder, objective, train, *, model=None, report=None, references=None, accelerator=None, job=None, **changes):
+def loop(
+    folder, objective, train, *, model=None, progress=None, references=None, accelerator=None, job=None, **changes
+):
     """A loop over `train` that writes to `folder`; `job` holds more fields of TrainingRun, `changes` are settings."""
     made = TrainingRun(
         objective=objective,
@@ -140,7 +142,7 @@ def loop(folder, objective, train, *, model=None, report=None, references=None, 
         references=references or folder / "references",
         **(job or {}),
     )
-    return Loop(model or policy(), made, report or Recorder(), accelerator)
+    return Loop(model or policy(), made, progress or Recorder(), accelerator)
 
 
 def supervised():

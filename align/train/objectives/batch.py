@@ -55,7 +55,7 @@ def group_batch(
     for row, group in enumerate(groups):
         size = len(group.sequences)
         mask_BK[row, :size] = True
-        lengths_BK[row, :size] = torch.tensor(group.lengths, dtype=torch.float64)
+        lengths_BK[row, :size] = torch.tensor(group.response_lengths, dtype=torch.float64)
         if group.rewards is not None:
             rewards_BK[row, :size] = torch.tensor(group.rewards, dtype=torch.float64)
         labels_BK[row, :size] = torch.tensor(preference_order(group), dtype=torch.float64)
@@ -91,4 +91,4 @@ def pad_groups(values_S: Tensor, batch: GroupBatch) -> Tensor:
 
 def response_logps(policy: nn.Module, batch: GroupBatch) -> Tensor:
     """Return the log-probability of each response in nats, summed over its tokens, in fp64, shape [B, K]."""
-    return pad_groups(batch.tokens.sums(policy(batch.tokens)), batch)
+    return pad_groups(batch.tokens.sum_by_sequence(policy(batch.tokens)), batch)

@@ -87,7 +87,7 @@ class ReferenceCache:
         Of several groups with the same responses only the first is returned.
         """
         keys, inverse = np.unique(groups.sequence_keys(), return_inverse=True)
-        sums = np.full_tensor(len(keys), MISSING, SUM)
+        sums = np.full(len(keys), MISSING, SUM)
         for file in self._files():
             known = np.frombuffer(b"".join(file), KEY)
             position = np.minimum(np.searchsorted(keys, known), len(keys) - 1)

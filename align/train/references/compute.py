@@ -80,7 +80,7 @@ def fill_cache(
         if not any(to_compute[span].any() for span in spans):
             continue
         batch = batch.to(accelerator.device)
-        totals = batch.sums(model(batch)).tolist()
+        totals = batch.sum_by_sequence(model(batch)).tolist()
         if own:
             is_new = np.concatenate([to_compute[groups.sequence_span(index)] for index in own])
             new = ((sequence, total) for sequence, total, keep in zip(sequences, totals, is_new, strict=True) if keep)
