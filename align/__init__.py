@@ -72,7 +72,7 @@ _MODULES = {
     "align.records": ("Comparison", "Demonstration", "Message", "Prompt", "Response"),
     "align.rewards.judges": ("make_judge",),
     "align.rewards.verifiers.instructions": ("VERIFIERS",),
-    "align.train.objectives.batch": ("group_batch", "response_logps"),
+    "align.train.objectives.batch": ("group_batch",),
     "align.train.objectives.preference": ("PreferenceObjective",),
     "align.train.objectives.supervised": ("SupervisedObjective",),
     "align.train.objectives.reward": ("BradleyTerryObjective", "RegressionObjective"),

@@ -17,7 +17,7 @@ from align.train.objectives.batch import GroupBatch
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """A mean as sum and count, so that it can be sum_work up over micro-batches and ranks."""
+    """A mean as sum and count, so that it can be added up over micro-batches and ranks."""
 
     total: Tensor
     count: Tensor

@@ -90,18 +90,24 @@ def fill_cache(
         writer.flush_if_due()
         yield len(own)
     writer.flush()
-    accelerator.wait_for_everyone()
-    (num_missing,) = broadcast_object_list([len(cache.write_column(groups, column)) if is_main else 0])
-    if num_missing:
-        raise RunError(
-            f"{cache.folder}: {num_missing} references are missing after all processes wrote theirs; do all nodes "
-            "share the folder?"
-        )
+    _write_column(cache, groups, column, accelerator)
     if num_forward_passes:
         _store_work(work_file, work, num_forward_passes, accelerator)
     accelerator.wait_for_everyone()
     if is_main:
         cache.finish_pass()
+
+
+def _write_column(cache: ReferenceCache, groups: GroupView, column: Path, accelerator: Accelerator) -> None:
+    """Write the column of all groups on the main process, once all processes have stored their values."""
+    accelerator.wait_for_everyone()
+    num_missing = len(cache.write_column(groups, column)) if accelerator.is_main_process else 0
+    (num_missing,) = broadcast_object_list([num_missing])
+    if num_missing:
+        raise RunError(
+            f"{cache.folder}: {num_missing} references are missing after all processes wrote theirs; do all nodes "
+            "share the folder?"
+        )
 
 
 def _micro_batches(
