@@ -73,10 +73,8 @@ def fill_cache(
         own = micros[accelerator.process_index]
         sequences = [sequence for index in own or (filler,) for sequence in groups[index].sequences]
         batch = COLLATE[forward](sequences)
-        work, num_forward_passes = (
-            sum_work([work, batch.work()]),
-            num_forward_passes + 1,
-        )  # in any attempt
+        # Counted in every attempt, although an earlier one may have stored the values
+        work, num_forward_passes = sum_work([work, batch.work()]), num_forward_passes + 1
         if not any(to_compute[span].any() for span in spans):
             continue
         batch = batch.to(accelerator.device)
