@@ -94,7 +94,8 @@ def curves(title: str, lines: Sequence[Line], *, name: str) -> Chart:
         axes.grid(visible=True, axis="y")
         svg = _svg(figure, name, title)
     note = f"each point is the mean of {_block(longest)} steps" if _block(longest) > 1 else ""
-    legend = {line.label: (line.label, line.style) for line in reversed(lines)}  # each label once, in the style of the first run
+    # Each label once, in the style of the first run
+    legend = {line.label: (line.label, line.style) for line in reversed(lines)}
     return Chart(title, svg, list(legend.values())[::-1], note)
 
 

@@ -133,13 +133,13 @@ def begin(folder):
 
 
 def finished(run):
-    """A digest of all files of each step whose folder has its name."""
+    """Return a digest of each finished step's files, without the model card, which is written at the end of the run."""
     steps = [path.parent for path in run.glob("runs/small/*/manifest.json")]
     return {step.name: _digest(step) for step in steps if step.suffix != ".partial"}
 
 
 def _digest(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
     lines = [f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
