@@ -115,10 +115,10 @@ class LlmSettings(BuiltinSettings):
         return {**self.model_dump(mode="json"), "engine": self.engine.cache_key()}
 
 
-class JudgeSpec(Settings, frozen=True):
+class JudgeSpec(Settings):
     """Base class of the specification of one judge: subclasses add its name and settings, and what it needs."""
 
-    name: str
+    name: Any  # narrowed by each subclass; declared here to be the first field
     weight: float = Field(
         default=1.0, description="Factor of this judge's reward in a weighted sum (combine: weights)."
     )
