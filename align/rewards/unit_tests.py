@@ -83,15 +83,15 @@ def _run(program_request: Mapping[str, Any], tests_request: Mapping[str, Any], l
 
 
 def _reports(descriptor: int, deadline: float) -> Iterator[tuple[int, str, bool]]:
-    """Yield what `tests_worker` sends until it ends, the deadline, or too many bytes."""
+    """Yield what `tests_worker` sends, until it ends, sends an invalid message or too much, or the deadline."""
     num_bytes = 0
     while num_bytes < MAX_REPORT_BYTES:
         try:
             message = framing.read_frame(descriptor, deadline=deadline, max_bytes=MAX_REPORT_BYTES)
-        except (EOFError, TimeoutError, framing.InvalidFrame):
+            index, why, program_ended = json.loads(message)
+        except (EOFError, TimeoutError, ValueError):
             return
         num_bytes += len(message)
-        index, why, program_ended = json.loads(message)
         yield index, why, program_ended
 
 

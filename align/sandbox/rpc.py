@@ -2,13 +2,15 @@
 
 The program is never asked whether it is right. The tests call it over a pipe, and what comes back is a plain value
 that is rebuilt from JSON (`serialization`): it has the standard library's own `==`, whatever the program did to its
-own. The program's process holds no test, no expected value and no verdict, so that there is nothing in it to read,
-patch, print or exit from that would help.
+own. The program's process holds no test, no expected value and no verdict, so that nothing it reads, patches or prints
+can forge one, nor can an early exit.
 
-What a test has to take care of itself, as in a single process: where it compares two objects of the program's own
-classes, their `__eq__` decides; where it uses a name that neither it nor Python defines, the program defines it; where
-it derives the expected value from an argument after the call, the program may have changed that argument; where it
-looks at no value, everything that does not raise passes. And a program that knows the tests by heart can answer them.
+Limits that a test has in a single process, too:
+- Where it compares two objects of the program's classes, their `__eq__` decides.
+- Where it uses a name that neither it nor Python defines, the program defines it.
+- Where it derives the expected value from an argument after the call, the program may have changed that argument.
+- Where it checks no value, every program passes that raises no error.
+- A program that knows the tests can return the expected values without computing them.
 """
 
 from __future__ import annotations
