@@ -99,7 +99,7 @@ class Comparison:
     >>> prompt = (Message("user", "How far is the moon?"),)
     >>> Comparison(prompt, (Response("384,400 km"), Response("Far")), chosen=2)
     Traceback (most recent call last):
-    align.errors.InputError: chosen is 2, and there are 2 responses
+    align.errors.InputError: chosen is 2; it must be the index of a response, 0 to 1
     """
 
     prompt: tuple[Message, ...]
@@ -115,7 +115,8 @@ class Comparison:
         if len({response.reward is None for response in self.responses}) > 1:
             raise InputError("some responses of a comparison have a reward and some have none")
         if self.chosen is not None and not 0 <= self.chosen < len(self.responses):
-            raise InputError(f"chosen is {self.chosen}, and there are {len(self.responses)} responses")
+            last = len(self.responses) - 1
+            raise InputError(f"chosen is {self.chosen}; it must be the index of a response, 0 to {last}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ REFUSED = {
     ),
     "chosen is out of range": (
         lambda: Comparison((ASK,), (GOOD, BAD), 2),
-        "chosen is 2, and there are 2 responses",
+        "chosen is 2; it must be the index of a response, 0 to 1",
     ),
     "chosen is negative": (lambda: Comparison((ASK,), (GOOD, BAD), -1), "chosen is -1"),
     "a prompt with an answer": (lambda: Prompt((ASK, SAY)), "a prompt must end with a message"),

@@ -33,8 +33,8 @@ class StepPlan:
     ranks: tuple[tuple[tuple[int, ...], ...], ...]  # [rank][micro-batch] -> group indices
 
 
-def order(num_groups: int, *, seed: int, epoch: int, place: str = "order") -> array[int]:
-    """Return a permutation of the group indices that depends on (seed, place, epoch) only; four bytes per group.
+def order(num_groups: int, *, seed: int, epoch: int, name: str = "order") -> array[int]:
+    """Return a permutation of the group indices that depends on (seed, name, epoch) only; four bytes per group.
 
     >>> sorted(order(4, seed=0, epoch=0))
     [0, 1, 2, 3]
@@ -42,7 +42,7 @@ def order(num_groups: int, *, seed: int, epoch: int, place: str = "order") -> ar
     True
     """
     indices = array("I", range(num_groups))
-    digest = hashlib.sha256(repr((seed, place, epoch)).encode()).digest()
+    digest = hashlib.sha256(repr((seed, name, epoch)).encode()).digest()
     random.Random(digest).shuffle(indices)
     return indices
 

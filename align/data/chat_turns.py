@@ -87,7 +87,7 @@ class Renderer:
         return Rendered("", text, tuple(turns))
 
     def _turn(self, chat: Chat, index: int, text: str, *, span: tuple[int, int]) -> Turn:
-        """Return the places of the assistant message that `text` holds within the span."""
+        """Return the places of the assistant message in this span of the text."""
         start, stop = span
         content = chat[index]["content"].strip()
         place = stop - len(text[start:stop].lstrip())
@@ -130,7 +130,7 @@ class Renderer:
             start = next((start for start, end in remaining if content in text[start:end]), None)
             if start is None:
                 raise InputError(
-                    f"no generation block of the chat template holds {content[:40]!r}; "
+                    f"no generation block of the chat template contains {content[:40]!r}; "
                     "each assistant message needs a block around its whole text and its end-of-turn token"
                 )
             starts[index] = start

@@ -90,7 +90,7 @@ class Mixture:
         """Return rows of one source, from position `start` of its passes; each pass is another permutation."""
         size, found = self.sizes[source], array("I")
         for number in range(start // size, -(-(start + num_rows) // size)):
-            found += order(size, seed=self.seed, epoch=number, place=f"source {source}")
+            found += order(size, seed=self.seed, epoch=number, name=f"source {source}")
         first = start % size
         return found[first : first + num_rows]
 

@@ -48,14 +48,14 @@ def _drop(sequences: Sequence[TokenSequence], lengths: RowLengths) -> Sequences 
 def _error(sequences: Sequence[TokenSequence], lengths: RowLengths) -> Sequences | None:
     """Raise `InputError` with the length of the row."""
     exceeded = [
-        f"a {part} has {tokens} tokens, and {name} is {limit}"
+        f"a {part} has {tokens} tokens, but {name} is {limit}; raise {name}"
         for part, tokens, name, limit in (
             ("prompt", lengths.prompt, "max_prompt_length", lengths.max_prompt),
             ("sequence", lengths.longest, "max_length", lengths.max_length),
         )
         if tokens > limit
     ]
-    raise InputError(f"{exceeded[0]}; raise it, or set overlong to drop, cut_prompt or cut_response")
+    raise InputError(f"{exceeded[0]}, or set overlong to drop, cut_prompt or cut_response")
 
 
 def _cut_prompt(sequences: Sequence[TokenSequence], lengths: RowLengths) -> Sequences | None:

@@ -10,14 +10,11 @@ from itertools import chain, islice
 
 from align.data.readers.ratings import merged
 from align.data.readers.response_groups import EmptyResponses
-from align.data.readers.table import READERS, Reader
+from align.data.readers.table import READERS, Reader, describe_columns, detect_format
 from align.data.rows import Row, located_rows
-from align.errors import InputError, one_line
+from align.errors import InputError
 from align.records import Located, Record
 from align.registry import import_dotted, pick, suggest
-
-MAX_COLUMNS_SHOWN = 12  # in an error
-MAX_COLUMN_NAME = 40  # characters of a column's name in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +24,7 @@ class Reading:
     records: list[Record]
     format: str  # a key of READERS, or the dotted path of a reader
     num_rows: int
-    dropped: Mapping[str, int]  # reason -> rows dropped for it, or shortened by an empty response
+    dropped: Mapping[str, int]  # reason -> rows that were dropped or lost empty responses
 
 
 @dataclass(slots=True)
@@ -93,7 +90,7 @@ def stream(
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path}: contains no rows")
-    name = _detected(first) if format == "auto" else format
+    name = detect_format(first) if format == "auto" else format
     reader = import_dotted(name, "reader") if ":" in name else pick(READERS, name, "format")
     if not isinstance(reader, Reader):
         raise InputError(f"reader {name!r} is of type {type(reader).__name__}; a Reader is needed")
@@ -112,28 +109,6 @@ def _not_empty(records: Iterator[Located[Record]], path: str, statistics: RowSta
         raise InputError(f"{path}: none of the {statistics.num_rows} rows can be read: {reason}")
     yield first
     yield from records
-
-
-def _detected(first: Located[Row]) -> str:
-    """Return the name of the first format whose columns the row has."""
-    for name, reader in READERS.items():
-        if reader.matches(first.record):
-            return name
-    similar = [
-        f"{name} ({' or '.join(reader.columns)})"
-        for name, reader in READERS.items()
-        if any(first.record.keys() & set(columns.split()) for columns in reader.columns)
-    ]
-    known = ", ".join(similar or READERS)
-    raise InputError(f"{first.place}: no format has {_columns(first.record)}; there are {known}")
-
-
-def _columns(row: Row) -> str:
-    names = [
-        name if len(name) <= MAX_COLUMN_NAME else f"{name[: MAX_COLUMN_NAME - 3]}..." for name in map(one_line, row)
-    ]
-    more = len(names) - MAX_COLUMNS_SHOWN
-    return f"the columns {', '.join(names[:MAX_COLUMNS_SHOWN])}" + (f" and {more} more" if more > 0 else "")
 
 
 class _RowReader:
@@ -158,7 +133,8 @@ class _RowReader:
                 yield located
             else:
                 needed = " or ".join(self._reader.columns)
-                self._fail(located, InputError(f"{self._name} needs {needed}; there are {_columns(located.record)}"))
+                present = describe_columns(located.record)
+                self._fail(located, InputError(f"{self._name} needs {needed}, and the row has {present}"))
 
     def _read(self, located: Located[Row]) -> list[Located[Record]]:
         try:

@@ -219,8 +219,8 @@ def test_overlong_rows_are_dropped_or_cut_and_counted(policy, prompt, responses,
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ({"max_length": 16}, "row 10: a sequence has 17 tokens, and max_length is 16"),
-        ({"max_prompt_length": 10}, "row 10: a prompt has 11 tokens, and max_prompt_length is 10"),
+        ({"max_length": 16}, "row 10: a sequence has 17 tokens, but max_length is 16"),
+        ({"max_prompt_length": 10}, "row 10: a prompt has 11 tokens, but max_prompt_length is 10"),
     ],
 )
 def test_overlong_error_names_the_row_its_length_and_the_limit(limits, words):

@@ -173,11 +173,11 @@ READ = {
 }
 
 REFUSED = {  # files that are no training data, or not without other files
-    "nemo_aligner/CritiqueRevisionInstructions.json": "row 1: no format has the columns harmful0, harmful1",
+    "nemo_aligner/CritiqueRevisionInstructions.json": "row 1: no format matches the columns harmful0, harmful1",
     "stories260k/stories260K.bin": "not a data file; those end in .json,",
     "stories260k/tok512.bin": "not a data file; those end in .json,",
-    "sts_benchmark/stsb-en-dev.csv": "row 1: no format has the columns A man with a hard hat is dancing.,",
-    "ultrafeedback_pairs/label_flip_20_index.jsonl": "row 1: no format has the columns source_index, noise",
+    "sts_benchmark/stsb-en-dev.csv": "row 1: no format matches the columns A man with a hard hat is dancing.,",
+    "ultrafeedback_pairs/label_flip_20_index.jsonl": "row 1: no format matches the columns source_index, noise",
     "vicuna_blog_eval/answers.jsonl.gz": "no row is a question; name the folder with questions",
     "vicuna_blog_eval/reviews_gpt4.jsonl.gz": "no row is a question; name the folder with questions",
 }

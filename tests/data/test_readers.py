@@ -125,10 +125,13 @@ def test_an_assistant_message_with_partial_loss_weight_is_rejected(lines, mark, 
 
 WRONG = {
     "half a pair": ({"prompt": "a", "chosen": "b"}, "the row has chosen without its counterpart"),
-    "unknown columns": ({"premise": "a"}, "no format has the columns premise; there are openassistant, nemo_aligner, "),
+    "unknown columns": (
+        {"premise": "a"},
+        "no format matches the columns premise; formats: openassistant, ",
+    ),
     "too few columns": (
         {"question": "a"},
-        "no format has the columns question; there are acecode (question inferences), question_answer (",
+        "no format matches the columns question; formats: acecode (question inferences), question_answer (",
     ),
     "an empty response": ({"prompt": "a", "chosen": "b", "rejected": " "}, "a response is empty"),
     "an empty answer": ({"instruction": "a", "output": ""}, "an assistant message is empty"),

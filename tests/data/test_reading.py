@@ -49,7 +49,7 @@ def test_dropped_rows_are_counted_by_reason(lines):
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     path = lines(good, {**good, "chosen": ""}, {**good, "rejected": " "}, {"prompt": "a"}, good)
     found = read(path, on_error="skip")
-    needs = "preference needs chosen rejected or chosen_messages rejected_messages; there are the columns prompt"
+    needs = "preference needs chosen rejected or chosen_messages rejected_messages, and the row has the columns prompt"
     assert (len(found.records), found.num_rows, found.dropped) == (2, 5, {"a response is empty": 2, needs: 1})
     with pytest.raises(InputError, match="row 2: a response is empty"):
         read(path)
@@ -77,7 +77,7 @@ def test_a_limit_stops_reading(lines):
         ({"format": "alpacca"}, "no format is called 'alpacca'; did you mean 'alpaca'?"),
         (
             {"format": "alpaca"},
-            "row 1: alpaca needs instruction output or instruction response; there are the columns prompt",
+            "row 1: alpaca needs instruction output or instruction response, and the row has the columns prompt",
         ),
         ({"format": "json:loads"}, "reader 'json:loads' is of type function; a Reader is needed"),
         ({"on_error": "skpi"}, "on_error is 'skpi'; did you mean 'skip'?"),

@@ -14,7 +14,7 @@ from align.errors import InputError, one_line
 MISSING = (None, "", "N/A")  # how datasets write a number that is missing
 MAX_SHOWN = 60  # characters of a value in an error
 MAX_NESTING = 3  # how often a list may be quoted: a Python literal may have been written as a JSON string
-RATING_KEYS = ("score", "Rating")  # keys of an object that holds a rating with its reason
+RATING_KEYS = ("score", "Rating")  # keys of the number in an object that has a rating and its rationale
 
 
 def shortened(value: object) -> str:
@@ -80,7 +80,7 @@ def as_number(value: Any, name: str) -> float | None:  # noqa: ANN401 - a cell o
 
 
 def as_ratings(values: Any) -> dict[str, float]:  # noqa: ANN401 - a cell of any type
-    """Return the rated attributes. A rating is a number, or an object that holds it beside its reason."""
+    """Return the rated attributes. A rating is a number, or an object with the number and its rationale."""
     ratings: dict[str, float] = {}
     for name, value in as_object(values, "a set of ratings").items():
         rating = value

@@ -1,4 +1,4 @@
-"""The table of row formats."""
+"""The table of row formats, and detection of a row's format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from align.data.readers.ratings import helpsteer, rated, steerlm
 from align.data.readers.response_groups import group, sampling_report
 from align.data.readers.vicuna_eval import reviewed_answers
 from align.data.rows import Row
+from align.errors import InputError, one_line
 from align.records import Located, Record
+
+MAX_COLUMNS_SHOWN = 12  # in an error
+MAX_COLUMN_NAME = 40  # characters of a column's name in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +76,26 @@ READERS = {
     "topic_following": Reader(("conversation_json",), dialogue),
     "prompt": Reader(("prompt",), prompt_only),
 }
+
+
+def detect_format(first: Located[Row]) -> str:
+    """Return the name of the first format whose columns the row has. Raise `InputError` if no format matches."""
+    for name, reader in READERS.items():
+        if reader.matches(first.record):
+            return name
+    similar = [
+        f"{name} ({' or '.join(reader.columns)})"
+        for name, reader in READERS.items()
+        if any(first.record.keys() & set(columns.split()) for columns in reader.columns)
+    ]
+    present, formats = describe_columns(first.record), ", ".join(similar or READERS)
+    raise InputError(f"{first.place}: no format matches {present}; formats: {formats}")
+
+
+def describe_columns(row: Row) -> str:
+    """Return the names of a row's columns, for an error."""
+    names = [
+        name if len(name) <= MAX_COLUMN_NAME else f"{name[: MAX_COLUMN_NAME - 3]}..." for name in map(one_line, row)
+    ]
+    more = len(names) - MAX_COLUMNS_SHOWN
+    return f"the columns {', '.join(names[:MAX_COLUMNS_SHOWN])}" + (f" and {more} more" if more > 0 else "")
