@@ -18,7 +18,7 @@ from align.rewards.settings import Combination, JudgeSettings
 from align.stages.context import RunContext
 from align.stages.generate import Generate
 from align.stages.responses.settings import GROUPS_FILE
-from align.synth.scored_groups import GroupSettings
+from align.synth.settings import GroupSettings
 
 
 class GenerateSettings(Settings):

@@ -21,7 +21,7 @@ from align.rewards.judges import parse_judge
 from align.stages.base import Stage
 from align.stages.context import RunContext
 from align.stages.sources import SourceSettings
-from align.synth.constraints import ConstraintSettings
+from align.synth.settings import ConstraintSettings
 from align.workflow.runner import run_context
 from align.workflow.schema import Recipe
 from align.workflow.validation import validate

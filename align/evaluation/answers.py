@@ -16,7 +16,7 @@ from align.distributed.progress import Progress
 from align.distributed.work_split import WorkShard
 from align.errors import InputError
 from align.evaluation.task import Answer, NextTurn, Row, first_question
-from align.inference.samples import TOO_LONG, Engine, Sample, distinct, prompt_key, resumed
+from align.inference.samples import TOO_LONG, Engine, Sample, prompt_key, sample_with_journal, unique_prompts
 from align.inference.settings import SamplingSettings
 from align.records import Prompt
 
@@ -50,7 +50,7 @@ def ask_policy(
             (number, (*said, text)) for number, said, prompt in asked for text in responses[prompt_key(prompt)]
         ]
         sampling = sampling.model_copy(update={"num_responses": 1})
-    report.note(f"{engine.name}: {engine.speed.tokens_per_s:,.0f} tokens/s")
+    report.note(f"{engine.name}: {engine.throughput.tokens_per_s:,.0f} tokens/s")
     return sorted(finished, key=lambda answer: answer.row)
 
 
@@ -65,12 +65,13 @@ def _sample(
 ) -> dict[str, list[str]]:
     """Return the responses to each prompt, by its key, in the order of their numbers."""
     rows = {prompt_key(prompt): row for row, _, prompt in reversed(asked)}
-    own = WorkShard.of(processes).select(distinct([prompt for _, _, prompt in asked]))
+    own = WorkShard.of(processes).select(unique_prompts([prompt for _, _, prompt in asked]))
     report.phase("sample", len(own) * sampling.num_responses)
 
     def work() -> list[Sample]:
         samples: list[Sample] = []
-        for sample in engine.sample(own, sampling) if kept is None else resumed(engine, own, sampling, kept):
+        found = engine.sample(own, sampling) if kept is None else sample_with_journal(engine, own, sampling, kept)
+        for sample in found:
             report.advance(1)
             if sample.finish == TOO_LONG:  # an empty answer would count as a wrong one
                 raise InputError(

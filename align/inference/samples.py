@@ -1,4 +1,4 @@
-"""What every engine takes and gives: how to sample, a sample, and the address that the randomness of each has."""
+"""The interface of an engine, and its samples: their seeds, their throughput and their journal."""
 
 from __future__ import annotations
 
@@ -16,50 +16,58 @@ from align.inference.settings import SamplingSettings
 from align.records import Prompt
 
 SEED_BITS = 31  # servers take a seed as a signed 32-bit integer
-TOO_LONG = "prompt too long"  # how a sample ended that was never begun
+TOO_LONG = "prompt too long"  # finish reason of a prompt that was not answered
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One response of a policy; its text may be empty, and holds neither special tokens nor a stop string."""
+    """One response of a policy. Its text may be empty and contains no special tokens and no stop string."""
 
-    key: str  # of its prompt: `prompt_key`
-    number: int  # which of the K
+    key: str  # `prompt_key` of its prompt
+    number: int  # index among the K responses to the prompt
     policy: str
     text: str
-    num_tokens: int | None  # drawn, the end of the turn included; None where a server does not say
-    finish: str  # stop (by itself or by a stop string), length (cut at max_new_tokens), TOO_LONG, or a server's word
+    num_tokens: int | None  # sampled tokens, including the end of turn; None if a server does not report it
+    finish: str  # "stop" (end of turn or stop string), "length" (max_new_tokens), TOO_LONG, or a server's own reason
     seed: int
 
 
 @dataclass(slots=True)
-class Speed:
-    """How fast an engine has been so far, while somebody waited for it, and what its samples have taken."""
+class Throughput:
+    """Speed of an engine, and the tokens that it processed.
 
-    tokens: int = 0  # drawn
-    seconds: float = 0.0
-    computed: int = 0  # tokens of the prompts, each once, and of all samples, those of earlier lives among them
-    drawn: int = 0  # of these the samples'
-    pairs_attended: int = 0  # (query, key) pairs of them in one layer
+    `new_tokens` and `seconds` cover this process only. The other numbers include samples that a journal already held,
+    so that a resumed run reports the same totals.
+    """
+
+    new_tokens: int = 0  # sampled by this process
+    seconds: float = 0.0  # during which a caller waited for samples
+    processed_tokens: int = 0  # prompts, each counted once, and samples
+    sampled_tokens: int = 0
+    attended_pairs: int = 0  # (query, key) pairs in one layer
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens a second; 0 before the first."""
-        return self.tokens / self.seconds if self.seconds else 0.0
+        """Sampled tokens per second; 0 before the first.
 
-    def beside(self, other: Speed) -> Speed:
-        """The speed of both, which ran at the same time."""
-        return Speed(
-            self.tokens + other.tokens,
+        >>> Throughput(new_tokens=30, seconds=2.0).tokens_per_s
+        15.0
+        """
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+    def merge(self, other: Throughput) -> Throughput:
+        """Return the throughput of two engines that ran at the same time."""
+        return Throughput(
+            self.new_tokens + other.new_tokens,
             max(self.seconds, other.seconds),
-            self.computed + other.computed,
-            self.drawn + other.drawn,
-            self.pairs_attended + other.pairs_attended,
+            self.processed_tokens + other.processed_tokens,
+            self.sampled_tokens + other.sampled_tokens,
+            self.attended_pairs + other.attended_pairs,
         )
 
     @contextmanager
     def timed(self) -> Generator[None]:
-        """A block whose time counts."""
+        """Add the time spent in this block to `seconds`."""
         start = time.perf_counter()
         try:
             yield
@@ -67,32 +75,39 @@ class Speed:
             self.seconds += time.perf_counter() - start
 
 
-# Samples that an earlier life has drawn, by their prompt's key and number: the tokens of each, where they are known
-Done = Mapping[tuple[str, int], int | None]
-NONE: Done = MappingProxyType({})
+# (prompt key, number) of finished samples -> their number of tokens, if known
+Finished = Mapping[tuple[str, int], int | None]
+NOTHING_FINISHED: Finished = MappingProxyType({})
 
 
 class Engine(Protocol):
-    """Something that answers prompts: a model in this process, or a server."""
+    """Samples responses of one policy: a model in this process, or a server."""
 
     name: str  # of the policy
-    speed: Speed
+    throughput: Throughput
 
-    def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings, *, done: Done = NONE) -> Iterator[Sample]:
-        """K samples of each prompt, as soon as each is known: the order is that of completion.
+    def sample(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, *, finished: Finished = NOTHING_FINISHED
+    ) -> Iterator[Sample]:
+        """Yield K samples of each distinct prompt in order of completion, except those in `finished`.
 
-        A prompt that is given twice is answered once. The samples in `done` are left out.
+        Raises `RunError` if the policy fails while sampling.
         """
         ...
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """Sixteen hex digits that depend on the messages only."""
+    """Return 16 hex digits that identify the prompt's messages; its metadata does not count.
+
+    >>> from align.records import Message
+    >>> prompt_key(Prompt((Message("user", "Hello."),)))
+    '69dc22fd28d80aeb'
+    """
     return stable_hash([[message.role, message.content] for message in prompt.messages])
 
 
-def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts without those that ask what one before them asks."""
+def unique_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the first of the prompts with equal messages, in order."""
     found: dict[str, Prompt] = {}
     for prompt in prompts:
         found.setdefault(prompt_key(prompt), prompt)
@@ -100,49 +115,56 @@ def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def sample_seed(settings: SamplingSettings, policy: str, key: str, number: int) -> int:
-    """The seed of one sample, which depends on nothing but what the sample is of; below 2 ** 31.
+    """Return the seed of one sample, below 2 ** 31; it depends on the arguments only.
 
-    The policy's name counts, so that two nearly equal policies do not give the same responses.
+    The policy's name is included so that nearly equal policies do not give equal responses.
     """
     digest = hashlib.sha256(repr((settings.seed, policy, key, number)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> (64 - SEED_BITS)
 
 
-def before_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string, and whether there is one."""
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """Return the text before the first stop string, and whether there is one.
+
+    >>> cut_at_stop("one. two. three", [". t", "two"])
+    ('one', True)
+    >>> cut_at_stop("one", ["two"])
+    ('one', False)
+    """
     places = [place for place in (text.find(each) for each in stop) if place >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
 
-def kept(journal: Journal, policy: str, prompts: Sequence[Prompt]) -> list[Sample]:
-    """The policy's samples of the prompts that the journal holds."""
+def journal_samples(journal: Journal, policy: str, prompts: Sequence[Prompt]) -> list[Sample]:
+    """Return the policy's samples of the prompts that the journal holds."""
     keys = {prompt_key(prompt) for prompt in prompts}
-    known = [Sample(**value) for value in journal.done.values()]
-    return [one for one in known if one.policy == policy and one.key in keys]
+    samples = [Sample(**value) for value in journal.done.values()]
+    return [sample for sample in samples if sample.policy == policy and sample.key in keys]
 
 
-def resumed(
+def sample_with_journal(
     engine: Engine, prompts: Sequence[Prompt], settings: SamplingSettings, journal: Journal
 ) -> Iterator[Sample]:
-    """The engine's samples of the prompts: first those that the journal holds, then the missing, each written down.
+    """Yield the samples that the journal holds, then sample the missing ones and append each to the journal.
 
-    The journal is one of these settings, this policy and these prompts.
+    The journal must have been started with the same settings.
     """
-    there = kept(journal, engine.name, prompts)
-    yield from there
-    for one in engine.sample(prompts, settings, done={(one.key, one.number): one.num_tokens for one in there}):
-        journal.add(f"{one.policy}/{one.key}/{one.number}", asdict(one))
-        yield one
+    known = journal_samples(journal, engine.name, prompts)
+    yield from known
+    finished = {(sample.key, sample.number): sample.num_tokens for sample in known}
+    for sample in engine.sample(prompts, settings, finished=finished):
+        journal.add(f"{sample.policy}/{sample.key}/{sample.number}", asdict(sample))
+        yield sample
 
 
-def ask(engine: Engine, prompts: Sequence[Prompt], settings: SamplingSettings) -> Iterator[str]:
-    """One answer to each prompt, in their order; many are under way at once. What a judge that is a model uses."""
+def respond(engine: Engine, prompts: Sequence[Prompt], settings: SamplingSettings) -> Iterator[str]:
+    """Yield one response to each prompt, in the order of the prompts, while the engine works on all of them."""
     single = settings.model_copy(update={"num_responses": 1})
-    answers: dict[str, str] = {}
-    coming = engine.sample(prompts, single)
+    responses: dict[str, str] = {}
+    samples = engine.sample(prompts, single)
     for prompt in prompts:
         key = prompt_key(prompt)
-        while key not in answers:
-            one = next(coming)
-            answers[one.key] = one.text
-        yield answers[key]
+        while key not in responses:
+            sample = next(samples)
+            responses[sample.key] = sample.text
+        yield responses[key]

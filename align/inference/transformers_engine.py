@@ -1,41 +1,32 @@
-"""Responses of a model in this process: prompts computed once, all responses decoded together."""
+"""Engine that runs a Hugging Face model in this process: each prompt is computed once, responses decode together."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any, Self, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import apply_template
 from align.errors import InputError
-from align.inference import continuous_batching as slots
-from align.inference.continuous_batching import Slots
-from align.inference.sampler import draw, uniforms
+from align.inference.continuous_batching import ContinuousBatch, enable_continuous_batching, prefill
+from align.inference.generate_fallback import PartialResponse, decode_group
+from align.inference.sampler import sample_tokens, uniform_numbers
 from align.inference.samples import (
-    NONE,
+    NOTHING_FINISHED,
     TOO_LONG,
-    Done,
+    Finished,
     Sample,
-    Speed,
-    before_stop,
+    Throughput,
+    cut_at_stop,
     prompt_key,
     sample_seed,
 )
@@ -46,218 +37,182 @@ from align.models.settings import PolicySettings
 from align.records import Prompt
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-SPARE_TOKENS = 8  # that a stop string's last characters may be mixed with: special tokens and halves of a character
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """A response in the making."""
-
-    key: str
-    number: int
-    seed: int
-    prompt: list[int]
-    uniforms: list[float]
-    ids: list[int] = field(default_factory=list[int])
-    finish: str = ""
+# Tokens decoded before a stop string's length in bytes: special tokens, and parts of a character
+EXTRA_STOP_TOKENS = 8
 
 
 class TransformersEngine:
-    """Samples of a causal language model, which depend on neither the batch size nor the order nor a kill.
+    """Samples from a causal language model; samples do not depend on batch size, order or interruptions.
 
-    Each token is drawn by a number whose address is (seed, policy, prompt, sample, position), and what is computed for
-    a row is the same to the last bit beside any other rows (see `slots`). The longest prompts come first. Temperature
-    and top-p are those of the settings; of the model's own generation settings the tokens that end a turn are taken.
+    Each token is sampled with a uniform number determined by (seed, policy, prompt, sample number, position), and the
+    logits of a response are bit-identical whatever else is in the batch (see `continuous_batching` for the
+    conditions). The longest prompts are decoded first. Of the model's own generation config only the tokens that end a
+    turn are used.
 
-    Models whose state is not keys and values by position (Mamba, ALiBi, ...) are decoded prompt by prompt: the same
-    samples for a number of responses K, more slowly. `refusal` then says why.
+    Models whose state is not keys and values by position (Mamba, ALiBi, …) are decoded prompt by prompt, which is
+    slower; their samples also depend on the number of responses K. `unsupported` then holds the reason.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, batch_size: int = 64
     ) -> None:
         self.name = name
-        self.speed = Speed()
+        self.throughput = Throughput()
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._encoder = ChatEncoder(tokenizer)
         self._batch_size = batch_size
-        own: Any = model.generation_config.eos_token_id if model.generation_config else None
-        ends: list[Any] = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-        self._ends = {end for end in ends if end is not None}
-        self.refusal = slots.prepare(model)
-        most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._most: float = math.inf if most is None else most  # tokens of a prompt and its response
+        of_model: Any = model.generation_config.eos_token_id if model.generation_config else None
+        ends: list[Any] = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
+        self._end_tokens = {end for end in ends if end is not None}
+        self.unsupported = enable_continuous_batching(model)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._max_tokens: float = math.inf if limit is None else limit  # of a prompt with its response
 
     @classmethod
     def load(cls, policy: str, settings: LocalSettings = LocalSettings(), *, name: str) -> Self:  # noqa: B008 - frozen
-        """The engine of a saved policy, on the GPU where there is one; adapters are folded into the weights."""
+        """Return the engine of a saved policy, on the GPU if there is one; adapters are merged into the weights.
+
+        `policy` is a folder, a Hub ID or gguf:FILE. Raises `InputError` if no model can be loaded from it.
+        """
         loaded, tokenizer = load_policy(PolicySettings(path=policy, tokenizer=settings.tokenizer))
         apply_template(tokenizer, settings.chat_template)
         hf = loaded.hf.merge_and_unload() if isinstance(loaded.hf, PeftModel) else loaded.hf
-        model = in_precision(cast(PreTrainedModel, hf), DTYPES[settings.precision])
+        model = cast_weights(cast(PreTrainedModel, hf), DTYPES[settings.precision])
         model.to(torch.device(default_device()))  # pyright: ignore[reportArgumentType] - transformers wraps `to`
         return cls(model, tokenizer, name=name, batch_size=settings.batch_size)
 
-    def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings, *, done: Done = NONE) -> Iterator[Sample]:
-        """K samples of each prompt, in the order of completion, which does depend on the batch size.
+    def sample(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, *, finished: Finished = NOTHING_FINISHED
+    ) -> Iterator[Sample]:
+        """Yield K samples of each distinct prompt in order of completion, except those in `finished`.
 
-        A prompt that leaves no room for `max_new_tokens` comes first, with empty ones that end as TOO_LONG.
+        A prompt that leaves less than `max_new_tokens` of the model's context is not answered: its empty samples have
+        finish reason `TOO_LONG` and come first. Raises `InputError` for a prompt without tokens.
         """
-        rows = self._rows(prompts, settings)
-        for row in rows:
-            self._account(row, done.get((row.key, row.number)) or 0)
-        yield from (self._sample(row, settings) for row in rows if row.finish and (row.key, row.number) not in done)
-        rows = [row for row in rows if not row.finish]
-        if self.refusal:
-            yield from self._one_by_one(rows, settings, done)
+        responses = self._start(prompts, settings)
+        for each in responses:
+            self._count_sampled(each, finished.get((each.key, each.number)) or 0)
+        missing = [each for each in responses if (each.key, each.number) not in finished]
+        yield from (self._finish(each, settings) for each in missing if each.finish)
+        if self.unsupported:
+            yield from self._decode_by_prompt([each for each in responses if not each.finish], settings, finished)
         else:
-            yield from self._together([row for row in rows if (row.key, row.number) not in done], settings)
+            yield from self._decode_together([each for each in missing if not each.finish], settings)
 
-    def _rows(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Row]:
-        """All responses to be made, the longest prompt first and the responses of one prompt side by side."""
-        rows: dict[str, list[Row]] = {}
-        for place, prompt in enumerate(prompts):
+    def _start(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[PartialResponse]:
+        """Return all responses, those to the longest prompt first and those to one prompt adjacent."""
+        groups: dict[str, list[PartialResponse]] = {}
+        for index, prompt in enumerate(prompts):
             key = prompt_key(prompt)
-            if key in rows:
+            if key in groups:
                 continue
-            ids = self._encoder.prompt_ids(prompt.messages, place).tolist()
+            ids = self._encoder.prompt_ids(prompt.messages, index).tolist()
             if not ids:
-                raise InputError(f"prompt {place}: the chat template makes no token of it")
-            fits = len(ids) + settings.max_new_tokens <= self._most
+                raise InputError(f"prompt {index}: the chat template renders it to no tokens")
+            fits = len(ids) + settings.max_new_tokens <= self._max_tokens
             if fits:
-                self.speed.computed += len(ids)
-                self.speed.pairs_attended += len(ids) * (len(ids) + 1) // 2
+                self.throughput.processed_tokens += len(ids)
+                self.throughput.attended_pairs += len(ids) * (len(ids) + 1) // 2
             seeds = [sample_seed(settings, self.name, key, number) for number in range(settings.num_responses)]
-            rows[key] = [
-                Row(key, number, seed, ids, uniforms(seed, settings.max_new_tokens))
+            groups[key] = [
+                PartialResponse(key, number, seed, ids, uniform_numbers(seed, settings.max_new_tokens))
                 if fits
-                else Row(key, number, seed, ids, [], finish=TOO_LONG)
+                else PartialResponse(key, number, seed, ids, [], finish=TOO_LONG)
                 for number, seed in enumerate(seeds)
             ]
-        return [row for group in sorted(rows.values(), key=lambda group: -len(group[0].prompt)) for row in group]
+        longest_first = sorted(groups.values(), key=lambda group: -len(group[0].prompt_ids))
+        return [response for group in longest_first for response in group]
 
-    def _together(self, rows: Sequence[Row], settings: SamplingSettings) -> Iterator[Sample]:
-        """The samples by slots: a row that has ended makes room for the next."""
-        waiting = deque(rows)
-        work: Slots[Row] = Slots(self._model, min(self._batch_size, len(rows)))
-        prefix: tuple[str, DynamicCache, Tensor] | None = None
-        while waiting or work.rows:
-            with self.speed.timed():
-                ended: list[Row] = []
-                while waiting and len(work.rows) < self._batch_size:
-                    row = waiting.popleft()
-                    if prefix is None or prefix[0] != row.key:
-                        prefix = (row.key, *slots.prefill(self._model, row.prompt))
-                    self._draw([row], prefix[2], settings)
-                    if row.finish:
-                        ended.append(row)
+    def _decode_together(self, responses: Sequence[PartialResponse], settings: SamplingSettings) -> Iterator[Sample]:
+        """Decode with continuous batching: each finished response makes room for the next."""
+        waiting = deque(responses)
+        batch: ContinuousBatch[PartialResponse] = ContinuousBatch(self._model, min(self._batch_size, len(responses)))
+        prefix: tuple[str, DynamicCache, Tensor] | None = None  # of the latest prompt: key, cache, logits [1, V]
+        while waiting or batch.rows:
+            with self.throughput.timed():
+                ended: list[PartialResponse] = []
+                while waiting and len(batch.rows) < self._batch_size:
+                    response = waiting.popleft()
+                    if prefix is None or prefix[0] != response.key:
+                        prefix = (response.key, *prefill(self._model, response.prompt_ids))
+                    self._sample_next([response], prefix[2], settings)
+                    if response.finish:
+                        ended.append(response)
                     else:
-                        work.add(row, prefix[1], len(row.prompt))
-                if work.rows:
-                    going = list(work.arrange())
-                    self._draw(going, work.step([row.ids[-1] for row in going]), settings)
-                    for row in going:
-                        if row.finish:
-                            work.remove(row)
-                            ended.append(row)
-            yield from (self._sample(row, settings) for row in ended)
+                        batch.add(response, prefix[1], len(response.prompt_ids))
+                if batch.rows:
+                    active = list(batch.sort())
+                    self._sample_next(active, batch.step([response.ids[-1] for response in active]), settings)
+                    for response in active:
+                        if response.finish:
+                            batch.remove(response)
+                            ended.append(response)
+            yield from (self._finish(response, settings) for response in ended)
 
-    def _one_by_one(self, rows: Sequence[Row], settings: SamplingSettings, done: Done) -> Iterator[Sample]:
-        """The samples by `generate`, all K of a prompt at once: their numbers depend on K then, and on nothing else."""
-        for start in range(0, len(rows), settings.num_responses):
-            group = rows[start : start + settings.num_responses]
-            missing = [row for row in group if (row.key, row.number) not in done]
+    def _decode_by_prompt(
+        self, responses: Sequence[PartialResponse], settings: SamplingSettings, finished: Finished
+    ) -> Iterator[Sample]:
+        """Decode all K responses to a prompt with `generate`; their logits may depend on K and on nothing else."""
+        for start in range(0, len(responses), settings.num_responses):
+            group = responses[start : start + settings.num_responses]
+            missing = [each for each in group if (each.key, each.number) not in finished]
             if not missing:
                 continue
-            with self.speed.timed():
-                _generate(self._model, group, lambda going, logits: self._draw(going, logits, settings))
-            yield from (self._sample(row, settings) for row in missing)
+            with self.throughput.timed():
+                decode_group(self._model, group, lambda active, logits: self._sample_next(active, logits, settings))
+            yield from (self._finish(each, settings) for each in missing)
 
-    def _draw(self, rows: Sequence[Row], logits_AV: Tensor, settings: SamplingSettings) -> list[int]:
-        """Each row's next token, which it takes in."""
-        numbers = [row.uniforms[len(row.ids)] for row in rows]
-        tokens = draw(logits_AV, numbers, temperature=settings.temperature, top_p=settings.top_p)
-        for row, token in zip(rows, tokens, strict=True):
-            self._take(row, token, settings)
+    def _sample_next(
+        self, responses: Sequence[PartialResponse], logits_AV: Tensor, settings: SamplingSettings
+    ) -> list[int]:
+        """Append the next token to each response, and return them."""
+        uniforms = [response.uniforms[len(response.ids)] for response in responses]
+        tokens = sample_tokens(logits_AV, uniforms, temperature=settings.temperature, top_p=settings.top_p)
+        for response, token in zip(responses, tokens, strict=True):
+            self._append(response, token, settings)
         return tokens
 
-    def _take(self, row: Row, token: int, settings: SamplingSettings) -> None:
-        row.ids.append(token)
-        self.speed.tokens += 1
-        if token in self._ends or (settings.stop and self._has_stopped(row, settings.stop)):
-            row.finish = "stop"
-        elif len(row.ids) == settings.max_new_tokens:
-            row.finish = "length"
+    def _append(self, response: PartialResponse, token: int, settings: SamplingSettings) -> None:
+        response.ids.append(token)
+        self.throughput.new_tokens += 1
+        if token in self._end_tokens or (settings.stop and self._has_stop_string(response, settings.stop)):
+            response.finish = "stop"
+        elif len(response.ids) == settings.max_new_tokens:
+            response.finish = "length"
 
-    def _has_stopped(self, row: Row, stop: Sequence[str]) -> bool:
-        """Whether a stop string has just been completed; the whole text is looked at only where its end has one."""
-        longest = max(len(each.encode()) for each in stop)  # no token is shorter than a byte
+    def _has_stop_string(self, response: PartialResponse, stop: Sequence[str]) -> bool:
+        """Return whether a stop string has just been completed; decode the whole text only if its end has one."""
+        max_tokens = max(len(each.encode()) for each in stop) + EXTRA_STOP_TOKENS  # a token has at least one byte
         return (
-            before_stop(self._text(row.ids[-longest - SPARE_TOKENS :]), stop)[1]
-            and before_stop(self._text(row.ids), stop)[1]
+            cut_at_stop(self._text(response.ids[-max_tokens:]), stop)[1]
+            and cut_at_stop(self._text(response.ids), stop)[1]
         )
 
-    def _sample(self, row: Row, settings: SamplingSettings) -> Sample:
-        text, _ = before_stop(self._text(row.ids), settings.stop)
-        self._account(row, len(row.ids))
-        return Sample(row.key, row.number, self.name, text, len(row.ids), row.finish, row.seed)
+    def _finish(self, response: PartialResponse, settings: SamplingSettings) -> Sample:
+        text, _ = cut_at_stop(self._text(response.ids), settings.stop)
+        num_tokens = len(response.ids)
+        self._count_sampled(response, num_tokens)
+        return Sample(response.key, response.number, self.name, text, num_tokens, response.finish, response.seed)
 
-    def _account(self, row: Row, drawn: int) -> None:
-        self.speed.computed += drawn
-        self.speed.drawn += drawn
-        self.speed.pairs_attended += drawn * len(row.prompt) + drawn * (drawn + 1) // 2
+    def _count_sampled(self, response: PartialResponse, num_tokens: int) -> None:
+        self.throughput.processed_tokens += num_tokens
+        self.throughput.sampled_tokens += num_tokens
+        prompt_length = len(response.prompt_ids)
+        self.throughput.attended_pairs += num_tokens * prompt_length + num_tokens * (num_tokens + 1) // 2
 
     def _text(self, ids: Sequence[int]) -> str:
-        said = [token for token in ids if token not in self._ends]
-        text: Any = self._tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        kept = [token for token in ids if token not in self._end_tokens]
+        text: Any = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
 
-def in_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its weights in `dtype`, as `from_pretrained` would have loaded them: buffers stay as they are."""
-    patterns = model._keep_in_fp32_modules_strict or ()  # pyright: ignore[reportPrivateUsage] - no public name
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast the model's weights in place as `from_pretrained(dtype=...)` does, and return it. Buffers are unchanged."""
+    fp32_patterns = model._keep_in_fp32_modules_strict or ()  # pyright: ignore[reportPrivateUsage] - no public name
     for name, value in model.named_parameters():
         value.requires_grad_(False)
-        if not any(re.search(pattern.replace("*", ".*"), name) for pattern in patterns):  # as its loader matches them
+        # matched as in transformers' loader
+        if not any(re.search(pattern.replace("*", ".*"), name) for pattern in fp32_patterns):
             value.data = value.data.to(dtype)
     return model
-
-
-def _generate(model: PreTrainedModel, rows: Sequence[Row], draw_rows: Callable[[list[Row], Tensor], list[int]]) -> None:
-    """Fill the rows, which share a prompt, by `generate`, which knows every architecture's state."""
-
-    class Drawn(LogitsProcessor):
-        """Leaves each row nothing but the token that was drawn for it."""
-
-        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-            going = [place for place, row in enumerate(rows) if not row.finish]
-            tokens = draw_rows([rows[place] for place in going], scores[going])
-            only = torch.full_like(scores, -torch.inf)
-            only[:, 0] = 0  # rows that have ended are filled up with some token
-            only[going] = -torch.inf
-            only[going, tokens] = 0
-            return only
-
-    class Ended(StoppingCriteria):
-        """Says of each row whether it has ended."""
-
-        def __call__(self, input_ids: Any, scores: Any, **kwargs: object) -> Any:  # noqa: ANN401 - annotated there as tuples
-            return torch.tensor([bool(row.finish) for row in rows], device=input_ids.device)
-
-    ids = torch.tensor(rows[0].prompt, device=model.device).repeat(len(rows), 1)
-    own, model.generation_config = (
-        model.generation_config,
-        GenerationConfig(pad_token_id=0),
-    )  # it fills in what is unset
-    run: Any = model.generate
-    try:
-        run(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=GenerationConfig(max_new_tokens=len(rows[0].uniforms), do_sample=False, pad_token_id=0),
-            logits_processor=LogitsProcessorList([Drawn()]),
-            stopping_criteria=StoppingCriteriaList([Ended()]),
-        )
-    finally:
-        model.generation_config = own

@@ -1,1 +1,1 @@
-"""Rows that the project generates itself, with the programs that check responses to them."""
+"""Generated data: rows that a program creates and checks. They are the quickstart's data."""

@@ -1,4 +1,4 @@
-"""Code tasks: keep some numbers of a list, change them once or twice, return something. Graded by running it."""
+"""Code tasks: filter and transform a list of numbers, and return a result. Graded by running the program."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 from align.errors import InputError
 from align.sandbox.function_calls import Program, run_programs
 
-Facts = Mapping[str, Any]  # what a row asks for, in plain values; it travels as the row's metadata
+Spec = Mapping[str, Any]  # what a row asks for, as JSON values; stored in the row's metadata
 
 DIGITS = range(1, 10)
-KEEP: dict[str, tuple[str, Callable[[int], bool]]] = {  # what is asked -> its source, and what it means
+# Step in words -> its Python source, and its meaning
+KEEP: dict[str, tuple[str, Callable[[int], bool]]] = {
     "keep the odd numbers": ("v % 2 == 1", lambda v: v % 2 == 1),
     "keep the even numbers": ("v % 2 == 0", lambda v: v % 2 == 0),
     **{f"keep the numbers above {n}": (f"v > {n}", lambda v, n=n: v > n) for n in DIGITS},
@@ -29,18 +30,18 @@ RETURN: dict[str, tuple[str, Callable[[list[int]], Any]]] = {
     "return the largest or 0": ("max({}, default=0)", lambda values: max(values, default=0)),
 }
 INPUTS = ([3, 8, 1, 6], [7, -2, 4, 9, 5], [2, 10], [0, 3, 3, 12, -7], [1, 5, 11, 8, 6, 4], [])
-BUGS = 0.08  # share of answers in which one step of the program is another
+BUG_RATE = 0.08  # share of answers in which one step is replaced by a wrong one
 
 
-def draw(rng: Random) -> Facts:
-    """The steps of a program, and what it makes of some inputs, as text."""
+def draw(rng: Random) -> Spec:
+    """Return the steps of a random program, with examples of inputs and outputs as Python literals."""
     changes = rng.choices(list(CHANGE), k=rng.randint(1, 2))
     steps = [rng.choice(list(KEEP)), *changes, rng.choice(list(RETURN))]
     return {"steps": steps, "examples": [[repr(values), repr(_result(steps, values))] for values in INPUTS]}
 
 
-def _result(steps: list[str], values: list[int]) -> Any:  # noqa: ANN401 - a number or a list, as the last step says
-    """What the steps make of a list of numbers."""
+def _result(steps: list[str], values: list[int]) -> Any:  # noqa: ANN401 - a number or a list, depending on the last step
+    """Return the result of the steps for a list of numbers."""
     keep, *changes, last = steps
     values = [value for value in values if KEEP[keep][1](value)]
     for change in changes:
@@ -49,7 +50,7 @@ def _result(steps: list[str], values: list[int]) -> Any:  # noqa: ANN401 - a num
 
 
 def _program(steps: list[str]) -> str:
-    """The steps in Python."""
+    """Return the steps as Python source."""
     keep, *changes, last = steps
     value = "v"
     for change in changes:
@@ -57,39 +58,39 @@ def _program(steps: list[str]) -> str:
     return "lambda x: " + RETURN[last][0].format(f"[{value} for v in x if {KEEP[keep][0]}]")
 
 
-def say(facts: Facts) -> str:
-    """The instruction in words."""
-    return f"Write Python for a list x: {', '.join(facts['steps'])}."
+def instruction(spec: Spec) -> str:
+    """Return the instruction in words."""
+    return f"Write Python for a list x: {', '.join(spec['steps'])}."
 
 
-def answer(facts: Facts, rng: Random) -> str:
-    """A program, of whose steps one is another with the probability `BUGS`."""
-    steps = list(facts["steps"])
-    if rng.random() < BUGS:
+def answer(spec: Spec, rng: Random) -> str:
+    """Return a program; with probability `BUG_RATE` one of its steps is wrong."""
+    steps = list(spec["steps"])
+    if rng.random() < BUG_RATE:
         table, index = rng.choice(((KEEP, 0), (CHANGE, 1), (RETURN, -1)))
         steps[index] = rng.choice([step for step in table if step != steps[index]])
     return _program(steps)
 
 
-def texts() -> Iterator[str]:
-    """Every step in words and in Python."""
+def vocabulary_texts() -> Iterator[str]:
+    """Yield every step in words and in Python, for training a tokenizer."""
     for keep in KEEP:
         for change in CHANGE:
             yield from (f"Write Python for a list x: {keep}, {change}.", _program([keep, change, "return the list"]))
     yield from (f", {last}. {source.format('')}" for last, (source, _) in RETURN.items())
 
 
-def check(rows: Sequence[tuple[Facts, str]]) -> list[tuple[bool, ...]]:
-    """Verdicts on each example of each (facts, response); the programs run in sandboxes, each different one once."""
-    asked = [_called(facts, response) for facts, response in rows]
-    found = run_programs(asked)
+def check(rows: Sequence[tuple[Spec, str]]) -> list[tuple[bool, ...]]:
+    """Return whether each example holds, for each (spec, response); distinct programs run once each, in sandboxes."""
+    programs = [_program_with_inputs(spec, response) for spec, response in rows]
+    outputs = run_programs(programs)
     return [
-        tuple(answer == expected for answer, (_, expected) in zip(found[one], facts["examples"], strict=True))
-        for one, (facts, _) in zip(asked, rows, strict=True)
+        tuple(output == expected for output, (_, expected) in zip(outputs[program], spec["examples"], strict=True))
+        for program, (spec, _) in zip(programs, rows, strict=True)
     ]
 
 
-def _called(facts: Facts, response: str) -> Program:
-    if not facts.get("examples"):
-        raise InputError("a code task has examples: pairs of an argument and the answer to it")
-    return Program(f"f = {response}", tuple(given for given, _ in facts["examples"]))
+def _program_with_inputs(spec: Spec, response: str) -> Program:
+    if not spec.get("examples"):
+        raise InputError("a code task needs `examples`: pairs of an argument and the expected result")
+    return Program(f"f = {response}", tuple(argument for argument, _ in spec["examples"]))

@@ -1,4 +1,4 @@
-"""General tasks: list, repeat or count words under one to three constraints that a program can check."""
+"""General tasks: list, repeat or count words under one to three constraints, all checked by a program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
 
-Facts = Mapping[str, Any]  # what a row asks for, in plain values; it travels as the row's metadata
+Spec = Mapping[str, Any]  # what a row asks for, as JSON values; stored in the row's metadata
 
 OPENINGS = {
     "list": "List {count} {subject}",
@@ -17,7 +17,8 @@ OPENINGS = {
 TASK_WEIGHTS = {"list": 5, "repeat": 2, "count": 2}
 COUNTS = range(3, 7)
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-TOPICS: dict[str, list[str]] = {  # each a circle that answers go round, not in the alphabet's order
+# Words of each topic, as a cycle from which answers take consecutive words; not in alphabetical order
+TOPICS: dict[str, list[str]] = {
     "animals": ["cat", "dog", "bird", "wolf", "fish", "mouse", "lion", "bear", "horse"],
     "fruits": ["pear", "apple", "plum", "fig", "mango", "cherry", "peach", "grape", "lemon"],
     "colours": ["red", "blue", "white", "green", "black", "yellow", "pink", "grey", "brown"],
@@ -32,13 +33,13 @@ CONSTRAINTS = {
     "order": "in alphabetical order",
     "without": "without the word {}",
 }
-# How often an answer forgets it. What is forgotten more than half the time is also forgotten by greedy decoding
-# after SFT, so that preferences have something to teach; rarer mistakes are ironed out by many demonstrations.
-FORGETTING = {"count": 0.05, "capitals": 0.15, "separator": 0.15, "without": 0.3, "ending": 0.6, "order": 0.6}
+# Probability that an answer violates each requirement. A requirement violated more than half the time is also violated
+# by greedy decoding after SFT, which leaves room for preference optimization; rarer errors average out.
+ERROR_RATES = {"count": 0.05, "capitals": 0.15, "separator": 0.15, "without": 0.3, "ending": 0.6, "order": 0.6}
 
 
-def draw(rng: Random) -> Facts:
-    """What a new instruction asks for; the constraints are (name, value) in the order of the wording."""
+def draw(rng: Random) -> Spec:
+    """Return a random specification; its constraints are (name, value) in the order of the instruction."""
     task = rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()))[0]
     topic, count = rng.choice(list(TOPICS)), rng.choice(COUNTS)
     subjects = {"list": [topic], "repeat": TOPICS[topic], "count": NUMBERS[: len(NUMBERS) - max(COUNTS)]}
@@ -49,35 +50,35 @@ def draw(rng: Random) -> Facts:
     return {"task": task, "subject": rng.choice(subjects[task]), "count": count, "constraints": constraints}
 
 
-def say(facts: Facts) -> str:
-    """The instruction in words."""
-    opening = OPENINGS[facts["task"]].format(count=NUMBERS[facts["count"] - 1], subject=facts["subject"])
-    return ", ".join([opening, *(CONSTRAINTS[name].format(value) for name, value in facts["constraints"])]) + "."
+def instruction(spec: Spec) -> str:
+    """Return the instruction in words."""
+    opening = OPENINGS[spec["task"]].format(count=NUMBERS[spec["count"] - 1], subject=spec["subject"])
+    return ", ".join([opening, *(CONSTRAINTS[name].format(value) for name, value in spec["constraints"])]) + "."
 
 
-def answer(facts: Facts, rng: Random) -> str:
-    """An answer that forgets each thing asked for with its probability in `FORGETTING`."""
-    forgotten = {name for name, share in FORGETTING.items() if rng.random() < share}
-    kept = {name: value for name, value in facts["constraints"] if name not in forgotten}
-    count = facts["count"] + (rng.choice((-1, 1)) if "count" in forgotten else 0)
+def answer(spec: Spec, rng: Random) -> str:
+    """Return an answer that violates each requirement with its probability in `ERROR_RATES`."""
+    violated = {name for name, share in ERROR_RATES.items() if rng.random() < share}
+    kept = {name: value for name, value in spec["constraints"] if name not in violated}
+    count = spec["count"] + (rng.choice((-1, 1)) if "count" in violated else 0)
     separator = f" {SEPARATORS[kept['separator']]} " if "separator" in kept else ", "
-    text = separator.join(_words(facts, count, kept, rng)) + MARKS.get(kept.get("ending", ""), "")
+    text = separator.join(_words(spec, count, kept, rng)) + MARKS.get(kept.get("ending", ""), "")
     return text.upper() if "capitals" in kept else text
 
 
-def _words(facts: Facts, count: int, kept: Mapping[str, str], rng: Random) -> list[str]:
-    """The words of an answer. A list goes round its circle from a random word, or from the forbidden one on."""
-    if facts["task"] == "repeat":
-        return [facts["subject"]] * count
-    if facts["task"] == "count":
-        return _numbers(facts["subject"], count)
-    circle = TOPICS[facts["subject"]]
-    turn = 1 + circle.index(kept["without"]) if "without" in kept else rng.randrange(len(circle))
-    line = [word for word in circle[turn:] + circle[:turn] if word != kept.get("without")]
+def _words(spec: Spec, count: int, kept: Mapping[str, str], rng: Random) -> list[str]:
+    """Return the words of an answer. A list starts at a random word of its cycle, or after the forbidden one."""
+    if spec["task"] == "repeat":
+        return [spec["subject"]] * count
+    if spec["task"] == "count":
+        return _numbers(spec["subject"], count)
+    cycle = TOPICS[spec["subject"]]
+    first = 1 + cycle.index(kept["without"]) if "without" in kept else rng.randrange(len(cycle))
+    words = [word for word in cycle[first:] + cycle[:first] if word != kept.get("without")]
     if "order" not in kept:
-        return line[:count]
-    start = rng.randrange(len(line) - count + 1)
-    return sorted(line)[start : start + count]
+        return words[:count]
+    start = rng.randrange(len(words) - count + 1)
+    return sorted(words)[start : start + count]
 
 
 def _numbers(first: str, count: int) -> list[str]:
@@ -85,42 +86,42 @@ def _numbers(first: str, count: int) -> list[str]:
     return NUMBERS[start : start + count]
 
 
-def check(rows: Sequence[tuple[Facts, str]]) -> list[tuple[bool, ...]]:
-    """Verdicts on each (facts, response)."""
-    return [_verdicts(facts, response) for facts, response in rows]
+def check(rows: Sequence[tuple[Spec, str]]) -> list[tuple[bool, ...]]:
+    """Return the verdicts on each (spec, response)."""
+    return [_verdicts(spec, response) for spec, response in rows]
 
 
-def _verdicts(facts: Facts, response: str) -> tuple[bool, ...]:
-    """Verdicts on the words, on their number, and on each constraint in the order of the wording."""
-    words, asked = re.findall(r"[a-z]+", response.lower()), dict(facts["constraints"])
+def _verdicts(spec: Spec, response: str) -> tuple[bool, ...]:
+    """Return the verdicts on the words, on their number, and on each constraint in the order of the instruction."""
+    words, constraints = re.findall(r"[a-z]+", response.lower()), dict(spec["constraints"])
     if not words:
-        return (False,) * (2 + len(asked))
-    plain = re.fullmatch(r"[A-Za-z ,*/-]+[.!?]?", response) is not None
+        return (False,) * (2 + len(constraints))
+    is_plain = re.fullmatch(r"[A-Za-z ,*/-]+[.!?]?", response) is not None
     body = response.rstrip("".join(MARKS.values()))
-    pieces = body.lower().split(SEPARATORS.get(asked.get("separator", ""), ","))
+    pieces = body.lower().split(SEPARATORS.get(constraints.get("separator", ""), ","))
     verdicts = {
         "capitals": response == response.upper(),
         "separator": [piece.strip() for piece in pieces] == words,
-        "ending": response[len(body) :] == MARKS.get(asked.get("ending", "")),
+        "ending": response[len(body) :] == MARKS.get(constraints.get("ending", "")),
         "order": words == sorted(words),
-        "without": asked.get("without") not in words,
+        "without": constraints.get("without") not in words,
     }
-    return plain and _right(facts, words), len(words) == facts["count"], *(verdicts[name] for name in asked)
+    return is_plain and _are_right(spec, words), len(words) == spec["count"], *(verdicts[name] for name in constraints)
 
 
-def _right(facts: Facts, words: list[str]) -> bool:
-    """Whether these are words that were asked for, whatever their number."""
-    if facts["task"] == "repeat":
-        return set(words) == {facts["subject"]}
-    if facts["task"] == "count":
-        return words == _numbers(facts["subject"], len(words))
-    return set(words) <= set(TOPICS[facts["subject"]]) and len(set(words)) == len(words)
+def _are_right(spec: Spec, words: list[str]) -> bool:
+    """Return whether the words, regardless of their number, are the requested ones."""
+    if spec["task"] == "repeat":
+        return set(words) == {spec["subject"]}
+    if spec["task"] == "count":
+        return words == _numbers(spec["subject"], len(words))
+    return set(words) <= set(TOPICS[spec["subject"]]) and len(set(words)) == len(words)
 
 
-def texts() -> Iterator[str]:
-    """Every word that an answer can hold, in lower and upper case, first and later in a text; then every wording."""
-    for word in (*NUMBERS, *(word for circle in TOPICS.values() for word in circle)):
+def vocabulary_texts() -> Iterator[str]:
+    """Yield each word of answers, in both cases, with and without a leading space, and each phrase of instructions."""
+    for word in (*NUMBERS, *(word for cycle in TOPICS.values() for word in cycle)):
         yield from (word, f" {word}", word.upper(), f" {word.upper()}")
     yield from (f"cat {sign} cat, cat{sign}" for sign in (*SEPARATORS.values(), *MARKS.values()))
     yield from (opening.format(count="three", subject=topic) for opening in OPENINGS.values() for topic in TOPICS)
-    yield from (f", {wish.format(value)}." for wish in CONSTRAINTS.values() for value in (*SEPARATORS, *MARKS))
+    yield from (f", {phrase.format(value)}." for phrase in CONSTRAINTS.values() for value in (*SEPARATORS, *MARKS))

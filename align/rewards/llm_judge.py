@@ -12,7 +12,7 @@ from itertools import combinations, count, islice
 from typing import NamedTuple
 
 from align.inference.engines import load_engine
-from align.inference.samples import Engine, ask
+from align.inference.samples import Engine, respond
 from align.inference.settings import SamplingSettings
 from align.records import Message, Prompt
 from align.rewards.builtin_judges import LlmSettings
@@ -123,7 +123,7 @@ class LlmJudge:
             ]
             if not open_questions or attempt > self.attempts:
                 break
-            texts = ask(self.engine, [Prompt(dialogues[index]) for index in open_questions], self.sampling)
+            texts = respond(self.engine, [Prompt(dialogues[index]) for index in open_questions], self.sampling)
             for index, text in zip(open_questions, texts, strict=True):
                 found[index] = Answer(parse(text), text)
                 retry = Message("user", RETRY.format(form=form))

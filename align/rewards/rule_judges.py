@@ -71,7 +71,7 @@ def _is_task(prompt: Prompt) -> bool:
 
 def _grade_tasks(groups: Sequence[Group]) -> list[tasks.Verdicts]:
     """Return the checks of all responses to procedural tasks, in one call because programs among them run together."""
-    return tasks.grades(
+    return tasks.grade_all(
         [(prompt.metadata, response) for prompt, responses in groups if _is_task(prompt) for response in responses]
     )
 

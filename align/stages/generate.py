@@ -17,7 +17,7 @@ from align.stages.context import RunContext, StepInputs
 from align.stages.estimates import Estimate, Planning, estimate_answers, prompt_tokens
 from align.stages.responses.settings import GenerationSettings, groups_source, judge_inputs, judge_key, local_precision
 from align.stages.sources import SourceSettings, check_unsplit, prompts
-from align.synth.scored_groups import GroupStatistics
+from align.synth.group_statistics import GroupStatistics
 
 
 class Generate(GenerationSettings, Stage):

@@ -13,7 +13,7 @@ from align.stages.context import RunContext, StepInputs
 from align.stages.estimates import Estimate, Planning, estimate_answers
 from align.stages.responses.settings import Judges, groups_source, judge_inputs, judge_key
 from align.stages.sources import SourceSettings, check_without_constraints
-from align.synth.scored_groups import GroupSettings
+from align.synth.settings import GroupSettings
 
 
 class Score(Stage):

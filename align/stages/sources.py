@@ -18,8 +18,9 @@ from align.errors import InputError, within
 from align.procedural import tasks
 from align.records import Comparison, Demonstration, Located, Prompt, Record, at_place
 from align.registry import pick
-from align.synth.constraints import ConstraintSettings, constrain
+from align.synth.constraints import constrain
 from align.synth.scored_groups import prompt_of
+from align.synth.settings import ConstraintSettings
 
 Overlong = Literal["drop", "cut_prompt", "cut_response", "error"]
 

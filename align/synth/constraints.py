@@ -1,8 +1,8 @@
-"""Real prompts joined with instructions that a program can check: what IFEval asks, of whatever somebody asked.
+"""Prompts combined with verifiable instructions, as in IFEval.
 
-The Nemotron-4 report (Adler et al. 2024, sec. 3.2.1) makes its instruction-following prompts so, from the verifiable
-instructions of IFEval (Zhou et al. 2023). A prompt's instructions depend on (seed, its messages) alone, and its split
-on its own text alone, so that no prompt is in two splits under different instructions.
+Adler et al. 2024 (Nemotron-4 340B, sec. 3.2.1) synthesize instruction-following prompts this way, from the verifiable
+instructions of IFEval (Zhou et al. 2023). A prompt's instructions depend on (seed, messages) only, and its split on its
+own text only, so a prompt is never in two splits with different instructions.
 """
 
 from __future__ import annotations
@@ -12,23 +12,19 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import AfterValidator, Field
-
-from align.config import Settings
 from align.errors import InputError
 from align.inference.samples import prompt_key
 from align.records import Message, Prompt
-from align.registry import pick
 from align.synth.constraint_templates import TEMPLATES, Template
+from align.synth.settings import ConstraintSettings, Split
 
-Split = Literal["train", "validation", "test"]
+SPLITS: dict[Split, range] = {"train": range(4, 10), "validation": range(3, 4), "test": range(3)}  # tenths of the hash
+MAX_SHOWN = 40  # characters of a prompt in an error
 
-SPLITS: dict[Split, range] = {"train": range(4, 10), "validation": range(3, 4), "test": range(3)}  # tenths of all texts
-
-# Kinds that are asked for alone or beside these only: they leave no room for anything else.
-COMPANIONS: dict[str, frozenset[str]] = {
+# Kinds that leave no room for others, except the kinds listed
+COMPATIBLE: dict[str, frozenset[str]] = {
     "combination:repeat_prompt": frozenset({"keywords:existence", "startend:end_checker"}),
     "combination:two_responses": frozenset({"keywords:existence", "keywords:forbidden_words", "punctuation:no_comma"}),
     "detectable_format:constrained_response": frozenset(),
@@ -38,18 +34,18 @@ COMPANIONS: dict[str, frozenset[str]] = {
     ),
 }
 
-# Of each of these sets a prompt gets one kind at most: two of them contradict each other, or can by what is drawn.
-APART: tuple[frozenset[str], ...] = (
+# At most one kind of each set is used in a prompt: two may contradict each other
+EXCLUSIVE: tuple[frozenset[str], ...] = (
     frozenset(
-        {  # of two cases
+        {  # letter case
             "change_case:capital_word_frequency",
             "change_case:english_capital",
             "change_case:english_lowercase",
-            "detectable_format:multiple_sections",  # its heading is looked for as it is written
+            "detectable_format:multiple_sections",  # its headings are matched with their case
         }
     ),
     frozenset(
-        {  # of two layouts, or of a length that a layout has no room in
+        {  # layout, or a length that leaves no room for a layout
             "detectable_format:multiple_sections",
             "detectable_format:number_bullet_lists",
             "detectable_format:number_highlighted_sections",
@@ -60,7 +56,7 @@ APART: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset(
-        {  # of two words or letters, one asked for and one ruled out
+        {  # a required and a forbidden word or letter
             "detectable_format:multiple_sections",
             "keywords:forbidden_words",
             "keywords:frequency",
@@ -71,98 +67,96 @@ APART: tuple[frozenset[str], ...] = (
     ),
     frozenset({"keywords:existence", "keywords:letter_frequency"}),
     frozenset({"detectable_format:number_bullet_lists", "keywords:letter_frequency"}),
-    frozenset({"detectable_content:postscript", "keywords:letter_frequency"}),  # the `p` of P.S.
-    frozenset({"detectable_content:postscript", "startend:end_checker"}),  # of two ends
+    frozenset({"detectable_content:postscript", "keywords:letter_frequency"}),  # the "p" of "P.S."
+    frozenset({"detectable_content:postscript", "startend:end_checker"}),  # the end of the response
     frozenset({"startend:quotation", "length_constraints:number_paragraphs"}),
-    # of two beginnings
+    # the beginning of the response
     frozenset({"startend:quotation", "detectable_format:title", "length_constraints:nth_paragraph_first_word"}),
 )
 
 
-def _known(kinds: list[str] | None) -> list[str] | None:
-    for kind in kinds or ():
-        pick(TEMPLATES, kind, "instruction")
-    return kinds
-
-
-class ConstraintSettings(Settings):
-    """Which instructions prompts are joined with, how many, and which prompts."""
-
-    kinds: Annotated[list[str], Field(min_length=1), AfterValidator(_known)] | None = None  # of TEMPLATES; else all
-    max_constraints: int = Field(default=1, ge=1)  # instructions of a prompt; each number up to it is as likely
-    split: Split | None = None  # the prompts of this split only; see `split_of`
-
-
-class Asked(NamedTuple):
-    """An instruction in words, and as a verifier takes it."""
+class Constraint(NamedTuple):
+    """A verifiable instruction, in words and as a verifier takes it."""
 
     kind: str
-    words: str
+    wording: str
     settings: dict[str, Any]
 
 
 def constrain(prompts: Sequence[Prompt], settings: ConstraintSettings, *, seed: int) -> list[Prompt]:
-    """The prompts of the split with instructions after the last user message and, in IFEval's form, in the metadata.
+    """Return the prompts of the split with instructions appended to the last user message.
 
-    A prompt gets fewer than were drawn where no further kind agrees with those that it has.
+    The instructions are also added to the metadata, in IFEval's form (`instruction_id_list`, `kwargs`). A prompt gets
+    fewer instructions than were drawn if no further kind is compatible. Raises `InputError` for a prompt that has
+    instructions already.
     """
     kinds = sorted(set(settings.kinds or TEMPLATES))
-    there = [prompt for prompt in prompts if settings.split in (None, split_of(prompt))]
-    return [_joined(prompt, list(_drawn(prompt, kinds, settings.max_constraints, seed=seed))) for prompt in there]
+    chosen = [prompt for prompt in prompts if settings.split in (None, split_of(prompt))]
+    return [_append(prompt, list(_draw(prompt, kinds, settings.max_constraints, seed=seed))) for prompt in chosen]
 
 
 def split_of(prompt: Prompt) -> Split:
-    """The split of a prompt by what its user says, whatever the case, the marks and the order of the words."""
+    """Return the split of a prompt: a hash of the user's words, ignoring case, punctuation and order.
+
+    >>> split_of(Prompt((Message("user", "What is this?"),))) == split_of(Prompt((Message("user", "This is WHAT"),)))
+    True
+    """
     words = sorted(re.findall(r"\w+", _user_text(prompt)[1].lower()))
     tenth = int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()) % 10
     return next(split for split, tenths in SPLITS.items() if tenth in tenths)
 
 
-def agree(one: str, other: str) -> bool:
-    """Whether two kinds of instruction can be asked for together."""
-    alone = any(kind in COMPANIONS and beside not in COMPANIONS[kind] for kind, beside in ((one, other), (other, one)))
-    return one != other and not alone and not any({one, other} <= kinds for kinds in APART)
+def are_compatible(one: str, other: str) -> bool:
+    """Return whether a prompt may ask for two kinds of instructions.
+
+    >>> are_compatible("change_case:english_capital", "change_case:english_lowercase")
+    False
+    """
+    pairs = ((one, other), (other, one))
+    restricted = any(first in COMPATIBLE and second not in COMPATIBLE[first] for first, second in pairs)
+    return one != other and not restricted and not any({one, other} <= kinds for kinds in EXCLUSIVE)
 
 
-def _drawn(prompt: Prompt, kinds: Sequence[str], most: int, *, seed: int) -> Iterator[Asked]:
-    place = repr((seed, "constraints", prompt_key(prompt)))
-    rng = Random(hashlib.sha256(place.encode()).digest())
-    number, chosen = rng.randint(1, most), list[str]()
+def _draw(prompt: Prompt, kinds: Sequence[str], max_constraints: int, *, seed: int) -> Iterator[Constraint]:
+    address = repr((seed, "constraints", prompt_key(prompt)))
+    rng = Random(hashlib.sha256(address.encode()).digest())
+    number, chosen = rng.randint(1, max_constraints), list[str]()
     for kind in rng.sample(kinds, len(kinds)):
-        if len(chosen) < number and all(agree(kind, other) for other in chosen):
+        if len(chosen) < number and all(are_compatible(kind, other) for other in chosen):
             chosen.append(kind)
-            yield _asked(kind, rng.choice(TEMPLATES[kind]), _user_text(prompt)[1], rng)
+            yield _instantiate(kind, rng.choice(TEMPLATES[kind]), _user_text(prompt)[1], rng)
 
 
-def _asked(kind: str, template: Template, text: str, rng: Random) -> Asked:
-    made = {name: options(text) if callable(options) else options for name, options in template.options.items()}
-    settings = {name: rng.choice(options) for name, options in made.items()}
-    said = {name: _said(value) for name, value in settings.items()}
-    return Asked(kind, rng.choice(template.wordings).format(**said), settings)
+def _instantiate(kind: str, template: Template, text: str, rng: Random) -> Constraint:
+    """Draw the settings of a template for a prompt's text, and a wording."""
+    options = {name: values(text) if callable(values) else values for name, values in template.options.items()}
+    settings = {name: rng.choice(values) for name, values in options.items()}
+    shown = {name: _in_words(value) for name, value in settings.items()}
+    return Constraint(kind, rng.choice(template.wordings).format(**shown), settings)
 
 
-def _said(value: Any) -> str:  # noqa: ANN401 - any setting of a verifier
+def _in_words(value: Any) -> str:  # noqa: ANN401 - any setting of a verifier
     return " and ".join(f"'{each}'" for each in value) if isinstance(value, list) else str(value)  # pyright: ignore[reportUnknownVariableType] - of any type
 
 
 def _user_text(prompt: Prompt) -> tuple[int, str]:
-    """Place and content of the last user message."""
-    for place in range(len(prompt.messages) - 1, -1, -1):
-        if prompt.messages[place].role == "user":
-            return place, prompt.messages[place].content
-    raise InputError("a prompt to be constrained needs a user message")
+    """Return the index and content of the last user message."""
+    for index in range(len(prompt.messages) - 1, -1, -1):
+        if prompt.messages[index].role == "user":
+            return index, prompt.messages[index].content
+    raise InputError("a prompt with constraints needs a user message")
 
 
-def _joined(prompt: Prompt, asked: Sequence[Asked]) -> Prompt:
+def _append(prompt: Prompt, constraints: Sequence[Constraint]) -> Prompt:
+    index, text = _user_text(prompt)
     if taken := {"instruction_id_list", "instructions"} & prompt.metadata.keys():
-        raise InputError(f"prompt {_user_text(prompt)[1][:40]!r}: has {taken.pop()} of its own; leave out constraints")
-    place, text = _user_text(prompt)
-    text = "\n\n".join([text.rstrip(), " ".join(each.words for each in asked)])
-    messages = (*prompt.messages[:place], Message("user", text), *prompt.messages[place + 1 :])
+        raise InputError(f"prompt {text[:MAX_SHOWN]!r} already has {taken.pop()}; remove `constraints`")
+    text = "\n\n".join([text.rstrip(), " ".join(each.wording for each in constraints)])
+    messages = (*prompt.messages[:index], Message("user", text), *prompt.messages[index + 1 :])
     columns = {
         "key": prompt_key(prompt),
         "prompt": text,
-        "instruction_id_list": [each.kind for each in asked],
-        "kwargs": [each.settings for each in asked],
+        "instruction_id_list": [each.kind for each in constraints],
+        "kwargs": [each.settings for each in constraints],
     }
     return replace(prompt, messages=messages, metadata={**prompt.metadata, **columns})

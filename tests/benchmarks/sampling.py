@@ -38,7 +38,7 @@ from align.data.chat_templates import apply_template
 from align.data.reading import read
 from align.errors import InputError
 from align.inference.settings import SamplingSettings
-from align.inference.transformers_engine import DTYPES, TransformersEngine, in_precision
+from align.inference.transformers_engine import DTYPES, TransformersEngine, cast_weights
 from align.models.loading.pretrained import silence_transformers
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
@@ -56,7 +56,7 @@ def main() -> None:
     policy, tokenizer = load_policy(PolicySettings(path=options.model))
     if not tokenizer.chat_template:
         apply_template(tokenizer, "chatml")
-    model = in_precision(policy.base, DTYPES[options.precision])
+    model = cast_weights(policy.base, DTYPES[options.precision])
     own_attention = model.config._attn_implementation
     engine = TransformersEngine(model, tokenizer, name="policy", batch_size=options.prompts)
     slot_attention = model.config._attn_implementation

@@ -12,7 +12,7 @@ from align.errors import InputError
 from align.evaluation.sampled_task import SampledTask, correct
 from align.evaluation.task import Answer
 from align.evaluation.tasks import TASKS, pick_task
-from align.inference.samples import Sample, Speed, distinct, prompt_key
+from align.inference.samples import Sample, Throughput, prompt_key, unique_prompts
 from align.inference.settings import SamplingSettings
 from align.records import Message
 
@@ -45,10 +45,10 @@ NO_TASK = "neither"
 class Echo:
     """Answers with the number of the sample and the last message's text, or repeats itself in capitals."""
 
-    name, speed = "echo", Speed()
+    name, throughput = "echo", Throughput()
 
-    def sample(self, prompts, settings, *, done=None):
-        for prompt in distinct(prompts):
+    def sample(self, prompts, settings, *, finished=()):
+        for prompt in unique_prompts(prompts):
             for number in range(settings.num_responses):
                 messages = prompt.messages
                 text = messages[1].content.upper() if len(messages) == 3 else f"{number} {messages[-1].content}"

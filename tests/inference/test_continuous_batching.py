@@ -8,8 +8,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from align.inference.continuous_batching import FP32_ROWS, HALF_ROWS, WIDTH, Slots, prefill, prepare
-from align.inference.transformers_engine import in_precision
+from align.inference.continuous_batching import (
+    BF16_ROWS,
+    FP32_ROWS,
+    WIDTH,
+    ContinuousBatch,
+    enable_continuous_batching,
+    prefill,
+)
+from align.inference.transformers_engine import cast_weights
 
 MODELS = Path(__file__).parents[1] / "models" / "tiny_models.py"
 spec = importlib.util.spec_from_file_location("tiny_models_for_slots", MODELS)
@@ -51,7 +58,7 @@ def wide_model(heads, precision, *, num_layers):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    return in_precision(model, precision)
+    return cast_weights(model, precision)
 
 
 def sequences(lengths, vocabulary, seed=0):
@@ -60,19 +67,19 @@ def sequences(lengths, vocabulary, seed=0):
 
 
 def logits_of(model, rows, num_steps, size):
-    """The last `num_steps` logits of each sequence, `size` of them in work at once; the next takes a free slot."""
+    """The last `num_steps` logits of each sequence, `size` of them in batch at once; the next takes a free slot."""
     waiting = [row for row in rows]
-    work, found = Slots(model, size), {number: [] for number, _ in waiting}
-    while waiting or work.rows:
-        while waiting and len(work.rows) < size:
+    batch, found = ContinuousBatch(model, size), {number: [] for number, _ in waiting}
+    while waiting or batch.rows:
+        while waiting and len(batch.rows) < size:
             number, ids = waiting.pop(0)
-            work.add((number, ids), prefill(model, ids[:-num_steps])[0], len(ids) - num_steps)
-        going = list(work.arrange())
-        logits = work.step([ids[len(ids) - num_steps + len(found[number])] for number, ids in going])
+            batch.add((number, ids), prefill(model, ids[:-num_steps])[0], len(ids) - num_steps)
+        going = list(batch.sort())
+        logits = batch.step([ids[len(ids) - num_steps + len(found[number])] for number, ids in going])
         for (number, ids), row in zip(going, logits, strict=True):
             found[number].append(row.clone())
             if len(found[number]) == num_steps - number % 3:  # rows do not all go at once
-                work.remove((number, ids))
+                batch.remove((number, ids))
     return found
 
 
@@ -81,7 +88,7 @@ def logits_of(model, rows, num_steps, size):
 def test_a_row_is_the_same_to_the_last_bit_beside_any_others(heads, num_threads, precision):
     alone = num_threads == 1
     model = wide_model(heads, precision, num_layers=2 if alone else 1)
-    assert prepare(model) == ""
+    assert enable_continuous_batching(model) == ""
     wider = [WIDTH + 3, 9, 2 * WIDTH + 1, WIDTH + 1, 30, 3 * WIDTH - 2]  # three come to see more keys on the way
     rows = list(enumerate(sequences([*wider, *range(6, 6 + FP32_ROWS - 3)], 512)))  # more than one fp32 forward takes
     num_compared = 0
@@ -110,8 +117,8 @@ def test_a_row_is_the_same_before_a_large_vocabulary_however_many_are_beside_it(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    assert prepare(model) == ""
-    rows = list(enumerate(sequences(range(6, 6 + HALF_ROWS + 8), 512)))
+    assert enable_continuous_batching(model) == ""
+    rows = list(enumerate(sequences(range(6, 6 + BF16_ROWS + 8), 512)))
     with threads(1):
         together, few = logits_of(model, rows, 4, len(rows)), logits_of(model, rows, 4, 4)
     assert all(torch.equal(torch.stack(few[number]), torch.stack(together[number])) for number, _ in rows)
@@ -132,7 +139,7 @@ def agreement(model, lengths=(9, 14, 20)):
 @pytest.mark.parametrize("name", sorted(tiny_models.TREE))
 def test_slots_say_what_the_model_says(name):
     model = tiny_models.tiny_model(*tiny_models.TREE[name])
-    assert prepare(model) == ""
+    assert enable_continuous_batching(model) == ""
     assert agreement(model) < 1e-4
 
 
@@ -140,11 +147,11 @@ def test_slots_say_what_the_model_says(name):
 @pytest.mark.parametrize("name", sorted(tiny_models.MORE_TREE))
 def test_slots_say_what_further_models_say(name, monkeypatch):
     monkeypatch.setattr(
-        "align.inference.continuous_batching.EXPERTS", ()
+        "align.inference.continuous_batching.EXPERT_COUNTS", ()
     )  # which refuse in fp32, and would be right but for the last bits
     model = tiny_models.tiny_model(*tiny_models.MORE_TREE[name])
-    refusal = prepare(model)
-    print(refusal or "in slots")
+    refusal = enable_continuous_batching(model)
+    print(refusal or "supported")
     assert refusal or agreement(model) < 1e-4
 
 
@@ -152,7 +159,7 @@ def test_slots_say_what_further_models_say(name, monkeypatch):
 def test_a_window_that_slides_over_some_layers_is_kept(name):
     kind, settings = SLIDING[name]
     model = tiny_models.tiny_model(kind, settings)
-    assert prepare(model) == ""
+    assert enable_continuous_batching(model) == ""
     assert agreement(model) < 1e-4
 
 
@@ -160,14 +167,14 @@ def test_a_window_that_slides_over_some_layers_is_kept(name):
 def test_a_model_whose_state_is_not_keys_by_position_is_refused_with_the_reason(name):
     kind, settings, _ = tiny_models.PLAIN[name]
     model = tiny_models.tiny_model(kind, settings)
-    assert prepare(model).startswith(type(model).__name__)
+    assert enable_continuous_batching(model).startswith(type(model).__name__)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
 def test_experts_are_refused_in_fp32_where_a_row_would_depend_on_who_else_has_chosen_them(name):
     model = tiny_models.tiny_model(*tiny_models.MORE_TREE[name])
-    assert "experts" in prepare(model)
-    assert prepare(in_precision(model, torch.bfloat16)) == ""
+    assert "experts" in enable_continuous_batching(model)
+    assert enable_continuous_batching(cast_weights(model, torch.bfloat16)) == ""
 
 
 def test_a_model_whose_slots_would_be_wrong_is_found_out():
@@ -181,7 +188,7 @@ def test_a_model_whose_slots_would_be_wrong_is_found_out():
 
     model = tiny_models.tiny_model("llama")
     model.__class__ = Elsewhere
-    assert "in slots" in prepare(model)
+    assert "in a batch" in enable_continuous_batching(model)
 
 
 def test_weights_are_rounded_as_transformers_loads_them(tmp_path):
@@ -193,4 +200,4 @@ def test_weights_are_rounded_as_transformers_loads_them(tmp_path):
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.bfloat16).eval()
         ids = torch.arange(3, 23)[None]
         with torch.no_grad():
-            assert torch.equal(in_precision(rounded, torch.bfloat16)(ids).logits, loaded(ids).logits), name
+            assert torch.equal(cast_weights(rounded, torch.bfloat16)(ids).logits, loaded(ids).logits), name

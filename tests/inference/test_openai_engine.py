@@ -21,7 +21,7 @@ from align.data.tokenizer import train_tokenizer
 from align.distributed.journal import Journal
 from align.errors import InputError, RunError
 from align.inference.openai_engine import OpenAIEngine
-from align.inference.samples import ask, prompt_key, resumed
+from align.inference.samples import prompt_key, respond, sample_with_journal
 from align.inference.settings import SamplingSettings, ServerSettings
 from align.records import Message, Prompt
 
@@ -66,8 +66,8 @@ def test_every_sample_is_asked_for_once_with_its_own_seed_and_all_settings():
     first = server.requests[0]
     assert [first[name] for name in ("temperature", "top_p", "max_tokens", "top_k")] == [0.7, 0.9, 50, 5]
     assert first["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert asked.speed.tokens == sum(sample.num_tokens for sample in samples.values())
-    assert asked.speed.tokens_per_s > 0
+    assert asked.throughput.new_tokens == sum(sample.num_tokens for sample in samples.values())
+    assert asked.throughput.tokens_per_s > 0
 
 
 def test_the_number_of_requests_at_once_changes_no_sample():
@@ -102,15 +102,15 @@ def test_what_does_not_pass_ends_the_run_with_what_is_done_kept_and_the_next_cal
         asked = engine(server, retries=1)
         with Journal(path, made_with) as journal:
             before = []
-            with pytest.raises(RunError, match=r"failed 2 times, at last with: .*; what is done is kept") as caught:
-                before.extend(resumed(asked, PROMPTS, SETTINGS, journal))
+            with pytest.raises(RunError, match=r"failed 2 times, last with: .*; finished samples are kept") as caught:
+                before.extend(sample_with_journal(asked, PROMPTS, SETTINGS, journal))
         assert "\n" not in str(caught.value)
         assert len(journal.done) == 7  # written down even where the caller saw less
         assert sum(server.steps.values()) <= 7 + 2 * 4  # what was under way, and no more
         answered = distinct(server.requests[:7])
     with serving() as server:
         with Journal(path, made_with) as journal:
-            samples = by_place(resumed(engine(server), PROMPTS, SETTINGS, journal))
+            samples = by_place(sample_with_journal(engine(server), PROMPTS, SETTINGS, journal))
         assert samples.keys() == ALL
         assert len(server.requests) == len(ALL) - 7
         assert not distinct(server.requests) & answered
@@ -126,7 +126,7 @@ def test_the_server_says_how_long_to_wait(told):
 
 
 def test_waits_grow():
-    said = "failed 4 times, at last with: HTTP 500: .*status 500"
+    said = "failed 4 times, last with: HTTP 500: .*status 500"
     with serving(always=(500,)) as server, pytest.raises(RunError, match=said):
         list(engine(server, concurrency=1, retries=3).sample(PROMPTS, SETTINGS))
     waits = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
@@ -138,7 +138,7 @@ def test_waits_grow():
 def test_what_was_asked_wrongly_is_not_asked_again(status):
     with serving(["ok", "ok"], always=(status,)) as server:
         found = []
-        with pytest.raises(InputError, match=rf"refuses a request for 'm' with HTTP {status}: .*as told"):
+        with pytest.raises(InputError, match=rf"rejects a request for 'm' with HTTP {status}: .*as told"):
             found.extend(engine(server, concurrency=1).sample(PROMPTS, SETTINGS))
     assert len(server.requests) == 3
 
@@ -160,7 +160,7 @@ def test_a_stop_string_that_the_server_leaves_in_the_text_is_cut_off():
 def test_ask_answers_in_the_order_of_the_questions():
     with serving(["slow", "ok", (500,)]) as server:
         asked = [PROMPTS[2], PROMPTS[0], PROMPTS[2], PROMPTS[5]]
-        answers = list(ask(engine(server, timeout_s=5.0), asked, SETTINGS))
+        answers = list(respond(engine(server, timeout_s=5.0), asked, SETTINGS))
     assert [answer.split(" to ")[1] for answer in answers] == [prompt.messages[-1].content for prompt in asked]
 
 
@@ -179,7 +179,7 @@ def test_a_server_that_goes_away_ends_the_run():
         coming = asked.sample(PROMPTS, SETTINGS)
         next(coming)
         server.always = "reset"  # the connections that are open
-    with pytest.raises(RunError, match="failed 2 times, at last with: (ConnectError|RemoteProtocolError|ReadError)"):
+    with pytest.raises(RunError, match="failed 2 times, last with: (ConnectError|RemoteProtocolError|ReadError)"):
         list(coming)
 
 
@@ -194,13 +194,13 @@ def test_the_key_comes_from_the_environment_and_is_in_no_settings_and_no_error(m
     with serving(key="s3cret") as server:
         samples = list(engine(server, api_key_env="KEY_OF_A_TEST").sample(PROMPTS, SETTINGS))
         assert len(samples) == len(ALL)
-        with pytest.raises(InputError, match="refuses a call without a key with HTTP 401: set api_key_env"):
+        with pytest.raises(InputError, match="rejects a request without a key with HTTP 401: set api_key_env"):
             engine(server)
         monkeypatch.setenv("KEY_OF_A_TEST", "wr0ng")
-        with pytest.raises(InputError, match=r"refuses the key in \$KEY_OF_A_TEST with HTTP 401") as caught:
+        with pytest.raises(InputError, match=r"rejects the key in \$KEY_OF_A_TEST with HTTP 401") as caught:
             engine(server, api_key_env="KEY_OF_A_TEST")
         assert "wr0ng" not in str(caught.value)
-        with pytest.raises(InputError, match="the environment has no variable NO_SUCH_KEY"):
+        with pytest.raises(InputError, match="the environment variable NO_SUCH_KEY is not set"):
             engine(server, api_key_env="NO_SUCH_KEY")
 
 

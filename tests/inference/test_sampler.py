@@ -8,14 +8,14 @@ import torch
 from frequencies import are_drawn_from, shares_by_definition
 
 from align.errors import RunError
-from align.inference.sampler import LIKELIEST, draw, uniforms
+from align.inference.sampler import NUM_LIKELY, sample_tokens, uniform_numbers
 
 NUM_DRAWS = 20_000
 
 
 def drawn(logits, temperature, top_p):
-    numbers = [number for seed in range(NUM_DRAWS // 100) for number in uniforms(seed, 100)]
-    return draw(logits.expand(NUM_DRAWS, -1), numbers, temperature=temperature, top_p=top_p)
+    numbers = [number for seed in range(NUM_DRAWS // 100) for number in uniform_numbers(seed, 100)]
+    return sample_tokens(logits.expand(NUM_DRAWS, -1), numbers, temperature=temperature, top_p=top_p)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.7])
@@ -28,10 +28,10 @@ def test_tokens_come_as_often_as_temperature_and_top_p_say(temperature, top_p):
 
 
 def test_a_flat_distribution_reaches_past_the_tokens_that_are_sorted_at_first():
-    vocabulary = 4 * LIKELIEST
+    vocabulary = 4 * NUM_LIKELY
     logits = 0.1 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(1))
     tokens = drawn(logits, 1.0, 0.9)
-    assert len(set(tokens)) > LIKELIEST
+    assert len(set(tokens)) > NUM_LIKELY
     assert are_drawn_from(tokens, shares_by_definition(logits, 1.0, 0.9))
 
 
@@ -39,36 +39,41 @@ def test_a_flat_distribution_reaches_past_the_tokens_that_are_sorted_at_first():
 def test_a_rows_token_is_its_own_whatever_stands_beside_it(top_p):
     generator = torch.Generator().manual_seed(2)
     flat_and_sharp = torch.tensor([0.1, 4.0] * 8)[:, None]
-    logits = flat_and_sharp * torch.randn(16, 3 * LIKELIEST, generator=generator)
+    logits = flat_and_sharp * torch.randn(16, 3 * NUM_LIKELY, generator=generator)
     numbers = torch.rand(16, generator=generator).tolist()
-    together = draw(logits, numbers, temperature=1.0, top_p=top_p)
-    alone = [draw(logits[row : row + 1], numbers[row : row + 1], temperature=1.0, top_p=top_p)[0] for row in range(16)]
+    together = sample_tokens(logits, numbers, temperature=1.0, top_p=top_p)
+    alone = [
+        sample_tokens(logits[row : row + 1], numbers[row : row + 1], temperature=1.0, top_p=top_p)[0]
+        for row in range(16)
+    ]
     assert together == alone
-    assert draw(logits.flip(0), numbers[::-1], temperature=1.0, top_p=top_p) == together[::-1]
+    assert sample_tokens(logits.flip(0), numbers[::-1], temperature=1.0, top_p=top_p) == together[::-1]
 
 
 def test_at_temperature_zero_the_likeliest_token_is_taken():
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(3))
-    assert draw(logits, [0.99] * 5, temperature=0, top_p=1.0) == [int(np.argmax(row)) for row in logits.numpy()]
+    assert sample_tokens(logits, [0.99] * 5, temperature=0, top_p=1.0) == [
+        int(np.argmax(row)) for row in logits.numpy()
+    ]
 
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2.0**-53])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_no_number_draws_an_impossible_token(number, top_p):
     logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 2.0, -torch.inf]])
-    assert draw(logits, [number], temperature=1.0, top_p=top_p)[0] in (1, 3)
+    assert sample_tokens(logits, [number], temperature=1.0, top_p=top_p)[0] in (1, 3)
 
 
 def test_broken_logits_stop_the_run():
     for temperature in (0, 1.0):
         with pytest.raises(RunError, match="not finite"):
-            draw(torch.tensor([[1.0, torch.nan]]), [0.5], temperature=temperature, top_p=1.0)
+            sample_tokens(torch.tensor([[1.0, torch.nan]]), [0.5], temperature=temperature, top_p=1.0)
 
 
 def test_more_numbers_of_a_seed_only_add_to_them_and_seeds_differ():
-    assert uniforms(7, 100)[:10] == uniforms(7, 10)
-    assert not set(uniforms(7, 100)) & set(uniforms(8, 100))
-    many = np.array(uniforms(7, 100_000))
+    assert uniform_numbers(7, 100)[:10] == uniform_numbers(7, 10)
+    assert not set(uniform_numbers(7, 100)) & set(uniform_numbers(8, 100))
+    many = np.array(uniform_numbers(7, 100_000))
     assert many.min() >= 0
     assert many.max() < 1
     shares = np.histogram(many, bins=20, range=(0, 1))[0] / len(many)
@@ -93,8 +98,10 @@ def test_a_row_alone_draws_what_it_draws_beside_others_on_two_threads():
                     else ()
                 ):
                     borders += 1
-                    alone = draw(one[None], [0.9999999], temperature=1.0, top_p=top_p)
-                    assert alone == draw(logits_BV, [0.9999999] * 8, temperature=1.0, top_p=top_p)[row : row + 1]
+                    alone = sample_tokens(one[None], [0.9999999], temperature=1.0, top_p=top_p)
+                    assert (
+                        alone == sample_tokens(logits_BV, [0.9999999] * 8, temperature=1.0, top_p=top_p)[row : row + 1]
+                    )
         if not borders:
             pytest.skip("this machine adds up a row alone as it does beside others")
     finally:

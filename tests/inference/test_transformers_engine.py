@@ -14,7 +14,7 @@ from align.config import build
 from align.data.tokenizer import train_tokenizer
 from align.distributed.journal import Journal
 from align.errors import InputError
-from align.inference.samples import TOO_LONG, ask, prompt_key, resumed
+from align.inference.samples import TOO_LONG, prompt_key, respond, sample_with_journal
 from align.inference.settings import LocalSettings, SamplingSettings
 from align.inference.transformers_engine import TransformersEngine
 from align.records import Message, Prompt
@@ -78,7 +78,7 @@ def test_the_batch_size_and_the_order_change_no_sample(kind):
     for batch_size in (1, 3, 8):
         engine, _, _ = tiny_engine(batch_size, kind=kind, **settings)
         assert by_place(engine.sample(PROMPTS[::-1], asked)) == expected, batch_size
-    assert bool(engine.refusal) == (kind == "mamba")
+    assert bool(engine.unsupported) == (kind == "mamba")
 
 
 def test_a_sample_depends_on_its_own_address_only():
@@ -106,16 +106,17 @@ def test_what_is_done_is_not_made_again_and_a_prompt_given_twice_is_answered_onc
     engine, _, _ = tiny_engine()
     whole = by_place(engine.sample(PROMPTS, SETTINGS))
     done = {place: whole[place].num_tokens for place in list(whole)[::2]}
-    rest = by_place(engine.sample([*PROMPTS, *PROMPTS], SETTINGS, done=done))
+    rest = by_place(engine.sample([*PROMPTS, *PROMPTS], SETTINGS, finished=done))
     assert rest == {place: sample for place, sample in whole.items() if place not in done}
     other, _, _ = tiny_engine()
-    assert by_place(other.sample(PROMPTS, SETTINGS, done=done)) == rest  # and what all have taken is the same
+    assert by_place(other.sample(PROMPTS, SETTINGS, finished=done)) == rest  # and what all have taken is the same
     first, _, _ = tiny_engine()
     assert by_place(first.sample(PROMPTS, SETTINGS)) == whole
-    for figure in ("computed", "drawn", "pairs_attended"):
-        assert getattr(other.speed, figure) == getattr(first.speed, figure) > 0
-    assert first.speed.drawn == sum(sample.num_tokens for sample in whole.values()) == first.speed.tokens
-    assert other.speed.tokens == sum(sample.num_tokens for sample in rest.values())
+    for figure in ("processed_tokens", "sampled_tokens", "attended_pairs"):
+        assert getattr(other.throughput, figure) == getattr(first.throughput, figure) > 0
+    num_tokens = sum(sample.num_tokens for sample in whole.values())
+    assert first.throughput.sampled_tokens == num_tokens == first.throughput.new_tokens
+    assert other.throughput.new_tokens == sum(sample.num_tokens for sample in rest.values())
 
 
 def test_a_killed_run_goes_on_to_the_same_samples(tmp_path):
@@ -126,7 +127,7 @@ def test_a_killed_run_goes_on_to_the_same_samples(tmp_path):
     def live(batch_size):
         engine, _, _ = tiny_engine(batch_size)
         with Journal(path, {"settings": settings.model_dump()}) as journal:
-            return list(resumed(engine, PROMPTS, settings, journal))
+            return list(sample_with_journal(engine, PROMPTS, settings, journal))
 
     kills = []
     for batch_size in (2, 5):
@@ -233,16 +234,16 @@ def test_ask_answers_in_the_order_of_the_questions():
     settings = SamplingSettings(temperature=0, max_new_tokens=12)
     texts = {key: sample.text for (key, _), sample in by_place(engine.sample(PROMPTS, settings)).items()}
     asked = [PROMPTS[3], PROMPTS[0], PROMPTS[3], PROMPTS[5]]
-    assert list(ask(engine, asked, settings)) == [texts[prompt_key(prompt)] for prompt in asked]
+    assert list(respond(engine, asked, settings)) == [texts[prompt_key(prompt)] for prompt in asked]
 
 
 def test_the_speed_is_that_of_the_tokens_drawn():
     engine, _, _ = tiny_engine()
     start = time.perf_counter()
     samples = list(engine.sample(PROMPTS, SETTINGS))
-    assert engine.speed.tokens == sum(sample.num_tokens for sample in samples)
-    assert 0 < engine.speed.seconds <= time.perf_counter() - start
-    assert engine.speed.tokens_per_s == engine.speed.tokens / engine.speed.seconds
+    assert engine.throughput.new_tokens == sum(sample.num_tokens for sample in samples)
+    assert 0 < engine.throughput.seconds <= time.perf_counter() - start
+    assert engine.throughput.tokens_per_s == engine.throughput.new_tokens / engine.throughput.seconds
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def test_a_prompt_that_leaves_no_room_comes_first_and_unanswered_and_changes_not
         others = {(one.key, one.number): one for one in found if one.key != key}
         assert others == {(one.key, one.number): one for one in engine.sample(short, sampling)}
         done = {(key, 0): 0}
-        again = [one.number for one in engine.sample(PROMPTS[4:5], sampling, done=done)]
+        again = [one.number for one in engine.sample(PROMPTS[4:5], sampling, finished=done)]
         assert again == [1]
 
 

@@ -14,7 +14,7 @@ from align.procedural.tasks import (
     corpus,
     demonstrations,
     grade,
-    grades,
+    grade_all,
     prompts,
     reward,
     split_of,
@@ -112,7 +112,7 @@ GRADED_CODE = [  # verdicts by hand, one an example
 def test_a_program_is_graded_by_what_it_returns():
     rows = [(ODD_SUM, response) for response, _ in GRADED_CODE]
     expected = [tuple(verdict == "y" for verdict in verdicts) for _, verdicts in GRADED_CODE]
-    assert grades(rows) == expected
+    assert grade_all(rows) == expected
     assert grade(*rows[2]) == expected[2]
 
 
@@ -122,8 +122,8 @@ def test_responses_of_both_kinds_are_graded_together_as_one_by_one():
         row for pair in zip(*(demonstrations(kind, num_rows=8, seed=0) for kind in KINDS), strict=True) for row in pair
     ]
     asked_and_said = [(row.metadata, row.messages[1].content) for row in [*rows, *rows[:5]]]
-    assert grades(asked_and_said) == [grade(*one) for one in asked_and_said]
-    assert grades([]) == []
+    assert grade_all(asked_and_said) == [grade(*one) for one in asked_and_said]
+    assert grade_all([]) == []
 
 
 def test_attributes_are_what_their_formulas_say():
@@ -321,14 +321,14 @@ def test_the_corpus_says_every_word_that_an_instruction_or_an_answer_uses():
         (lambda: prompts("generel", num_rows=1, seed=0, split="test"), "did you mean 'general'"),
         (
             lambda: prompts("general", num_rows=2500, seed=0, split="test"),
-            "num_rows is 2500, and test gave only",
+            "num_rows is 2500, but split test has only",
         ),
         (lambda: demonstrations("codes", num_rows=1, seed=0), "did you mean 'code'"),
         (lambda: prompts("general", num_rows=1, seed=0, split="valid"), "did you mean 'validation'"),
-        (lambda: comparisons("general", num_rows=1, num_responses=7, seed=0), "num_responses is 7; it can be 2 to 6"),
-        (lambda: comparisons("code", num_rows=1, num_responses=4, seed=0), "there are: general"),
+        (lambda: comparisons("general", num_rows=1, num_responses=7, seed=0), "num_responses is 7; it must be 2 to 6"),
+        (lambda: comparisons("code", num_rows=1, num_responses=4, seed=0), "choose one of: general"),
         (lambda: grade({}, "cat"), "available: code, general"),
-        (lambda: grade({"kind": "code"}, "cat"), "a code task has examples"),
+        (lambda: grade({"kind": "code"}, "cat"), "a code task needs `examples`"),
     ],
 )
 def test_a_wrong_name_or_number_is_answered_with_the_right_ones(call, says):

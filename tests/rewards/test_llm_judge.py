@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from align.inference.samples import Sample, Speed, prompt_key
+from align.inference.samples import Sample, Throughput, prompt_key
 from align.records import Message, Prompt
 from align.rewards.builtin_judges import LlmSettings
 from align.rewards.llm_judge import LlmJudge, parse_preference, parse_rating
@@ -17,9 +17,9 @@ class ScriptedEngine:
     name = "scripted"
 
     def __init__(self, answer):
-        self.answer, self.speed, self.asked = answer, Speed(), []
+        self.answer, self.throughput, self.asked = answer, Throughput(), []
 
-    def sample(self, prompts, settings, *, done=frozenset()):
+    def sample(self, prompts, settings, *, finished=frozenset()):
         for prompt in reversed(prompts):  # engines complete samples in any order
             self.asked.append(prompt)
             yield Sample(prompt_key(prompt), 0, self.name, self.answer(prompt.messages), 1, "stop", 0)

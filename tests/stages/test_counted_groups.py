@@ -39,8 +39,8 @@ def test_rows_that_are_dropped_and_prompts_of_another_split_are_counted(tmp_path
     counts = made["samples"]["report"]["counts"]
     assert counts["prompts:of another split"] == len(asked) - len(left)
     assert sum(number for name, number in counts.items() if name.startswith("rows:dropped ")) == 2
-    assert counts["prompts"] + counts.get("prompts:given twice", 0) == 3 + 2
+    assert counts["prompts"] + counts.get("prompts:duplicate", 0) == 3 + 2
     counts = made["rescored"]["report"]["counts"]
     assert sum(number for name, number in counts.items() if name.startswith("rows:dropped ")) == 1
-    assert counts["prompts"] + counts["prompts:given twice"] == 2
+    assert counts["prompts"] + counts["prompts:duplicate"] == 2
     assert len([note for note in told.notes if "rows dropped" in note]) == 2

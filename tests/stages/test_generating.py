@@ -10,7 +10,7 @@ from test_cli import SMALL, align
 
 from align.data.reading import read
 from align.errors import InputError
-from align.inference.samples import Speed
+from align.inference.samples import Throughput
 from align.records import Comparison, Message, Prompt
 from align.stages.responses.generation import sampling_done
 from align.stages.responses.tasks import likelihood_rows
@@ -103,7 +103,7 @@ def test_without_a_judge_responses_have_no_rewards(policy, tmp_path):
 def test_what_was_sampled_on_a_gpu_is_accounted_for_there(policy, monkeypatch):
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        done = sampling_done(Path(policy), [Speed(computed=12, drawn=7)], "bf16")
+        done = sampling_done(Path(policy), [Throughput(processed_tokens=12, sampled_tokens=7)], "bf16")
         assert (done.device, done.observed.tokens) == ("cuda" if there else "cpu", 12)
 
 
@@ -326,7 +326,7 @@ def test_a_row_that_is_too_long_to_be_answered_is_left_out_of_groups_and_ends_an
     assert summary["counts"] == {
         "prompts": 6,
         "prompts:left out, no response": 6,
-        "responses:not asked for, the prompt is too long": 24,
+        "responses:not sampled, prompt too long": 24,
     }
     ended = evaluate("ifeval", "--data", rows(tmp_path / "data.jsonl", IFEVAL), "--policy", policy, many)
     assert ended.returncode == 2

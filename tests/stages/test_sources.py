@@ -12,7 +12,7 @@ from align.records import Demonstration
 from align.stages.responses.tasks import likelihood_rows
 from align.stages.sources import SourceSettings, prompts, streamed
 from align.stages.training.rows import describe, remove_rows
-from align.synth.constraints import ConstraintSettings
+from align.synth.settings import ConstraintSettings
 from align.train.indexed_groups import ROWS
 from align.train.settings import PreferenceSettings
 from align.workflow.preview import preview_rows

@@ -15,7 +15,8 @@ from align.rewards.judges import load_judge
 from align.rewards.verifiers.instructions import VERIFIERS, follows
 from align.rewards.verifiers.language import count_sentences
 from align.synth.constraint_templates import TEMPLATES
-from align.synth.constraints import APART, COMPANIONS, SPLITS, ConstraintSettings, agree, constrain, split_of
+from align.synth.constraints import COMPATIBLE, EXCLUSIVE, SPLITS, are_compatible, constrain, split_of
+from align.synth.settings import ConstraintSettings
 
 try:
     count_sentences("One.")
@@ -103,8 +104,8 @@ def instructions(prompt):
 
 def test_every_kind_of_instruction_can_be_asked_for():
     assert TEMPLATES.keys() == VERIFIERS.keys() == ANSWERS.keys()
-    assert COMPANIONS.keys() <= VERIFIERS.keys()
-    assert {kind for kinds in (*APART, *COMPANIONS.values()) for kind in kinds} <= VERIFIERS.keys()
+    assert COMPATIBLE.keys() <= VERIFIERS.keys()
+    assert {kind for kinds in (*EXCLUSIVE, *COMPATIBLE.values()) for kind in kinds} <= VERIFIERS.keys()
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
@@ -177,7 +178,9 @@ def test_no_two_instructions_of_a_prompt_contradict_each_other():
             sizes[len(names)] += 1
             kinds.update(names)
             assert len(set(names)) == len(names)
-            assert all(agree(one, other) and agree(other, one) for one, other in combinations(names, 2))
+            assert all(
+                are_compatible(one, other) and are_compatible(other, one) for one, other in combinations(names, 2)
+            )
             settings = dict(instructions(prompt))
             wanted = settings.get("keywords:existence", {"keywords": []})["keywords"]
             ruled_out = settings.get("keywords:forbidden_words", {"forbidden_words": []})["forbidden_words"]
@@ -206,11 +209,11 @@ def test_contradictory_kinds_never_meet(pair):
 
 
 def test_kinds_that_leave_no_room_stand_alone_or_beside_their_companions():
-    assert agree("combination:repeat_prompt", "keywords:existence")
-    for kind, companions in COMPANIONS.items():
-        others = {other for other in TEMPLATES if agree(kind, other)}
+    assert are_compatible("combination:repeat_prompt", "keywords:existence")
+    for kind, companions in COMPATIBLE.items():
+        others = {other for other in TEMPLATES if are_compatible(kind, other)}
         assert others <= companions
-        assert all(kind in COMPANIONS.get(other, {kind}) for other in others)
+        assert all(kind in COMPATIBLE.get(other, {kind}) for other in others)
 
 
 def test_a_prompt_is_in_one_split_whatever_is_asked_of_it_and_however_it_is_written():
@@ -252,5 +255,5 @@ def test_wrong_settings_are_refused_in_one_line(given, said):
 
 def test_a_prompt_that_has_instructions_keeps_them_and_is_refused():
     prompt = asked("Hi.", instructions=[{"id": "punctuation:no_comma"}])
-    with pytest.raises(InputError, match="prompt 'Hi.': has instructions of its own"):
+    with pytest.raises(InputError, match="prompt 'Hi.' already has instructions"):
         constrain([prompt], ConstraintSettings(), seed=0)

@@ -9,7 +9,9 @@ from align.errors import InputError
 from align.inference.samples import TOO_LONG, Sample, prompt_key
 from align.records import Comparison, Demonstration, Message, Prompt, Response
 from align.rewards.verdicts import Verdict
-from align.synth.scored_groups import GroupSettings, GroupStatistics, comparisons, judged, prompt_of, spread, unjudged
+from align.synth.group_statistics import GroupStatistics
+from align.synth.scored_groups import comparisons, evenly_spaced, prompt_of, score_groups, unscored_comparisons
+from align.synth.settings import GroupSettings
 
 
 def prompt(text, **metadata):
@@ -40,10 +42,10 @@ class ByLength:
 
 
 def made(tmp_path, prompts, given, settings=GroupSettings(), judge=None):  # noqa: B008 - frozen
-    account = GroupStatistics()
+    statistics = GroupStatistics()
     with Journal(tmp_path / "verdicts", {}) as journal:
-        scored = judged(prompts, given, judge or ByLength(), journal=journal, account=account)
-        return list(comparisons(scored, settings, account)), account
+        scored = score_groups(prompts, given, judge or ByLength(), journal=journal, statistics=statistics)
+        return list(comparisons(scored, settings, statistics)), statistics
 
 
 Q, R = prompt("Q", key=1), prompt("R", key=2)
@@ -80,18 +82,18 @@ def test_groups_are_written_and_read_back_as_they_are(tmp_path):
     ("given", "settings", "reason"),
     [
         (("aa", "bb"), {}, "groups:left out, a tie"),
-        (("aa", "b"), {"min_gap": 1.5}, "groups:left out, gap too small"),
-        (("aa", "b"), {"min_best": 3.0}, "groups:left out, best response too bad"),
+        (("aa", "b"), {"min_gap": 1.5}, "groups:left out, gap below min_gap"),
+        (("aa", "b"), {"min_best": 3.0}, "groups:left out, best reward below min_best"),
         (("aa", "b?"), {}, "groups:left out, fewer than two responses with a verdict"),
         (("aa", "aa"), {}, "groups:left out, fewer than two responses with a verdict"),
         (("aa", "  "), {}, "groups:left out, fewer than two responses with a verdict"),
     ],
 )
 def test_what_is_left_out_is_counted_by_its_reason(tmp_path, given, settings, reason):
-    groups, account = made(tmp_path, [Q], samples(Q, *given), GroupSettings(**settings))
+    groups, statistics = made(tmp_path, [Q], samples(Q, *given), GroupSettings(**settings))
     assert groups == []
-    assert account.counts[reason] == 1
-    assert account.counts["groups"] == 0
+    assert statistics.counts[reason] == 1
+    assert statistics.counts["groups"] == 0
 
 
 def test_limits_that_are_just_met_keep_the_group(tmp_path):
@@ -100,26 +102,26 @@ def test_limits_that_are_just_met_keep_the_group(tmp_path):
 
 
 def test_empty_repeated_and_unjudged_responses_are_counted(tmp_path):
-    _, account = made(tmp_path, [Q], samples(Q, "aa", "b", "", "b", "c?"))
-    assert account.counts["responses"] == 5
-    assert account.counts["responses:left out, empty"] == 1
-    assert account.counts["responses:left out, said before"] == 1
-    assert account.counts["responses:left out, no verdict"] == 1
+    _, statistics = made(tmp_path, [Q], samples(Q, "aa", "b", "", "b", "c?"))
+    assert statistics.counts["responses"] == 5
+    assert statistics.counts["responses:left out, empty"] == 1
+    assert statistics.counts["responses:left out, duplicate"] == 1
+    assert statistics.counts["responses:left out, no verdict"] == 1
 
 
 def test_a_response_that_was_cut_gets_the_reward_for_it_and_is_counted(tmp_path):
     given = [sample(Q, 0, "bb"), sample(Q, 1, "cccc", finish="length"), sample(Q, 2, "?", finish="length")]
-    (group,), account = made(tmp_path, [Q], given, GroupSettings(cut_reward=-1.0))
+    (group,), statistics = made(tmp_path, [Q], given, GroupSettings(cut_reward=-1.0))
     assert [(response.content, response.reward) for response in group.responses] == [("bb", 2.0), ("cccc", -1.0)]
-    assert account.counts["responses:cut, with the reward for it"] == 1
+    assert statistics.counts["responses:truncated, with cut_reward"] == 1
     (group,), _ = made(tmp_path / "kept", [Q], given)
     assert [response.reward for response in group.responses] == [4.0, 2.0]
 
 
 def test_best_and_worst_alone_can_be_kept(tmp_path):
-    (group,), account = made(tmp_path, [Q], samples(Q, "bb", "a", "ccc"), GroupSettings(keep="best_worst"))
+    (group,), statistics = made(tmp_path, [Q], samples(Q, "bb", "a", "ccc"), GroupSettings(keep="best_worst"))
     assert texts(group) == ["ccc", "a"]
-    assert account.counts["responses:left out, over the number to keep"] == 1
+    assert statistics.counts["responses:left out, over the maximum number"] == 1
 
 
 @pytest.mark.parametrize(
@@ -127,37 +129,37 @@ def test_best_and_worst_alone_can_be_kept(tmp_path):
     [(5, 5, [0, 1, 2, 3, 4]), (5, 2, [0, 4]), (5, 3, [0, 2, 4]), (2, 8, [0, 1]), (9, 3, [0, 4, 8])],
 )
 def test_a_cap_keeps_the_best_the_worst_and_others_between(size, most, places):
-    assert spread(size, most) == places
+    assert evenly_spaced(size, most) == places
 
 
 @pytest.mark.parametrize("most", range(2, 9))
 def test_no_place_is_kept_twice(most):
     for size in range(most, 30):
-        places = spread(size, most)
+        places = evenly_spaced(size, most)
         assert len(set(places)) == most
         assert (places[0], places[-1]) == (0, size - 1)
 
 
 def test_a_prompt_that_is_given_twice_is_one_group(tmp_path):
-    groups, account = made(tmp_path, [Q, R, Q], [*samples(Q, "a", "bb"), *samples(R, "a", "bb")])
+    groups, statistics = made(tmp_path, [Q, R, Q], [*samples(Q, "a", "bb"), *samples(R, "a", "bb")])
     assert len(groups) == 2
-    assert account.counts["prompts:given twice"] == 1
+    assert statistics.counts["prompts:duplicate"] == 1
 
 
 def test_a_prompt_without_responses_is_counted(tmp_path):
-    groups, account = made(tmp_path, [Q, R], samples(Q, "a", "bb"))
+    groups, statistics = made(tmp_path, [Q, R], samples(Q, "a", "bb"))
     assert len(groups) == 1
-    assert account.counts["prompts:left out, no response"] == 1
+    assert statistics.counts["prompts:left out, no response"] == 1
 
 
 def test_a_prompt_that_was_too_long_to_be_asked_is_counted_as_such(tmp_path):
     unasked = [sample(R, number, "", finish=TOO_LONG) for number in range(2)]
-    groups, account = made(tmp_path, [Q, R], [*unasked, *samples(Q, "a", "bb")])
+    groups, statistics = made(tmp_path, [Q, R], [*unasked, *samples(Q, "a", "bb")])
     assert len(groups) == 1
-    assert account.counts["responses"] == 2
-    assert account.counts["responses:not asked for, the prompt is too long"] == 2
-    assert account.counts["prompts:left out, no response"] == 1
-    assert account.counts["responses:left out, empty"] == 0
+    assert statistics.counts["responses"] == 2
+    assert statistics.counts["responses:not sampled, prompt too long"] == 2
+    assert statistics.counts["prompts:left out, no response"] == 1
+    assert statistics.counts["responses:left out, empty"] == 0
 
 
 def test_a_judge_is_not_asked_again_what_a_stopped_call_has_written_down(tmp_path):
@@ -189,8 +191,8 @@ def test_a_judge_that_forgets_a_response_is_refused(tmp_path):
 
 def test_a_report_tells_how_length_goes_with_reward(tmp_path):
     given = [*samples(Q, "a", "bb", "cccc"), *samples(R, "aaaaaaaa", "bb")]
-    _, account = made(tmp_path, [Q, R], given)
-    report = account.report()
+    _, statistics = made(tmp_path, [Q, R], given)
+    report = statistics.report()
     assert report["longer_wins"] == 1
     assert report["length_correlation"] == pytest.approx(1)
     assert report["gap_mean"] == (3 + 6) / 2
@@ -211,11 +213,11 @@ def test_a_report_of_nothing_says_so():
 
 
 def test_unjudged_responses_have_no_reward():
-    account = GroupStatistics()
-    (group,) = unjudged([Q], samples(Q, "a", "bb", ""), account)
+    statistics = GroupStatistics()
+    (group,) = unscored_comparisons([Q], samples(Q, "a", "bb", ""), statistics)
     assert texts(group) == ["a", "bb"]
     assert {response.reward for response in group.responses} == {None}
-    assert account.counts["responses:left out, empty"] == 1
+    assert statistics.counts["responses:left out, empty"] == 1
 
 
 def test_every_kind_of_record_asks_something():

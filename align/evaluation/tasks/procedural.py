@@ -16,7 +16,7 @@ def prompt(row: Row) -> str:
 
 def grade(items: Sequence[Graded]) -> Iterator[Grade]:
     """Yield whether each response passes every check."""
-    for verdicts in tasks.grades([(row, response) for row, response, _ in items]):
+    for verdicts in tasks.grade_all([(row, response) for row, response, _ in items]):
         yield correct(all(verdicts))
 
 

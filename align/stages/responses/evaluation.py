@@ -113,7 +113,7 @@ class PolicyEngines:
         """Return the work of all engines, and of forward passes over `more`."""
         speeds = [
             speed
-            for part in processes.all_gather_object([each.speed for each in self._loaded.values()])
+            for part in processes.all_gather_object([each.throughput for each in self._loaded.values()])
             for speed in part
         ]
         if not self.path or any(each.kind != "local" for each in self._used):

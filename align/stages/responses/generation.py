@@ -16,7 +16,7 @@ from align.distributed.journal import run_with_journal
 from align.distributed.work_split import WorkShard
 from align.errors import InputError
 from align.evaluation.pair_accuracy import accuracy, pairs_of
-from align.inference.samples import Sample, Speed, prompt_key
+from align.inference.samples import Sample, Throughput, prompt_key
 from align.models.loading.config import load_config
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.records import Comparison, Demonstration, Prompt, Record, Response, at_place
@@ -32,7 +32,8 @@ from align.stages.responses.settings import (
     local_precision,
 )
 from align.stages.sources import SourceSettings, streamed
-from align.synth.scored_groups import GroupStatistics, prompt_of, unjudged
+from align.synth.group_statistics import GroupStatistics
+from align.synth.scored_groups import prompt_of, unscored_comparisons
 
 GIVEN = "given"  # policy of responses that were not sampled here
 
@@ -58,7 +59,9 @@ def generate_groups(
     with open_journal(journal_path(out, "samples"), made_with, context.processes) as journal:
         samples, speeds = sample_policies(policies, asked, settings, context, journal)
     if judging is None:
-        context.processes.run_on_main(lambda: write(out, unjudged(asked, samples, statistics)), f"writing {out}")
+        context.processes.run_on_main(
+            lambda: write(out, unscored_comparisons(asked, samples, statistics)), f"writing {out}"
+        )
     else:
         _judge(asked, samples, judging, context, statistics)
     rates = {name: speed.tokens_per_s for name, speed in speeds.items() if speed.seconds}
@@ -178,18 +181,18 @@ def _reward_summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     }
 
 
-def _sampling_work(settings: GenerationSettings, folder: str | None, speeds: Mapping[str, Speed]) -> Done:
+def _sampling_work(settings: GenerationSettings, folder: str | None, speeds: Mapping[str, Throughput]) -> Done:
     """Return what sampling computed, where it ran in this process."""
     if settings.engine.kind != "local" or settings.models or folder is None:
         return Done(dimensions="the models' dimensions are unknown: they run on a server, or no step made them")
     return sampling_done(folder, list(speeds.values()), local_precision(settings.engine))
 
 
-def sampling_done(folder: Path | str, speeds: Sequence[Speed], precision: str, more: Work = NOTHING) -> Done:
+def sampling_done(folder: Path | str, speeds: Sequence[Throughput], precision: str, more: Work = NOTHING) -> Done:
     """Return the work of sampling from a policy, and of a forward pass over `more`."""
-    tokens = sum(speed.computed for speed in speeds) + more.tokens
-    pairs = sum(speed.pairs_attended for speed in speeds) + more.attended_pairs
-    targets = sum(speed.drawn for speed in speeds) + more.targets
+    tokens = sum(speed.processed_tokens for speed in speeds) + more.tokens
+    pairs = sum(speed.attended_pairs for speed in speeds) + more.attended_pairs
+    targets = sum(speed.sampled_tokens for speed in speeds) + more.targets
     size = dimensions(load_config(str(folder)))
     return Done(
         dimensions=size,

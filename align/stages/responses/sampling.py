@@ -14,11 +14,12 @@ from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.distributed.work_split import WorkShard
 from align.inference.engines import load_engine
-from align.inference.samples import Sample, Speed, distinct, kept, prompt_key, resumed
+from align.inference.samples import Sample, Throughput, journal_samples, prompt_key, sample_with_journal, unique_prompts
 from align.records import Prompt
 from align.stages.context import RunContext
 from align.stages.responses.settings import GenerationSettings, Judging
-from align.synth.scored_groups import GroupStatistics, comparisons, judged
+from align.synth.group_statistics import GroupStatistics
+from align.synth.scored_groups import comparisons, score_groups
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class Sampled(NamedTuple):
     """The responses of policies, and the throughput of each."""
 
     samples: list[Sample]
-    speeds: dict[str, Speed]
+    speeds: dict[str, Throughput]
 
 
 def sample_policies(
@@ -61,24 +62,24 @@ def sample_policies(
     Each process samples its own part of the prompts. A response does not depend on which process draws it.
     """
     processes, progress = context.processes, context.progress
-    own = WorkShard.of(processes).select(distinct(asked))
-    speeds: dict[str, Speed] = {}
+    own = WorkShard.of(processes).select(unique_prompts(asked))
+    speeds: dict[str, Throughput] = {}
 
     def work() -> None:
         for name, path in policies.items():
             engine = load_engine(path, settings.engine, name=name)
             progress.phase("sample", len(own) * settings.sampling.num_responses)
-            for _ in resumed(engine, own, settings.sampling, journal):
+            for _ in sample_with_journal(engine, own, settings.sampling, journal):
                 progress.advance(1)
-            speeds[name] = engine.speed
+            speeds[name] = engine.throughput
 
     run_with_journal(journal, processes, work, "sampling")
     of_all = processes.all_gather_object(speeds)
-    together = {name: reduce(Speed.beside, (each[name] for each in of_all)) for name in policies}
+    together = {name: reduce(Throughput.merge, (each[name] for each in of_all)) for name in policies}
     for name, speed in together.items():
         if speed.seconds:
             progress.note(f"{name}: {speed.tokens_per_s:,.0f} tokens/s")
-    return Sampled([one for name in policies for one in kept(journal, name, asked)], together)
+    return Sampled([one for name in policies for one in journal_samples(journal, name, asked)], together)
 
 
 def write_judged(
@@ -97,13 +98,18 @@ def write_judged(
     made_with = {**context.identity, **judging.identity}
     with open_journal(journal_path(out, "verdicts"), made_with, processes) as journal:
         if processes.world_size > 1:
-            own = judged(
-                asked, samples, judging.judge, journal=journal, account=GroupStatistics(), shard=WorkShard.of(processes)
+            own = score_groups(
+                asked,
+                samples,
+                judging.judge,
+                journal=journal,
+                statistics=GroupStatistics(),
+                shard=WorkShard.of(processes),
             )
             run_with_journal(journal, processes, lambda: deque(counted(own, context.progress), maxlen=0), "judging")
 
         def write_all() -> None:
-            scored = judged(asked, samples, judging.judge, journal=journal, account=statistics)
+            scored = score_groups(asked, samples, judging.judge, journal=journal, statistics=statistics)
             write(out, comparisons(counted(scored, context.progress), judging.groups, statistics))
 
         context.progress.phase("judge", len({prompt_key(prompt) for prompt in asked}))

@@ -17,7 +17,7 @@ from align.rewards.verdicts import Judge
 from align.stages.base import POLICY, REWARD_MODEL, Input
 from align.stages.context import StepInputs
 from align.stages.sources import SourceSettings
-from align.synth.scored_groups import GroupSettings
+from align.synth.settings import GroupSettings
 
 GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses
 

@@ -1,0 +1,143 @@
+"""Keys and values of a continuous batch, one storage slot per row, and attention over them.
+
+Shape legend: S slots, A active rows, H query heads, G key heads, T prompt tokens, L positions, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "align_slots"  # name of the attention implementation
+GROWTH = 512  # positions that the storage grows by; each time all of it is copied
+ROWS = 4  # MKL computes the last 1 to 3 fp32 rows of a product, and unaligned buffers, with other kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Adjacent rows that attend to equally many keys."""
+
+    rows: slice
+    width: int  # keys
+
+
+def runs_of(widths: Sequence[int]) -> Iterator[Run]:
+    """Yield the runs of equal widths, in order.
+
+    >>> [run.width for run in runs_of([128, 64, 64])]
+    [128, 64]
+    """
+    start = 0
+    for width, members in groupby(widths):
+        stop = start + len(list(members))
+        yield Run(slice(start, stop), width)
+        start = stop
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Return the smallest multiple that is at least `number`.
+
+    >>> round_up(65, 64)
+    128
+    """
+    return -(-number // multiple) * multiple
+
+
+class SlotLayer(DynamicLayer):
+    """Keys and values [S, G, L, D] of one layer.
+
+    `update` writes one token per row of the current forward pass and returns the keys and values of these rows.
+    """
+
+    first: int  # slot of the first row of the forward pass
+    positions_A: Tensor  # of the rows' new tokens
+    width: int  # keys that are returned
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def fill(self, slot: int, keys: Tensor, values: Tensor) -> None:
+        """Write the keys and values [1, G, T, D] of a sequence into a slot, from position 0."""
+        length = keys.shape[-2]
+        self._reserve(length, keys, values)
+        self._keys[slot, :, :length], self._values[slot, :, :length] = keys[0], values[0]
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        """Swap the first `length` positions of two slots."""
+        if not self.is_initialized:
+            return
+        for stored in (self._keys, self._values):
+            kept = stored[first, :, :length].clone()
+            stored[first, :, :length] = stored[second, :, :length]
+            stored[second, :, :length] = kept
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        """Write the new keys and values [A, G, 1, D] at the rows' positions; return those of the rows up to `width`."""
+        self._reserve(self.width, key_states, value_states)
+        used = slice(self.first, self.first + len(self.positions_A))
+        slots_A = torch.arange(used.start, used.stop, device=self.positions_A.device)
+        for stored, new in ((self._keys, key_states), (self._values, value_states)):
+            stored[slots_A, :, self.positions_A] = new[:, :, 0]
+        return self._keys[used, :, : self.width], self._values[used, :, : self.width]
+
+    def get_seq_length(self) -> int:
+        """Return 0: rows have no common length, and the model is given positions and masks."""
+        return 0
+
+    def _reserve(self, length: int, keys: Tensor, values: Tensor) -> None:
+        if not self.is_initialized:
+            self._keys, self._values = (
+                each.new_zeros(self._size, each.shape[1], round_up(length, GROWTH), each.shape[3])
+                for each in (keys, values)
+            )
+            self.is_initialized = True
+        if (missing := round_up(length, GROWTH) - self._keys.shape[2]) > 0:
+            self._keys, self._values = (functional.pad(each, (0, 0, 0, missing)) for each in (self._keys, self._values))
+
+
+def slot_attention(  # noqa: PLR0913 - the signature is transformers' AttentionInterface
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    runs: Sequence[Run] = (),
+    **kwargs: Any,  # noqa: ANN401
+) -> tuple[Tensor, None]:
+    """Return SDPA's output [A, 1, H, D], computed separately for each run; without runs call transformers' SDPA.
+
+    The query heads that share a key head become rows of one product, so each key is read once, and no key is read that
+    no row of the run attends to.
+    """
+    if not runs or attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    (num_rows, num_heads, _, width), num_keys = query.shape, key.shape[1]
+    grouped = query.reshape(num_rows, num_keys, num_heads // num_keys, width)
+    padded = functional.pad(grouped, (0, 0, 0, -grouped.shape[2] % ROWS))
+    outputs = [
+        functional.scaled_dot_product_attention(
+            padded[run.rows],
+            key[run.rows, :, : run.width],
+            value[run.rows, :, : run.width],
+            attn_mask=attention_mask[run.rows, :, :, : run.width],
+            scale=kwargs.get("scaling"),
+        )
+        for run in runs
+    ]
+    return torch.cat(outputs)[:, :, : grouped.shape[2]].reshape(num_rows, 1, num_heads, -1), None
+
+
+AttentionInterface.register(ATTENTION, cast(Any, slot_attention))
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,61 @@
+"""Settings of verifiable constraints and of scored groups. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from align.config import Settings
+from align.registry import pick
+from align.synth.constraint_templates import TEMPLATES
+
+Split = Literal["train", "validation", "test"]
+
+
+def _known(kinds: list[str] | None) -> list[str] | None:
+    for kind in kinds or ():
+        pick(TEMPLATES, kind, "instruction")
+    return kinds
+
+
+class ConstraintSettings(Settings):
+    """Verifiable instructions to append to prompts."""
+
+    kinds: Annotated[list[str], Field(min_length=1), AfterValidator(_known)] | None = Field(
+        default=None, description="Kinds of IFEval instructions to draw from; all if left out."
+    )
+    max_constraints: int = Field(
+        default=1,
+        ge=1,
+        description="Maximum number of instructions per prompt; each number up to it is equally likely.",
+    )
+    split: Split | None = Field(
+        default=None,
+        description="Use only the prompts of this split (60 % train, 10 % validation, 30 % test), which is determined "
+        "by the prompt's words; all prompts if left out.",
+    )
+
+
+class GroupSettings(Settings):
+    """Which responses to a prompt become a comparison, and which prompts are dropped."""
+
+    keep: Literal["all", "best_worst"] = Field(
+        default="all", description="Keep all responses of a group, or the best and the worst."
+    )
+    max_responses: int | None = Field(
+        default=None,
+        ge=2,
+        description="Maximum number of responses kept per prompt: the best, the worst, and evenly spaced ranks between "
+        "them; no limit if left out.",
+    )
+    min_gap: float = Field(
+        default=0.0,
+        ge=0,
+        description="Drop a group whose best and worst rewards differ by less; ties are always dropped.",
+    )
+    min_best: float | None = Field(default=None, description="Drop a group whose best reward is lower.")
+    cut_reward: float | None = Field(
+        default=None,
+        description="Reward of a response that was truncated at max_new_tokens; the judge's own if left out.",
+    )
