@@ -57,7 +57,7 @@ STORED = [  # with the relative tolerance of the formula
     (LLAMA, {}, 0.03),
     (LLAMA, {"tree": False}, 0.03),
     (LLAMA, {"targets": 16}, 0.03),
-    (LLAMA, {"half": True}, 0.05),
+    (LLAMA, {"bf16": True}, 0.05),
     (SHORT, {}, 0.04),
     (GEMMA, {}, 0.05),
     (GPT2, {}, 0.15),
