@@ -27,6 +27,7 @@ RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: reset this process's p
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Side of the square matrices whose product measures the device's rate; a smaller one leaves a large GPU half idle
 PRODUCT_SIDE, PRODUCT_SIDE_CUDA = 2048, 4096
+SMALLEST_SIDE, SLOW_PRODUCT_S = 256, 0.2  # the side doubles until a product takes this long
 PRODUCTS = 4  # timed; the first one is slower
 
 
@@ -69,17 +70,26 @@ def dimensions(config: PretrainedConfig) -> Decoder | str:
 
 @cache
 def matrix_rate(device: str, precision: str) -> float:
-    """Return the FLOP/s of a square matrix product in this process, the best of a few."""
-    size = PRODUCT_SIDE_CUDA if device.startswith("cuda") else PRODUCT_SIDE
-    matrix = torch.ones(size, size, dtype=DTYPES[precision], device=device)
-    best = 0.0
-    for _ in range(PRODUCTS):
-        began = time.perf_counter()
-        torch.mm(matrix, matrix)
-        if matrix.is_cuda:
-            torch.cuda.synchronize()
-        best = max(best, 2 * size**3 / (time.perf_counter() - began))
-    return best
+    """Return the FLOP/s of a square matrix product in this process, the best of a few.
+
+    The matrices are smaller where a product is slow, as in bf16 on a CPU without instructions for it.
+    """
+    largest = PRODUCT_SIDE_CUDA if device.startswith("cuda") else PRODUCT_SIDE
+    side = SMALLEST_SIDE
+    while side < largest and _product_s(side, device, precision) < SLOW_PRODUCT_S:
+        side *= 2
+    fastest_s = min(_product_s(side, device, precision) for _ in range(PRODUCTS))
+    return 2 * side**3 / fastest_s
+
+
+def _product_s(side: int, device: str, precision: str) -> float:
+    """Return the seconds of one product of square matrices."""
+    matrix = torch.ones(side, side, dtype=DTYPES[precision], device=device)
+    began = time.perf_counter()
+    torch.mm(matrix, matrix)
+    if matrix.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 class Meter:

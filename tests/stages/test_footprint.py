@@ -52,19 +52,19 @@ def memory_of(folder, *overrides):
 def test_check_tells_the_memory_of_the_launch_and_of_other_ways(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = memory_of(tmp_path, "steps.dpo.launch=launch/zero2-cpu-2.yaml")
-    assert "in one process, the process itself included" in found["sft"].told()
-    assert "in each of 2 processes under ZeRO-2, the process itself included" in found["dpo"].told()
+    assert "in one process, the process itself included" in found["sft"].describe()
+    assert "in each of 2 processes under ZeRO-2, the process itself included" in found["dpo"].describe()
     for each in found.values():
         assert each.many == 8
         whole, *sharded = each.by_stage
         assert all(peak < whole + 10**8 for peak in sharded)  # DeepSpeed itself takes more than so small a model
-        assert each.told().count("ZeRO-") == 3 + (each.sharding.stage > 0)
+        assert each.describe().count("ZeRO-") == 3 + (each.sharding.stage > 0)
 
 
 def test_on_a_gpu_the_process_itself_is_not_in_the_devices_memory(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = memory_of(tmp_path, "steps.sft.launch=launch/gpu-1.yaml")["sft"]
-    assert "in one process, estimated" in found.told()
+    assert "in one process, estimated" in found.describe()
     assert found.peak < 600 * 2**20  # of which most are the tiles of logits, larger than on a CPU
 
 
