@@ -9,8 +9,9 @@ from dataclasses import replace
 from align.errors import InputError, within
 from align.procedural import tasks
 from align.records import Prompt
+from align.rewards.answers.comparison import same_answer
+from align.rewards.answers.extraction import final_answer
 from align.rewards.builtin_judges import GroundTruthSettings, VerifierSettings
-from align.rewards.final_answers import final_answer, same_answer
 from align.rewards.verdicts import Group, Verdict
 from align.rewards.verifiers.instructions import Instruction, instructions, with_custom
 

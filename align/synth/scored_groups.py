@@ -11,7 +11,7 @@ from align.distributed.work_split import WorkShard
 from align.errors import InputError
 from align.inference.samples import TOO_LONG, Sample, prompt_key
 from align.records import Comparison, Prompt, Record, Response
-from align.rewards.final_answers import final_answer
+from align.rewards.answers.extraction import final_answer
 from align.rewards.verdicts import Group, Judge, Verdict
 from align.synth.group_statistics import GroupStatistics
 from align.synth.settings import GroupSettings

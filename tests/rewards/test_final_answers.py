@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from align.rewards.final_answers import final_answer, same_answer
-from align.rewards.math_equality import COMPARISON_S, equal_maths
+from align.rewards.answers.comparison import same_answer
+from align.rewards.answers.extraction import final_answer
+from align.rewards.answers.math_equality import COMPARISON_S, equal_maths
 
 GSM8K = Path(__file__).parents[2] / ".." / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
 
@@ -209,7 +210,7 @@ def test_concurrent_comparisons_do_not_mix_results():
 
 def test_the_math_worker_ends_with_its_parent():
     code = """
-from align.rewards.math_equality import _service, equal_maths
+from align.rewards.answers.math_equality import _service, equal_maths
 assert equal_maths("2^2", "4")
 print(_service._worker._process.pid, flush=True)
 """

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from align.errors import InputError
 from align.evaluation.sampled_task import CORRECT, Grade, Graded, SampledTask, correct, single_turn
 from align.evaluation.task import Row
-from align.rewards.final_answers import final_answer, same_answer
+from align.rewards.answers.comparison import same_answer
+from align.rewards.answers.extraction import final_answer
 
 
 def prompt(row: Row) -> str:

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
 from align.errors import RunError
-from align.rewards.math_worker import READY
+from align.rewards.answers.math_worker import READY
 from align.sandbox import framing
 from align.sandbox.process import PROJECT
 
@@ -25,7 +25,7 @@ START_S = 120.0  # for its imports: many starts at a time on a busy machine are 
 # The worker ends itself after twice the time, where this process no longer exists to kill it
 PROGRAM = (
     f"import sys; sys.path.append({PROJECT!r}); "
-    f"from align.rewards.math_worker import serve; serve({round(2 * COMPARISON_S)})"
+    f"from align.rewards.answers.math_worker import serve; serve({round(2 * COMPARISON_S)})"
 )
 
 

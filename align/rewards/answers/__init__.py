@@ -1,0 +1,1 @@
+"""Final answers of responses: extraction, and comparison with known ones."""
