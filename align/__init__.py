@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from align.train.objectives.reward import BradleyTerryObjective, RegressionObjective
     from align.train.objectives.supervised import SupervisedObjective
     from align.train.settings import PreferenceSettings, TrainSettings
+    from align.train.trainer import Trainer
     from align.workflow.recipe import load_recipe
     from align.workflow.run import run
 
@@ -46,6 +47,7 @@ __all__ = [
     "Response",
     "SupervisedObjective",
     "TrainSettings",
+    "Trainer",
     "group_batch",
     "load_policy",
     "load_recipe",
@@ -77,6 +79,7 @@ _MODULES = {
     "align.train.objectives.supervised": ("SupervisedObjective",),
     "align.train.objectives.reward": ("BradleyTerryObjective", "RegressionObjective"),
     "align.train.settings": ("PreferenceSettings", "TrainSettings"),
+    "align.train.trainer": ("Trainer",),
     "align.workflow.recipe": ("load_recipe",),
     "align.workflow.run": ("run",),
 }

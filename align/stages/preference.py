@@ -91,7 +91,7 @@ class Preference(TrainingStage):
     def filter_groups(self, groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str) -> Groups:
         """Return the groups with a preference, and with rewards where the loss needs them."""
         from align.losses.table import preference_loss  # noqa: PLC0415 - imports torch
-        from align.stages.training.filters import comparable  # noqa: PLC0415
+        from align.train.filters import comparable  # noqa: PLC0415
 
         loss = preference_loss(self.loss.name, **self.loss.settings)
         name = self.loss.name if loss.uses_rewards else None

@@ -59,7 +59,7 @@ class RewardModel(TrainingStage):
 
     def filter_groups(self, groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str) -> Groups:
         """Return the groups with a label, for regression, or with a preferred response."""
-        from align.stages.training.filters import labelled, with_pairs  # noqa: PLC0415 - imports torch
+        from align.train.filters import labelled, with_pairs  # noqa: PLC0415 - imports torch
 
         if self.loss == "regression":
             return labelled(groups, counts, attributes=attributes, path=path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from typing import Any, Literal, overload
@@ -94,3 +95,10 @@ class GroupView(Sequence[TokenGroup]):
     def _locate(self, index: int) -> tuple[int, int]:
         """Return the part (0: training, 1: held out) and the position in it."""
         return (0, index) if index < self.num_train else (1, index - self.num_train)
+
+
+def end_of_turn(groups: Sequence[TokenGroup]) -> int | None:
+    """Return the token that most sequences end with; None if no token ends more than half of them."""
+    ends = Counter(int(sequence.ids[-1]) for group in groups for sequence in group.sequences)
+    token, number = ends.most_common(1)[0]
+    return token if 2 * number > ends.total() else None

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from accelerate import Accelerator
 
-from align.accounting.flops import sum_work
 from align.accounting.peak_memory import peak_memory
 from align.artifacts import METRICS, append_line
 from align.data.batching import groups_of_step, steps_per_epoch
@@ -24,13 +22,13 @@ from align.train.checkpointer import Checkpointer
 from align.train.evaluator import Evaluator
 from align.train.indexed_groups import ROWS, GroupView
 from align.train.micro_batches import COLLATE, MicroBatcher
-from align.train.references.cache import ReferenceCache, References, check_initial_gap
-from align.train.references.compute import REFERENCE_WORK, ReferenceWork, fill_cache, read_work
+from align.train.references.cache import ReferenceCache, References, ReferenceWork, check_initial_gap
+from align.train.references.compute import REFERENCE_WORK, fill_cache, read_work
 from align.train.sharding.accelerator import make_accelerator
 from align.train.sharding.optimizer import make_optimizer
 from align.train.sharding.prepare import prepare_sharding
 from align.train.step_statistics import StepStatistics
-from align.train.training_run import HELD_OUT, TrainingResult, TrainingRun, work_of
+from align.train.training_run import HELD_OUT, TrainingResult, TrainingRun
 
 
 class Loop:
@@ -89,7 +87,14 @@ class Loop:
                     self.checkpointer.save_if_due(lines, self.num_steps, stop)
         if settings.trackers:
             self.accelerator.end_training()
-        return self._result(lines, self.checkpointer.load_kept(lines))
+        work_file = self.training_run.folder / REFERENCE_WORK
+        return TrainingResult(
+            metrics=lines,
+            kept_metrics=self.checkpointer.load_kept(lines),
+            forward=self.forward,
+            initial_weights=self.initial_weights,
+            references=read_work(work_file) if self.training_run.objective.needs_reference else ReferenceWork(),
+        )
 
     def step(self, number: int) -> dict[str, float]:
         """Take optimizer step `number`, counted from 0, and return its metrics.
@@ -166,22 +171,3 @@ class Loop:
             for num_done in work:
                 self.progress.advance(num_done)
         return References(self.groups, column)
-
-    def _result(self, lines: Sequence[Mapping[str, float]], kept: Mapping[str, float]) -> TrainingResult:
-        run = self.training_run
-        references = read_work(run.folder / REFERENCE_WORK) if run.objective.needs_reference else ReferenceWork()
-        num_evaluation_passes = sum(int(line.get(f"{HELD_OUT}micro_batches", 0)) for line in lines)
-        return TrainingResult(
-            num_steps=self.num_steps,
-            forward=self.forward,
-            first_metrics=lines[0],
-            last_metrics=lines[-1],
-            kept_metrics=kept,
-            initial_weights=self.initial_weights,
-            trained=sum_work(work_of(line) for line in lines),
-            forward_only=sum_work([references.work, *(work_of(line, HELD_OUT) for line in lines)]),
-            tokens_trained=sum(int(line["tokens_trained"]) for line in lines),
-            num_micro_batches=sum(int(line["micro_batches"]) for line in lines),
-            num_forward_passes=references.num_forward_passes + num_evaluation_passes,
-            imbalance=[line["imbalance"] for line in lines],
-        )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from align.accounting.flops import Work
+from align.accounting.flops import Work, sum_work
 from align.config import stable_hash
 from align.data.batching import order
 from align.data.mixing import Mixture
@@ -16,6 +16,7 @@ from align.data.token_groups import TokenGroup
 from align.models.probe import Forward
 from align.train.indexed_groups import GroupView
 from align.train.objectives.base import Objective
+from align.train.references.cache import ReferenceWork
 from align.train.settings import TrainSettings
 
 WORK_METRICS = ("tokens_computed", "pairs_attended", "targets")  # names of the fields of `Work` in the metrics
@@ -62,22 +63,63 @@ class TrainingRun:
         return stable_hash(content)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
     """The result of a training run."""
 
-    num_steps: int
-    forward: Forward
-    first_metrics: Mapping[str, float]  # of the first optimizer step
-    last_metrics: Mapping[str, float]  # of the last one, with those of the held-out rows
+    metrics: Sequence[Mapping[str, float]]  # of each optimizer step; as in metrics.jsonl
     kept_metrics: Mapping[str, float]  # of the step whose weights the policy has now
+    forward: Forward
     initial_weights: str  # fingerprint of the policy before the first step
-    trained: Work  # forward and backward passes
-    forward_only: Work  # reference log-probabilities that were not in the cache, and evaluations
-    tokens_trained: int
-    num_micro_batches: int  # of each process, with a backward pass
-    num_forward_passes: int  # of each process, without a backward pass
-    imbalance: Sequence[float]  # of each optimizer step: tokens of the fullest rank over the mean of all ranks
+    references: ReferenceWork  # computing reference log-probabilities that were not in the cache
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of optimizer steps."""
+        return len(self.metrics)
+
+    @property
+    def first_metrics(self) -> Mapping[str, float]:
+        """Return the metrics of the first optimizer step."""
+        return self.metrics[0]
+
+    @property
+    def last_metrics(self) -> Mapping[str, float]:
+        """Return the metrics of the last optimizer step, with those of the held-out rows."""
+        return self.metrics[-1]
+
+    @property
+    def tokens_trained(self) -> int:
+        """Return the number of trained tokens over all steps."""
+        return int(self._sum("tokens_trained"))
+
+    @property
+    def imbalance(self) -> list[float]:
+        """Return, for each optimizer step, the tokens of the fullest rank over the mean of all ranks."""
+        return [line["imbalance"] for line in self.metrics]
+
+    @property
+    def trained(self) -> Work:
+        """Return the work of all ranks with a backward pass."""
+        return sum_work(work_of(line) for line in self.metrics)
+
+    @property
+    def forward_only(self) -> Work:
+        """Return the work of all ranks without a backward pass: references and evaluations."""
+        return sum_work([self.references.work, *(work_of(line, HELD_OUT) for line in self.metrics)])
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Return the number of forward and backward passes of each rank."""
+        return int(self._sum("micro_batches"))
+
+    @property
+    def num_forward_passes(self) -> int:
+        """Return the number of forward passes of each rank without a backward pass."""
+        return self.references.num_forward_passes + int(self._sum(f"{HELD_OUT}micro_batches"))
+
+    def _sum(self, name: str) -> float:
+        return sum(line.get(name, 0) for line in self.metrics)
 
 
 def work_of(metrics: Mapping[str, float], prefix: str = "") -> Work:

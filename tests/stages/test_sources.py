@@ -284,7 +284,7 @@ def test_a_row_is_named_by_its_file_and_its_line_whatever_was_passed_over(step, 
 def test_a_row_of_the_wrong_kind_is_named_too(step, tmp_path):
     recipe, tokenizer, path = step
     path.write_text(as_lines([demonstration(0), demonstration(1)]))
-    said = f"data: {path}: row 1: this is a demonstration, and the stage needs comparisons of responses"
+    said = f"data: {path}: row 1: the row is a demonstration, but training needs comparisons of responses"
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         step_rows(recipe, "prefer", tokenizer, tmp_path / "work", model_limit=256)
     words = {"words": recipe.source("words").model_copy(update={"max_length": 20, "overlong": "error"})}

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from align.data.chat_templates import apply_template
-from align.data.token_groups import TokenGroup
 from align.data.tokenizer import train_tokenizer
 from align.models.backbone import Backbone
 from align.models.loading.config import build_config, load_config
@@ -22,7 +18,6 @@ from align.models.settings import PolicySettings
 from align.procedural import tasks
 from align.stages.context import ModelSpec, RunContext
 from align.stages.costs import Done, dimensions
-from align.train.loop import Loop
 
 B = TypeVar("B", bound=Backbone)
 
@@ -68,26 +63,3 @@ def planned_config(spec: ModelSpec, vocab_size: int) -> PretrainedConfig:
     if settings.from_config is not None:
         return build_config({"vocab_size": vocab_size, **settings.from_config})
     return load_config(str(settings.path))
-
-
-def whole_copy(loop: Loop, read: Callable[[], B]) -> B:
-    """The trained model with all its weights where it is saved, which is the first process.
-
-    Where weights are whole only while a layer runs that is a model read anew, in main memory, with what was trained.
-    """
-    if not loop.sharding.gathers_per_layer:
-        return cast(B, loop.policy)
-    copy = loop.processes.run_on_all(lambda: read() if loop.processes.is_main else None, "reading the model to save it")
-    places = {} if copy is None else dict(copy.named_parameters())
-    with torch.no_grad():
-        for name, value in loop.sharding.full_parameters():
-            if copy is not None:
-                places[name].copy_(value)
-    return cast(B, copy)
-
-
-def end_of_turn(groups: Sequence[TokenGroup]) -> int | None:
-    """The token that most sequences end with; None where no token ends more than half of them."""
-    ends = Counter(int(sequence.ids[-1]) for group in groups for sequence in group.sequences)
-    token, times = ends.most_common(1)[0]
-    return token if 2 * times > ends.total() else None

@@ -17,11 +17,12 @@ from align.stages.base import REFERENCES
 from align.stages.context import RunContext
 from align.stages.costs import Done, dimensions
 from align.stages.training.contract import TrainingSettings
-from align.stages.training.models import end_of_turn, whole_copy
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
+from align.train.indexed_groups import end_of_turn
 from align.train.loop import Loop
 from align.train.objectives.base import Objective
 from align.train.sharding.accelerator import make_accelerator, zero3_init
+from align.train.sharding.gather import complete_model
 from align.train.sharding.replicated import num_parameters
 from align.train.training_run import TrainingResult, TrainingRun
 
@@ -39,7 +40,7 @@ def train_policy(step: TrainingSettings, objective: Objective, context: RunConte
     context.progress.note(describe(rows.counts, rows.format))
     loop = Loop(policy, training_run(step, objective, rows, context), context.progress, accelerator)
     outcome = loop.run()
-    trained = whole_copy(loop, lambda: load_policy(settings)[0])
+    trained = complete_model(loop.sharding, loop.processes, lambda: load_policy(settings)[0])
     merge = settings.lora is None or settings.lora.merge
 
     def save() -> None:

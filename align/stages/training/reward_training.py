@@ -26,13 +26,13 @@ from align.models.reward_scoring import last_hidden_states, score_groups
 from align.models.weights import full_tensor, gathered_parameters
 from align.stages.context import RunContext
 from align.stages.training.contract import RewardSettings
-from align.stages.training.models import whole_copy
 from align.stages.training.policy_training import training_report, training_run, work_done
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
 from align.train.checkpoint import has_checkpoint
 from align.train.loop import Loop
 from align.train.objectives.reward import BradleyTerryObjective, RewardObjective, label_table, reward_objective
 from align.train.sharding.accelerator import make_accelerator, zero3_init
+from align.train.sharding.gather import complete_model
 
 INIT_GROUPS = 1024  # groups that a new head is fitted to before training
 
@@ -63,7 +63,11 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     outcome = loop.run()
     # On all processes, since the weights may be sharded; in the step's precision, several times as fast as fp32
     report = _report(model, rows, subsets) if rows.held_out else {}
-    trained = whole_copy(loop, lambda: load_reward_model(settings, step.head, default=step.default_attributes)[0])
+    trained = complete_model(
+        loop.sharding,
+        loop.processes,
+        lambda: load_reward_model(settings, step.head, default=step.default_attributes)[0],
+    )
 
     def save() -> None:
         set_pad_token(trained, tokenizer, end_tokens)

@@ -22,7 +22,7 @@ from align.models.tree.batch import count_tokens
 from align.stages.context import StepInputs
 from align.stages.sources import SourceSettings, streamed
 from align.stages.training.contract import TrainingSettings
-from align.stages.training.filters import of_kind
+from align.train.filters import of_kind
 from align.train.indexed_groups import ROWS
 
 TRAIN, HELD_OUT, PARTS = "train", "held_out", "parts.json"  # in the folder ROWS

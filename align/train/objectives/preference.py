@@ -37,6 +37,7 @@ class PreferenceObjective:
         else:
             self.loss = loss if isinstance(loss, PreferenceLoss | CustomLoss) else CustomLoss(loss)
             self._key = {**settings.model_dump(), **_key_of(self.loss)}
+        self.name = str(self._key["name"])
         self.needs_reference = self.loss.uses_reference
 
     def cache_key(self) -> object:
@@ -55,7 +56,7 @@ class PreferenceObjective:
         preference_B = self.loss(logps_BK, batch.reference_BK, rewards_BK, batch.lengths_BK, batch.mask_BK)
         if preference_B.shape != (len(batch.sizes),):
             raise InputError(
-                f"preference loss {self._key['name']!r} returned shape {list(preference_B.shape)} for "
+                f"preference loss {self.name!r} returned shape {list(preference_B.shape)} for "
                 f"{len(batch.sizes)} groups; it must return one value per group"
             )
         best_B = first_argmax(rewards_BK.masked_fill(~batch.mask_BK, -torch.inf))

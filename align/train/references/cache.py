@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from align.accounting.flops import Work
 from align.artifacts import atomic_file, read_json, write_json
 from align.data.group_columns import KEY, KEY_BYTES, memory_map
 from align.errors import RunError
@@ -38,6 +39,13 @@ class Pass(NamedTuple):
 
     groups: Indices
     num_missing: int  # of these groups; the others are known already
+
+
+class ReferenceWork(NamedTuple):
+    """What was computed for the references of a run, over all attempts."""
+
+    work: Work = Work(0, 0, 0)  # of all ranks
+    num_forward_passes: int = 0  # of each rank
 
 
 class References:

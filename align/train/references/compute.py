@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -23,21 +23,13 @@ from align.errors import RunError
 from align.models.tree.batch import TokenBatch
 from align.train.indexed_groups import GroupView
 from align.train.micro_batches import COLLATE
-from align.train.references.cache import Pass, ReferenceCache, References, first_occurrences
+from align.train.references.cache import Pass, ReferenceCache, References, ReferenceWork, first_occurrences
 
 FLUSH_S = 60.0  # seconds between writes to the cache: how much computation a kill may lose
 GROUPS_PER_PLAN = 1 << 14  # groups that are cut into micro-batches together
 REFERENCE_WORK = "references.computed"  # file in the working folder of a step: the work of its pass
-NO_WORK = Work(0, 0, 0)
 
 Model = Callable[[TokenBatch], Tensor]  # -> log-probability of each target
-
-
-class ReferenceWork(NamedTuple):
-    """What the pass of a step computed, over all attempts."""
-
-    work: Work = NO_WORK  # of all ranks
-    num_forward_passes: int = 0  # of each rank
 
 
 @torch.no_grad()
@@ -63,7 +55,7 @@ def fill_cache(
     yield plan.num_missing
     to_store = first_occurrences(groups, plan.groups)
     to_compute = to_store & References(groups, column).missing()
-    writer, work, num_forward_passes = _Writer(cache), NO_WORK, 0
+    writer, work, num_forward_passes = _Writer(cache), Work(0, 0, 0), 0
     sizes, num_ranks = groups.column(forward), accelerator.num_processes
     for micros, filler in _micro_batches(plan, sizes, token_budget=token_budget, num_ranks=num_ranks):
         spans = [groups.sequence_span(index) for micro in micros for index in micro]

@@ -1,4 +1,4 @@
-"""Filters: which records a step can train on, and which groups contribute to its loss."""
+"""Filters: which records an objective can train on, and which groups contribute to its loss; the others are counted."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ Groups = Iterable[Located[TokenGroup]]
 def of_kind(
     records: Iterable[Located[Record]], kind: type[Demonstration | Comparison], counts: Counter[str]
 ) -> Iterator[Located[Demonstration | Comparison]]:
-    """Yield the records as the kind that a stage trains on; `counts` receives their number and those dropped.
+    """Yield the records as demonstrations or comparisons; `counts` receives their number and those dropped.
 
-    The best response of a comparison becomes a demonstration where the stage needs one.
+    The best response of a comparison becomes a demonstration where demonstrations are needed. Raises `InputError` for
+    any other kind of record.
     """
     names = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "a prompt without a response"}
     for located in records:
         counts["records"] += 1
         record: Record | None = located.record
         if kind is Demonstration and isinstance(record, Comparison):
-            record = imitated(record, counts)
+            record = best_demonstration(record, counts)
         if record is None:
             continue
         if isinstance(record, Prompt) or not isinstance(record, kind):
             needs = "comparisons of responses" if kind is Comparison else "demonstrations"
-            raise InputError(f"{located.place}: this is {names[type(record)]}, and the stage needs {needs}")
+            raise InputError(f"{located.place}: the row is {names[type(record)]}, but training needs {needs}")
         yield Located(record, located.place, located.row, located.metadata)
 
 
-def imitated(comparison: Comparison, counts: Counter[str]) -> Demonstration | None:
-    """Return the preferred response as a demonstration, or the only one unless it is disliked; `counts` the others."""
+def best_demonstration(comparison: Comparison, counts: Counter[str]) -> Demonstration | None:
+    """Return the best response as a demonstration, or None, with the reason in `counts`, if no response is known to be.
+
+    A single response is the best unless the row says that it was disliked.
+    """
     responses, best = comparison.responses, comparison.chosen
     rewards = [response.reward for response in responses if response.reward is not None]
     if best is None and len(responses) == 1:
@@ -57,7 +61,8 @@ def comparable(
 ) -> Iterator[Located[TokenGroup]]:
     """Yield the groups that contribute to a preference loss; `counts` receives the others by reason.
 
-    `reward_loss` is the name of a loss that needs rewards. Without one, a group needs a preferred response.
+    `reward_loss` is the name of a loss that uses rewards, or None for a loss that needs only a preferred response.
+    Groups whose best response has a reward below `min_chosen` are dropped.
     """
     for located in groups:
         group = located.record
@@ -75,7 +80,7 @@ def comparable(
 
 
 def _best_reward(group: TokenGroup) -> float:
-    """Return the reward of the response that the row prefers."""
+    """Return the reward of the chosen response, else the largest reward."""
     assert group.rewards is not None
     return group.rewards[group.chosen] if group.chosen is not None else max(group.rewards)
 
@@ -83,7 +88,10 @@ def _best_reward(group: TokenGroup) -> float:
 def labelled(
     groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str
 ) -> Iterator[Located[TokenGroup]]:
-    """Yield the groups of which a response has a labelled attribute; the others are counted."""
+    """Yield the groups with a labelled attribute; `counts` receives the others.
+
+    Raises `InputError`, after the last group, for labels of other attributes, or if no group has a label.
+    """
     found = set[str]()
     for located in groups:
         found.update(*located.record.attributes)
@@ -101,7 +109,7 @@ def labelled(
 
 
 def with_pairs(groups: Groups, counts: Counter[str], *, loss: RewardLoss) -> Iterator[Located[TokenGroup]]:
-    """Yield the groups with a pair for a Bradley-Terry loss; the others are counted."""
+    """Yield the groups with two responses that a Bradley-Terry loss can rank; `counts` receives the others."""
     has_pair = BradleyTerryObjective(loss, ()).has_pair
     for located in groups:
         if loss != "bt" and located.record.rewards is None:

@@ -1,0 +1,168 @@
+"""Training from Python: a policy, rows and a loss, with the loop, checkpoints and metrics of the recipe stages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from align.artifacts import atomic_folder
+from align.data.chat_encoder import ChatEncoder
+from align.data.store import TokenStore
+from align.data.token_groups import TokenGroup
+from align.distributed.progress import Progress, SilentProgress
+from align.errors import InputError
+from align.losses.preference import PreferenceLoss
+from align.losses.table import CustomLoss
+from align.models.loading.config import max_positions
+from align.models.policy import Policy, save_policy
+from align.models.reward_model import RewardModel, save_reward_model, set_pad_token
+from align.records import Comparison, Demonstration, Located
+from align.train.filters import comparable, labelled, of_kind, with_pairs
+from align.train.indexed_groups import end_of_turn
+from align.train.loop import Loop
+from align.train.objectives.base import Objective
+from align.train.objectives.preference import PreferenceObjective
+from align.train.objectives.reward import BradleyTerryObjective, RegressionObjective
+from align.train.objectives.supervised import SupervisedObjective
+from align.train.settings import PreferenceSettings, RewardLoss, TrainSettings
+from align.train.training_run import TrainingResult, TrainingRun
+
+Row = Demonstration | Comparison | TokenGroup
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+Loss = str | PreferenceSettings | PreferenceLoss | CustomLoss | LossFunction | Objective
+
+
+class Trainer:
+    """Trains a policy or a reward model on rows.
+
+    `rows` are records, which are encoded with the tokenizer's chat template and dropped if longer than the model's
+    maximum length, or token groups that are encoded already. `counts` holds the number of rows by what became of them.
+
+    `loss` is `"sft"`; the name of a preference loss or a user's `module:name`; `PreferenceSettings`, for other settings
+    or an SFT term; a `PreferenceLoss`; a function of (policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK,
+    mask_BK) that returns the loss of each group, shape [B]; or an objective, such as `RegressionObjective`.
+
+    `folder` receives metrics.jsonl, checkpoints and the reference cache. A new `Trainer` with the same arguments
+    resumes from its latest checkpoint. Under `accelerate launch` all processes make the same calls.
+
+    Raises `InputError` for an unknown loss, for rows of the wrong kind, or if no row is left to train on.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from align.testing.tiny import tiny_policy, tiny_preferences
+    >>> settings = TrainSettings(learning_rate=5e-3, prompts_per_step=8, epochs=3)
+    >>> with TemporaryDirectory() as folder:
+    ...     policy, tokenizer = tiny_policy()
+    ...     trainer = Trainer(policy, tokenizer, tiny_preferences(), loss="dpo", settings=settings, folder=folder)
+    ...     result = trainer.train()
+    ...     trainer.save(f"{folder}/policy")
+    >>> result.num_steps
+    12
+    >>> result.last_metrics["loss"] < result.first_metrics["loss"]
+    True
+    """
+
+    def __init__(
+        self,
+        policy: Policy | RewardModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Iterable[Row],
+        *,
+        loss: Loss,
+        settings: TrainSettings,
+        folder: str | Path,
+        held_out: Iterable[Row] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self.policy, self.tokenizer = policy, tokenizer
+        self.objective = make_objective(loss)
+        self.counts = Counter[str]()
+        self.training_run = TrainingRun(
+            objective=self.objective,
+            train=self._encode(rows, "rows"),
+            held_out=self._encode(held_out, "held_out"),
+            settings=settings,
+            folder=Path(folder),
+            references=Path(folder) / "references",
+        )
+        if not self.training_run.train:
+            reasons = ", ".join(f"{name} {number}" for name, number in sorted(self.counts.items()))
+            raise InputError(f"no row is left to train on ({reasons or 'no rows'})")
+        self.loop = Loop(policy, self.training_run, progress or SilentProgress())
+        if self.loop.sharding.gathers_per_layer:
+            raise InputError("Trainer cannot save weights that ZeRO-3 or FSDP2 shards; use a recipe, or ZeRO-2")
+
+    def train(self) -> TrainingResult:
+        """Train to the last step, from the latest checkpoint if there is one, and return the metrics of all steps.
+
+        Afterwards the policy has the last weights, or with `keep: best` those with the lowest held-out loss.
+        """
+        result = self.loop.run()
+        self.policy.use_forward("plain")  # so that generation with transformers works
+        return result
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model and the tokenizer as a Hugging Face folder that `from_pretrained` loads.
+
+        Adapters are merged in place, so the policy must not be trained afterwards. Raises `InputError` if the folder
+        exists.
+        """
+        if Path(folder).exists():
+            raise InputError(f"{folder}: already exists; choose a new folder")
+        self.loop.processes.run_on_main(lambda: self._write(Path(folder)), "saving the model")
+
+    def _write(self, target: Path) -> None:
+        with atomic_folder(target) as partial:
+            if isinstance(self.policy, RewardModel):
+                set_pad_token(self.policy, self.tokenizer, _last_tokens(self.training_run.train))
+                save_reward_model(self.policy, self.tokenizer, partial)
+            else:
+                save_policy(self.policy, self.tokenizer, partial, end_of_turn=end_of_turn(self.training_run.train))
+
+    def _encode(self, rows: Iterable[Row], name: str) -> Sequence[TokenGroup]:
+        """Return the rows as token groups that contribute to the loss; `counts` receives the others."""
+        if isinstance(rows, TokenStore):
+            return rows
+        located = [Located(row, f"{name}: row {index + 1}", index) for index, row in enumerate(rows)]
+        groups = [each for each in located if isinstance(each.record, TokenGroup)]
+        if groups and len(groups) < len(located):
+            raise InputError(f"{name}: token groups and records are mixed; encode all rows or none")
+        if not groups and located:
+            kind = Demonstration if isinstance(self.objective, SupervisedObjective) else Comparison
+            encoder = ChatEncoder(self.tokenizer, max_length=max_positions(self.policy.base.config))
+            records = cast("list[Located[Demonstration | Comparison]]", located)
+            groups = list(encoder.encode_located(of_kind(records, kind, self.counts)))
+            self.counts += encoder.counts
+        return [each.record for each in self._filter(cast("list[Located[TokenGroup]]", groups), name)]
+
+    def _filter(self, groups: list[Located[TokenGroup]], name: str) -> Iterable[Located[TokenGroup]]:
+        objective = self.objective
+        if isinstance(objective, PreferenceObjective):
+            reward_loss = objective.name if objective.loss.uses_rewards else None
+            return comparable(groups, self.counts, reward_loss=reward_loss, min_chosen=None)
+        if isinstance(objective, RegressionObjective) and groups:
+            return labelled(groups, self.counts, attributes=objective.names, path=name)
+        if isinstance(objective, BradleyTerryObjective):
+            return with_pairs(groups, self.counts, loss=cast(RewardLoss, objective.name))
+        return groups
+
+
+def make_objective(loss: Loss) -> Objective:
+    """Return the objective for a loss given by name, by settings, or as an object."""
+    if loss == "sft":
+        return SupervisedObjective()
+    if isinstance(loss, str):
+        return PreferenceObjective(PreferenceSettings(name=loss))
+    if isinstance(loss, PreferenceSettings):
+        return PreferenceObjective(loss)
+    if isinstance(loss, PreferenceLoss | CustomLoss) or not hasattr(loss, "denominator"):
+        return PreferenceObjective(PreferenceSettings(), cast(PreferenceLoss | CustomLoss | LossFunction, loss))
+    return cast(Objective, loss)
+
+
+def _last_tokens(groups: Sequence[TokenGroup]) -> set[int]:
+    return {int(sequence.ids[-1]) for group in groups for sequence in group.sequences}
