@@ -1,4 +1,4 @@
-"""How good a policy is: tasks graded by programs, likelihoods of data, wins over another policy."""
+"""Evaluation of policies: tasks, likelihoods, win rates, and scores with confidence intervals."""
 
 from align.evaluation.statistics import Score, score
 

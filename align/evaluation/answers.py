@@ -1,4 +1,4 @@
-"""What is answered to a task's rows, by a policy or in a file, and how it is graded by all processes of a launch."""
+"""Answers to a task's rows: sampled from a policy, or read from a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.artifacts import write_text
 from align.data.rows import read_rows
@@ -20,118 +20,142 @@ from align.inference.samples import TOO_LONG, Engine, Sample, prompt_key, sample
 from align.inference.settings import SamplingSettings
 from align.records import Prompt
 
-NAMES = ("key", "task_id")  # columns that say which row a response answers
-TEXTS = ("response", "completion", "output")
+ID_COLUMNS = ("key", "task_id")  # identify the row that a response answers
+RESPONSE_COLUMNS = ("response", "completion", "output")
 
 
-def ask_policy(
+class Dialogue(NamedTuple):
+    """A row with the policy's responses so far, and the prompt of the next turn."""
+
+    row: int  # index
+    responses: tuple[str, ...]
+    prompt: Prompt
+
+
+def answers_from_policy(
     rows: Sequence[Row],
     next_turn: NextTurn,
     engine: Engine,
     *,
     sampling: SamplingSettings,
-    kept: Journal | None,
+    journal: Journal | None,
     processes: Processes,
-    report: Progress,
+    progress: Progress,
 ) -> list[Answer]:
-    """Return every response of the policy, ordered by row, after the last turn; a journal stores the samples.
+    """Return all responses of the policy to the last turns, ordered by row; `journal` stores the samples.
 
     Each process samples its share of the prompts, and all return all answers. The first turn is sampled
-    `num_responses` times; later turns continue each of these dialogues once.
+    `num_responses` times; later turns continue each of these dialogues once. Raises `InputError` for a row that is
+    too long for the model: an empty response would count as wrong.
     """
     finished: list[Answer] = []
-    dialogues: list[tuple[int, tuple[str, ...]]] = [(number, ()) for number in range(len(rows))]
-    while dialogues:
-        turns = [(number, said, next_turn(rows[number], said)) for number, said in dialogues]
-        finished += [Answer(number, said[-1], said[:-1]) for number, said, turn in turns if turn is None]
-        asked = [(number, said, Prompt(tuple(turn), dict(rows[number]))) for number, said, turn in turns if turn]
-        responses = _sample(asked, engine, sampling=sampling, kept=kept, processes=processes, report=report)
-        dialogues = [
-            (number, (*said, text)) for number, said, prompt in asked for text in responses[prompt_key(prompt)]
-        ]
+    active: list[tuple[int, tuple[str, ...]]] = [(index, ()) for index in range(len(rows))]
+    while active:
+        dialogues: list[Dialogue] = []
+        for index, responses in active:
+            turn = next_turn(rows[index], responses)
+            if turn is None:
+                finished.append(Answer(index, responses[-1], responses[:-1]))
+            else:
+                dialogues.append(Dialogue(index, responses, Prompt(tuple(turn), dict(rows[index]))))
+        if not dialogues:
+            break
+        found = _sample(dialogues, engine, sampling=sampling, journal=journal, processes=processes, progress=progress)
+        active = [(each.row, (*each.responses, text)) for each in dialogues for text in found[prompt_key(each.prompt)]]
         sampling = sampling.model_copy(update={"num_responses": 1})
-    report.note(f"{engine.name}: {engine.throughput.tokens_per_s:,.0f} tokens/s")
+    progress.note(f"{engine.name}: {engine.throughput.tokens_per_s:,.0f} tokens/s")
     return sorted(finished, key=lambda answer: answer.row)
 
 
 def _sample(
-    asked: Sequence[tuple[int, tuple[str, ...], Prompt]],
+    dialogues: Sequence[Dialogue],
     engine: Engine,
     *,
     sampling: SamplingSettings,
-    kept: Journal | None,
+    journal: Journal | None,
     processes: Processes,
-    report: Progress,
+    progress: Progress,
 ) -> dict[str, list[str]]:
-    """Return the responses to each prompt, by its key, in the order of their numbers."""
-    rows = {prompt_key(prompt): row for row, _, prompt in reversed(asked)}
-    own = WorkShard.of(processes).select(unique_prompts([prompt for _, _, prompt in asked]))
-    report.phase("sample", len(own) * sampling.num_responses)
+    """Return the responses to each prompt, by its key, ordered by their number."""
+    rows = {prompt_key(each.prompt): each.row for each in reversed(dialogues)}
+    share = WorkShard.of(processes).select(unique_prompts([each.prompt for each in dialogues]))
+    progress.phase("sample", len(share) * sampling.num_responses)
 
     def work() -> list[Sample]:
         samples: list[Sample] = []
-        found = engine.sample(own, sampling) if kept is None else sample_with_journal(engine, own, sampling, kept)
-        for sample in found:
-            report.advance(1)
-            if sample.finish == TOO_LONG:  # an empty answer would count as a wrong one
+        coming = (
+            engine.sample(share, sampling) if journal is None else sample_with_journal(engine, share, sampling, journal)
+        )
+        for sample in coming:
+            progress.advance(1)
+            if sample.finish == TOO_LONG:
                 raise InputError(
                     f"row {rows[sample.key] + 1} is too long for {engine.name} with max_new_tokens "
-                    f"{sampling.max_new_tokens}: lower that, or leave the row out"
+                    f"{sampling.max_new_tokens}: lower it, or leave the row out"
                 )
             samples.append(sample)
         return samples
 
-    mine = processes.run_on_all(work, "sampling")
-    found = sorted(
-        (sample for part in processes.all_gather_object(mine) for sample in part), key=lambda sample: sample.number
-    )
+    own = processes.run_on_all(work, "sampling")
+    samples = [sample for part in processes.all_gather_object(own) for sample in part]
     responses: dict[str, list[str]] = defaultdict(list)
-    for sample in sorted(found, key=lambda sample: sample.number):
+    for sample in sorted(samples, key=lambda sample: sample.number):
         responses[sample.key].append(sample.text)
     return responses
 
 
-def match(rows: Sequence[Row], next_turn: NextTurn, path: str) -> list[Answer]:
-    """Return every response in a file with the index of its row, found by `key` or `task_id`, or else by the prompt."""
-    by_name: dict[str, list[int]] = defaultdict(list)
+def answers_from_file(rows: Sequence[Row], next_turn: NextTurn, path: str) -> list[Answer]:
+    """Return every response in a file with the index of the row that it answers.
+
+    The row is identified by `key` or `task_id`, its index if the data has neither, or by the prompt if the response
+    has neither. Raises `InputError` for a response without text, or that matches no or several rows.
+    """
+    by_id: dict[str, list[int]] = defaultdict(list)
     by_prompt: dict[str, list[int]] = defaultdict(list)
-    for number, row in enumerate(rows):
-        name = next((str(row[each]) for each in NAMES if row.get(each) is not None), str(number))
-        by_name[name].append(number)
+    for index, row in enumerate(rows):
+        row_id = _id_of(row)
+        by_id[str(index) if row_id is None else row_id].append(index)
         for text in {first_question(next_turn, row), str(row.get("prompt") or row.get("question") or row.get("text"))}:
-            by_prompt[text].append(number)
+            by_prompt[text].append(index)
     found: list[Answer] = []
-    for place, row in enumerate(read_rows(path), start=1):
-        where = f"{path}: row {place}"
-        text = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
+    for number, row in enumerate(read_rows(path), start=1):
+        text = _response_of(row)
         if text is None:
-            raise InputError(f"{where}: has no {' or '.join(TEXTS[:2])} in text")
-        name = next((str(row[each]) for each in NAMES if row.get(each) is not None), None)
-        candidates = by_name.get(name, []) if name is not None else by_prompt.get(str(row.get("prompt")), [])
-        if len(candidates) > 1 and row.get("prompt") is not None:
-            candidates = [number for number in candidates if number in by_prompt.get(str(row["prompt"]), [])]
-        if len(candidates) != 1:
-            said = f"{name!r} names" if name is not None else "its prompt is that of"
-            raise InputError(f"{where}: {said} {len(candidates)} rows of the data; one is needed")
-        found.append(Answer(candidates[0], text))
+            raise InputError(f"{path}: row {number} has no text in {' or '.join(RESPONSE_COLUMNS)}")
+        row_id = _id_of(row)
+        matches = by_prompt.get(str(row.get("prompt")), []) if row_id is None else by_id.get(row_id, [])
+        if len(matches) > 1 and row.get("prompt") is not None:
+            matches = [index for index in matches if index in by_prompt.get(str(row["prompt"]), [])]
+        if len(matches) != 1:
+            what = "its prompt" if row_id is None else repr(row_id)
+            raise InputError(f"{path}: row {number}: {what} matches {len(matches)} rows of the data; it must match one")
+        found.append(Answer(matches[0], text))
     if not found:
-        raise InputError(f"{path}: holds no responses")
+        raise InputError(f"{path}: no responses")
     return found
 
 
-def by_prompt(path: str) -> dict[str, str]:
-    """Each prompt's response; a prompt with two is one too many."""
+def responses_by_prompt(path: str) -> dict[str, str]:
+    """Return the response to each prompt in a file; raise `InputError` for a prompt with two."""
     found: dict[str, str] = {}
-    for place, row in enumerate(read_rows(path), start=1):
-        text = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
+    for number, row in enumerate(read_rows(path), start=1):
+        text = _response_of(row)
         if text is None or not isinstance(row.get("prompt"), str):
-            raise InputError(f"{path}: row {place}: a prompt and a response are needed, both in text")
+            raise InputError(f"{path}: row {number} needs a prompt and a response, both as text")
         if row["prompt"] in found:
-            raise InputError(f"{path}: row {place}: its prompt has a response already")
+            raise InputError(f"{path}: row {number}: an earlier row answers the same prompt")
         found[row["prompt"]] = text
     return found
 
 
-def write_lines(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write the lines as JSON; the file appears whole."""
-    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write the lines as JSON, atomically."""
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _id_of(row: Row) -> str | None:
+    return next((str(row[name]) for name in ID_COLUMNS if row.get(name) is not None), None)
+
+
+def _response_of(row: Row) -> str | None:
+    return next((row[name] for name in RESPONSE_COLUMNS if isinstance(row.get(name), str)), None)

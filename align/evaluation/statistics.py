@@ -1,4 +1,4 @@
-"""Rates with their bootstrap intervals."""
+"""Scores with bootstrap confidence intervals over prompts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 1000  # of the bootstrap (Efron 1979)
-LEVEL = 0.95
+CONFIDENCE = 0.95
 
 
 class Score(NamedTuple):
-    """A rate with its bootstrap interval over prompts."""
+    """The value of a metric with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -21,26 +21,32 @@ class Score(NamedTuple):
 
 
 def score(grades: Sequence[float], counts: Sequence[float] | None = None, *, seed: int = 0) -> Score:
-    """Sum of the grades over sum of the counts (1 each where left out), with its 95 % percentile interval.
+    """Return sum(grades) / sum(counts) with its 95 % percentile-bootstrap interval.
 
-    Each place belongs to one prompt; prompts are resampled whole, so that what hangs together stays together.
+    Each element belongs to one prompt; `counts` are 1 by default. Prompts are resampled whole, so dependent values
+    within a prompt do not narrow the interval.
+
+    >>> score([1.0, 0.0, 1.0, 1.0]).value
+    0.75
+    >>> score([3.0, 1.0], [4, 2]).value
+    0.6666666666666666
     """
-    totals = np.asarray(grades, dtype=np.float64)
-    parts = np.ones_like(totals) if counts is None else np.asarray(counts, dtype=np.float64)
-    assert len(totals) == len(parts) > 0, "a score needs grades"
+    sums = np.asarray(grades, dtype=np.float64)
+    sizes = np.ones_like(sums) if counts is None else np.asarray(counts, dtype=np.float64)
+    assert len(sums) == len(sizes) > 0, "a score needs grades"
 
-    def rate(chosen: np.ndarray) -> float:
-        return float(totals[chosen].sum() / parts[chosen].sum())
+    def ratio(chosen: np.ndarray) -> float:
+        return float(sums[chosen].sum() / sizes[chosen].sum())
 
-    low, high = interval(rate, len(totals), seed=seed)
-    return Score(float(totals.sum() / parts.sum()), low, high, len(totals))
+    low, high = bootstrap_interval(ratio, len(sums), seed=seed)
+    return Score(float(sums.sum() / sizes.sum()), low, high, len(sums))
 
 
-def interval(
+def bootstrap_interval(
     statistic: Callable[[np.ndarray], float], num_prompts: int, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """The 95 % percentile interval of a statistic of the indices of prompts that are drawn with replacement."""
-    draw = np.random.default_rng(seed)
-    values = sorted(statistic(draw.integers(num_prompts, size=num_prompts)) for _ in range(resamples))
-    tail = round(resamples * (1 - LEVEL) / 2)
+    """Return the 95 % percentile interval of `statistic` over indices of prompts drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    values = sorted(statistic(rng.integers(num_prompts, size=num_prompts)) for _ in range(resamples))
+    tail = round(resamples * (1 - CONFIDENCE) / 2)
     return values[tail], values[-1 - tail]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.evaluation.statistics import Score, interval
+from align.evaluation.statistics import Score, bootstrap_interval
 from align.workflow.schema import Recipe
 
 Manifests = Mapping[str, Mapping[str, Any]]
@@ -88,5 +88,5 @@ def _change(then: _Parts, now: _Parts) -> dict[str, Any] | None:
         (passed, of), (passed_now, of_now) = values[chosen].sum(axis=0)
         return float(passed_now / of_now - passed / of)
 
-    low, high = interval(difference, len(values))
+    low, high = bootstrap_interval(difference, len(values))
     return Score(difference(np.arange(len(values))), low, high, len(values))._asdict()

@@ -20,7 +20,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from align.evaluation.statistics import interval
+from align.evaluation.statistics import bootstrap_interval
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t of n - 1 degrees of freedom, two-sided
 
@@ -49,7 +49,7 @@ def pooled(runs: list[Path]) -> dict[str, dict[str, dict[str, object]]]:
     table: dict[str, dict[str, dict[str, object]]] = {}
     for policy, column in of_runs[0]:
         both = np.concatenate([each[policy, column] for each in of_runs])
-        low, high = interval(lambda chosen, both=both: rate(both[chosen]), len(both))
+        low, high = bootstrap_interval(lambda chosen, both=both: rate(both[chosen]), len(both))
         seeds = [rate(each[policy, column]) for each in of_runs]
         cell = {"value": rate(both), "low": low, "high": high, "n": len(both), "seeds": seeds}
         if len(seeds) > 1:
@@ -57,7 +57,9 @@ def pooled(runs: list[Path]) -> dict[str, dict[str, dict[str, object]]]:
         earlier = before.get(policy, {}).get(column, {}).get("from")
         if earlier is not None:
             then = np.concatenate([each[earlier, column] for each in of_runs])
-            down, up = interval(lambda chosen, both=both, then=then: rate(both[chosen]) - rate(then[chosen]), len(both))
+            down, up = bootstrap_interval(
+                lambda chosen, both=both, then=then: rate(both[chosen]) - rate(then[chosen]), len(both)
+            )
             cell |= {"change": rate(both) - rate(then), "change_low": down, "change_high": up, "from": earlier}
         table.setdefault(policy, {})[column] = cell
     return table

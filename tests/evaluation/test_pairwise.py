@@ -25,15 +25,15 @@ def groups(*pairs):
 
 def test_wins_count_one_and_ties_a_half():
     found = win_rates(groups(("good", "bad"), ("bad", "good"), ("good", "good"), ("good", "bad")), by(len))
-    assert found["win_rate"].value == 2.5 / 4
-    assert found["undecided"] == 0
+    assert found.win_rate.value == 2.5 / 4
+    assert found.undecided == 0
 
 
 def test_what_the_judge_leaves_open_is_counted_and_not_in_the_rate():
     found = win_rates(
         groups(("good", "bad"), ("?", "bad")), by(lambda response: None if response == "?" else len(response))
     )
-    assert (found["win_rate"].value, found["win_rate"].n, found["undecided"]) == (1, 1, 1)
+    assert (found.win_rate.value, found.win_rate.n, found.undecided) == (1, 1, 1)
 
 
 def test_a_judge_that_decides_nothing_is_an_error():

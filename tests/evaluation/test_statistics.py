@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from align.evaluation.statistics import interval, score
+from align.evaluation.statistics import bootstrap_interval, score
 
 
 def test_the_value_is_the_mean_and_n_the_number_of_prompts():
@@ -51,6 +51,8 @@ def test_an_interval_of_any_statistic_covers_it_as_often_as_it_says():
     covered = 0
     for seed in range(200):
         values = draw.normal(size=60)
-        low, high = interval(lambda chosen, values=values: float(values[chosen].mean()), 60, seed=seed, resamples=200)
+        low, high = bootstrap_interval(
+            lambda chosen, values=values: float(values[chosen].mean()), 60, seed=seed, resamples=200
+        )
         covered += low <= 0 <= high
     assert 0.88 <= covered / 200 <= 0.98

@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 import pytest
-from align.stages.answering import ask_policy
 
 from align.distributed.processes import Processes
 from align.distributed.progress import SilentProgress
 from align.errors import InputError
+from align.evaluation.answers import answers_from_policy
 from align.evaluation.sampled_task import SampledTask, correct
 from align.evaluation.task import Answer
 from align.evaluation.tasks import TASKS, pick_task
@@ -57,14 +57,14 @@ class Echo:
 
 def test_a_task_may_ask_several_turns():
     rows = [{"first": "one?", "second": "Louder."}, {"first": "two?", "second": "Louder."}]
-    answers = ask_policy(
+    answers = answers_from_policy(
         rows,
         TWO_TURNS.next_turn,
         Echo(),
         sampling=SamplingSettings(num_responses=2),
-        kept=None,
+        journal=None,
         processes=Processes(),
-        report=SilentProgress(),
+        progress=SilentProgress(),
     )
     assert answers == [
         Answer(row, f"{number} {said}".upper(), (f"{number} {said}",))

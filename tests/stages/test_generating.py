@@ -185,10 +185,10 @@ def test_responses_find_their_rows_by_the_prompt_or_by_the_number(tmp_path):
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ([{"key": 99, "response": "x"}], "row 1: '99' names 0 rows"),
+        ([{"key": 99, "response": "x"}], "row 1: '99' matches 0 rows"),
         ([{"key": 11, "response": "x"}, {"response": "x", "prompt": "Never asked."}], "row 2: its prompt"),
         ([{"key": 11, "text": "x"}], "response"),
-        ([], "holds no"),
+        ([], "no responses"),
     ],
 )
 def test_a_response_to_nothing_is_named(tmp_path, answers, said):

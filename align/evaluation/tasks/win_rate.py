@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.evaluation.pairwise import win_rates
-from align.evaluation.statistics import Score
 from align.evaluation.task import ROW_OPTIONS, EstimateInputs, Task, TaskInputs, TaskResult, TaskSize
 from align.rewards.verdicts import Group, Verdict
 
@@ -30,8 +29,8 @@ class WinRateTask(Task):
             return inputs.split(groups, judge, activity="judging")
 
         found = win_rates(paired.pairs, shared)
-        scores = {name: value for name, value in found.items() if isinstance(value, Score)}
-        return TaskResult(scores=scores, counts={"undecided": found["undecided"], "unanswered": paired.unanswered})
+        scores = {"win_rate": found.win_rate, "win_rate_length_controlled": found.length_controlled}
+        return TaskResult(scores=scores, counts={"undecided": found.undecided, "unanswered": paired.unanswered})
 
 
 TASK = WinRateTask(name="win_rate", metrics=("win_rate", "win_rate_length_controlled"))

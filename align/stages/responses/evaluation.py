@@ -19,7 +19,7 @@ from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.distributed.work_split import split_work
 from align.errors import InputError
-from align.evaluation.answers import ask_policy, by_prompt, match, write_lines
+from align.evaluation.answers import answers_from_file, answers_from_policy, responses_by_prompt, write_lines
 from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task, TaskResult, TaskSize
 from align.inference.engines import load_engine
 from align.inference.samples import Engine
@@ -199,19 +199,19 @@ class _TaskInputs:
         if self.settings.responses:
             if self._journal.exists():
                 self.claim_responses()
-            return match(rows, next_turn, self.settings.responses[0])
+            return answers_from_file(rows, next_turn, self.settings.responses[0])
         engine, sampling = engine_settings(self.settings), self.settings.sampling
         made_with = {**self._identity, "sampling": sampling.model_dump(), "engine": engine.cache_key()}
         place = self.settings.task or self.name
         with open_journal(self._journal, made_with, self.processes) as journal, at_place(place):
-            return ask_policy(
+            return answers_from_policy(
                 rows,
                 next_turn,
                 self.engines.engine(engine),
                 sampling=sampling,
-                kept=journal,
+                journal=journal,
                 processes=self.processes,
-                report=self.progress,
+                progress=self.progress,
             )
 
     @property
@@ -241,7 +241,7 @@ class _TaskInputs:
                 f"task {self.settings.task} compares two files of responses, not {len(self.settings.responses)}",
                 ("responses",),
             )
-        ours, theirs = (by_prompt(path) for path in self.settings.responses)
+        ours, theirs = (responses_by_prompt(path) for path in self.settings.responses)
         both = [text for text in known if text in ours and text in theirs]
         if not both:
             raise InputError(f"task {self.settings.task}: no prompt of {source.path} is answered in both files")

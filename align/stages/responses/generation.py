@@ -15,7 +15,7 @@ from align.data.writing import write
 from align.distributed.journal import run_with_journal
 from align.distributed.work_split import WorkShard
 from align.errors import InputError
-from align.evaluation.pair_accuracy import accuracy, pairs_of
+from align.evaluation.pair_accuracy import pair_accuracy, preference_pairs
 from align.inference.samples import Sample, Throughput, prompt_key
 from align.models.loading.config import load_config
 from align.models.loading.pretrained import default_device, silence_transformers
@@ -132,7 +132,11 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
     left_out = Counter(found[0].why.partition(":")[0] for found in verdicts if found[0].reward is None)
     rating = getattr(judging.judge, "rating", None)  # of a reward model
     aggregate = {} if rating is None else dict(zip(rating.names, rating.weights, strict=True))
-    pairs = [pair for row in rated for pair in pairs_of(row, rows[row][1], _rewards(verdicts[row]), worth=aggregate)]
+    pairs = [
+        pair
+        for row in rated
+        for pair in preference_pairs(row, rows[row][1], _rewards(verdicts[row]), weights=aggregate)
+    ]
     summary = {
         "rows": len(rows),
         "rated": len(rated),
@@ -140,7 +144,7 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
         "left_out": {**reading.statistics.dropped, **left_out},
         "responses": sum(len(verdicts[row]) for row in rated),
         **_reward_summary([verdict for row in rated for verdict in verdicts[row]]),
-        "agreement": accuracy(pairs),
+        "agreement": pair_accuracy(pairs),
         "seconds": time.monotonic() - began,
     }
     return {"ratings": summary, "done": Done(devices=processes.world_size)}

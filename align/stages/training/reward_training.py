@@ -17,7 +17,7 @@ from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
 from align.errors import InputError
 from align.evaluation import score
-from align.evaluation.pair_accuracy import accuracy, pairs_of
+from align.evaluation.pair_accuracy import pair_accuracy, preference_pairs
 from align.models.head_init import init_head
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
@@ -123,7 +123,9 @@ def _report(model: RewardModel, data: StepRows, subsets: dict[int, str]) -> dict
     pairs = [
         pair
         for group, scores_KA in zip(data.held_out, scores, strict=True)
-        for pair in pairs_of(group.row, group, rating.rewards(scores_KA), worth=worth, subset=subsets.get(group.row))
+        for pair in preference_pairs(
+            group.row, group, rating.rewards(scores_KA), weights=worth, subset=subsets.get(group.row)
+        )
     ]
     attributes: list[dict[str, Any]] = []
     for index, name in enumerate(rating.names):
@@ -136,7 +138,7 @@ def _report(model: RewardModel, data: StepRows, subsets: dict[int, str]) -> dict
         trained = _labels(data.train, name)
         if known and trained:
             attributes.append({"attribute": name, **_errors(known, mean(trained))})
-    return {"attributes": attributes, "pairs": accuracy(pairs)}
+    return {"attributes": attributes, "pairs": pair_accuracy(pairs)}
 
 
 def _labels(groups: Iterable[TokenGroup], name: str) -> list[float]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from align.evaluation.pair_accuracy import Pair, accuracy, pairs_of
+from align.evaluation.pair_accuracy import Pair, pair_accuracy, preference_pairs
 from align.records import Comparison, Message, Response
 
 PROMPT = (Message("user", "say"),)
@@ -16,7 +16,7 @@ def comparison(*rewards, chosen=None, attributes=None):
 
 
 def found(one, rewards):
-    return [(pair.margin, pair.right) for pair in pairs_of(0, one, rewards, worth=WORTH)]
+    return [(pair.margin, pair.correct) for pair in preference_pairs(0, one, rewards, weights=WORTH)]
 
 
 def test_every_pair_of_different_rewards_counts_and_a_tie_does_not():
@@ -41,11 +41,11 @@ def test_attributes_stand_in_where_all_of_them_are_known():
 
 def test_rates_are_shares_of_pairs_with_an_interval_over_prompts():
     pairs = [Pair(0, 1.0, 1.0), Pair(0, 1.0, 1.0), Pair(0, 1.0, 1.0), Pair(1, 1.0, 0.0)]
-    overall = accuracy(pairs)["all"]
+    overall = pair_accuracy(pairs)["all"]
     assert overall["value"] == 0.75
     assert (overall["n"], overall["pairs"]) == (2, 4)
     assert (overall["low"], overall["high"]) == (0.0, 1.0)  # either prompt may be drawn twice
-    assert accuracy([]) == {}
+    assert pair_accuracy([]) == {}
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_rates_are_shares_of_pairs_with_an_interval_over_prompts():
 )
 def test_margins_are_put_in_three_bins_and_equal_ones_in_the_same(margins, bins):
     pairs = [Pair(row, float(margin), 1.0) for row, margin in enumerate(margins)]
-    assert [(each["margin"], each["pairs"]) for each in accuracy(pairs)["by_margin"]] == bins
+    assert [(each["margin"], each["pairs"]) for each in pair_accuracy(pairs)["by_margin"]] == bins
 
 
 def test_subsets_are_counted_apart():
     pairs = [Pair(0, 1.0, 1.0, "chat"), Pair(1, 1.0, 0.0, "maths"), Pair(2, 1.0, 1.0, "maths"), Pair(3, 1.0, 1.0)]
-    by_subset = {each["subset"]: (each["value"], each["pairs"]) for each in accuracy(pairs)["by_subset"]}
+    by_subset = {each["subset"]: (each["value"], each["pairs"]) for each in pair_accuracy(pairs)["by_subset"]}
     assert by_subset == {"chat": (1.0, 1), "maths": (0.5, 2)}
