@@ -72,9 +72,7 @@ def run(
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
     compare: Annotated[Path | None, typer.Option(help="Another run to show beside it.", show_default=False)] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="File to write; RUN/report.html by default.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File; RUN/report.html by default.", show_default=False)] = None,
 ) -> None:
     """Write a run as one HTML page: results, curves, rewards, costs, samples and rows."""
     from align.report import write_report  # noqa: PLC0415 - imports matplotlib
@@ -129,7 +127,7 @@ def score(
     """Rate every response of a file by a reward model. The same command resumes an interrupted one."""
     from align.commands import run as command  # noqa: PLC0415 - imports torch
     from align.commands.score import score as score_file  # noqa: PLC0415
-    from align.workflow.tables import scored_tables  # noqa: PLC0415
+    from align.workflow.results.tables import scored_tables  # noqa: PLC0415
 
     options: dict[str, Any] = {"format": format, "split": split, "limit": limit, "on_error": on_error}
     summary = command.with_progress(lambda progress: score_file(model, data, out, progress=progress, **options))
@@ -159,7 +157,7 @@ def generate(
     from align.commands import generate as implementation  # noqa: PLC0415 - imports torch
     from align.commands import run as command  # noqa: PLC0415
     from align.commands.one_step import settings_of  # noqa: PLC0415
-    from align.workflow.tables import generated_tables  # noqa: PLC0415
+    from align.workflow.results.tables import generated_tables  # noqa: PLC0415
 
     settings = settings_of(implementation.GenerateSettings, judge or (), overrides or ())
     summary = command.with_progress(
@@ -192,7 +190,7 @@ def evaluate(
     from align.commands import evaluate as implementation  # noqa: PLC0415 - imports torch
     from align.commands import run as command  # noqa: PLC0415
     from align.commands.one_step import settings_of  # noqa: PLC0415
-    from align.workflow.tables import evaluated_tables  # noqa: PLC0415
+    from align.workflow.results.tables import evaluated_tables  # noqa: PLC0415
 
     settings = settings_of(implementation.EvaluateSettings, judge or (), overrides or ())
     request = implementation.Request(task, data, policy, tuple(map(str, responses or ())), limit)

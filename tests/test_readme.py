@@ -17,7 +17,7 @@ from align.commands.one_step import settings_of
 from align.data.writing import write
 from align.losses.table import preference_loss
 from align.records import Comparison
-from align.stages.sources import SourceSettings, streamed
+from align.stages.inputs.sources import SourceSettings, streamed
 from align.workflow.recipe import load_recipe
 
 sys.path.insert(0, str(Path(__file__).parent / "stages"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from align.stages.estimates import Estimate
+from align.stages.costs.estimates import Estimate
 from align.stages.training.rows import describe
 from align.workflow.estimate import estimate
 from align.workflow.preview import preview_rows

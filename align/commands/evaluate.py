@@ -18,8 +18,8 @@ from align.evaluation.task import Task
 from align.evaluation.tasks import pick_task
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.rewards.settings import Combination, JudgeSettings
-from align.stages.context import RunContext
 from align.stages.evaluate import Evaluate
+from align.stages.inputs.context import RunContext
 from align.stages.responses.evaluation import PolicyEngines, evaluate_tasks
 from align.stages.responses.tasks import TaskSettings
 

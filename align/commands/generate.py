@@ -15,8 +15,8 @@ from align.distributed.progress import Progress
 from align.errors import InputError
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.rewards.settings import Combination, JudgeSettings
-from align.stages.context import RunContext
 from align.stages.generate import Generate
+from align.stages.inputs.context import RunContext
 from align.stages.responses.settings import GROUPS_FILE
 from align.synth.settings import GroupSettings
 

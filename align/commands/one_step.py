@@ -19,8 +19,8 @@ from align.errors import InputError
 from align.models.settings import PolicySettings
 from align.rewards.judges import parse_judge
 from align.stages.base import Stage
-from align.stages.context import RunContext
-from align.stages.sources import SourceSettings
+from align.stages.inputs.context import RunContext
+from align.stages.inputs.sources import SourceSettings
 from align.synth.settings import ConstraintSettings
 from align.workflow.runner import run_context
 from align.workflow.schema import Recipe

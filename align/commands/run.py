@@ -14,8 +14,8 @@ from rich.table import Table
 from align.commands.progress import TerminalProgress
 from align.workflow.estimate import disk_need, estimate
 from align.workflow.launcher import Command
+from align.workflow.results.tables import plan_table, run_tables
 from align.workflow.runner import planned, run_recipe, run_step
-from align.workflow.tables import plan_table, run_tables
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ from align.commands.one_step import SOURCE, check_out, publish, run_one_step
 from align.config import build
 from align.content_hash import content_of
 from align.distributed.progress import Progress
-from align.stages.context import RunContext
+from align.stages.inputs.context import RunContext
+from align.stages.inputs.sources import SourceSettings
 from align.stages.responses.settings import GROUPS_FILE
 from align.stages.score import Score
-from align.stages.sources import SourceSettings
 
 
 def score(

@@ -11,12 +11,12 @@ from pydantic import Field
 
 from align.config import Settings
 from align.errors import Location
-from align.stages.sources import SourceSettings, source_key
+from align.stages.inputs.sources import SourceSettings, source_key
 
 if TYPE_CHECKING:
     from align.data.token_groups import TokenGroup
-    from align.stages.context import ModelSpec, RunContext, StepInputs
-    from align.stages.estimates import Estimate, Planning
+    from align.stages.costs.estimates import Estimate, Planning
+    from align.stages.inputs.context import ModelSpec, RunContext, StepInputs
 
 # What a step's folder holds, as errors name it
 POLICY, REWARD_MODEL, GROUPS, SCORES = "a policy", "a reward model", "groups of responses", "scores"
@@ -129,7 +129,7 @@ class Stage(Settings, ABC):
 
     def estimate(self, planning: Planning) -> Estimate:
         """Return what the step will take, without running it."""
-        from align.stages.estimates import Estimate  # noqa: PLC0415 - imports torch
+        from align.stages.costs.estimates import Estimate  # noqa: PLC0415 - imports torch
 
         return Estimate(name=planning.name, stage=self.stage, rows=0)
 

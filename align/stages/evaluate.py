@@ -12,10 +12,10 @@ from align.errors import InputError, within
 from align.evaluation.task import Task, TaskSize
 from align.registry import suggest
 from align.stages.base import POLICY, SCORES, SOURCE, Column, Input, Placed, Stage
-from align.stages.context import RunContext, StepInputs
-from align.stages.estimates import Estimate, Planning, estimate_answers
+from align.stages.costs.estimates import Estimate, Planning, estimate_answers
+from align.stages.inputs.context import RunContext, StepInputs
+from align.stages.inputs.sources import check_unsplit, check_without_constraints
 from align.stages.responses.tasks import TaskSettings
-from align.stages.sources import check_unsplit, check_without_constraints
 
 NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 

@@ -13,10 +13,10 @@ from align.errors import InputError, within
 from align.records import Prompt
 from align.registry import pick
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
-from align.stages.context import RunContext, StepInputs
-from align.stages.estimates import Estimate, Planning, estimate_answers, prompt_tokens
+from align.stages.costs.estimates import Estimate, Planning, estimate_answers, prompt_tokens
+from align.stages.inputs.context import RunContext, StepInputs
+from align.stages.inputs.sources import SourceSettings, check_unsplit, prompts
 from align.stages.responses.settings import GenerationSettings, groups_source, judge_inputs, judge_key, local_precision
-from align.stages.sources import SourceSettings, check_unsplit, prompts
 from align.synth.group_statistics import GroupStatistics
 
 

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from align.errors import InputError
 from align.stages.base import POLICY, Stage
-from align.stages.context import ModelSpec, RunContext, StepInputs, policy_key
-from align.stages.estimates import Estimate, Planning, model_disk
+from align.stages.costs.estimates import Estimate, Planning, model_disk
+from align.stages.inputs.context import ModelSpec, RunContext, StepInputs, policy_key
 
 
 class ImportModel(Stage):

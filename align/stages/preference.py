@@ -11,8 +11,8 @@ from pydantic import Field
 from align.content_hash import code_of
 from align.errors import InputError, within
 from align.stages.base import POLICY, Placed, Stage, latest_policy
-from align.stages.context import RunContext, StepInputs
 from align.stages.generate import Generate
+from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.responses.settings import GenerationSettings
 from align.stages.training.contract import Groups
 from align.stages.training.stage import TrainingStage

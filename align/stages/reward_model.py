@@ -10,13 +10,13 @@ from pydantic import Field
 
 from align.models.settings import HELPSTEER, HeadSettings, Rating, check_adapters, resolve_rating
 from align.stages.base import POLICY, REWARD_MODEL
-from align.stages.context import RunContext, StepInputs
+from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.training.contract import Groups
 from align.stages.training.stage import TrainingStage
 from align.train.settings import RewardLoss
 
 if TYPE_CHECKING:
-    from align.stages.context import ModelSpec
+    from align.stages.inputs.context import ModelSpec
 
 
 class RewardModel(TrainingStage):

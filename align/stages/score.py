@@ -9,10 +9,10 @@ from pydantic import Field
 
 from align.rewards.settings import Combination
 from align.stages.base import GROUPS, SOURCE, Input, Stage
-from align.stages.context import RunContext, StepInputs
-from align.stages.estimates import Estimate, Planning, estimate_answers
+from align.stages.costs.estimates import Estimate, Planning, estimate_answers
+from align.stages.inputs.context import RunContext, StepInputs
+from align.stages.inputs.sources import SourceSettings, check_without_constraints
 from align.stages.responses.settings import Judges, groups_source, judge_inputs, judge_key
-from align.stages.sources import SourceSettings, check_without_constraints
 from align.synth.settings import GroupSettings
 
 

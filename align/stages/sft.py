@@ -13,7 +13,7 @@ from align.errors import InputError, within
 from align.records import Comparison, Demonstration
 from align.registry import pick
 from align.stages.base import POLICY, Stage
-from align.stages.context import RunContext, StepInputs
+from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.training.stage import TrainingStage
 
 

@@ -12,8 +12,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from align.accounting.communication import FP32
 from align.accounting.flops import decoder_from_config
 from align.models.loading.pretrained import silence_transformers
-from align.stages.context import ModelSpec
-from align.stages.estimates import Estimate, Planning
+from align.stages.costs.estimates import Estimate, Planning
+from align.stages.inputs.context import ModelSpec
 from align.stages.training.models import planned_config, planned_tokenizer
 from align.workflow.schema import Recipe
 

@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from align.accounting.settings import AccountingSettings
 from align.models.settings import PolicySettings
 from align.registry import pick
-from align.stages.sources import SourceSettings
+from align.stages.inputs.sources import SourceSettings
 from align.stages.table import STAGES
 from align.workflow.schema import WrittenRecipe
 

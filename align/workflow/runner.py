@@ -18,16 +18,16 @@ from align.accounting.ledger import Ledger, sum_ledgers
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
 from align.errors import InputError
-from align.stages.context import RunContext
-from align.stages.costs import Meter, remove_spent
+from align.stages.costs.measured import Meter, remove_spent
+from align.stages.inputs.context import RunContext
 from align.stages.responses.sampling import remove_journals
 from align.stages.training.rows import remove_rows
 from align.train.checkpoint import remove_checkpoints
 from align.train.references.compute import REFERENCE_WORK
-from align.workflow.cards import write_cards
-from align.workflow.changes import changes, results_table
 from align.workflow.expansion import RUN_FILES
 from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, launch_step
+from align.workflow.results.cards import write_cards
+from align.workflow.results.changes import changes, results_table
 from align.workflow.schema import Recipe
 
 MIB = 2**20

@@ -15,8 +15,8 @@ from align.errors import Location
 from align.models.settings import PolicySettings
 from align.pipeline import Step
 from align.registry import pick
-from align.stages.context import StepInputs
-from align.stages.sources import SourceSettings
+from align.stages.inputs.context import StepInputs
+from align.stages.inputs.sources import SourceSettings
 from align.stages.table import AnyStage
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from align.errors import InputError, within
 from align.registry import suggest
 from align.stages.base import GROUPS, SOURCE
-from align.stages.sources import check_source
+from align.stages.inputs.sources import check_source
 from align.workflow.schema import Recipe
 
 

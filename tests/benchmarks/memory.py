@@ -43,7 +43,7 @@ from align.models.loading.pretrained import load_base, silence_transformers
 from align.models.logprobs import TILE_CPU
 from align.models.policy import Policy
 from align.models.settings import LoraSettings, PolicySettings
-from align.stages.costs import reset_peak_memory
+from align.stages.costs.measured import reset_peak_memory
 from tests.train import tiny_training
 
 ROOT = Path(__file__).parents[2]

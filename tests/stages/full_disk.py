@@ -13,7 +13,7 @@ from small_runs import run
 from align.accounting import energy
 from align.accounting.counters import NoCounter
 from align.errors import RunError
-from align.stages import costs
+from align.stages.costs import measured as costs
 
 STEPS = (20, 90, 170, 260, 400)  # KiB that are free at each call, before the last one which has room
 

@@ -21,7 +21,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401 - with the next, w
 import align.report.page  # noqa: F401
 from align.accounting import energy
 from align.accounting.counters import NoCounter
-from align.stages import costs
+from align.stages.costs import measured as costs
 from align.workflow.launcher import Command
 from align.workflow.runner import run_recipe
 

@@ -1,6 +1,6 @@
 """Rows and tokenizers of a recipe's steps before any of them has run."""
 
-from align.stages.context import ModelSpec
+from align.stages.inputs.context import ModelSpec
 from align.stages.training import rows
 from align.stages.training.models import planned_tokenizer
 from align.workflow.estimate import ModelPlans

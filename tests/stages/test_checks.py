@@ -16,8 +16,8 @@ from align.models.policy import Policy
 from align.models.settings import PolicySettings
 from align.procedural import tasks
 from align.stages.evaluate import Evaluate
+from align.stages.inputs.sources import SourceSettings
 from align.stages.responses.tasks import TaskSettings
-from align.stages.sources import SourceSettings
 from align.workflow.schema import Recipe
 from align.workflow.validation import check_columns
 

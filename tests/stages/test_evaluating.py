@@ -5,9 +5,9 @@ import json
 import pytest
 
 from align.stages.evaluate import Evaluate as EvaluateStep
-from align.stages.sources import SourceSettings
-from align.workflow.changes import changes
+from align.stages.inputs.sources import SourceSettings
 from align.workflow.recipe import load_recipe
+from align.workflow.results.changes import changes
 
 RECIPE = """
 run: small

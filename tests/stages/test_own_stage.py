@@ -18,9 +18,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from align.stages.base import GROUPS, SOURCE, Input, Stage
-from align.stages.costs import Done
+from align.stages.costs.measured import Done
 from align.stages.responses.settings import GROUPS_FILE, groups_source
-from align.stages.sources import streamed
+from align.stages.inputs.sources import streamed
 from align.records import Comparison
 
 

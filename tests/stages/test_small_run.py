@@ -14,7 +14,7 @@ from align.cli import app
 from align.errors import InputError
 from align.pipeline import FINISHED, fingerprints
 from align.procedural import tasks
-from align.stages import costs
+from align.stages.costs import measured as costs
 from align.stages.preference import Preference
 from align.stages.sft import SFT
 from align.workflow import runner as running

@@ -9,8 +9,8 @@ from planned import step_rows, tokenizer_of
 
 from align.errors import InputError
 from align.records import Demonstration
+from align.stages.inputs.sources import SourceSettings, prompts, streamed
 from align.stages.responses.tasks import likelihood_rows
-from align.stages.sources import SourceSettings, prompts, streamed
 from align.stages.training.rows import describe, remove_rows
 from align.synth.settings import ConstraintSettings
 from align.train.indexed_groups import ROWS

@@ -32,13 +32,13 @@ from align.records import at_place
 from align.registry import suggest
 from align.rewards.judges import make_judge
 from align.rewards.verdicts import Judge
-from align.stages.context import RunContext
-from align.stages.costs import Done
-from align.stages.estimates import Planning, prompt_tokens
+from align.stages.costs.estimates import Planning, prompt_tokens
+from align.stages.costs.measured import Done
+from align.stages.inputs.context import RunContext
+from align.stages.inputs.sources import SourceSettings, prompts
 from align.stages.responses.generation import sampling_done
 from align.stages.responses.sampling import open_journal
 from align.stages.responses.tasks import TaskSettings, likelihood_rows, task_rows
-from align.stages.sources import SourceSettings, prompts
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -21,8 +21,9 @@ from align.models.loading.config import load_config
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.records import Comparison, Demonstration, Prompt, Record, Response, at_place
 from align.rewards.verdicts import Verdict
-from align.stages.context import RunContext
-from align.stages.costs import NOTHING, Done, dimensions
+from align.stages.costs.measured import NOTHING, Done, dimensions
+from align.stages.inputs.context import RunContext
+from align.stages.inputs.sources import SourceSettings, streamed
 from align.stages.responses.sampling import journal_path, open_journal, sample_policies, write_judged
 from align.stages.responses.settings import (
     GROUPS_FILE,
@@ -31,7 +32,6 @@ from align.stages.responses.settings import (
     JudgingSettings,
     local_precision,
 )
-from align.stages.sources import SourceSettings, streamed
 from align.synth.group_statistics import GroupStatistics
 from align.synth.scored_groups import prompt_of, unscored_comparisons
 

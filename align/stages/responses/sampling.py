@@ -16,7 +16,7 @@ from align.distributed.work_split import WorkShard
 from align.inference.engines import load_engine
 from align.inference.samples import Sample, Throughput, journal_samples, prompt_key, sample_with_journal, unique_prompts
 from align.records import Prompt
-from align.stages.context import RunContext
+from align.stages.inputs.context import RunContext
 from align.stages.responses.settings import GenerationSettings, Judging
 from align.synth.group_statistics import GroupStatistics
 from align.synth.scored_groups import comparisons, score_groups

@@ -15,8 +15,8 @@ from align.rewards.judges import make_judge
 from align.rewards.settings import Combination, JudgeSettings, unique_judges
 from align.rewards.verdicts import Judge
 from align.stages.base import POLICY, REWARD_MODEL, Input
-from align.stages.context import StepInputs
-from align.stages.sources import SourceSettings
+from align.stages.inputs.context import StepInputs
+from align.stages.inputs.sources import SourceSettings
 from align.synth.settings import GroupSettings
 
 GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses

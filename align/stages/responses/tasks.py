@@ -16,7 +16,7 @@ from align.evaluation.tasks import IN_RECIPES, TASKS, pick_task
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.records import Comparison, Demonstration, Located
 from align.rewards.settings import Combination, JudgeSettings
-from align.stages.sources import SourceSettings, prompts, streamed
+from align.stages.inputs.sources import SourceSettings, prompts, streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

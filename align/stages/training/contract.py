@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from align.data.mixing import Mixture
 from align.models.settings import HeadSettings
 from align.records import Comparison, Demonstration, Located
-from align.stages.context import ModelSpec
+from align.stages.inputs.context import ModelSpec
 from align.train.settings import RewardLoss, TrainSettings
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from align.models.loading.tokenizer import load_tokenizer
 from align.models.policy import load_policy, save_policy
 from align.models.settings import PolicySettings
 from align.procedural import tasks
-from align.stages.context import ModelSpec, RunContext
-from align.stages.costs import Done, dimensions
+from align.stages.costs.measured import Done, dimensions
+from align.stages.inputs.context import ModelSpec, RunContext
 
 B = TypeVar("B", bound=Backbone)
 

@@ -14,8 +14,8 @@ from align.data.token_groups import TokenGroup
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import default_device
 from align.models.tree.batch import tree_batch
-from align.stages.costs import matrix_rate
-from align.stages.estimates import CHECKPOINTS, Estimate, Planning, TrainingEstimate, equal_rows
+from align.stages.costs.estimates import CHECKPOINTS, Estimate, Planning, TrainingEstimate, equal_rows
+from align.stages.costs.measured import matrix_rate
 from align.stages.training.contract import TrainingSettings
 from align.stages.training.footprint import footprint
 from align.stages.training.rows import RowRequest, StepRows, step_rows

@@ -14,8 +14,8 @@ from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.policy import load_policy, save_policy
 from align.stages.base import REFERENCES
-from align.stages.context import RunContext
-from align.stages.costs import Done, dimensions
+from align.stages.costs.measured import Done, dimensions
+from align.stages.inputs.context import RunContext
 from align.stages.training.contract import TrainingSettings
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
 from align.train.indexed_groups import end_of_turn

@@ -24,7 +24,7 @@ from align.models.loading.pretrained import silence_transformers
 from align.models.reward_model import RewardModel, load_rating, load_reward_model, save_reward_model, set_pad_token
 from align.models.reward_scoring import last_hidden_states, score_groups
 from align.models.weights import full_tensor, gathered_parameters
-from align.stages.context import RunContext
+from align.stages.inputs.context import RunContext
 from align.stages.training.contract import RewardSettings
 from align.stages.training.policy_training import training_report, training_run, work_done
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows

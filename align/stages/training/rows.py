@@ -19,8 +19,8 @@ from align.data.store import StoreWriter, TokenStore, writing_store
 from align.data.token_groups import TokenGroup
 from align.errors import InputError, one_line, within
 from align.models.tree.batch import count_tokens
-from align.stages.context import StepInputs
-from align.stages.sources import SourceSettings, streamed
+from align.stages.inputs.context import StepInputs
+from align.stages.inputs.sources import SourceSettings, streamed
 from align.stages.training.contract import TrainingSettings
 from align.train.filters import of_kind
 from align.train.indexed_groups import ROWS

@@ -12,9 +12,9 @@ from align.data.mixing import Mixture
 from align.errors import InputError
 from align.records import Comparison, Demonstration
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
-from align.stages.context import ModelSpec, StepInputs, policy_key
-from align.stages.estimates import Estimate, Planning, model_disk
-from align.stages.sources import check_without_constraints
+from align.stages.costs.estimates import Estimate, Planning, model_disk
+from align.stages.inputs.context import ModelSpec, StepInputs, policy_key
+from align.stages.inputs.sources import check_without_constraints
 from align.stages.training.contract import Groups
 from align.train.settings import TrainSettings
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from align.content_hash import content_of
 from align.distributed.progress import Progress
 from align.models.settings import PolicySettings, Rating
-from align.stages.sources import SourceSettings
+from align.stages.inputs.sources import SourceSettings
 
 if TYPE_CHECKING:
     from align.distributed.processes import Processes

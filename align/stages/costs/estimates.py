@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from align.accounting.communication import FP32
 from align.accounting.flops import Decoder, Work, forward_flops
 from align.data.balance import Balance
-from align.stages.context import ModelSpec, StepInputs
+from align.stages.inputs.context import ModelSpec, StepInputs
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -80,7 +80,7 @@ def model_disk(model_bytes: int, *, keeps_best: bool) -> tuple[int, int]:
 def estimate_answers(stage: str, planning: Planning, rows: int, tokens: int, drawn: int, *, precision: str) -> Estimate:
     """Return the estimate of a step that answers or judges `rows` prompts of `tokens`, with `drawn` tokens at most."""
     from align.models.loading.pretrained import default_device  # noqa: PLC0415 - imports torch
-    from align.stages.costs import matrix_rate  # noqa: PLC0415
+    from align.stages.costs.measured import matrix_rate  # noqa: PLC0415
 
     total = tokens + drawn
     flops = float(forward_flops(planning.decoder, equal_rows(total, rows)))

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from align.artifacts import read_json
 from align.pipeline import FINISHED, PlannedStep
-from align.stages.estimates import Estimate
+from align.stages.costs.estimates import Estimate
 
 PLAN = ("step", "stage", "rows", "tokens", "FLOPs", "minutes", "MiB kept", "status")
 
