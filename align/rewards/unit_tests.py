@@ -2,7 +2,7 @@
 
 Threat model: the program is written by a model that is rewarded for passing by any means. Program and tests run in two
 sandboxes. The program can do no harm (`align.sandbox.process`), and it passes a test only by the values that it returns
-(`align.sandbox.rpc`, which also says what a test has to take care of itself).
+(`align.sandbox.rpc`, which also lists the limits of this guarantee).
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from align.records import Prompt
 
-# Groups that a judge works on at a time: a reward model tokenizes so many, and a combination passes so many to one
-# judge before the next. A killed run loses at most their verdicts.
+# Batch size in groups: a reward model tokenizes this many at a time, and a combination passes this many to one judge
+# before the next. A killed run loses at most one batch of verdicts.
 GROUPS_AT_ONCE = 64
 
 # A prompt and its responses, which a judge sees together
@@ -18,7 +18,7 @@ Group = tuple[Prompt, Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict on one response. A judge that cannot rate it abstains: `reward` is None, and `why` says why."""
+    """The verdict on one response. A judge that cannot rate it abstains: `reward` is None, and `why` gives the reason."""
 
     reward: float | None
     attributes: Mapping[str, float] = field(default_factory=dict)

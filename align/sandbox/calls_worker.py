@@ -27,7 +27,7 @@ ERROR = "!"  # first character of an answer that is an error: no repr of a liter
 
 
 def main(request: Mapping[str, Any], filter_syscalls: Callable[[], None]) -> None:
-    """Run as many programs as the request says, one after the other."""
+    """Run `num_programs` programs, one after the other."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would let a child's signal through
     for _ in range(request["num_programs"]):
         reader, writer = os.pipe()

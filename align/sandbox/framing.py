@@ -33,7 +33,7 @@ def pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
 def pack(data: bytes) -> bytes:
     """Return a message with its length in front."""
     if len(data) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES >> 20} MB at once")
+        raise ValueError(f"a message of more than {MAX_BYTES >> 20} MiB")
     return LENGTH.pack(len(data)) + data
 
 

@@ -78,8 +78,8 @@ def is_short(response: str, *, letters: int) -> bool:
 
 
 def test_a_custom_verifier_is_named_in_the_settings():
-    judge = load_judge("verifier", verifiers={"house:short": f"{__name__}:is_short"})
-    asked = prompt(instructions=[*INSTRUCTIONS, {"id": "house:short", "kwargs": {"letters": 3}}])
+    judge = load_judge("verifier", verifiers={"my:short": f"{__name__}:is_short"})
+    asked = prompt(instructions=[*INSTRUCTIONS, {"id": "my:short", "kwargs": {"letters": 3}}])
     [verdicts] = judge([(asked, ["a b", "abcd efg"])])
     assert verdicts[1].raw["strict"] == [True, True, False]
     assert verdicts[0].reward == 1

@@ -39,7 +39,7 @@ CASES = {
         ({}, ENGLISH.capitalize(), False),
         ({}, GERMAN.upper(), False),
         ({}, "1234", False),  # no capitals
-        ({}, "Ⅷ 12", True),  # capitals, and no language can be told
+        ({}, "Ⅷ 12", True),  # capitals, and no language is detected
     ],
     "change_case:english_lowercase": [
         ({}, ENGLISH, True),
@@ -54,7 +54,7 @@ CASES = {
     ],
     "combination:two_responses": [
         ({}, "yes ****** no", True),
-        ({}, "******\nyes\n******\nno\n******", True),  # empty ends are let be
+        ({}, "******\nyes\n******\nno\n******", True),  # empty texts at both ends are allowed
         ({}, "yes ****** yes ", False),
         ({}, "yes", False),
         ({}, "a ****** b ****** c", False),
@@ -147,7 +147,7 @@ CASES = {
     "language:response_language": [
         ({"language": "de"}, GERMAN, True),
         ({"language": "en"}, GERMAN, False),
-        ({"language": "ja"}, "1234 !", True),  # none can be told
+        ({"language": "ja"}, "1234 !", True),  # no language is detected
     ],
     "length_constraints:nth_paragraph_first_word": [
         ({"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Moon"}, 'a\n\n"moon\'s" light', True),
@@ -302,15 +302,15 @@ def shouts(response: str, *, times: int = 1) -> bool:
 
 
 def test_a_custom_verifier_is_imported_by_path_under_a_new_name():
-    table = with_custom({"house:shouts": f"{__name__}:shouts"})
-    row = {"instructions": [{"id": "house:shouts", "kwargs": {"times": 2}}, {"id": "house:shouts"}]}
+    table = with_custom({"my:shouts": f"{__name__}:shouts"})
+    row = {"instructions": [{"id": "my:shouts", "kwargs": {"times": 2}}, {"id": "my:shouts"}]}
     assert [each.followed("Oh! No") for each in instructions(row, table)] == [False, True]
     with pytest.raises(InputError, match="times: Input should be a valid integer"):
-        instructions(asked("house:shouts", {"times": "2"}), table)
+        instructions(asked("my:shouts", {"times": "2"}), table)
     with pytest.raises(InputError, match="startend:quotation: this is the name of a built-in verifier"):
         with_custom({"startend:quotation": f"{__name__}:shouts"})
     with pytest.raises(InputError, match="cannot be imported"):
-        with_custom({"house:other": f"{__name__}:other"})
+        with_custom({"my:other": f"{__name__}:other"})
 
 
 def test_language_detection_is_deterministic_and_leaves_the_global_seed():

@@ -73,7 +73,7 @@ def test_a_message_longer_than_the_reader_accepts_raises(ends):
 
 
 def test_a_message_of_too_many_bytes_is_not_sent():
-    with pytest.raises(ValueError, match="more than 64 MB"):
+    with pytest.raises(ValueError, match="more than 64 MiB"):
         framing.pack(bytes(framing.MAX_BYTES + 1))
 
 

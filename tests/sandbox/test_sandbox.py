@@ -177,7 +177,7 @@ def f(x):
     "10 GB in one file": ("open('big', 'wb').truncate(10 << 30)", "File too large"),
     "a million files": ("for n in range(1000000): open(f'{n}', 'w').close()", "No space left"),
     "a million open files": ("import os\nfiles = [open(os.__file__) for _ in range(1000000)]", "Too many open files"),
-    "a large answer": ("def f(x): return 'x' * (65 << 20)", "MemoryError|more than 64 MB at once"),
+    "a large answer": ("def f(x): return 'x' * (65 << 20)", "MemoryError|a message of more than 64 MiB"),
     "a large number": ("def f(x): return 1 << 10000000", "too long or too deep to print"),
     "a deep answer": ("def f(x):\n    a = []\n    for _ in range(100000): a = [a]\n    return a", "RecursionError"),
     "an answer that holds itself": ("def f(x):\n    a = []\n    a.append(a)\n    return a", "RecursionError"),

@@ -5,7 +5,7 @@ A row's metadata has `instructions`, a list of `{"id": "kind:name", "kwargs": {.
 validate the kwargs; it returns whether the response follows the instruction. A user's own verifiers are given by dotted
 path in the settings of the judge `verifier`:
 
-    judges: [{name: verifier, settings: {verifiers: {"house:short": "my_package.checks:is_short"}}}]
+    judges: [{name: verifier, settings: {verifiers: {"my:short": "my_package.checks:is_short"}}}]
 """
 
 from __future__ import annotations
