@@ -18,7 +18,7 @@ Group = tuple[Prompt, Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict on one response. A judge that cannot rate it abstains: `reward` is None, and `why` gives the reason."""
+    """The verdict on one response. A judge that cannot rate it abstains: `reward` is None, with the reason in `why`."""
 
     reward: float | None
     attributes: Mapping[str, float] = field(default_factory=dict)
