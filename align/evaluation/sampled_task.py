@@ -88,6 +88,10 @@ class SampledTask(Task):
         """Return the options used to sample from a policy if one is given, else those used to read responses."""
         return self.options - ({"responses"} if "policy" in given else OF_SAMPLING)
 
+    def metrics_of(self, num_responses: int) -> tuple[str, ...]:
+        """Return the metrics, or pass@k for each k of `PASS_AT` up to the number of responses."""
+        return tuple(f"pass@{k}" for k in PASS_AT if k <= num_responses) if self.pass_at_k else self.metrics
+
     def part(self, metric: str) -> str:
         """Return `correct` for pass@k, else the metric."""
         return CORRECT if self.pass_at_k else metric

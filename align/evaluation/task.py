@@ -175,6 +175,10 @@ class Task(ABC):
         """Return the options that have an effect when the options in `given` are set."""
         return self.options
 
+    def metrics_of(self, num_responses: int) -> tuple[str, ...]:
+        """Return the metrics reported for so many responses per prompt; empty if known only after the run."""
+        return self.metrics
+
     def part(self, metric: str) -> str:
         """Return the entry of a line's `parts` that the metric aggregates."""
         return metric

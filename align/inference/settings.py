@@ -144,6 +144,11 @@ class EngineSettings(Settings):
         """The settings of the engine."""
         return self.local or self.server or self.custom or LocalSettings()
 
+    @property
+    def code(self) -> list[str]:
+        """User code that decides a sample, as module:function."""
+        return [self.custom.name] if self.custom else []
+
     def cache_key(self) -> dict[str, Any]:
         """Return the settings that decide a sample, as JSON, without those that only decide how it is computed."""
         return {self.kind: self.chosen.cache_key()}

@@ -85,6 +85,7 @@ class Evaluate(Stage):
         for name, task in self.resolved(inputs).items():
             settings = self.tasks[name]
             with within("tasks", name):
+                settings.check_used(task)
                 _check_metrics(settings, task)
                 if (source := inputs.sources.get(settings.data)) is None:
                     continue
@@ -99,7 +100,8 @@ class Evaluate(Stage):
         for name, task in self.resolved(inputs).items():
             settings = self.tasks[name]
             asked = name, settings.model_copy(update={"data": "", "metrics": None}), inputs.sources.get(settings.data)
-            metrics = [each for each in task.metrics if settings.metrics is None or each in settings.metrics]
+            known = task.metrics_of(settings.num_responses)
+            metrics = [each for each in known if settings.metrics is None or each in settings.metrics]
             columns = [task.column(name, metric, is_only=len(metrics) == 1) for metric in metrics]
             found += [Column(column, ("tasks", name), asked) for column in columns]
         return found
@@ -114,8 +116,10 @@ class Evaluate(Stage):
 
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the scores, with the content of models and of files of responses."""
-        responses = [path for task in self.tasks.values() for path in task.responses]
-        return [*super().cache_key(inputs), *map(inputs.content, [*self.models, *responses])]
+        tasks = self.tasks.values()
+        files = [path for task in tasks for path in task.responses]
+        code = [name for task in tasks for name in (task.code, *(task.engine.code if task.engine else ())) if name]
+        return [*super().cache_key(inputs), *map(inputs.content, [*self.models, *files, *code])]
 
     def estimate(self, planning: Planning) -> Estimate:
         """Return an upper bound: all responses as long as they may be."""
@@ -138,6 +142,7 @@ class Evaluate(Stage):
 def _check_metrics(settings: TaskSettings, task: Task) -> None:
     if settings.metrics is not None and not settings.metrics:
         raise InputError("name at least one, or leave it out for all", ("metrics",))
+    known = task.metrics_of(settings.num_responses)
     for metric in settings.metrics or ():
-        if metric not in task.metrics:
-            raise InputError(f"{task.name} has no metric {metric!r}; {suggest(metric, task.metrics)}", ("metrics",))
+        if known and metric not in known:
+            raise InputError(f"{task.name} has no metric {metric!r}; {suggest(metric, known)}", ("metrics",))

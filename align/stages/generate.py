@@ -94,7 +94,7 @@ class Generate(GenerationSettings, Stage):
 
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the groups, with the content of models and of what judges are made of."""
-        models = [inputs.content(model) for model in self.models]
+        models = [inputs.content(name) for name in [*self.models, *self.engine.code]]
         return [*super().cache_key(inputs), *models, *judge_key(self.judges, inputs)]
 
     def asked(self, inputs: StepInputs, counts: Counter[str] | None = None) -> list[Prompt]:

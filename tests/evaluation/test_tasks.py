@@ -96,3 +96,9 @@ def test_options_depend_on_where_the_responses_come_from():
     task = TASKS["gsm8k"]
     assert "responses" not in task.used_with({"policy"})
     assert not {"policy", "sampling", "engine"} & task.used_with({"responses"})
+
+
+def test_pass_at_k_is_a_metric_for_enough_responses():
+    assert TASKS["mbpp"].metrics_of(1) == TASKS["mbpp"].metrics == ("pass@1",)
+    assert TASKS["mbpp"].metrics_of(12) == ("pass@1", "pass@10")
+    assert TASKS["gsm8k"].metrics_of(12) == ("correct",)

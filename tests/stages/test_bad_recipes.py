@@ -254,6 +254,11 @@ WRONG = {
         "does not say which task its rows are of",
         "steps evaluate tasks general",
     ),
+    "a setting that the task does not use": (
+        [("        data: test\n", "        data: test\n        tasks_folder: own\n")],
+        "has no effect on task general",
+        "steps evaluate tasks general tasks_folder",
+    ),
     "an unknown rate": (
         [("        data: test\n", "        data: test\n        metrics: [nl, correct]\n")],
         "general has no metric 'nl'; available: correct",

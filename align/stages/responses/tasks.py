@@ -58,6 +58,18 @@ class TaskSettings(Settings):
         """How responses are drawn."""
         return SamplingSettings(**{name: getattr(self, name) for name in SamplingSettings.model_fields})
 
+    @property
+    def code(self) -> str | None:
+        """The user's own task, as module:NAME."""
+        return self.task if self.task and ":" in self.task else None
+
+    def check_used(self, task: Task) -> None:
+        """Raise for a setting that is given and has no effect on the task."""
+        used = task.used_with({"responses"} if self.responses else {"policy"})
+        for name in self.model_fields_set - {"data", "task", "metrics", "precision"}:
+            if ("sampling" if name in SamplingSettings.model_fields else name) not in used:
+                raise InputError(f"has no effect on task {task.name}; leave it out", (name,))
+
     def resolve(self, source: SourceSettings | None) -> Task:
         """Return the task: the one that the settings name, or the one that the rows are of."""
         if source is None:
