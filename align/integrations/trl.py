@@ -43,8 +43,8 @@ class RPOTrainer(DPOTrainer):
         from datasets import load_dataset
         from trl import DPOConfig
 
+        from align import preference_loss
         from align.integrations.trl import RPOTrainer
-        from align.losses.table import preference_loss
 
         # Columns: prompt, chosen, rejected, score_chosen, score_rejected
         dataset = load_dataset("HuggingFaceH4/ultrafeedback_binarized", split="train_prefs")

@@ -1,4 +1,4 @@
-"""`RPOTrainer` against `align`'s own objective and loop on the same batches, and what it refuses."""
+"""`RPOTrainer` against `align`'s own objective and loop on the same batches, and what it rejects."""
 
 import doctest
 import math
@@ -24,7 +24,7 @@ from align.train.objectives.batch import group_batch
 
 pytestmark = [
     pytest.mark.slow,
-    # TRL itself uses a name that transformers is about to drop
+    # TRL uses a deprecated name of transformers
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
 ]
 
@@ -36,11 +36,11 @@ NUM_ROWS, PER_STEP = 14, 4
 
 @pytest.fixture(autouse=True)
 def no_telemetry(monkeypatch):
-    monkeypatch.setenv("CI", "1")  # TRL's trainers report their use over the network, but not from tests
+    monkeypatch.setenv("CI", "1")  # TRL sends telemetry otherwise
 
 
 def word_tokenizer():
-    """A tokenizer to which token 17 is the word `w17`."""
+    """Return a tokenizer whose token 17 is the word `w17`."""
     words = {"<pad>": PAD, "<eos>": EOS} | {f"w{token}": token for token in range(2, NUM_WORDS)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -255,7 +255,7 @@ def test_a_loss_without_a_reference_computes_none(tmp_path):
     assert all(math.isfinite(line["loss"]) for line in one.state.log_history if "loss" in line)
 
 
-def test_other_releases_of_trl_are_refused(tmp_path, monkeypatch):
+def test_unknown_releases_of_trl_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr("align.integrations.trl.version", lambda name: "1.17.0")
     with pytest.raises(RunError, match=r"RPOTrainer supports trl 1\.16, and 1\.17\.0 is installed"):
         trainer(tmp_path)
@@ -273,40 +273,40 @@ def test_other_releases_of_trl_are_refused(tmp_path, monkeypatch):
         {"f_divergence_type": "forward_kl"},
     ],
 )
-def test_settings_of_trls_losses_are_refused(changed, tmp_path):
+def test_settings_of_trls_losses_are_rejected(changed, tmp_path):
     name = next(iter(changed))
     with pytest.raises(InputError, match=rf"DPOConfig\.{name} is .*, and RPOTrainer does not read it"):
         trainer(tmp_path, settings=changed)
 
 
-def test_the_settings_that_are_refused_exist():
+def test_the_rejected_settings_exist():
     known = {field.name for field in DPOConfig.__dataclass_fields__.values()}
     assert set(trl_checks.TRL_LOSS_SETTINGS) <= known
 
 
-def test_a_missing_reward_column_is_named_with_those_there_are(tmp_path):
+def test_a_missing_reward_column_is_reported_with_the_columns_of_the_dataset(tmp_path):
     with pytest.raises(InputError, match="the train dataset has no reward column 'score'; .* prompt, chosen, rejected"):
         trainer(tmp_path, reward_columns=("score", "rejected_reward"))
 
 
 @pytest.mark.parametrize("value", [None, math.nan, True])
-def test_a_reward_that_is_no_finite_number_is_refused(value):
+def test_a_reward_that_is_not_a_finite_number_is_rejected(value):
     collator = trl_checks.RewardCollator(lambda examples: {}, COLUMNS)
     with pytest.raises(InputError, match=f"rejected_reward is {str(value).lower() if value is math.nan else value}"):
         collator([{"chosen_reward": 1, "rejected_reward": value}])
 
 
-def test_a_loss_of_the_wrong_shape_is_refused(tmp_path):
+def test_a_loss_of_the_wrong_shape_is_rejected(tmp_path):
     one = trainer(tmp_path, loss=lambda *inputs: preference_loss("dpo")(*inputs).mean())
     with pytest.raises(InputError, match=r"returned shape \[\] for 4 prompts; it must return one value a prompt"):
         one.train()
 
 
-def test_a_negative_weight_is_refused(tmp_path):
+def test_a_negative_weight_is_rejected(tmp_path):
     with pytest.raises(InputError, match="sft_weight must be a number of at least 0, not -1"):
         trainer(tmp_path, sft_weight=-1)
 
 
-def test_the_examples_in_docstrings_hold():
+def test_docstring_examples_run():
     found = doctest.testmod(trl_checks, optionflags=doctest.ELLIPSIS)
     assert (found.failed, found.attempted) == (0, 2)

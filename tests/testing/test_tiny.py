@@ -51,7 +51,7 @@ def test_tiny_preferences_have_distinct_rewards_in_random_order(num_responses):
 
 
 @pytest.mark.parametrize("num_responses", [1, len(OPENINGS) + 1])
-def test_a_number_of_responses_that_there_are_no_openings_for_is_refused(num_responses):
+def test_too_few_or_too_many_responses_are_rejected(num_responses):
     with pytest.raises(InputError, match=f"num_responses is {num_responses}, not from 2 to 6"):
         tiny_preferences(num_responses=num_responses)
 
@@ -64,7 +64,7 @@ def test_tiny_demonstrations_are_encoded():
 
 
 @pytest.mark.parametrize("name", ["tiny", "loss_checks"])
-def test_the_examples_in_docstrings_hold(name):
+def test_docstring_examples_run(name):
     found = doctest.testmod(importlib.import_module(f"align.testing.{name}"), optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0
     assert found.failed == 0
