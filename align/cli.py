@@ -130,7 +130,8 @@ def score(
     from align.workflow.results.tables import scored_tables  # noqa: PLC0415
 
     options: dict[str, Any] = {"format": format, "split": split, "limit": limit, "on_error": on_error}
-    summary = command.with_progress(lambda progress: score_file(model, data, out, progress=progress, **options))
+    with command.shown_progress() as progress:
+        summary = score_file(model, data, out, progress=progress, **options)
     command.conclude(scored_tables(summary), summary)
 
 
@@ -160,9 +161,8 @@ def generate(
     from align.workflow.results.tables import generated_tables  # noqa: PLC0415
 
     settings = settings_of(implementation.GenerateSettings, judge or (), overrides or ())
-    summary = command.with_progress(
-        lambda progress: implementation.generate(policy, data, out, settings=settings, limit=limit, progress=progress)
-    )
+    with command.shown_progress() as progress:
+        summary = implementation.generate(policy, data, out, settings=settings, limit=limit, progress=progress)
     command.conclude(generated_tables(summary), summary)
 
 
@@ -194,9 +194,8 @@ def evaluate(
 
     settings = settings_of(implementation.EvaluateSettings, judge or (), overrides or ())
     request = implementation.Request(task, data, policy, tuple(map(str, responses or ())), limit)
-    summary = command.with_progress(
-        lambda progress: implementation.evaluate(request, out, settings=settings, progress=progress)
-    )
+    with command.shown_progress() as progress:
+        summary = implementation.evaluate(request, out, settings=settings, progress=progress)
     command.conclude(evaluated_tables(summary), summary)
 
 

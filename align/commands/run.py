@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +15,6 @@ from align.workflow.estimate import disk_need, estimate
 from align.workflow.launcher import Command
 from align.workflow.results.tables import plan_table, run_tables
 from align.workflow.runner import planned, run_recipe, run_step
-
-T = TypeVar("T")
 
 FILE_WIDTH = 160  # columns of a table that goes to a file
 
@@ -30,9 +27,8 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
         show(console, plan_table(planned(loaded, until, rerun_from), list(estimate(loaded))))
         return
     disk = disk_need(loaded)
-    manifests = with_progress(
-        lambda progress: run_recipe(command, progress, disk=disk, until=until, rerun_from=rerun_from)
-    )
+    with shown_progress() as progress:
+        manifests = run_recipe(command, progress, disk=disk, until=until, rerun_from=rerun_from)
     show(console, run_tables(manifests, loaded.root))
     console.print(f"Written to {loaded.root}; report in {loaded.root / 'report.html'}", highlight=False, soft_wrap=True)
 
@@ -40,14 +36,13 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
 def train(recipe: Path, step: str, overrides: Sequence[str]) -> None:
     """Run one step of a recipe."""
     command = Command(recipe, tuple(overrides))
-    with_progress(lambda progress: run_step(command, step, progress))
+    with shown_progress() as progress:
+        run_step(command, step, progress)
 
 
-def with_progress(work: Callable[[TerminalProgress], T]) -> T:
-    """Do the work under a progress display; of several processes, only the first shows it."""
-    console = Console(stderr=True, quiet=not _is_first())
-    with TerminalProgress(console) as progress:
-        return work(progress)
+def shown_progress() -> TerminalProgress:
+    """Return a progress display, to be entered; of several processes, only the first shows it."""
+    return TerminalProgress(Console(stderr=True, quiet=not _is_first()))
 
 
 def conclude(tables: Iterable[Table], summary: object) -> None:

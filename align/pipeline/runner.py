@@ -126,7 +126,11 @@ def run(
             working = artifacts.working_folder(target)
             _prepare(working, attempt)
             on_state(step.name, RUNNING)
-            manifest = _execute(step, root, attempt, execute)
+            manifest = artifacts.read_manifest(working) or {}
+            if "step" not in manifest:  # else interrupted between its manifest and its renaming
+                with artifacts.disk_errors(working):
+                    content = execute(step, working, {name: root / name for name in step.inputs})
+                manifest = {**content, **_provenance(step, root, attempt)}
             artifacts.complete(working, target, manifest=manifest, cleanup=cleanup)
             on_state(step.name, FINISHED)
         manifests[step.name] = artifacts.read_manifest(target) or {}
@@ -134,17 +138,10 @@ def run(
     return manifests
 
 
-def _execute(step: Step, root: Path, attempt: _Attempt, execute: Execute) -> dict[str, Any]:
-    """Fill the working folder of a step and return its manifest."""
-    working = artifacts.working_folder(root / step.name)
-    started = artifacts.read_manifest(working)
-    if started is not None and "step" in started:  # complete: interrupted between its manifest and its renaming
-        return started
-    with artifacts.disk_errors(working):
-        content = execute(step, working, {name: root / name for name in step.inputs})
+def _provenance(step: Step, root: Path, attempt: _Attempt) -> dict[str, Any]:
+    """Return what a manifest says of how its folder was made."""
     inputs = {name: artifacts.read_manifest(root / name) or {} for name in step.inputs}
     return {
-        **content,
         "step": step.name,
         "key": step.key,
         "inputs": {name: manifest["fingerprint"] for name, manifest in inputs.items()},

@@ -111,7 +111,8 @@ class Preference(TrainingStage):
 
     def run(self, context: RunContext) -> dict[str, Any]:
         """Train the policy and write it as a plain Hugging Face folder."""
-        from align.stages.training.policy_training import train_policy  # noqa: PLC0415 - imports torch
+        from align.stages.training.policy_training import prepare  # noqa: PLC0415 - imports torch
         from align.train.objectives.preference import PreferenceObjective  # noqa: PLC0415
 
-        return train_policy(self, PreferenceObjective(self.loss), context)
+        training = prepare(self, PreferenceObjective(self.loss), context)
+        return training.save(context.folder, training.loop.run())

@@ -101,7 +101,8 @@ class SFT(TrainingStage):
 
     def run(self, context: RunContext) -> dict[str, Any]:
         """Train the policy and write it as a plain Hugging Face folder."""
-        from align.stages.training.policy_training import train_policy  # noqa: PLC0415 - imports torch
+        from align.stages.training.policy_training import prepare  # noqa: PLC0415 - imports torch
         from align.train.objectives.supervised import SupervisedObjective  # noqa: PLC0415
 
-        return train_policy(self, SupervisedObjective(), context)
+        training = prepare(self, SupervisedObjective(), context)
+        return training.save(context.folder, training.loop.run())

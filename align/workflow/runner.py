@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,17 +49,21 @@ class _Executor:
     progress: RunProgress
     energy: EnergyMeter
     command: Command | None  # for launched children; None in a child
+    seconds: list[float] = field(default_factory=list[float])  # of each step that ran
 
     def __call__(self, step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
-        settings = self.recipe.steps[step.name]
+        began, settings = time.monotonic(), self.recipe.steps[step.name]
         if settings.launch is not None and self.command is not None:
             self.progress.phase(settings.stage, 0)
             mark = pipeline.fingerprints(self.recipe.pipeline())[step.name]
-            return launch_step(self.command, step.name, settings.launch, mark, working, self.progress)
+            launched = launch_step(self.command, step.name, settings.launch, mark, working, self.progress)
+            self.seconds.append(time.monotonic() - began)
+            return launched
         meter = Meter(working, self.progress, self.energy)
         content = settings.run(run_context(self.recipe, step.name, working, meter))
         done = content.pop("done")
         ledger = meter.ledger(done, self.recipe.accounting).to_json()
+        self.seconds.append(time.monotonic() - began)
         return {
             "stage": settings.stage,
             "settings": settings.model_dump(mode="json"),
@@ -97,18 +101,18 @@ def run_recipe(
             artifacts.remove_leftovers(recipe.root, of=name)
         _report_disk(recipe.root, *disk, progress=progress)
         artifacts.write_json(recipe.root / "recipe.json", recipe.model_dump(mode="json"), sort_keys=False)
-        computing_s: list[float] = []
+        execute = _Executor(recipe, progress, energy, command)
         manifests = pipeline.run(
             recipe.pipeline(),
             recipe.root,
-            execute=_timed(_Executor(recipe, progress, energy, command), computing_s),
+            execute=execute,
             log=progress.note,
             on_state=progress.watch,
             cleanup=_cleanup,
             until=last,
             rerun=rerun,
         )
-        _write_results(recipe, manifests, began=began, computing_s=sum(computing_s))
+        _write_results(recipe, manifests, began=began, computing_s=sum(execute.seconds))
     return manifests
 
 
@@ -171,18 +175,6 @@ def _report_disk(root: Path, models: int, checkpoints: int, *, progress: Progres
     )
     if models + checkpoints > free:
         progress.note("insufficient disk space: the run will stop when the disk is full, and resumes when it is rerun")
-
-
-def _timed(execute: pipeline.Execute, seconds: list[float]) -> pipeline.Execute:
-    """Return `execute` with the duration of each call appended to `seconds`."""
-
-    def timed(step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
-        began = time.monotonic()
-        content = execute(step, working, inputs)
-        seconds.append(time.monotonic() - began)
-        return content
-
-    return timed
 
 
 def _write_results(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from align.accounting.communication import Sharding, Traffic, communication_bytes
 from align.data.chat_templates import apply_template
@@ -13,6 +16,7 @@ from align.distributed.processes import Processes
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.policy import load_policy, save_policy
+from align.models.settings import PolicySettings
 from align.stages.base import REFERENCES
 from align.stages.costs.measured import Done, dimensions
 from align.stages.inputs.context import RunContext
@@ -27,8 +31,30 @@ from align.train.sharding.replicated import num_parameters
 from align.train.training_run import TrainingResult, TrainingRun
 
 
-def train_policy(step: TrainingSettings, objective: Objective, context: RunContext) -> dict[str, Any]:
-    """Train the step's policy on `objective` and write it as a plain Hugging Face folder."""
+@dataclass(frozen=True, slots=True)
+class PolicyTraining:
+    """A policy with its rows, ready to be trained."""
+
+    loop: Loop
+    rows: StepRows
+    settings: PolicySettings
+    tokenizer: PreTrainedTokenizerBase
+
+    def save(self, folder: Path, result: TrainingResult) -> dict[str, Any]:
+        """Write the trained policy as a plain Hugging Face folder and return what the manifest says of it."""
+        loop, settings = self.loop, self.settings
+        trained = complete_model(loop.sharding, loop.processes, lambda: load_policy(settings)[0])
+        merge = settings.lora is None or settings.lora.merge
+
+        def save() -> None:
+            save_policy(trained, self.tokenizer, folder, merge=merge, end_of_turn=end_of_turn(self.rows.train))
+
+        loop.processes.run_on_main(save, "writing the policy")
+        return {**training_report(self.rows, result), "done": work_done(loop, result)}
+
+
+def prepare(step: TrainingSettings, objective: Objective, context: RunContext) -> PolicyTraining:
+    """Load the step's policy and tokenize its rows."""
     silence_transformers()
     settings = context.inputs.policy_from(step.start)
     accelerator = make_accelerator(step.train, context.folder)
@@ -39,15 +65,7 @@ def train_policy(step: TrainingSettings, objective: Objective, context: RunConte
     rows = step_rows(request, context.folder, run_on_main=Processes(accelerator).run_on_main)
     context.progress.note(describe(rows.counts, rows.format))
     loop = Loop(policy, training_run(step, objective, rows, context), context.progress, accelerator)
-    outcome = loop.run()
-    trained = complete_model(loop.sharding, loop.processes, lambda: load_policy(settings)[0])
-    merge = settings.lora is None or settings.lora.merge
-
-    def save() -> None:
-        save_policy(trained, tokenizer, context.folder, merge=merge, end_of_turn=end_of_turn(rows.train))
-
-    loop.processes.run_on_main(save, "writing the policy")
-    return {**training_report(rows, outcome), "done": work_done(loop, outcome)}
+    return PolicyTraining(loop, rows, settings, tokenizer)
 
 
 def training_run(

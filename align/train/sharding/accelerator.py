@@ -57,9 +57,8 @@ def check_trackers(settings: TrainSettings) -> None:
     installed = [str(name) for name in get_available_trackers()]
     missing = [name for name in settings.trackers if name not in installed]
     if missing:
-        raise InputError(
-            f"train.trackers: no tracker called {missing[0]!r} is installed; {suggest(missing[0], installed)}"
-        )
+        message = f"no tracker called {missing[0]!r} is installed; {suggest(missing[0], installed)}"
+        raise InputError(message, ("train", "trackers"))
 
 
 @contextmanager
