@@ -1,13 +1,14 @@
-"""The README: its commands name what is there, and its programs run."""
+"""The Markdown pages: their commands, recipes, programs, links and names are those of the project."""
 
+import importlib.util
 import re
-import shlex
-import sys
-from pathlib import Path
+import tomllib
+from fnmatch import fnmatch
 
 import pytest
-import torch
 import typer
+import yaml
+from pages import OWN_RECIPE, PAGES, ROOT, align_commands, anchors, blocks, inline_code, links, shell_commands, text
 from transformers import AutoModelForCausalLM
 
 from align.cli import app
@@ -15,77 +16,136 @@ from align.commands.evaluate import EvaluateSettings
 from align.commands.generate import GenerateSettings
 from align.commands.one_step import settings_of
 from align.data.writing import write
-from align.losses.table import preference_loss
-from align.records import Comparison
-from align.stages.inputs.sources import SourceSettings, streamed
+from align.losses.table import LOSSES
+from align.models.policy import save_policy
+from align.testing import tiny_policy, tiny_preferences
 from align.workflow.recipe import load_recipe
+from align.workflow.reference import SECTIONS, keys
 
-sys.path.insert(0, str(Path(__file__).parent / "stages"))
-from small_runs import RECIPE, run
-
-ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text("utf-8")
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-
-
-def commands():
-    """Every call of `align` in the blocks, as words; of a launch what it launches."""
-    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    words = [shlex.split(each, comments=True) for line in lines for each in line.split("&&")]
-    return [each[each.index("align") + 1 :] for each in words if "align" in each]
-
-
+COMMANDS = typer.main.get_command(app).commands
 RECIPES = [load_recipe(path) for path in sorted((ROOT / "recipes").rglob("*.yaml"))]
 MADE = {f"runs/{recipe.run}/{name}" for recipe in RECIPES for name in recipe.steps}
+KEYS = {part for section in SECTIONS for key in keys(section) for part in re.split(r"\W+", key.key)}
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_a_command_names_options_recipes_steps_settings_and_folders_that_are_there(words, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def own_recipe(page):
+    """The complete recipe that the page shows first; `my-recipe.yaml` in its commands."""
+    return next((block for block in blocks(page, "yaml") if re.search(r"^run:", block, re.MULTILINE)), None)
+
+
+@pytest.mark.parametrize(("page", "words"), align_commands(), ids=str)
+def test_a_command_names_options_recipes_steps_settings_and_folders_that_exist(page, words, tmp_path, monkeypatch):
+    for name in ("recipes", "launch"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    if own := own_recipe(page):
+        (tmp_path / OWN_RECIPE).write_text(own)
+    monkeypatch.chdir(tmp_path)
     name, *arguments = words
-    command = typer.main.get_command(app).commands[name]
-    given = command.make_context(name, list(arguments)).params  # raises for an unknown option
+    given = COMMANDS[name].make_context(name, list(arguments)).params  # raises for an unknown option
     settings = given.get("overrides") or ()
     if "recipe" in given:
         recipe = load_recipe(given["recipe"], settings)
-        for option in ("step", "until", "again"):
+        for option in ("step", "until", "rerun_from"):
             assert given.get(option) is None or recipe.expanded(given[option])
-    else:
+    elif name in ("generate", "evaluate"):
         kinds = {"generate": GenerateSettings, "evaluate": EvaluateSettings}
         settings_of(kinds[name], given["judge"] or (), settings)
     assert set(re.findall(r"runs/[\w.-]+/[\w.-]+", " ".join(words))) <= MADE
 
 
-def test_there_are_commands_of_every_kind():
-    assert {words[0] for words in commands()} == {"run", "check", "preview", "train", "generate", "evaluate"}
-    assert any(words[0] == "generate" and "runs/quickstart/general" in words for words in commands())
+def test_every_command_is_shown_in_the_guide():
+    shown = {name for code in inline_code("recipes/README.md") for name in re.findall(r"^align ([a-z-]+)", code)}
+    assert shown == set(COMMANDS)
 
 
-def program(mark):
-    (found,) = [block for block in blocks("python") if mark in block]
-    return found
+@pytest.mark.parametrize("page", PAGES)
+def test_inline_commands_name_commands_and_options_that_exist(page):
+    if page == "CHANGELOG.md":
+        pytest.skip("names old options")
+    for code in inline_code(page):
+        if found := re.match(r"(?:align|… -m align) ([a-z][\w-]*)", code):
+            for name in found[1].split("|"):
+                options = {option for parameter in COMMANDS[name].params for option in parameter.opts} | {"--help"}
+                assert set(re.findall(r"--[a-z-]+", code)) <= options, code
 
 
-def test_the_loss_of_ones_own_is_found_and_computes_what_it_says(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(program("# mine.py"))
-    monkeypatch.syspath_prepend(tmp_path)
-    policy_BK, reference_BK, rewards_BK = torch.tensor([[[-3.0, -5.0]], [[-4.0, -4.0]], [[1.0, -0.5]]]).double()
-    found_B = preference_loss("mine:make", beta=0.5)(policy_BK, reference_BK, rewards_BK, torch.ones(1, 2).double())
-    assert found_B.tolist() == pytest.approx([((0.5 - 1.0) ** 2 + (-0.5 + 0.5) ** 2) / 2])
+@pytest.mark.parametrize("page", PAGES)
+def test_other_shell_commands_name_modules_extras_and_files_that_exist(page):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for code in [" ".join(words) for words in shell_commands(page)] + inline_code(page):
+        for module in re.findall(r"python -m ([\w.]+)", code):
+            assert importlib.util.find_spec(module), code
+        for names in re.findall(r"pip install -e \W*\.\[([\w,]+)\]", code):
+            assert set(names.split(",")) <= set(extras), code
 
 
-def test_the_program_of_ones_own_trains_and_saves_a_policy(tmp_path, monkeypatch, capsys):
-    steps = RECIPE.index("  sft:")
-    run(tmp_path, text=RECIPE[:steps])
-    (tmp_path / "runs/quickstart").mkdir()
-    (tmp_path / "runs/small/base").rename(tmp_path / "runs/quickstart/general")
-    source = SourceSettings(path="tasks:general", limit=6, responses=4)
-    write(tmp_path / "groups.jsonl", streamed(source, kind=Comparison, seed=0).read().records)
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_lead_to_files_and_headings_that_exist(page):
+    for target, anchor in links(page):
+        path = ((ROOT / page).parent / target if target else ROOT / page).resolve()
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.relative_to(ROOT)), f"{target}#{anchor}"
+    for code in inline_code(page):
+        if re.fullmatch(r"(align|tests|recipes|launch)/[\w./-]+", code) and page != "CHANGELOG.md":
+            assert (ROOT / code).exists(), code
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "recipes/README.md", "align/README.md", "launch/README.md", "CONTRIBUTING.md"]
+)
+def test_keys_in_the_text_are_keys_of_a_recipe(page):
+    for code in inline_code(page):
+        if re.fullmatch(r"(policy|train|accounting|head|lora|loss|engine|constraints)(\.\w+)+(: [\w.-]+|=\S+)?", code):
+            assert set(re.split(r"[:=]", code)[0].split(".")) <= KEYS, code
+
+
+def test_the_recipes_of_the_guides_are_valid(tmp_path):
+    """Complete ones on their own, and the steps of the guide together, in their order."""
+    complete = [(page, block) for page in PAGES for block in blocks(page, "yaml") if "\nrun:" in f"\n{block}"]
+    assert {page for page, _ in complete} == {"README.md", "recipes/README.md"}
+    steps, parts = {}, [yaml.safe_load(block) for block in blocks("recipes/README.md", "yaml")]
+    for part in parts:
+        steps |= part["steps"] if "run" not in part and "steps" in part else {}
+    assert len(steps) >= 5
+    read = ("programs", "self_instruct", "gsm8k", "pairs", "ratings", "ifeval")
+    data = {name: {"path": "rows.jsonl"} for name in read} | {"prompts": {"path": "tasks:general"}}
+    whole = {"run": "guide", "policy": next(part["policy"] for part in parts if "run" not in part and "policy" in part)}
+    path = tmp_path / "guide.yaml"
+    path.write_text(yaml.safe_dump(whole | {"data": data, "steps": steps}, sort_keys=False))
+    load_recipe(path)
+    for page, block in complete:
+        path.write_text(block)
+        assert load_recipe(path).steps, page
+
+
+def test_the_table_of_loss_settings_has_the_defaults_of_every_loss():
+    table = text("recipes/README.md").partition("| setting | meaning | default |")[2].partition("\n\n")[0]
+    rows = {row[0].strip(" `"): row[2] for row in (line.strip("|").split("|") for line in table.splitlines()[2:])}
+    assert rows.keys() == {setting for loss in LOSSES.values() for setting in loss.settings}
+    for name, loss in LOSSES.items():
+        for setting in loss.settings:
+            default, _, others = rows[setting].partition(";")
+            for pattern, other in re.findall(r"`([\w*]+)` (\S+?)(?:,|$)", others.strip()):
+                default = other if fnmatch(name, pattern) else default
+            assert str(getattr(loss, setting)).lower() == default.strip(), (name, setting)
+
+
+def test_the_losses_of_the_readme_are_all_losses():
+    table = text("README.md").partition("| name | loss of a group of K responses | source |")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert re.findall(r"`(\w+)`", " ".join(cells)) == list(LOSSES)
+
+
+def test_the_program_of_the_readme_trains_and_saves_a_policy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(program("save_policy("), {})
-    losses = [float(line) for line in capsys.readouterr().out.split()]
-    assert len(losses) == 5 and losses == sorted(losses, reverse=True)
+    save_policy(*tiny_policy(), tmp_path / "runs/quickstart/general")
+    write("groups.jsonl", tiny_preferences(6, num_responses=4))
+    for program in blocks("README.md", "python"):
+        exec(program, {})
     AutoModelForCausalLM.from_pretrained("mine")
+
+
+def test_the_readme_has_one_test_command():
+    """`.ci/run` reads it."""
+    first_lines = [block.splitlines()[0] for block in blocks("README.md", "bash")]
+    assert [line for line in first_lines if line.startswith("pytest")] == ["pytest -n 2"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from align.workflow.reference import SECTIONS, json_schema, keys
+from align.workflow.reference import SECTIONS, keys, schema_text
 
 
 def show_keys(section: str | None) -> None:
@@ -16,18 +14,19 @@ def show_keys(section: str | None) -> None:
     console = Console()
     for name in [section] if section is not None else SECTIONS:
         rows = keys(name)
-        table = Table(title=f"{name}: {SECTIONS[name][0].replace('`', '')}", box=SIMPLE, title_justify="left")
+        table = Table(title=SECTIONS[name][0], box=SIMPLE, title_justify="left")
         for column in ("key", "type", "default", "meaning"):
             table.add_column(column, overflow="fold", ratio=2 if column == "meaning" else None)
         for row in rows:
-            table.add_row(row.key, row.type.replace("\\|", "|"), row.default, row.meaning)
+            meaning = row.meaning if row.section is None else f"{row.meaning} See: align keys {row.section}"
+            table.add_row(row.key, row.type.replace("\\|", "|"), row.default, meaning)
         console.print(table, markup=False)
 
 
 def show_schema(*, as_json: bool) -> None:
     """Print the JSON Schema of a recipe; without `as_json`, how an editor uses it."""
     if as_json:
-        print(json.dumps(json_schema(), indent=1))
+        print(schema_text(), end="")
         return
     print(
         "align schema --json > recipe.schema.json writes the JSON Schema of a recipe. Editors with the YAML language\n"

@@ -1,25 +1,43 @@
-"""The key reference: every recipe key with its type, default and meaning, from the settings themselves."""
+"""The key reference: every recipe key with its type, default and meaning, from the settings themselves.
+
+    python -m align.workflow.reference recipes
+
+writes it into `README.md` and `schema.json` of the folder.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, RootModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from align.accounting.settings import AccountingSettings
+from align.inference.settings import EngineSettings, SamplingSettings
 from align.models.settings import PolicySettings
 from align.registry import pick
+<<<<<<< HEAD
 from align.stages.inputs.sources import SourceSettings
+=======
+from align.rewards.settings import JudgeSettings
+from align.stages.base import Stage
+from align.stages.responses.settings import GenerationSettings
+from align.stages.sources import SourceSettings
+>>>>>>> 3d1a27a (Rewrite the README, the recipe guide and their tests)
 from align.stages.table import STAGES
+from align.synth.scored_groups import GroupSettings
+from align.train.settings import TrainSettings
 from align.workflow.schema import WrittenRecipe
 
 REQUIRED = "required"
 MAX_DEFAULT = 60  # characters of a default value in the table
+BEGIN, END = "<!-- keys:begin -->", "<!-- keys:end -->"  # the reference in the guide is between these lines
 
 
 class Key(NamedTuple):
@@ -29,60 +47,87 @@ class Key(NamedTuple):
     type: str
     default: str
     meaning: str
+    section: str | None = None  # the section that lists the keys below this one, if they are shared
 
 
-# Sections of the reference: a part of the recipe, or a stage
+# Sections of the reference: a part of the recipe, a stage, or settings that several stages contain
 SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "recipe": ("Top level", WrittenRecipe),
-    "policy": ("`policy`: the model that the recipe starts from", PolicySettings),
-    "data": ("`data.NAME`: a source of rows", SourceSettings),
-    "accounting": ("`accounting`: cost and energy", AccountingSettings),
-    **{name: (f"`steps.NAME` with `stage: {name}`", stage) for name, stage in STAGES.items()},
+    "policy": ("policy: the model that the recipe starts from", PolicySettings),
+    "data": ("data: a source of rows", SourceSettings),
+    "accounting": ("accounting: cost and energy", AccountingSettings),
+    **{name: (f"Stage {name}", stage) for name, stage in STAGES.items()},
+    "train": ("train: settings of the training loop", TrainSettings),
+    "sampling": ("sampling: how responses are sampled", SamplingSettings),
+    "engine": ("engine: what runs a policy", EngineSettings),
+    "judges": ("judges: what rates responses", JudgeSettings),
+    "groups": ("groups: which responses are trained on", GroupSettings),
+}
+SHARED: dict[type[BaseModel], str] = {
+    **{settings: name for name, (_, settings) in SECTIONS.items() if name != "recipe"},
+    GenerationSettings: "generate",
 }
 
 
 def keys(section: str) -> list[Key]:
     """Return every key of a section, nested ones as `key.sub`."""
     _, settings = pick(SECTIONS, section, "section")
-    nested = section != "recipe"  # the top level's parts have sections of their own
-    return list(_keys(settings, "", nested=nested))
+    if issubclass(settings, RootModel):  # a union: the keys of each member, common ones once
+        members = _inner(settings.model_fields["root"].annotation)
+        return list(dict.fromkeys(key for member, _ in members for key in _keys(member, "")))
+    return list(_keys(settings, ""))
 
 
 def markdown() -> str:
     """Return the whole reference as Markdown tables."""
     parts: list[str] = []
     for name, (title, settings) in SECTIONS.items():
-        rows = [
-            f"| `{key.key}` | {_cell(key.type)} | {_cell(key.default)} | {_cell(key.meaning)} |" for key in keys(name)
-        ]
+        rows = [_row(key) for key in keys(name)]
         intro = (settings.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
         table = ["| key | type | default | meaning |", "|---|---|---|---|", *rows]
-        parts.append("\n".join([f"### {title}", "", intro, "", *table]))
+        parts.append("\n".join([f"### {title}", "", " ".join(intro.split()), "", *table]))
     return "\n\n".join(parts) + "\n"
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a recipe, for completion in an editor."""
     schema = WrittenRecipe.model_json_schema()
+    for stage in (*STAGES.values(), Stage):
+        definition = schema["$defs"][stage.__name__]
+        definition["required"] = ["stage", *definition.get("required", ())]
+    own = schema["$defs"][Stage.__name__]  # a user's own stage: module:Class, with settings that are not known here
+    own["additionalProperties"] = True
+    own["properties"]["stage"]["pattern"] = ":"
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "align recipe", **schema}
 
 
-def _keys(settings: type[BaseModel], prefix: str, *, nested: bool) -> Iterator[Key]:
+def schema_text() -> str:
+    """Return the JSON Schema as the text of a file."""
+    return json.dumps(json_schema(), indent=1) + "\n"
+
+
+def with_reference(guide: str) -> str:
+    """Return the guide with the current reference between its marks."""
+    before, rest = guide.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{markdown()}\n{END}{rest.split(END)[1]}"
+
+
+def _keys(settings: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in settings.model_fields.items():
         if name == "stage":
             continue
-        key = f"{prefix}{name}"
-        yield Key(key, _type_name(field.annotation), _default(field), " ".join((field.description or "").split()))
-        if nested:
-            for inner, suffix in _inner(field.annotation):
-                yield from _keys(inner, f"{key}{suffix}.", nested=True)
+        nested = [each for each in _inner(field.annotation) if not issubclass(each[0], Stage)]
+        section = next((SHARED[inner] for inner, _ in nested if inner in SHARED), None)
+        meaning = " ".join((field.description or "").split())
+        yield Key(f"{prefix}{name}", _type_name(field.annotation), _default(field), meaning, section)
+        if section is None and settings is not WrittenRecipe:
+            for inner, suffix in nested:
+                yield from _keys(inner, f"{prefix}{name}{suffix}.")
 
 
 def _inner(annotation: Any) -> list[tuple[type[BaseModel], str]]:  # noqa: ANN401 - any annotation
     """Return the settings in an annotation, with what stands between their keys and the field's."""
     origin = get_origin(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, RootModel):
-        return _inner(annotation.model_fields["root"].annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [(annotation, "")]
     if origin in (Union, types.UnionType, Annotated):
@@ -116,17 +161,42 @@ def _type_name(annotation: Any) -> str:  # noqa: ANN401 - any annotation
 
 
 def _default(field: FieldInfo) -> str:
+    """Return the default as JSON; empty if it depends on the machine, or if it is the nested keys' own defaults."""
     if field.is_required():
         return REQUIRED
     value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
-        return ""
     if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(value) if value else ""
+    if field.default_factory is not None and value:
         return ""
     text = json.dumps(value, default=str)
     return text if len(text) <= MAX_DEFAULT else f"{text[: MAX_DEFAULT - 1]}…"
 
 
+def _row(key: Key) -> str:
+    """Return a row of a Markdown table."""
+    meaning = _cell(key.meaning)
+    if key.section is not None:
+        meaning += f" Keys: [{key.section}](#{_anchor(SECTIONS[key.section][0])})."
+    return f"| `{key.key}` | {_cell(key.type)} | {_cell(key.default)} | {meaning} |"
+
+
+def _anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def _cell(text: str) -> str:
     """Return the text for a cell of a Markdown table."""
     return text.replace("\\|", "|").replace("|", "\\|")
+
+
+def _update(folder: Path) -> None:
+    guide = folder / "README.md"
+    guide.write_text(with_reference(guide.read_text("utf-8")), "utf-8")
+    (folder / "schema.json").write_text(schema_text(), "utf-8")
+
+
+if __name__ == "__main__":
+    _update(Path(sys.argv[1]))
