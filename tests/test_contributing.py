@@ -87,10 +87,12 @@ def test_the_reader_yields_demonstrations(tmp_path):
     assert record == Demonstration((Message("user", "why?"), Message("assistant", "because")))
 
 
-def test_the_engine_answers_what_is_not_done():
+def test_the_engine_answers_what_is_not_finished():
     settings = EngineSettings.model_validate({"custom": {"name": "my_engines:Echo", "settings": {"prefix": "so: "}}})
     engine = load_engine("policy", settings)
-    samples = engine.sample([PROMPT, PROMPT], SamplingSettings(num_responses=2), done={(prompt_key(PROMPT), 0): None})
+    samples = engine.sample(
+        [PROMPT, PROMPT], SamplingSettings(num_responses=2), finished={(prompt_key(PROMPT), 0): None}
+    )
     assert [(sample.number, sample.text) for sample in samples] == [(1, "so: say something")]
 
 

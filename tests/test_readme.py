@@ -11,6 +11,7 @@ import yaml
 from pages import OWN_RECIPE, PAGES, ROOT, align_commands, anchors, blocks, inline_code, links, shell_commands, text
 from transformers import AutoModelForCausalLM
 
+import align
 from align.cli import app
 from align.commands.evaluate import EvaluateSettings
 from align.commands.generate import GenerateSettings
@@ -149,3 +150,8 @@ def test_the_readme_has_one_test_command():
     """`.ci/run` reads it."""
     first_lines = [block.splitlines()[0] for block in blocks("README.md", "bash")]
     assert [line for line in first_lines if line.startswith("pytest")] == ["pytest -n 2"]
+
+
+def test_the_api_page_lists_every_public_name():
+    table = text("align/README.md").partition("| for | names |")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(align.__all__)

@@ -85,7 +85,7 @@ def test_the_message_is_printed(message, folder, monkeypatch, capsys):
         recipe = recipe.replace(old, new) if old else recipe + new
     (folder / "my-recipe.yaml").write_text(recipe.replace("KEY", "prompts_per_step").strip() + "\n")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("align.stages.costs.PRODUCT_SIDE", 64)  # so that measuring the device takes no time
+    monkeypatch.setattr("align.stages.costs.measured.PRODUCT_SIDE", 64)  # so that measuring the device takes no time
     monkeypatch.setattr(sys, "argv", ["align", *command])
     with pytest.raises(SystemExit) as end:
         main()

@@ -22,14 +22,10 @@ from align.accounting.settings import AccountingSettings
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.models.settings import PolicySettings
 from align.registry import pick
-<<<<<<< HEAD
-from align.stages.inputs.sources import SourceSettings
-=======
 from align.rewards.settings import JudgeSettings
 from align.stages.base import Stage
+from align.stages.inputs.sources import SourceSettings
 from align.stages.responses.settings import GenerationSettings
-from align.stages.sources import SourceSettings
->>>>>>> 3d1a27a (Rewrite the README, the recipe guide and their tests)
 from align.stages.table import STAGES
 from align.synth.scored_groups import GroupSettings
 from align.train.settings import TrainSettings
