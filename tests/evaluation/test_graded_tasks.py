@@ -47,7 +47,7 @@ def scores(task, answers, grades):
 
 
 @pytest.mark.parametrize("task", CASES)
-def test_a_right_and_a_wrong_response_are_told_apart(task):
+def test_right_and_wrong_responses_are_distinguished(task):
     row, right, wrong = CASES[task]
     answers = [(0, right), (1, wrong)]
     grades = graded(task, [row, row], answers)
@@ -61,7 +61,7 @@ def test_a_right_and_a_wrong_response_are_told_apart(task):
     json.dumps([dict(grade.line) for grade in grades])
 
 
-def test_every_task_is_tried_here():
+def test_every_sampled_task_has_a_case():
     assert set(CASES) == {name for name, task in TASKS.items() if isinstance(task, SampledTask)} - {"general"}
 
 
@@ -75,7 +75,7 @@ def test_verdicts_have_the_published_form():
     assert grade.line["why"]
 
 
-def test_instructions_are_counted_one_by_one_and_prompts_whole():
+def test_instruction_and_prompt_accuracy_differ():
     single = {**IFEVAL, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     answers = [(0, "all, of this is in small letters"), (1, "No comma")]
     found = scores("ifeval", answers, graded("ifeval", [IFEVAL, single], answers))
@@ -83,31 +83,31 @@ def test_instructions_are_counted_one_by_one_and_prompts_whole():
     assert found["instruction_strict"].value == 2 / 3
 
 
-def test_of_several_answers_to_a_question_the_mean_counts():
+def test_several_answers_to_a_question_count_by_their_mean():
     rows = [SUM, SUM]
     answers = [(0, "42"), (0, "41"), (0, "42"), (0, "40"), (1, "42")]
     assert scores("gsm8k", answers, graded("gsm8k", rows, answers))["correct"].value == (0.5 + 1) / 2
 
 
-def test_pass_at_k_is_told_for_as_many_samples_as_every_problem_has():
+def test_pass_at_k_is_reported_up_to_the_fewest_samples_of_a_problem():
     right, wrong = CASES["humaneval"][1:]
     answers = [(0, wrong)] * 9 + [(0, right)]
     found = scores("humaneval", answers, graded("humaneval", [HUMANEVAL], answers))
     assert {name: one.value for name, one in found.items()} == {"pass@1": pytest.approx(0.1), "pass@10": 1.0}
 
 
-def test_a_row_without_what_the_task_needs_is_named():
+def test_a_row_without_a_required_column_is_rejected():
     with pytest.raises(InputError, match=r"file: row 2 has no test_list"):
         TASKS["mbpp"].check_rows([CODE, {"task_id": 4}], "file")
 
 
-def test_a_question_whose_answer_is_not_there_is_named():
+def test_a_row_without_a_final_answer_is_rejected():
     with pytest.raises(InputError, match="no final answer"):
         graded("gsm8k", [{"question": "Why?", "answer": "It is because of that."}], [(0, "42")])
 
 
 @pytest.mark.slow
-def test_every_reference_solution_of_mbpp_passes_and_a_broken_one_fails():
+def test_reference_solutions_of_mbpp_pass_and_broken_ones_fail():
     if not MBPP.exists():
         pytest.skip(f"{MBPP.name} is not here")
     rows = list(read_rows(str(MBPP)))

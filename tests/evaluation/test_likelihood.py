@@ -1,4 +1,4 @@
-"""What a policy says of rows, against plain transformers; in bf16 nearly the same."""
+"""Likelihoods of rows against transformers' own logits."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ GROUPS = [group(0, [1, 2, 3], [4, 5], [6]), group(1, [9], [8, 7, 6, 5], [4, 3], 
 
 @torch.no_grad()
 def by_transformers(policy, sequence):
-    """Log-probability of the trained tokens, one sequence at a time, by its own logits."""
+    """Log-probability of the trained tokens, one sequence at a time, from its own logits."""
     ids = torch.from_numpy(sequence.ids.astype("int64"))[None]
     fresh = LlamaForCausalLM(LlamaConfig(**CONFIG))
     fresh.load_state_dict(policy.base.state_dict())
@@ -52,7 +52,7 @@ def measured(task, policy, precision):
 
 
 @pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-4), ("bf16", 5e-2)])
-def test_metrics_are_those_of_plain_transformers(policy, precision, near):
+def test_metrics_equal_those_from_transformers_logits(policy, precision, near):
     summed = [[by_transformers(policy, each) for each in of.sequences] for of in GROUPS]
     lengths = [of.response_lengths for of in GROUPS]
     nll = measured("nll", policy, precision)["nll"]

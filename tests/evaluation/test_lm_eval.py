@@ -24,7 +24,7 @@ metadata: {{version: 1.0}}
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the harness's own
-def test_a_task_of_ones_own_is_graded_by_the_harness(tmp_path):
+def test_a_custom_harness_task_is_evaluated(tmp_path):
     (tmp_path / "small.yaml").write_text(SMALL.format(runs=tmp_path).partition("  sft: {stage")[0])
     assert align("run", str(tmp_path / "small.yaml")).returncode == 0
     policy = tmp_path / "small" / "base"
@@ -42,6 +42,6 @@ def test_a_task_of_ones_own_is_graded_by_the_harness(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_a_task_that_the_harness_does_not_know_is_named(tmp_path):
+def test_an_unknown_harness_task_is_rejected(tmp_path):
     with pytest.raises(InputError, match="no_such_task"):
         harness(str(tmp_path), ["no_such_task"])

@@ -23,25 +23,25 @@ def groups(*pairs):
     return [(PROMPT, pair) for pair in pairs]
 
 
-def test_wins_count_one_and_ties_a_half():
+def test_ties_count_one_half():
     found = win_rates(groups(("good", "bad"), ("bad", "good"), ("good", "good"), ("good", "bad")), by(len))
     assert found.win_rate.value == 2.5 / 4
     assert found.undecided == 0
 
 
-def test_what_the_judge_leaves_open_is_counted_and_not_in_the_rate():
+def test_undecided_comparisons_are_counted_separately():
     found = win_rates(
         groups(("good", "bad"), ("?", "bad")), by(lambda response: None if response == "?" else len(response))
     )
     assert (found.win_rate.value, found.win_rate.n, found.undecided) == (1, 1, 1)
 
 
-def test_a_judge_that_decides_nothing_is_an_error():
+def test_no_decided_comparison_is_an_error():
     with pytest.raises(InputError, match="none of 1"):
         win_rates(groups(("good", "bad")), by(lambda _: None))
 
 
-def test_two_responses_are_compared_and_no_other_number():
+def test_groups_must_have_two_responses():
     with pytest.raises(InputError, match="prompt 2 has 3"):
         win_rates(groups(("a", "b"), ("a", "b", "c")), by(len))
 
@@ -50,7 +50,7 @@ def logistic(values):
     return 1 / (1 + np.exp(-values))
 
 
-def test_at_equal_length_a_judge_of_length_alone_prefers_neither():
+def test_a_judge_of_length_prefers_neither_at_equal_length():
     draw = np.random.default_rng(0)
     longer = draw.normal(loc=300, scale=200, size=4000)  # ours are longer as a rule
     wins = (draw.random(4000) < logistic(2 * np.tanh(longer / longer.std()))).astype(float)
@@ -58,7 +58,7 @@ def test_at_equal_length_a_judge_of_length_alone_prefers_neither():
     assert length_controlled(wins, longer).value == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_true_advantage_stays_when_length_is_controlled():
+def test_a_true_advantage_survives_length_control():
     draw = np.random.default_rng(1)
     longer = draw.normal(loc=-100, scale=200, size=4000)
     wins = (draw.random(4000) < logistic(1 + np.tanh(longer / longer.std()))).astype(float)
@@ -67,12 +67,12 @@ def test_a_true_advantage_stays_when_length_is_controlled():
     assert found.low < logistic(1.0) < found.high
 
 
-def test_without_differences_of_length_the_rates_are_the_same():
+def test_both_rates_are_equal_at_equal_lengths():
     wins = np.array([1.0, 1.0, 1.0, 0.0] * 50)
     assert length_controlled(wins, np.zeros(200)).value == pytest.approx(0.75, abs=1e-3)
 
 
-def test_the_fit_is_where_the_likelihood_is_largest():
+def test_the_fit_maximizes_the_likelihood():
     draw = np.random.default_rng(2)
     length = np.tanh(draw.normal(size=500))
     wins = (draw.random(500) < 0.6).astype(float)
@@ -86,6 +86,6 @@ def test_the_fit_is_where_the_likelihood_is_largest():
     assert fitted_intercept(wins, length) == pytest.approx(logistic(best[0]), abs=0.015)
 
 
-def test_a_fit_that_length_alone_decides_stays_finite():
+def test_the_fit_is_finite_if_length_decides_everything():
     length = np.array([-0.9, -0.5, 0.5, 0.9] * 10)
     assert fitted_intercept((length > 0).astype(float), length) == pytest.approx(0.5, abs=0.01)

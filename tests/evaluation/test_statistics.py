@@ -13,12 +13,12 @@ def test_the_value_is_the_mean_and_n_the_number_of_prompts():
     assert (found.value, found.n) == (0.6, 5)
 
 
-def test_counts_weigh_the_prompts():
+def test_counts_weight_the_prompts():
     assert score([1, 3], [2, 6]).value == 0.5
     assert score([2, 0], [2, 6]).value == 0.25
 
 
-def test_equal_grades_leave_no_doubt():
+def test_equal_grades_have_a_zero_width_interval():
     assert score([1.0] * 7)[:3] == (1, 1, 1)
 
 
@@ -32,7 +32,7 @@ def test_the_interval_is_near_that_of_the_normal_approximation():
     assert found.high == pytest.approx(share + half, abs=0.15 * half)
 
 
-def test_what_hangs_together_is_resampled_together():
+def test_prompts_are_resampled_whole():
     # Ten copies of each of 50 prompts know no more than the 50 prompts: the interval must not shrink.
     draw = random.Random(1)
     grades = [float(draw.random() < 0.5) for _ in range(50)]
@@ -40,13 +40,13 @@ def test_what_hangs_together_is_resampled_together():
     assert tenfold[:3] == pytest.approx(alone[:3])
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_one_another():
+def test_the_interval_depends_on_the_seed():
     grades = [float(index % 3 == 0) for index in range(40)]
     assert score(grades, seed=3) == score(grades, seed=3)
     assert score(grades, seed=3) != score(grades, seed=4)
 
 
-def test_an_interval_of_any_statistic_covers_it_as_often_as_it_says():
+def test_intervals_have_the_nominal_coverage():
     draw = np.random.default_rng(0)
     covered = 0
     for seed in range(200):

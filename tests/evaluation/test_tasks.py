@@ -1,4 +1,4 @@
-"""The table of tasks: what importing it costs, a user's own task, and tasks of several turns."""
+"""The table of tasks: light import, custom tasks, and tasks with several turns."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ NO_TASK = "neither"
 
 
 class Echo:
-    """Answers with the number of the sample and the last message's text, or repeats itself in capitals."""
+    """Answers with the sample's number and the last message, then repeats itself in capitals."""
 
     name, throughput = "echo", Throughput()
 
@@ -55,7 +55,7 @@ class Echo:
                 yield Sample(prompt_key(prompt), number, self.name, text, 1, "stop", 0)
 
 
-def test_a_task_may_ask_several_turns():
+def test_a_task_may_have_several_turns():
     rows = [{"first": "one?", "second": "Louder."}, {"first": "two?", "second": "Louder."}]
     answers = answers_from_policy(
         rows,
@@ -75,7 +75,7 @@ def test_a_task_may_ask_several_turns():
     assert TWO_TURNS.scores(answers, grades)["correct"].value == 1
 
 
-def test_a_task_of_ones_own_is_named_by_its_dotted_path():
+def test_a_custom_task_is_loaded_by_its_dotted_path():
     assert pick_task(f"{__name__}:TWO_TURNS") is sys.modules[__name__].TWO_TURNS
 
 
@@ -87,12 +87,12 @@ def test_a_task_of_ones_own_is_named_by_its_dotted_path():
         (f"{__name__}:NO_TASK", "is a str, not an align.evaluation.tasks.Task"),
     ],
 )
-def test_a_name_that_is_no_task_is_refused(name, said):
+def test_an_unknown_task_is_rejected(name, said):
     with pytest.raises(InputError, match=said):
         pick_task(name)
 
 
-def test_options_depend_on_where_the_responses_come_from():
+def test_options_depend_on_the_origin_of_the_responses():
     task = TASKS["gsm8k"]
     assert "responses" not in task.used_with({"policy"})
     assert not {"policy", "sampling", "engine"} & task.used_with({"responses"})

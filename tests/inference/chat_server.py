@@ -1,4 +1,4 @@
-"""A chat server on localhost that really speaks HTTP, and misbehaves as it is told."""
+"""A chat server on localhost that misbehaves as scripted."""
 
 import hashlib
 import json
@@ -12,13 +12,13 @@ SLOW_S = 0.6  # longer than the time-out that tests set
 
 
 def answer_to(request):
-    """What the server says: it depends on the request only."""
+    """The server's answer, which depends on the request only."""
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     return f"naïve 🙂 {digest[:8]} to {request['messages'][-1]['content']}"
 
 
 class ChatServer(ThreadingHTTPServer):
-    """`script` says what the next requests meet, by order of arrival; then all goes well.
+    """`script` lists the outcomes of the next requests, in order of arrival; later ones succeed.
 
     A step is ok, half, reset, slow, odd (no choices), empty, or a status, and with it perhaps a Retry-After.
     """
@@ -38,7 +38,7 @@ class ChatServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, request, client_address):
-        """Nothing is printed of a client that has gone."""
+        """Print nothing when a client disconnects."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(*args, **kwargs):
-    """A server that answers while the block runs."""
+    """A server that runs during the block."""
     server = ChatServer(*args, **kwargs)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -1,11 +1,11 @@
-"""Whether outcomes come as often as a distribution says (Pearson's chi-square test), and such a distribution."""
+"""Pearson's chi-square test of sampled outcomes, and reference distributions."""
 
 import math
 from collections import Counter
 
 
 def shares_by_definition(logits, temperature, top_p):
-    """The probability of each token that top-p leaves, in double precision and by a plain loop."""
+    """Probability of each token in the nucleus, in double precision, by a plain loop."""
     scaled = [float(logit) / temperature for logit in logits]
     most = max(scaled)
     weights = [math.exp(each - most) for each in scaled]
@@ -20,7 +20,7 @@ def shares_by_definition(logits, temperature, top_p):
 
 
 def are_drawn_from(outcomes, shares):
-    """Whether all outcomes can be, and Pearson's statistic is within four standard deviations; rare ones are one."""
+    """Whether all outcomes are possible and Pearson's statistic, with rare outcomes pooled, is within 4 deviations."""
     counts = Counter(outcomes)
     common = {outcome: share * len(outcomes) for outcome, share in shares.items() if share * len(outcomes) >= 5}
     pairs = [(counts[outcome], wanted) for outcome, wanted in common.items()]

@@ -1,4 +1,4 @@
-"""Rows that come and go: each says what the model says of its sequence, to the last bit the same in any company."""
+"""Continuous batching: logits equal the model's own and are bit-identical in any batch."""
 
 import importlib.util
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ def threads(number):
 
 
 def wide_model(heads, precision, *, num_layers):
-    """Layers as wide as those of a real one: smaller products take other kernels."""
+    """A model with layers of realistic width: smaller matrix products use other kernels."""
     config = AutoConfig.for_model(
         "llama",
         vocab_size=512,
@@ -67,7 +67,7 @@ def sequences(lengths, vocabulary, seed=0):
 
 
 def logits_of(model, rows, num_steps, size):
-    """The last `num_steps` logits of each sequence, `size` of them in batch at once; the next takes a free slot."""
+    """The last `num_steps` logits of each sequence, decoded in a batch of `size` rows."""
     waiting = [row for row in rows]
     batch, found = ContinuousBatch(model, size), {number: [] for number, _ in waiting}
     while waiting or batch.rows:
@@ -85,7 +85,7 @@ def logits_of(model, rows, num_steps, size):
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("heads, num_threads", HEADS_AND_THREADS)
-def test_a_row_is_the_same_to_the_last_bit_beside_any_others(heads, num_threads, precision):
+def test_logits_of_a_row_are_bit_identical_in_any_batch(heads, num_threads, precision):
     alone = num_threads == 1
     model = wide_model(heads, precision, num_layers=2 if alone else 1)
     assert enable_continuous_batching(model) == ""
@@ -102,8 +102,8 @@ def test_a_row_is_the_same_to_the_last_bit_beside_any_others(heads, num_threads,
     print(f"compared {num_compared} rows of logits")
 
 
-def test_a_row_is_the_same_before_a_large_vocabulary_however_many_are_beside_it():
-    """The product whose kernel was seen to change is that of the LM head of SmolLM2."""
+def test_logits_over_a_large_vocabulary_do_not_depend_on_the_batch_size():
+    """The kernel was seen to change for the LM head of SmolLM2."""
     config = LlamaConfig(
         vocab_size=49152,
         hidden_size=576,
@@ -125,7 +125,7 @@ def test_a_row_is_the_same_before_a_large_vocabulary_however_many_are_beside_it(
 
 
 def agreement(model, lengths=(9, 14, 20)):
-    """How far the slots' logits of a model are from its own without a cache."""
+    """Largest difference of batched logits from the model's own without a cache."""
     rows = list(enumerate(sequences(lengths, tiny_models.VOCABULARY)))
     found = logits_of(model, rows, 4, 2)
     with torch.no_grad():
@@ -137,7 +137,7 @@ def agreement(model, lengths=(9, 14, 20)):
 
 
 @pytest.mark.parametrize("name", sorted(tiny_models.TREE))
-def test_slots_say_what_the_model_says(name):
+def test_batched_logits_equal_the_models_own(name):
     model = tiny_models.tiny_model(*tiny_models.TREE[name])
     assert enable_continuous_batching(model) == ""
     assert agreement(model) < 1e-4
@@ -145,7 +145,7 @@ def test_slots_say_what_the_model_says(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(tiny_models.MORE_TREE))
-def test_slots_say_what_further_models_say(name, monkeypatch):
+def test_batched_logits_of_further_models_equal_their_own(name, monkeypatch):
     monkeypatch.setattr(
         "align.inference.continuous_batching.EXPERT_COUNTS", ()
     )  # which refuse in fp32, and would be right but for the last bits
@@ -156,7 +156,7 @@ def test_slots_say_what_further_models_say(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(SLIDING))
-def test_a_window_that_slides_over_some_layers_is_kept(name):
+def test_sliding_windows_are_respected(name):
     kind, settings = SLIDING[name]
     model = tiny_models.tiny_model(kind, settings)
     assert enable_continuous_batching(model) == ""
@@ -164,20 +164,20 @@ def test_a_window_that_slides_over_some_layers_is_kept(name):
 
 
 @pytest.mark.parametrize("name", ["bloom", "mamba", "falcon", "lfm2", "qwen3_next"])
-def test_a_model_whose_state_is_not_keys_by_position_is_refused_with_the_reason(name):
+def test_models_without_keys_by_position_are_rejected_with_the_reason(name):
     kind, settings, _ = tiny_models.PLAIN[name]
     model = tiny_models.tiny_model(kind, settings)
     assert enable_continuous_batching(model).startswith(type(model).__name__)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
-def test_experts_are_refused_in_fp32_where_a_row_would_depend_on_who_else_has_chosen_them(name):
+def test_experts_are_rejected_in_fp32_because_rows_would_depend_on_each_other(name):
     model = tiny_models.tiny_model(*tiny_models.MORE_TREE[name])
     assert "experts" in enable_continuous_batching(model)
     assert enable_continuous_batching(cast_weights(model, torch.bfloat16)) == ""
 
 
-def test_a_model_whose_slots_would_be_wrong_is_found_out():
+def test_a_model_with_wrong_batched_logits_is_detected():
     class Elsewhere(type(tiny_models.tiny_model("llama"))):
         """Puts every token at another place than it is told, as a model would that counts for itself."""
 
@@ -191,7 +191,7 @@ def test_a_model_whose_slots_would_be_wrong_is_found_out():
     assert "in a batch" in enable_continuous_batching(model)
 
 
-def test_weights_are_rounded_as_transformers_loads_them(tmp_path):
+def test_cast_weights_equal_those_that_transformers_loads(tmp_path):
     for name in ("llama", "gpt2", "deepseek_v3"):
         kind, settings = {**tiny_models.TREE, **tiny_models.MORE_TREE}[name]
         model = tiny_models.tiny_model(kind, settings)

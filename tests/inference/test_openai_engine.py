@@ -1,4 +1,4 @@
-"""Samples of a server that really speaks HTTP: what passes is tried again, what does not ends the run in one line."""
+"""The engine for OpenAI-compatible servers, against a local HTTP server that misbehaves."""
 
 import email.utils
 import importlib.util
@@ -50,7 +50,7 @@ def distinct(requests):
     return {(request["messages"][-1]["content"], request["seed"]) for request in requests}
 
 
-def test_every_sample_is_asked_for_once_with_its_own_seed_and_all_settings():
+def test_every_sample_is_requested_once_with_its_seed_and_all_settings():
     with serving() as server:
         asked = engine(server, body={"top_k": 5})
         samples = by_place(asked.sample([*PROMPTS, *PROMPTS], SETTINGS))
@@ -70,7 +70,7 @@ def test_every_sample_is_asked_for_once_with_its_own_seed_and_all_settings():
     assert asked.throughput.tokens_per_s > 0
 
 
-def test_the_number_of_requests_at_once_changes_no_sample():
+def test_samples_do_not_depend_on_concurrency():
     found = []
     for concurrency in (1, 7):
         with serving() as server:
@@ -86,7 +86,7 @@ FAILURES = [(429,), (429, "0"), (500,), (503, "0.05"), "slow", "half", "cut", "r
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_what_may_pass_is_tried_again(failure):
+def test_transient_failures_are_retried(failure):
     with serving([failure, "ok", failure]) as server:
         samples = by_place(engine(server).sample(PROMPTS, SETTINGS))
     assert samples.keys() == ALL
@@ -95,7 +95,7 @@ def test_what_may_pass_is_tried_again(failure):
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_what_does_not_pass_ends_the_run_with_what_is_done_kept_and_the_next_call_goes_on(tmp_path, failure):
+def test_permanent_failures_end_the_run_and_finished_samples_are_resumed(tmp_path, failure):
     path = tmp_path / "samples.jsonl"
     made_with = SETTINGS.model_dump()
     with serving(["ok"] * 7, always=failure) as server:
@@ -117,7 +117,7 @@ def test_what_does_not_pass_ends_the_run_with_what_is_done_kept_and_the_next_cal
 
 
 @pytest.mark.parametrize("told", ["0.4", "date"])
-def test_the_server_says_how_long_to_wait(told):
+def test_retry_after_is_respected(told):
     if told == "date":  # in whole seconds, by its form
         told = email.utils.formatdate(time.time() + 1.999, usegmt=True)
     with serving([(429, told)]) as server:
@@ -125,7 +125,7 @@ def test_the_server_says_how_long_to_wait(told):
     assert server.times[1] - server.times[0] > 0.39
 
 
-def test_waits_grow():
+def test_waits_between_retries_double():
     said = "failed 4 times, last with: HTTP 500: .*status 500"
     with serving(always=(500,)) as server, pytest.raises(RunError, match=said):
         list(engine(server, concurrency=1, retries=3).sample(PROMPTS, SETTINGS))
@@ -135,7 +135,7 @@ def test_waits_grow():
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422])
-def test_what_was_asked_wrongly_is_not_asked_again(status):
+def test_rejected_requests_are_not_retried(status):
     with serving(["ok", "ok"], always=(status,)) as server:
         found = []
         with pytest.raises(InputError, match=rf"rejects a request for 'm' with HTTP {status}: .*as told"):
@@ -143,28 +143,28 @@ def test_what_was_asked_wrongly_is_not_asked_again(status):
     assert len(server.requests) == 3
 
 
-def test_an_empty_answer_is_given_all_the_same():
+def test_empty_responses_are_returned():
     with serving(["empty"]) as server:
         samples = list(engine(server).sample(PROMPTS, SETTINGS))
     assert len(samples) == len(ALL)
     assert [(one.text, one.finish, one.num_tokens) for one in samples if not one.text] == [("", "stop", None)]
 
 
-def test_a_stop_string_that_the_server_leaves_in_the_text_is_cut_off():
+def test_a_stop_string_in_the_servers_text_is_removed():
     with serving() as server:
         samples = list(engine(server).sample(PROMPTS, SETTINGS.model_copy(update={"stop": [" to", "zz"]})))
     assert server.requests[0]["stop"] == [" to", "zz"]
     assert {(len(one.text), one.finish) for one in samples} == {(len("naïve 🙂 01234567"), "stop")}
 
 
-def test_ask_answers_in_the_order_of_the_questions():
+def test_respond_keeps_the_order_of_the_prompts():
     with serving(["slow", "ok", (500,)]) as server:
         asked = [PROMPTS[2], PROMPTS[0], PROMPTS[2], PROMPTS[5]]
         answers = list(respond(engine(server, timeout_s=5.0), asked, SETTINGS))
     assert [answer.split(" to ")[1] for answer in answers] == [prompt.messages[-1].content for prompt in asked]
 
 
-def test_without_a_server_one_line_says_so():
+def test_a_missing_server_is_reported_in_one_line():
     with socket.socket() as taken:  # a port that nobody listens to
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
@@ -173,7 +173,7 @@ def test_without_a_server_one_line_says_so():
     assert "\n" not in str(caught.value)
 
 
-def test_a_server_that_goes_away_ends_the_run():
+def test_a_server_that_disappears_ends_the_run():
     with serving() as server:
         asked = engine(server, retries=1, concurrency=1)
         coming = asked.sample(PROMPTS, SETTINGS)
@@ -184,12 +184,12 @@ def test_a_server_that_goes_away_ends_the_run():
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "http://", "ftp://host/v1", ""])
-def test_an_address_that_is_none_is_refused(url):
+def test_invalid_urls_are_rejected(url):
     with pytest.raises(InputError, match="no server answers at"):
         engine(url)
 
 
-def test_the_key_comes_from_the_environment_and_is_in_no_settings_and_no_error(monkeypatch):
+def test_the_api_key_is_read_from_the_environment_and_never_shown(monkeypatch):
     monkeypatch.setenv("KEY_OF_A_TEST", "s3cret")
     with serving(key="s3cret") as server:
         samples = list(engine(server, api_key_env="KEY_OF_A_TEST").sample(PROMPTS, SETTINGS))
@@ -214,12 +214,12 @@ def test_the_key_comes_from_the_environment_and_is_in_no_settings_and_no_error(m
         ({"api_key": "s3cret"}, "api_key: unknown key"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(values, said):
+def test_invalid_server_settings_are_rejected(values, said):
     with pytest.raises(InputError, match=said):
         build(ServerSettings, {"base_url": "http://127.0.0.1:1/v1", **values}, ("engine", "server"))
 
 
-def test_a_program_that_is_interrupted_does_not_wait_for_the_server():
+def test_an_interrupted_program_does_not_wait_for_the_server():
     code = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job is born without
@@ -280,7 +280,7 @@ def transformers_serve(folder, log):
     not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn", "openai")),
     reason="transformers serve needs fastapi, uvicorn and openai",
 )
-def test_transformers_serve_is_such_a_server(tmp_path):
+def test_sampling_from_transformers_serve(tmp_path):
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     tokenizer = train_tokenizer(["a b"], vocab_size=259, chat_template=template)
     shape = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 6, "num_hidden_layers": 2}

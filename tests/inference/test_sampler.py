@@ -1,4 +1,4 @@
-"""From logits to tokens: the right distribution, and a row's token for a row's number."""
+"""Sampling of tokens: distributions, and independence of rows."""
 
 import math
 
@@ -20,14 +20,14 @@ def drawn(logits, temperature, top_p):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.7])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5])
-def test_tokens_come_as_often_as_temperature_and_top_p_say(temperature, top_p):
+def test_token_frequencies_match_temperature_and_top_p(temperature, top_p):
     logits = torch.randn(60, generator=torch.Generator().manual_seed(1))
     tokens = drawn(logits, temperature, top_p)
     assert are_drawn_from(tokens, shares_by_definition(logits, temperature, top_p))
     assert not are_drawn_from(tokens, shares_by_definition(logits, 1.15 * temperature, top_p))
 
 
-def test_a_flat_distribution_reaches_past_the_tokens_that_are_sorted_at_first():
+def test_a_flat_distribution_uses_the_whole_vocabulary():
     vocabulary = 4 * NUM_LIKELY
     logits = 0.1 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(1))
     tokens = drawn(logits, 1.0, 0.9)
@@ -36,7 +36,7 @@ def test_a_flat_distribution_reaches_past_the_tokens_that_are_sorted_at_first():
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
-def test_a_rows_token_is_its_own_whatever_stands_beside_it(top_p):
+def test_the_token_of_a_row_does_not_depend_on_other_rows(top_p):
     generator = torch.Generator().manual_seed(2)
     flat_and_sharp = torch.tensor([0.1, 4.0] * 8)[:, None]
     logits = flat_and_sharp * torch.randn(16, 3 * NUM_LIKELY, generator=generator)
@@ -50,7 +50,7 @@ def test_a_rows_token_is_its_own_whatever_stands_beside_it(top_p):
     assert sample_tokens(logits.flip(0), numbers[::-1], temperature=1.0, top_p=top_p) == together[::-1]
 
 
-def test_at_temperature_zero_the_likeliest_token_is_taken():
+def test_temperature_zero_takes_the_most_likely_token():
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(3))
     assert sample_tokens(logits, [0.99] * 5, temperature=0, top_p=1.0) == [
         int(np.argmax(row)) for row in logits.numpy()
@@ -59,18 +59,18 @@ def test_at_temperature_zero_the_likeliest_token_is_taken():
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2.0**-53])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_no_number_draws_an_impossible_token(number, top_p):
+def test_tokens_of_probability_zero_are_never_sampled(number, top_p):
     logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 2.0, -torch.inf]])
     assert sample_tokens(logits, [number], temperature=1.0, top_p=top_p)[0] in (1, 3)
 
 
-def test_broken_logits_stop_the_run():
+def test_non_finite_logits_raise_a_run_error():
     for temperature in (0, 1.0):
         with pytest.raises(RunError, match="not finite"):
             sample_tokens(torch.tensor([[1.0, torch.nan]]), [0.5], temperature=temperature, top_p=1.0)
 
 
-def test_more_numbers_of_a_seed_only_add_to_them_and_seeds_differ():
+def test_a_larger_count_extends_the_numbers_and_seeds_differ():
     assert uniform_numbers(7, 100)[:10] == uniform_numbers(7, 10)
     assert not set(uniform_numbers(7, 100)) & set(uniform_numbers(8, 100))
     many = np.array(uniform_numbers(7, 100_000))
@@ -80,7 +80,7 @@ def test_more_numbers_of_a_seed_only_add_to_them_and_seeds_differ():
     np.testing.assert_allclose(shares, 0.05, atol=5 * math.sqrt(0.05 * 0.95 / len(many)))
 
 
-def test_a_row_alone_draws_what_it_draws_beside_others_on_two_threads():
+def test_a_single_row_samples_the_same_token_on_two_threads():
     generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -1,4 +1,4 @@
-"""Settings of engines: one of several, typed, with a cache key that leaves out what decides no sample."""
+"""Settings of engines: validation, defaults and cache keys."""
 
 import subprocess
 import sys
@@ -24,11 +24,11 @@ def test_settings_are_imported_without_torch():
     assert not {"torch", "transformers", "httpx2", "numpy"} & set(loaded)
 
 
-def test_every_engine_has_its_settings():
+def test_every_engine_has_settings():
     assert set(ENGINES) == set(EngineSettings.model_fields)
 
 
-def test_the_model_runs_in_this_process_unless_another_engine_is_given():
+def test_the_local_engine_is_the_default():
     assert settings().kind == settings("local.batch_size=3").kind == "local"
     assert settings(f"server.base_url={URL}").kind == "server"
     assert settings(f"server.base_url={URL}").chosen.base_url == URL
@@ -45,7 +45,7 @@ def test_the_model_runs_in_this_process_unless_another_engine_is_given():
         ((), (f"server.base_url={URL}",), False),
     ],
 )
-def test_the_cache_key_changes_with_what_decides_a_sample_alone(one, other, same):
+def test_the_cache_key_contains_only_settings_that_decide_a_sample(one, other, same):
     assert (settings(*one).cache_key() == settings(*other).cache_key()) == same
 
 
@@ -62,7 +62,7 @@ def test_the_cache_key_changes_with_what_decides_a_sample_alone(one, other, same
         (("vlm.precision=fp32",), "engine.vlm: unknown key"),
     ],
 )
-def test_wrong_settings_are_refused_where_they_are(overrides, said):
+def test_invalid_engine_settings_are_located(overrides, said):
     with pytest.raises(InputError) as refused:
         settings(*overrides)
     assert str(refused.value).startswith(said)
@@ -72,7 +72,7 @@ def make(policy, settings, *, name):
     return policy, settings, name
 
 
-def test_an_engine_of_ones_own_is_named_by_its_dotted_path():
+def test_a_custom_engine_is_loaded_by_its_dotted_path():
     own = settings(f"custom.name={__name__}:make", "custom.settings={size: 3}")
     assert load_engine("policy", own) == ("policy", {"size": 3}, "policy")
     assert load_engine("policy", own, name="sft") == ("policy", {"size": 3}, "sft")

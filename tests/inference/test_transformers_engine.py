@@ -1,4 +1,4 @@
-"""Samples of a model in this process: whose they are, where they end, and that nothing else changes them."""
+"""The engine in this process: distributions, ends of responses, and independence of batch, order and kills."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def one_thread():
 
 
 def tiny_engine(batch_size=64, *, spread=0.4, name="tiny", kind=None, **settings):
-    """An engine over bytes, with a model that is drawn at random: the larger the spread, the surer it is."""
+    """An engine with a byte tokenizer and a random model; a larger spread gives more confident predictions."""
     tokenizer = train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE)
     values = {**LLAMA, "num_key_value_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 512, **settings}
     values |= {"model_type": kind} if kind else {}
@@ -69,7 +69,7 @@ SETTINGS = SamplingSettings(num_responses=3, temperature=0.9, top_p=0.95, max_ne
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
-def test_the_batch_size_and_the_order_change_no_sample(kind):
+def test_samples_do_not_depend_on_batch_size_or_order(kind):
     settings = {"state_size": 4} if kind == "mamba" else {}
     asked = SETTINGS.model_copy(update={"stop": ["e", "t", "q", "7"]})
     expected = by_place(tiny_engine(64, kind=kind, **settings)[0].sample(PROMPTS, asked))
@@ -81,7 +81,7 @@ def test_the_batch_size_and_the_order_change_no_sample(kind):
     assert bool(engine.unsupported) == (kind == "mamba")
 
 
-def test_a_sample_depends_on_its_own_address_only():
+def test_a_sample_depends_on_its_own_seed_only():
     engine, _, _ = tiny_engine()
     whole = by_place(engine.sample(PROMPTS, SETTINGS))
     few = by_place(engine.sample(PROMPTS[2:4], SETTINGS.model_copy(update={"num_responses": 2})))
@@ -91,7 +91,7 @@ def test_a_sample_depends_on_its_own_address_only():
     assert ended and all(longer[place] == whole[place] for place in ended)
 
 
-def test_other_seeds_policies_and_numbers_give_other_samples():
+def test_seeds_policies_and_numbers_give_different_samples():
     whole = by_place(tiny_engine()[0].sample(PROMPTS, SETTINGS))
     other_seed = by_place(tiny_engine()[0].sample(PROMPTS, SETTINGS.model_copy(update={"seed": 6})))
     other_name = by_place(tiny_engine(name="twin")[0].sample(PROMPTS, SETTINGS))
@@ -102,7 +102,7 @@ def test_other_seeds_policies_and_numbers_give_other_samples():
     assert len(texts) >= 0.9 * len(whole)
 
 
-def test_what_is_done_is_not_made_again_and_a_prompt_given_twice_is_answered_once():
+def test_finished_samples_and_duplicate_prompts_are_not_sampled_again():
     engine, _, _ = tiny_engine()
     whole = by_place(engine.sample(PROMPTS, SETTINGS))
     done = {place: whole[place].num_tokens for place in list(whole)[::2]}
@@ -119,7 +119,7 @@ def test_what_is_done_is_not_made_again_and_a_prompt_given_twice_is_answered_onc
     assert other.throughput.new_tokens == sum(sample.num_tokens for sample in rest.values())
 
 
-def test_a_killed_run_goes_on_to_the_same_samples(tmp_path):
+def test_a_killed_run_resumes_to_the_same_samples(tmp_path):
     settings = SETTINGS.model_copy(update={"num_responses": 20})
     expected = by_place(tiny_engine()[0].sample(PROMPTS, settings))
     path = tmp_path / "samples.jsonl"
@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_to_the_same_samples(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom"])
-def test_at_temperature_zero_it_says_what_generate_says(kind):
+def test_greedy_decoding_equals_generate(kind):
     settings = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 512} if kind != "llama" else {}
     engine, model, tokenizer = tiny_engine(kind=kind, **settings)
     samples = by_place(engine.sample(PROMPTS, SamplingSettings(temperature=0, max_new_tokens=24)))
@@ -162,7 +162,7 @@ def test_at_temperature_zero_it_says_what_generate_says(kind):
 
 
 def share_of_texts(model, tokenizer, ids, temperature, top_p):
-    """Probability of each text that one more token may be, from the model's own logits."""
+    """Probability of the text of each next token, from the model's own logits."""
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, -1]
     found = Counter()
@@ -172,7 +172,7 @@ def share_of_texts(model, tokenizer, ids, temperature, top_p):
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8), (1.5, 0.9)])
-def test_responses_come_as_often_as_the_model_says(temperature, top_p):
+def test_response_frequencies_match_the_model(temperature, top_p):
     engine, model, tokenizer = tiny_engine(spread=0.25)
     settings = SamplingSettings(num_responses=4000, temperature=temperature, top_p=top_p, max_new_tokens=1)
     texts = [sample.text for sample in engine.sample(PROMPTS[2:3], settings)]
@@ -181,7 +181,7 @@ def test_responses_come_as_often_as_the_model_says(temperature, top_p):
     assert not are_drawn_from(texts, share_of_texts(model, tokenizer, ids, 1.2 * temperature, top_p))
 
 
-def test_the_second_token_follows_the_first():
+def test_the_second_token_is_conditioned_on_the_first():
     engine, model, tokenizer = tiny_engine(spread=0.25)
     settings = SamplingSettings(num_responses=6000, max_new_tokens=2, seed=3)
     samples = list(engine.sample(PROMPTS[1:2], settings))
@@ -193,7 +193,7 @@ def test_the_second_token_follows_the_first():
     assert are_drawn_from(seconds, share_of_texts(model, tokenizer, ids, 1.0, 1.0))
 
 
-def test_a_stop_string_ends_a_response_wherever_its_tokens_are_divided():
+def test_a_stop_string_ends_a_response_regardless_of_tokenization():
     engine, _, _ = tiny_engine(spread=0.2)
     settings = SamplingSettings(num_responses=4, max_new_tokens=60, seed=2)
     free = by_place(engine.sample(PROMPTS, settings))
@@ -212,7 +212,7 @@ def test_a_stop_string_ends_a_response_wherever_its_tokens_are_divided():
     assert any(sample.num_tokens < free[place].num_tokens for place, sample in stopped.items())
 
 
-def test_a_response_that_is_empty_is_given_all_the_same():
+def test_an_immediate_end_of_turn_gives_an_empty_sample():
     engine, model, tokenizer = tiny_engine()
     model.generation_config.eos_token_id = list(range(len(tokenizer)))
     ends_at_once = TransformersEngine(model, tokenizer, name="mute")
@@ -221,7 +221,7 @@ def test_a_response_that_is_empty_is_given_all_the_same():
     assert {(sample.text, sample.num_tokens, sample.finish) for sample in samples} == {("", 1, "stop")}
 
 
-def test_special_tokens_are_not_in_the_text_and_unicode_is_whole():
+def test_text_has_no_special_tokens_and_complete_characters():
     engine, model, tokenizer = tiny_engine()
     special = tokenizer.convert_tokens_to_ids(tokenizer.eos_token)
     said = tokenizer("日本語 🙂 é")["input_ids"]
@@ -229,7 +229,7 @@ def test_special_tokens_are_not_in_the_text_and_unicode_is_whole():
     assert engine._text(row_ids) == "日本語 🙂 é"
 
 
-def test_ask_answers_in_the_order_of_the_questions():
+def test_respond_keeps_the_order_of_the_prompts():
     engine, _, _ = tiny_engine(2)
     settings = SamplingSettings(temperature=0, max_new_tokens=12)
     texts = {key: sample.text for (key, _), sample in by_place(engine.sample(PROMPTS, settings)).items()}
@@ -237,7 +237,7 @@ def test_ask_answers_in_the_order_of_the_questions():
     assert list(respond(engine, asked, settings)) == [texts[prompt_key(prompt)] for prompt in asked]
 
 
-def test_the_speed_is_that_of_the_tokens_drawn():
+def test_throughput_counts_sampled_tokens():
     engine, _, _ = tiny_engine()
     start = time.perf_counter()
     samples = list(engine.sample(PROMPTS, SETTINGS))
@@ -259,13 +259,13 @@ def test_the_speed_is_that_of_the_tokens_drawn():
         ({"top_k": 3}, "unknown key"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_in_one_line(values, said):
+def test_invalid_sampling_settings_are_rejected_in_one_line(values, said):
     with pytest.raises(InputError, match=said) as caught:
         build(SamplingSettings, values, ("sampling",))
     assert "\n" not in str(caught.value)
 
 
-def test_a_prompt_that_leaves_no_room_comes_first_and_unanswered_and_changes_nothing_else():
+def test_a_prompt_too_long_for_the_context_is_returned_first_and_unanswered():
     engine, _, _ = tiny_engine(max_position_embeddings=100)
     short = [prompt for prompt in PROMPTS if prompt is not PROMPTS[4]]
     for room, is_left_out in ((30, False), (31, True)):  # behind 70 of its own
@@ -282,13 +282,13 @@ def test_a_prompt_that_leaves_no_room_comes_first_and_unanswered_and_changes_not
         assert again == [1]
 
 
-def test_a_model_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_model_is_rejected(tmp_path):
     with pytest.raises(InputError, match="cannot load a model from"):
         TransformersEngine.load(str(tmp_path / "nowhere"), name="nowhere")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_saved_policy_is_loaded_in_the_precision_asked_for(tmp_path, precision):
+def test_a_saved_policy_is_loaded_in_the_requested_precision(tmp_path, precision):
     _, model, tokenizer = tiny_engine()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -23,7 +23,7 @@ from align.rewards.unit_tests import run_tests
 
 
 def why_not():
-    """The reason that this machine gives for having no sandbox, "" where it has one."""
+    """Why this machine has no sandbox; "" if it has one."""
     try:
         run_tests("", ["pass"])
     except InputError as error:
@@ -86,7 +86,7 @@ GRADED = [  # verdicts by hand, in the order: words, their number, then the cons
 
 
 @pytest.mark.parametrize(("metadata", "response", "verdicts"), GRADED)
-def test_a_response_is_graded_as_a_reader_would(metadata, response, verdicts):
+def test_verdicts_match_those_by_hand(metadata, response, verdicts):
     assert grade(metadata, response) == tuple(verdict == "y" for verdict in verdicts)
 
 
@@ -109,7 +109,7 @@ GRADED_CODE = [  # verdicts by hand, one an example
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
-def test_a_program_is_graded_by_what_it_returns():
+def test_programs_are_graded_by_their_results():
     rows = [(ODD_SUM, response) for response, _ in GRADED_CODE]
     expected = [tuple(verdict == "y" for verdict in verdicts) for _, verdicts in GRADED_CODE]
     assert grade_all(rows) == expected
@@ -117,7 +117,7 @@ def test_a_program_is_graded_by_what_it_returns():
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
-def test_responses_of_both_kinds_are_graded_together_as_one_by_one():
+def test_grading_together_equals_grading_one_by_one():
     rows = [
         row for pair in zip(*(demonstrations(kind, num_rows=8, seed=0) for kind in KINDS), strict=True) for row in pair
     ]
@@ -126,7 +126,7 @@ def test_responses_of_both_kinds_are_graded_together_as_one_by_one():
     assert grade_all([]) == []
 
 
-def test_attributes_are_what_their_formulas_say():
+def test_attributes_match_their_formulas():
     # helpfulness 4 * reward, correctness 4 * 3/4, coherence 4 * 1/4 (one check holds before the first that fails),
     # complexity 3 different words / 2, verbosity 17 characters / 20
     verdicts, said = (True, False, True, True), "cat, Cat, dog, ox"
@@ -138,7 +138,7 @@ def test_attributes_are_what_their_formulas_say():
     )
 
 
-def test_the_published_weights_prefer_what_the_checks_prefer():
+def test_published_weights_agree_with_the_checks():
     groups = comparisons("general", num_rows=400, num_responses=4, seed=0)
     agree = [
         (one.reward > other.reward) == (published(one) > published(other))
@@ -158,12 +158,12 @@ def published(response):
 @pytest.mark.parametrize(
     ("verdicts", "value"), [((True,) * 4, 1.0), ((True, True, True, False), 0.375), ((False,), 0.0)]
 )
-def test_a_reward_is_half_the_share_of_checks_and_half_all_of_them(verdicts, value):
+def test_the_reward_is_half_share_and_half_all(verdicts, value):
     assert reward(verdicts) == value
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_instruction_of_one_split_is_a_reordering_of_another_splits(kind):
+def test_splits_share_no_instruction_up_to_word_order(kind):
     bags = {
         split: {
             "".join(sorted(asked(row)))
@@ -192,7 +192,7 @@ def test_a_program_and_its_steps_in_another_order_share_a_split():
 
 @pytest.mark.parametrize("maker", [prompts, demonstrations, comparisons])
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_row_depends_on_its_address_and_not_on_how_many_were_asked_for(maker, split):
+def test_a_row_does_not_depend_on_the_number_of_rows(maker, split):
     rows = made(maker, "general", 40, split=split)
     assert made(maker, "general", 15, split=split) == rows[:15]
     assert all(split_of(asked(row)) == split for row in rows)
@@ -202,7 +202,7 @@ def test_a_row_depends_on_its_address_and_not_on_how_many_were_asked_for(maker, 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_no_prompt_is_asked_twice(kind, split):
+def test_prompts_are_distinct(kind, split):
     rows = prompts(kind, num_rows=600, seed=0, split=split)
     assert len({asked(row) for row in rows}) == 600
 
@@ -216,7 +216,7 @@ def test_the_first_row_is_the_same_on_every_machine():
 
 
 def failures(rows):
-    """Share of demonstrations that fail each check, by the check's name."""
+    """Share of demonstrations that fail each check, by its name."""
     asked_for, failed = Counter(), Counter()
     for row in rows:
         names = ["words", "count", *(name for name, _ in row.metadata["constraints"])]
@@ -226,7 +226,7 @@ def failures(rows):
     return {name: failed[name] / count for name, count in asked_for.items()}
 
 
-def test_demonstrations_forget_what_they_should_as_often_as_they_should():
+def test_demonstrations_violate_requirements_at_the_error_rates():
     rows = demonstrations("general", num_rows=6000, seed=0)
     share = failures(rows)
     for name, published in {"words": 0, "count": 0.05, "capitals": 0.15, "separator": 0.15, "ending": 0.6}.items():
@@ -238,7 +238,7 @@ def test_demonstrations_forget_what_they_should_as_often_as_they_should():
 
 
 @pytest.mark.parametrize("num_responses", [2, 4, 6])
-def test_a_group_holds_different_responses_of_different_worth(num_responses):
+def test_a_group_has_distinct_responses_with_different_rewards(num_responses):
     groups = comparisons("general", num_rows=300, num_responses=num_responses, seed=3)
     assert len(groups) == 300
     for group in groups:
@@ -252,18 +252,18 @@ def test_a_group_holds_different_responses_of_different_worth(num_responses):
 
 
 def manner(text):
-    """How a text is written, whatever its words: case, what stands between two words, how it ends."""
+    """The style of a text: case, separator and ending."""
     return text.isupper(), frozenset(re.findall(r"\b\W+\b", text)), re.sub(r"\w", "", text[-1])
 
 
-def test_responses_of_comparisons_are_written_in_the_manner_of_demonstrations():
+def test_comparisons_have_the_style_of_demonstrations():
     said = {manner(row.messages[1].content) for row in demonstrations("general", num_rows=3000, seed=0)}
     assert len(said) == 2 * 4 * 4  # capitals or not; a comma or one of three separators; no mark or one of three
     groups = comparisons("general", num_rows=300, num_responses=4, seed=0)
     assert {manner(response.content) for group in groups for response in group.responses} <= said
 
 
-def test_a_row_that_was_written_and_read_back_is_graded_alike():
+def test_grading_survives_writing_and_reading():
     for group in comparisons("general", num_rows=100, num_responses=3, seed=0, split="test"):
         again = json.loads(json.dumps(group.metadata))
         assert again == group.metadata
@@ -272,7 +272,7 @@ def test_a_row_that_was_written_and_read_back_is_graded_alike():
 
 
 def as_a_reader_would(instruction, values):
-    """What the English of a code instruction makes of a list."""
+    """The result of a code instruction's English text for a list."""
     for step in instruction.removesuffix(".").split(": ")[1].split(", "):
         match step.split():
             case ["keep", "the", ("odd" | "even") as which, "numbers"]:
@@ -289,13 +289,13 @@ def as_a_reader_would(instruction, values):
                 return ends[" ".join(what)]
 
 
-def test_examples_of_a_program_are_what_its_instruction_says():
+def test_examples_match_the_instruction():
     for row in prompts("code", num_rows=1000, seed=0, split="train"):
         for given, expected in row.metadata["examples"]:
             assert as_a_reader_would(asked(row), json.loads(given)) == json.loads(expected), asked(row)
 
 
-def test_programs_do_what_their_examples_say_but_for_the_bugs_among_them():
+def test_programs_pass_their_examples_except_for_planted_bugs():
     rows = demonstrations("code", num_rows=1500, seed=0)
     wrong = 0
     for row in rows:
@@ -304,7 +304,7 @@ def test_programs_do_what_their_examples_say_but_for_the_bugs_among_them():
     assert 0.05 < wrong / len(rows) < 0.1  # 8 % have another step, and some of those do the same on every example
 
 
-def test_the_corpus_says_every_word_that_an_instruction_or_an_answer_uses():
+def test_the_corpus_contains_every_word_of_the_tasks():
     seen = {word for text in corpus() for word in text.replace(",", " ").replace(".", " ").split()}
     used = {
         word
@@ -331,6 +331,6 @@ def test_the_corpus_says_every_word_that_an_instruction_or_an_answer_uses():
         (lambda: grade({"kind": "code"}, "cat"), "a code task needs `examples`"),
     ],
 )
-def test_a_wrong_name_or_number_is_answered_with_the_right_ones(call, says):
+def test_invalid_arguments_are_rejected_with_the_valid_ones(call, says):
     with pytest.raises(InputError, match=says):
         call()

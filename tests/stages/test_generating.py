@@ -331,7 +331,7 @@ def test_a_row_that_is_too_long_to_be_answered_is_left_out_of_groups_and_ends_an
     ended = evaluate("ifeval", "--data", rows(tmp_path / "data.jsonl", IFEVAL), "--policy", policy, many)
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
-    assert re.match(r"align: ifeval: row \d is too long for .* with max_new_tokens 100000: lower that", last)
+    assert re.match(r"align: ifeval: row \d is too long for .* with max_new_tokens 100000: lower it", last)
 
 
 def test_the_likelihood_of_rows_is_that_of_plain_transformers(policy, tmp_path):

@@ -1,4 +1,4 @@
-"""Prompts joined with checkable instructions: each can be followed and broken, none contradict, splits keep apart."""
+"""Prompts with verifiable instructions: templates, compatibility and splits."""
 
 import json
 from collections import Counter
@@ -37,7 +37,7 @@ FOREIGN = {
 
 
 def often(unit, count, relation, between=" "):
-    """Two texts with the unit as often as is asked for and not, one that follows and one that does not."""
+    """A text that contains the unit as often as required, and one that does not."""
     enough, few = (between.join([unit] * number) for number in (count, count - 1))
     return (enough, few or "none of it") if relation == LEAST else (few or "none of it", enough)
 
@@ -102,14 +102,14 @@ def instructions(prompt):
     return list(zip(prompt.metadata["instruction_id_list"], prompt.metadata["kwargs"], strict=True))
 
 
-def test_every_kind_of_instruction_can_be_asked_for():
+def test_every_verifier_has_a_template():
     assert TEMPLATES.keys() == VERIFIERS.keys() == ANSWERS.keys()
     assert COMPATIBLE.keys() <= VERIFIERS.keys()
     assert {kind for kinds in (*EXCLUSIVE, *COMPATIBLE.values()) for kind in kinds} <= VERIFIERS.keys()
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
-def test_each_instruction_can_be_followed_and_broken_and_the_judge_sees_which(kind):
+def test_each_instruction_can_be_followed_and_violated_and_the_judge_agrees(kind):
     if kind in BY_PUNKT and NO_PUNKT:
         pytest.skip(NO_PUNKT)
     wordings, judge = set(), load_judge("verifier")
@@ -127,7 +127,7 @@ def test_each_instruction_can_be_followed_and_broken_and_the_judge_sees_which(ki
     print(f"covered {len(wordings)} different instructions")
 
 
-def test_an_instruction_names_every_setting_that_differs_between_prompts():
+def test_wordings_contain_every_varying_setting():
     for kind, templates in TEMPLATES.items():
         for template in templates:
             several = {name for name, options in template.options.items() if callable(options) or len(options) > 1} - {
@@ -137,7 +137,7 @@ def test_an_instruction_names_every_setting_that_differs_between_prompts():
                 assert all(f"{{{name}}}" in wording for name in several), (kind, wording)
 
 
-def test_a_prompt_becomes_a_row_of_ifeval_that_the_task_grades():
+def test_a_constrained_prompt_is_a_valid_ifeval_row():
     prompt = asked("Name a colour, please.", source="somewhere")
     (made,) = constrain([prompt], ConstraintSettings(kinds=["punctuation:no_comma"]), seed=0)
     row = json.loads(json.dumps(made.metadata))
@@ -148,7 +148,7 @@ def test_a_prompt_becomes_a_row_of_ifeval_that_the_task_grades():
     assert (good.parts["prompt_strict"], bad.parts["prompt_strict"]) == ((1, 1), (0, 1))
 
 
-def test_instructions_stand_behind_the_last_thing_a_user_says():
+def test_instructions_are_appended_to_the_last_user_message():
     said = (
         Message("system", "Be brief."),
         Message("user", "Hi."),
@@ -162,7 +162,7 @@ def test_instructions_stand_behind_the_last_thing_a_user_says():
         constrain([Prompt((Message("system", "Be brief."),))], ConstraintSettings(), seed=0)
 
 
-def test_instructions_depend_on_seed_and_prompt_and_on_no_neighbour():
+def test_instructions_depend_on_seed_and_prompt_only():
     whole = constrain(PROMPTS, EVERYTHING, seed=0)
     assert constrain(PROMPTS[::-1], EVERYTHING, seed=0)[::-1] == whole
     assert constrain(PROMPTS[7:9], EVERYTHING, seed=0) == whole[7:9]
@@ -170,7 +170,7 @@ def test_instructions_depend_on_seed_and_prompt_and_on_no_neighbour():
     assert sum(one != two for one, two in zip(whole, other, strict=True)) > len(PROMPTS) / 2
 
 
-def test_no_two_instructions_of_a_prompt_contradict_each_other():
+def test_instructions_of_a_prompt_are_compatible():
     sizes, kinds = Counter(), Counter()
     for seed in range(20):
         for prompt in constrain(PROMPTS, EVERYTHING, seed=seed):
@@ -203,12 +203,12 @@ CONTRADICTORY = [
 
 
 @pytest.mark.parametrize("pair", CONTRADICTORY, ids=" ".join)
-def test_contradictory_kinds_never_meet(pair):
+def test_contradictory_kinds_are_never_combined(pair):
     for made in constrain(PROMPTS, ConstraintSettings(kinds=list(pair), max_constraints=2), seed=3):
         assert len(instructions(made)) == 1
 
 
-def test_kinds_that_leave_no_room_stand_alone_or_beside_their_companions():
+def test_restricted_kinds_are_combined_with_compatible_kinds_only():
     assert are_compatible("combination:repeat_prompt", "keywords:existence")
     for kind, companions in COMPATIBLE.items():
         others = {other for other in TEMPLATES if are_compatible(kind, other)}
@@ -216,7 +216,7 @@ def test_kinds_that_leave_no_room_stand_alone_or_beside_their_companions():
         assert all(kind in COMPATIBLE.get(other, {kind}) for other in others)
 
 
-def test_a_prompt_is_in_one_split_whatever_is_asked_of_it_and_however_it_is_written():
+def test_the_split_of_a_prompt_does_not_depend_on_instructions_or_spelling():
     parts = {split: constrain(PROMPTS, ConstraintSettings(split=split, max_constraints=2), seed=0) for split in SPLITS}
     assert sum(map(len, parts.values())) == len(PROMPTS)
     told = {split: {made.messages[-1].content.split("\n\n")[0] for made in part} for split, part in parts.items()}
@@ -229,7 +229,7 @@ def test_a_prompt_is_in_one_split_whatever_is_asked_of_it_and_however_it_is_writ
     assert split_of(asked("What is THIS?")) == split_of(asked("this is what")) == split_of(asked(" What is this... "))
 
 
-def test_splits_have_their_shares():
+def test_splits_have_their_sizes():
     found = Counter(split_of(asked(f"What is {number}?")) for number in range(5000))
     for split, tenths in SPLITS.items():
         assert found[split] / found.total() == pytest.approx(len(tenths) / 10, abs=0.03)
@@ -246,14 +246,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("given", "said"), REFUSED, ids=str)
-def test_wrong_settings_are_refused_in_one_line(given, said):
+def test_invalid_constraint_settings_are_rejected_in_one_line(given, said):
     with pytest.raises(InputError) as refused:
         build(ConstraintSettings, given, ("constraints",))
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_a_prompt_that_has_instructions_keeps_them_and_is_refused():
+def test_a_prompt_with_instructions_is_rejected():
     prompt = asked("Hi.", instructions=[{"id": "punctuation:no_comma"}])
     with pytest.raises(InputError, match="prompt 'Hi.' already has instructions"):
         constrain([prompt], ConstraintSettings(), seed=0)

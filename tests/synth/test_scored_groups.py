@@ -27,7 +27,7 @@ def samples(asked, *texts, policy="p"):
 
 
 class ByLength:
-    """A judge whose reward is the number of letters; it remembers what it was asked."""
+    """A judge whose reward is the number of letters; it records its calls."""
 
     def __init__(self):
         self.asked = []
@@ -62,7 +62,7 @@ def test_responses_become_a_group_with_the_best_first(tmp_path):
     assert group.responses[0].attributes == {"letters": 3}
 
 
-def test_where_each_response_came_from_stands_beside_it_in_the_same_order(tmp_path):
+def test_origins_are_stored_in_the_order_of_the_responses(tmp_path):
     given = [*samples(Q, "bb", policy="first"), *samples(Q, "a", "ccc", policy="second")]
     (group,), _ = made(tmp_path, [Q], given)
     origins = group.metadata["origins"]
@@ -71,7 +71,7 @@ def test_where_each_response_came_from_stands_beside_it_in_the_same_order(tmp_pa
     assert group.metadata["key"] == 1
 
 
-def test_groups_are_written_and_read_back_as_they_are(tmp_path):
+def test_groups_survive_writing_and_reading(tmp_path):
     groups, _ = made(tmp_path, [Q], samples(Q, "bb", "a"))
     write(tmp_path / "groups.jsonl", groups)
     assert read(str(tmp_path / "groups.jsonl")).records == groups
@@ -89,19 +89,19 @@ def test_groups_are_written_and_read_back_as_they_are(tmp_path):
         (("aa", "  "), {}, "groups:left out, fewer than two responses with a verdict"),
     ],
 )
-def test_what_is_left_out_is_counted_by_its_reason(tmp_path, given, settings, reason):
+def test_dropped_groups_are_counted_by_reason(tmp_path, given, settings, reason):
     groups, statistics = made(tmp_path, [Q], samples(Q, *given), GroupSettings(**settings))
     assert groups == []
     assert statistics.counts[reason] == 1
     assert statistics.counts["groups"] == 0
 
 
-def test_limits_that_are_just_met_keep_the_group(tmp_path):
+def test_groups_at_the_limits_are_kept(tmp_path):
     groups, _ = made(tmp_path, [Q], samples(Q, "aa", "b"), GroupSettings(min_gap=1.0, min_best=2.0))
     assert len(groups) == 1
 
 
-def test_empty_repeated_and_unjudged_responses_are_counted(tmp_path):
+def test_empty_duplicate_and_unjudged_responses_are_counted(tmp_path):
     _, statistics = made(tmp_path, [Q], samples(Q, "aa", "b", "", "b", "c?"))
     assert statistics.counts["responses"] == 5
     assert statistics.counts["responses:left out, empty"] == 1
@@ -109,7 +109,7 @@ def test_empty_repeated_and_unjudged_responses_are_counted(tmp_path):
     assert statistics.counts["responses:left out, no verdict"] == 1
 
 
-def test_a_response_that_was_cut_gets_the_reward_for_it_and_is_counted(tmp_path):
+def test_a_truncated_response_gets_cut_reward_and_is_counted(tmp_path):
     given = [sample(Q, 0, "bb"), sample(Q, 1, "cccc", finish="length"), sample(Q, 2, "?", finish="length")]
     (group,), statistics = made(tmp_path, [Q], given, GroupSettings(cut_reward=-1.0))
     assert [(response.content, response.reward) for response in group.responses] == [("bb", 2.0), ("cccc", -1.0)]
@@ -118,7 +118,7 @@ def test_a_response_that_was_cut_gets_the_reward_for_it_and_is_counted(tmp_path)
     assert [response.reward for response in group.responses] == [4.0, 2.0]
 
 
-def test_best_and_worst_alone_can_be_kept(tmp_path):
+def test_only_best_and_worst_can_be_kept(tmp_path):
     (group,), statistics = made(tmp_path, [Q], samples(Q, "bb", "a", "ccc"), GroupSettings(keep="best_worst"))
     assert texts(group) == ["ccc", "a"]
     assert statistics.counts["responses:left out, over the maximum number"] == 1
@@ -128,19 +128,19 @@ def test_best_and_worst_alone_can_be_kept(tmp_path):
     ("size", "most", "places"),
     [(5, 5, [0, 1, 2, 3, 4]), (5, 2, [0, 4]), (5, 3, [0, 2, 4]), (2, 8, [0, 1]), (9, 3, [0, 4, 8])],
 )
-def test_a_cap_keeps_the_best_the_worst_and_others_between(size, most, places):
+def test_evenly_spaced_keeps_first_last_and_between(size, most, places):
     assert evenly_spaced(size, most) == places
 
 
 @pytest.mark.parametrize("most", range(2, 9))
-def test_no_place_is_kept_twice(most):
+def test_evenly_spaced_indices_are_distinct(most):
     for size in range(most, 30):
         places = evenly_spaced(size, most)
         assert len(set(places)) == most
         assert (places[0], places[-1]) == (0, size - 1)
 
 
-def test_a_prompt_that_is_given_twice_is_one_group(tmp_path):
+def test_duplicate_prompts_form_one_group(tmp_path):
     groups, statistics = made(tmp_path, [Q, R, Q], [*samples(Q, "a", "bb"), *samples(R, "a", "bb")])
     assert len(groups) == 2
     assert statistics.counts["prompts:duplicate"] == 1
@@ -152,7 +152,7 @@ def test_a_prompt_without_responses_is_counted(tmp_path):
     assert statistics.counts["prompts:left out, no response"] == 1
 
 
-def test_a_prompt_that_was_too_long_to_be_asked_is_counted_as_such(tmp_path):
+def test_prompts_too_long_to_sample_are_counted(tmp_path):
     unasked = [sample(R, number, "", finish=TOO_LONG) for number in range(2)]
     groups, statistics = made(tmp_path, [Q, R], [*unasked, *samples(Q, "a", "bb")])
     assert len(groups) == 1
@@ -162,7 +162,7 @@ def test_a_prompt_that_was_too_long_to_be_asked_is_counted_as_such(tmp_path):
     assert statistics.counts["responses:left out, empty"] == 0
 
 
-def test_a_judge_is_not_asked_again_what_a_stopped_call_has_written_down(tmp_path):
+def test_verdicts_in_the_journal_are_not_judged_again(tmp_path):
     class Stops(ByLength):
         def __call__(self, groups):
             yield next(super().__call__(groups))
@@ -177,19 +177,19 @@ def test_a_judge_is_not_asked_again_what_a_stopped_call_has_written_down(tmp_pat
     assert groups == made(tmp_path / "afresh", [Q, R], given)[0]
 
 
-def test_other_responses_to_the_same_prompt_are_judged_anew(tmp_path):
+def test_other_responses_to_a_prompt_are_judged_again(tmp_path):
     made(tmp_path, [Q], samples(Q, "a", "bb"))
     judge = ByLength()
     made(tmp_path, [Q], samples(Q, "a", "ccc"), judge=judge)
     assert judge.asked == [("Q", ("a", "ccc"))]
 
 
-def test_a_judge_that_forgets_a_response_is_refused(tmp_path):
+def test_a_judge_with_too_few_verdicts_is_rejected(tmp_path):
     with pytest.raises(InputError, match="1 verdicts for 2"):
         made(tmp_path, [Q], samples(Q, "a", "bb"), judge=lambda groups: [(Verdict(1.0),) for _ in groups])
 
 
-def test_a_report_tells_how_length_goes_with_reward(tmp_path):
+def test_the_report_correlates_length_and_reward(tmp_path):
     given = [*samples(Q, "a", "bb", "cccc"), *samples(R, "aaaaaaaa", "bb")]
     _, statistics = made(tmp_path, [Q, R], given)
     report = statistics.report()
@@ -199,7 +199,7 @@ def test_a_report_tells_how_length_goes_with_reward(tmp_path):
     assert report["reward_mean"] == (1 + 2 + 4 + 8 + 2) / 5
 
 
-def test_a_judge_that_likes_it_short_is_seen_in_the_report(tmp_path):
+def test_a_judge_of_short_responses_has_negative_correlation(tmp_path):
     def short(groups):
         return [tuple(Verdict(-float(len(text))) for text in responses) for _, responses in groups]
 
@@ -208,7 +208,7 @@ def test_a_judge_that_likes_it_short_is_seen_in_the_report(tmp_path):
     assert report["counts"]["pairs:tied"] == 1
 
 
-def test_a_report_of_nothing_says_so():
+def test_the_report_of_no_groups_has_no_values():
     assert GroupStatistics().report()["reward_mean"] is None
 
 
@@ -220,7 +220,7 @@ def test_unjudged_responses_have_no_reward():
     assert statistics.counts["responses:left out, empty"] == 1
 
 
-def test_every_kind_of_record_asks_something():
+def test_every_kind_of_record_has_a_prompt():
     said = (Message("user", "How many?"), Message("assistant", "So it is\n#### 1,200"))
     assert prompt_of(Q) is Q
     assert prompt_of(Comparison(Q.messages, (Response("a"),), metadata={"x": 1})) == prompt("Q", x=1)
@@ -229,12 +229,12 @@ def test_every_kind_of_record_asks_something():
     assert prompt_of(Demonstration(said)).messages == said[:1]
 
 
-def test_a_number_in_a_chat_is_no_known_answer():
+def test_a_number_in_a_chat_is_not_an_answer():
     said = (Message("user", "When?"), Message("assistant", "Perhaps in 1984."))
     assert "answer" not in prompt_of(Demonstration(said)).metadata
 
 
-def test_the_final_answer_of_a_demonstration_is_what_is_to_be_found():
+def test_the_final_answer_of_a_demonstration_is_stored():
     said = (Message("user", "How many?"), Message("assistant", "So it is\n#### 72"))
     assert prompt_of(Demonstration(said)).metadata["answer"] == "72"
     assert prompt_of(Demonstration(said, {"answer": "own"})).metadata["answer"] == "own"
