@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLError, compose
 
 from align.errors import InputError, Location, dotted_loc, one_line
@@ -35,8 +35,10 @@ RENAMED_KEYS = {
 MAX_SHOWN = 80  # characters of a wrong value in an error
 
 
-class Settings(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+class Settings(BaseModel):
     """Base class of all settings: frozen, strict about types, and without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -43,7 +43,7 @@ CASES = {
     "no format matches": ({"path: pairs.jsonl": "path: odd.jsonl"}, RUN),
     "a response is empty": ({"path: pairs.jsonl": "path: bad.jsonl"}, RUN),
     "no row is left": ({}, (*RUN, "data.pairs.max_length=3")),
-    "is split by held_out": ({"": TASK}, (*RUN, "data.pairs.held_out=0.1")),
+    "has held_out 0.1 for training": ({"": TASK}, (*RUN, "data.pairs.held_out=0.1")),
     "takes prompts": ({"": ON_POLICY.replace("NUMBER", "8")}, ("check", "my-recipe.yaml")),
     "contains no rows": ({"": ON_POLICY.replace("NUMBER", "2")}, (*RUN, "steps.rpo.rounds=1")),
     "norm is nan": ({}, (*RUN, *DIVERGES)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +77,8 @@ def evaluate(request: Request, out: Path | None, *, settings: EvaluateSettings, 
         tasks = {STEP: (step.tasks[STEP], task)}
         (found,) = evaluate_tasks(tasks, context, PolicyEngines(request.policy, context))
         if out is not None:
-            context.processes.run_on_main(lambda: write_lines(out, found.result.verdicts), f"writing {out}")
+            writes = partial(write_lines, out, found.result.verdicts)
+            context.processes.run_on_main(writes, f"writing {out}")
         scores = {name: value._asdict() for name, value in found.result.scores.items()}
         written = {"out": str(out) if out else None} if "out" in task.options else {}
         return {"task": request.task, **found.counts, **found.result.counts, **written, "scores": scores}

@@ -62,7 +62,7 @@ class StoreWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write the groups added since the last batch as a batch."""
+        """Flush the buffered groups as one Arrow record batch."""
         if self._batch:
             self._tokens.write_batch(_record_batch(self._batch))
             self._batch = []

@@ -47,7 +47,7 @@ class RewardModelJudge:
         self.forwards: dict[bool, Literal["tree", "plain"]] = {}  # by whether a group is too long for the tree forward
 
     def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
-        """Yield the verdicts of each group; without a reward for empty responses, and where one is too long."""
+        """Yield the verdicts of each group; no reward for empty responses, and for groups with one that is too long."""
         for start in range(0, len(groups), GROUPS_AT_ONCE):
             yield from self._verdicts(groups[start : start + GROUPS_AT_ONCE])
 

@@ -70,7 +70,7 @@ class Caller(Protocol):
 
 
 class RemoteObject:
-    """An object of the other process. Operations on it are calls over the connection."""
+    """Proxy for an object in the other process; each operation is a remote call."""
 
     __slots__ = ("_connection", "_number")
 

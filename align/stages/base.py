@@ -51,7 +51,7 @@ class Placed(NamedTuple):
 
 def latest_policy(before: Mapping[str, Stage]) -> str | None:
     """Return the last of the steps that makes a policy."""
-    return next((name for name, step in reversed(before.items()) if step.makes == POLICY), None)
+    return next((name for name in reversed(list(before)) if before[name].makes == POLICY), None)
 
 
 class Stage(Settings, ABC):
@@ -61,7 +61,7 @@ class Stage(Settings, ABC):
     them. It gets a row in `STAGES`, or is named by a recipe as `stage: module:Class`.
     """
 
-    stage: str
+    stage: Any  # each stage narrows it to its own name
     launch: str | None = Field(
         default=None, description="A config file of `accelerate launch`; the step runs in one process without it."
     )

@@ -80,7 +80,8 @@ class Evaluate(Stage):
         for name in self.tasks:
             if "/" in name or name.startswith("."):
                 raise InputError(
-                    f"its name becomes a file's: no '/' in it and no '.' at its start, not {name!r}", ("tasks", name)
+                    f"it names a file: no '/' in it and no '.' at its start, not {name!r}",
+                    ("tasks", name),
                 )
         for name, task in self.resolved(inputs).items():
             settings = self.tasks[name]

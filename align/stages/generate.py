@@ -26,11 +26,13 @@ class Generate(GenerationSettings, Stage):
     stage: Literal["generate"] = "generate"
     policies: list[str] = Field(
         default_factory=list[str],
-        description="Steps whose policies answer; the last policy before this step where `models` is empty, too.",
+        description="Steps whose policies respond; the last policy before this step if `models` is empty, too.",
     )
     data: str | list[str] = Field(description="Sources of prompts.")
     round: int = Field(
-        default=0, ge=0, description="Number of the round: it skips `round` times as many prompts of each source."
+        default=0,
+        ge=0,
+        description="Zero-based round; skips `round` times `prompts` prompts of each source.",
     )
 
     makes: ClassVar[str] = GROUPS

@@ -17,7 +17,8 @@ class ImportModel(Stage):
 
     stage: Literal["import"] = "import"
     path: str | None = Field(
-        default=None, description="Another model than the recipe's policy, as for weak-to-strong: hub id or folder."
+        default=None,
+        description="Model to import in place of the recipe's policy, as for weak-to-strong.",
     )
     vocab_size: int | None = Field(
         default=None, ge=1, description="Train a tokenizer of this size on the texts of the procedural tasks."
@@ -37,7 +38,7 @@ class ImportModel(Stage):
             return
         if (path := self.path or inputs.policy.path) is not None:
             raise InputError(
-                f"{path} has the tokenizer that its weights were trained with; a new one is for policy.from_config",
+                f"vocab_size trains a new tokenizer for policy.from_config; {path} already has a tokenizer",
                 ("vocab_size",),
             )
         if inputs.policy.tokenizer is not None:

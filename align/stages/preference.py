@@ -73,7 +73,7 @@ class Preference(TrainingStage):
 
     def _samples(self, policy: str, number: int) -> Generate:
         if self.generate is None:
-            raise InputError("on_policy: true needs it: how rounds sample and judge", ("generate",))
+            raise InputError("required with on_policy: true; it sets how rounds sample and judge", ("generate",))
         own = {name: getattr(self.generate, name) for name in GenerationSettings.model_fields}
         return Generate(**own, policies=[policy], data=self.data, round=number)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class RewardModel(TrainingStage):
-    """A reward model from responses with rated attributes, or of which one is preferred."""
+    """Train a reward model on responses with rated attributes, or on preference pairs."""
 
     stage: Literal["reward_model"] = "reward_model"
     data: str = Field(description="Name under `data`, or a step that makes groups.")
@@ -29,7 +29,7 @@ class RewardModel(TrainingStage):
     )
     head: HeadSettings = Field(default=HeadSettings(), description="Attributes of the reward and how the head learns.")
     subset: str | None = Field(
-        default=None, description="Key of the rows' metadata; the report counts pairs for each of its values."
+        default=None, description="Metadata key; the report also shows the pair accuracy for each of its values."
     )
 
     makes: ClassVar[str] = REWARD_MODEL

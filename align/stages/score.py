@@ -17,7 +17,7 @@ from align.synth.settings import GroupSettings
 
 
 class Score(Stage):
-    """The responses of given rows, judged; again whenever the judge changes."""
+    """Rate existing responses with judges; the step runs again when a judge changes."""
 
     stage: Literal["score"] = "score"
     data: str = Field(description="Name under `data`, or a step that makes groups.")

@@ -27,7 +27,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def expand_recipe(values: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of plain values, with its steps expanded and in an order that can run."""
+    """Build a recipe from plain values: expand its steps and check that they can run in some order."""
     given = values.get("steps")
     if not isinstance(given, Mapping) or not given:
         raise InputError(f"a mapping from a step's name to its settings is needed, not {given!r}", ("steps",))

@@ -21,7 +21,7 @@ from align.stages.table import AnyStage
 
 
 class WrittenRecipe(Settings):
-    """A recipe as its YAML file holds it."""
+    """The keys of a recipe file."""
 
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run's folder below `runs`.")
     runs: str = Field(default="runs", description="Folder of all runs.")

@@ -155,7 +155,7 @@ WRONG = {
     ),
     "prompts of nobody": (
         [("    prompts:\n      prompts: 8\n    sampling", "    prompts:\n      prompts: 0\n    sampling")],
-        "at least one",
+        "a count of at least 1",
         "steps samples prompts",
     ),
     "an unknown stage": ([("stage: score", "stage: scre")], "did you mean 'score'?", "steps rescored stage"),
@@ -243,7 +243,7 @@ WRONG = {
     ),
     "a task of other rows": (
         [("        data: test\n", "        data: test\n        task: gsm8k\n")],
-        "tasks:general makes no rows of 'gsm8k'",
+        "tasks:general does not generate rows for task 'gsm8k'",
         "steps evaluate tasks general task",
     ),
     "rows of no task": (
@@ -251,7 +251,7 @@ WRONG = {
             ("    split: test\n    limit: 5", "    limit: 5"),
             ("  test:\n    path: tasks:general", "  test:\n    path: a.csv"),
         ],
-        "does not say which task its rows are of",
+        "cannot infer the task from test",
         "steps evaluate tasks general",
     ),
     "a setting that the task does not use": (
@@ -298,7 +298,7 @@ WRONG = {
     ),
     "prompts that training splits": (
         [("  prompts:\n    path: tasks:general\n", "  prompts:\n    path: tasks:general\n    held_out: 0.1\n")],
-        "prompts is split by held_out, 0.1, for training alone",
+        "prompts has held_out 0.1 for training",
         "steps samples data",
     ),
     "an evaluation of rows that are trained on": (
@@ -306,7 +306,7 @@ WRONG = {
             ("        data: test\n", "        data: ratings\n"),
             ("    responses: 3\n", "    responses: 3\n    held_out: 0.5\n"),
         ],
-        "ratings is split by held_out, 0.5, for training alone",
+        "ratings has held_out 0.5 for training",
         "steps evaluate tasks general data",
     ),
     "the best of nothing held out": (
@@ -331,7 +331,7 @@ WRONG = {
     ),
     "a tokenizer for a model that has one": (
         [("    vocab_size: 300", "    vocab_size: 300\n    path: somebody/model")],
-        "somebody/model has the tokenizer",
+        "somebody/model already has a tokenizer",
         "steps base vocab_size",
     ),
     "two tokenizers": (

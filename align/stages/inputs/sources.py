@@ -156,8 +156,8 @@ def check_unsplit(name: str, source: SourceSettings, loc: tuple[str, ...]) -> No
     """Raise for prompts of a source that training splits: some of them may be trained on."""
     if source.held_out:
         raise InputError(
-            f"{name} is split by held_out, {source.held_out}, for training alone, and all of its prompts would be "
-            "asked: give the prompts a source of their own, by split, skip or limit",
+            f"{name} has held_out {source.held_out} for training, and all of its prompts would be used here; define a "
+            "separate source of prompts with split, skip or limit",
             loc,
         )
 

@@ -38,7 +38,7 @@ class GenerationSettings(Settings):
         default=SamplingSettings(num_responses=4), description="How responses are drawn."
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="What runs the policies.")
-    judges: Judges = Field(description="Who rates the responses; without a judge they get no rewards.")
+    judges: Judges = Field(description="Judges that rate the responses; an empty list leaves them without rewards.")
     combine: Combination = Field(
         default="precedence", description="Several judges: the first that knows the prompt, or a weighted sum."
     )
@@ -54,12 +54,12 @@ class GenerationSettings(Settings):
     @classmethod
     def _at_least_one(cls, prompts: dict[str, int] | None) -> dict[str, int] | None:
         if prompts is not None and any(number < 1 for number in prompts.values()):
-            raise ValueError("prompts: at least one of each source")
+            raise ValueError("each source needs a count of at least 1")
         return prompts
 
 
 class JudgingSettings(Protocol):
-    """Settings of who judges, and of what becomes a group."""
+    """Settings of the judges, and of the groups that are kept."""
 
     @property
     def judges(self) -> list[JudgeSettings]:

@@ -78,11 +78,11 @@ class TaskSettings(Settings):
         name = self.task or own or ("ifeval" if source.constraints is not None else None)
         if name is None:
             known = ", ".join(IN_RECIPES)
-            raise InputError(f"{self.data} does not say which task its rows are of; name one of {known}", ("task",))
+            raise InputError(f"cannot infer the task from {self.data}; set it to one of {known}", ("task",))
         with within("task"):
             if own is not None and name in TASKS and TASKS[name].columns and name != own:
                 raise InputError(
-                    f"{source.path} makes no rows of {name!r}; leave it out, or name a source of such rows"
+                    f"{source.path} does not generate rows for task {name!r}; remove `task`, or use a source that does"
                 )
             return pick_task(name)
 

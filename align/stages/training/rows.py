@@ -53,7 +53,7 @@ class RowRequest(NamedTuple):
 
 
 def run_here(work: Callable[[], None], doing: str) -> None:
-    """Run what one process of a launch has to do, where there is one process."""
+    """Run `work` directly: the counterpart of `Processes.run_on_main` in one process."""
     work()
 
 

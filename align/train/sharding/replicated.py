@@ -1,4 +1,4 @@
-"""How a training step uses its processes: the model to call, gradients, the optimizer step, and parameter shards.
+"""Interface of a sharding strategy: model wrapper, gradient reduction, optimizer step and parameter shards.
 
 The loop and the checkpoints see only this interface. In the base class every process holds the complete model; ZeRO
 and FSDP2 are in the other modules of this package.
