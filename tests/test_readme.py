@@ -96,7 +96,7 @@ def test_links_and_paths_lead_to_files_and_headings_that_exist(page):
 )
 def test_keys_in_the_text_are_keys_of_a_recipe(page):
     for code in inline_code(page):
-        if re.fullmatch(r"(policy|train|accounting|head|lora|loss|engine|constraints)(\.\w+)+(: [\w.-]+|=\S+)?", code):
+        if re.fullmatch(r"(policy|train|accounting|head|lora|loss|engine|constraints)(\.[a-z_]+)+(: [\w.-]+|=\S+)?", code):
             assert set(re.split(r"[:=]", code)[0].split(".")) <= KEYS, code
 
 
