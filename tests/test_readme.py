@@ -26,6 +26,7 @@ from align.workflow.reference import SECTIONS, keys
 COMMANDS = typer.main.get_command(app).commands
 RECIPES = [load_recipe(path) for path in sorted((ROOT / "recipes").rglob("*.yaml"))]
 MADE = {f"runs/{recipe.run}/{name}" for recipe in RECIPES for name in recipe.steps}
+PARTS = "policy|train|accounting|head|lora|loss|engine|constraints"
 KEYS = {part for section in SECTIONS for key in keys(section) for part in re.split(r"\W+", key.key)}
 
 
@@ -96,7 +97,7 @@ def test_links_and_paths_lead_to_files_and_headings_that_exist(page):
 )
 def test_keys_in_the_text_are_keys_of_a_recipe(page):
     for code in inline_code(page):
-        if re.fullmatch(r"(policy|train|accounting|head|lora|loss|engine|constraints)(\.[a-z_]+)+(: [\w.-]+|=\S+)?", code):
+        if re.fullmatch(rf"({PARTS})(\.[a-z_]+)+(: [\w.-]+|=\S+)?", code):
             assert set(re.split(r"[:=]", code)[0].split(".")) <= KEYS, code
 
 
@@ -139,8 +140,10 @@ def test_the_losses_of_the_readme_are_all_losses():
 
 def test_the_program_of_the_readme_trains_and_saves_a_policy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_policy(*tiny_policy(), tmp_path / "runs/quickstart/general")
-    write("groups.jsonl", tiny_preferences(6, num_responses=4))
+    run = tmp_path / "runs/quickstart"
+    save_policy(*tiny_policy(), run / "general")
+    (run / "rpo-1-samples").mkdir()
+    write(run / "rpo-1-samples/groups.jsonl", tiny_preferences(6, num_responses=4))
     for program in blocks("README.md", "python"):
         exec(program, {})
     AutoModelForCausalLM.from_pretrained("mine")
