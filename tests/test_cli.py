@@ -144,10 +144,10 @@ def test_a_command_that_is_stopped_from_the_keyboard_says_how_it_goes_on(recipe:
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("align.workflow.recipe.load_recipe", stopped)
+    monkeypatch.setattr("align.commands.check.load_recipe", stopped)
     ended = align("check", str(recipe))
     assert ended.returncode == 130
-    assert ended.stderr == "align: stopped; the same command goes on from the last checkpoint\n"
+    assert ended.stderr == "align: interrupted; rerun the same command to resume from the last checkpoint\n"
 
 
 def test_a_warm_up_that_no_step_follows_is_told(recipe: Path):
@@ -228,7 +228,7 @@ def test_a_second_run_does_nothing_and_a_changed_step_runs_again_with_what_follo
     changed = align("run", str(path), "steps.rpo.loss.settings.eta=2.0")
     assert changed.returncode == 0, changed.stderr
     assert changed.stderr.count("finished before, skipped") == 4
-    assert "references: 0 groups to compute, 30 known or repeated" in changed.stderr
+    assert "references: 0 groups to compute, 30 cached or repeated" in changed.stderr
     assert align("run", str(path)).returncode == 0  # put back for the other tests
 
 

@@ -84,8 +84,8 @@ def test_a_recipe_is_valid_and_can_be_checked_with_rows_of_its_form(name, tokeni
     for step in recipe.steps.values():
         for source in getattr(step, "prompts", None) or {}:
             origin = next(each for each in recipe.steps if recipe.steps[each] is step)
-            inner = "" if recipe.origins[origin] == origin else "generate."
-            overrides.append(f"steps.{recipe.origins[origin]}.{inner}prompts.{source}=4")
+            place = ".".join(map(str, recipe.location(origin, ("prompts", source))))
+            overrides.append(f"{place}=4")
     ended = align("check", name, *dict.fromkeys(overrides))
     assert ended.returncode == 0, ended.stderr
     for step in recipe.steps:

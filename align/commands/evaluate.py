@@ -67,7 +67,7 @@ def evaluate(request: Request, out: Path | None, *, settings: EvaluateSettings, 
         check_out(out, [each for each in (request.data, *request.responses) if each])
     step = Evaluate(
         models=[] if request.policy is None else [request.policy],
-        tasks={STEP: _task_settings(request, settings)},
+        tasks={STEP: _task_settings(task, request, settings)},
     )
     source = None
     if request.data is not None:
@@ -93,18 +93,23 @@ def _identity(request: Request) -> Mapping[str, Any]:
     return {"responses": [content_of(path) for path in request.responses]}
 
 
-def _task_settings(request: Request, settings: EvaluateSettings) -> TaskSettings:
+def _task_settings(task: Task, request: Request, settings: EvaluateSettings) -> TaskSettings:
     sampling = {name: getattr(settings.sampling, name) for name in SamplingSettings.model_fields}
-    return TaskSettings(
-        data=SOURCE if request.data is not None else "",
-        task=request.task,
-        **sampling,
-        engine=settings.engine,
-        judges=settings.judges,
-        combine=settings.combine,
-        responses=list(request.responses),
-        tasks_folder=settings.tasks_folder,
-    )
+    options = {
+        **(sampling if request.policy is not None else {}),
+        "engine": settings.engine,
+        "judges": settings.judges,
+        "combine": settings.combine,
+        "responses": list(request.responses),
+        "tasks_folder": settings.tasks_folder,
+    }
+    used = task.used_with({"responses"} if request.responses else {"policy"})
+    given = {
+        name: value
+        for name, value in options.items()
+        if ("sampling" if name in SamplingSettings.model_fields else name) in used
+    }
+    return TaskSettings(data=SOURCE if request.data is not None else "", task=request.task, **given)
 
 
 def _check_answers(task: Task, request: Request) -> None:

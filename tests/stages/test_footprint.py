@@ -38,7 +38,7 @@ def test_deepspeeds_own_numbers_are_taken_from_the_file_that_is_named(tmp_path):
     (tmp_path / "zero.json").unlink()
     with pytest.raises(InputError, match=r"zero\.json: no such file"):
         sharding_of(str(launch))
-    with pytest.raises(InputError, match=r"other\.yaml: no such file"):
+    with pytest.raises(InputError, match=r"other\.yaml: no such launch file"):
         sharding_of(str(tmp_path / "other.yaml"))
 
 

@@ -233,7 +233,7 @@ def test_check_and_preview_know_the_stage(finished):
 WRONG = {
     "an attribute that the model does not rate": (
         ["steps.rate.head.attributes=[shout]", "steps.rate.head.weights=null"],
-        "attribute 'length' is none of the model's (shout); head.attributes names what the data rates: length, shout",
+        "the model has no attribute 'length', only shout; set head.attributes to the attributes of the rows: length, shout",
     ),
     "no labels at all": (["steps.rate.data=pairs"], "no response has an attribute; regression needs shout, length"),
     "weights of the wrong length": (
@@ -248,11 +248,11 @@ WRONG = {
     ),
     "a subset that no row has": (
         ["steps.rank.subset=kin"],
-        "no held-out row has 'kin' in its metadata; there are: kind",
+        "no held-out row has 'kin' in its metadata; keys there: kind",
     ),
     "the best of nothing held out": (
         ["data.rated.held_out=0.0"],
-        "steps.rate.train.keep: is told of held-out rows, and no row is held out: set held_out of rated",
+        "steps.rate.train.keep: needs held-out rows, and no row is held out: set held_out of rated",
     ),
     "other attributes than were trained": (
         ["steps.sharpen.head.attributes=[a, b]"],

@@ -62,7 +62,7 @@ def test_two_steps_train_their_adapters_against_the_policy_that_entered(base, tm
     policy, _ = load(tmp_path / "sft" / "policy", way, seed=2)
     before = weights(policy)
     trained = loop(tmp_path / "dpo", preference("dpo", beta=0.5), comparisons(24), model=policy, epochs=4.0)
-    known = dict(trained.references.values)
+    known = dict(trained.reference_cache.values)
     trained.run()
     lines = metrics(tmp_path / "dpo")
     # 2e-6: rounding of sums of up to 24 tokens, times beta
