@@ -233,7 +233,7 @@ def test_check_and_preview_know_the_stage(finished):
 WRONG = {
     "an attribute that the model does not rate": (
         ["steps.rate.head.attributes=[shout]", "steps.rate.head.weights=null"],
-        "the model has no attribute 'length', only shout; set head.attributes to the attributes of the rows: length, shout",
+        "no attribute 'length', only shout; set head.attributes to the attributes of the rows: length, shout",
     ),
     "no labels at all": (["steps.rate.data=pairs"], "no response has an attribute; regression needs shout, length"),
     "weights of the wrong length": (
