@@ -119,7 +119,7 @@ def train(options: argparse.Namespace, reduce: str) -> None:
         supervised(),
         rows((options.steps + 1) * in_step),
         model=model,
-        report=meter,
+        progress=meter,
         job={"held_out": held_out, "forward": options.forward},
         **changes,
     )
