@@ -22,7 +22,9 @@ from align.evaluation.task import (
     first_question,
 )
 from align.records import Message, Prompt
-from align.rewards.unit_tests import pass_at_k
+from align.rewards.unit_tests import in_parallel, pass_at_k
+from align.rewards.verdicts import Verdict
+from align.sandbox.process import NUM_CORES
 
 CORRECT = "correct"
 PASS_AT = (1, 10, 100)  # Chen et al. 2021, sec. 2.1; a k is reported if every prompt has at least k responses
@@ -148,6 +150,16 @@ class SampledTask(Task):
 def correct(passed: bool, more: Mapping[str, Any] = {}) -> Grade:  # noqa: B006 - never written to
     """Return the grade of a response that is either right or wrong."""
     return Grade({CORRECT: passed, **more}, {CORRECT: (float(passed), 1)})
+
+
+def grade_programs(run_tests: Callable[[Row, str], Verdict]) -> Callable[[Sequence[Graded]], Iterator[Grade]]:
+    """Return a `grade` that runs each response's unit tests in a sandbox; a program is correct if it passes all."""
+
+    def grade(items: Sequence[Graded]) -> Iterator[Grade]:
+        for verdict in in_parallel(lambda item: run_tests(item.row, item.response), items, num_workers=NUM_CORES):
+            yield correct(verdict.reward == 1, {"why": verdict.why} if verdict.why else {})
+
+    return grade
 
 
 def _pass_at_k(rows: Sequence[Sequence[Grade]]) -> dict[str, Score]:

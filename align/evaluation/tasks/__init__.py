@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from align.errors import InputError
-from align.evaluation.sampled_task import SampledTask
 from align.evaluation.task import Task
 from align.evaluation.tasks import gsm8k, humaneval, ifeval, mbpp, nll, preference, procedural, win_rate
 from align.evaluation.tasks.lm_eval import PREFIX, HarnessTask
@@ -25,7 +24,6 @@ TASKS: dict[str, Task] = {
         win_rate.TASK,
     )
 }
-SAMPLED = {name: task for name, task in TASKS.items() if isinstance(task, SampledTask)}
 # A recipe gives a task its rows and a policy
 IN_RECIPES = {name: task for name, task in TASKS.items() if {"data", "policy"} <= task.options}
 

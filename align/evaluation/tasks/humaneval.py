@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from align.evaluation.sampled_task import Grade, Graded, SampledTask, correct, single_turn
+from align.evaluation.sampled_task import SampledTask, grade_programs, single_turn
 from align.evaluation.task import Row
-from align.rewards.unit_tests import grade_humaneval, in_parallel
-from align.sandbox.process import NUM_CORES
+from align.rewards.unit_tests import grade_humaneval
 
 
 def prompt(row: Row) -> str:
     """Return the function to complete."""
     return f"Complete this Python function. Answer with the whole function in one code block.\n\n{row['prompt']}"
-
-
-def grade(items: Sequence[Graded]) -> Iterator[Grade]:
-    """Yield whether each program passes all of its row's tests, which run in sandboxes."""
-    for verdict in in_parallel(lambda item: grade_humaneval(item.row, item.response), items, num_workers=NUM_CORES):
-        yield correct(verdict.reward == 1, {"why": verdict.why} if verdict.why else {})
 
 
 TASK = SampledTask(
@@ -27,6 +18,6 @@ TASK = SampledTask(
     columns=("prompt", "test", "entry_point"),
     id_column="task_id",
     next_turn=single_turn(prompt),
-    grade=grade,
+    grade=grade_programs(grade_humaneval),
     pass_at_k=True,
 )

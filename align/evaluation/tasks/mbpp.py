@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from align.evaluation.sampled_task import Grade, Graded, SampledTask, correct, single_turn
+from align.evaluation.sampled_task import SampledTask, grade_programs, single_turn
 from align.evaluation.task import Row
-from align.rewards.unit_tests import grade_mbpp, in_parallel
-from align.sandbox.process import NUM_CORES
+from align.rewards.unit_tests import grade_mbpp
 
 
 def prompt(row: Row) -> str:
@@ -16,18 +13,12 @@ def prompt(row: Row) -> str:
     return f"{row.get('text') or row['prompt']}\n\nYour code should pass these tests:\n\n{tests}"
 
 
-def grade(items: Sequence[Graded]) -> Iterator[Grade]:
-    """Yield whether each program passes all of its row's tests, which run in sandboxes."""
-    for verdict in in_parallel(lambda item: grade_mbpp(item.row, item.response), items, num_workers=NUM_CORES):
-        yield correct(verdict.reward == 1, {"why": verdict.why} if verdict.why else {})
-
-
 TASK = SampledTask(
     name="mbpp",
     metrics=("pass@1",),
     columns=("test_list",),
     id_column="task_id",
     next_turn=single_turn(prompt),
-    grade=grade,
+    grade=grade_programs(grade_mbpp),
     pass_at_k=True,
 )
