@@ -7,27 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from saved_models import SMALL_LLAMA, save_tokenizer
 
-from align.data.tokenizer import train_tokenizer
 from align.models.policy import load_policy, save_policy
 from align.models.settings import PolicySettings
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-FRESH = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 260}
 
 
 def test_both_ways_score_the_same_tokens_alike(tmp_path):
-    train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(tmp_path / "tokenizer")
-    fresh = FRESH | {"num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.1}
-    save_policy(
-        *load_policy(PolicySettings(from_config=fresh, tokenizer=str(tmp_path / "tokenizer"))), tmp_path / "model"
-    )
+    settings = PolicySettings(from_config=SMALL_LLAMA, tokenizer=save_tokenizer(tmp_path))
+    save_policy(*load_policy(settings), tmp_path / "model")
     rows = [{"prompt": f"say {row}", "chosen": f"yes {row}", "rejected": "x" * (5 + row)} for row in range(6)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "rows.jsonl"), "--prompts", "5"]

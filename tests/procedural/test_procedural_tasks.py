@@ -4,6 +4,7 @@ from collections import Counter
 from itertools import combinations
 
 import pytest
+from sandbox_mark import needs_sandbox
 
 from align.errors import InputError
 from align.models.settings import PUBLISHED_WEIGHTS
@@ -19,17 +20,6 @@ from align.procedural.tasks import (
     reward,
     split_of,
 )
-from align.rewards.unit_tests import run_tests
-
-
-def why_not():
-    """Why this machine has no sandbox; "" if it has one."""
-    try:
-        run_tests("", ["pass"])
-    except InputError as error:
-        return str(error)
-    return ""
-
 
 SPLITS = ("train", "validation", "test")
 
@@ -108,7 +98,7 @@ GRADED_CODE = [  # verdicts by hand, one an example
 ]
 
 
-@pytest.mark.skipif(bool(why_not()), reason=why_not())
+@needs_sandbox
 def test_programs_are_graded_by_their_results():
     rows = [(ODD_SUM, response) for response, _ in GRADED_CODE]
     expected = [tuple(verdict == "y" for verdict in verdicts) for _, verdicts in GRADED_CODE]
@@ -116,7 +106,7 @@ def test_programs_are_graded_by_their_results():
     assert grade(*rows[2]) == expected[2]
 
 
-@pytest.mark.skipif(bool(why_not()), reason=why_not())
+@needs_sandbox
 def test_grading_together_equals_grading_one_by_one():
     rows = [
         row for pair in zip(*(demonstrations(kind, num_rows=8, seed=0) for kind in KINDS), strict=True) for row in pair

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from saved_models import NAMES, SMALL_LLAMA, WEIGHTS, save_reward_and_policy
 
 from align.content_hash import content_of
-from align.data.tokenizer import train_tokenizer
 from align.errors import InputError
-from align.models.policy import load_policy, save_policy
 from align.models.reward_model import load_reward_model, save_reward_model, set_pad_token
 from align.models.settings import HeadSettings, PolicySettings
 from align.records import Message, Prompt
@@ -14,33 +13,14 @@ from align.rewards.judges import load_judge
 from align.rewards.reward_model_judge import GROUPS_AT_ONCE
 from align.rewards.settings import JudgeSettings
 
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-FRESH = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 260,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.1,
-}
-NAMES, WEIGHTS = ("good", "long"), (2.0, -1.0)
+CONFIG = SMALL_LLAMA | {"max_position_embeddings": 128}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Return a folder with a reward model and a policy."""
     root = tmp_path_factory.mktemp("models")
-    train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(root / "tokenizer")
-    settings = PolicySettings(from_config=FRESH, tokenizer=str(root / "tokenizer"))
-    model, tokenizer = load_reward_model(settings, HeadSettings(attributes=NAMES, weights=WEIGHTS))
-    set_pad_token(model, tokenizer, {1})
-    save_reward_model(model, tokenizer, root / "reward")
-    save_policy(*load_policy(settings), root / "policy")
+    save_reward_and_policy(root, config=CONFIG)
     return root
 
 
@@ -89,7 +69,7 @@ def test_a_verdict_is_bit_identical_in_any_batch(folders, precision):
 
 def test_groups_longer_than_a_sliding_window_leave_the_others_unchanged(folders, tmp_path):
     settings = PolicySettings(
-        from_config=FRESH | {"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 40},
+        from_config=CONFIG | {"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 40},
         tokenizer=str(folders / "tokenizer"),
     )
     model, tokenizer = load_reward_model(settings, HeadSettings(attributes=NAMES, weights=WEIGHTS))

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from sandbox_mark import needs_sandbox
 
 from align.errors import InputError
 from align.records import Message, Prompt
@@ -26,18 +27,7 @@ from align.rewards.unit_tests import (
 from align.sandbox.process import Limits
 
 MBPP = Path(__file__).parents[2] / ".." / "shared" / "data" / "mbpp" / "mbpp_train.jsonl"
-
-
-def no_sandbox_reason():
-    """Return why this machine has no sandbox, "" where it has one."""
-    try:
-        run_tests("", ["pass"])
-    except InputError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(no_sandbox_reason()), reason=no_sandbox_reason())
+pytestmark = needs_sandbox
 
 
 def failures(code, tests, **more):

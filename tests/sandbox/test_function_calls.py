@@ -2,37 +2,18 @@
 
 import os
 import re
-import runpy
 import time
-from pathlib import Path
 
-import pytest
+from attacks import ATTACKS, SEARCH_MEMORY, answer, descendants, gone
+from sandbox_mark import needs_sandbox
 
-from align.errors import InputError
 from align.sandbox.calls_worker import MAX_ANSWER, MAX_ANSWERS
 from align.sandbox.function_calls import Program, run_programs
 from align.sandbox.process import Limits
 
-ATTACKING = runpy.run_path(
-    str(Path(__file__).with_name("test_sandbox.py"))
-)  # its attacks, and the host that they try to reach
-ATTACKS, answer, host, gone, descendants = (
-    ATTACKING[name] for name in ("ATTACKS", "answer", "host", "gone", "descendants")
-)
 LIMITS = Limits(cpu_s=1, wall_s=5, memory_mb=256, folder_mb=4)
 SQUARE = Program("f = lambda x: x * x", ("2", "3"))
-
-
-def no_sandbox_reason():
-    """Return why this machine has no sandbox, "" where it has one."""
-    try:
-        run_programs([SQUARE])
-    except InputError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(no_sandbox_reason()), reason=no_sandbox_reason())
+pytestmark = needs_sandbox
 
 
 def test_answers_are_the_repr_of_results():
@@ -132,16 +113,8 @@ TROUBLE = {
     ),
     "fill the pipe": ("import os\ndef f(x): os.write(3, b'4\\n' * 100000)", "!killed"),
     "find another program in memory": (
-        """
-import gc, sys
-def f(x):
-    frame, seen = sys._getframe(), []
-    while frame:
-        seen += frame.f_locals.values()
-        frame = frame.f_back
-    for held in gc.get_objects():
-        seen += held.values() if isinstance(held, dict) else [held]
-    return sum('se' 'cret' in value for value in seen if isinstance(value, str)) - sum(
+        SEARCH_MEMORY
+        + """    return sum('se' 'cret' in value for value in seen if isinstance(value, str)) - sum(
         'se' 'cret' in value.decode('latin-1') for value in seen if isinstance(value, bytes))
 """,
         "^0$",

@@ -8,44 +8,22 @@ import sys
 import time
 
 import pytest
+from saved_models import save_reward_and_policy
 from test_cli import ROOT, align
 
 from align.data.reading import read
-from align.data.tokenizer import train_tokenizer
 from align.data.writing import write
-from align.models.policy import load_policy, save_policy
-from align.models.reward_model import load_reward_model, save_reward_model, set_pad_token
-from align.models.settings import HeadSettings, PolicySettings
+from align.models.reward_model import load_reward_model
+from align.models.settings import PolicySettings
 from align.records import Comparison, Demonstration, Message, Response
-
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-FRESH = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 260,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.1,
-}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Two reward models and a policy on disk."""
     root = tmp_path_factory.mktemp("models")
-    train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE).save_pretrained(root / "tokenizer")
     for seed in (0, 1):
-        settings = PolicySettings(from_config=FRESH, tokenizer=str(root / "tokenizer"), seed=seed)
-        head = HeadSettings(attributes=("good", "long"), weights=(2.0, -1.0))
-        model, tokenizer = load_reward_model(settings, head)
-        set_pad_token(model, tokenizer, {1})
-        save_reward_model(model, tokenizer, root / f"reward{seed}")
-        save_policy(*load_policy(settings), root / "policy")
+        save_reward_and_policy(root, reward=f"reward{seed}", seed=seed)
     return root
 
 
