@@ -95,9 +95,12 @@ def _read(config: Mapping[str, Any], *names: str) -> int:
 def forward_flops(model: Decoder, work: Work) -> int:
     """Compute the floating-point operations of a forward pass; a multiply-add counts as two.
 
-    2 for each matrix weight and token (Kaplan et al. 2020, table 1), 4 for each attended pair and unit of query width
-    (scores, then values: Chowdhery et al. 2022, app. B, with the pairs that are actually attended), and 2 for each
-    weight of the LM head and position that reaches it. Norms, activations and softmax are not counted.
+    - Linear layers: 2 FLOPs per weight and token (Kaplan et al. 2020, table 1).
+    - Attention: 4 FLOPs per layer, attended (query, key) pair and unit of query width: 2 for the scores and 2 for the
+      weighted values (Chowdhery et al. 2022, app. B, but counting only the pairs that the mask allows).
+    - LM head: 2 FLOPs per weight and target position.
+
+    Norms, activations and softmax are not counted.
     """
     layers = 2 * model.num_linear * work.tokens + 4 * model.query_width * work.attended_pairs * model.layers
     return layers + 2 * model.hidden * model.vocab * work.targets

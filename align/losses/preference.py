@@ -86,9 +86,10 @@ class PreferenceLoss:
             reference_logps_BK: The same under the reference model.
             rewards_BK: Reward of each response; higher is better.
             lengths_BK: Number of tokens of each response.
-            mask_BK: False where there is no response; whatever the other tensors hold there has no influence.
+            mask_BK: False where a group has fewer than K responses; the other tensors are ignored there.
 
-        A group without an informative comparison has loss 0 and zero gradient.
+        A group without anything to compare (one response, or for a loss on labels equal rewards) has loss 0 and a zero
+        gradient.
 
         """
         mask_BK = full_mask(policy_logps_BK) if mask_BK is None else mask_BK.bool()

@@ -47,7 +47,7 @@ def select_program(request: Mapping[str, Any], names: Collection[str]) -> str:
 
 
 def without_prose(before: str, code: str) -> Iterator[tuple[str, str]]:
-    """Yield the code without the lines at its end that keep it from parsing, if there are such lines."""
+    """Yield the longest beginning of the code that parses as Python, if cutting lines off its end helps."""
     lines = code.split("\n")
     for end in range(len(lines) - 1, max(0, len(lines) - MAX_CUT_LINES), -1):
         shorter = "\n".join(lines[:end])

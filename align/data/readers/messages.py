@@ -74,7 +74,7 @@ def answer_messages(value: Any, name: str) -> Messages:  # noqa: ANN401 - a cell
 
 
 def check_trained(turns: list[Any]) -> None:
-    """Raise `InputError` for an assistant message that is marked as not trained: a demonstration trains all of them."""
+    """Raise `InputError` if a row excludes an assistant message from training, which is not supported."""
     for turn in turns:
         marks = {name: turn[name] for name in LOSS_FIELDS if turn.get(name) is not None}
         partial = [f"{name} {shortened(value)}" for name, value in marks.items() if value != 1]
