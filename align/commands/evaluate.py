@@ -109,7 +109,8 @@ def _task_settings(task: Task, request: Request, settings: EvaluateSettings) -> 
         for name, value in options.items()
         if ("sampling" if name in SamplingSettings.model_fields else name) in used
     }
-    return TaskSettings(data=SOURCE if request.data is not None else "", task=request.task, **given)
+    source = {"data": SOURCE if request.data is not None else "", "task": request.task}
+    return TaskSettings.model_validate({**source, **given})
 
 
 def _check_answers(task: Task, request: Request) -> None:
