@@ -73,11 +73,12 @@ def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
     compare: Annotated[Path | None, typer.Option(help="Another run to show beside it.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="File; RUN/report.html by default.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write the tables as Markdown: RUN/report.md.")] = False,
 ) -> None:
     """Write a run as one HTML page: results, curves, rewards, costs, samples and rows."""
     from align.report import write_report  # noqa: PLC0415 - imports matplotlib
 
-    print(write_report(run, out, compare=compare))
+    print(write_report(run, out, compare=compare, as_markdown=markdown))
 
 
 @app.command(

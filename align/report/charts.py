@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.report.figures import Chart, Line, curves, histogram, score_dots
+from align.report.curves import Line, curves
+from align.report.figures import Chart, histogram, score_dots
 from align.report.formatting import NATS, PLAIN, RATE
-from align.report.run_folder import SECOND, Run, Step
+from align.report.run_folder import MEMORY, SECOND, START, THROUGHPUT, Run, Step
 from align.report.samples import GenerationSamples
 
 HELD_OUT = "held_out/"
-CHARTS_PER_ROW = 4  # a step with no more charts than this shows all of them
+CHARTS_PER_ROW = 4  # a step with fewer primary charts than this shows others beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,11 @@ class Curve:
     title: str
     metrics: Mapping[str, str]  # metric -> label
     primary: bool = True  # shown directly; the others are collapsed
+    allow_log: bool = False  # logarithmic where the values span orders of magnitude
 
 
 CURVES = (
-    Curve("Loss", {"loss": "training", "held_out/loss": "held out"}),
+    Curve("Loss", {"loss": "training", "held_out/loss": "held out"}, allow_log=True),
     Curve("Implicit rewards", {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}),
     Curve("Reward margin", {"rewards/margins": "training", "held_out/rewards/margins": "held out"}),
     Curve("Log-probability", {"logps/chosen": "chosen", "logps/rejected": "rejected"}),
@@ -35,8 +37,10 @@ CURVES = (
         {"rewards/accuracies": "training", "held_out/rewards/accuracies": "held out"},
         primary=False,
     ),
-    Curve("Gradient norm", {"grad_norm": "before clipping"}, primary=False),
+    Curve("Gradient norm", {"grad_norm": "before clipping"}, primary=False, allow_log=True),
     Curve("Learning rate", {"lr": "learning rate"}, primary=False),
+    Curve("Throughput", {THROUGHPUT: "trained tokens per second"}, primary=False),
+    Curve("Peak memory", {MEMORY: "MiB"}, primary=False),
 )
 
 
@@ -58,9 +62,10 @@ def training_curves(runs: Mapping[str, Run]) -> Iterator[StepCurves]:
             continue
         drawn = [(curve, _chart(curve, steps, f"c-{name}-{number}")) for number, curve in enumerate(CURVES)]
         charts = [(curve, chart) for curve, chart in drawn if chart is not None]
-        is_short = len(charts) <= CHARTS_PER_ROW
-        shown = [chart for curve, chart in charts if curve.primary or is_short]
-        more = [chart for curve, chart in charts if not (curve.primary or is_short)]
+        shown = [chart for curve, chart in charts if curve.primary]
+        more = [chart for curve, chart in charts if not curve.primary]
+        num_free = max(0, CHARTS_PER_ROW - len(shown))
+        shown, more = shown + more[:num_free], more[num_free:]
         yield StepCurves(name, next(iter(steps.values())).stage, shown, more)
 
 
@@ -78,14 +83,13 @@ def score_charts(runs: Mapping[str, Run]) -> Iterator[Chart]:
 def reward_histograms(
     generated: Mapping[str, Sequence[GenerationSamples]],
 ) -> Iterator[tuple[Chart, Sequence[tuple[str, GenerationSamples]]]]:
-    """Yield a histogram per generation step, all with the same axis, and each run's samples of that step."""
-    rewards = [reward for steps in generated.values() for step in steps for reward in step.rewards]
+    """Yield a histogram of rewards per generation step, and each run's samples of that step."""
     for name in dict.fromkeys(step.step for steps in generated.values() for step in steps if step.rewards):
         by_run = [
             (label, step) for label, steps in generated.items() for step in steps if step.step == name and step.rewards
         ]
         series = [(label or "responses", step.rewards) for label, step in by_run]
-        yield histogram(name, series, (min(rewards), max(rewards)), name=f"r-{name}"), by_run
+        yield histogram(name, series, name=f"r-{name}"), by_run
 
 
 def all_steps(runs: Iterable[Run]) -> list[str]:
@@ -117,11 +121,18 @@ def _chart(curve: Curve, steps: Mapping[str, Step], name: str) -> Chart | None:
     lines: list[Line] = []
     for run, step in steps.items():
         for colour, (metric, label) in enumerate(curve.metrics.items()):
-            points = [
-                (line.get("step", float(position)), line[metric])
-                for position, line in enumerate(step.metrics, 1)
-                if metric in line
-            ]
+            points = _points(step, metric)
             if points:
                 lines.append(Line(label, points, colour, dashed=run == SECOND, marked=metric.startswith(HELD_OUT)))
-    return curves(curve.title, lines, name=name) if lines else None
+    return curves(curve.title, lines, name=name, allow_log=curve.allow_log) if lines else None
+
+
+def _points(step: Step, metric: str) -> list[tuple[float, float]]:
+    """Return (optimizer step, value) of a metric; a held-out metric from step 0, before the first update."""
+    start = START + metric
+    before = [(0.0, line[start]) for line in step.metrics[:1] if start in line]
+    return before + [
+        (line.get("step", float(position)), line[metric])
+        for position, line in enumerate(step.metrics, 1)
+        if metric in line
+    ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from statistics import median
 
 import yaml
 from jinja2 import Environment, StrictUndefined
@@ -13,11 +14,23 @@ from jinja2 import Environment, StrictUndefined
 from align.artifacts import disk_errors, write_text
 from align.errors import InputError
 from align.report import charts, ledger, samples, tables
-from align.report.formatting import RATE, change_text, duration, interval_text, percent, plain, scaled, score_text
-from align.report.run_folder import FINISHED, FIRST, SECOND, Facts, Run, read_run
+from align.report.formatting import (
+    RATE,
+    change_text,
+    duration,
+    interval_text,
+    percent,
+    plain,
+    scaled,
+    score_text,
+    size,
+)
+from align.report.markdown import markdown
+from align.report.run_folder import FINISHED, FIRST, MEMORY, MIB, RUNNING, SECOND, THROUGHPUT, Facts, Run, read_run
 
-PAGE = "report.html"
+PAGE, MARKDOWN = "report.html", "report.md"
 MAX_TILES = 3  # tasks at the top of the page
+ENVIRONMENT = {"host": "host", "device": "device", "git_commit": "git commit", "command": "command"}
 GENERATION = {
     "reward_mean": "mean reward",
     "reward_deviation": "standard deviation of rewards",
@@ -36,14 +49,15 @@ class Tile:
     note: str
 
 
-def write_report(run: Path, out: Path | None = None, *, compare: Path | None = None) -> Path:
+def write_report(run: Path, out: Path | None = None, *, compare: Path | None = None, as_markdown: bool = False) -> Path:
     """Write the page of a run folder, with `compare` beside it, and return its path.
 
-    The path is `out`, or `report.html` in the run folder. The file is written atomically.
+    The path is `out`, or `report.html` in the run folder; `report.md` for its tables as Markdown. The file is written
+    atomically.
     """
-    folders = [run] if compare is None else [run, compare]
-    text = render([read_run(folder) for folder in folders])
-    target = run / PAGE if out is None else out
+    found = [read_run(folder) for folder in ([run] if compare is None else [run, compare])]
+    text = render_markdown(found) if as_markdown else render(found)
+    target = run / (MARKDOWN if as_markdown else PAGE) if out is None else out
     if target.is_dir():
         raise InputError(f"{target}: is a folder; give the name of a file")
     with disk_errors(target):
@@ -52,16 +66,30 @@ def write_report(run: Path, out: Path | None = None, *, compare: Path | None = N
     return target
 
 
+def render_markdown(found: Sequence[Run]) -> str:
+    """Return results, steps, ledger and rows of one run, or of two side by side, as Markdown."""
+    runs = _labelled(found)
+    tables_found = {
+        "Results by stage": tables.results_table(runs),
+        "Steps": tables.steps_table(runs),
+        "Ledger": ledger.ledger_table(runs),
+        "Data rows": tables.rows_table(runs),
+        "Settings that differ": tables.differences_table(*found) if len(found) > 1 else None,
+    }
+    about = [f"{label} {run.name}: {_status(run)}" if label else _status(run) for label, run in runs.items()]
+    shown = [(heading, table) for heading, table in tables_found.items() if table is not None and table.rows]
+    return markdown(_title(found), about, shown)
+
+
 def render(found: Sequence[Run]) -> str:
     """Return the page of one run, or of two side by side; the same runs give the same text."""
-    labels = [""] if len(found) == 1 else [FIRST, SECOND]
-    runs = dict(zip(labels, found, strict=True))
+    runs = _labelled(found)
     generated = {label: list(samples.generation_samples(run)) for label, run in runs.items()}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(resources.files("align.report").joinpath("page.html").read_text("utf-8"))
     return template.render(
         runs=runs,
-        title=" and ".join(run.name for run in found),
+        title=_title(found),
         status={label: _status(run) for label, run in runs.items()},
         tiles={label: list(_tiles(run)) for label, run in runs.items()},
         results=tables.results_table(runs),
@@ -82,15 +110,29 @@ def render(found: Sequence[Run]) -> str:
         differences=tables.differences_table(*found) if len(found) > 1 else None,
         recipes={label: _recipe(run) for label, run in runs.items()},
         versions={label: _versions(run) for label, run in runs.items()},
+        environments={label: _environment(run) for label, run in runs.items()},
     )
 
 
+def _labelled(found: Sequence[Run]) -> dict[str, Run]:
+    return dict(zip([""] if len(found) == 1 else [FIRST, SECOND], found, strict=True))
+
+
+def _title(found: Sequence[Run]) -> str:
+    return " and ".join(run.name for run in found)
+
+
 def _status(run: Run) -> str:
-    """Return how many steps are finished, and the seed."""
+    """Return how many steps are finished, the seed, and when and where the last step ran."""
     finished = sum(step.state == FINISHED for step in run.steps)
     is_complete = finished == len(run.steps)
-    text = f"all {finished} steps finished" if is_complete else f"{finished} of {len(run.steps)} steps finished"
-    return f"{text} · seed {run.recipe['seed']}" if "seed" in run.recipe else text
+    parts = [f"all {finished} steps finished" if is_complete else f"{finished} of {len(run.steps)} steps finished"]
+    parts += [f"{step.name} is running" for step in run.steps if step.state == RUNNING]
+    parts += [f"seed {run.recipe['seed']}"] if "seed" in run.recipe else []
+    known = max((step.environment for step in run.steps), key=lambda found: str(found.get("time", "")), default={})
+    parts += [str(known["time"]).replace("T", " ").replace("+00:00", " UTC")] if known.get("time") else []
+    parts += [str(known[name]) for name in ("host", "device") if known.get(name)]
+    return " · ".join(parts)
 
 
 def _tiles(run: Run) -> Iterator[Tile]:
@@ -112,6 +154,13 @@ def _tiles(run: Run) -> Iterator[Tile]:
     if seconds := _total(run, "seconds"):
         energy = run.total.get("energy_kwh")
         yield Tile("time", duration(seconds), f"{plain(energy)} kWh" if energy is not None else "")
+    if rates := [line[THROUGHPUT] for step in run.steps for line in step.metrics if THROUGHPUT in line]:
+        peak = max((line[MEMORY] for step in run.steps for line in step.metrics if MEMORY in line), default=None)
+        yield Tile(
+            "throughput", f"{scaled(median(rates))}/s", f"tokens trained; peak {size(peak * MIB)}" if peak else ""
+        )
+    if sizes := [found["weights"] for found in run.ledgers.values() if found.get("weights")]:
+        yield Tile("model", scaled(max(sizes)), "parameters")
 
 
 def _total(run: Run, name: str) -> float:
@@ -147,3 +196,13 @@ def _versions(run: Run) -> list[tuple[str, str]]:
         for name, version in (step.manifest.get("versions") or {}).items():
             found.setdefault(name, {})[str(version)] = None
     return [(name, ", ".join(versions)) for name, versions in found.items()]
+
+
+def _environment(run: Run) -> list[tuple[str, str]]:
+    """Return where, when and from what the steps ran, with all values where steps differ."""
+    found: dict[str, dict[str, None]] = {}
+    for step in run.steps:
+        for name, title in ENVIRONMENT.items():
+            if value := step.environment.get(name):
+                found.setdefault(title, {})[str(value)] = None
+    return [(title, "; ".join(values)) for title, values in found.items()]

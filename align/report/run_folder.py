@@ -11,11 +11,20 @@ from typing import Any
 from align.artifacts import MANIFEST, METRICS, read_json, read_manifest, working_folder
 from align.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such module; a run is then never shown as running
+    fcntl = None
+
 RECIPE, TABLE, CHANGES, LEDGER = "recipe.json", "table.json", "changes.json", "ledger.json"
 LIKELIHOOD = "nll"  # in the name of a metric or task: negative log-likelihood, for which lower is better
 PARTIAL = ".partial"  # suffix of the working folder of a step that has not finished
 FIRST, SECOND = "run A", "run B"  # labels in a comparison of two runs
-FINISHED, UNFINISHED, NOT_STARTED = "finished", "unfinished", "not started"  # states of a step
+FINISHED, RUNNING, UNFINISHED, NOT_STARTED = "finished", "running", "unfinished", "not started"  # states of a step
+LOCK = ".lock"  # held by the process that runs the steps
+START = "start/"  # prefix of a held-out metric before the first update, in the line of step 1
+THROUGHPUT, MEMORY = "tokens_per_second", "peak_memory_mib"  # metrics derived from the logged ones
+MIB = 1 << 20
 
 Facts = Mapping[str, Any]
 Scores = Mapping[str, Mapping[str, Facts]]  # policy -> task -> {value, low, high, n}
@@ -31,6 +40,11 @@ class Step:
     settings: Facts
     manifest: Facts
     metrics: Sequence[Mapping[str, float]]  # one entry per optimizer step
+
+    @property
+    def environment(self) -> Facts:
+        """Return when, where and from what the step was computed; empty where that is unknown."""
+        return self.manifest.get("environment") or {}
 
     @property
     def stage(self) -> str:
@@ -76,7 +90,8 @@ def read_run(folder: Path) -> Run:
     planned: Mapping[str, Facts] = recipe.get("steps") or {name: {} for name in manifests}
     settings = {name: planned[name] or (manifests.get(name) or {}).get("settings") or {} for name in planned}
     names = _in_order(settings, manifests)
-    steps = [_step(folder / name, settings[name], manifests.get(name)) for name in names]
+    is_running = _is_locked(folder / LOCK)
+    steps = [_step(folder / name, settings[name], manifests.get(name), is_running=is_running) for name in names]
     ledger = _optional(folder / LEDGER)
     by_step: Mapping[str, Facts] = ledger.get("steps") or {}
     ledgers = {step.name: found for step in steps if (found := step.manifest.get("ledger") or by_step.get(step.name))}
@@ -148,16 +163,35 @@ def _inputs(settings: Facts) -> set[str]:
     return {str(name) for value in values for name in ([value] if isinstance(value, str) else value)}
 
 
-def _step(target: Path, settings: Facts, manifest: Facts | None) -> Step:
+def _step(target: Path, settings: Facts, manifest: Facts | None, *, is_running: bool) -> Step:
     working = working_folder(target)
-    state = FINISHED if manifest is not None else UNFINISHED if working.is_dir() else NOT_STARTED
-    folder = working if state == UNFINISHED else target
+    unfinished = RUNNING if is_running else UNFINISHED
+    state = FINISHED if manifest is not None else unfinished if working.is_dir() else NOT_STARTED
+    folder = working if state == unfinished else target
     metrics = [_numbers(line) for line in read_lines(folder / METRICS)]
     return Step(target.name, state, folder, settings, manifest or {}, metrics)
 
 
+def _is_locked(path: Path) -> bool:
+    """Return whether a process of this machine holds the lock of the run folder."""
+    if fcntl is None or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def _numbers(line: Facts) -> dict[str, float]:
-    return {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+    """Return the numbers of a line of metrics, with trained tokens per second and peak memory in MiB."""
+    found = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+    if found.get("tokens_trained") and found.get("seconds"):
+        found[THROUGHPUT] = found["tokens_trained"] / found["seconds"]
+    if "peak_memory_bytes" in found:
+        found[MEMORY] = found["peak_memory_bytes"] / MIB
+    return found
 
 
 def _scores(steps: Sequence[Step]) -> dict[str, dict[str, Facts]]:

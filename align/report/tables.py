@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from align.report.charts import all_policies, all_steps, all_tasks, unit_of
@@ -15,12 +17,25 @@ from align.report.formatting import (
     fixed,
     interval_text,
     plain,
+    scaled,
     score_text,
 )
-from align.report.run_folder import FINISHED, FIRST, NOT_STARTED, SECOND, UNFINISHED, Facts, Run, Step
+from align.report.run_folder import (
+    FINISHED,
+    FIRST,
+    NOT_STARTED,
+    RUNNING,
+    SECOND,
+    THROUGHPUT,
+    UNFINISHED,
+    Facts,
+    Run,
+    Step,
+)
 
 RUN_STYLES = {FIRST: "one", SECOND: "two"}  # CSS classes of the runs' labels
-STATE_STYLES = {FINISHED: "", UNFINISHED: "worse", NOT_STARTED: "quiet"}
+STATE_STYLES = {FINISHED: "", RUNNING: "running", UNFINISHED: "worse", NOT_STARTED: "quiet"}
+MIN_EPOCHS = 2  # from here on the steps table compares whole epochs
 ROW_COUNTS = ("rows", "records", "trained", "held_out")
 REASONS = {"dropped": "dropped", "cut": "truncated"}  # prefix of counts named `prefix:reason` -> column
 HELD_OUT = {
@@ -69,20 +84,39 @@ def steps_table(runs: Mapping[str, Run]) -> Table:
     rows: list[list[Cell]] = []
     for label, step in each_step(runs):
         manifest, kept = step.manifest, step.manifest.get("kept") or {}
-        first, last = (manifest.get(end) or {} for end in ("first", "last"))
-        if not manifest and step.metrics:
-            first, last = step.metrics[0], step.metrics[-1]
-        loss = f"{fixed(first['loss'])} → {fixed(last['loss'])}" if "loss" in first and "loss" in last else ""
+        last = step.metrics[-1] if step.metrics else {}
+        rates = [line[THROUGHPUT] for line in step.metrics if THROUGHPUT in line]
         trained = (manifest.get("rows") or {}).get("trained")
         numbers = [
             "" if trained is None else count(trained),
             count(manifest.get("optimizer_steps", last.get("step"))) if last else "",
-            loss,
+            scaled(median(rates)) if rates else "",
+            _losses(step.metrics),
             *(fixed(kept[metric]) if metric in kept else "" for metric in HELD_OUT),
         ]
         state = Cell(step.state, STATE_STYLES[step.state])
         rows.append([row_name(step.name, label, *stage_of(step)), state, *map(Cell, numbers)])
-    return Table("steps", ["step", "state", "training rows", "optimizer steps", "loss", *HELD_OUT.values()], rows)
+    columns = ["step", "state", "training rows", "optimizer steps", "tokens/s", "loss", *HELD_OUT.values()]
+    return Table("steps", columns, rows)
+
+
+def _losses(metrics: Sequence[Mapping[str, float]]) -> str:
+    """Return the mean loss of the first and of the last epoch, or of the first and last tenth of a shorter training.
+
+    The mean is weighted by prompts, so a last optimizer step of few prompts counts little.
+    """
+    known = [line for line in metrics if "loss" in line]
+    if not known:
+        return ""
+    last = known[-1]
+    epochs, steps = last.get("epoch", 0.0), last.get("step", float(len(known)))
+    size = round(steps / epochs) if epochs >= MIN_EPOCHS else math.ceil(len(known) / 10)
+    return f"{fixed(_mean_loss(known[:size]))} → {fixed(_mean_loss(known[-size:]))}"
+
+
+def _mean_loss(lines: Sequence[Mapping[str, float]]) -> float:
+    weights = [line.get("groups", 1.0) for line in lines]
+    return math.fsum(w * line["loss"] for w, line in zip(weights, lines, strict=True)) / math.fsum(weights)
 
 
 def rows_table(runs: Mapping[str, Run]) -> Table | None:

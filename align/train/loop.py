@@ -28,7 +28,7 @@ from align.train.sharding.accelerator import make_accelerator
 from align.train.sharding.optimizer import make_optimizer
 from align.train.sharding.prepare import prepare_sharding
 from align.train.step_statistics import StepStatistics
-from align.train.training_run import HELD_OUT, TrainingResult, TrainingRun
+from align.train.training_run import HELD_OUT, START, TrainingResult, TrainingRun
 
 
 class Loop:
@@ -82,7 +82,8 @@ class Loop:
         with defer_sigterm() as stop:
             for number in range(len(lines), self.num_steps):
                 with self.processes.activity(f"step {number + 1}"):
-                    metrics = self.step(number)
+                    before = self._start_metrics() if number == 0 else {}
+                    metrics = self.step(number) | before
                     self._evaluate_and_log(metrics, lines)
                     self.checkpointer.save_if_due(lines, self.num_steps, stop)
         if settings.trackers:
@@ -135,6 +136,12 @@ class Loop:
             "seconds": time.monotonic() - start_s,
             "peak_memory_bytes": peak_memory(self.accelerator.device),
         }
+
+    def _start_metrics(self) -> dict[str, float]:
+        """Return the metrics on the held-out rows before the first update."""
+        if self.evaluator is None:
+            return {}
+        return {START + name: value for name, value in self.evaluator.evaluate().items()}
 
     def _evaluate_and_log(self, metrics: dict[str, float], lines: list[dict[str, float]]) -> None:
         """Evaluate if that is due after the step, then add its metrics to the log, the trackers and `lines`."""

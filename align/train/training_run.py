@@ -21,6 +21,7 @@ from align.train.settings import TrainSettings
 
 WORK_METRICS = ("tokens_computed", "pairs_attended", "targets")  # names of the fields of `Work` in the metrics
 HELD_OUT = "held_out/"  # prefix of the metrics on held-out rows
+START = f"start/{HELD_OUT}"  # the same before the first update, in the metrics of step 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,8 @@ class TrainingResult:
     @property
     def forward_only(self) -> Work:
         """Return the work of all ranks without a backward pass: references and evaluations."""
-        return sum_work([self.references.work, *(work_of(line, HELD_OUT) for line in self.metrics)])
+        evaluations = (work_of(line, prefix) for line in self.metrics for prefix in (START, HELD_OUT))
+        return sum_work([self.references.work, *evaluations])
 
     @property
     def num_micro_batches(self) -> int:
@@ -116,7 +118,8 @@ class TrainingResult:
     @property
     def num_forward_passes(self) -> int:
         """Return the number of forward passes of each rank without a backward pass."""
-        return self.references.num_forward_passes + int(self._sum(f"{HELD_OUT}micro_batches"))
+        evaluations = self._sum(f"{START}micro_batches") + self._sum(f"{HELD_OUT}micro_batches")
+        return self.references.num_forward_passes + int(evaluations)
 
     def _sum(self, name: str) -> float:
         return sum(line.get(name, 0) for line in self.metrics)

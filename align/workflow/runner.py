@@ -24,6 +24,7 @@ from align.stages.responses.sampling import remove_journals
 from align.stages.training.rows import remove_rows
 from align.train.checkpoint import remove_checkpoints
 from align.train.references.compute import REFERENCE_WORK
+from align.workflow.environment import environment
 from align.workflow.expansion import RUN_FILES
 from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, launch_step
 from align.workflow.results.cards import write_cards
@@ -31,6 +32,7 @@ from align.workflow.results.changes import changes, results_table
 from align.workflow.schema import Recipe
 
 MIB = 2**20
+MAX_PAGE_SHARE = 0.05  # of the run's time that may go into rewriting the page after steps
 
 
 class RunProgress(Progress, Protocol):
@@ -69,6 +71,7 @@ class _Executor:
             "settings": settings.model_dump(mode="json"),
             "seed": self.recipe.seed,
             "versions": artifacts.versions(),
+            "environment": environment(),
             **content,
             "device": done.device,
             "ledger": ledger,
@@ -107,12 +110,16 @@ def run_recipe(
             recipe.root,
             execute=execute,
             log=progress.note,
-            on_state=progress.watch,
+            on_state=_PageWriter(recipe, progress).watch,
             cleanup=_cleanup,
             until=last,
             rerun=rerun,
         )
-        _write_results(recipe, manifests, began=began, computing_s=sum(execute.seconds))
+        ledger = _write_results(recipe, manifests)
+        write_cards(recipe, manifests)
+        wall_s = time.monotonic() - began
+        ledger["last_call"] = {"wall_seconds": wall_s, "overhead_seconds": wall_s - sum(execute.seconds)}
+        artifacts.write_json(recipe.root / "ledger.json", ledger)
     return manifests
 
 
@@ -177,10 +184,31 @@ def _report_disk(root: Path, models: int, checkpoints: int, *, progress: Progres
         progress.note("insufficient disk space: the run will stop when the disk is full, and resumes when it is rerun")
 
 
-def _write_results(
-    recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], *, began: float, computing_s: float
-) -> None:
-    """Write the results table, paired changes, ledger and report; the pipeline overhead last."""
+@dataclass(slots=True)
+class _PageWriter:
+    """Rewrites the results and the page after each step, as often as MAX_PAGE_SHARE allows."""
+
+    recipe: Recipe
+    progress: RunProgress
+    running: str = ""
+    next_s: float = field(default_factory=time.monotonic)
+
+    def watch(self, step: str, state: str) -> None:
+        """Show the state of a step, and rewrite the page when a step that ran has finished."""
+        self.progress.watch(step, state)
+        if state == pipeline.RUNNING:
+            self.running = step
+        elif state == pipeline.FINISHED and step == self.running and time.monotonic() >= self.next_s:
+            began = time.monotonic()
+            found = {name: artifacts.read_manifest(self.recipe.root / name) for name in self.recipe.steps}
+            current = {name: manifest for name, manifest in found.items() if manifest and manifest.get("fingerprint")}
+            _write_results(self.recipe, current)
+            ended = time.monotonic()
+            self.next_s = ended + (ended - began) / MAX_PAGE_SHARE
+
+
+def _write_results(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Write the results table, paired changes, ledger and page of the finished steps; return the ledger."""
     from align.report import write_report  # noqa: PLC0415 - imports matplotlib, which no launched child needs
 
     root, ledgers = recipe.root, {name: Ledger.from_json(each["ledger"]) for name, each in manifests.items()}
@@ -189,11 +217,8 @@ def _write_results(
     steps = {name: ledger.to_json() for name, ledger in ledgers.items()}
     ledger: dict[str, Any] = {"steps": steps, "total": sum_ledgers(list(ledgers.values())).to_json()}
     artifacts.write_json(root / "ledger.json", ledger)
-    write_cards(recipe, manifests)
     write_report(root)
-    wall_s = time.monotonic() - began
-    ledger["last_call"] = {"wall_seconds": wall_s, "overhead_seconds": wall_s - computing_s}
-    artifacts.write_json(root / "ledger.json", ledger)
+    return ledger
 
 
 def _cleanup(working: Path) -> None:

@@ -33,6 +33,7 @@ LONG_WORD = "antidisestablishmentarianism" * 20
 MEASURE = """
 <script>
 addEventListener("load", () => {
+  const height = document.documentElement.scrollHeight
   document.querySelectorAll("details").forEach(each => each.open = true)
   const wide = [...document.querySelectorAll("body *")].filter(each => !each.closest("table")
     && each.getBoundingClientRect().right > innerWidth + 0.5).map(each => each.tagName + "." + each.className)
@@ -40,7 +41,7 @@ addEventListener("load", () => {
   const letters = charts.flatMap(chart => [...chart.querySelectorAll("text")].map(text =>
     parseFloat(getComputedStyle(text).fontSize) * chart.clientWidth / chart.viewBox.baseVal.width))
   parent.document.documentElement.dataset.measured = JSON.stringify({
-    inner: innerWidth, scroll: document.documentElement.scrollWidth, wide,
+    height, inner: innerWidth, scroll: document.documentElement.scrollWidth, wide,
     charts: charts.map(each => [each.clientWidth, each.clientHeight]), letters: Math.min(...letters),
     columns: new Set(charts.map(each => Math.round(each.getBoundingClientRect().left))).size,
     hacked: document.body.dataset.hacked || null, scripts: document.scripts.length,
@@ -105,6 +106,12 @@ def test_a_wide_screen_shows_charts_side_by_side(pages, tmp_path):
     assert found["wide"] == []
     assert found["columns"] >= 4
     assert found["letters"] >= MIN_FONT_SIZE
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_a_comparison_is_at_most_twice_as_long_as_a_run(pages, tmp_path, width):
+    one, both = (measured(pages[name], tmp_path, width=width)["height"] for name in ("one", "both"))
+    assert one < both <= 2 * one
 
 
 def test_the_dark_theme_covers_page_and_charts(pages, tmp_path):

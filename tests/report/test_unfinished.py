@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from filelock import FileLock
 from page_parts import Page
 from run_folders import POLICIES, STEPS, make_run, metrics, write, write_lines
 
@@ -48,8 +49,31 @@ def test_an_unfinished_step_has_curves(tmp_path):
     found = page(folder)
     assert found.column("steps", "state")["dpo",] == ["unfinished"]
     assert found.column("steps", "optimizer steps")["dpo",] == ["12"]
-    assert found.column("steps", "loss")["dpo",] == [f"{lines[0]['loss']:.3f} → {lines[-1]['loss']:.3f}"]
+    first, last = (sum(line["loss"] for line in some) / 2 for some in (lines[:2], lines[-2:]))  # a tenth of 12 steps
+    assert found.column("steps", "loss")["dpo",] == [f"{first:.3f} → {last:.3f}"]
     assert found.titles.count("Reward margin") == 1
+
+
+def test_losses_are_compared_by_epoch_and_a_small_last_step_counts_little(tmp_path):
+    folder = make_run(tmp_path, done=("base", "code_sft", "sft"))
+    groups, losses = [10, 10, 2] * 3, [3.0, 2.0, 9.0, 2.0, 1.0, 9.0, 1.0, 0.5, 9.0]
+    lines = [
+        {"step": step, "epoch": step / 3, "groups": num, "loss": loss}
+        for step, (num, loss) in enumerate(zip(groups, losses, strict=True), 1)
+    ]
+    write_lines(folder / "sft" / "metrics.jsonl", lines)
+    first, last = (10 * 3.0 + 10 * 2.0 + 2 * 9.0) / 22, (10 * 1.0 + 10 * 0.5 + 2 * 9.0) / 22
+    assert page(folder).column("steps", "loss")["sft",] == [f"{first:.3f} → {last:.3f}"]
+
+
+def test_a_step_is_running_while_its_run_is_locked(tmp_path):
+    folder = make_run(tmp_path, done=("base", "code_sft"))
+    write(folder / "sft.partial" / "manifest.json", {"fingerprint": "0f"})
+    with FileLock(folder / ".lock"):
+        found = page(folder)
+    assert found.column("steps", "state")["sft",] == ["running"]
+    assert "sft is running" in found.sections["head"]
+    assert page(folder).column("steps", "state")["sft",] == ["unfinished"]
 
 
 def test_a_malformed_line_before_the_last_is_an_error(tmp_path):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from align import artifacts
 from align.cli import app
 from align.errors import InputError
-from align.pipeline import FINISHED, fingerprints
+from align.pipeline import FINISHED, RUNNING, fingerprints
 from align.procedural import tasks
 from align.stages.costs import measured as costs
 from align.stages.preference import Preference
@@ -264,3 +264,21 @@ def test_evaluations_that_one_step_stands_for_are_all_run_again(tmp_path):
     states = {each.step.name: each.state for each in planned(loaded, None, "evaluate")}
     assert [name for name, state in states.items() if state != FINISHED] == ["evaluate-base", "evaluate-sft"]
     assert {each.state for each in planned(loaded, None, None)} == {FINISHED}
+
+
+def test_the_page_is_rewritten_after_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "MAX_PAGE_SHARE", 1e9)  # after every step, however long the page takes
+    seen = {}
+
+    class Watching(Told):
+        def watch(self, step, state):
+            page = tmp_path / "runs/small/report.html"
+            if state == RUNNING:
+                seen[step] = page.read_text() if page.is_file() else ""
+
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    run_recipe(Command(path, ()), Watching(), disk=(0, 0))
+    assert [text.partition(" of 3 steps finished")[0][-1:] for text in seen.values()] == ["", "1", "2"]
+    manifest = json.loads((tmp_path / "runs/small/dpo/manifest.json").read_text())
+    assert manifest["environment"]["host"] in (tmp_path / "runs/small/report.html").read_text()

@@ -98,7 +98,7 @@ def test_weights_that_were_the_best_in_one_life_only_do_not_cost_those_that_are(
         return made, made.run
 
     with pytest.raises(Killed):
-        life([5.0, 1.0, 4.0, 4.0, 4.0, 0.5], stop_after=6)[1]()
+        life([9.0, 5.0, 1.0, 4.0, 4.0, 4.0, 0.5], stop_after=6)[1]()
     assert {path.name for path in tmp_path.glob("best-*")} == {"best-2", "best-6"}  # no checkpoint holds step 6 yet
     made, go_on = life([4.0, 4.0, 4.0, 4.0, 4.0])
     assert go_on().kept_metrics["step"] == 2
@@ -109,7 +109,7 @@ def test_weights_that_were_the_best_in_one_life_only_do_not_cost_those_that_are(
 
 def test_weights_that_were_the_best_for_a_while_do_not_pile_up(tmp_path):
     made = start(tmp_path, checkpoint_steps=3)
-    falling, there = iter(range(9, 0, -1)), []
+    falling, there = iter(range(10, 0, -1)), []
 
     def evaluate():
         there.append({path.name for path in tmp_path.glob("best-*")})

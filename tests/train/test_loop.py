@@ -363,14 +363,17 @@ def test_held_out_rows_are_measured_and_change_nothing(tmp_path, at_once, name):
         assert {part: line[part] for part in alone if part not in CHANGING} == {
             part: alone[part] for part in alone if part not in CHANGING
         }
-        extra = line.keys() - alone.keys() - {f"held_out/{name}" for name in CHANGING}
+        computed = {f"{prefix}held_out/{name}" for prefix in ("", "start/") for name in CHANGING}
+        extra = line.keys() - alone.keys() - computed
         assert {part: line[part] for part in extra} == pytest.approx({part: line_cut[part] for part in extra}, abs=1e-5)
 
 
 def test_the_loss_of_held_out_rows_is_that_of_a_step_over_them(tmp_path):
     objective, train = RUNS["dpo"]
     trained = loop(tmp_path / "a", objective, train, job={"held_out": train[:8]}, max_steps=4)
-    last = trained.run().last_metrics
+    outcome = trained.run()
+    last, first = outcome.last_metrics, outcome.metrics[0]
+    assert first["start/held_out/loss"] == pytest.approx(math.log(2), abs=1e-6)  # the policy is its own reference
     model = llama()
     model.load_state_dict(trained.policy.hf.state_dict())
     start, expected = llama(), 0.0

@@ -1,0 +1,55 @@
+"""Where, when and from what a step was computed, for its manifest."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CPU_INFO = Path("/proc/cpuinfo")  # Linux
+SECRET = re.compile(r"((?:key|token|password|secret)[^=\s]*=)\S+", re.IGNORECASE)  # in an argument of a command
+
+
+def environment() -> dict[str, Any]:
+    """Return the time, host, device, command and git commit of this process; None for what is unknown."""
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "device": device_name(),
+        "command": command_line(sys.argv),
+        "git_commit": commit,
+        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+    }
+
+
+def device_name() -> str:
+    """Return the name of the first GPU, else of the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = CPU_INFO.read_text("utf-8").splitlines() if CPU_INFO.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def command_line(arguments: list[str]) -> str:
+    """Return the command that was given, without the folder of the program and without the values of secrets."""
+    program = Path(arguments[0]).name
+    program = "python -m align" if program == "__main__.py" else program
+    return " ".join([program, *(shlex.quote(SECRET.sub(r"\1***", argument)) for argument in arguments[1:])])
+
+
+def _git(*arguments: str) -> str | None:
+    """Return the output of a git command in the working directory, or None where it has no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
