@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from align.report.figures import HEIGHT, STYLE, Chart, new_figure
 from align.report.formatting import plain
@@ -56,7 +56,7 @@ def curves(title: str, lines: Sequence[Line], *, name: str, allow_log: bool = Fa
         if is_log:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))

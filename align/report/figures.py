@@ -82,6 +82,7 @@ def histogram(title: str, runs: Sequence[tuple[str, Sequence[float]]], *, name: 
     if low == high:
         low, high = low - 0.5, high + 0.5
     heights: list[Any] = []
+    edges: Any = ()
     with rc_context(STYLE):
         figure, axes = new_figure(HEIGHT)
         for number, (_, rewards) in enumerate(runs):
