@@ -15,6 +15,7 @@ from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
 from align.models.adapters.attach import prepare_for_training
 from align.models.adapters.files import save_adapters
+from align.models.adapters.merging import merge_and_untie
 from align.models.backbone import Backbone
 from align.models.loading.pretrained import load_base
 from align.models.loading.quantization import NF4, is_quantized
@@ -22,6 +23,7 @@ from align.models.loading.tokenizer import load_tokenizer_for
 from align.models.logprobs import LogitTransform, patch_lm_head
 from align.models.settings import PolicySettings
 from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
+from align.models.weights import weights_digest
 
 
 class Policy(Backbone):
@@ -104,18 +106,19 @@ def save_policy(
     *,
     merge: bool = True,
     end_of_turn: int | None = None,
-) -> None:
+) -> str:
     """Write a folder that `from_pretrained` loads: safetensors, tokenizer with chat template, generation config.
 
     With `merge` adapters are merged into the weights in place, and the policy must not be trained afterwards; without
     it only the adapters are written. Generation stops at the model's previous stop tokens, at EOS, and at
-    `end_of_turn`, the last token of trained responses. Raises `InputError` on merging into weights in 4 bits.
+    `end_of_turn`, the last token of trained responses. Returns a digest of the written weights. Raises `InputError` on
+    merging into weights in 4 bits.
     """
     hf = policy.hf
     if isinstance(hf, PeftModel) and merge:
         if is_quantized(policy.base):
             raise InputError("adapters cannot be merged into weights in 4 bits", ("policy", "quantize"))
-        hf = cast(PreTrainedModel, hf.merge_and_unload())
+        hf = merge_and_untie(hf)
     base = policy.base if not isinstance(hf, PreTrainedModel) else hf
     previous: Any = base.generation_config.eos_token_id
     known: list[Any] = [*(previous if isinstance(previous, list) else [previous]), tokenizer.eos_token_id, end_of_turn]
@@ -123,8 +126,10 @@ def save_policy(
     base.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
     base.generation_config.pad_token_id = tokenizer.pad_token_id
     if isinstance(hf, PeftModel):
-        save_adapters(hf, folder, quantize=NF4 if is_quantized(base) else None)
+        weights = save_adapters(hf, folder, quantize=NF4 if is_quantized(base) else None)
         base.generation_config.save_pretrained(str(folder))
     else:
-        hf.save_pretrained(str(folder), safe_serialization=True)
+        weights = hf.state_dict()
+        hf.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+    return weights_digest(weights)

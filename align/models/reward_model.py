@@ -24,6 +24,7 @@ from transformers import (
 from align.data.token_groups import TokenSequence
 from align.errors import InputError, one_line
 from align.models.adapters.attach import merge_adapters, prepare_for_training
+from align.models.adapters.merging import merge_and_untie
 from align.models.backbone import Backbone
 from align.models.loading.config import is_sequence_classifier, load_config
 from align.models.loading.errors import LOAD_ERRORS
@@ -42,6 +43,7 @@ from align.models.settings import (
     resolve_rating,
 )
 from align.models.tree.batch import TokenBatch
+from align.models.weights import weights_digest
 
 AGGREGATE = "aggregate"  # key in a saved configuration: weight of each attribute in the reward
 
@@ -132,15 +134,17 @@ def load_reward_model(
     return reward_model, tokenizer
 
 
-def save_reward_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_reward_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
     """Write a folder that `AutoModelForSequenceClassification` loads: safetensors, labels, weights and tokenizer.
 
     `set_pad_token` must have been called. Adapters are merged in place; the model must not be trained afterwards.
+    Returns a digest of the written weights.
     """
     assert model.base.config.get_text_config().pad_token_id is not None, "call set_pad_token first"
-    merged: Any = model.hf.merge_and_unload() if isinstance(model.hf, PeftModel) else model.hf
-    merged.save_pretrained(str(folder), safe_serialization=True)
+    merged = merge_and_untie(model.hf) if isinstance(model.hf, PeftModel) else model.hf
+    merged.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+    return weights_digest(merged.state_dict())
 
 
 def set_pad_token(model: RewardModel, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:

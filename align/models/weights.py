@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -40,10 +40,25 @@ def fingerprint(model: Backbone) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.hf.state_dict(keep_vars=True).items()):
         with gathered_parameters([value]):
-            full = full_tensor(value.detach()).cpu()
-            digest.update(f"{name} {full.dtype} {tuple(full.shape)}".encode())
-            digest.update(memoryview(cast(Any, full.flatten().view(torch.uint8).numpy())))
+            _update(digest, name, full_tensor(value.detach()).cpu())
     for name, module in model.hf.named_modules():
         if isinstance(module, LoraLayer):  # the scaling of its adapters is not among the weights
             digest.update(f"{name} {sorted(module.scaling.items())}".encode())
     return digest.hexdigest()[:16]
+
+
+def weights_digest(weights: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> str:
+    """Return the SHA-256 of tensors by name, as fp32 values after rounding to `dtype` if one is given."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        known = value.detach().to("cpu")
+        if known.is_floating_point():
+            known = (known if dtype is None else known.to(dtype)).float()
+        _update(digest, name, known)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, name: str, value: Tensor) -> None:  # noqa: ANN401 - hashlib has no public type for it
+    """Add a tensor's name, dtype, shape and bytes to a digest."""
+    digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+    digest.update(memoryview(cast(Any, value.flatten().view(torch.uint8).numpy())))

@@ -35,12 +35,20 @@ SHARD_FILE = "shard-{:05}.safetensors"  # numbered by rank
 Stored = dict[tuple[str, str], list[tuple[int, Path, str]]]
 
 
-def save_checkpoint(
-    folder: Path, step: int, *, sharding: Replicated, processes: Processes, settings_hash: str, best: int = 0
+def save_checkpoint(  # noqa: PLR0913 - keyword arguments
+    folder: Path,
+    step: int,
+    *,
+    sharding: Replicated,
+    processes: Processes,
+    settings_hash: str,
+    best: int = 0,
+    moments: bool = True,
 ) -> None:
     """Write `checkpoint-<step>`, then remove older checkpoints; all processes call it together.
 
-    Of the saved best weights only those of the step `best` are kept.
+    Of the saved best weights only those of the step `best` are kept. Without `moments` it holds the weights alone,
+    which suffices after the last step.
     """
     if processes.is_main:
         for partial in folder.glob(f".{CHECKPOINT}*"):  # of a killed attempt, as large as a complete checkpoint
@@ -48,8 +56,8 @@ def save_checkpoint(
         if (folder / METRICS).is_file():  # metrics up to this step must be on disk before the checkpoint
             with (folder / METRICS).open("rb") as lines:
                 os.fsync(lines.fileno())
-    state = {"step": step, "settings": settings_hash}
-    _save(folder / f"{CHECKPOINT}{step}", state, sharding, processes, moments=True)
+    state = {"step": step, "settings": settings_hash, "moments": moments}
+    _save(folder / f"{CHECKPOINT}{step}", state, sharding, processes, moments=moments)
     if processes.is_main:
         others = [path for path in folder.glob(f"{BEST}*") if path.name != f"{BEST}{best}"]
         for older in [*_checkpoints(folder)[:-1], *others]:
@@ -68,9 +76,10 @@ def load_checkpoint(folder: Path, *, sharding: Replicated, settings_hash: str) -
     state: dict[str, Any] = read_json(latest / STATE)
     if state["settings"] != settings_hash:
         raise RunError(f"{latest}: the checkpoint has other settings or data; remove it to restart this step")
-    stored = _stored(latest)
-    sharding.init_moments(int(state["step"]), {name for kind, name in stored if kind != WEIGHT})
-    _load(latest, sharding, stored, moments=True)
+    stored, moments = _stored(latest), bool(state.get("moments", True))
+    if moments:
+        sharding.init_moments(int(state["step"]), {name for kind, name in stored if kind != WEIGHT})
+    _load(latest, sharding, stored, moments=moments)
     return int(state["step"])
 
 
@@ -171,9 +180,9 @@ def _open(file: Path) -> Any:  # noqa: ANN401 - safetensors has no name for it
         raise RunError(f"{file}: cannot be read ({error}); remove {file.parent.name} to resume without it") from error
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Return whether the folder has a checkpoint to resume from."""
-    return bool(_checkpoints(folder))
+def has_checkpoint(folder: Path, step: int | None = None) -> bool:
+    """Return whether the folder has a checkpoint to resume from, of the given step if there is one."""
+    return any(step in (None, _step_of(path, CHECKPOINT)) for path in _checkpoints(folder))
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -13,7 +13,7 @@ from align.artifacts import METRICS
 from align.distributed.processes import Processes
 from align.distributed.signals import StopRequest
 from align.errors import RunError
-from align.train.checkpoint import load_best, load_checkpoint, read_metrics, save_best, save_checkpoint
+from align.train.checkpoint import has_checkpoint, load_best, load_checkpoint, read_metrics, save_best, save_checkpoint
 from align.train.sharding.replicated import Replicated
 from align.train.training_run import TrainingRun, best_metrics
 
@@ -54,21 +54,20 @@ class Checkpointer:
         stopped, late = self._sum([stop.requested, is_late and self._processes.is_main])
         by_steps = settings.checkpoint_steps is not None and step % settings.checkpoint_steps == 0
         if stopped or (step < num_steps and (late or by_steps)):
-            best = best_metrics(lines)
-            save_checkpoint(
-                self._run.folder,
-                step,
-                sharding=self._sharding,
-                processes=self._processes,
-                settings_hash=self._settings_hash,
-                best=0 if best is None else int(best["step"]),
-            )
-            self._saved_at = time.monotonic()
+            self._save(lines, moments=True)
         if stopped:
             raise RunError(
                 f"stopped by SIGTERM: saved a checkpoint after step {step} of {num_steps}; "
                 "rerun the same command to resume"
             )
+
+    def save_trained(self, lines: Sequence[Mapping[str, float]]) -> None:
+        """Save the weights after the last step, unless a checkpoint has them.
+
+        If the model cannot be saved after that, the next call begins at its saving.
+        """
+        if not has_checkpoint(self._run.folder, int(lines[-1]["step"])):
+            self._save(lines, moments=False)
 
     def load_kept(self, lines: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
         """Load the weights to keep and return the metrics of their step."""
@@ -79,6 +78,19 @@ class Checkpointer:
             raise RunError("no held-out loss was finite, so there are no best weights to keep")
         load_best(self._run.folder, int(best["step"]), sharding=self._sharding)
         return best
+
+    def _save(self, lines: Sequence[Mapping[str, float]], *, moments: bool) -> None:
+        best = best_metrics(lines)
+        save_checkpoint(
+            self._run.folder,
+            int(lines[-1]["step"]),
+            sharding=self._sharding,
+            processes=self._processes,
+            settings_hash=self._settings_hash,
+            best=0 if best is None else int(best["step"]),
+            moments=moments,
+        )
+        self._saved_at = time.monotonic()
 
     def _sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums over ranks."""

@@ -17,6 +17,7 @@ from align.distributed.signals import defer_sigterm
 from align.errors import InputError, RunError
 from align.models.backbone import Backbone
 from align.models.probe import choose_forward
+from align.models.saving.comparison import ModelOutputs, model_outputs
 from align.models.weights import fingerprint
 from align.train.checkpointer import Checkpointer
 from align.train.evaluator import Evaluator
@@ -96,6 +97,11 @@ class Loop:
             initial_weights=self.initial_weights,
             references=read_work(work_file) if self.training_run.objective.needs_reference else ReferenceWork(),
         )
+
+    def outputs(self) -> ModelOutputs:
+        """Return the trained model's outputs on a few rows in fp32; all processes call it together."""
+        with self.sharding.full_precision():
+            return model_outputs(self.policy, self.groups.probe_sequences())
 
     def step(self, number: int) -> dict[str, float]:
         """Take optimizer step `number`, counted from 0, and return its metrics.

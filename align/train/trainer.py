@@ -19,8 +19,10 @@ from align.errors import InputError
 from align.losses.preference import PreferenceLoss
 from align.losses.table import CustomLoss
 from align.models.loading.config import max_positions
-from align.models.policy import Policy, save_policy
-from align.models.reward_model import RewardModel, save_reward_model, set_pad_token
+from align.models.policy import Policy, load_policy, save_policy
+from align.models.reward_model import RewardModel, load_reward_model, save_reward_model, set_pad_token
+from align.models.saving.comparison import ModelOutputs, compare_saved
+from align.models.settings import PolicySettings
 from align.records import Comparison, Demonstration, Located
 from align.train.filters import comparable, labelled, of_kind, with_pairs
 from align.train.indexed_groups import end_of_turn
@@ -48,7 +50,8 @@ class Trainer:
     mask_BK) that returns the loss of each group, shape [B]; or an objective, such as `RegressionObjective`.
 
     `folder` receives metrics.jsonl, checkpoints and the reference cache. A new `Trainer` with the same arguments
-    resumes from its latest checkpoint. Under `accelerate launch` all processes make the same calls.
+    resumes from its latest checkpoint, the last of which holds the trained weights. Under `accelerate launch` all
+    processes make the same calls.
 
     Raises `InputError` for an unknown loss, for rows of the wrong kind, or if no row is left to train on.
 
@@ -102,6 +105,7 @@ class Trainer:
         Afterwards the policy has the last weights, or with `keep: best` those with the lowest held-out loss.
         """
         result = self.loop.run()
+        self.loop.checkpointer.save_trained(result.metrics)
         self.policy.use_forward("plain")  # so that generation with transformers works
         return result
 
@@ -109,19 +113,24 @@ class Trainer:
         """Write the model and the tokenizer as a Hugging Face folder that `from_pretrained` loads.
 
         Adapters are merged in place, so the policy must not be trained afterwards. Raises `InputError` if the folder
-        exists.
+        exists, and `RunError` if the model that is loaded back from it differs from the trained one.
         """
         if Path(folder).exists():
             raise InputError(f"{folder}: already exists; choose a new folder")
-        self.loop.processes.run_on_main(lambda: self._write(Path(folder)), "saving the model")
+        expected = self.loop.outputs()
+        self.loop.processes.run_on_main(lambda: self._write(Path(folder), expected), "saving the model")
 
-    def _write(self, target: Path) -> None:
+    def _write(self, target: Path, expected: ModelOutputs) -> None:
         with atomic_folder(target) as partial:
+            settings, groups = PolicySettings(path=str(partial)), self.training_run.train
             if isinstance(self.policy, RewardModel):
-                set_pad_token(self.policy, self.tokenizer, _last_tokens(self.training_run.train))
-                save_reward_model(self.policy, self.tokenizer, partial)
+                set_pad_token(self.policy, self.tokenizer, _last_tokens(groups))
+                digest = save_reward_model(self.policy, self.tokenizer, partial)
+                saved = load_reward_model(settings)[0]
             else:
-                save_policy(self.policy, self.tokenizer, partial, end_of_turn=end_of_turn(self.training_run.train))
+                digest = save_policy(self.policy, self.tokenizer, partial, end_of_turn=end_of_turn(groups))
+                saved = load_policy(settings)[0]
+            compare_saved(saved, expected, digest=digest, folder=target)
 
     def _encode(self, rows: Iterable[Row], name: str) -> Sequence[TokenGroup]:
         """Return the rows as token groups that contribute to the loss; `counts` receives the others."""

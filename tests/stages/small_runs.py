@@ -47,14 +47,14 @@ class Told:
         self.states.append((step, state))
 
 
-def run(folder, *overrides, text=RECIPE):
+def run(folder, *overrides, text=RECIPE, until=None):
     """A run of the recipe in this process, from the root of the repository as launch files are named from it."""
     folder.mkdir(exist_ok=True)
     path, told = folder / "small.yaml", Told()
     path.write_text(text.format(runs=folder / "runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        made = run_recipe(Command(path, overrides), told, disk=(0, 0))
+        made = run_recipe(Command(path, overrides), told, disk=(0, 0), until=until)
     return made, told
 
 

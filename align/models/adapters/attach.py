@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from align.config import stable_hash
 from align.errors import InputError, one_line
 from align.models.adapters.files import FROZEN, TRAINED, adapted_modules, load_adapter_config
+from align.models.adapters.merging import merge_and_untie, tied_targets
 from align.models.loading.errors import MAX_SHOWN, loading
 from align.models.loading.seeding import seeded
 from align.models.settings import LoraSettings, PolicySettings, is_adapter
@@ -35,11 +37,14 @@ def prepare_for_training(model: PreTrainedModel, settings: PolicySettings, *, ta
     path, lora = settings.path, settings.lora
     if path is not None and is_adapter(path) and task == "CAUSAL_LM":
         if lora is not None and lora.adapters == "continued":
-            return continue_adapters(model, path, lora)
+            return _check_kept(continue_adapters(model, path, lora))
         if lora is not None and lora.adapters == "stacked":
-            return stack_adapters(model, path, lora, seed=settings.seed)
+            return _check_kept(stack_adapters(model, path, lora, seed=settings.seed))
         model = merge_adapters(model, path)
-    return model if lora is None else add_adapters(model, lora, seed=settings.seed, task=task)
+    if lora is None:
+        return model
+    adapted = add_adapters(model, lora, seed=settings.seed, task=task)
+    return adapted if lora.merge else _check_kept(adapted)
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraSettings, *, seed: int, task: str) -> PeftModel:
@@ -108,10 +113,25 @@ def merge_adapters(model: PreTrainedModel, path: str) -> PreTrainedModel:
             "merge them in an import step, or set zero3_init_flag to false in the launch file",
             ("policy",),
         )
-    result = cast(PreTrainedModel, cast(Any, _with_saved(model, path, TRAINED)).merge_and_unload())
+    result = merge_and_untie(_with_saved(model, path, TRAINED))
     for name, value in result.named_parameters():
         value.requires_grad_(name in trainable)
     return result
+
+
+def _check_kept(model: PeftModel) -> PeftModel:
+    """Return the model unless its adapters cannot be saved without their base.
+
+    Other libraries merge an adapter on a tied weight into every layer that uses the weight.
+    """
+    if tied := tied_targets(model):
+        target = tied[0].removesuffix(".base_layer").rpartition(".")[2]
+        raise InputError(
+            f"{target} shares its weight with another layer of this model (tie_word_embeddings), and adapters on it "
+            "can only be merged; leave it out, or set lora.adapters to 'merged', which unties them",
+            (*LORA, "targets"),
+        )
+    return model
 
 
 def _new_config(model: PreTrainedModel, lora: LoraSettings, task: str) -> LoraConfig:
@@ -128,11 +148,20 @@ def _new_config(model: PreTrainedModel, lora: LoraSettings, task: str) -> LoraCo
 def _target_errors() -> Generator[None]:
     """Turn peft's complaints about the target modules into errors about the setting."""
     try:
-        yield
+        with _without_warnings():
+            yield
     except InputError:
         raise
     except ValueError as error:
         raise InputError(one_line(error)[:MAX_SHOWN], (*LORA, "targets")) from error
+
+
+@contextmanager
+def _without_warnings() -> Generator[None]:
+    """Hide peft's warnings about tied weights, which `merge_and_untie` merges, and about transposed weights (GPT-2)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*(tie_word_embeddings|fan_in_fan_out)", UserWarning)
+        yield
 
 
 def _with_saved(model: PreTrainedModel, path: str, name: str) -> PeftModel:
@@ -140,7 +169,7 @@ def _with_saved(model: PreTrainedModel, path: str, name: str) -> PeftModel:
     config = load_adapter_config(path)
     config.base_model_name_or_path, config.lora_dropout, config.inference_mode = None, 0.0, False
     with loading("adapters", path, "policy"):
-        with seeded(0):
+        with seeded(0), _without_warnings():
             result = _with_absolute_base(cast(PeftModel, get_peft_model(model, config, adapter_name=name)))
         found: Any = set_peft_model_state_dict(result, load_peft_weights(path, device="cpu"), adapter_name=name)
     trainable = {key for key, value in result.named_parameters() if value.requires_grad}

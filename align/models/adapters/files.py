@@ -71,17 +71,19 @@ def adapters_on(layer: LoraLayer) -> set[str]:
     return {*layer.lora_A.keys(), *layer.lora_embedding_A.keys()}
 
 
-def save_adapters(
-    hf: PeftModel, folder: Path, *, weights: Mapping[str, Tensor] | None = None, quantize: str | None = None
-) -> None:
-    """Write the adapters without their base, stacked ones as one.
+def adapter_weights(hf: PeftModel, name: str = TRAINED) -> dict[str, Tensor]:
+    """Return the weights of the named adapter, under the names that they have in a file."""
+    # The vocabulary is never resized; by default peft queries the Hub to find out
+    return get_peft_model_state_dict(hf, adapter_name=name, save_embedding_layers=cast(Any, False))
 
-    `weights` is the full state dict of a sharded model; `quantize` is the quantization of the base, which is recorded.
+
+def save_adapters(hf: PeftModel, folder: Path, *, quantize: str | None = None) -> dict[str, Tensor]:
+    """Write the adapters without their base, stacked ones as one, and return their weights.
+
+    `quantize` is the quantization of the base, which is recorded.
     """
     names = [name for name in (FROZEN, TRAINED) if name in hf.peft_config]
-    # The vocabulary is never resized; by default peft queries the Hub to find out
-    options: Any = {"state_dict": weights, "save_embedding_layers": False}
-    parts = [get_peft_model_state_dict(hf, adapter_name=name, **options) for name in names]
+    parts = [adapter_weights(hf, name) for name in names]
     config = cast(LoraConfig, copy.copy(hf.peft_config[TRAINED]))
     ranks = [max(len(value) for key, value in part.items() if _is_lora_a(key)) for part in parts]
     if len(names) == 2:
@@ -97,6 +99,7 @@ def save_adapters(
     config.save_pretrained(str(folder))
     info = {"base": config.base_model_name_or_path, "quantize": quantize}
     write_json(folder / ADAPTER_INFO, {**info, "rank": ranks[-1], "rank_below": sum(ranks[:-1])})
+    return tensors
 
 
 def _is_lora_a(key: str) -> bool:

@@ -14,6 +14,7 @@ from align.models.loading.config import build_config, load_config
 from align.models.loading.pretrained import silence_transformers
 from align.models.loading.tokenizer import load_tokenizer
 from align.models.policy import load_policy, save_policy
+from align.models.saving.comparison import compare_saved, model_outputs, random_groups
 from align.models.settings import PolicySettings
 from align.procedural import tasks
 from align.stages.costs.measured import Done, dimensions
@@ -28,7 +29,10 @@ def import_policy(spec: ModelSpec, context: RunContext) -> dict[str, Any]:
     settings = with_tokenizer(spec, context.folder)
     policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
-    save_policy(policy, tokenizer, context.folder)
+    expected = model_outputs(policy, random_groups(len(tokenizer)))
+    digest = save_policy(policy, tokenizer, context.folder)
+    saved, _ = load_policy(PolicySettings(path=str(context.folder)))
+    compare_saved(saved, expected, digest=digest, folder=context.folder)
     weights = sum(value.numel() for value in policy.parameters())
     done = Done(dimensions=dimensions(policy.base.config), weights=weights)
     return {"weights": weights, "tokens": len(tokenizer), "done": done}

@@ -15,18 +15,18 @@ from align.data.chat_templates import apply_template
 from align.distributed.processes import Processes
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
-from align.models.policy import load_policy, save_policy
+from align.models.policy import Policy, load_policy, save_policy
 from align.models.settings import PolicySettings
 from align.stages.base import REFERENCES
 from align.stages.costs.measured import Done, dimensions
 from align.stages.inputs.context import RunContext
 from align.stages.training.contract import TrainingSettings
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
+from align.stages.training.saving import load_saved_policy, save_trained
 from align.train.indexed_groups import end_of_turn
 from align.train.loop import Loop
 from align.train.objectives.base import Objective
 from align.train.sharding.accelerator import make_accelerator, zero3_init
-from align.train.sharding.gather import complete_model
 from align.train.sharding.replicated import num_parameters
 from align.train.training_run import TrainingResult, TrainingRun
 
@@ -42,15 +42,21 @@ class PolicyTraining:
 
     def save(self, folder: Path, result: TrainingResult) -> dict[str, Any]:
         """Write the trained policy as a plain Hugging Face folder and return what the manifest says of it."""
-        loop, settings = self.loop, self.settings
-        trained = complete_model(loop.sharding, loop.processes, lambda: load_policy(settings)[0])
+        settings = self.settings
         merge = settings.lora is None or settings.lora.merge
 
-        def save() -> None:
-            save_policy(trained, self.tokenizer, folder, merge=merge, end_of_turn=end_of_turn(self.rows.train))
+        def save(trained: Policy) -> str:
+            return save_policy(trained, self.tokenizer, folder, merge=merge, end_of_turn=end_of_turn(self.rows.train))
 
-        loop.processes.run_on_main(save, "writing the policy")
-        return {**training_report(self.rows, result), "done": work_done(loop, result)}
+        saved = save_trained(
+            self.loop,
+            result,
+            folder,
+            load=lambda: load_policy(settings)[0],
+            save=save,
+            load_saved=lambda: load_saved_policy(folder, settings),
+        )
+        return {**training_report(self.rows, result), **saved, "done": work_done(self.loop, result)}
 
 
 def prepare(step: TrainingSettings, objective: Objective, context: RunContext) -> PolicyTraining:

@@ -23,16 +23,17 @@ from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.reward_model import RewardModel, load_rating, load_reward_model, save_reward_model, set_pad_token
 from align.models.reward_scoring import last_hidden_states, score_groups
+from align.models.settings import PolicySettings
 from align.models.weights import full_tensor, gathered_parameters
 from align.stages.inputs.context import RunContext
 from align.stages.training.contract import RewardSettings
 from align.stages.training.policy_training import training_report, training_run, work_done
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
+from align.stages.training.saving import save_trained
 from align.train.checkpoint import has_checkpoint
 from align.train.loop import Loop
 from align.train.objectives.reward import BradleyTerryObjective, RewardObjective, label_table, reward_objective
 from align.train.sharding.accelerator import make_accelerator, zero3_init
-from align.train.sharding.gather import complete_model
 
 INIT_GROUPS = 1024  # groups that a new head is fitted to before training
 
@@ -63,19 +64,22 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     outcome = loop.run()
     # On all processes, since the weights may be sharded; in the step's precision, several times as fast as fp32
     report = _report(model, rows, subsets) if rows.held_out else {}
-    trained = complete_model(
-        loop.sharding,
-        loop.processes,
-        lambda: load_reward_model(settings, step.head, default=step.default_attributes)[0],
-    )
 
-    def save() -> None:
+    def save(trained: RewardModel) -> str:
         set_pad_token(trained, tokenizer, end_tokens)
-        save_reward_model(trained, tokenizer, context.folder)
+        return save_reward_model(trained, tokenizer, context.folder)
 
-    loop.processes.run_on_main(save, "writing the reward model")
+    saved = save_trained(
+        loop,
+        outcome,
+        context.folder,
+        load=lambda: load_reward_model(settings, step.head, default=step.default_attributes)[0],
+        save=save,
+        load_saved=lambda: load_reward_model(PolicySettings(path=str(context.folder)))[0],
+    )
     return {
         **training_report(rows, outcome),
+        **saved,
         "done": work_done(loop, outcome),
         "aggregate": aggregate,
         "report": report,

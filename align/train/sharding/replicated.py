@@ -40,6 +40,7 @@ class Replicated:
     is_sharded = False  # whether each process holds, and must save, a different part
     gathers_per_layer = False  # whether complete weights exist only while a layer runs
     stage = 0  # ZeRO stage
+    _in_fp32 = False  # set by `full_precision`
 
     def __init__(self, accelerator: Accelerator, policy: Backbone, optimizer: AdamW, settings: TrainSettings) -> None:
         self.accelerator, self.policy, self.optimizer, self.settings = accelerator, policy, optimizer, settings
@@ -75,10 +76,19 @@ class Replicated:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which matrix products use the precision of the settings."""
-        if self.settings.precision == "fp32":
+        if self.settings.precision == "fp32" or self._in_fp32:
             return nullcontext()
         # With sharding, autocast's cache would keep a bf16 copy of every gathered weight until the forward pass ends
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, cache_enabled=not self.gathers_per_layer)
+
+    @contextmanager
+    def full_precision(self) -> Generator[None]:
+        """Run forward passes in this block in fp32, whatever the precision of the settings."""
+        self._in_fp32 = True
+        try:
+            yield
+        finally:
+            self._in_fp32 = False
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of each parameter group, times its `lr_multiplier`."""

@@ -1,0 +1,53 @@
+"""Saving of a step's trained model, and the comparison of the saved model with the trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from align.models.backbone import Backbone
+from align.models.policy import load_policy
+from align.models.saving.comparison import compare_saved
+from align.models.settings import LoraSettings, PolicySettings
+from align.train.loop import Loop
+from align.train.sharding.gather import complete_model
+from align.train.training_run import TrainingResult
+
+B = TypeVar("B", bound=Backbone)
+
+
+def save_trained(
+    loop: Loop,
+    result: TrainingResult,
+    folder: Path,
+    *,
+    load: Callable[[], B],
+    save: Callable[[B], str],
+    load_saved: Callable[[], Backbone],
+) -> dict[str, Any]:
+    """Save the trained model, compare what is on disk with it, and return what the manifest says of that.
+
+    All processes call it together. `load` returns the untrained model, `save` writes the trained one and returns the
+    digest of its weights, `load_saved` loads what was written. If anything fails, a checkpoint keeps the weights.
+
+    The main process holds at most one complete model of its own: under ZeRO-3 and FSDP2 that which it writes is freed
+    before the saved one is loaded, and weights in fp32 are mapped from the file.
+    """
+    loop.checkpointer.save_trained(result.metrics)
+    expected = loop.outputs()
+    trained = complete_model(loop.sharding, loop.processes, load)
+    digest = loop.processes.run_on_main(partial(save, trained), "writing the model")
+    del trained
+    difference = loop.processes.run_on_main(
+        lambda: compare_saved(load_saved(), expected, digest=digest, folder=folder), "comparing the saved model"
+    )
+    return {"saved": {"max_difference": difference, "rows": len(expected.sequences)}}
+
+
+def load_saved_policy(folder: Path, settings: PolicySettings) -> Backbone:
+    """Load the policy that a step with these settings has written to a folder."""
+    keeps_adapters = settings.lora is not None and not settings.lora.merge
+    lora = LoraSettings(adapters="continued") if keeps_adapters else None
+    return load_policy(PolicySettings(path=str(folder), lora=lora, quantize=settings.quantize))[0]
