@@ -34,6 +34,19 @@ def check_text(text: str) -> None:
         ) from error
 
 
+# Finish reasons of a response that ended before its end of turn, as engines and servers write them
+CUT_OFF = ("length", "max_tokens", "max_length", "model_length", "content_filter", "abort")
+
+
+def is_cut_off(finish: str | None) -> bool:
+    """Return whether a response with this finish reason was cut off; one with an unknown reason was not.
+
+    >>> is_cut_off("length"), is_cut_off("stop"), is_cut_off(None)
+    (True, False, False)
+    """
+    return finish is not None and finish.lower() in CUT_OFF
+
+
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -54,11 +67,14 @@ class Message:
 class Demonstration:
     """A dialogue to imitate. Every assistant message is trained, and nothing else.
 
+    `finish` is why the last message ended, if it was sampled: one that was cut off is trained without an end of turn.
+
     Raise `InputError` without an assistant message, or if one is empty.
     """
 
     messages: tuple[Message, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    finish: str | None = None
 
     def __post_init__(self) -> None:
         answers = [message for message in self.messages if message.role == "assistant"]
@@ -72,12 +88,16 @@ class Demonstration:
 class Response:
     """One response to a prompt, with its reward and its rated attributes, if any.
 
+    `finish` is why a sampled response ended, such as `stop` or `length`: one that was cut off is trained without an
+    end of turn.
+
     Raise `InputError` for an empty response or a value that is not finite.
     """
 
     content: str
     reward: float | None = None
     attributes: Mapping[str, float] = field(default_factory=dict, hash=False)  # attributes without a rating are absent
+    finish: str | None = None
 
     def __post_init__(self) -> None:
         if not self.content.strip():

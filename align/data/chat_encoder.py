@@ -41,7 +41,9 @@ class ChatEncoder:
 
     The tokens of a response follow the longest common prefix of the rendered prompt and the rendered dialogue, up to
     and including the end-of-turn token: the first control token after the response's text, or EOS if the template
-    writes none. Special tokens inside a message are encoded as ordinary text.
+    writes none. A response that was cut off has no end-of-turn token, unless `closes_cut`, for models that read a
+    reward at it. Special tokens inside a message are encoded as ordinary text. A row starts with the `prompt_ids` of
+    its prompt, so that training and sampling see the same context.
 
     `max_length` limits the tokens of a sequence, `max_prompt_length` those before the response. `overlong` is `drop`,
     `cut_prompt` (from the left), `cut_response` (from the right) or `error`. `counts` holds the number of rows read,
@@ -68,13 +70,14 @@ class ChatEncoder:
         max_length: int | None = None,
         max_prompt_length: int | None = None,
         overlong: str = "drop",
+        closes_cut: bool = False,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._overlong = overlong
         self._shorten = pick(OVERLONG, overlong, "value of overlong")
         self._max_length = length_limit("max_length", max_length)
         self._max_prompt = length_limit("max_prompt_length", max_prompt_length)
-        self._renderer = Renderer(tokenizer)
+        self._renderer = Renderer(tokenizer, closes_cut=closes_cut)
         self._tokenizer = RenderedTokenizer(tokenizer, self._renderer.control_tokens, self.counts)
 
     def encode(self, record: Trainable, row: int) -> TokenGroup | None:
@@ -103,8 +106,7 @@ class ChatEncoder:
         Length limits do not apply, and `counts` does not change.
         """
         with at_place(f"row {row + 1}"):
-            text = self._renderer.prompt(messages)
-        return self._tokenizer.ids(text)
+            return self._tokenizer.prompt(self._renderer.prompt(messages))
 
     def _encode(self, batch: Sequence[Located[Trainable]]) -> list[TokenGroup | None]:
         rendered = [self._render(located) for located in batch]
@@ -119,8 +121,8 @@ class ChatEncoder:
         record = located.record
         with at_place(located.place):
             if isinstance(record, Demonstration):
-                return [self._renderer.demonstration(record.messages)]
-            return self._renderer.comparison(record.prompt, [response.content for response in record.responses])
+                return [self._renderer.demonstration(record)]
+            return self._renderer.comparison(record.prompt, record.responses)
 
     def _group(
         self, record: Trainable, row: int, dialogues: list[Rendered], encodings: Mapping[str, Encoding]

@@ -70,6 +70,14 @@ class ChatTemplate:
         """Return the chat as text with ESCAPE for one message: it differs from the chat where that message starts."""
         return self.render([[*chat[:index], {**chat[index], "content": ESCAPE}, *chat[index + 1 :]]])[0]
 
+    def closing(self, chat: Chat) -> str:
+        """Return what the template writes after the content of an assistant message that ends the chat."""
+        text = self.render([[*chat, {"role": "assistant", "content": ESCAPE}]])[0]
+        _, found, closing = text.rpartition(ESCAPE)
+        if not found:
+            raise InputError("the chat template drops the assistant's message; use a template that keeps it")
+        return closing
+
     def generation_blocks(self, chat: Chat) -> tuple[str, Sequence[tuple[int, int]]]:
         """Return the chat as text, and where each generation block starts and ends in it, in characters."""
         settings: Any = self._tokenizer.special_tokens_map

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 
 from transformers import PreTrainedTokenizerBase
 
-from align.data.chat_rendering import Chat, ChatTemplate
+from align.data.chat_rendering import ESCAPE, Chat, ChatTemplate
 from align.errors import InputError
-from align.records import Message
+from align.records import Demonstration, Message, Response, is_cut_off
+
+# The end of a generation prompt that opens a thought, such as `<think>\n`, `[THINK]` or `<|START_THINKING|>`
+OPEN_THOUGHT = re.compile(r"(?:<\|?|\[)(?:start_)?(?:think(?:ing)?|thought|reason(?:ing)?)(?:\|?>|\])\s*\Z", re.I)
+CLOSED_THOUGHT = re.compile(r"(?:</|\[/|<\|/|<\|end_)(?:think(?:ing)?|thought|reason(?:ing)?)", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +26,19 @@ class Turn:
     start: int  # end of the prompt with its generation header
     end: int  # end of the message's content
     next_message: int  # a control token that starts after this belongs to the next message
+    is_cut: bool = False  # the message was cut off: the text ends with it
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A dialogue as text: a head shared with the other responses, then the rest with the assistant's turns."""
+    """A dialogue as text: a head shared with the other responses, then the rest with the assistant's turns.
+
+    A prompt has no turns.
+    """
 
     head: str
     text: str
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn, ...] = ()
 
     def prompt_end(self, turn: Turn) -> str:
         """Return the end of the turn's prompt, from its last control token on."""
@@ -45,38 +54,37 @@ class Rendered:
 class Renderer:
     """Render prompts, comparisons and demonstrations with the tokenizer's chat template.
 
-    Raise `InputError` for a template that fails, alters an assistant message, or rewrites the prompt once a response
-    follows it.
+    A response that was cut off gets no end of turn, unless `closes_cut`. Raise `InputError` for a template that fails,
+    alters an assistant message, or rewrites the prompt once a response follows it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, closes_cut: bool = False) -> None:
         self._template = ChatTemplate(tokenizer)
+        self._closes_cut = closes_cut
         self.control_tokens = self._template.control_tokens
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Message]) -> Rendered:
         """Return the messages as text, with the header of the assistant's turn."""
-        return self._template.render([self._template.chat(messages)], generation_prompt=True)[0]
+        text = self._prompt_text(self._template.chat(messages))
+        split = self._template.last_control_token(text)
+        return Rendered(text[:split], text[split:])
 
-    def comparison(self, prompt: Sequence[Message], responses: Sequence[str]) -> list[Rendered]:
+    def comparison(self, prompt: Sequence[Message], responses: Sequence[Response]) -> list[Rendered]:
         """Return the prompt with each of the responses."""
         chat = self._template.chat(prompt)
-        answers = self._template.chat(Message("assistant", response) for response in responses)
-        prompt_text = self._template.render([chat], generation_prompt=True)[0]
-        texts = self._template.render([[*chat, answer] for answer in answers])
-        for text in texts:
-            self._check_prefix(prompt_text, text)
-        turns = [
-            self._turn([*chat, answer], len(chat), text, span=(len(prompt_text), len(text)))
-            for answer, text in zip(answers, texts, strict=True)
-        ]
-        return [
-            Rendered(text[: turn.split], text[turn.split :], (_shifted(turn, -turn.split),))
-            for turn, text in zip(turns, texts, strict=True)
-        ]
+        prompt_text = self._prompt_text(chat)
+        return [self._answered(chat, prompt_text, response) for response in responses]
 
-    def demonstration(self, messages: Sequence[Message]) -> Rendered:
+    def demonstration(self, record: Demonstration) -> Rendered:
         """Return the dialogue with a turn for each assistant message."""
-        chat = self._template.chat(messages)
+        chat = self._template.chat(record.messages)
+        is_cut = is_cut_off(record.finish) and not self._closes_cut
+        if [message["role"] for message in chat].index("assistant") == len(chat) - 1 > 0:
+            prompt_text = self._prompt_text(chat[:-1])
+            if OPEN_THOUGHT.search(prompt_text):
+                return self._answered(
+                    chat[:-1], prompt_text, Response(record.messages[-1].content, finish=record.finish)
+                )
         text = self._template.render([chat])[0]
         starts = self._starts(chat, text)
         stops = [*list(starts.values())[1:], len(text)]
@@ -84,7 +92,28 @@ class Renderer:
             self._turn(chat, index, text, span=(start, stop))
             for (index, start), stop in zip(starts.items(), stops, strict=True)
         ]
+        if is_cut:
+            text, turns[-1] = _cut(text, turns[-1], chat[max(starts)]["content"])
         return Rendered("", text, tuple(turns))
+
+    def _prompt_text(self, chat: Chat) -> str:
+        return self._template.render([chat], generation_prompt=True)[0]
+
+    def _answered(self, chat: Chat, prompt: str, response: Response) -> Rendered:
+        """Return the prompt, which is also given as text, with a response."""
+        answer = self._template.chat([Message("assistant", response.content)])[0]
+        is_cut = is_cut_off(response.finish) and not self._closes_cut
+        thought = _continued_thought(prompt, answer["content"], is_cut=is_cut)
+        if thought is None:
+            text = self._template.render([[*chat, answer]])[0]
+        else:  # templates keep, rewrite or drop a thought that the prompt has opened
+            answer = {**answer, "content": thought}
+            text = prompt + thought + self._template.closing(chat)
+        self._check_prefix(prompt, text)
+        turn = self._turn([*chat, answer], len(chat), text, span=(len(prompt), len(text)))
+        if is_cut:
+            text, turn = _cut(text, turn, answer["content"])
+        return Rendered(text[: turn.split], text[turn.split :], (_shifted(turn, -turn.split),))
 
     def _turn(self, chat: Chat, index: int, text: str, *, span: tuple[int, int]) -> Turn:
         """Return the places of the assistant message in this span of the text."""
@@ -150,5 +179,25 @@ class Renderer:
         )
 
 
+def _continued_thought(prompt: str, content: str, *, is_cut: bool) -> str | None:
+    """Return a response that continues a thought which the prompt has opened, without the opening mark; else None."""
+    opening = OPEN_THOUGHT.search(prompt)
+    if opening is None:
+        return None
+    mark, text = opening[0].strip(), content.lstrip()
+    for form in (mark, mark[0] + ESCAPE + mark[1:]):
+        if text.startswith(form):
+            return text.removeprefix(form).removeprefix(opening[0].removeprefix(mark))
+    return content if is_cut or CLOSED_THOUGHT.search(content) else None
+
+
+def _cut(text: str, turn: Turn, content: str) -> tuple[str, Turn]:
+    """Return a text that ends with its last turn, as the message does, and that turn."""
+    text = text[: turn.end] + content[len(content.rstrip()) :]
+    return text, replace(turn, end=len(text), next_message=len(text), is_cut=True)
+
+
 def _shifted(turn: Turn, by: int) -> Turn:
-    return Turn(turn.split + by, turn.start + by, turn.end + by, turn.next_message + by)
+    return replace(
+        turn, split=turn.split + by, start=turn.start + by, end=turn.end + by, next_message=turn.next_message + by
+    )

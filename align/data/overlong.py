@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,7 +65,9 @@ def _cut_prompt(sequences: Sequence[TokenSequence], lengths: RowLengths) -> Sequ
     if excess >= lengths.prompt - first:
         return None
     cut = slice(first, first + excess)
-    return tuple(TokenSequence(np.delete(one.ids, cut), np.delete(one.loss_mask, cut)) for one in sequences)
+    return tuple(
+        replace(one, ids=np.delete(one.ids, cut), loss_mask=np.delete(one.loss_mask, cut)) for one in sequences
+    )
 
 
 def _cut_response(sequences: Sequence[TokenSequence], lengths: RowLengths) -> Sequences | None:
@@ -73,7 +75,9 @@ def _cut_response(sequences: Sequence[TokenSequence], lengths: RowLengths) -> Se
     if lengths.prompt > lengths.max_prompt:
         return None
     limit = lengths.max_length
-    cut = tuple(TokenSequence(one.ids[:limit], one.loss_mask[:limit]) for one in sequences)
+    cut = tuple(
+        TokenSequence(one.ids[:limit], one.loss_mask[:limit], one.is_cut or len(one.ids) > limit) for one in sequences
+    )
     return cut if all(one.loss_mask.any() for one in cut) else None
 
 

@@ -37,11 +37,12 @@ SCHEMA = pa.schema(
         ("loss_mask", pa.list_(pa.uint8())),
         ("rewards", pa.list_(pa.float64())),
         ("chosen", pa.int32()),
+        ("is_cut", pa.list_(pa.bool_())),
         ("attributes", pa.string()),  # JSON
         ("metadata", pa.string()),  # JSON
     ]
 )
-ROW, LENGTHS, IDS, LOSS_MASK, REWARDS, CHOSEN, ATTRIBUTES, METADATA = range(len(SCHEMA))
+ROW, LENGTHS, IDS, LOSS_MASK, REWARDS, CHOSEN, IS_CUT, ATTRIBUTES, METADATA = range(len(SCHEMA))
 TOKENS, GROUPS, KEYS, DIGEST = "tokens.arrow", "groups.bin", "keys.bin", "digest.json"
 
 
@@ -82,6 +83,7 @@ def _record_batch(batch: Sequence[tuple[TokenGroup, str | None]]) -> Any:  # noq
         pa.ListArray.from_arrays(offsets, masks.view(np.uint8)),
         pa.array([group.rewards for group in groups], pa.list_(pa.float64())),
         pa.array([group.chosen for group in groups], pa.int32()),
+        pa.array([[sequence.is_cut for sequence in group.sequences] for group in groups], pa.list_(pa.bool_())),
         pa.array(attributes, pa.string()),
         pa.array([metadata for _, metadata in batch], pa.string()),
     ]
@@ -152,10 +154,11 @@ def _decode(batch: Any, position: int) -> TokenGroup:  # noqa: ANN401 - pyarrow 
     ends = np.cumsum(batch.column(LENGTHS)[position].as_py())
     ids = batch.column(IDS)[position].values.to_numpy().copy()  # the mapped file itself is read-only
     mask = batch.column(LOSS_MASK)[position].values.to_numpy().view(np.bool_).copy()
-    bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+    is_cut = batch.column(IS_CUT)[position].as_py()
+    bounds = list(zip([0, *ends[:-1]], ends, is_cut, strict=True))
     rewards, attributes = batch.column(REWARDS)[position].as_py(), batch.column(ATTRIBUTES)[position].as_py()
     return TokenGroup(
-        sequences=tuple(TokenSequence(ids[start:end], mask[start:end]) for start, end in bounds),
+        sequences=tuple(TokenSequence(ids[start:end], mask[start:end], cut) for start, end, cut in bounds),
         rewards=tuple(rewards) if rewards is not None else None,
         chosen=batch.column(CHOSEN)[position].as_py(),
         attributes=tuple(json.loads(attributes)) if attributes is not None else ({},) * len(bounds),

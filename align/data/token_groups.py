@@ -17,11 +17,12 @@ class TokenSequence:
     """Token ids of a prompt and a response, up to the last end-of-turn token, with a loss mask.
 
     Where the mask is true, the token's log-probability enters the loss. The first token is never in the loss, because
-    nothing precedes it.
+    nothing precedes it. A sequence that `is_cut` lacks its end of turn: the response was cut off, or the row was.
     """
 
     ids: Ids  # int32, shape [T]
     loss_mask: Mask  # bool, shape [T]
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

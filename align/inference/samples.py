@@ -17,6 +17,7 @@ from align.records import Prompt
 
 SEED_BITS = 31  # servers take a seed as a signed 32-bit integer
 TOO_LONG = "prompt too long"  # finish reason of a prompt that was not answered
+GIVEN = "given"  # finish reason, and policy, of a response that was not sampled here
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,13 @@ from align.config import stable_hash
 from align.distributed.journal import Journal
 from align.distributed.work_split import WorkShard
 from align.errors import InputError
-from align.inference.samples import TOO_LONG, Sample, prompt_key
-from align.records import Comparison, Prompt, Record, Response
+from align.inference.samples import GIVEN, TOO_LONG, Sample, prompt_key
+from align.records import Comparison, Prompt, Record, Response, is_cut_off
 from align.rewards.answers.extraction import final_answer
 from align.rewards.verdicts import Group, Judge, Verdict
 from align.synth.group_statistics import GroupStatistics
 from align.synth.settings import GroupSettings
 
-TRUNCATED = "length"  # finish reason of a sample that reached max_new_tokens
 PAIR = 2  # responses that a comparison needs
 ANSWER_MARKS = ("#### ", "\\boxed{")  # precede the final answer in solutions of GSM8K and of MATH
 
@@ -145,7 +144,7 @@ def _ranked(group: ScoredGroup, settings: GroupSettings, statistics: GroupStatis
     """Return the distinct responses that have a reward, best first."""
     found: dict[str, tuple[Sample, Verdict]] = {}
     for sample, verdict in zip(group.samples, group.verdicts, strict=True):
-        if settings.cut_reward is not None and sample.finish == TRUNCATED and verdict.reward is not None:
+        if settings.cut_reward is not None and is_cut_off(sample.finish) and verdict.reward is not None:
             statistics.counts["responses:truncated, with cut_reward"] += 1
             verdict = replace(verdict, reward=settings.cut_reward, why=f"cut; {verdict.why}".removesuffix("; "))
         if verdict.reward is None:
@@ -177,5 +176,10 @@ def _comparison(prompt: Prompt, rated: Sequence[tuple[Sample, Verdict]]) -> Comp
         | {"why": verdict.why, "raw": verdict.raw}
         for sample, verdict in rated
     ]
-    responses = tuple(Response(sample.text, verdict.reward, dict(verdict.attributes)) for sample, verdict in rated)
+    responses = tuple(
+        Response(
+            sample.text, verdict.reward, dict(verdict.attributes), None if sample.finish == GIVEN else sample.finish
+        )
+        for sample, verdict in rated
+    )
     return Comparison(prompt.messages, responses, metadata={**prompt.metadata, "origins": origins})

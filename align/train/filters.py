@@ -53,7 +53,8 @@ def best_demonstration(comparison: Comparison, counts: Counter[str]) -> Demonstr
         return None
     if len(responses) > 1:
         counts["best of a comparison"] += 1
-    return Demonstration((*comparison.prompt, Message("assistant", responses[best].content)), comparison.metadata)
+    answer = Message("assistant", responses[best].content)
+    return Demonstration((*comparison.prompt, answer), comparison.metadata, responses[best].finish)
 
 
 def comparable(

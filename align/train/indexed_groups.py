@@ -98,7 +98,8 @@ class GroupView(Sequence[TokenGroup]):
 
 
 def end_of_turn(groups: Sequence[TokenGroup]) -> int | None:
-    """Return the token that most sequences end with; None if no token ends more than half of them."""
-    ends = Counter(int(sequence.ids[-1]) for group in groups for sequence in group.sequences)
-    token, number = ends.most_common(1)[0]
+    """Return the token that most whole sequences end with; None if no token ends more than half of them."""
+    whole = (sequence for group in groups for sequence in group.sequences if not sequence.is_cut)
+    ends = Counter(int(sequence.ids[-1]) for sequence in whole)
+    token, number = next(iter(ends.most_common(1)), (None, 0))
     return token if 2 * number > ends.total() else None

@@ -142,7 +142,8 @@ class Trainer:
             raise InputError(f"{name}: token groups and records are mixed; encode all rows or none")
         if not groups and located:
             kind = Demonstration if isinstance(self.objective, SupervisedObjective) else Comparison
-            encoder = ChatEncoder(self.tokenizer, max_length=max_positions(self.policy.base.config))
+            limit, has_reward = max_positions(self.policy.base.config), isinstance(self.policy, RewardModel)
+            encoder = ChatEncoder(self.tokenizer, max_length=limit, closes_cut=has_reward)
             records = cast("list[Located[Demonstration | Comparison]]", located)
             groups = list(encoder.encode_located(of_kind(records, kind, self.counts)))
             self.counts += encoder.counts

@@ -74,44 +74,46 @@ def test_messages_after_the_last_assistant_message_are_left_out():
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
-@pytest.mark.parametrize("name", ["CHATML", "LLAMA2", "ENDLESS", "plain"])
-def test_tokens_equal_those_of_the_whole_text_and_the_mask_starts_after_the_common_prefix(kind, name):
-    """The definition: tokenize prompt and whole text, compare them from the left, and cut after the end of the turn."""
+@pytest.mark.parametrize("name", ["CHATML", "LLAMA2", "ENDLESS"])
+def test_tokens_equal_those_of_the_whole_text_and_the_mask_starts_after_the_prompt(kind, name):
+    """Where no token can cross the end of the prompt, the definition is: tokenize the whole text, mask the prompt."""
     source, asked, answer = TEXTS[name]
     tokenizer = tokenizer_of(source, kind)
-    apply_template(tokenizer, name if source is None else None)
     encoder = ChatEncoder(tokenizer)
     dice = random.Random(3)
     for _ in range(40):
         prompt, response = random_text(dice), random_text(dice).strip()
         prompt_ids = tokenizer.encode(asked.format(Q=prompt), add_special_tokens=False)
         whole_ids = tokenizer.encode((asked + answer).format(Q=prompt, A=response), add_special_tokens=False)
-        place = 0
-        while place < len(prompt_ids) and prompt_ids[place] == whole_ids[place]:
-            place += 1
+        assert whole_ids[: len(prompt_ids)] == prompt_ids
         for record in (pair(prompt, response), Demonstration(dialogue(prompt, response))):
             sequence = encoder.encode(record, 0).sequences[0]
             assert sequence.ids.tolist() == whole_ids
-            assert sequence.loss_mask.tolist() == [index >= place for index in range(len(whole_ids))]
+            assert sequence.loss_mask.tolist() == [index >= len(prompt_ids) for index in range(len(whole_ids))]
 
 
-def test_tokens_merged_across_the_prompt_boundary_are_counted():
+def test_tokens_that_would_merge_across_the_prompt_boundary_are_split_and_counted():
     tokenizer = tokenizer_of()
     apply_template(tokenizer, "plain")
     encoder = ChatEncoder(tokenizer)
     group = encoder.encode(pair("the mo", "on is round", " sun"), 0)
-    assert [trained_runs(sequence, tokenizer)[0] for sequence in group.sequences] == [" moon is round</s>", " sun</s>"]
+    assert [trained_runs(sequence, tokenizer)[0] for sequence in group.sequences] == ["on is round</s>", " sun</s>"]
     assert encoder.counts["tokens merged across the prompt boundary"] == 1
 
 
-@pytest.mark.parametrize("template", [CHATML, LLAMA3, LLAMA2])
+@pytest.mark.parametrize(("template", "number"), [(CHATML, 0), (LLAMA3, 1), (LLAMA2, 1)])
 @pytest.mark.parametrize("record", [pair(), Demonstration(dialogue("1", "yes"))])
-def test_a_sequence_has_one_bos_if_the_tokenizer_adds_one_too(template, record):
+def test_the_only_bos_is_the_one_that_the_template_writes(template, number, record):
+    """As in `apply_chat_template` and in servers; the number of sequences without one is reported."""
     tokenizer = adding_bos(template)
-    for sequence in ChatEncoder(tokenizer).encode(record, 0).sequences:
-        assert sequence.ids[0] == tokenizer.bos_token_id
-        assert (sequence.ids == tokenizer.bos_token_id).sum() == 1
+    encoder = ChatEncoder(tokenizer)
+    sequences = encoder.encode(record, 0).sequences
+    for sequence in sequences:
+        assert (sequence.ids == tokenizer.bos_token_id).sum() == number
+        assert sequence.ids[0] == tokenizer.bos_token_id or not number
         assert not sequence.loss_mask[0]
+    missing = encoder.counts["sequences without the BOS that the tokenizer adds to plain text"]
+    assert missing == (0 if number else len(sequences))
 
 
 def test_the_loss_mask_never_covers_the_first_token():

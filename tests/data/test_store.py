@@ -37,7 +37,8 @@ def groups(number, seed=0):
         sequences = []
         for _ in range(size):
             ids = np.array([draw.randrange(2**31) for _ in range(draw.randint(2, 30))], np.int32)
-            sequences.append(TokenSequence(ids, np.arange(len(ids)) >= draw.randint(1, len(ids) - 1)))
+            mask = np.arange(len(ids)) >= draw.randint(1, len(ids) - 1)
+            sequences.append(TokenSequence(ids, mask, is_cut=bool(ids[0] % 3 == 0)))
         rewards = tuple(draw.gauss(0, 1) for _ in range(size)) if draw.random() < 0.7 else None
         chosen = draw.randrange(size) if draw.random() < 0.5 else None
         made.append(TokenGroup(tuple(sequences), rewards, chosen, tuple(draw.choices(LABELS, k=size)), 3 * row))
@@ -58,7 +59,7 @@ def stored(folder, made, metadata=None):
 
 def plain(group):
     """Return the group as values that can be compared."""
-    sequences = [(each.ids.tolist(), each.loss_mask.tolist()) for each in group.sequences]
+    sequences = [(each.ids.tolist(), each.loss_mask.tolist(), each.is_cut) for each in group.sequences]
     return sequences, group.rewards, group.chosen, [dict(known) for known in group.attributes], group.row
 
 

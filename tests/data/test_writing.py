@@ -8,7 +8,7 @@ from format_rows import EVERYTHING, ONE_ROW, talk
 from align.data.reading import read
 from align.data.writing import write
 from align.errors import InputError, RunError
-from align.records import Demonstration, Prompt
+from align.records import Comparison, Demonstration, Prompt, Response
 
 
 @pytest.mark.parametrize("turned", [1, -1])
@@ -16,7 +16,9 @@ def test_written_records_are_read_back_equal(tmp_path, turned):
     odd = Demonstration(
         talk("=\u2028 \U0001f600", "\r\n\0", "<s>{{x}}"), {"metadata": {"prompt": [1.5, None]}, "responses": []}
     )
-    records = [*EVERYTHING, odd][::turned]
+    cut = Demonstration(talk("a", "b"), {"metadata": 1}, "length")
+    ended = (Response("b", 1.0, {"x": 2.0}, "stop"), Response("c", 0.0, {}, "length"))
+    records = [*EVERYTHING, odd, cut, Comparison(talk("a"), ended, None, {"finish": "kept"})][::turned]
     write(tmp_path / "all.jsonl", records)
     found = read(str(tmp_path / "all.jsonl"), format="native")
     assert found.records == records and len(records) > len(ONE_ROW)

@@ -1,8 +1,12 @@
 import json
+from collections import Counter
 
 import pytest
 
+from align.data.chat_encoder import ChatEncoder
+from align.data.chat_templates import apply_template
 from align.data.reading import read
+from align.data.tokenizer import train_tokenizer
 from align.data.writing import write
 from align.distributed.journal import Journal
 from align.errors import InputError
@@ -12,6 +16,7 @@ from align.rewards.verdicts import Verdict
 from align.synth.group_statistics import GroupStatistics
 from align.synth.scored_groups import comparisons, evenly_spaced, prompt_of, score_groups, unscored_comparisons
 from align.synth.settings import GroupSettings
+from align.train.filters import best_demonstration
 
 
 def prompt(text, **metadata):
@@ -116,6 +121,25 @@ def test_a_truncated_response_gets_cut_reward_and_is_counted(tmp_path):
     assert statistics.counts["responses:truncated, with cut_reward"] == 1
     (group,), _ = made(tmp_path / "kept", [Q], given)
     assert [response.reward for response in group.responses] == [4.0, 2.0]
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_sample_that_was_cut_off_is_trained_on_its_own_tokens_only(tmp_path, scored):
+    given = [sample(Q, 0, "far away", finish="length"), sample(Q, 1, "no")]
+    if scored:
+        found, _ = made(tmp_path, [Q], given)
+    else:
+        found = list(unscored_comparisons([Q], given, GroupStatistics()))
+    write(tmp_path / "groups.jsonl", found)
+    (record,) = read(str(tmp_path / "groups.jsonl")).records
+    assert [response.finish for response in record.responses] == ["length", "stop"]
+    tokenizer = train_tokenizer(["a b"], vocab_size=259, chat_template="")  # one token a byte
+    apply_template(tokenizer, "chatml")
+    (best,) = [best_demonstration(each, Counter()) for each in found] if scored else [None]
+    group = ChatEncoder(tokenizer).encode(record, 0)
+    assert group.response_lengths == (len("far away"), len("no") + 1)
+    if best is not None:
+        assert ChatEncoder(tokenizer).encode(best, 0).response_lengths == (len("far away"),)
 
 
 def test_only_best_and_worst_can_be_kept(tmp_path):

@@ -1,11 +1,13 @@
 """The groups of a step by one index, those that are trained on before those that are held out."""
 
+import numpy as np
 import pytest
 from tiny_training import comparisons, demonstrations, group
 
 from align.data.store import TokenStore, writing_store
+from align.data.token_groups import TokenGroup, TokenSequence
 from align.models.tree.batch import count_tokens
-from align.train.indexed_groups import GroupView
+from align.train.indexed_groups import GroupView, end_of_turn
 
 
 def stored(folder, made):
@@ -55,3 +57,11 @@ def test_held_out_rows_are_in_the_digests_where_they_are_asked_for():
     assert GroupView(train, one).digests(held_out=False) == GroupView(train, other).digests(held_out=False)
     assert GroupView(train, one).digests(held_out=True) != GroupView(train, other).digests(held_out=True)
     assert GroupView(train, one).digests(held_out=False) != GroupView(one, train).digests(held_out=False)
+
+
+def test_the_end_of_turn_is_the_token_that_most_whole_sequences_end_with():
+    whole = [TokenSequence(np.array([1, 2, 9], np.int32), np.array([False, True, True])) for _ in range(3)]
+    cut = [TokenSequence(np.array([1, last], np.int32), np.array([False, True]), is_cut=True) for last in range(50, 60)]
+    groups = [TokenGroup((one,), None, None, ({},), row) for row, one in enumerate([*cut, *whole])]
+    assert end_of_turn(groups) == 9
+    assert end_of_turn(groups[:10]) is None

@@ -14,6 +14,7 @@ from align.errors import InputError, one_line
 MISSING = (None, "", "N/A")  # how datasets write a number that is missing
 MAX_SHOWN = 60  # characters of a value in an error
 MAX_NESTING = 3  # how often a list may be quoted: a Python literal may have been written as a JSON string
+FINISH_KEYS = ("finish", "finish_reason")
 RATING_KEYS = ("score", "Rating")  # keys of the number in an object that has a rating and its rationale
 
 
@@ -77,6 +78,12 @@ def as_number(value: Any, name: str) -> float | None:  # noqa: ANN401 - a cell o
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} is {shortened(value)}; a number is needed") from error
+
+
+def as_finish(item: Mapping[str, Any]) -> str | None:
+    """Return the finish reason of a response, or None where it has none."""
+    value = next((item[key] for key in FINISH_KEYS if item.get(key) is not None), None)
+    return None if value is None else as_text(value, "finish")
 
 
 def as_ratings(values: Any) -> dict[str, float]:  # noqa: ANN401 - a cell of any type

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
-from align.data.readers.cells import as_list, as_object, metadata_of, shortened
+from align.data.readers.cells import FINISH_KEYS, as_finish, as_list, as_object, metadata_of, shortened
 from align.data.readers.messages import answer_messages, as_messages, check_trained
 from align.data.readers.prompts import SYSTEM_COLUMNS, check_not_half_a_pair, row_prompt, with_system
 from align.data.readers.roles import role_of
@@ -31,14 +31,14 @@ def dialogue(row: Row) -> Iterator[Record]:
     column = next(name for name in DIALOGUE_COLUMNS if name in row)
     turns = as_list(row[column], column)
     messages = with_system(row, as_messages(turns, column))
-    metadata = metadata_of(row, {column, "mask", *SYSTEM_COLUMNS})
+    metadata = metadata_of(row, {column, "mask", *SYSTEM_COLUMNS, *FINISH_KEYS})
     if not messages or messages[-1].role != "assistant":
         yield Prompt(messages, metadata)
         return
     check_trained(turns)
     if row.get("mask") and role_of(str(row["mask"])) == "assistant":  # NeMo-Aligner's name for who is not trained
         raise InputError(f"mask is {shortened(row['mask'])}, and a demonstration trains every assistant message")
-    yield Demonstration(messages, metadata)
+    yield Demonstration(messages, metadata, as_finish(row))
 
 
 def demonstration(row: Row) -> Iterator[Record]:
@@ -55,7 +55,8 @@ def demonstration(row: Row) -> Iterator[Record]:
     messages = answer_messages(row[reply], reply)
     if isinstance(row[reply], list):
         check_trained(cast(list[Any], row[reply]))
-    yield Demonstration((*prompt.messages, *messages), metadata_of(row, {*prompt.columns, reply}))
+    metadata = metadata_of(row, {*prompt.columns, reply, *FINISH_KEYS})
+    yield Demonstration((*prompt.messages, *messages), metadata, as_finish(row))
 
 
 def seed_tasks(row: Row) -> Iterator[Record]:

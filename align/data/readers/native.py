@@ -10,7 +10,7 @@ from align.data.readers.prompts import prompt_only
 from align.data.readers.response_groups import group
 from align.data.rows import Row
 from align.errors import InputError
-from align.records import Demonstration, Message, Prompt, Record
+from align.records import Demonstration, Message, Prompt, Record, Response
 
 
 def native(row: Row) -> Iterator[Record]:
@@ -32,11 +32,16 @@ def native_row(record: Record) -> dict[str, Any]:
     if isinstance(record, Demonstration):
         if record.messages[-1].role != "assistant":
             raise InputError("a demonstration that ends with a prompt would be read back as a prompt")
-        return {"messages": _chat(record.messages), "metadata": metadata}
+        return {"messages": _chat(record.messages), **_finish(record), "metadata": metadata}
     responses = [
-        {"content": one.content, "reward": one.reward, "attributes": dict(one.attributes)} for one in record.responses
+        {"content": one.content, "reward": one.reward, "attributes": dict(one.attributes), **_finish(one)}
+        for one in record.responses
     ]
     return {"prompt": _chat(record.prompt), "responses": responses, "chosen": record.chosen, "metadata": metadata}
+
+
+def _finish(record: Demonstration | Response) -> dict[str, str]:
+    return {} if record.finish is None else {"finish": record.finish}
 
 
 def _chat(messages: Iterable[Message]) -> list[dict[str, str]]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from align.data.readers.cells import as_list, as_number, as_object, as_ratings, as_text, metadata_of, shortened
+from align.data.readers.cells import (
+    as_finish,
+    as_list,
+    as_number,
+    as_object,
+    as_ratings,
+    as_text,
+    metadata_of,
+    shortened,
+)
 from align.data.readers.messages import as_messages
 from align.data.readers.prompts import row_prompt
 from align.data.rows import Row
@@ -79,7 +88,7 @@ def as_response(item: Mapping[str, Any]) -> Response:
     rank = as_number(item.get("rank"), "rank")
     reward = next((value for value in rewards if value is not None), None if rank is None else 0 - rank)
     attributes = next((item[key] for key in ATTRIBUTE_KEYS if item.get(key)), {})
-    return Response(content_of(item), reward, as_ratings(attributes))
+    return Response(content_of(item), reward, as_ratings(attributes), as_finish(item))
 
 
 def best_ranked(items: Sequence[Mapping[str, Any]]) -> int | None:

@@ -16,7 +16,7 @@ from align.distributed.journal import run_with_journal
 from align.distributed.work_split import WorkShard
 from align.errors import InputError
 from align.evaluation.pair_accuracy import pair_accuracy, preference_pairs
-from align.inference.samples import Sample, Throughput, prompt_key
+from align.inference.samples import GIVEN, Sample, Throughput, prompt_key
 from align.models.loading.config import load_config
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.records import Comparison, Demonstration, Prompt, Record, Response, at_place
@@ -34,8 +34,6 @@ from align.stages.responses.settings import (
 )
 from align.synth.group_statistics import GroupStatistics
 from align.synth.scored_groups import prompt_of, unscored_comparisons
-
-GIVEN = "given"  # policy of responses that were not sampled here
 
 
 def generate_groups(
@@ -85,7 +83,9 @@ def score_rows(source: SourceSettings, settings: JudgingSettings, context: RunCo
         prompt, given = _with_responses(located.record, located.place)
         key, policy = prompt_key(prompt), f"{GIVEN} {number}"
         asked.append(prompt)
-        samples += [Sample(key, at, policy, one.content, None, GIVEN, 0) for at, one in enumerate(given.responses)]
+        samples += [
+            Sample(key, at, policy, one.content, None, one.finish or GIVEN, 0) for at, one in enumerate(given.responses)
+        ]
     dropped = {f"rows:dropped {reason}": number for reason, number in reading.statistics.dropped.items()}
     statistics.counts.update(dropped)
     _judge(asked, samples, judging, context, statistics)
@@ -157,7 +157,7 @@ def _with_responses(record: Record, place: str) -> tuple[Prompt, Comparison]:
     with at_place(place):
         if isinstance(record, Demonstration):
             last = max(at for at, message in enumerate(record.messages) if message.role == "assistant")
-            response = Response(record.messages[last].content)
+            response = Response(record.messages[last].content, finish=record.finish)
             given = Comparison(record.messages[:last], (response,), None, record.metadata)
             return prompt_of(record), given
         return prompt_of(record), record
@@ -166,7 +166,7 @@ def _with_responses(record: Record, place: str) -> tuple[Prompt, Comparison]:
 def _rated(comparison: Comparison, verdicts: Sequence[Verdict]) -> Comparison:
     """Return the comparison with the verdicts in place of its own rewards and attributes."""
     pairs = zip(comparison.responses, verdicts, strict=True)
-    responses = tuple(Response(one.content, verdict.reward, verdict.attributes) for one, verdict in pairs)
+    responses = tuple(replace(one, reward=verdict.reward, attributes=verdict.attributes) for one, verdict in pairs)
     return replace(comparison, responses=responses)
 
 

@@ -137,6 +137,7 @@ def _write_source(
         max_length=source.max_length or request.model_limit,
         max_prompt_length=source.max_prompt_length,
         overlong=source.overlong,
+        closes_cut=not request.step.has_lm_head,
     )
     filtered = Counter[str]()
     groups = request.step.filter_groups(
