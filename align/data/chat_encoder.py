@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from align.data.chat_rendering import ESCAPE
 from align.data.chat_turns import Rendered, Renderer
 from align.data.overlong import OVERLONG, RowLengths, length_limit
+from align.data.rejections import Rejections
 from align.data.rendered_tokens import RenderedTokenizer
 from align.data.token_groups import Ids, TokenGroup, TokenSequence
 from align.records import Comparison, Demonstration, Located, Message, at_place
@@ -48,7 +49,7 @@ class ChatEncoder:
     `max_length` limits the tokens of a sequence, `max_prompt_length` those before the response. `overlong` is `drop`,
     `cut_prompt` (from the left), `cut_response` (from the right) or `error`. `counts` holds the number of rows read,
     dropped (`dropped:REASON`) and cut (`cut:prompt`, `cut:response`). Raise `InputError` for a slow tokenizer, a
-    missing chat template, or a template that does not fit a row.
+    missing chat template, or a template that does not fit a row; with `on_error="skip"` such a row is dropped.
 
     >>> from align.data.chat_templates import apply_template
     >>> from align.data.tokenizer import train_tokenizer
@@ -70,9 +71,11 @@ class ChatEncoder:
         max_length: int | None = None,
         max_prompt_length: int | None = None,
         overlong: str = "drop",
+        on_error: str = "error",
         closes_cut: bool = False,
     ) -> None:
-        self.counts: Counter[str] = Counter()
+        self._rejections = Rejections(on_error)
+        self.counts: Counter[str] = self._rejections.counts
         self._overlong = overlong
         self._shorten = pick(OVERLONG, overlong, "value of overlong")
         self._max_length = length_limit("max_length", max_length)
@@ -109,29 +112,33 @@ class ChatEncoder:
             return self._tokenizer.prompt(self._renderer.prompt(messages))
 
     def _encode(self, batch: Sequence[Located[Trainable]]) -> list[TokenGroup | None]:
+        self.counts[ROWS] += len(batch)
         rendered = [self._render(located) for located in batch]
         encodings = self._tokenizer.encodings(text for row in rendered for each in row for text in each.texts())
-        groups: list[TokenGroup | None] = []
-        for located, dialogues in zip(batch, rendered, strict=True):
-            with at_place(located.place):
-                groups.append(self._group(located.record, located.row, dialogues, encodings))
-        return groups
+        return [
+            self._group(located, dialogues, encodings) if dialogues else None
+            for located, dialogues in zip(batch, rendered, strict=True)
+        ]
 
     def _render(self, located: Located[Trainable]) -> list[Rendered]:
+        """Return the sequences of a row as text, or none if the row is dropped."""
         record = located.record
-        with at_place(located.place):
+        with self._rejections.at(located.place):
             if isinstance(record, Demonstration):
                 return [self._renderer.demonstration(record)]
             return self._renderer.comparison(record.prompt, record.responses)
+        return []
 
     def _group(
-        self, record: Trainable, row: int, dialogues: list[Rendered], encodings: Mapping[str, Encoding]
+        self, located: Located[Trainable], dialogues: list[Rendered], encodings: Mapping[str, Encoding]
     ) -> TokenGroup | None:
-        self.counts[ROWS] += 1
+        record, row = located.record, located.row
         if any(ESCAPE in dialogue.head or ESCAPE in dialogue.text for dialogue in dialogues):
             self.counts[ESCAPED] += 1
-        uncut = [self._tokenizer.sequence(dialogue, encodings) for dialogue in dialogues]
-        sequences, prompt_hash = self._within_limits(uncut), _prompt_hash(uncut[0])
+        with at_place(located.place):
+            uncut = [self._tokenizer.sequence(dialogue, encodings) for dialogue in dialogues]
+            sequences = self._within_limits(uncut)
+        prompt_hash = _prompt_hash(uncut[0])
         if sequences is None:
             return None
         if isinstance(record, Demonstration):

@@ -21,16 +21,31 @@ class BuiltIn(NamedTuple):
 def apply_template(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> str:
     """Set the chat template of a tokenizer and return its source.
 
-    `name` is a key of `TEMPLATES` or a path that ends in .jinja; None keeps the tokenizer's own template. Raise
-    `InputError` for an unknown name, a file that cannot be read, or a tokenizer without a template.
+    `name` is one of the tokenizer's own named templates, a key of `TEMPLATES`, or a path that ends in .jinja; None
+    keeps the tokenizer's only or default template. Raise `InputError` for an unknown name, a file that cannot be read,
+    or a tokenizer without a template, or with several and no default.
     """
+    own = _named(tokenizer)
     if name is None:
         if not tokenizer.chat_template:
             raise InputError(f"the tokenizer has no chat template; name a .jinja file or one of {', '.join(TEMPLATES)}")
+        if own and "default" not in own:
+            raise InputError(
+                f"the tokenizer has several chat templates and no default: set chat_template to one of {', '.join(own)}"
+            )
         return tokenizer.get_chat_template()
+    if name in own:
+        tokenizer.chat_template = {**own, "default": own[name]}  # saved with the others
+        return own[name]
     source = _read(Path(name)) if name.endswith(".jinja") else _built_in(tokenizer, name)
     tokenizer.chat_template = source
     return source
+
+
+def _named(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the named templates of a tokenizer that has several."""
+    templates: Any = tokenizer.chat_template
+    return templates if isinstance(templates, dict) else {}
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -48,7 +63,8 @@ def _read(path: Path) -> str:
 
 def _built_in(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     if name not in TEMPLATES:
-        raise InputError(f"unknown chat template {name!r}; {suggest(name, TEMPLATES)}, or a path to a .jinja file")
+        known = {**_named(tokenizer), **TEMPLATES}
+        raise InputError(f"unknown chat template {name!r}; {suggest(name, known)}, or a path to a .jinja file")
     token, source = TEMPLATES[name]
     # A token that the vocabulary lacks would need a new, untrained embedding; EOS has one.
     is_known = token in {added.content for added in tokenizer.added_tokens_decoder.values()}

@@ -125,7 +125,7 @@ class Renderer:
             place = text.find(content, start + len(commonprefix([text[start:stop], other[start:]])), stop)
         if place < 0:
             raise InputError(
-                f"the chat template alters an assistant message: it writes {text[start:stop][:40]!r} for "
+                f"the chat template alters an assistant message: {text[start:stop][:40]!r} is written for "
                 f"{content[:40]!r}; use a template that keeps the message, or remove from the data what it drops"
             )
         end = place + len(content)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from align.content_hash import code_of
+from align.data.rejections import Rejections
 from align.errors import InputError, within
 from align.stages.base import POLICY, Placed, Stage, latest_policy
 from align.stages.generate import Generate
 from align.stages.inputs.context import RunContext, StepInputs
+from align.stages.inputs.sources import SourceSettings
 from align.stages.responses.settings import GenerationSettings
 from align.stages.training.contract import Groups
 from align.stages.training.stage import TrainingStage
@@ -88,14 +89,17 @@ class Preference(TrainingStage):
 
         return preference_loss(self.loss.name, **self.loss.settings).uses_reference
 
-    def filter_groups(self, groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str) -> Groups:
+    def filter_groups(
+        self, groups: Groups, rejections: Rejections, *, attributes: Sequence[str], source: SourceSettings
+    ) -> Groups:
         """Return the groups with a preference, and with rewards where the loss needs them."""
         from align.losses.table import preference_loss  # noqa: PLC0415 - imports torch
-        from align.train.filters import comparable  # noqa: PLC0415
+        from align.train.filters import comparable, distinct  # noqa: PLC0415
 
         loss = preference_loss(self.loss.name, **self.loss.settings)
         name = self.loss.name if loss.uses_rewards else None
-        return comparable(groups, counts, reward_loss=name, min_chosen=self.min_chosen)
+        different = distinct(groups, rejections.counts, identical=source.identical)
+        return comparable(different, rejections, reward_loss=name, min_chosen=self.min_chosen)
 
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the policy, with the code of a user's own loss."""

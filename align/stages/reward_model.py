@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from align.data.rejections import Rejections
 from align.models.settings import HELPSTEER, HeadSettings, Rating, check_adapters, resolve_rating
 from align.stages.base import POLICY, REWARD_MODEL
 from align.stages.inputs.context import RunContext, StepInputs
+from align.stages.inputs.sources import SourceSettings
 from align.stages.training.contract import Groups
 from align.stages.training.stage import TrainingStage
 from align.train.settings import RewardLoss
@@ -57,13 +58,16 @@ class RewardModel(TrainingStage):
         """Return the attributes that the model rates."""
         return self.rating(spec).names
 
-    def filter_groups(self, groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str) -> Groups:
+    def filter_groups(
+        self, groups: Groups, rejections: Rejections, *, attributes: Sequence[str], source: SourceSettings
+    ) -> Groups:
         """Return the groups with a label, for regression, or with a preferred response."""
-        from align.train.filters import labelled, with_pairs  # noqa: PLC0415 - imports torch
+        from align.train.filters import distinct, labelled, with_pairs  # noqa: PLC0415 - imports torch
 
         if self.loss == "regression":
-            return labelled(groups, counts, attributes=attributes, path=path)
-        return with_pairs(groups, counts, loss=self.loss)
+            return labelled(groups, rejections.counts, attributes=attributes, path=source.path)
+        different = distinct(groups, rejections.counts, identical=source.identical)
+        return with_pairs(different, rejections, loss=self.loss)
 
     def needs_held_out(self) -> dict[tuple[str, ...], Any]:
         """Return `subset`: the report is about held-out rows."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
+from align.data.group_columns import sequence_key
 from align.data.readers.pairs import LIKED
+from align.data.rejections import DROPPED, Rejections
 from align.data.token_groups import TokenGroup
 from align.errors import InputError
 from align.records import Comparison, Demonstration, Located, Message, Prompt, Record
@@ -13,28 +16,40 @@ from align.train.objectives.reward import BradleyTerryObjective
 from align.train.settings import RewardLoss
 
 Groups = Iterable[Located[TokenGroup]]
+Identical = Literal["drop", "keep"]
+
+REJECTED_IS_BETTER = "a rejected response has a higher reward"
+IDENTICAL = "identical responses"
 
 
 def of_kind(
-    records: Iterable[Located[Record]], kind: type[Demonstration | Comparison], counts: Counter[str]
+    records: Iterable[Located[Record]], kind: type[Demonstration | Comparison], rejections: Rejections
 ) -> Iterator[Located[Demonstration | Comparison]]:
-    """Yield the records as demonstrations or comparisons; `counts` receives their number and those dropped.
+    """Yield the records as demonstrations or comparisons; their number and those dropped are counted.
 
-    The best response of a comparison becomes a demonstration where demonstrations are needed. Raises `InputError` for
-    any other kind of record.
+    The best response of a comparison becomes a demonstration where demonstrations are needed. Any other kind of record
+    is an error of its row.
     """
-    names = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "a prompt without a response"}
     for located in records:
-        counts["records"] += 1
-        record: Record | None = located.record
-        if kind is Demonstration and isinstance(record, Comparison):
-            record = best_demonstration(record, counts)
-        if record is None:
-            continue
-        if isinstance(record, Prompt) or not isinstance(record, kind):
-            needs = "comparisons of responses" if kind is Comparison else "demonstrations"
-            raise InputError(f"{located.place}: the row is {names[type(record)]}, but training needs {needs}")
-        yield Located(record, located.place, located.row, located.metadata)
+        rejections.counts["records"] += 1
+        record = None
+        with rejections.at(located.place):
+            record = _as_kind(located.record, kind, rejections.counts)
+        if record is not None:
+            yield Located(record, located.place, located.row, located.metadata)
+
+
+def _as_kind(
+    record: Record, kind: type[Demonstration | Comparison], counts: Counter[str]
+) -> Demonstration | Comparison | None:
+    """Return the record as one of the kind, or None if none of its responses is known to be the best."""
+    if kind is Demonstration and isinstance(record, Comparison):
+        return best_demonstration(record, counts)
+    if isinstance(record, kind):
+        return record
+    names = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "a prompt without a response"}
+    needs = "comparisons of responses" if kind is Comparison else "demonstrations"
+    raise InputError(f"the row is {names[type(record)]}, but training needs {needs}")
 
 
 def best_demonstration(comparison: Comparison, counts: Counter[str]) -> Demonstration | None:
@@ -57,21 +72,43 @@ def best_demonstration(comparison: Comparison, counts: Counter[str]) -> Demonstr
     return Demonstration((*comparison.prompt, answer), comparison.metadata, responses[best].finish)
 
 
+def distinct(groups: Groups, counts: Counter[str], *, identical: Identical = "drop") -> Iterator[Located[TokenGroup]]:
+    """Yield the groups with two different responses, and count those with one sequence several times.
+
+    Sequences are compared as they are trained on, trimmed and cut. With "keep" all groups are yielded. Groups whose
+    preferred response has a lower reward than another are counted, too.
+    """
+    for located in groups:
+        group = located.record
+        num_repeated = len(group.sequences) - len(set(map(sequence_key, group.sequences)))
+        if group.chosen is not None and group.rewards and group.rewards[group.chosen] < max(group.rewards):
+            counts[REJECTED_IS_BETTER] += 1
+        if num_repeated and num_repeated == len(group.sequences) - 1:
+            counts[f"{DROPPED}{IDENTICAL}" if identical == "drop" else IDENTICAL] += 1
+            if identical == "drop":
+                continue
+        elif num_repeated:
+            counts["repeated responses in groups"] += num_repeated
+        yield located
+
+
 def comparable(
-    groups: Groups, counts: Counter[str], *, reward_loss: str | None, min_chosen: float | None
+    groups: Groups, rejections: Rejections, *, reward_loss: str | None, min_chosen: float | None
 ) -> Iterator[Located[TokenGroup]]:
-    """Yield the groups that contribute to a preference loss; `counts` receives the others by reason.
+    """Yield the groups that contribute to a preference loss; the others are counted by reason.
 
     `reward_loss` is the name of a loss that uses rewards, or None for a loss that needs only a preferred response.
     Groups whose best response has a reward below `min_chosen` are dropped.
     """
+    counts = rejections.counts
     for located in groups:
         group = located.record
         if len(group.sequences) < 2:  # noqa: PLR2004 - a comparison takes two
             counts["dropped:one response"] += 1
         elif group.rewards is None and (reward_loss is not None or min_chosen is not None):
-            reader = reward_loss if reward_loss is not None else "min_chosen"
-            raise InputError(f"{located.place}: the row has no rewards, and {reader} needs them")
+            with rejections.at(located.place):
+                reader = reward_loss if reward_loss is not None else "min_chosen"
+                raise InputError(f"the row has no rewards, and {reader} needs them")
         elif min_chosen is not None and _best_reward(group) < min_chosen:
             counts["dropped:best response too bad"] += 1
         elif reward_loss is None and group.chosen is None and len(set(group.rewards or ())) < 2:  # noqa: PLR2004
@@ -109,13 +146,14 @@ def labelled(
         raise InputError(f"{path}: no response has an attribute; regression needs {', '.join(attributes)}")
 
 
-def with_pairs(groups: Groups, counts: Counter[str], *, loss: RewardLoss) -> Iterator[Located[TokenGroup]]:
-    """Yield the groups with two responses that a Bradley-Terry loss can rank; `counts` receives the others."""
-    has_pair = BradleyTerryObjective(loss, ()).has_pair
+def with_pairs(groups: Groups, rejections: Rejections, *, loss: RewardLoss) -> Iterator[Located[TokenGroup]]:
+    """Yield the groups with two responses that a Bradley-Terry loss can rank; the others are counted."""
+    has_pair, counts = BradleyTerryObjective(loss, ()).has_pair, rejections.counts
     for located in groups:
         if loss != "bt" and located.record.rewards is None:
-            raise InputError(f"{located.place}: the row has no rewards, and {loss} needs them for its margin")
-        if has_pair(located.record):
+            with rejections.at(located.place):
+                raise InputError(f"the row has no rewards, and {loss} needs them for its margin")
+        elif has_pair(located.record):
             yield located
         else:
             counts["dropped:no response is preferred"] += 1

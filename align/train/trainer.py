@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import atomic_folder
 from align.data.chat_encoder import ChatEncoder
+from align.data.rejections import Rejections
 from align.data.store import TokenStore
 from align.data.token_groups import TokenGroup
 from align.distributed.progress import Progress, SilentProgress
@@ -24,7 +25,7 @@ from align.models.reward_model import RewardModel, load_reward_model, save_rewar
 from align.models.saving.comparison import ModelOutputs, compare_saved
 from align.models.settings import PolicySettings
 from align.records import Comparison, Demonstration, Located
-from align.train.filters import comparable, labelled, of_kind, with_pairs
+from align.train.filters import comparable, distinct, labelled, of_kind, with_pairs
 from align.train.indexed_groups import end_of_turn
 from align.train.loop import Loop
 from align.train.objectives.base import Objective
@@ -145,19 +146,19 @@ class Trainer:
             limit, has_reward = max_positions(self.policy.base.config), isinstance(self.policy, RewardModel)
             encoder = ChatEncoder(self.tokenizer, max_length=limit, closes_cut=has_reward)
             records = cast("list[Located[Demonstration | Comparison]]", located)
-            groups = list(encoder.encode_located(of_kind(records, kind, self.counts)))
+            groups = list(encoder.encode_located(of_kind(records, kind, Rejections(counts=self.counts))))
             self.counts += encoder.counts
         return [each.record for each in self._filter(cast("list[Located[TokenGroup]]", groups), name)]
 
     def _filter(self, groups: list[Located[TokenGroup]], name: str) -> Iterable[Located[TokenGroup]]:
-        objective = self.objective
+        objective, rejections = self.objective, Rejections(counts=self.counts)
         if isinstance(objective, PreferenceObjective):
             reward_loss = objective.name if objective.loss.uses_rewards else None
-            return comparable(groups, self.counts, reward_loss=reward_loss, min_chosen=None)
+            return comparable(distinct(groups, self.counts), rejections, reward_loss=reward_loss, min_chosen=None)
         if isinstance(objective, RegressionObjective) and groups:
             return labelled(groups, self.counts, attributes=objective.names, path=name)
         if isinstance(objective, BradleyTerryObjective):
-            return with_pairs(groups, self.counts, loss=cast(RewardLoss, objective.name))
+            return with_pairs(distinct(groups, self.counts), rejections, loss=cast(RewardLoss, objective.name))
         return groups
 
 

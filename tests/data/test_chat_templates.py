@@ -23,6 +23,7 @@ from toy_chat import (
     tokenizer_of,
     trained_runs,
 )
+from transformers import AutoTokenizer
 
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import TEMPLATES, apply_template
@@ -191,3 +192,20 @@ def test_a_missing_template_is_reported_with_the_known_ones(tmp_path):
     (tmp_path / "own.jinja").write_text(LLAMA2, encoding="utf-8")
     assert apply_template(tokenizer, str(tmp_path / "own.jinja")) == LLAMA2 == tokenizer.chat_template
     assert apply_template(tokenizer) == LLAMA2
+
+
+def test_a_named_template_of_the_tokenizer_is_chosen_by_its_name_and_saved_as_the_default(tmp_path):
+    tokenizer = tokenizer_of({"own": CHATML, "tool_use": LLAMA2})
+    with pytest.raises(
+        InputError, match="several chat templates and no default: set chat_template to one of own, tool"
+    ):
+        apply_template(tokenizer)
+    with pytest.raises(InputError, match="did you mean 'tool_use'"):
+        apply_template(tokenizer, "tool_us")
+    assert apply_template(tokenizer, "own") == CHATML == apply_template(tokenizer)
+    assert trained_runs(ChatEncoder(tokenizer).encode(pair(), 0).sequences[1], tokenizer) == ["no<|im_end|>"]
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.chat_template == {"default": CHATML, "own": CHATML, "tool_use": LLAMA2}
+    assert apply_template(loaded) == CHATML
+    assert apply_template(loaded, "tool_use") == LLAMA2

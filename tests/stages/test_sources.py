@@ -266,19 +266,99 @@ RPO = PreferenceSettings(name="rpo_sq")
 def test_a_row_is_named_by_its_file_and_its_line_whatever_was_passed_over(step, tmp_path):
     """Before it: another source, rows that are skipped, a row that is dropped, and a batch that is encoded at once."""
     recipe, tokenizer, path = step
-    shapes = {"overlong": "error", "skip": 5, "on_error": "skip"}
-    for name, good, bad, said in (
-        ("sft", demonstration, demonstration(0, "on " * 300), "a sequence has "),
-        ("prefer", lambda row: of(row, 0.5), of(None, None), "the row has no rewards, and rpo_sq needs them"),
+    for name, on_error, good, bad, said in (
+        ("sft", "skip", demonstration, demonstration(0, "on " * 300), "a sequence has "),
+        ("prefer", "error", lambda row: of(row, 0.5), of(None, None), "the row has no rewards, and rpo_sq needs them"),
     ):
         rows = [good(row) for row in range(400)]
-        rows[20], rows[341] = {**rows[20], "prompt": ""}, bad
+        rows[341] = bad
+        if on_error == "skip":
+            rows[20] = {**rows[20], "prompt": ""}
         path.write_text(as_lines(rows))
+        shapes = {"overlong": "error", "skip": 5, "on_error": on_error}
         source = recipe.source("rows").model_copy(update=shapes)
         steps = {**recipe.steps, "prefer": recipe.steps["prefer"].model_copy(update={"loss": RPO})}
         asked = recipe.model_copy(update={"data": {**recipe.data, "rows": source}, "steps": steps})
         with pytest.raises(InputError, match=f"^data: {re.escape(str(path))}: row 342: {said}"):
             step_rows(asked, name, tokenizer, tmp_path / "work", model_limit=256)
+
+
+STRICT = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception("no 'system' role") }}{% endif %}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+{{- '<|im_start|>' + m.role + '\n' + m.content.replace('gone', '') + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+def chat(*turns):
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+GOOD = [chat(("user", f"say {row}"), ("assistant", f"it is {row}")) for row in range(40)]
+BAD = {  # what a row can be guilty of, found by the reader, the stage and the encoder -> the reason that is counted
+    "an assistant message is empty": chat(("user", "a"), ("assistant", "")),
+    "the row is a prompt without a response, but training needs demonstrations": chat(("user", "a")),
+    "the chat template cannot render the dialogue: roles must alternate": chat(
+        ("user", "a"), ("user", "b"), ("assistant", "c")
+    ),
+    "the chat template cannot render the dialogue: no": chat(("system", "a"), ("user", "b"), ("assistant", "c")),
+    "the chat template alters an assistant message": chat(("user", "a"), ("assistant", "here and gone again")),
+}
+
+
+def test_a_row_is_skipped_and_counted_whatever_is_wrong_with_it(step, tmp_path):
+    recipe, tokenizer, path = step
+    tokenizer.chat_template = STRICT
+    path.write_text(as_lines([*GOOD[:20], *BAD.values(), *BAD.values(), *GOOD[20:]]))
+    steps = {**recipe.steps, "sft": recipe.steps["sft"].model_copy(update={"data": "rows"})}
+    for on_error in ("skip", "error"):
+        source = recipe.source("rows").model_copy(update={"on_error": on_error})
+        asked = recipe.model_copy(update={"data": {**recipe.data, "rows": source}, "steps": steps})
+        if on_error == "error":
+            with pytest.raises(InputError, match=r"rows\.jsonl: row 21: "):
+                step_rows(asked, "sft", tokenizer, tmp_path / on_error, model_limit=256)
+            continue
+        data = step_rows(asked, "sft", tokenizer, tmp_path / on_error, model_limit=256)
+        assert len(data.train) + len(data.held_out) == len(GOOD)
+        dropped = {name.removeprefix("dropped:"): n for name, n in data.counts.items() if name.startswith("dropped:")}
+        assert dropped == dict.fromkeys(BAD, 2)
+        groups, counts = likelihood_rows(source, tokenizer, model_limit=256)
+        assert (len(groups), counts["rows"]) == (len(data.held_out), 50)
+
+
+def test_the_number_of_distinct_reasons_is_bounded(step, tmp_path):
+    recipe, tokenizer, path = step
+    tokenizer.chat_template = STRICT.replace("'roles must alternate'", "'after ' + m.content")
+    bad = [chat(("user", "a"), ("user", f"{row}"), ("assistant", "c")) for row in range(100)]
+    path.write_text(as_lines([*GOOD, *bad]))
+    steps = {**recipe.steps, "sft": recipe.steps["sft"].model_copy(update={"data": "rows"})}
+    source = recipe.source("rows").model_copy(update={"on_error": "skip"})
+    asked = recipe.model_copy(update={"data": {**recipe.data, "rows": source}, "steps": steps})
+    counts = step_rows(asked, "sft", tokenizer, tmp_path / "work", model_limit=256).counts
+    dropped = {name: number for name, number in counts.items() if name.startswith("dropped:")}
+    assert sum(dropped.values()) == 100
+    assert len(dropped) <= 21 and dropped["dropped:other errors"] == 80
+
+
+@pytest.mark.parametrize("identical", ["drop", "keep"])
+def test_pairs_that_are_trained_on_as_the_same_tokens_are_dropped_and_counted(step, tmp_path, identical):
+    """Equal as written, after the template has trimmed them, or where both are cut at the same token."""
+    recipe, tokenizer, path = step
+    trimming = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}"
+    tokenizer.chat_template = trimming + "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    tokenizer.chat_template += "{% endif %}"
+    same = [("yes", "yes"), ("yes", " yes\n"), ("on and " * 90 + "far", "on and " * 90 + "near")]
+    rows = [{"prompt": f"say {row}", "chosen": good, "rejected": bad} for row, (good, bad) in enumerate(same)]
+    rows += [{"prompt": f"tell {row}", "chosen": f"it is {row}", "rejected": "no"} for row in range(20)]
+    rows += [{**rows[-1], "prompt": f"ask {row}", "chosen_score": 1, "rejected_score": 2} for row in range(2)]
+    path.write_text(as_lines(rows))
+    shapes = {"identical": identical, "overlong": "cut_response", "max_length": 60, "held_out": 0.0}
+    source = recipe.source("rows").model_copy(update=shapes)
+    asked = recipe.model_copy(update={"data": {**recipe.data, "rows": source}})
+    data = step_rows(asked, "prefer", tokenizer, tmp_path / "work", model_limit=256)
+    kept = identical == "keep"
+    assert data.counts["identical responses" if kept else "dropped:identical responses"] == 3
+    assert {group.row for group in data.train} == set(range(0 if kept else 3, 25))
+    assert data.counts["a rejected response has a higher reward"] == 2
 
 
 def test_a_row_of_the_wrong_kind_is_named_too(step, tmp_path):

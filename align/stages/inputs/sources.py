@@ -14,9 +14,10 @@ from pydantic import Field
 from align.config import Settings
 from align.content_hash import PROCEDURAL, code_of
 from align.data.reading import RowStatistics, Stream, stream
+from align.data.rejections import DROPPED, Rejections
 from align.errors import InputError, within
 from align.procedural import tasks
-from align.records import Comparison, Demonstration, Located, Prompt, Record, at_place
+from align.records import Comparison, Demonstration, Located, Prompt, Record
 from align.registry import pick
 from align.synth.constraints import constrain
 from align.synth.scored_groups import prompt_of
@@ -39,7 +40,7 @@ class SourceSettings(Settings):
     limit: int | None = Field(default=None, ge=1, description="Rows to read after those; all by default.")
     responses: int = Field(default=4, ge=1, description="Responses to each prompt of procedural comparisons.")
     on_error: Literal["error", "skip"] = Field(
-        default="error", description="Stop at a row that cannot be read, or skip it and count it."
+        default="error", description="Stop at a row that cannot be read or encoded, or skip it and count it."
     )
     seed: int = Field(default=0, description="Seed of procedural rows and of constraints, added to the recipe's seed.")
     constraints: ConstraintSettings | None = Field(
@@ -53,6 +54,10 @@ class SourceSettings(Settings):
     )
     max_prompt_length: int | None = Field(default=None, ge=1, description="Most tokens of a prompt.")
     overlong: Overlong = Field(default="drop", description="What happens to a row that exceeds these limits.")
+    identical: Literal["drop", "keep"] = Field(
+        default="drop",
+        description="What happens to a comparison whose responses are the same tokens, where a loss compares them.",
+    )
 
     @property
     def is_procedural(self) -> bool:
@@ -136,10 +141,12 @@ def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = 
     """
     counts, found = Counter() if counts is None else counts, list[Prompt]()
     reading = streamed(source, kind=Prompt, seed=seed)
+    rejections = Rejections(source.on_error)
     for located in reading.records:
-        with at_place(located.place):
+        with rejections.at(located.place):
             found.append(prompt_of(located.record))
     counts.update({f"rows:dropped {reason}": number for reason, number in reading.statistics.dropped.items()})
+    counts.update({f"rows:dropped {name.removeprefix(DROPPED)}": n for name, n in rejections.counts.items()})
     if source.constraints is None:
         return found
     joined = constrain(found, source.constraints, seed=seed + source.seed)

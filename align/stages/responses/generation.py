@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from align.accounting.flops import Work
+from align.data.reading import Stream
+from align.data.rejections import DROPPED, Rejections
 from align.data.writing import write
 from align.distributed.journal import run_with_journal
 from align.distributed.work_split import WorkShard
@@ -19,7 +21,7 @@ from align.evaluation.pair_accuracy import pair_accuracy, preference_pairs
 from align.inference.samples import GIVEN, Sample, Throughput, prompt_key
 from align.models.loading.config import load_config
 from align.models.loading.pretrained import default_device, silence_transformers
-from align.records import Comparison, Demonstration, Prompt, Record, Response, at_place
+from align.records import Comparison, Prompt, Record, Response
 from align.rewards.verdicts import Verdict
 from align.stages.costs.measured import NOTHING, Done, dimensions
 from align.stages.inputs.context import RunContext
@@ -79,14 +81,14 @@ def score_rows(source: SourceSettings, settings: JudgingSettings, context: RunCo
     statistics = GroupStatistics()
     asked: list[Prompt] = []
     samples: list[Sample] = []
-    for number, located in enumerate(reading.records):
-        prompt, given = _with_responses(located.record, located.place)
+    rejections = Rejections(source.on_error)
+    for number, (prompt, given) in enumerate(_with_responses(reading, rejections)):
         key, policy = prompt_key(prompt), f"{GIVEN} {number}"
         asked.append(prompt)
         samples += [
             Sample(key, at, policy, one.content, None, one.finish or GIVEN, 0) for at, one in enumerate(given.responses)
         ]
-    dropped = {f"rows:dropped {reason}": number for reason, number in reading.statistics.dropped.items()}
+    dropped = {f"rows:dropped {reason}": number for reason, number in _dropped(reading, rejections).items()}
     statistics.counts.update(dropped)
     _judge(asked, samples, judging, context, statistics)
     return {"report": statistics.report(), "done": Done(devices=context.processes.world_size)}
@@ -110,7 +112,8 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
     silence_transformers()
     judging, processes, progress = Judging.load(settings, context.inputs), context.processes, context.progress
     reading = streamed(source, kind=Comparison, seed=context.inputs.seed)
-    rows = [_with_responses(located.record, located.place) for located in reading.records]
+    rejections = Rejections(source.on_error)
+    rows = list(_with_responses(reading, rejections))
     out, began = context.folder / GROUPS_FILE, time.monotonic()
     made_with = dict(context.identity) or judging.identity  # a command's identity includes its model
     with open_journal(journal_path(out, "ratings"), made_with, processes) as journal:
@@ -141,7 +144,7 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
         "rows": len(rows),
         "rated": len(rated),
         "rated_now": len(missing),
-        "left_out": {**reading.statistics.dropped, **left_out},
+        "left_out": {**_dropped(reading, rejections), **left_out},
         "responses": sum(len(verdicts[row]) for row in rated),
         **_reward_summary([verdict for row in rated for verdict in verdicts[row]]),
         "agreement": pair_accuracy(pairs),
@@ -150,17 +153,31 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
     return {"ratings": summary, "done": Done(devices=processes.world_size)}
 
 
-def _with_responses(record: Record, place: str) -> tuple[Prompt, Comparison]:
-    """Return the prompt and its responses; of a demonstration the last assistant message."""
+def _with_responses(reading: Stream, rejections: Rejections) -> Iterator[tuple[Prompt, Comparison]]:
+    """Yield the prompt of each row and its responses; of a demonstration the last assistant message."""
+    for located in reading.records:
+        found = None
+        with rejections.at(located.place):
+            given = _comparison_of(located.record)
+            found = prompt_of(located.record), given
+        if found is not None:
+            yield found
+
+
+def _comparison_of(record: Record) -> Comparison:
     if isinstance(record, Prompt):
-        raise InputError(f"{place}: a prompt without a response cannot be scored")
-    with at_place(place):
-        if isinstance(record, Demonstration):
-            last = max(at for at, message in enumerate(record.messages) if message.role == "assistant")
-            response = Response(record.messages[last].content, finish=record.finish)
-            given = Comparison(record.messages[:last], (response,), None, record.metadata)
-            return prompt_of(record), given
-        return prompt_of(record), record
+        raise InputError("a prompt without a response cannot be scored")
+    if isinstance(record, Comparison):
+        return record
+    last = max(at for at, message in enumerate(record.messages) if message.role == "assistant")
+    response = Response(record.messages[last].content, finish=record.finish)
+    return Comparison(record.messages[:last], (response,), None, record.metadata)
+
+
+def _dropped(reading: Stream, rejections: Rejections) -> dict[str, int]:
+    """Return the number of rows that could not be read or scored, by reason."""
+    own = {name.removeprefix(DROPPED): number for name, number in rejections.counts.items()}
+    return {**reading.statistics.dropped, **own}
 
 
 def _rated(comparison: Comparison, verdicts: Sequence[Verdict]) -> Comparison:

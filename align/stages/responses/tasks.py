@@ -125,7 +125,8 @@ def likelihood_rows(
     reading = streamed(source, kind=Demonstration, seed=seed)
     found = list(reading.records)
     answered = [(each.record, each.place) for each in found if isinstance(each.record, Comparison | Demonstration)]
-    encoder = ChatEncoder(tokenizer, max_length=source.max_length or model_limit, overlong=source.overlong)
+    limit = source.max_length or model_limit
+    encoder = ChatEncoder(tokenizer, max_length=limit, overlong=source.overlong, on_error=source.on_error)
     numbered = (Located(record, place, row) for row, (record, place) in enumerate(answered))
     groups = [located.record for located in encoder.encode_located(numbered)]
     if source.held_out:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from align.data.mixing import Mixture
+from align.data.rejections import Rejections
 from align.models.settings import HeadSettings
 from align.records import Comparison, Demonstration, Located
 from align.stages.inputs.context import ModelSpec
+from align.stages.inputs.sources import SourceSettings
 from align.train.settings import RewardLoss, TrainSettings
 
 if TYPE_CHECKING:
@@ -68,8 +69,10 @@ class TrainingSettings(Protocol):
         """Return the attributes that the model rates, given the model that the step starts from."""
         ...
 
-    def filter_groups(self, groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str) -> Groups:
-        """Return the groups that contribute to the loss; `counts` receives the others by reason."""
+    def filter_groups(
+        self, groups: Groups, rejections: Rejections, *, attributes: Sequence[str], source: SourceSettings
+    ) -> Groups:
+        """Return the groups that contribute to the loss; the others are counted by reason."""
         ...
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from align.artifacts import atomic_folder, read_json, remove_leftovers, write_json
 from align.data.chat_encoder import ChatEncoder
 from align.data.mixing import Mixture
+from align.data.rejections import Rejections
 from align.data.store import StoreWriter, TokenStore, writing_store
 from align.data.token_groups import TokenGroup
 from align.errors import InputError, one_line, within
@@ -137,14 +138,15 @@ def _write_source(
         max_length=source.max_length or request.model_limit,
         max_prompt_length=source.max_prompt_length,
         overlong=source.overlong,
+        on_error=source.on_error,
         closes_cut=not request.step.has_lm_head,
     )
-    filtered = Counter[str]()
+    rejections = Rejections(source.on_error)
     groups = request.step.filter_groups(
-        encoder.encode_located(of_kind(found.records, kind, filtered)),
-        filtered,
+        encoder.encode_located(of_kind(found.records, kind, rejections)),
+        rejections,
         attributes=request.attributes,
-        path=source.path,
+        source=source,
     )
     trained, kept = train.num_groups, held_out.num_groups
     with within("data"):
@@ -154,7 +156,7 @@ def _write_source(
     counts = Counter({"rows": found.statistics.num_rows})
     counts += Counter({f"dropped:{reason}": number for reason, number in found.statistics.dropped.items()})
     counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
-    counts += filtered
+    counts += rejections.counts
     counts += Counter({UNUSED + one_line(column): number for column, number in found.statistics.unused_columns.items()})
     counts["trained"], counts["held_out"] = train.num_groups - trained, held_out.num_groups - kept
     if not counts["trained"]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
 
 from align.data.mixing import Mixture
+from align.data.rejections import Rejections
 from align.errors import InputError
 from align.records import Comparison, Demonstration
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
 from align.stages.costs.estimates import Estimate, Planning, model_disk
 from align.stages.inputs.context import ModelSpec, StepInputs, policy_key
-from align.stages.inputs.sources import check_without_constraints
+from align.stages.inputs.sources import SourceSettings, check_without_constraints
 from align.stages.training.contract import Groups
 from align.train.settings import TrainSettings
 
@@ -111,8 +111,10 @@ class TrainingStage(Stage):
         """Return the attributes that the model rates, given the model that the step starts from."""
         return ()
 
-    def filter_groups(self, groups: Groups, counts: Counter[str], *, attributes: Sequence[str], path: str) -> Groups:
-        """Return the groups that contribute to the loss; `counts` receives the others by reason."""
+    def filter_groups(
+        self, groups: Groups, rejections: Rejections, *, attributes: Sequence[str], source: SourceSettings
+    ) -> Groups:
+        """Return the groups that contribute to the loss; the others are counted by reason."""
         return groups
 
     def estimate(self, planning: Planning) -> Estimate:
