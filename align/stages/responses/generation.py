@@ -156,12 +156,9 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
 def _with_responses(reading: Stream, rejections: Rejections) -> Iterator[tuple[Prompt, Comparison]]:
     """Yield the prompt of each row and its responses; of a demonstration the last assistant message."""
     for located in reading.records:
-        found = None
         with rejections.at(located.place):
             given = _comparison_of(located.record)
-            found = prompt_of(located.record), given
-        if found is not None:
-            yield found
+            yield prompt_of(located.record), given
 
 
 def _comparison_of(record: Record) -> Comparison:
