@@ -67,7 +67,7 @@ def layer_bytes(model: Decoder, micro: MicroBatch, *, frozen: bool = False) -> i
     norms = 2 * model.hidden * FP32 * (1 if frozen else 2)
     inputs = model.hidden * ((5 if model.gated else 4) * BF16 if micro.bf16 else 2 * FP32)
     attention = (3 if micro.tree else 2) * model.query_width + 2 * model.kv_width
-    return norms + inputs + (attention + 4 * model.intermediate) * micro.activation_size
+    return norms + inputs + (attention + 4 * model.mlp_width) * micro.activation_size
 
 
 def activation_bytes(model: Decoder, micro: MicroBatch, *, frozen: bool = False) -> int:
@@ -91,14 +91,17 @@ def activation_bytes(model: Decoder, micro: MicroBatch, *, frozen: bool = False)
 
 def activation_gradient_bytes(model: Decoder, micro: MicroBatch) -> int:
     """Return the bytes of the activation gradients that exist at once: of gate, up projection and layer output."""
-    return (2 * model.intermediate * micro.activation_size + 2 * model.hidden * FP32) * micro.tokens
+    return (2 * model.mlp_width * micro.activation_size + 2 * model.hidden * FP32) * micro.tokens
 
 
 def adapter_weights(model: Decoder, rank: int) -> int:
-    """Return the number of weights of low-rank adapters on every projection of every layer."""
-    matrices = 3 if model.gated else 2
+    """Return the number of weights of adapters on every projection of every layer; routed experts have none."""
     attention = 4 * model.hidden + 2 * (model.query_width + model.kv_width)
-    return model.layers * rank * (attention + matrices * (model.hidden + model.intermediate))
+    mixture, pairs = model.mixture, model.layers * (model.hidden + model.intermediate)
+    if mixture is not None:
+        pairs -= mixture.layers * (model.hidden + model.intermediate)
+        pairs += mixture.layers * (model.hidden + mixture.shared) if mixture.shared else 0
+    return rank * (model.layers * attention + model.matrices * pairs)
 
 
 def training_memory(

@@ -39,10 +39,13 @@ def _lines(step: Estimate) -> dict[str, str]:
             f"{step.tokens:,} an epoch ({training.unshared:,} without sharing), longest row {training.longest:,}"
         )
         lines["optimizer steps"] = f"{training.optimizer_steps:,}"
-        lines["memory"] = training.memory.describe()
+        if training.memory is not None:
+            lines["memory"] = training.memory.describe()
     elif step.tokens:
         lines["tokens"] = f"{at_most}{step.tokens:,}"
-    if step.flops:
+    if step.unknown:
+        lines["FLOPs"] = f"unknown, as are time and memory: {step.unknown}"
+    if step.flops and step.seconds:
         lines["FLOPs"] = f"{at_most}{step.flops:.2e}"
         lines["time"] = f"{at_most}{step.seconds / 60:.1f} minutes on this machine's CPU, estimated"
     lines["disk"] = f"{(step.disk + step.spare) / 2**30:.2f} GiB while it runs, {step.disk / 2**30:.2f} GiB after"

@@ -27,6 +27,9 @@ class Backbone(nn.Module, ABC):
             # Under sdpa transformers 5.20 ignores soft-capping and 5.23 raises
             self.base.set_attn_implementation("eager")
         self._plain_attention: str = self._attention
+        self.records_routing = False  # whether a forward pass keeps the logits of the routers, which it then returns
+        self._router_logits: tuple[Tensor, ...] | None = None
+        self.auxiliary_loss: Tensor | None = None  # transformers' own, of the last forward pass over one sequence
 
     def forward(self, batch: TokenBatch | TokenSequence) -> Tensor:
         """Return the outputs for a batch, or those of transformers' own forward for one sequence.
@@ -81,4 +84,11 @@ class Backbone(nn.Module, ABC):
         if decoder is self.base:  # Llama 4 returns the model itself
             decoder = cast(nn.Module, self.base.model)
         output = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **structure)
+        self._router_logits = output.router_logits if self.records_routing else None
         return output.last_hidden_state
+
+    def take_router_logits(self) -> tuple[Tensor, ...]:
+        """Return the logits of each layer's router in the last forward pass over a batch, [R * L, E], and drop them."""
+        logits, self._router_logits = self._router_logits, None
+        assert logits, "the forward pass has recorded no router"
+        return logits

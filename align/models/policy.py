@@ -56,7 +56,9 @@ class Policy(Backbone):
     def forward_sequence(self, sequence: TokenSequence) -> Tensor:
         """Return the log-probabilities of the sequence's targets, computed from transformers' own logits."""
         ids = torch.from_numpy(sequence.ids.astype("int64")).to(self.device)[None]
-        logps = self.hf(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
+        output = self.hf(input_ids=ids, use_cache=False)
+        self.auxiliary_loss = getattr(output, "aux_loss", None)
+        logps = output.logits[0, :-1].float().log_softmax(dim=-1)
         loss_mask = torch.from_numpy(sequence.loss_mask[1:]).to(logps.device)
         return logps.gather(1, ids[0, 1:, None])[loss_mask, 0]
 

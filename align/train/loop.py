@@ -20,15 +20,16 @@ from align.models.probe import choose_forward
 from align.models.saving.comparison import ModelOutputs, model_outputs
 from align.models.weights import fingerprint
 from align.train.checkpointer import Checkpointer
-from align.train.evaluator import Evaluator
 from align.train.indexed_groups import ROWS, GroupView
-from align.train.micro_batches import COLLATE, MicroBatcher
+from align.train.passes.evaluator import Evaluator
+from align.train.passes.micro_batches import COLLATE, MicroBatcher
+from align.train.passes.router_pass import router_passes
+from align.train.passes.step_statistics import StepStatistics
 from align.train.references.cache import ReferenceCache, References, ReferenceWork, check_initial_gap
 from align.train.references.compute import REFERENCE_WORK, fill_cache, read_work
 from align.train.sharding.accelerator import make_accelerator
 from align.train.sharding.optimizer import make_optimizer
 from align.train.sharding.prepare import prepare_sharding
-from align.train.step_statistics import StepStatistics
 from align.train.training_run import HELD_OUT, START, TrainingResult, TrainingRun
 
 
@@ -67,7 +68,10 @@ class Loop:
             references=self.references,
             accelerator=self.accelerator,
         )
-        self.evaluator = Evaluator(self.model, run.objective, self.groups, self.batcher) if run.held_out else None
+        self.router_pass = router_passes(policy, self.groups, self.forward, self.accelerator, progress)
+        self.evaluator = (
+            Evaluator(self.model, run.objective, self.groups, self.batcher, self.router_pass) if run.held_out else None
+        )
         self.settings_hash = run.settings_hash(self.groups, self.initial_weights)
         self.checkpointer = Checkpointer(run, self.settings_hash, self.sharding, self.processes)
 
@@ -116,6 +120,9 @@ class Loop:
         learning_rate = settings.learning_rate_at(number, self.num_steps)
         self.sharding.set_learning_rate(learning_rate)
         statistics = StepStatistics(self.accelerator)
+        router = self.router_pass() if self.router_pass is not None else None
+        if router is not None and len(plan.ranks[0]) > 1:
+            router.count(self.model, self.batcher.micro_batches(plan))
         with self.sharding.accumulate_gradients():
             for micro in self.batcher.micro_batches(plan):
                 with self.sharding.micro_batch(micro.is_last):
@@ -124,16 +131,20 @@ class Loop:
                     if micro.is_last:
                         statistics.check_finite(number + 1)
                     # Gradients are averaged over ranks, but the loss of a step is a sum over ranks
-                    self.sharding.backward(output.loss * micro.weight * self.accelerator.num_processes / denominator)
+                    loss = output.loss * micro.weight * self.accelerator.num_processes / denominator
+                    if router is not None:
+                        loss = loss + router.term(micro) * self.accelerator.num_processes
+                    self.sharding.backward(loss)
                 if number == 0 and micro.weight and run.objective.needs_reference:
                     check_initial_gap(output, micro.batch, precision=settings.precision, cache=self.reference_cache)
         grad_norm = self.sharding.step()
         if not math.isfinite(grad_norm):
             raise RunError(f"step {number + 1}: the gradient norm is {grad_norm}; the weights are unchanged")
+        reduced = statistics.reduce(denominator)
         return {
             "step": number + 1,
             "epoch": (number + 1) / steps_per_epoch(run.num_rows, settings.prompts_per_step),
-            **statistics.reduce(denominator),
+            **(reduced if router is None else router.metrics(reduced)),
             "grad_norm": grad_norm,
             "lr": learning_rate,
             "groups": len(groups),

@@ -22,6 +22,8 @@ from align.train.settings import TrainSettings
 WORK_METRICS = ("tokens_computed", "pairs_attended", "targets")  # names of the fields of `Work` in the metrics
 HELD_OUT = "held_out/"  # prefix of the metrics on held-out rows
 START = f"start/{HELD_OUT}"  # the same before the first update, in the metrics of step 1
+ROUTING = "routing/"  # prefix of the work of counting the choices of a mixture of experts before a step
+FORWARD_ONLY = (START, HELD_OUT, ROUTING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +108,9 @@ class TrainingResult:
 
     @property
     def forward_only(self) -> Work:
-        """Return the work of all ranks without a backward pass: references and evaluations."""
-        evaluations = (work_of(line, prefix) for line in self.metrics for prefix in (START, HELD_OUT))
-        return sum_work([self.references.work, *evaluations])
+        """Return the work of all ranks without a backward pass: references, evaluations and the routing of experts."""
+        works = [work_of(line, prefix) for line in self.metrics for prefix in FORWARD_ONLY]
+        return sum_work([self.references.work, *works])
 
     @property
     def num_micro_batches(self) -> int:
@@ -118,8 +120,8 @@ class TrainingResult:
     @property
     def num_forward_passes(self) -> int:
         """Return the number of forward passes of each rank without a backward pass."""
-        evaluations = self._sum(f"{START}micro_batches") + self._sum(f"{HELD_OUT}micro_batches")
-        return self.references.num_forward_passes + int(evaluations)
+        passes = [int(self._sum(f"{prefix}micro_batches")) for prefix in FORWARD_ONLY]
+        return self.references.num_forward_passes + sum(passes)
 
     def _sum(self, name: str) -> float:
         return sum(line.get(name, 0) for line in self.metrics)

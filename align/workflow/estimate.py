@@ -10,9 +10,9 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from align.accounting.communication import FP32
-from align.accounting.flops import decoder_from_config
-from align.models.loading.pretrained import silence_transformers
+from align.models.loading.pretrained import count_weights, silence_transformers
 from align.stages.costs.estimates import Estimate, Planning
+from align.stages.costs.measured import dimensions
 from align.stages.inputs.context import ModelSpec
 from align.stages.training.models import planned_config, planned_tokenizer
 from align.workflow.schema import Recipe
@@ -51,8 +51,15 @@ class ModelPlans:
             spec=self.start(name),
             tokenizer=tokenizer,
             config=config,
-            decoder=decoder_from_config(config.to_dict()),
+            decoder=dimensions(config),
+            num_weights=self.num_weights(name),
         )
+
+    def num_weights(self, name: str) -> int:
+        """Return the number of weights of the model that a step makes, trains or asks."""
+        config = self.loaded(name)[1]
+        size = dimensions(config)
+        return count_weights(config) if isinstance(size, str) else size.num_weights
 
 
 def estimate(recipe: Recipe) -> Iterator[Estimate]:
@@ -71,7 +78,7 @@ def disk_need(recipe: Recipe) -> tuple[int, int]:
     for name, step in recipe.steps.items():
         if step.disk(1) == (0, 0):
             continue
-        size = decoder_from_config(plans.loaded(name)[1].to_dict()).num_weights * FP32
+        size = plans.num_weights(name) * FP32
         stays, spare = step.disk(size)
         models, checkpoints = models + stays, max(checkpoints, spare)
     return models, checkpoints

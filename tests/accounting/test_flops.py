@@ -9,6 +9,7 @@ from align.errors import InputError
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES = {"vocab_size": 131, "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3, **SPECIAL}
 GROUPED = {**SIZES, "num_attention_heads": 6, "num_key_value_heads": 2}
+EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
 GPT2 = {"vocab_size": 131, "n_embd": 48, "n_layer": 3, "n_head": 4, **SPECIAL}
 
 CONFIGS = {
@@ -32,18 +33,26 @@ CONFIGS = {
         word_embed_proj_dim=48,
     ),
     "gpt_neox": transformers.GPTNeoXConfig(**SIZES, num_attention_heads=4),
+    "mixtral": transformers.MixtralConfig(**GROUPED, num_local_experts=5, num_experts_per_tok=2),
+    "olmoe": transformers.OlmoeConfig(**SIZES, num_attention_heads=4, num_experts=6, num_experts_per_tok=3),
+    "phimoe": transformers.PhimoeConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe, one dense layer": transformers.Qwen3MoeConfig(**GROUPED, **EXPERTS, head_dim=24, mlp_only_layers=[1]),
+    "qwen2_moe, shared expert, every second layer": transformers.Qwen2MoeConfig(
+        **GROUPED, **EXPERTS, shared_expert_intermediate_size=40, decoder_sparse_step=2
+    ),
 }
 
 
 def causal_model(config):
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    options = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    return transformers.AutoModelForCausalLM.from_config(config, **options)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_num_weights_equals_the_models_matrices(name):
     model, counted = causal_model(CONFIGS[name]), decoder_from_config(CONFIGS[name].to_dict())
     embedded = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    matrices = [weight for weight in model.parameters() if weight.ndim == 2 and id(weight) not in embedded]
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1 and id(weight) not in embedded]
     positions = sum(weight.numel() for key, weight in model.named_parameters() if "wpe" in key or "positions" in key)
     assert counted.num_linear == sum(weight.numel() for weight in matrices) - positions
     assert counted.num_weights - counted.num_linear == len(embedded) * 131 * 48
@@ -80,7 +89,10 @@ def test_published_models_have_their_published_size():
 WRONG_CONFIGS = [
     ({}, "has no hidden_size"),
     ({"hidden_size": 8, "num_attention_heads": 2}, "has no num_hidden_layers"),
-    (transformers.MixtralConfig().to_dict(), "num_local_experts is 8"),
+    (transformers.DeepseekV3Config().to_dict(), "kv_lora_rank 512"),
+    (transformers.GptOssConfig().to_dict(), "mixtral, olmoe, .*, not gpt_oss"),
+    (transformers.Qwen3NextConfig().to_dict(), "layers of type linear_attention"),
+    ({"hidden_size": [8, 16], "num_attention_heads": 2}, "hidden_size .* is not one number"),
 ]
 
 

@@ -21,6 +21,7 @@ from tiny_training import (
     comparisons,
     demonstrations,
     loop,
+    mixture_policy,
     numbers,
     policy,
     preference,
@@ -56,6 +57,7 @@ CASES = {
         rated(33),
         {"tokens_per_micro_batch": 200, "keep": "best", "evaluate_every": 1, "learning_rate": 2e-2},
     ),
+    "mixture": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3}),
     "bf16": (
         preference("rpo_bwd_kl", beta=0.1, sft_weight=0.02),
@@ -93,7 +95,7 @@ def run_case(folder, name):
     killed = "checkpoint_steps" in settings
 
     def make(folder, stop_after=None):
-        model = {"adapters": with_adapters, "reward": reward_model}.get(name, policy)()
+        model = {"adapters": with_adapters, "reward": reward_model, "mixture": mixture_policy}.get(name, policy)()
         if name == "rpo":
             model.base.gradient_checkpointing_enable({"use_reentrant": False})
         held_out = rated(3, seed=9) if name == "reward" else comparisons(3, sizes=(2, 3), seed=9)

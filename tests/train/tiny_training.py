@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.models.policy import Policy
@@ -68,6 +68,33 @@ def llama(seed=0, **changes):
 
 def policy(seed=0, **changes):
     return Policy(llama(seed, **changes)).train()
+
+
+def mixture(kind="mixtral", **changes):
+    """A random mixture of experts whose router auxiliary loss weighs enough to move the weights."""
+    experts = {
+        "mixtral": {"num_local_experts": 4, "intermediate_size": 48},
+        "qwen3_moe": {"num_experts": 6, "moe_intermediate_size": 24, "head_dim": 8, "mlp_only_layers": [0]},
+    }
+    values = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_experts_per_tok": 2,
+        "initializer_range": 0.1,
+        "output_router_logits": True,
+        "router_aux_loss_coef": 0.1,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(kind, **(values | experts[kind] | changes))
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def mixture_policy(kind="mixtral", **changes):
+    return Policy(mixture(kind, **changes)).train()
 
 
 def with_adapters():

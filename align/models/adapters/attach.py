@@ -158,8 +158,13 @@ def _target_errors() -> Generator[None]:
 
 @contextmanager
 def _without_warnings() -> Generator[None]:
-    """Hide peft's warnings about tied weights, which `merge_and_untie` merges, and about transposed weights (GPT-2)."""
+    """Hide peft's warnings that need no action.
+
+    They are about tied weights, which `merge_and_untie` merges; about transposed weights (GPT-2); and about the ranks
+    that peft sets for the fused experts of a mixture, whether they have adapters or not.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
         warnings.filterwarnings("ignore", r".*(tie_word_embeddings|fan_in_fan_out)", UserWarning)
         yield
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
@@ -66,6 +66,13 @@ def load_pretrained(path: str, auto_class: type[Any], *, quantize: Literal["nf4"
     if not all(value.is_floating_point() for value in model.parameters()):
         raise _already_quantized(path)
     return model
+
+
+def count_weights(config: PretrainedConfig) -> int:
+    """Return the number of weights of a causal language model, shared ones once, without allocating them."""
+    with torch.device("meta"), loading("a model", str(config.model_type), "policy"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(value.numel() for value in model.parameters())
 
 
 def default_device() -> Literal["cpu", "cuda"]:

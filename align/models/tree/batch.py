@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from align.accounting.flops import Work
@@ -31,6 +33,7 @@ class TokenBatch:
     targets_N: Tensor  # token id of each target
     sequence_N: Tensor  # index of the sequence of each target
     last_S: Tensor  # position, in the flattened [R * L], of each sequence's last token
+    paths: tuple[NDArray[np.int64], ...]  # positions, in the flattened [R * L], of each sequence's tokens
     num_sequences: int
     num_tokens: int  # tokens computed, without padding
 
@@ -125,6 +128,31 @@ def count_tokens(sequences: Sequence[TokenSequence]) -> int:
     return sum(len(each) for each in ids) - shared
 
 
+def count_rows(batch: TokenBatch, sequences: Sequence[TokenSequence], sizes: Sequence[int]) -> Tensor:
+    """Return the number of groups that each row counts for, fp64 [R * L]; `sizes` are the sequences of each group.
+
+    Every distinct (prefix, token) of a group counts once, however the groups are batched: in a tree, a row that groups
+    share counts for each of them; in a padded batch, only the first copy of a prefix counts.
+
+    >>> import numpy as np
+    >>> from align.data.token_groups import TokenSequence
+    >>> mask = np.array([False, True])
+    >>> sequences = [TokenSequence(np.array([5, last], np.int32), mask) for last in (7, 8, 8)]
+    >>> count_rows(tree_batch(sequences), sequences, [2, 1]).tolist()
+    [2.0, 1.0, 2.0]
+    >>> count_rows(plain_batch(sequences), sequences, [2, 1]).tolist()
+    [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    """
+    counts = np.zeros(batch.input_ids.numel())
+    for start, size in zip(accumulate(sizes, initial=0), sizes):  # noqa: B905 - accumulate ends with the total
+        previous = np.empty(0, np.int32)
+        for index in sorted(range(start, start + size), key=lambda index: _sort_key(sequences[index])):
+            ids = sequences[index].ids
+            counts[batch.paths[index][common_prefix(previous, ids) :]] += 1
+            previous = ids
+    return torch.from_numpy(counts)
+
+
 def _sort_key(sequence: TokenSequence) -> bytes:
     return sequence.ids.astype(">u4").tobytes()  # big-endian bytes sort like the token ids
 
@@ -133,7 +161,7 @@ def _row(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))[None]
 
 
-def _targets(sequences: Sequence[TokenSequence], paths: Sequence[np.ndarray]) -> dict[str, Tensor]:
+def _targets(sequences: Sequence[TokenSequence], paths: Sequence[np.ndarray]) -> dict[str, Any]:
     """Return the fields of a batch about targets; the row of the token before a target predicts it.
 
     A shared row has one target for each sequence that continues from it.
@@ -144,4 +172,5 @@ def _targets(sequences: Sequence[TokenSequence], paths: Sequence[np.ndarray]) ->
     owner = np.repeat(np.arange(len(sequences)), [len(at) for at in positions])
     last = np.array([path[-1] for path in paths])
     fields = {"rows_N": rows, "targets_N": ids, "sequence_N": owner, "last_S": last}
-    return {name: torch.from_numpy(values.astype(np.int64)) for name, values in fields.items()}
+    tensors = {name: torch.from_numpy(values.astype(np.int64)) for name, values in fields.items()}
+    return {**tensors, "paths": tuple(paths)}

@@ -34,7 +34,7 @@ class TrainingEstimate:
     optimizer_steps: int
     longest: int  # tokens of the longest sequence
     unshared: int  # tokens of an epoch if responses did not share their prompt
-    memory: Footprint
+    memory: Footprint | None  # None where the model's dimensions are unknown
     balances: list[Balance]  # of the first optimizer steps, for numbers of ranks that have a group each
 
 
@@ -46,8 +46,9 @@ class Estimate:
     stage: str
     rows: int  # that it trains on, answers or judges
     tokens: int = 0  # computed (in one epoch, where it trains), each distinct (prefix, token) of a group once
-    flops: float = 0.0  # of the whole step, reference pass included
-    seconds: float = 0.0
+    flops: float | None = 0.0  # of the whole step, reference pass included; None where they are unknown
+    seconds: float | None = 0.0
+    unknown: str = ""  # why FLOPs, time and memory are unknown
     disk: int = 0  # bytes that it leaves behind
     spare: int = 0  # bytes of its checkpoints, while it runs
     bound: bool = False  # whether rows and tokens are upper bounds
@@ -63,13 +64,14 @@ class Planning:
     spec: ModelSpec  # the model that the step starts from or asks
     tokenizer: PreTrainedTokenizerBase
     config: PretrainedConfig
-    decoder: Decoder
+    decoder: Decoder | str  # the model's dimensions, or why they are unknown
+    num_weights: int
     made: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])  # estimates of the steps before
 
     @property
     def model_bytes(self) -> int:
         """Bytes of the model's weights in fp32."""
-        return self.decoder.num_weights * FP32
+        return self.num_weights * FP32
 
 
 def model_disk(model_bytes: int, *, keeps_best: bool) -> tuple[int, int]:
@@ -82,15 +84,17 @@ def estimate_answers(stage: str, planning: Planning, rows: int, tokens: int, dra
     from align.models.loading.pretrained import default_device  # noqa: PLC0415 - imports torch
     from align.stages.costs.measured import matrix_rate  # noqa: PLC0415
 
-    total = tokens + drawn
-    flops = float(forward_flops(planning.decoder, equal_rows(total, rows)))
+    total, model = tokens + drawn, planning.decoder
+    flops = None if isinstance(model, str) else float(forward_flops(model, equal_rows(total, rows)))
+    rate = matrix_rate(default_device(), precision) * SAMPLING_EFFICIENCY
     return Estimate(
         name=planning.name,
         stage=stage,
         rows=rows,
         tokens=total,
         flops=flops,
-        seconds=flops / (matrix_rate(default_device(), precision) * SAMPLING_EFFICIENCY),
+        seconds=None if flops is None else flops / rate,
+        unknown=model if isinstance(model, str) else "",
         disk=total * TEXT_BYTES,
         bound=drawn > 0,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from align.accounting.communication import FP32
-from align.accounting.flops import Work, forward_flops, sum_work, training_flops
+from align.accounting.flops import Decoder, Work, forward_flops, sum_work, training_flops
 from align.data.balance import Balance, balance
 from align.data.batching import Indices, order, steps_per_epoch
 from align.data.token_groups import TokenGroup
@@ -59,25 +59,21 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
     works = [_work(group, head=step.has_lm_head) for group in data.train]
     work = sum_work(works[index] for index in epoch)
     sizes = [each.tokens for each in works]
-    flops = epochs * training_flops(model, work)
-    if step.needs_reference:
-        flops += forward_flops(model, work)
     return Estimate(
         name=planning.name,
         stage=step.stage,
         rows=num_rows,
         tokens=work.tokens,
-        flops=flops,
-        seconds=flops / _training_rate(settings.precision),
-        disk=model.num_weights * FP32,
-        spare=CHECKPOINTS * model.num_weights * FP32,
+        **_costs(step, model, work, epochs=epochs, reference=step.needs_reference),
+        disk=planning.model_bytes,
+        spare=CHECKPOINTS * planning.model_bytes,
         training=TrainingEstimate(
             counts=data.counts,
             format=data.format,
             optimizer_steps=num_steps,
             longest=max(len(each.ids) for group in data.train for each in group.sequences),
             unshared=sum(len(each.ids) for index in epoch for each in data.train[index].sequences),
-            memory=footprint(step, planning.inputs.policy, model, sizes),
+            memory=None if isinstance(model, str) else footprint(step, planning.inputs.policy, model, sizes),
             balances=_balances(step, sizes, epoch),
         ),
     )
@@ -85,20 +81,27 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
 
 def estimate_bound(step: TrainingSettings, planning: Planning, made: Estimate) -> Estimate:
     """Return an upper bound where an earlier step makes the rows: every prompt, with the longest responses."""
-    model = planning.decoder
     work = equal_rows(made.tokens, made.rows)
-    flops = step.train.epochs * training_flops(model, work) + forward_flops(model, work)
     return Estimate(
         name=planning.name,
         stage=step.stage,
         rows=made.rows,
         tokens=made.tokens,
-        flops=flops,
-        seconds=flops / _training_rate(step.train.precision),
-        disk=model.num_weights * FP32,
-        spare=CHECKPOINTS * model.num_weights * FP32,
+        **_costs(step, planning.decoder, work, epochs=step.train.epochs, reference=True),
+        disk=planning.model_bytes,
+        spare=CHECKPOINTS * planning.model_bytes,
         bound=True,
     )
+
+
+def _costs(
+    step: TrainingSettings, model: Decoder | str, work: Work, *, epochs: float, reference: bool
+) -> dict[str, Any]:
+    """Return the FLOPs and seconds of an estimate, or why they are unknown."""
+    if isinstance(model, str):
+        return {"flops": None, "seconds": None, "unknown": model}
+    flops = epochs * training_flops(model, work) + (forward_flops(model, work) if reference else 0)
+    return {"flops": flops, "seconds": flops / _training_rate(step.train.precision)}
 
 
 def _work(group: TokenGroup, *, head: bool) -> Work:

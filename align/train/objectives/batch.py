@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from align.data.token_groups import TokenGroup, TokenSequence
-from align.models.tree.batch import TokenBatch
+from align.models.tree.batch import TokenBatch, count_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,11 @@ class GroupBatch:
     reference_BK: Tensor  # fp64, in nats, summed over tokens; 0 without references
     lengths_BK: Tensor  # fp64, trained tokens
     mask_BK: Tensor  # bool
+    count_T: Tensor  # fp64, the number of groups that each row of the flattened model input counts for
 
     def to(self, device: torch.device) -> GroupBatch:
         """Return the batch with its tensors on `device`."""
-        names = ("rewards_BK", "labels_BK", "reference_BK", "lengths_BK", "mask_BK")
+        names = ("rewards_BK", "labels_BK", "reference_BK", "lengths_BK", "mask_BK", "count_T")
         moved = {name: getattr(self, name).to(device) for name in names}
         return replace(self, tokens=self.tokens.to(device), **moved)
 
@@ -61,15 +62,18 @@ def group_batch(
         labels_BK[row, :size] = torch.tensor(preference_order(group), dtype=torch.float64)
         if references is not None:
             reference_BK[row, :size] = torch.tensor(references[row], dtype=torch.float64)
+    sequences = [sequence for group in groups for sequence in group.sequences]
+    tokens, sizes = collate(sequences), tuple(len(group.sequences) for group in groups)
     return GroupBatch(
-        tokens=collate([sequence for group in groups for sequence in group.sequences]),
-        sizes=tuple(len(group.sequences) for group in groups),
+        tokens=tokens,
+        sizes=sizes,
         attributes=tuple(labels for group in groups for labels in group.attributes),
         rewards_BK=rewards_BK,
         labels_BK=labels_BK,
         reference_BK=reference_BK,
         lengths_BK=lengths_BK,
         mask_BK=mask_BK,
+        count_T=count_rows(tokens, sequences, sizes),
     )
 
 

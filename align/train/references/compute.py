@@ -22,7 +22,7 @@ from align.data.group_columns import sequence_key
 from align.errors import RunError
 from align.models.tree.batch import TokenBatch
 from align.train.indexed_groups import GroupView
-from align.train.micro_batches import COLLATE
+from align.train.passes.micro_batches import COLLATE
 from align.train.references.cache import Pass, ReferenceCache, References, ReferenceWork, first_occurrences
 
 FLUSH_S = 60.0  # seconds between writes to the cache: how much computation a kill may lose

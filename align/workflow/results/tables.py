@@ -34,17 +34,21 @@ def plan_table(planned: Sequence[PlannedStep], estimates: Sequence[Estimate]) ->
     """Yield the table of what a run would do, and its estimated cost."""
     known = {each.name: each for each in estimates}
     table = _table("Planned steps; upper bounds where an earlier step makes the rows", *PLAN)
-    flops, seconds, disk = 0.0, 0.0, 0
+    flops, seconds, disk, unknown = 0.0, 0.0, 0, 0
     for step, state, reason in planned:
         each = known[step.name]
         if state != FINISHED:
-            flops, seconds, disk = flops + each.flops, seconds + each.seconds, disk + each.disk
-        cells = [f"{each.rows:,}", f"{each.tokens:,}", f"{each.flops:.1e}"] if each.rows else ["", "", ""]
-        minutes = f"{each.seconds / 60:.1f}" if each.rows else ""
+            flops, seconds, disk = flops + (each.flops or 0), seconds + (each.seconds or 0), disk + each.disk
+            unknown += each.flops is None
+        cost, minutes = "unknown", "unknown"
+        if each.flops is not None and each.seconds is not None:
+            cost, minutes = f"{each.flops:.1e}", f"{each.seconds / 60:.1f}"
+        cells = [f"{each.rows:,}", f"{each.tokens:,}", cost] if each.rows else ["", "", ""]
+        minutes = minutes if each.rows else ""
         table.add_row(step.name, each.stage, *cells, minutes, f"{each.disk / 2**20:,.0f}", reason)
-    table.add_row(
-        "total of the steps to run", "", "", "", f"{flops:.1e}", f"{seconds / 60:.1f}", f"{disk / 2**20:,.0f}", ""
-    )
+    left_out = f"without {unknown} unknown" if unknown else ""
+    totals = [f"{flops:.1e}", f"{seconds / 60:.1f}", f"{disk / 2**20:,.0f}"]
+    table.add_row("total of the steps to run", "", "", "", *totals, left_out)
     yield table
 
 

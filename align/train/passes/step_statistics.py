@@ -11,8 +11,8 @@ from torch import Tensor
 
 from align.accounting.flops import Work, sum_work
 from align.errors import RunError
-from align.train.micro_batches import MicroBatch
 from align.train.objectives.base import ObjectiveOutput, Tally
+from align.train.passes.micro_batches import MicroBatch
 from align.train.training_run import WORK_METRICS
 
 
