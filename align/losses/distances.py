@@ -7,6 +7,7 @@ Shape legend: B prompts, P comparisons, C responses in a comparison, the best fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -99,6 +100,55 @@ def hinge(comparisons: Comparisons) -> Tensor:
     The hinge loss of RSO (Liu et al. 2023); with `reference_free` that of SLiC (Zhao et al. 2023).
     """
     return (1 - _margin(comparisons)).relu()
+
+
+def exo(comparisons: Comparisons, *, label_smoothing: float) -> Tensor:
+    """Compute KL(softmax(a) || (1 - s, s)) of a pair with smoothed label, shape [B, P].
+
+    EXO-pref (Ji et al. 2024, arXiv:2402.00856, eq. 16): the divergence of DPO with its arguments swapped. The label
+    smoothing `s` must be above 0, because the divergence from a hard label is infinite.
+    """
+    margin_BP = _margin(comparisons)
+    chosen_BP, rejected_BP = logsigmoid(margin_BP), logsigmoid(-margin_BP)
+    log_share, log_rest = math.log1p(-label_smoothing), math.log(label_smoothing)
+    return chosen_BP.exp() * (chosen_BP - log_share) + rejected_BP.exp() * (rejected_BP - log_rest)
+
+
+def apo_zero(comparisons: Comparisons) -> Tensor:
+    """Compute sigmoid(-a_1) + sigmoid(a_2), shape [B, P]: raises the better response and lowers the other one.
+
+    APO-zero (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7), for responses that are better than the policy's own.
+    """
+    return (-comparisons.implicit_BPC[..., 0]).sigmoid() + comparisons.implicit_BPC[..., 1].sigmoid()
+
+
+def apo_down(comparisons: Comparisons) -> Tensor:
+    """Compute sigmoid(a_1) + sigmoid(-margin), shape [B, P]: lowers both responses, the worse one more.
+
+    APO-down (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8), for a policy that is better than both responses.
+    """
+    return comparisons.implicit_BPC[..., 0].sigmoid() + (-_margin(comparisons)).sigmoid()
+
+
+def odds_ratio(comparisons: Comparisons, *, beta: float) -> Tensor:
+    """Compute -beta log sigmoid(log odds(better) - log odds(worse)), shape [B, P], with odds(p) = p / (1 - p).
+
+    The odds-ratio term of ORPO (Hong et al. 2024, arXiv:2403.07691, eqs. 4 and 7), with beta for the paper's lambda
+    and p the geometric mean of a response's token probabilities. ORPO adds the negative log-likelihood of the better
+    response (`sft_weight`).
+    """
+    mean_logp_BPC = comparisons.implicit_BPC / beta
+    log_odds_BPC = mean_logp_BPC - _log1mexp(mean_logp_BPC)
+    return -beta * logsigmoid(log_odds_BPC[..., 0] - log_odds_BPC[..., 1])
+
+
+def _log1mexp(values: Tensor) -> Tensor:
+    """Return log(1 - exp(x)) of negative numbers; those above -eps of the type, which have no odds, count as -eps.
+
+    Mächler 2012, "Accurately computing log(1 - exp(-|a|))": each formula is exact on its side of -log 2.
+    """
+    values = values.clamp(max=-torch.finfo(values.dtype).eps)
+    return torch.where(values > -math.log(2), (-values.expm1()).log(), (-values.exp()).log1p())
 
 
 def _margin(comparisons: Comparisons) -> Tensor:

@@ -42,6 +42,7 @@ class PreferenceLoss:
     pairs: str = "none"  # none: one comparison of all responses; all: the mean over pairs; best_worst: one pair
     per_token: bool = False  # divide log-probabilities by the response length
     reference_free: bool = False  # ignore the reference log-probabilities
+    length_penalty: float = 0.0  # added to the implicit reward for each token of the response, against longer ones
 
     def __post_init__(self) -> None:
         for name, (is_valid, expected) in CHECKS.items():
@@ -59,7 +60,8 @@ class PreferenceLoss:
     def settings(self) -> tuple[str, ...]:
         """Return the names of the settings that change this loss."""
         eta = ("eta",) if self.uses_rewards else ()
-        return tuple(dict.fromkeys(("beta", "pairs", "per_token", "reference_free", *eta, *self.distance.settings)))
+        common = ("beta", "pairs", "per_token", "reference_free", "length_penalty")
+        return tuple(dict.fromkeys((*common, *eta, *self.distance.settings)))
 
     @property
     def uses_rewards(self) -> bool:
@@ -95,6 +97,10 @@ class PreferenceLoss:
         mask_BK = full_mask(policy_logps_BK) if mask_BK is None else mask_BK.bool()
         rewards_BK = rewards_BK.to(policy_logps_BK.dtype)
         implicit_BK = self.implicit_rewards(policy_logps_BK, reference_logps_BK, lengths_BK, mask_BK)
+        if self.length_penalty:
+            # R-DPO (Park et al. 2024, arXiv:2403.19159): a reward of r - penalty * length is maximized by a policy
+            # whose log-ratio is that reward, so r itself is the log-ratio plus penalty * length
+            implicit_BK = implicit_BK + self.length_penalty * torch.where(mask_BK, lengths_BK, 0)
         target_BK = self.eta * rewards_BK.masked_fill(~mask_BK, 0)
         comparisons = compare(implicit_BK, target_BK, rewards_BK, mask_BK, pairs=self.pairs)
         counts_BP = is_informative(comparisons, uses_rewards=self.uses_rewards)
@@ -135,4 +141,5 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pairs": (lambda value: isinstance(value, str) and value in PAIRS, "one of " + ", ".join(PAIRS)),
     "per_token": (lambda value: isinstance(value, bool), "true or false"),
     "reference_free": (lambda value: isinstance(value, bool), "true or false"),
+    "length_penalty": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
 }

@@ -11,28 +11,49 @@ import torch
 from torch import Tensor
 
 from align.errors import InputError
-from align.losses.distances import Distance, backward_kl, forward_kl, hinge, ipo, logistic, robust, squared, top_choice
+from align.losses.distances import (
+    Distance,
+    apo_down,
+    apo_zero,
+    backward_kl,
+    exo,
+    forward_kl,
+    hinge,
+    ipo,
+    logistic,
+    odds_ratio,
+    robust,
+    squared,
+    top_choice,
+)
 from align.losses.preference import PreferenceLoss, full_mask
 from align.registry import import_dotted, pick, suggest
 
 TOP_CHOICE = Distance(top_choice, listwise=True)
 LOGISTIC = Distance(logistic, settings=("label_smoothing", "gamma"))
+IPO = Distance(ipo, settings=("beta",))
 ROBUST = Distance(robust, settings=("label_smoothing",))
 BACKWARD_KL = Distance(backward_kl, uses_rewards=True, listwise=True)
 FORWARD_KL = Distance(forward_kl, uses_rewards=True, listwise=True)
 SQUARED = Distance(squared, uses_rewards=True, listwise=True)
 
 # Defaults of beta: rpo_* from NeMo-Aligner's gpt_dpo.yaml (the paper gives a range), dpo_norm from Tülu 3 (Lambert et
-# al. 2024), simpo and its gamma from the paper's Llama-3-8B-Base run, others as dpo. No paper gives a default for
-# label_smoothing; 0.1 is a choice of this project.
+# al. 2024), simpo and its gamma from the paper's Llama-3-8B-Base run, orpo from the paper's lambda, others as dpo. No
+# paper gives a default for label_smoothing; 0.1 is a choice of this project, and the 0.001 of exo that of TRL.
 LOSSES: dict[str, PreferenceLoss] = {
     "dpo": PreferenceLoss(TOP_CHOICE),
     "dpo_norm": PreferenceLoss(TOP_CHOICE, beta=5.0, per_token=True),
     "cdpo": PreferenceLoss(LOGISTIC, label_smoothing=0.1, pairs="all"),
     "robust": PreferenceLoss(ROBUST, label_smoothing=0.1, pairs="all"),
-    "ipo": PreferenceLoss(Distance(ipo, settings=("beta",)), pairs="all"),
+    "ipo": PreferenceLoss(IPO, pairs="all"),
+    "ipo_norm": PreferenceLoss(IPO, pairs="all", per_token=True),
+    "exo": PreferenceLoss(Distance(exo, settings=("label_smoothing",)), label_smoothing=1e-3, pairs="all"),
+    "apo_zero": PreferenceLoss(Distance(apo_zero), pairs="all"),
+    "apo_down": PreferenceLoss(Distance(apo_down), pairs="all"),
     "hinge": PreferenceLoss(Distance(hinge), pairs="all"),
     "simpo": PreferenceLoss(LOGISTIC, beta=2.0, gamma=1.0, pairs="all", per_token=True, reference_free=True),
+    "cpo": PreferenceLoss(LOGISTIC, pairs="all", reference_free=True),
+    "orpo": PreferenceLoss(Distance(odds_ratio, settings=("beta",)), pairs="all", per_token=True, reference_free=True),
     "rpo_bwd_kl": PreferenceLoss(BACKWARD_KL, beta=0.2),
     "rpo_fwd_kl": PreferenceLoss(FORWARD_KL, beta=0.2),
     "rpo_sq": PreferenceLoss(SQUARED, beta=0.2),

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from align.config import Settings
 from align.data.batching import steps_per_epoch
 from align.errors import InputError
+
+# Losses whose papers add the negative log-likelihood of the better response -> (weight, whether per token)
+SFT_TERMS = {
+    "cpo": (1.0, True),  # Xu et al. 2024, arXiv:2401.08417, eq. 4; per token as in TRL
+    "orpo": (1.0, True),  # Hong et al. 2024, arXiv:2403.07691, eq. 6
+}
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # decay rate of a moving average
 RewardLoss = Literal["regression", "bt", "bt_margin", "bt_scaled"]
@@ -116,9 +122,21 @@ class PreferenceSettings(Settings):
     sft_weight: float = Field(
         default=0.0,
         ge=0,
-        description="Weight of the negative log-likelihood of the best response, added to the loss.",
+        description="Weight of the negative log-likelihood of the best response, added to the loss; "
+        "1.0 by default for `orpo` and `cpo`.",
     )
     sft_per_token: bool = Field(
         default=False,
-        description="Average the SFT term over the tokens of the response; the published weights are for a sum.",
+        description="Average the SFT term over the tokens of the response; the published weights are for a sum. "
+        "True by default for `orpo` and `cpo`.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_sft_term(cls, values: object) -> object:
+        """Add the SFT term of a loss that has one in its paper, unless the settings give their own."""
+        if not isinstance(values, dict):
+            return values
+        given = cast(dict[str, object], values)
+        weight, per_token = SFT_TERMS.get(str(given.get("name")), (0.0, False))
+        return {"sft_weight": weight, "sft_per_token": per_token, **given}

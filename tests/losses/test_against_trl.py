@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,6 +35,10 @@ SAME = [
     ("ipo", {"beta": 0.3}, "ipo", {"beta": 0.3, "per_token": True}),
     ("robust", {"beta": 0.3, "label_smoothing": 0.2}, "robust", {"beta": 0.3, "label_smoothing": 0.2}),
     ("aot_unpaired", {"beta": 0.3, "label_smoothing": 0.2}, "cdpo", {"beta": 0.3, "label_smoothing": 0.2}),
+    ("ipo", {"beta": 0.3}, "ipo_norm", {"beta": 0.3}),
+    ("apo_zero", {"beta": 0.3}, "apo_zero", {"beta": 0.3}),
+    ("apo_down", {"beta": 0.3}, "apo_down", {"beta": 0.3}),
+    ("exo_pair", {"beta": 0.3, "label_smoothing": 0.2}, "exo", {"beta": 0.3, "label_smoothing": 0.2}),
     ("exo_pair", {"beta": 0.3, "label_smoothing": 0.2}, "rpo_fwd_kl", {"beta": 0.3, "eta": math.log(4)}),
 ]
 
@@ -102,3 +107,23 @@ def test_losses_and_gradients_equal_trls(trl_name, trl_settings, name, settings,
         torch.testing.assert_close(gradients, trl_gradients, rtol=1e-4, atol=1e-5)
         margins.append((policy_BK - reference_BK).diff().item())
     assert min(margins) < -1 < 1 < max(margins)  # margins of both signs occurred
+
+
+@pytest.mark.filterwarnings("ignore")  # the modules of trl.experimental announce that they may change
+def test_orpo_and_cpo_equal_the_methods_of_trls_experimental_trainers():
+    generator = torch.Generator().manual_seed(0)
+    logps_BK = -3 * torch.rand(8, 2, generator=generator) - 0.01
+    rewards_BK, lengths_BK = torch.tensor([[1.0, 0.0]]).expand(8, 2), torch.ones(8, 2)
+    orpo = importlib.import_module("trl.experimental.orpo").ORPOTrainer.odds_ratio_loss
+    device = SimpleNamespace(device="cpu")
+    negative_B, *_ = orpo(SimpleNamespace(beta=0.3, accelerator=device), *logps_BK.unbind(1))
+    found_B = preference_loss("orpo", beta=0.3)(logps_BK, logps_BK * 0, rewards_BK, lengths_BK)
+    torch.testing.assert_close(found_B, -negative_B)
+    cpo = importlib.import_module("trl.experimental.cpo").CPOTrainer.cpo_loss
+    for smoothing in (0.0, 0.2):
+        settings = SimpleNamespace(
+            beta=0.3, alpha=0.0, label_smoothing=smoothing, loss_type="sigmoid", accelerator=device
+        )
+        expected_B, *_ = cpo(settings, *logps_BK.unbind(1))
+        loss = preference_loss("cpo", beta=0.3, label_smoothing=smoothing)
+        torch.testing.assert_close(loss(logps_BK, logps_BK * 0, rewards_BK, lengths_BK), expected_B)

@@ -35,6 +35,11 @@ def shares(values_K):
     return [weight / sum(weights_K) for weight in weights_K]
 
 
+def log_odds(mean_logp):
+    """Return log(p / (1 - p)) of a probability given by its logarithm."""
+    return mean_logp - math.log(-math.expm1(mean_logp))
+
+
 # Loss of two responses, from a = margin in implicit reward and b = margin in target reward
 PAIRWISE = {
     "dpo": lambda a, b: softplus(-a),
@@ -42,11 +47,21 @@ PAIRWISE = {
     "cdpo": lambda a, b: 0.9 * softplus(-a) + 0.1 * softplus(a),
     "robust": lambda a, b: (0.9 * softplus(-a) - 0.1 * softplus(a)) / 0.8,
     "ipo": lambda a, b: (a / 0.1 - 5) ** 2,
+    "ipo_norm": lambda a, b: (a / 0.1 - 5) ** 2,
+    "exo": lambda a, b: bernoulli_kl(sigmoid(a), 0.999),
     "hinge": lambda a, b: max(0, 1 - a),
     "simpo": lambda a, b: math.log(1 + math.exp(1 - a)),
+    "cpo": lambda a, b: softplus(-a),
     "rpo_bwd_kl": lambda a, b: bernoulli_kl(sigmoid(b), sigmoid(a)),
     "rpo_fwd_kl": lambda a, b: bernoulli_kl(sigmoid(a), sigmoid(b)),
     "rpo_sq": lambda a, b: (a - b) ** 2,
+}
+
+# Loss of two responses that depends on more than their margin, from the implicit rewards of the better and the worse
+POINTWISE = {
+    "apo_zero": lambda better, worse: 1 - sigmoid(better) + sigmoid(worse),
+    "apo_down": lambda better, worse: sigmoid(better) + 1 - sigmoid(better - worse),
+    "orpo": lambda better, worse: 0.1 * softplus(log_odds(worse / 0.1) - log_odds(better / 0.1)),
 }
 
 # Loss of any number of responses, from their implicit and target rewards
@@ -62,7 +77,9 @@ LISTWISE = {
 
 EVERY_FORM = [(name, pairs) for name in LOSSES for pairs in PAIRS if pairs != "none" or name in LISTWISE]
 NAMES_LISTWISE = sorted(LISTWISE)
-LABEL = ["dpo", "dpo_norm", "cdpo", "robust", "ipo", "hinge", "simpo"]
+LABEL = [name for name in LOSSES if not name.startswith("rpo_")]
+PER_TOKEN = ("dpo_norm", "ipo_norm", "simpo", "orpo")
+REFERENCE_FREE = ("simpo", "cpo", "orpo")
 BETA = {"dpo_norm": 5.0, "simpo": 2.0, "rpo_bwd_kl": 0.2, "rpo_fwd_kl": 0.2, "rpo_sq": 0.2}
 
 
@@ -75,16 +92,18 @@ def python_loss(name, pairs, group):
     """Compute the loss of one group of Python numbers by enumeration."""
     a_K = []
     for policy, reference, length in zip(group["policy"], group["reference"], group["length"], strict=True):
-        gain = policy if name == "simpo" else policy - reference
-        a_K.append(BETA.get(name, 0.1) * (gain / length if name in ("simpo", "dpo_norm") else gain))
+        gain = policy if name in REFERENCE_FREE else policy - reference
+        a_K.append(BETA.get(name, 0.1) * (gain / length if name in PER_TOKEN else gain))
     b_K = group["reward"]
     if pairs == "none":
         return LISTWISE[name](a_K, b_K)
     ranked = sorted(range(len(b_K)), key=lambda k: -b_K[k])
     chosen = list(combinations(ranked, 2)) if pairs == "all" else [(ranked[0], ranked[-1])]
-    scored = [
-        PAIRWISE[name](a_K[i] - a_K[j], b_K[i] - b_K[j]) for i, j in chosen if name not in LABEL or b_K[i] > b_K[j]
-    ]
+    counted = [(i, j) for i, j in chosen if name not in LABEL or b_K[i] > b_K[j]]
+    if name in POINTWISE:
+        scored = [POINTWISE[name](a_K[i], a_K[j]) for i, j in counted]
+    else:
+        scored = [PAIRWISE[name](a_K[i] - a_K[j], b_K[i] - b_K[j]) for i, j in counted]
     return mean(scored) if scored else 0.0
 
 
@@ -93,7 +112,7 @@ def random_groups(num_groups, num_responses, *, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     shape = (num_groups, num_responses)
     lengths_BK = torch.randint(1, 9, shape, generator=generator)
-    reference_BK = -3 * lengths_BK - 4 * torch.rand(shape, generator=generator, dtype=dtype)
+    reference_BK = -12 - 3 * lengths_BK - 4 * torch.rand(shape, generator=generator, dtype=dtype)
     policy_BK = reference_BK + 3 * torch.randn(shape, generator=generator, dtype=dtype)
     rewards_BK = torch.stack([torch.randperm(num_responses, generator=generator) for _ in range(num_groups)]) / 2.0
     return policy_BK.to(dtype), reference_BK.to(dtype), rewards_BK.to(dtype), lengths_BK
@@ -113,7 +132,7 @@ def value_and_gradient(loss, groups, mask_BK=None):
 
 
 def test_every_loss_has_a_closed_form_in_this_file():
-    assert set(PAIRWISE) == set(LOSSES)
+    assert {*PAIRWISE, *POINTWISE} == set(LOSSES)
     assert {name for name in LOSSES if LOSSES[name].pairs == "none"} == set(LISTWISE)
 
 
@@ -158,7 +177,7 @@ def test_the_order_of_the_responses_does_not_matter(name, pairs, num_responses):
 
 
 @pytest.mark.parametrize("num_responses", [2, 3, 5])
-@pytest.mark.parametrize(("name", "pairs"), EVERY_FORM)
+@pytest.mark.parametrize(("name", "pairs"), [form for form in EVERY_FORM if form[0] not in POINTWISE])
 def test_only_differences_within_a_group_matter(name, pairs, num_responses):
     policy_BK, reference_BK, rewards_BK, lengths_BK = random_groups(5, num_responses)
     offset_B1 = torch.linspace(-7, 9, 5, dtype=torch.float64)[:, None]
@@ -183,6 +202,8 @@ LIMITS = {
         ("simpo", {"gamma": 0.0}),
         ("dpo_norm", {"pairs": "all", "reference_free": True, "beta": 2.0}),
     ),
+    "ipo_norm is ipo per token": (("ipo_norm", {}), ("ipo", {"per_token": True})),
+    "cpo is dpo without reference": (("cpo", {}), ("dpo", {"reference_free": True, "pairs": "all"})),
     "rpo_sq of all pairs is rpo_sq of the group": (("rpo_sq", {"pairs": "all"}), ("rpo_sq", {})),
 }
 
@@ -208,6 +229,62 @@ def test_cdpo_is_backward_kl_to_the_smoothed_label_plus_its_entropy():
     entropy = -0.7 * math.log(0.7) - 0.3 * math.log(0.3)
     torch.testing.assert_close(smoothed_B, backward_B + entropy)
     torch.testing.assert_close(smoothed_gradient_BK, backward_gradient_BK)
+
+
+def test_exo_is_the_forward_kl_to_rewards_whose_gap_has_the_smoothed_share():
+    policy_BK, reference_BK, label_BK, lengths_BK = random_groups(5, 2)
+    target_BK = label_BK * 2 * logit(0.7)
+    forward = value_and_gradient(
+        preference_loss("rpo_fwd_kl", beta=0.1), (policy_BK, reference_BK, target_BK, lengths_BK)
+    )
+    groups = (policy_BK, reference_BK, label_BK, lengths_BK)
+    torch.testing.assert_close(value_and_gradient(preference_loss("exo", label_smoothing=0.3), groups), forward)
+
+
+def test_apo_zero_raises_the_better_response_and_apo_down_lowers_both():
+    _, zero_BK = value_and_gradient(preference_loss("apo_zero"), random_groups(9, 2))
+    rewards_BK = random_groups(9, 2)[2]
+    assert ((zero_BK < 0) == (rewards_BK > 0)).all()  # descent raises exactly the better responses
+    equal = [torch.zeros(1, 2, dtype=torch.float64) for _ in range(2)]
+    groups = (*equal, torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.ones(1, 2))
+    _, down_BK = value_and_gradient(preference_loss("apo_down", beta=1.0), groups)
+    assert down_BK.tolist() == [[pytest.approx(0.25 - 0.25), pytest.approx(0.25)]]  # slopes of sigmoids at 0
+    groups[0][0] = torch.tensor([3.0, -2.0])  # already ranked: both are lowered
+    _, down_BK = value_and_gradient(preference_loss("apo_down", beta=1.0), groups)
+    assert (down_BK > 0).all()
+
+
+@pytest.mark.parametrize("probability", [1e-30, 0.3, 0.5, 0.7, 1 - 1e-9])
+def test_orpo_compares_the_odds_of_the_mean_token_probabilities(probability):
+    lengths_BK = torch.tensor([[4, 9]])
+    probabilities = torch.tensor([[probability, 0.4]], dtype=torch.float64)
+    policy_BK = probabilities.log() * lengths_BK
+    loss = preference_loss("orpo", beta=0.5)
+    found_B = loss(policy_BK, policy_BK * 0, torch.tensor([[1.0, 0.0]]), lengths_BK)
+    ratio = (probability / (1 - probability)) / (0.4 / 0.6)
+    assert found_B.item() == pytest.approx(0.5 * math.log(1 + 1 / ratio), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_length_penalty_is_the_loss_of_log_ratios_that_are_that_much_larger_per_token(name):
+    policy_BK, reference_BK, rewards_BK, lengths_BK = random_groups(5, 3)
+    loss = preference_loss(name, length_penalty=0.01)
+    per_unit_BK = lengths_BK if loss.per_token else 1
+    shifted_BK = policy_BK + 0.01 * lengths_BK / loss.beta * per_unit_BK
+    if name == "orpo":  # has no odds for probabilities above 1
+        shifted_BK, policy_BK = shifted_BK - 9, policy_BK - 9
+    plain_B = LOSSES[name](shifted_BK, reference_BK, rewards_BK, lengths_BK)
+    torch.testing.assert_close(loss(policy_BK, reference_BK, rewards_BK, lengths_BK), plain_B)
+
+
+def test_a_length_penalty_asks_less_of_a_longer_winner():
+    zero_BK, rewards_BK = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    loss = preference_loss("dpo", length_penalty=0.1)
+    longer_B, shorter_B = (
+        loss(zero_BK, zero_BK, rewards_BK, torch.tensor([lengths])) for lengths in ([20, 10], [10, 20])
+    )
+    assert longer_B.item() == pytest.approx(softplus(-0.1 * 10))
+    assert shorter_B.item() == pytest.approx(softplus(0.1 * 10))
 
 
 def test_ipo_is_the_squared_loss_to_a_gap_of_one_half_over_beta_squared():
@@ -362,6 +439,12 @@ def test_the_initial_loss_equals_its_closed_form():
         "cdpo": [math.log(2)] * 2,
         "robust": [math.log(2)] * 2,
         "ipo": [25.0] * 2,
+        "ipo_norm": [25.0] * 2,
+        "exo": [0.5 * math.log(0.5 / 0.999) + 0.5 * math.log(0.5 / 0.001)] * 2,
+        "apo_zero": [1.0] * 2,
+        "apo_down": [1.0] * 2,
+        "cpo": [math.log(2)] * 2,
+        "orpo": [0.1 * math.log(2)] * 2,
         "hinge": [1.0] * 2,
         "rpo_bwd_kl": [bernoulli_kl(sigmoid(gap), 0.5) for gap in gaps],
         "rpo_fwd_kl": [-math.log(4 * sigmoid(gap) * sigmoid(-gap)) / 2 for gap in gaps],
@@ -405,6 +488,7 @@ OTHER_VALUES = {
     "pairs": "best_worst",
     "per_token": True,
     "reference_free": True,
+    "length_penalty": 0.05,
 }
 
 

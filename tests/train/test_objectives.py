@@ -11,6 +11,8 @@ from align.losses.table import LOSSES
 from align.models.tree.batch import plain_batch, tree_batch
 from align.train.indexed_groups import GroupView
 from align.train.objectives.batch import group_batch
+from align.train.objectives.preference import PreferenceObjective
+from align.train.settings import PreferenceSettings
 
 
 def tenths(tokens):
@@ -120,6 +122,21 @@ def test_the_supervised_term_is_on_the_best_response_the_first_of_equals(name, r
     assert tallies["loss/sft"] == pytest.approx(nll)
     assert tallies["loss/preference"] == pytest.approx(alone)
     assert loss == pytest.approx(alone + 0.7 * nll)
+
+
+@pytest.mark.parametrize("name", ["orpo", "cpo"])
+def test_losses_whose_papers_have_a_supervised_term_have_it_by_default(name):
+    settings = PreferenceSettings.model_validate({"name": name})
+    assert (settings.sft_weight, settings.sft_per_token) == (1.0, True)
+    without = PreferenceSettings.model_validate({"name": name, "sft_weight": 0.0})
+    assert without.sft_weight == 0
+    assert PreferenceSettings.model_validate({"name": "dpo"}).sft_weight == 0
+    many = group([1], [[2, 3], [4, 4, 4]], rewards=(1.0, 0.0))
+    (loss, tallies), (alone, _) = (
+        said(PreferenceObjective(each), [many], [[0.0, 0.0]]) for each in (settings, without)
+    )
+    assert tallies["loss/sft"] == pytest.approx(0.5 / 2)  # nats of the better response over its tokens
+    assert loss == pytest.approx(alone + 0.5 / 2)
 
 
 @pytest.mark.parametrize("make", [tree_batch, plain_batch])
