@@ -8,21 +8,27 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from align.checksums import FileRecords, as_records, content_problems, file_records, sha256_of, sha256_of_each
 from align.errors import InputError, RunError, one_line
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 UNHASHED_FILES = (MANIFEST, METRICS, "README.md")  # times, speeds and descriptions are not part of a fingerprint
+UNRECORDED_FILES = (MANIFEST, "README.md")  # written after the records of a finished step's files
+FILES = "files"  # key of a manifest: size and SHA-256 of every file
 
 # Packages whose versions a manifest records
 PACKAGES = ("align", "torch", "transformers", "tokenizers", "trl", "accelerate", "peft", "deepspeed", "datasets")
+
+# What to do about a finished step's file that is missing or damaged
+RESTORE = "restore it, or make the step again; to use an edited folder, copy it without its manifest.json"
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
@@ -48,6 +54,15 @@ def disk_errors(path: Path) -> Generator[None]:
             failed = _failed_path(error, path)
             raise RunError(f"{path if _is_temporary(failed, path) else failed}: {error.strerror}") from error
         raise
+
+
+@contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Turn a failure to read a file in this block into a `RunError` that names it, `path` by default."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{_failed_path(error, path)}: cannot be read: {error.strerror or one_line(error)}") from error
 
 
 def _failed_path(error: OSError, path: Path) -> Path:
@@ -143,13 +158,15 @@ def complete(
     """Write the manifest of a finished step and rename its working folder to `target`.
 
     Temporary files of interrupted attempts are removed. `cleanup(working)` removes state that only resuming needs,
-    after the manifest has been written.
+    after the manifest has been written. Then size and SHA-256 of all remaining files are added to the manifest.
     """
     with disk_errors(target):
         remove_leftovers(working)
         _sync_below(working)
         write_json(working / MANIFEST, dict(manifest))
         cleanup(working)
+        records = file_records(working, exclude=UNRECORDED_FILES)
+        write_json(working / MANIFEST, {**manifest, FILES: records})
         _rename(working, target)
         remove_leftovers(target.parent, of=target.name)
 
@@ -159,19 +176,46 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
 
 
+def recorded_files(folder: Path) -> FileRecords | None:
+    """Return size and SHA-256 of a finished step's files; None for other folders and for steps of older versions."""
+    with suppress(InputError):  # another program's file of this name
+        manifest = read_manifest(folder)
+        return as_records(manifest.get(FILES)) if isinstance(manifest, dict) else None
+    return None
+
+
+def check_content(folder: Path) -> None:
+    """Raise `RunError` if a file of a finished step is missing or damaged."""
+    if problems := content_problems(folder, recorded_files(folder) or {}):
+        raise RunError(f"{problems[0]}; {RESTORE}")
+
+
 def fingerprint(path: Path) -> str:
     """Return the SHA-256 of a file's content, or of a folder's relative file names and contents.
 
-    Manifests and metrics are left out, because they hold times.
+    Manifests and metrics are left out, because they hold times. Raises `RunError` where a file cannot be read, or is
+    not as the finished step wrote it.
     """
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in UNHASHED_FILES)
-    lines = [f"{fingerprint(file)} {file.relative_to(path).as_posix()}\n" for file in files]
-    return fingerprint_bytes("".join(lines).encode())
+    with reading(path):
+        if path.is_file():
+            digest = sha256_of(path)
+            _check_recorded(path.parent, {path.name: digest}, [path.name])
+            return digest
+        if not path.is_dir():
+            raise InputError(f"{path}: no such file or folder")
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in UNHASHED_FILES)
+        digests = {file.relative_to(path).as_posix(): each for file, each in sha256_of_each(files).items()}
+    _check_recorded(path, digests, recorded_files(path) or ())
+    return fingerprint_bytes("".join(f"{digest} {name}\n" for name, digest in digests.items()).encode())
+
+
+def _check_recorded(folder: Path, digests: Mapping[str, str], names: Iterable[str]) -> None:
+    """Raise `RunError` for the first of the names whose digest is not the one that the folder's manifest records."""
+    records = recorded_files(folder) or {}
+    for name in names:
+        if name in records and Path(name).name not in UNHASHED_FILES and digests.get(name) != records[name]["sha256"]:
+            state = "damaged: its content has changed since it was written" if name in digests else "missing"
+            raise RunError(f"{folder / name}: {state}; {RESTORE}")
 
 
 def fingerprint_bytes(content: bytes) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
+
+from align.exit_status import end, exit_with
 
 app = typer.Typer(
     add_completion=False,
@@ -19,9 +18,6 @@ app = typer.Typer(
     help="From a base language model to an aligned one: SFT, reward model, DPO and reward-aware preference "
     "optimization (RPO).",
 )
-
-INTERRUPTED = 130  # exit status of a command interrupted from the keyboard
-USAGE_ERROR: Any = typer.BadParameter.__bases__  # click's UsageError; newer typers contain their own
 
 RecipeArgument = Annotated[Path, typer.Argument(help="A recipe: a YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -81,6 +77,16 @@ def report(
     print(write_report(run, out, compare=compare, as_markdown=markdown))
 
 
+@app.command(epilog=example("align verify runs/quickstart", "align verify runs/quickstart/dpo"))
+def verify(
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a step.", metavar="RUN", show_default=False)],
+) -> None:
+    """Compare every file of a run's steps and checkpoints with its size and SHA-256 from when it was written."""
+    from align.commands.verify import verify as command  # noqa: PLC0415 - imports torch
+
+    command(run)
+
+
 @app.command(
     epilog=example("accelerate launch --config_file launch/ddp-8gpu.yaml -m align train RECIPE.yaml --step sft")
 )
@@ -89,7 +95,7 @@ def train(recipe: RecipeArgument, step: StepOption, overrides: Overrides = None)
     from align.commands import run as command  # noqa: PLC0415 - imports torch
 
     command.train(recipe, step, overrides or ())
-    _end(0)
+    end(0)
 
 
 @app.command(epilog=example("align check recipes/smollm2-135m/pipeline.yaml"))
@@ -250,51 +256,5 @@ def schema(
 
 
 def main() -> None:
-    """Run the command line. Errors are one line on stderr: exit status 2 for bad input, 1 for a failed run."""
-    if "RANK" in os.environ:
-        sys.excepthook = _unexpected
-    sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked up last
-    status = 0
-    try:
-        status = app(standalone_mode=not sys.argv[1:]) or 0  # standalone mode shows the help without arguments
-    except USAGE_ERROR as error:
-        _fail(_usage_message(error), 2)
-    except (ValueError, RuntimeError) as error:
-        from align.errors import InputError, RunError  # noqa: PLC0415 - only needed here
-
-        if not isinstance(error, InputError | RunError):
-            raise
-        _fail(str(error), 2 if isinstance(error, InputError) else 1)
-    except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
-    if status == INTERRUPTED:  # typer's own status, too
-        _fail("interrupted; rerun the same command to resume from the last checkpoint", status)
-    if status:
-        _end(status)
-
-
-def _usage_message(error: BaseException) -> str:
-    """Return what is wrong with a call, and which help to read."""
-    usage: Any = error
-    message = str(usage.format_message()).rstrip(".")
-    return message if usage.ctx is None else f"{message}; see {usage.ctx.command_path} --help"
-
-
-def _fail(text: str, status: int) -> None:
-    sys.stderr.write(f"align: {' '.join(text.split())}\n")  # one write: two processes may fail at once
-    _end(status)
-
-
-def _end(status: int) -> NoReturn:
-    """Exit. One of several processes exits at once: torch's teardown may wait for the others, or abort."""
-    if "RANK" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show the traceback of an unexpected error, and exit."""
-    sys.__excepthook__(kind, error, trace)
-    _end(1)
+    """Run the command line."""
+    exit_with(app)

@@ -14,7 +14,7 @@ MIN_FILES = 100  # guards against a test that no longer finds the package
 LEVELS = (
     ("errors",),
     ("registry", "records"),
-    ("config",),
+    ("config", "checksums"),
     ("artifacts",),
     ("content_hash",),
     ("data", "losses", "sandbox", "distributed", "accounting", "pipeline", "report"),
@@ -26,7 +26,7 @@ LEVELS = (
     ("workflow",),
     ("testing", "integrations"),
     ("",),  # align/__init__.py: the public names
-    ("commands",),
+    ("commands", "exit_status"),
     ("cli",),
     ("__main__",),
 )

@@ -182,7 +182,9 @@ def test_a_finished_step_has_a_manifest_and_no_leftovers(tmp_path):
     append_line(working / "metrics.jsonl", {"step": 1})
     assert read_manifest(target) is None
     complete(working, target, manifest={"fingerprint": "f"})
-    assert read_manifest(target) == {"fingerprint": "f"}
+    found = {".hidden": b"kept", "metrics.jsonl": b'{"step": 1}\n'}
+    files = {name: {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()} for name, text in found.items()}
+    assert read_manifest(target) == {"fingerprint": "f", "files": files}
     assert names(target) == [".hidden", "manifest.json", "metrics.jsonl"]
     assert names(tmp_path) == [".other.partial-01234567", "sft"]
 

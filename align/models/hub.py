@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
 
+from align.artifacts import check_content
 from align.errors import InputError, RunError, one_line
 from align.models.model_card import README, hub_id
 
@@ -102,6 +103,7 @@ def _check(folder: Path, repo: str) -> None:
         raise InputError(f"{folder} is not a model's folder: it has no config.json or adapter_config.json")
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} has no weights (*.safetensors)")
+    check_content(folder)
     try:
         validate_repo_id(repo)
     except HFValidationError as error:

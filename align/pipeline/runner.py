@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from align import artifacts
-from align.errors import InputError
+from align.checksums import content_problems, size_problems
+from align.errors import InputError, RunError
 from align.pipeline.steps import Step, dependents, fingerprints, order
 from align.registry import pick
 
 RERUN_REQUEST = ".rerun.json"  # in a run folder while a requested rerun is unfinished: fingerprints of its steps
 WAITING, INTERRUPTED, RUNNING, FINISHED = "waiting", "interrupted", "running", "finished"  # states of a step
+NOT_VERIFIED = "its files are not verified, as its manifest was written by a version without checksums"
 NOT_BUILT = "not built"  # build ID of an input that has yet to run
 
 Execute = Callable[[Step, Path, Mapping[str, Path]], Mapping[str, Any]]  # step, working folder, input folders
@@ -33,7 +35,8 @@ def plan(
 ) -> list[PlannedStep]:
     """Return what `run` would do with each step up to `until`, in order, without changing anything.
 
-    The steps in `rerun` and their dependents are not skipped.
+    The steps in `rerun` and their dependents are not skipped. Raises `RunError` for a finished step of which a file is
+    missing or has another size.
     """
     ordered, current = order(steps), fingerprints(steps)
     positions = {step.name: position for position, step in enumerate(ordered)}
@@ -64,7 +67,7 @@ class _Attempt(NamedTuple):
 def _planned(step: Step, target: Path, attempt: _Attempt, *, is_requested: bool) -> PlannedStep:
     finished, started = artifacts.read_manifest(target), artifacts.read_manifest(artifacts.working_folder(target))
     if attempt.matches(finished) and not is_requested:
-        return PlannedStep(step, FINISHED, "finished before, skipped")
+        return PlannedStep(step, FINISHED, _finished_reason(step, target))
     if attempt.matches(started) and not is_requested:
         return PlannedStep(step, INTERRUPTED, "resumes where it was interrupted")
     if started is not None and not attempt.matches(started):
@@ -74,6 +77,33 @@ def _planned(step: Step, target: Path, attempt: _Attempt, *, is_requested: bool)
     if is_requested:
         return PlannedStep(step, WAITING, "reruns as requested")
     return PlannedStep(step, WAITING, "reruns because its settings or inputs changed")
+
+
+def _finished_reason(step: Step, target: Path) -> str:
+    """Return why a finished step is skipped, after a look at the sizes of its files."""
+    records = artifacts.recorded_files(target)
+    if records is None:
+        return f"finished before, skipped; {NOT_VERIFIED}"
+    if problems := size_problems(target, records):
+        raise RunError(f"{problems[0]}; {_restore(step.name)}")
+    return "finished before, skipped"
+
+
+def _restore(name: str) -> str:
+    return f"restore it, or make step {name!r} and all that depend on it again: --rerun-from {name}"
+
+
+def _check_inputs(step: Step, root: Path, verified: set[str], log: Callable[[str], None]) -> None:
+    """Raise `RunError` if a file of an input is not as its step wrote it; each input is read once in a run."""
+    for name in step.inputs:
+        if name in verified:
+            continue
+        verified.add(name)
+        records = artifacts.recorded_files(root / name)
+        if records is None:
+            log(f"{name}: {NOT_VERIFIED}")
+        elif problems := content_problems(root / name, records):
+            raise RunError(f"{problems[0]}, and step {step.name!r} reads it; {_restore(name)}")
 
 
 def _build_id(target: Path) -> str:
@@ -116,12 +146,14 @@ def run(
     for step, state, _ in planned:
         on_state(step.name, state)
     manifests: dict[str, dict[str, Any]] = {}
+    verified: set[str] = set()
     for step, state, reason in planned:
         target = root / step.name
         log(f"{step.name}: {reason}")
         if state != FINISHED:
             if target.exists() and artifacts.read_manifest(target) is None:
                 raise InputError(f"{target} exists but was not made by a step; move it away or rename the step")
+            _check_inputs(step, root, verified, log)  # before anything of an earlier attempt is removed
             attempt = _Attempt(current[step.name], {name: _build_id(root / name) for name in step.inputs})
             working = artifacts.working_folder(target)
             _prepare(working, attempt)
@@ -132,6 +164,7 @@ def run(
                     content = execute(step, working, {name: root / name for name in step.inputs})
                 manifest = {**content, **_provenance(step, root, attempt)}
             artifacts.complete(working, target, manifest=manifest, cleanup=cleanup)
+            verified.add(step.name)
             on_state(step.name, FINISHED)
         manifests[step.name] = artifacts.read_manifest(target) or {}
     (root / RERUN_REQUEST).unlink(missing_ok=True)

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from align import artifacts
-from align.artifacts import METRICS, atomic_folder, read_json, write_json
+from align.artifacts import FILES, METRICS, atomic_folder, read_json, write_json
+from align.checksums import FileRecords, as_records, content_problems, sha256_of
 from align.distributed.processes import Processes
 from align.errors import RunError
 from align.train.sharding.replicated import WEIGHT, Replicated
@@ -42,13 +43,14 @@ def save_checkpoint(  # noqa: PLR0913 - keyword arguments
     sharding: Replicated,
     processes: Processes,
     settings_hash: str,
+    initial_weights: str = "",
     best: int = 0,
     moments: bool = True,
 ) -> None:
     """Write `checkpoint-<step>`, then remove older checkpoints; all processes call it together.
 
-    Of the saved best weights only those of the step `best` are kept. Without `moments` it holds the weights alone,
-    which suffices after the last step.
+    Of the saved best weights only those of the step `best` are kept. `initial_weights` is the fingerprint of the policy
+    before the first step. Without `moments` it holds the weights alone, which suffices after the last step.
     """
     if processes.is_main:
         for partial in folder.glob(f".{CHECKPOINT}*"):  # of a killed attempt, as large as a complete checkpoint
@@ -57,6 +59,7 @@ def save_checkpoint(  # noqa: PLR0913 - keyword arguments
             with (folder / METRICS).open("rb") as lines:
                 os.fsync(lines.fileno())
     state = {"step": step, "settings": settings_hash, "moments": moments}
+    state |= {"initial_weights": initial_weights, METRICS: _metrics(folder)}
     _save(folder / f"{CHECKPOINT}{step}", state, sharding, processes, moments=moments)
     if processes.is_main:
         others = [path for path in folder.glob(f"{BEST}*") if path.name != f"{BEST}{best}"]
@@ -64,18 +67,31 @@ def save_checkpoint(  # noqa: PLR0913 - keyword arguments
             _remove(older)
 
 
-def load_checkpoint(folder: Path, *, sharding: Replicated, settings_hash: str) -> int:
+def _metrics(folder: Path) -> dict[str, Any] | None:
+    """Return size and SHA-256 of the metrics up to now; later steps are appended to the file."""
+    path = folder / METRICS
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)} if path.is_file() else None
+
+
+def load_checkpoint(folder: Path, *, sharding: Replicated, settings_hash: str, initial_weights: str = "") -> int:
     """Load weights and optimizer state of the latest checkpoint; return its step, or 0 without a checkpoint.
 
-    Raises `RunError` if the checkpoint belongs to a run with other settings or data.
+    Raises `RunError` if the checkpoint belongs to a run with other initial weights, settings or data, or if one of its
+    files is damaged.
     """
     checkpoints = _checkpoints(folder)
     if not checkpoints:
         return 0
     latest = checkpoints[-1]
     state: dict[str, Any] = read_json(latest / STATE)
+    if initial_weights and state.get("initial_weights") not in (None, "", initial_weights):
+        raise RunError(
+            f"{latest}: this run started from other weights than the policy has now: the model that it started from "
+            "has changed or is damaged; restore it to resume, or remove the checkpoint to start again"
+        )
     if state["settings"] != settings_hash:
         raise RunError(f"{latest}: the checkpoint has other settings or data; remove it to restart this step")
+    _check_files(latest, state, sharding)
     stored, moments = _stored(latest), bool(state.get("moments", True))
     if moments:
         sharding.init_moments(int(state["step"]), {name for kind, name in stored if kind != WEIGHT})
@@ -91,7 +107,7 @@ def save_best(folder: Path, step: int, *, sharding: Replicated, processes: Proce
     """
     _save(folder / f"{BEST}{step}", {"step": step}, sharding, processes, moments=False)
     if processes.is_main:
-        latest = max((_step_of(path, CHECKPOINT) for path in _checkpoints(folder)), default=0)
+        latest = latest_checkpoint(folder)
         for other in folder.glob(f"{BEST}*"):
             if latest < _step_of(other, BEST) != step:
                 _remove(other)
@@ -102,7 +118,23 @@ def load_best(folder: Path, step: int, *, sharding: Replicated) -> None:
     best = folder / f"{BEST}{step}"
     if not (best / STATE).is_file():
         raise RunError(f"{best}: missing, but the weights of step {step} had the lowest held-out loss")
+    _check_files(best, read_json(best / STATE), sharding)
     _load(best, sharding, _stored(best), moments=False)
+
+
+def _check_files(folder: Path, state: Mapping[str, Any], sharding: Replicated) -> None:
+    """Raise `RunError` on all processes if a file is not as it was written; each process reads some of the files.
+
+    Checkpoints of older versions have no records of their files.
+    """
+    processes = Processes(sharding.accelerator)
+    names = sorted(state.get(FILES, {}))[processes.rank :: processes.world_size]
+
+    def check() -> None:
+        if problems := content_problems(folder, {name: state[FILES][name] for name in names}):
+            raise RunError(f"{problems[0]}; remove {folder} to resume without it")
+
+    processes.run_on_all(check, f"checking {folder.name}")
 
 
 def _save(target: Path, state: Mapping[str, Any], sharding: Replicated, processes: Processes, *, moments: bool) -> None:
@@ -110,26 +142,28 @@ def _save(target: Path, state: Mapping[str, Any], sharding: Replicated, processe
     activity = f"step {state['step']}: writing {target.name}"
     with ExitStack() as stack:
 
-        def write_shards(partial: Path) -> None:
-            if sharding.is_sharded or processes.is_main:
-                tensors = {
-                    f"{kind}/{shard.start}/{shard.name}": values.contiguous()
-                    for shard in sharding.shards(moments=moments)
-                    for kind, values in shard.values.items()
-                }
-                file = partial / SHARD_FILE.format(processes.rank)
-                with artifacts.disk_errors(file):
-                    save_file(tensors, file)
+        def write_shards(partial: Path) -> dict[str, Any]:
+            if not (sharding.is_sharded or processes.is_main):
+                return {}
+            tensors = {
+                f"{kind}/{shard.start}/{shard.name}": values.contiguous()
+                for shard in sharding.shards(moments=moments)
+                for kind, values in shard.values.items()
+            }
+            file = partial / SHARD_FILE.format(processes.rank)
+            with artifacts.disk_errors(file):
+                save_file(tensors, file)
+                return {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}}
 
         def begin() -> Path:
             return stack.enter_context(atomic_folder(target))
 
         def finish() -> None:
-            write_json(partial / STATE, dict(state))
+            write_json(partial / STATE, {**state, FILES: {name: one for each in written for name, one in each.items()}})
             stack.close()
 
         partial = processes.run_on_main(begin, activity)
-        processes.run_on_all(lambda: write_shards(partial), activity)
+        written = processes.all_gather_object(processes.run_on_all(lambda: write_shards(partial), activity))
         processes.run_on_main(finish, activity)
 
 
@@ -180,9 +214,20 @@ def _open(file: Path) -> Any:  # noqa: ANN401 - safetensors has no name for it
         raise RunError(f"{file}: cannot be read ({error}); remove {file.parent.name} to resume without it") from error
 
 
+def saved_records(folder: Path) -> dict[Path, FileRecords | None]:
+    """Return size and SHA-256 of the files of each checkpoint and best weights; None for those of older versions."""
+    states = sorted([*folder.glob(f"{CHECKPOINT}*/{STATE}"), *folder.glob(f"{BEST}*/{STATE}")])
+    return {state.parent: as_records(read_json(state).get(FILES)) for state in states}
+
+
 def has_checkpoint(folder: Path, step: int | None = None) -> bool:
     """Return whether the folder has a checkpoint to resume from, of the given step if there is one."""
     return any(step in (None, _step_of(path, CHECKPOINT)) for path in _checkpoints(folder))
+
+
+def latest_checkpoint(folder: Path) -> int:
+    """Return the step of the checkpoint to resume from, or 0 without a checkpoint."""
+    return max((_step_of(path, CHECKPOINT) for path in _checkpoints(folder)), default=0)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -204,6 +249,17 @@ def read_metrics(path: Path, step: int, *, truncate: bool) -> list[dict[str, flo
         with path.open("ab") as file:
             file.truncate(sum(map(len, lines)))  # in one call: another rank may be reading these lines
     return [json.loads(line) for line in lines]
+
+
+def check_metrics(folder: Path) -> None:
+    """Raise `RunError` if the metrics up to the latest checkpoint are not those that it was written with."""
+    path, checkpoints = folder / METRICS, _checkpoints(folder)
+    record = read_json(checkpoints[-1] / STATE).get(METRICS) if checkpoints else None
+    if record is not None and sha256_of(path, record["bytes"]) != record["sha256"]:
+        raise RunError(
+            f"{path}: damaged: its lines have changed since {checkpoints[-1].name} was written; restore it to resume, "
+            f"or remove {folder} to start again"
+        )
 
 
 def _step_in(line: bytes) -> int | None:

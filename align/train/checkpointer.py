@@ -13,7 +13,15 @@ from align.artifacts import METRICS
 from align.distributed.processes import Processes
 from align.distributed.signals import StopRequest
 from align.errors import RunError
-from align.train.checkpoint import has_checkpoint, load_best, load_checkpoint, read_metrics, save_best, save_checkpoint
+from align.train.checkpoint import (
+    check_metrics,
+    has_checkpoint,
+    load_best,
+    load_checkpoint,
+    read_metrics,
+    save_best,
+    save_checkpoint,
+)
 from align.train.sharding.replicated import Replicated
 from align.train.training_run import TrainingRun, best_metrics
 
@@ -21,8 +29,16 @@ from align.train.training_run import TrainingRun, best_metrics
 class Checkpointer:
     """Saves and loads the checkpoints of a run; all ranks make the same calls."""
 
-    def __init__(self, run: TrainingRun, settings_hash: str, sharding: Replicated, processes: Processes) -> None:
-        self._run, self._settings_hash = run, settings_hash
+    def __init__(
+        self,
+        run: TrainingRun,
+        settings_hash: str,
+        sharding: Replicated,
+        processes: Processes,
+        *,
+        initial_weights: str,
+    ) -> None:
+        self._run, self._settings_hash, self._initial_weights = run, settings_hash, initial_weights
         self._sharding, self._processes, self._accelerator = sharding, processes, sharding.accelerator
         self._keeps_best = run.settings.keep == "best"
         self._saved_at = time.monotonic()
@@ -30,11 +46,18 @@ class Checkpointer:
     def resume(self) -> list[dict[str, float]]:
         """Load the latest checkpoint, if any, and return the metrics of the steps before it."""
         folder, num_ranks = self._run.folder, self._accelerator.num_processes
-        step = load_checkpoint(folder, sharding=self._sharding, settings_hash=self._settings_hash)
+        step = load_checkpoint(
+            folder,
+            sharding=self._sharding,
+            settings_hash=self._settings_hash,
+            initial_weights=self._initial_weights,
+        )
         if self._sum([step])[0] != step * num_ranks:
             raise RunError(f"{folder}: the processes find different checkpoints; do all nodes share the folder?")
         self._saved_at = time.monotonic()
-        return read_metrics(folder / METRICS, step, truncate=self._processes.is_main)
+        lines = read_metrics(folder / METRICS, step, truncate=self._processes.is_main)
+        self._processes.run_on_main(lambda: check_metrics(folder), "checking the metrics")
+        return lines
 
     def save_if_best(self, lines: Sequence[Mapping[str, float]]) -> None:
         """Save the weights if the last of the steps has the lowest held-out loss, and the run keeps the best."""
@@ -87,6 +110,7 @@ class Checkpointer:
             sharding=self._sharding,
             processes=self._processes,
             settings_hash=self._settings_hash,
+            initial_weights=self._initial_weights,
             best=0 if best is None else int(best["step"]),
             moments=moments,
         )

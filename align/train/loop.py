@@ -6,6 +6,7 @@ import math
 import time
 from functools import lru_cache
 
+import torch
 from accelerate import Accelerator
 
 from align.accounting.peak_memory import peak_memory
@@ -19,8 +20,11 @@ from align.models.backbone import Backbone
 from align.models.probe import choose_forward
 from align.models.saving.comparison import ModelOutputs, model_outputs
 from align.models.weights import fingerprint
+from align.train.checkpoint import latest_checkpoint
 from align.train.checkpointer import Checkpointer
 from align.train.indexed_groups import ROWS, GroupView
+from align.train.objectives.base import ObjectiveOutput
+from align.train.objectives.batch import GroupBatch
 from align.train.passes.evaluator import Evaluator
 from align.train.passes.micro_batches import COLLATE, MicroBatcher
 from align.train.passes.router_pass import router_passes
@@ -73,11 +77,15 @@ class Loop:
             Evaluator(self.model, run.objective, self.groups, self.batcher, self.router_pass) if run.held_out else None
         )
         self.settings_hash = run.settings_hash(self.groups, self.initial_weights)
-        self.checkpointer = Checkpointer(run, self.settings_hash, self.sharding, self.processes)
+        self.checkpointer = Checkpointer(
+            run, self.settings_hash, self.sharding, self.processes, initial_weights=self.initial_weights
+        )
 
     def run(self) -> TrainingResult:
         """Train to the end, from the latest checkpoint if there is one."""
         settings = self.training_run.settings
+        if self.references is not None and (step := latest_checkpoint(self.training_run.folder)):
+            self._check_references(min(step, self.num_steps - 1))
         lines = self.checkpointer.resume()
         if lines:
             self.progress.note(f"resumed after step {len(lines)} of {self.num_steps}")
@@ -136,7 +144,7 @@ class Loop:
                         loss = loss + router.term(micro) * self.accelerator.num_processes
                     self.sharding.backward(loss)
                 if number == 0 and micro.weight and run.objective.needs_reference:
-                    check_initial_gap(output, micro.batch, precision=settings.precision, cache=self.reference_cache)
+                    self._check_gap(output, micro.batch, number)
         grad_norm = self.sharding.step()
         if not math.isfinite(grad_norm):
             raise RunError(f"step {number + 1}: the gradient norm is {grad_norm}; the weights are unchanged")
@@ -172,6 +180,23 @@ class Loop:
         self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step)
         lines.append(metrics)
         self.progress.advance(1, metrics)
+
+    @torch.no_grad()
+    def _check_references(self, number: int) -> None:
+        """Raise `RunError` unless the references of a step's groups are those of the initial weights.
+
+        It is called before a checkpoint is loaded; a run that starts anew checks its first step.
+        """
+        run = self.training_run
+        indices = groups_of_step(number, run.num_rows, run.settings.prompts_per_step, epoch_of=self.epoch)
+        with self.processes.activity("checking references"):
+            for micro in self.batcher.micro_batches(self.batcher.plan(indices)):
+                output = run.objective(self.model, micro.batch)
+                self._check_gap(output, micro.batch, number)
+
+    def _check_gap(self, output: ObjectiveOutput, batch: GroupBatch, number: int) -> None:
+        precision = self.training_run.settings.precision
+        check_initial_gap(output, batch, step=number + 1, precision=precision, cache=self.reference_cache)
 
     def _compute_references(self) -> References:
         """Compute the reference log-probabilities that are not in the cache and return those of all groups."""

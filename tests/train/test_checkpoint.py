@@ -258,7 +258,7 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused_in_one_line(tmp_path,
 
 def test_a_checkpoint_of_another_policy_is_refused(tmp_path):
     stopped(tmp_path)
-    with pytest.raises(RunError, match="the checkpoint has other settings or data"):
+    with pytest.raises(RunError, match="started from other weights than the policy has now"):
         loop(tmp_path, preference("dpo"), OTHER_REWARDS, model=policy(1), epochs=4).run()
 
 

@@ -7,7 +7,7 @@ learning rate, loss or order of the rows recomputes nothing, and new rows comput
 from __future__ import annotations
 
 import hashlib
-import uuid
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.accounting.flops import Work
-from align.artifacts import atomic_file, read_json, write_json
+from align.artifacts import atomic_file, disk_errors, fingerprint_bytes, reading, write_text
 from align.data.group_columns import KEY, KEY_BYTES, memory_map
 from align.errors import RunError
 from align.train.indexed_groups import GroupView
@@ -25,6 +25,7 @@ from align.train.objectives.batch import GroupBatch
 
 PASS_KEYS = "begun.keys"  # file of the groups that a pass computes; removed when the pass is complete
 MISSING = np.inf  # stands for a value that is not known; no log-probability is infinite and positive
+SHA256_DIGITS = 64
 SUM = np.dtype("<f8")  # of a column: sum of log-probabilities, in nats
 
 # Largest mean difference between policy and reference before the first update, in nats per token: rounding, as their
@@ -66,7 +67,8 @@ class References:
 class ReferenceCache:
     """Reference log-probabilities by response, in one folder for each policy and precision.
 
-    Every writer adds its own files under unique names, so ranks and nodes never write to the same file.
+    Every writer adds its own files, named by their content, so ranks and nodes never write to the same file, and a
+    damaged file is found. Files of older versions have random names and are not verified.
     """
 
     def __init__(self, folder: Path, *, weights: str, precision: str) -> None:
@@ -79,15 +81,21 @@ class ReferenceCache:
 
     def _files(self) -> Iterator[dict[bytes, float]]:
         for path in sorted(self.folder.glob("*.json")):
+            with reading(path):
+                content = path.read_bytes()
+            if is_damaged(path, content):
+                raise RunError(f"{path}: damaged: its content has changed since it was written; delete it")
             try:
-                yield {_key_bytes(key): float(total) for key, (total, _) in read_json(path).items()}
+                yield {_key_bytes(key): float(total) for key, (total, _) in json.loads(content).items()}
             except (ValueError, TypeError, AttributeError) as error:
                 raise RunError(f"{path}: not a valid file of cached reference log-probabilities; delete it") from error
 
     def store(self, values: Mapping[str, tuple[float, int]]) -> None:
-        """Store (sum in nats, length in tokens) by `sequence_key`, as one new file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / f"{uuid.uuid4().hex}.json", dict(values))
+        """Store (sum in nats, length in tokens) by `sequence_key`, as one new file that is named by its SHA-256."""
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dict(values), indent=2, sort_keys=True) + "\n"
+        write_text(self.folder / f"{fingerprint_bytes(text.encode())}.json", text)
 
     def write_column(self, groups: GroupView, column: Path) -> Indices:
         """Write the values of all responses to a column; return the groups with a missing response.
@@ -131,6 +139,11 @@ class ReferenceCache:
         (self.folder / PASS_KEYS).unlink(missing_ok=True)
 
 
+def is_damaged(file: Path, content: bytes) -> bool | None:
+    """Return whether a file of a cache is not as it was written; None if it is of an older version, without a hash."""
+    return fingerprint_bytes(content) != file.stem if len(file.stem) == SHA256_DIGITS else None
+
+
 def first_occurrences(groups: GroupView, order: Indices) -> NDArray[np.bool_]:
     """Return which sequences are the first with their tokens, when the groups are taken in this order.
 
@@ -146,15 +159,20 @@ def first_occurrences(groups: GroupView, order: Indices) -> NDArray[np.bool_]:
     return is_first
 
 
-def check_initial_gap(output: ObjectiveOutput, batch: GroupBatch, *, precision: str, cache: ReferenceCache) -> None:
-    """Raise `RunError` unless policy and reference agree on the batch; they are the same weights before any update."""
+def check_initial_gap(
+    output: ObjectiveOutput, batch: GroupBatch, *, step: int, precision: str, cache: ReferenceCache
+) -> None:
+    """Raise `RunError` unless policy and reference agree on a batch of a step.
+
+    They are the same weights before any update.
+    """
     if output.logps_BK is None:
         return
     gap = float((output.logps_BK - batch.reference_BK).abs().sum() / batch.lengths_BK.sum())
     if gap > MAX_INITIAL_GAP[precision]:
         raise RunError(
-            f"step 1: policy and reference differ by {gap:.2g} nats per token before the first update; the values in "
-            f"{cache.folder} are not of this policy: delete it"
+            f"step {step}: policy and reference differ by {gap:.2g} nats per token before the first update; the values "
+            f"in {cache.folder} are not of this policy: delete it"
         )
 
 

@@ -1,0 +1,64 @@
+"""How the command line ends: errors as one line on stderr, and the exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+from typing import Any, NoReturn
+
+import typer
+
+INTERRUPTED = 130  # exit status of a command interrupted from the keyboard
+USAGE_ERROR: Any = typer.BadParameter.__bases__  # click's UsageError; newer typers contain their own
+
+
+def exit_with(app: typer.Typer) -> None:
+    """Run the command line. Errors are one line on stderr: exit status 2 for bad input, 1 for a failed run."""
+    if "RANK" in os.environ:
+        sys.excepthook = _unexpected
+    sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked up last
+    status = 0
+    try:
+        status = app(standalone_mode=not sys.argv[1:]) or 0  # standalone mode shows the help without arguments
+    except USAGE_ERROR as error:
+        _fail(_usage_message(error), 2)
+    except (ValueError, RuntimeError) as error:
+        from align.errors import InputError, RunError  # noqa: PLC0415 - only needed here
+
+        if not isinstance(error, InputError | RunError):
+            raise
+        _fail(str(error), 2 if isinstance(error, InputError) else 1)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # typer's own status, too
+        _fail("interrupted; rerun the same command to resume from the last checkpoint", status)
+    if status:
+        end(status)
+
+
+def _usage_message(error: BaseException) -> str:
+    """Return what is wrong with a call, and which help to read."""
+    usage: Any = error
+    message = str(usage.format_message()).rstrip(".")
+    return message if usage.ctx is None else f"{message}; see {usage.ctx.command_path} --help"
+
+
+def _fail(text: str, status: int) -> None:
+    sys.stderr.write(f"align: {' '.join(text.split())}\n")  # one write: two processes may fail at once
+    end(status)
+
+
+def end(status: int) -> NoReturn:
+    """Exit. One of several processes exits at once: torch's teardown may wait for the others, or abort."""
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show the traceback of an unexpected error, and exit."""
+    sys.__excepthook__(kind, error, trace)
+    end(1)
