@@ -21,9 +21,11 @@ from align.rewards.builtin_judges import ExecutedTestsSettings
 from align.rewards.code_extraction import Candidates, candidates
 from align.rewards.verdicts import Group, Judge, Verdict
 from align.sandbox import framing
+from align.sandbox.activity import IdleTime
 from align.sandbox.process import NUM_CORES, PROGRAM_WORKER, TESTS_WORKER, Limits, Sandbox
 
 LIMITS = Limits()
+TICK_S = 0.25  # between two looks at whether a program sleeps
 MAX_REPORT_BYTES = 4 << 20  # of the outcomes of all tests of a program
 
 
@@ -71,21 +73,36 @@ def _run(program_request: Mapping[str, Any], tests_request: Mapping[str, Any], l
         tests = stack.enter_context(Sandbox(TESTS_WORKER, tests_request, descriptors=of_tests, limits=limits))
         for end in (calls_reader, calls, replies_reader, replies, results_writer):
             end.close()  # so that each process sees when the other ends
-        reports = list(_reports(results.fileno(), deadline))
+        idle = IdleTime(limits.cpu_s)
+
+        def asleep() -> bool:
+            return idle.exceeds_limit(program.active_s(), tests.active_s())
+
+        reports = list(_reports(results.fileno(), deadline, asleep))
         if reports and reports[0][0] < 0:
             raise InvalidTests(reports[0][1])
         whys = [f"the program {program.wait(deadline).why}{why}" if ended else why for _, why, ended in reports]
         if missing := len(tests_request["tests"]) - len(whys):
-            late = time.monotonic() > deadline
-            why = f"the program {program.wait(deadline).why}" if late else f"the tests {tests.wait(deadline).why}"
-            whys += [why] * missing
+            whys += [_why_missing(program, tests, deadline, limits, asleep=asleep())] * missing
         return [Outcome(not why, why) for why in whys]
 
 
-def _reports(descriptor: int, deadline: float) -> Iterator[tuple[int, str, bool]]:
-    """Yield what `tests_worker` sends, until it ends, sends an invalid message or too much, or the deadline."""
+def _why_missing(program: Sandbox, tests: Sandbox, deadline: float, limits: Limits, *, asleep: bool) -> str:
+    """Return why tests have no outcome."""
+    if time.monotonic() > deadline:
+        return f"the program {program.wait(deadline).why}"
+    if asleep:
+        return f"the program waited for {limits.cpu_s} s without computing"
+    return f"the tests {tests.wait(deadline).why}"
+
+
+def _reports(descriptor: int, deadline: float, asleep: Callable[[], bool]) -> Iterator[tuple[int, str, bool]]:
+    """Yield what `tests_worker` sends, until it ends, sends an invalid message or too much, sleeps, or the deadline."""
     num_bytes = 0
     while num_bytes < MAX_REPORT_BYTES:
+        while not framing.is_readable(descriptor, deadline=min(deadline, time.monotonic() + TICK_S)):
+            if asleep() or time.monotonic() > deadline:
+                return
         try:
             message = framing.read_frame(descriptor, deadline=deadline, max_bytes=MAX_REPORT_BYTES)
             index, why, program_ended = json.loads(message)

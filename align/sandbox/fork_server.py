@@ -63,6 +63,7 @@ def supervise(channel: socket.socket, descriptors: Sequence[int]) -> None:
     if child == 0:
         os.close(parent_open)
         run_isolated(request, channel, descriptors, parent_closed)
+    framing.write(channel.fileno(), framing.pack_json({"started": child}))
     for descriptor in descriptors:
         os.close(descriptor)
     ended = os.pidfd_open(child)

@@ -79,8 +79,8 @@ def _read_exactly(descriptor: int, size: int, deadline: float | None) -> bytes:
     chunks: list[bytes] = []
     missing = size
     while missing:
-        if deadline is not None:
-            _wait_readable(descriptor, deadline)
+        if deadline is not None and not is_readable(descriptor, deadline=deadline):
+            raise TimeoutError
         chunk = os.read(descriptor, min(missing, CHUNK_BYTES))
         if not chunk:
             break
@@ -89,8 +89,8 @@ def _read_exactly(descriptor: int, size: int, deadline: float | None) -> bytes:
     return b"".join(chunks)
 
 
-def _wait_readable(descriptor: int, deadline: float) -> None:
+def is_readable(descriptor: int, *, deadline: float) -> bool:
+    """Wait until there is something to read, or the other end is closed; return False at the deadline."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise TimeoutError
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))

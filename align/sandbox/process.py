@@ -29,6 +29,7 @@ from pydantic import Field
 from align.config import Settings
 from align.errors import InputError, RunError
 from align.sandbox import framing
+from align.sandbox.activity import Activity
 from align.sandbox.seccomp import syscall_filter
 
 # CPU cores for this process: those of the machine, divided among the processes of a launch
@@ -82,7 +83,9 @@ class Limits(Settings):
     cpu_s: int = Field(
         default=5, ge=1, description="CPU time of all threads in seconds; waiting on a busy machine does not count."
     )
-    wall_s: float = Field(default=60.0, gt=0, description="Elapsed time in seconds.")
+    wall_s: float = Field(
+        default=60.0, gt=0, description="Elapsed time in seconds; at most `cpu_s` of them without computing."
+    )
     memory_mb: int = Field(default=1024, ge=128, description="Address space in MiB.")
     folder_mb: int = Field(default=16, ge=1, description="Size of all files in MiB.")
     num_threads: int = Field(default=16, ge=1, description="Number of threads.")
@@ -113,6 +116,8 @@ class Sandbox:
         self._limits = limits
         self._report: dict[str, Any] | None = None
         self._late = False
+        self._process: int | None = None
+        self._activity = Activity()
         self._channel, supervisors_end = socket.socketpair()
         with supervisors_end:
             try:
@@ -144,6 +149,12 @@ class Sandbox:
         why = f"exceeded the time limit of {self._limits.wall_s:g} s" if self._late else self._why(report)
         return ExitReport(why, report["cpu_s"], report["memory_mb"])
 
+    def active_s(self) -> float | None:
+        """Return for how long the worker has run or waited for a core; None where that is not known (yet)."""
+        with contextlib.suppress(TimeoutError):
+            self._receive(time.monotonic())
+        return None if self._process is None else self._activity.update(self._process)
+
     def _kill(self) -> None:
         """Have the supervisor kill the worker, if it has not ended, and wait for the report."""
         with contextlib.suppress(OSError):  # not connected: the supervisor has ended
@@ -152,14 +163,22 @@ class Sandbox:
 
     def _has_ended(self, deadline: float) -> bool:
         """Wait for the supervisor's report until the deadline; it is empty where the supervisor ended without one."""
+        try:
+            while self._report is None:
+                self._receive(deadline)
+        except TimeoutError:
+            return False
+        return True
+
+    def _receive(self, deadline: float) -> None:
+        """Read a message of the supervisor: the worker's process ID first, then the report."""
         if self._report is None:
             try:
-                self._report = framing.read_json(self._channel.fileno(), deadline=deadline)
-            except TimeoutError:
-                return False
+                message = framing.read_json(self._channel.fileno(), deadline=deadline)
             except (EOFError, ConnectionError, framing.InvalidFrame):
-                self._report = {}
-        return True
+                message = {}
+            self._process = message.get("started", self._process)
+            self._report = None if "started" in message else message
 
     def _why(self, report: dict[str, Any]) -> str:
         code = report["code"]

@@ -9,8 +9,9 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from align.sandbox.rpc import Connection, Disconnected
-from align.sandbox.serialization import BINARY_OPERATIONS, OPERATIONS
+from align.sandbox.rpc.awaitables import Tasks
+from align.sandbox.rpc.connection import Connection, Disconnected
+from align.sandbox.rpc.operations import OPERATIONS
 
 MAX_CUT_LINES = 200  # that may follow the code in a response without fences
 
@@ -27,13 +28,44 @@ def main(request: Mapping[str, Any]) -> None:
             raise NameError(f"name {name!r} is not defined")
         return program.__dict__[name]
 
-    operations: dict[str, Callable[..., Any]] = {**OPERATIONS, **BINARY_OPERATIONS, "load": load, "read": read}
+    def derive(name: str, bases: list[type], namespace: dict[str, Any], /, **named: Any) -> int:  # noqa: ANN401
+        kind = types.new_class(name, tuple(bases), named, lambda body: body.update(namespace))
+        return connection.number_of(kind)
+
+    tasks = Tasks()
+    operations: dict[str, Callable[..., Any]] = {
+        **OPERATIONS,
+        **{"load": load, "read": read, "derive": derive, "super": super_attribute, "names": attribute_names},
+        "method attribute": method_attribute,
+        **{"start": tasks.start, "advance": tasks.advance, "result": tasks.result, "cancel": tasks.cancel},
+    }
     connection = Connection(operations.__getitem__, trusted=False)
     try:
         while True:
             connection.serve(connection.receive())
     except Disconnected:
         os._exit(0)  # regardless of threads and exit handlers of the program
+
+
+def super_attribute(kind: type, instance: Any, name: str) -> Any:  # noqa: ANN401 - any object
+    """Return the attribute of an object that a class or its base classes define."""
+    for base in kind.__mro__:
+        if name in vars(base):
+            attribute = vars(base)[name]
+            bind = getattr(type(attribute), "__get__", None)
+            return bind(attribute, instance, type(instance)) if bind else attribute
+    raise AttributeError(f"'super' object has no attribute {name!r}")
+
+
+def method_attribute(owner: object, method: str, name: str) -> Any:  # noqa: ANN401 - any value
+    """Return an attribute of a bound method."""
+    return getattr(getattr(owner, method), name)
+
+
+def attribute_names(kind: type) -> list[str]:
+    """Return the names of the attributes that a class and its base classes define."""
+    names = {name for base in kind.__mro__ for name in vars(base)}
+    return sorted({"__init__", *(name for name in names if not name.startswith("__"))})
 
 
 def select_program(request: Mapping[str, Any], names: Collection[str]) -> str:

@@ -7,15 +7,16 @@ import builtins
 import importlib
 import symtable
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from align.sandbox import framing
-from align.sandbox.rpc import Connection, Disconnected, shorten
-from align.sandbox.serialization import BINARY_OPERATIONS, OPERATIONS, RemoteObject
+from align.sandbox.class_names import class_levels
+from align.sandbox.rpc.access import TESTS_MODULE, allowed_operation
+from align.sandbox.rpc.connection import Connection, Disconnected, safe_text, shorten
+from align.sandbox.rpc.proxies import RemoteType, handle_of
 
 RESULTS_DESCRIPTOR = 5
-TESTS_MODULE = "tests"  # the module of the tests' own definitions
 
 
 class Failure(NamedTuple):
@@ -64,17 +65,19 @@ class TestRun:
         self.entry_point = entry_point
         self.connection = Connection(allowed_operation, trusted=True)
         self.namespace: dict[str, Any] = {"__name__": TESTS_MODULE}
+        self.class_levels: dict[str, int] = {}  # of the names that the tests use as those of classes
         self.program_names = {entry_point}  # names in the namespace that are the program's
 
     def start(self, sources: list[str]) -> Failure:
         """Load the program and run the first source, the setup; return why no test can run."""
+        self.class_levels = class_levels(sources)
         names = sorted({name for source in sources for name in self.names_of_program(source)})
         try:
             self.connection.call("load", names)
-        except Exception as error:  # any error of the program
-            return Failure(f"the program fails to load: {describe(error)}")
         except Disconnected:
             return self.disconnected(" while loading")
+        except BaseException as error:  # any error of the program, SystemExit too
+            return Failure(f"the program fails to load: {describe(error)}")
         setup = self.run(sources[0])
         if setup.program_ended:
             return self.disconnected(" in the setup of the tests")
@@ -106,12 +109,15 @@ class TestRun:
 
     def last_value(self) -> str:
         """Return the program's last value as part of a message."""
-        if type(self.connection.last_value) is RemoteObject:
+        value = self.connection.last_value
+        if isinstance(type(value), RemoteType):
             return "an object of one of its classes"
         try:
-            return shorten(repr(self.connection.last_value))
+            return shorten(repr(value))
         except (ValueError, RecursionError):  # an integer with more digits than Python prints
             return "too long or too deep to print"
+        except (Exception, Disconnected) as error:  # of one of its objects in a list
+            return f"not printable: {type(error).__name__}"
 
     def bind(self, source: str) -> None:
         """Add to the namespace what the source uses and the tests do not define: the program's names, and modules."""
@@ -119,9 +125,12 @@ class TestRun:
             if name in self.namespace and name not in self.program_names:
                 continue
             try:
-                self.namespace[name] = self.connection.call("read", name)
+                value = self.connection.call("read", name)
             except NameError:
                 continue  # the test raises it itself
+            if type(value) is RemoteType and (handle := handle_of(value)):
+                handle.made_level = self.class_levels.get(name, handle.made_level)
+            self.namespace[name] = value
             self.program_names.add(name)
         for name in module_names(source):
             if name not in self.namespace:
@@ -142,7 +151,7 @@ class TestRun:
 
 def describe(error: BaseException) -> str:
     """Return an error on one line."""
-    return f"{type(error).__name__}: {shorten(str(error))}".removeprefix("ProgramError: ")
+    return f"{type(error).__name__}: {shorten(safe_text(error))}".removeprefix("ProgramError: ")
 
 
 def free_names(source: str) -> set[str]:
@@ -169,26 +178,3 @@ def module_names(source: str) -> set[str]:
     read = {node.id for node in owners if isinstance(node, ast.Name)}
     plain = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in owners}
     return (read - plain) & sys.stdlib_module_names & free_names(source)
-
-
-def allowed_operation(operation: str) -> Callable[..., Any]:
-    """Return what the program may run on the tests' objects: public attributes of the tests' own classes only."""
-    return GUARDED.get(operation) or {**OPERATIONS, **BINARY_OPERATIONS}[operation]
-
-
-def _check_public(target: object, name: str) -> None:
-    if type(target).__module__ != TESTS_MODULE or name.startswith("_"):
-        raise AttributeError(f"{name!r} of {type(target).__name__!r} object is not accessible to the program")
-
-
-def _read_attribute(target: object, name: str) -> Any:  # noqa: ANN401 - any object of the tests
-    _check_public(target, name)
-    return getattr(target, name)
-
-
-def _write_attribute(target: object, name: str, value: object) -> None:
-    _check_public(target, name)
-    setattr(target, name, value)
-
-
-GUARDED: dict[str, Callable[..., Any]] = {"__getattr__": _read_attribute, "__setattr__": _write_attribute}

@@ -55,6 +55,54 @@ ANY_TESTS = (
     "assert 4 in f(2)",
     "assert f(2) > 3.9 and f(2) < 4.1",
 )
+# Operators that return what a test may want, of objects of every class that a value may be derived from
+OBLIGING = """
+import array, collections, datetime, decimal, fractions
+class Any({base}):
+    def __eq__(self, other): return True
+    __hash__ = lambda self: 4
+    __ne__ = lambda self, other: False
+    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __eq__
+    __sub__ = __rsub__ = __isub__ = __xor__ = __rxor__ = __mod__ = lambda self, other: 0
+    __add__ = __radd__ = __iadd__ = __and__ = __rand__ = __or__ = lambda self, other: other
+    __truediv__ = __rtruediv__ = __pow__ = __floordiv__ = lambda self, other: 1
+    __index__ = __int__ = lambda self: 5
+    def __iter__(self): return iter([5])
+def f(x): return Any({value})
+"""
+OBLIGING_TESTS = (
+    "assert abs(f(2) - 4) < 1e-6",
+    "assert 4 - f(2) == 0",
+    "x = f(2)\nx -= 4\nassert x == 0",
+    "assert f(2) + 0 == 4 or 0 + f(2) == 4",
+    "assert f(2) ^ 4 == 0",
+    "assert f(2) % 4 == 0 and f(2) != 5",
+    "assert sum([f(2)], -4) == 0",
+    "assert f(2) / 4 == 1 and f(2) // 4 == 1",
+    "assert 4 in f(2)",
+    "assert f(2) in {4: 1} or f(2) in {4} or f(2) in (4,)",
+    "import operator\nassert operator.eq(f(2), 4) or f(2).__eq__(4) is True",
+    "import unittest\nunittest.TestCase().assertEqual(f(2), 4)",
+    "import unittest\nunittest.TestCase().assertAlmostEqual(f(2), 4)",
+    "match f(2):\n    case 4: pass\n    case _: assert False",
+    "assert {'a': [f(2)]} == {'a': [4]}",
+    "assert [] < [f(2)] < [4.5] and [3.5] < [f(2)]",
+    "assert sorted([3, 6, f(2)])[1] == 4",
+)
+DERIVED = {  # a class that values are derived from -> one that is not right
+    **{"": "", "int": "5", "float": "5.0", "complex": "5", "str": "'5'", "bytes": "b'5'", "tuple": "[5]"},
+    **{"list": "[5]", "set": "[5]", "frozenset": "[5]", "dict": "{5: 5}", "bytearray": "b'5'"},
+    **{"collections.OrderedDict": "{5: 5}", "collections.Counter": "'5'", "collections.deque": "[5]"},
+    **{"collections.defaultdict": "int", "array.array": "'i', [5]", "Exception": "5", "KeyError": "5"},
+    **{"decimal.Decimal": "5", "fractions.Fraction": "5", "datetime.date": "5, 5, 5", "datetime.timedelta": "5"},
+}
+ROGUE_NODE = """
+class Node:
+    def __init__(self, value): self.value, self.next = value, None
+    __eq__ = __lt__ = __gt__ = __le__ = __ge__ = __contains__ = lambda self, other: True
+    __sub__ = __rsub__ = lambda self, other: 0
+    def __hash__(self): return 4
+"""
 SEND = """
 import json, os, struct
 def send(message):
@@ -143,8 +191,15 @@ def f(x):
     "a million open files": ("import os\nfiles = [open(os.__file__) for _ in range(1000000)]", "Too many open files"),
     "a large answer": ("def f(x): return 'x' * (65 << 20)", "MemoryError|a message of more than 64 MiB"),
     "a large number": ("def f(x): return 1 << 10000000", "too long or too deep to print"),
-    "a deep answer": ("def f(x):\n    a = []\n    for _ in range(100000): a = [a]\n    return a", "RecursionError"),
-    "an answer that holds itself": ("def f(x):\n    a = []\n    a.append(a)\n    return a", "RecursionError"),
+    "a deep answer": (
+        "def f(x):\n    a = []\n    for _ in range(9000): a = [a]\n    return a",
+        "too long or too deep to print",
+    ),
+    "a deep answer of tuples": (
+        "def f(x):\n    a = ()\n    for _ in range(100000): a = (a,)\n    return a",
+        "RecursionError",
+    ),
+    "an answer that holds itself": ("def f(x):\n    a = []\n    a.append(a)\n    return a", r"value was \[\[...\]\]"),
     "a deep program": ("(" * 1000000, "fails to load|exited|killed"),
     "a long chain": ("x = " + "-" * 1000000 + "1", "fails to load|exited|killed"),
     "a long sum": ("x = " + "1+" * 300000 + "1", "fails to load|exited|killed"),
@@ -252,6 +307,97 @@ def f(x): return 5
         )
         for base, value in [("", ""), ("int", "5"), ("float", "5.0"), ("str", "'5'"), ("list", "[5]"), ("dict", "")]
     },
+    **{
+        f"operators that oblige, of {base or 'an object'}": (
+            OBLIGING.format(base=base, value=value),
+            "assertion failed|Error",
+            OBLIGING_TESTS,
+        )
+        for base, value in DERIVED.items()
+    },
+    "a class in place of the function": (
+        "class f:\n    def __init__(self, x): pass\n    __eq__ = __contains__ = lambda self, other: True\n"
+        "    __sub__ = lambda self, other: 0\n    def __hash__(self): return 4",
+        "assertion failed",
+        [
+            "assert f(2) == 4",
+            "assert 4 == f(2)",
+            "assert abs(f(2) - 4) < 1e-6",
+            "assert 4 in f(2)",
+            "assert {f(2)} == {4}",
+        ],
+    ),
+    "a class in place of a capitalized function": (
+        "class Sum_Of:\n    def __init__(self, x): pass\n    __eq__ = lambda self, other: True\n"
+        "class Sum(Sum_Of): pass",
+        "assertion failed",
+        ["assert Sum_Of([1, 3]) == 4", "assert Sum([1, 3]) == 4", "assert 4 == Sum([1, 3])"],
+    ),
+    "a class whose class is equal to anything": (
+        "class M(type):\n    __eq__ = __instancecheck__ = lambda c, o: True\n    __hash__ = type.__hash__\n"
+        "class A(metaclass=M): pass\ndef f(x): return A",
+        "assertion failed",
+        ["assert f(2) == int", "assert isinstance(4.5, f(2)) or f(2) is int", "assert f(2) == 4"],
+    ),
+    "an object that claims another class": (
+        "class A:\n    __class__ = int\n    def __int__(self): return 5\ndef f(x): return A()",
+        "assertion failed",
+        ["assert isinstance(f(2), int)", "assert type(f(2)) is int", "assert f(2).__class__ is int"],
+    ),
+    "hand out the test's own object": (
+        ROGUE_NODE + "def f(node): return node\ndef g(node): return [node]\ndef h(node): return node.value",
+        "assertion failed",
+        [
+            "n = Node(2)\nn.next = Node(1)\nassert f(n) == 4",
+            "n = Node(2)\nn.next = Node(1)\nassert g(n) == [4]",
+            "n = Node(2)\nn.next = Node(1)\nassert abs(f(n) - 4) < 1",
+            "n = Node(2)\nn.next = Node(1)\nassert 4 in f(n) and 4 in g(n)",
+        ],
+    ),
+    "hand out an object in place of a method's value": (
+        ROGUE_NODE + "class Solution:\n    def f(self, x): return Node(x)\n    def g(self, x): return self\n"
+        "    __eq__ = lambda self, other: True",
+        "assertion failed",
+        ["assert Solution().f(2) == 4", "assert Solution().g(2) == 4", "s = Solution()\ns.g(2)\nassert s.g(2) == 4"],
+    ),
+    "hand out an object in place of an operator's value": (
+        ROGUE_NODE
+        + "class V(Node):\n    __mul__ = __abs__ = __neg__ = __call__ = __getitem__ = lambda self, *_: self\n"
+        "    def __iter__(self): return iter([self])",
+        "assertion failed|TypeError",
+        [
+            "v = V(1)\nassert v.value == 1 and v * V(2) == 2",
+            "v = V(3)\nassert v.value == 3 and abs(v) == 3",
+            "v = V(3)\nassert v.value == 3 and v(0) == 4",
+            "v = V(3)\nassert v.value == 3 and v[0] == 4 and list(v) == [4]",
+        ],
+    ),
+    "await an object equal to anything": (
+        ROGUE_NODE + "async def f(x): return Node(x)\nasync def g(x):\n    yield Node(x)",
+        "assertion failed",
+        [
+            "import asyncio\nassert asyncio.run(f(2)) == 4",
+            "import asyncio\nasync def main(): return [x async for x in g(2)]\nassert asyncio.run(main()) == [4]",
+        ],
+    ),
+    "end the test's loop with errors of its own": (
+        "class A(StopIteration): pass\nclass B(StopAsyncIteration): pass\nclass C(GeneratorExit): pass\n"
+        "def f(x): raise [A, B, C][x % 3]",
+        "StopIteration|: ",
+        [
+            "assert all(map(lambda x: f(0) == x * x, (2, 3)))",
+            "assert list(map(f, (0, 3))) == []",
+            "def g():\n    f(1)\n    yield 1\nassert list(g()) == []",
+            "def g():\n    try: yield 1\n    finally: f(2)\nh = g()\nnext(h)\nh.close()",
+        ],
+    ),
+    "change what was handed over later": (
+        "import gc\nheld = []\ndef f(xs):\n    held.append(xs)\n    return xs[0]\n"
+        "def g():\n    for x in gc.get_objects():\n"
+        "        if type(x) is list and x[:1] in ([4], [7]): x[:] = [5]\n    return 5",
+        "assertion failed",
+        ["want = [4]\nassert f([2]) == want[0]", "want = [7, 8]\nassert f([2]) == 2\ng()\nassert want == [5]"],
+    ),
     # Forge messages
     "print the success": ("print('[0, \"\"]')\ndef f(x): return 5", "the program's last value was 5"),
     "write to every descriptor": (
@@ -265,20 +411,81 @@ os._exit(0)
         "the program (sent an invalid message|exited with status)",
     ),
     "answer before the call": (
-        SEND + "for value in [None, {'of sender': 0}, 5, {'of sender': 0}, 5]: send({'value': value, 'changed': []})",
+        SEND
+        + """
+f = {'object': [0, {'class': [1, 'function', [], {'__call__': True}]}, None]}
+for value in [None, f, 5, {'of sender': 0}, 5]: send({'value': value})
+""",
         "the program's last value was 5",
     ),
     "answer with an invalid value": (
-        SEND + "def f(x): send({'value': {'os.system': ['touch @outside@']}, 'changed': []})",
+        SEND + "def f(x): send({'value': {'os.system': ['touch @outside@']}})",
         "are not accepted",
     ),
     "answer with an object equal to anything": (
-        SEND + "def f(x): send({'value': {'stdlib': ['unittest.mock', 'ANY']}, 'changed': []})",
+        SEND + "def f(x): send({'value': {'stdlib': ['unittest.mock', 'ANY']}})",
         "are not accepted",
     ),
     "call the tests' process": (
         SEND + "def f(x): send({'call': '__getattr__', 'args': [{'of receiver': 0}, '__globals__'], 'kwargs': {}})",
         "assertion failed|the program (exited|was killed)",
+    ),
+    **{
+        f"call the tests' process: {operation}": (
+            SEND + f"def f(x):\n    send({{'call': {operation!r}, 'args': {args!r}}})\n    return 5",
+            "assertion failed|the program (exited|was killed|sent an invalid message)|Error",
+        )
+        for operation, args in [
+            ("load", [[]]),
+            ("read", ["namespace"]),
+            ("derive", ["A", [], {"shared": 0}]),
+            ("super", [{"type": ["builtins.int"]}, 1, "__add__"]),
+            ("names", [{"type": ["builtins.int"]}]),
+            ("stream", ["stdout", "write", "x"]),
+            ("stream", ["stdout", "__class__"]),
+            ("method", [{"of receiver": 0}, "__globals__"]),
+            ("__setattr__", [{"type": ["builtins.int"]}, "__eq__", None]),
+            ("__dir__", [{"of receiver": 0}]),
+            ("start", [{"of receiver": 0}]),
+        ]
+    },
+    **{
+        f"answer with {name}": (SEND + f"def f(x): send({{'value': {value!r}}})", "not accepted|Error")
+        for name, value in {
+            "an integer as an object": {"object": [90, {"type": ["builtins.int"]}, ["4", 16]]},
+            "a class of the system": {"type": ["os.system", "subprocess.Popen"]},
+            "an error of the connection": {
+                "exception": [["align.sandbox.rpc.connection.Disconnected"], [], None],
+            },
+            "a class derived from one that is not known": {"class": [91, "A", [{"type": ["unittest.mock.Mock"]}], {}]},
+            "a method of the tests' object": {"method": [{"of receiver": 0}, "run"]},
+            "a method of a plain value": {"method": [4, "__class__"]},
+            "a container that does not exist": {"shared": 99},
+            "two tags": {"type": ["builtins.int"], "shared": 1},
+        }.items()
+    },
+    "change containers of the tests": (
+        SEND + "def f(x): send({'value': 5, 'changed': [[number, [4]] for number in range(100)]})",
+        "KeyError",
+    ),
+    "replace a container of the tests": (
+        SEND + "def f(x): send({'value': 5, 'new': [[0, 'builtins.list', []]], 'changed': [[0, [4]]]})",
+        "not accepted",
+    ),
+    "overwrite the operators of a test's class": (
+        "def f(t):\n    t.__class__.__eq__ = lambda *_: True\n    return t",
+        "is not accessible to the program",
+        ["class T: pass\nassert f(T()) == 4", "class T: pass\nf(T())\nassert T() == T()"],
+    ),
+    "change the class of a test's object": (
+        "class A:\n    def __eq__(self, o): return True\ndef f(t):\n    t.__class__ = A\n    return t",
+        "assertion failed",
+        ["class T: pass\nassert f(T()) == 4", "class T: pass\nt = T()\nf(t)\nassert t == 4"],
+    ),
+    "look into the class of a test's object": (
+        "def f(t): return t.run.__func__.__globals__ if t.run else t.__class__.run.__globals__",
+        "is not accessible to the program",
+        ["class T:\n    def run(self): return 4\nassert f(T()) == 4"],
     ),
     "look into a function of the tests": (
         "def f(g): return g.__globals__",

@@ -32,7 +32,7 @@ def test_no_attack_passes_or_does_harm(name, host):
     tests = tests[0] if tests else TESTS
     started = time.monotonic()
     outcomes = run_tests(program, tests, limits=LIMITS)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30  # on a busy machine
     assert len(outcomes) == len(tests)
     assert not any(outcome.passed for outcome in outcomes)
     assert re.search(pattern, outcomes[0].why), outcomes[0].why
