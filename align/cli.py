@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from align.commands.parsing.arguments import Overrides, RecipeArgument, StepOption, example
+from align.commands.parsing.models import models
 from align.exit_status import end, exit_with
 
 app = typer.Typer(
@@ -18,26 +20,6 @@ app = typer.Typer(
     help="From a base language model to an aligned one: SFT, reward model, DPO and reward-aware preference "
     "optimization (RPO).",
 )
-
-RecipeArgument = Annotated[Path, typer.Argument(help="A recipe: a YAML file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings that replace those of the recipe.", metavar="[KEY.SUB=VALUE]...")
-]
-Settings = Annotated[list[str] | None, typer.Argument(help="Further settings.", metavar="[KEY.SUB=VALUE]...")]
-StepOption = Annotated[str, typer.Option("--step", help="Name of a step of the recipe.", show_default=False)]
-DataOption = Annotated[
-    str, typer.Option(help="Rows: a file, a folder or a Hugging Face dataset id.", show_default=False)
-]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Read this many rows only.", show_default=False)]
-JudgeOption = Annotated[
-    list[str] | None,
-    typer.Option(help="A judge as 'NAME key=value ...'. Repeat it; the first that knows a prompt judges it."),
-]
-
-
-def example(*lines: str) -> str:
-    """Return the epilog of a command's help."""
-    return "\n\n".join(["[bold]Example[/]", *(f"[cyan]{line}[/]" for line in lines)])
 
 
 @app.command(
@@ -119,91 +101,7 @@ def preview(
     command(recipe, step, overrides or (), rows=rows)
 
 
-@app.command(
-    epilog=example("align score --model runs/my-run/rate --data pairs.jsonl --out rated.jsonl --on-error skip")
-)
-def score(
-    model: Annotated[str, typer.Option(help="A reward model: folder or hub id.", show_default=False)],
-    data: DataOption,
-    out: Annotated[Path, typer.Option(help="File for the rated rows, .jsonl.", show_default=False)],
-    limit: LimitOption = None,
-    format: Annotated[str, typer.Option(help="Name of a row format; auto detects it by the columns.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="Split of a folder or dataset.", show_default=False)] = None,
-    on_error: Annotated[str, typer.Option(help="Rows that cannot be read: error or skip.")] = "error",
-) -> None:
-    """Rate every response of a file by a reward model. The same command resumes an interrupted one."""
-    from align.commands import run as command  # noqa: PLC0415 - imports torch
-    from align.commands.score import score as score_file  # noqa: PLC0415
-    from align.workflow.results.tables import scored_tables  # noqa: PLC0415
-
-    options: dict[str, Any] = {"format": format, "split": split, "limit": limit, "on_error": on_error}
-    with command.shown_progress() as progress:
-        summary = score_file(model, data, out, progress=progress, **options)
-    command.conclude(scored_tables(summary), summary)
-
-
-@app.command(
-    epilog=example(
-        "align generate --policy runs/my-run/sft --data prompts.jsonl --out groups.jsonl "
-        "--judge 'reward_model path=runs/my-run/rate' sampling.num_responses=8"
-    )
-)
-def generate(
-    policy: Annotated[
-        list[str],
-        typer.Option(help="A policy: folder, hub id, gguf:FILE or a server's model. Repeat it.", show_default=False),
-    ],
-    data: Annotated[
-        str, typer.Option(help="Prompts: a file, a folder, a dataset id, or tasks:KIND.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="File for the scored groups, .jsonl.", show_default=False)],
-    judge: JudgeOption = None,
-    limit: LimitOption = None,
-    overrides: Settings = None,
-) -> None:
-    """Sample responses of policies and have them judged. The same command resumes an interrupted one."""
-    from align.commands import generate as implementation  # noqa: PLC0415 - imports torch
-    from align.commands import run as command  # noqa: PLC0415
-    from align.commands.one_step import settings_of  # noqa: PLC0415
-    from align.workflow.results.tables import generated_tables  # noqa: PLC0415
-
-    settings = settings_of(implementation.GenerateSettings, judge or (), overrides or ())
-    with command.shown_progress() as progress:
-        summary = implementation.generate(policy, data, out, settings=settings, limit=limit, progress=progress)
-    command.conclude(generated_tables(summary), summary)
-
-
-@app.command(
-    epilog=example(
-        "align evaluate --task gsm8k --data gsm8k.jsonl --policy runs/my-run/dpo sampling.max_new_tokens=256",
-        "align evaluate --task ifeval --data ifeval.jsonl --responses answers.jsonl --out verdicts.jsonl",
-    )
-)
-def evaluate(
-    task: Annotated[
-        str, typer.Option(help="Name of a task, harness:NAME of lm-evaluation-harness, or module:NAME of your own.")
-    ],
-    data: Annotated[str | None, typer.Option(help="The task's rows: file, folder or id.", show_default=False)] = None,
-    policy: Annotated[str | None, typer.Option(help="A policy: folder, hub id, gguf:FILE.", show_default=False)] = None,
-    responses: Annotated[
-        list[Path] | None, typer.Option(help="File of responses to grade in place of a policy's.", show_default=False)
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="File for each verdict, .jsonl.", show_default=False)] = None,
-    judge: JudgeOption = None,
-    limit: LimitOption = None,
-    overrides: Settings = None,
-) -> None:
-    """Score a policy, or given responses, on a task. The last line of output is JSON."""
-    from align.commands import evaluate as implementation  # noqa: PLC0415 - imports torch
-    from align.commands import run as command  # noqa: PLC0415
-    from align.commands.one_step import settings_of  # noqa: PLC0415
-    from align.workflow.results.tables import evaluated_tables  # noqa: PLC0415
-
-    settings = settings_of(implementation.EvaluateSettings, judge or (), overrides or ())
-    request = implementation.Request(task, data, policy, tuple(map(str, responses or ())), limit)
-    with command.shown_progress() as progress:
-        summary = implementation.evaluate(request, out, settings=settings, progress=progress)
-    command.conclude(evaluated_tables(summary), summary)
+app.add_typer(models)
 
 
 @app.command("test-loss", epilog=example("align test-loss my_losses:make beta=0.1", "align test-loss rpo_bwd_kl eta=2"))
@@ -217,19 +115,6 @@ def test_loss(
     from align.commands.test_loss import check_named_loss  # noqa: PLC0415 - imports torch
 
     check_named_loss(loss, settings or ())
-
-
-@app.command(epilog=example("align push runs/my-run/rpo-3 my-org/my-model --dry-run"))
-def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of a step: RUN/STEP.", metavar="RUN/STEP", show_default=False)],
-    repo: Annotated[str, typer.Argument(help="Repository on the Hub, as owner/name.", show_default=False)],
-    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded; uses no network.")] = False,
-) -> None:
-    """Upload a policy or reward model with its model card to the Hugging Face Hub."""
-    from align.commands.push import push as command  # noqa: PLC0415 - imports torch
-
-    command(folder, repo, private=private, dry_run=dry_run)
 
 
 @app.command(epilog=example("align keys", "align keys sft", "align keys data"))

@@ -8,31 +8,19 @@ import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLError, compose
 
-from align.errors import InputError, Location, dotted_loc, one_line
-from align.registry import suggest
+from align.build_errors import MAX_SHOWN, input_error
+from align.errors import InputError, Location, dotted_loc, joined, one_line
 
 S = TypeVar("S", bound=BaseModel)
 
 OVERRIDE = re.compile(r"[^.=]+(\.[^.=]+)*=")
-# Keys of version 0.1 and their names since 0.2; removed at 1.0
-RENAMED_KEYS = {
-    "fresh": "from_config",
-    "groups_per_step": "prompts_per_step",
-    "final_share": "min_lr_ratio",
-    "exhausted": "stopping_strategy",
-    "invalid": "on_error",
-    "rate": "lr_multiplier",
-    "most": "max_constraints",
-    "rates": "metrics",
-}
-MAX_SHOWN = 80  # characters of a wrong value in an error
 
 
 class Settings(BaseModel):
@@ -59,18 +47,30 @@ def located(path: Path, overrides: Sequence[str]) -> Generator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{_source_of(error.loc, path, overrides)}: {error}") from error
+        lines = lines_of(path)
+        parts = sorted(error.parts, key=lambda part: _line_of(part.loc, lines) or 0)
+        placed = [InputError(f"{_source_of(part.loc, path, lines, overrides)}: {part}") for part in parts]
+        raise joined(placed) from error
 
 
-def _source_of(loc: Location, path: Path, overrides: Sequence[str]) -> str:
+def _line_of(loc: Location, lines: Mapping[str, int]) -> int | None:
+    """Return the line of a key, or of the nearest key above it; None where the file has neither."""
+    return next((lines[prefix] for prefix in _prefixes(loc) if prefix in lines), None)
+
+
+def _prefixes(loc: Location) -> list[str]:
+    """Return the dotted location and those of all keys above it, the longest first."""
+    return [dotted_loc(loc[:length]) for length in range(len(loc), 0, -1)]
+
+
+def _source_of(loc: Location, path: Path, lines: Mapping[str, int], overrides: Sequence[str]) -> str:
     """Return the override or `file:line` that set the value at `loc`, or the nearest key above it."""
-    prefixes = [dotted_loc(loc[:length]) for length in range(len(loc), 0, -1)]
+    prefixes = _prefixes(loc)
     keys = {override: override.partition("=")[0] for override in overrides}
     override = next((each for each in overrides if keys[each] in prefixes), None)
     if override is not None:
         return f"override {override!r}"
-    lines = lines_of(path)
-    line = next((lines[prefix] for prefix in prefixes if prefix in lines), None)
+    line = _line_of(loc, lines)
     at = f"{path}{f':{line}' if line else ''}"
     # The cause may also be an override of a key inside the value
     below = [f"override {each!r}" for each in overrides if loc and keys[each].startswith(f"{dotted_loc(loc)}.")]
@@ -143,64 +143,14 @@ def _leaves(value: Any, loc: Location = ()) -> Iterator[tuple[Location, Any]]:  
 
 
 def build(settings: type[S], values: Mapping[str, Any], loc: Location = ()) -> S:
-    """Return `settings` made from plain values; the first error carries its location below `loc`.
+    """Return `settings` made from plain values; each error carries its location below `loc`.
 
     Values are validated as JSON: a list may become a tuple and a string a path, but no string becomes a number.
     """
     try:
         return settings.model_validate_json(json.dumps(values, default=_plain), strict=True)
     except ValidationError as error:
-        raise _first_error(error, settings, loc) from error
-
-
-def _first_error(error: ValidationError, settings: type[BaseModel], loc: Location) -> InputError:
-    errors = error.errors()
-    first = errors[0]
-    if first["type"] == "missing":  # the key may be present under a misspelled name, itself or one above it
-        unknown = [each for each in errors if each["type"] == "extra_forbidden"]
-        first = next((each for each in unknown if each["loc"][:-1] == first["loc"][: len(each["loc"]) - 1]), first)
-    kinds, keys = _follow(_models_in(settings), first["loc"][:-1])
-    place = (*loc, *keys, *_follow(kinds, first["loc"][-1:]).keys)
-    if first["type"] == "extra_forbidden":
-        key, known = str(first["loc"][-1]), {name for kind in kinds for name in kind.model_fields}
-        if RENAMED_KEYS.get(key) in known:
-            return InputError(f"this key is called {RENAMED_KEYS[key]!r} since version 0.2", place)
-        return InputError(f"unknown key; {suggest(key, known)}", place)
-    if first["type"] == "missing":
-        return InputError("this key is required", place)
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):  # raised by a validator, perhaps about a key below its field
-        return InputError(cause.message, (*place, *cause.loc))
-    message = one_line(first["msg"].removeprefix("Value error, "))
-    return InputError(f"{message} (got {repr(first['input'])[:MAX_SHOWN]})", place)
-
-
-class _Followed(NamedTuple):
-    models: list[type[BaseModel]]  # that the last key may hold
-    keys: Location
-
-
-def _follow(models: list[type[BaseModel]], path: Location) -> _Followed:
-    """Follow the location of a validation error through the types; `keys` leaves out the names of union members."""
-    keys: list[str | int] = []
-    for part in path:
-        members = [model for model in models if model.__name__ == part]
-        if members:
-            models = members
-            continue
-        keys.append(part)
-        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-        models = [found for field in fields for found in _models_in(field)] or models
-    return _Followed(models, tuple(keys))
-
-
-def _models_in(annotation: object) -> list[type[BaseModel]]:
-    """Return the settings classes in a field's type, directly or inside a list, mapping or union."""
-    if isinstance(annotation, type) and issubclass(annotation, RootModel):
-        return _models_in(annotation.model_fields["root"].annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for inner in get_args(annotation) for found in _models_in(inner)]
+        raise input_error(error, settings, values, loc) from error
 
 
 def stable_hash(value: object) -> str:

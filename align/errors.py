@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 Location = tuple[str | int, ...]
 
@@ -28,6 +28,66 @@ class InputError(ValueError):
         """Keep the location when the error crosses a process boundary."""
         return type(self), (self.message, self.loc)
 
+    @property
+    def parts(self) -> tuple[InputError, ...]:
+        """The error itself; of several errors, each."""
+        return (self,)
+
+
+class UnknownKey(InputError):
+    """A key that a setting does not have."""
+
+
+class MissingKey(InputError):
+    """A required key that is not given."""
+
+
+class InputErrors(InputError):
+    """Several errors of one input, found together. Each is one line, with its own location."""
+
+    def __init__(self, errors: Sequence[InputError]) -> None:
+        super().__init__("\n".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        """Return one line for each error."""
+        return "\n".join(map(str, self.errors))
+
+    def __reduce__(self) -> tuple[type[Self], Any]:
+        """Keep the errors when they cross a process boundary."""
+        return type(self), (self.errors,)
+
+    @property
+    def parts(self) -> tuple[InputError, ...]:
+        """Each of the errors."""
+        return self.errors
+
+
+class ErrorList:
+    """Collects the input errors of several checks, to raise them together."""
+
+    def __init__(self) -> None:
+        self.found: list[InputError] = []
+
+    @contextmanager
+    def collect(self) -> Generator[None]:
+        """Add the `InputError` that the block raises to the list."""
+        try:
+            yield
+        except InputError as error:
+            self.found += error.parts
+
+    def raise_found(self) -> None:
+        """Raise what was found, each error once; do nothing where there is none."""
+        if self.found:
+            raise joined(self.found)
+
+
+def joined(errors: Sequence[InputError]) -> InputError:
+    """Return the errors as one, each once."""
+    distinct = list({str(error): error for error in errors}.values())
+    return InputErrors(distinct) if len(distinct) > 1 else distinct[0]
+
 
 class RunError(RuntimeError):
     """A run failed after its input was accepted. One line says where and why. Exit status 1."""
@@ -44,7 +104,8 @@ def within(*loc: str | int) -> Generator[None]:
     try:
         yield
     except InputError as error:
-        error.loc = (*loc, *error.loc)
+        for part in error.parts:
+            part.loc = (*loc, *part.loc)
         raise
 
 

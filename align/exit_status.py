@@ -22,17 +22,18 @@ def exit_with(app: typer.Typer) -> None:
     try:
         status = app(standalone_mode=not sys.argv[1:]) or 0  # standalone mode shows the help without arguments
     except USAGE_ERROR as error:
-        _fail(_usage_message(error), 2)
+        _fail(_usage_message(error), status=2)
     except (ValueError, RuntimeError) as error:
         from align.errors import InputError, RunError  # noqa: PLC0415 - only needed here
 
         if not isinstance(error, InputError | RunError):
             raise
-        _fail(str(error), 2 if isinstance(error, InputError) else 1)
+        lines = map(str, error.parts) if isinstance(error, InputError) else [str(error)]
+        _fail(*lines, status=2 if isinstance(error, InputError) else 1)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # typer's own status, too
-        _fail("interrupted; rerun the same command to resume from the last checkpoint", status)
+        _fail("interrupted; rerun the same command to resume from the last checkpoint", status=status)
     if status:
         end(status)
 
@@ -44,8 +45,10 @@ def _usage_message(error: BaseException) -> str:
     return message if usage.ctx is None else f"{message}; see {usage.ctx.command_path} --help"
 
 
-def _fail(text: str, status: int) -> None:
-    sys.stderr.write(f"align: {' '.join(text.split())}\n")  # one write: two processes may fail at once
+def _fail(*errors: str, status: int) -> None:
+    """Write each error as one line, and exit."""
+    lines = [f"align: {' '.join(error.split())}\n" for error in errors]
+    sys.stderr.write("".join(lines))  # one write: two processes may fail at once
     end(status)
 
 

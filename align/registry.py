@@ -37,8 +37,15 @@ DOTTED_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")  # package.module
 def suggest(name: str, names: Iterable[str]) -> str:
     """Return the end of an error about a wrong name: the nearest known name, where one is close, and all of them."""
     known = sorted(names)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"available: {', '.join(known)}"
+    close = nearest(name, known)
+    return (f"did you mean {close!r}? " if close else "") + f"available: {', '.join(known)}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the known name that a wrong one may stand for, whatever its case; None where none is close."""
+    known = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return known[close[0]] if close else None
 
 
 def pick(table: Mapping[str, T], name: str, kind: str) -> T:

@@ -8,16 +8,17 @@ from pathlib import Path
 from rich.console import Console
 
 from align.stages.costs.estimates import Estimate
-from align.stages.training.rows import describe
-from align.workflow.estimate import estimate
-from align.workflow.preview import preview_rows
+from align.workflow.inputs import check_inputs
 from align.workflow.recipe import load_recipe
 
 
 def check(recipe: Path, overrides: Sequence[str]) -> None:
     """Print the estimate of each step."""
-    console = Console()
-    for each in estimate(load_recipe(recipe, overrides)):
+    loaded, console = load_recipe(recipe, overrides), Console()
+    check_inputs(loaded, recipe, overrides)
+    from align.workflow.estimate import estimate  # noqa: PLC0415 - imports torch, which an error does not wait for
+
+    for each in estimate(loaded):
         console.print(f"[bold]{each.name}[/]  {each.stage}", highlight=False)
         for name, text in _lines(each).items():
             console.print(f"  {name:<16} {text}", highlight=False, soft_wrap=True)
@@ -26,11 +27,15 @@ def check(recipe: Path, overrides: Sequence[str]) -> None:
 def preview(recipe: Path, step: str, overrides: Sequence[str], *, rows: int) -> None:
     """Print a step's first rows as colored tokens."""
     loaded, console = load_recipe(recipe, overrides), Console()
+    from align.workflow.preview import preview_rows  # noqa: PLC0415 - imports torch, which an error does not wait for
+
     for text in preview_rows(loaded, loaded.expanded(step)[-1], number=rows):
         console.print(text)
 
 
 def _lines(step: Estimate) -> dict[str, str]:
+    from align.stages.training.rows import describe  # noqa: PLC0415 - imports torch
+
     at_most, training = "at most " if step.bound else "", step.training
     lines = {"rows": f"{at_most}{step.rows:,}"}
     if training is not None:

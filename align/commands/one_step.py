@@ -138,8 +138,9 @@ def _command_locations(name: str) -> Generator[None]:
     try:
         yield
     except InputError as error:
-        if error.loc[:2] == ("steps", name):
-            error.loc = error.loc[2:]
-        elif error.loc[:2] == ("data", SOURCE):
-            error.loc = ("rows", *error.loc[2:])
+        for part in error.parts:
+            if part.loc[:2] == ("steps", name):
+                part.loc = part.loc[2:]
+            elif part.loc[:2] == ("data", SOURCE):
+                part.loc = ("rows", *part.loc[2:])
         raise

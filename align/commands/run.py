@@ -11,10 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from align.commands.progress import TerminalProgress
-from align.workflow.estimate import disk_need, estimate
+from align.workflow.inputs import check_inputs
 from align.workflow.launcher import Command
-from align.workflow.results.tables import plan_table, run_tables
-from align.workflow.runner import planned, run_recipe, run_step
 
 FILE_WIDTH = 160  # columns of a table that goes to a file
 
@@ -23,6 +21,12 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
     """Run a recipe and print its tables; with `dry_run` print what would run."""
     command, console = Command(recipe, tuple(overrides)), _wide_console()
     loaded = command.load()
+    check_inputs(loaded, recipe, overrides, until=until)
+    # These import torch, which an error in the recipe does not wait for
+    from align.workflow.estimate import disk_need, estimate  # noqa: PLC0415
+    from align.workflow.results.tables import plan_table, run_tables  # noqa: PLC0415
+    from align.workflow.runner import planned, run_recipe  # noqa: PLC0415
+
     if dry_run:
         show(console, plan_table(planned(loaded, until, rerun_from), list(estimate(loaded))))
         return
@@ -36,6 +40,9 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
 def train(recipe: Path, step: str, overrides: Sequence[str]) -> None:
     """Run one step of a recipe."""
     command = Command(recipe, tuple(overrides))
+    command.load()
+    from align.workflow.runner import run_step  # noqa: PLC0415 - imports torch, which an error does not wait for
+
     with shown_progress() as progress:
         run_step(command, step, progress)
 

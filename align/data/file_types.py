@@ -10,12 +10,16 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import pyarrow as pa
-from pyarrow import ipc, parquet
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from align.errors import InputError
+from align.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import ipc, parquet
+else:  # most files need neither, and a wrong recipe is answered faster
+    ipc, parquet = LazyModule("pyarrow.ipc"), LazyModule("pyarrow.parquet")
 
 ROW_KEYS = ("data", "rows", "examples", "records", "prompts")  # keys under which a JSON object can hold its rows
 Opener = Callable[[BinaryIO, Path], Iterator[Any]]

@@ -91,14 +91,20 @@ def stream(
     if first is None:
         raise InputError(f"{path}: contains no rows")
     name = detect_format(first) if format == "auto" else format
-    reader = import_dotted(name, "reader") if ":" in name else pick(READERS, name, "format")
-    if not isinstance(reader, Reader):
-        raise InputError(f"reader {name!r} is of type {type(reader).__name__}; a Reader is needed")
+    reader = find_reader(name)
     statistics = RowStatistics()
     row_reader = _RowReader(name, reader, statistics, skips_errors=on_error == "skip")
     stop = None if limit is None else min(limit, sys.maxsize)  # islice accepts no more
     records = islice(row_reader.records(chain([first], rows)), stop)
     return Stream(_not_empty(records, path, statistics), name, statistics)
+
+
+def find_reader(name: str) -> Reader:
+    """Return the reader of a name in `READERS`, or a user's own by its dotted path `module:name`."""
+    reader = import_dotted(name, "reader") if ":" in name else pick(READERS, name, "format")
+    if not isinstance(reader, Reader):
+        raise InputError(f"reader {name!r} is of type {type(reader).__name__}; a Reader is needed")
+    return reader
 
 
 def _not_empty(records: Iterator[Located[Record]], path: str, statistics: RowStatistics) -> Iterator[Located[Record]]:

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-
 from align.artifacts import UNHASHED_FILES
 from align.data.file_types import file_rows, known_suffixes, opener_of
 from align.errors import InputError, one_line
@@ -21,7 +19,6 @@ Row = Mapping[str, Any]
 DATASET_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of `save_to_disk`
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![A-Za-z0-9])")
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?")
-READ_ERRORS = (OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, pa.ArrowException)
 
 
 def read_rows(path: str, *, split: str | None = None) -> Iterator[dict[str, Any]]:
@@ -35,8 +32,7 @@ def located_rows(path: str, *, split: str | None = None) -> Iterator[Located[dic
     Raise `InputError` for a path that does not exist, a folder with several splits of which none is named, and
     content that cannot be read.
     """
-    hub_id = HUB_ID.fullmatch(path)
-    if not Path(path).exists() and hub_id and opener_of(Path(path)) is None:
+    if (hub_id := hub_dataset(path)) is not None:
         yield from hub_rows(hub_id["name"], config=hub_id["config"], split=split)
         return
     for file in _files(Path(path), split):
@@ -47,8 +43,15 @@ def located_rows(path: str, *, split: str | None = None) -> Iterator[Located[dic
                 yield Located(_as_row(row, place), place)
         except InputError:
             raise
-        except READ_ERRORS as error:
+        except _read_errors() as error:
             raise InputError(f"{file}: cannot be read after row {num_rows}: {one_line(error)}") from error
+
+
+def hub_dataset(path: str) -> re.Match[str] | None:
+    """Return the match of a path that names a dataset of the Hub: nothing on this machine, and no data file."""
+    if Path(path).exists() or opener_of(Path(path)) is not None:
+        return None
+    return HUB_ID.fullmatch(path)
 
 
 def hub_rows(name: str, *, config: str | None, split: str | None) -> Iterator[Located[dict[str, Any]]]:
@@ -67,6 +70,13 @@ def hub_rows(name: str, *, config: str | None, split: str | None) -> Iterator[Lo
         raise InputError(f"{name}: name one of its splits: {', '.join(splits)}")
     for number, row in enumerate(next(iter(splits.values())), start=1):
         yield Located(dict(row), f"{name}: row {number}")
+
+
+def _read_errors() -> tuple[type[Exception], ...]:
+    """Return what the readers of files raise for content that cannot be read."""
+    from pyarrow import ArrowException  # noqa: PLC0415 - a tenth of a second to import, and only errors need it
+
+    return (OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, ArrowException)
 
 
 def _files(path: Path, split: str | None) -> list[Path]:

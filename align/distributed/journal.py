@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from glob import escape
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar, cast
 
 from align.artifacts import disk_errors
-from align.distributed.processes import Processes
 from align.distributed.work_split import WorkShard
 from align.errors import InputError, RunError
+
+if TYPE_CHECKING:  # imports torch
+    from align.distributed.processes import Processes
 
 MADE_WITH = "made_with"  # the only key of the first line
 FIRST_BYTES = b'{"made_with": '  # a file that starts with anything else is not a journal

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from align.distributed.processes import Processes
+if TYPE_CHECKING:  # imports torch
+    from align.distributed.processes import Processes
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from align.errors import InputError
 from align.evaluation.statistics import Score, bootstrap_interval, score
+from align.lazy import LazyModule
 from align.rewards.verdicts import Group, Judge, Verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = LazyModule("numpy")  # a recipe's tasks are validated without it
 
 RESAMPLES = 200  # of the length-controlled rate, each of which fits a model
 RIDGE = 1e-2  # keeps the fit finite if length alone determines every comparison

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
-
+from align.lazy import LazyModule
 from align.losses.comparisons import Comparisons
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import functional
+else:  # a recipe's loss is validated without them
+    torch, functional = LazyModule("torch"), LazyModule("torch.nn.functional")
 
 
 class Distance(NamedTuple):
@@ -72,7 +76,8 @@ def logistic(comparisons: Comparisons, *, label_smoothing: float, gamma: float) 
     smoothed label. With s = 0, length-normalized and without a reference it is SimPO (Meng et al. 2024, eq. 6).
     """
     margin_BP = _margin(comparisons) - gamma
-    return -(1 - label_smoothing) * logsigmoid(margin_BP) - label_smoothing * logsigmoid(-margin_BP)
+    right_BP, flipped_BP = functional.logsigmoid(margin_BP), functional.logsigmoid(-margin_BP)
+    return -(1 - label_smoothing) * right_BP - label_smoothing * flipped_BP
 
 
 def robust(comparisons: Comparisons, *, label_smoothing: float) -> Tensor:
@@ -82,8 +87,8 @@ def robust(comparisons: Comparisons, *, label_smoothing: float) -> Tensor:
     negative and has no minimum.
     """
     margin_BP = _margin(comparisons)
-    flipped_BP = label_smoothing * logsigmoid(-margin_BP)
-    return (flipped_BP - (1 - label_smoothing) * logsigmoid(margin_BP)) / (1 - 2 * label_smoothing)
+    flipped_BP = label_smoothing * functional.logsigmoid(-margin_BP)
+    return (flipped_BP - (1 - label_smoothing) * functional.logsigmoid(margin_BP)) / (1 - 2 * label_smoothing)
 
 
 def ipo(comparisons: Comparisons, *, beta: float) -> Tensor:
@@ -109,7 +114,7 @@ def exo(comparisons: Comparisons, *, label_smoothing: float) -> Tensor:
     smoothing `s` must be above 0, because the divergence from a hard label is infinite.
     """
     margin_BP = _margin(comparisons)
-    chosen_BP, rejected_BP = logsigmoid(margin_BP), logsigmoid(-margin_BP)
+    chosen_BP, rejected_BP = functional.logsigmoid(margin_BP), functional.logsigmoid(-margin_BP)
     log_share, log_rest = math.log1p(-label_smoothing), math.log(label_smoothing)
     return chosen_BP.exp() * (chosen_BP - log_share) + rejected_BP.exp() * (rejected_BP - log_rest)
 
@@ -139,7 +144,7 @@ def odds_ratio(comparisons: Comparisons, *, beta: float) -> Tensor:
     """
     mean_logp_BPC = comparisons.implicit_BPC / beta
     log_odds_BPC = mean_logp_BPC - _log1mexp(mean_logp_BPC)
-    return -beta * logsigmoid(log_odds_BPC[..., 0] - log_odds_BPC[..., 1])
+    return -beta * functional.logsigmoid(log_odds_BPC[..., 0] - log_odds_BPC[..., 1])
 
 
 def _log1mexp(values: Tensor) -> Tensor:

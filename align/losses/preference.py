@@ -8,14 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
+from align.lazy import LazyModule
 from align.losses.comparisons import PAIRS, compare, is_informative
 from align.losses.distances import Distance
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")  # a recipe's loss is validated without it
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
+from align.lazy import LazyModule
 from align.losses.distances import (
     Distance,
     apo_down,
@@ -28,6 +26,12 @@ from align.losses.distances import (
 )
 from align.losses.preference import PreferenceLoss, full_mask
 from align.registry import import_dotted, pick, suggest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")  # a recipe's loss is validated without it
 
 TOP_CHOICE = Distance(top_choice, listwise=True)
 LOGISTIC = Distance(logistic, settings=("label_smoothing", "gamma"))

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from align.config import Settings
 from align.errors import Location
+from align.stages.inputs.opening import first_records
 from align.stages.inputs.sources import SourceSettings, source_key
 
 if TYPE_CHECKING:
@@ -101,8 +102,24 @@ class Stage(Settings, ABC):
         """Return whether the step starts from the recipe's own policy."""
         return False
 
+    def validate_settings(self) -> None:
+        """Raise located `InputError`s for settings that are wrong whatever the step reads."""
+
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise a located `InputError` for the first setting that cannot work with the step's inputs."""
+
+    def named_models(self) -> list[tuple[str, Location]]:
+        """Return the models that the step loads besides the recipe's policy and those of steps, with their settings."""
+        return []
+
+    def named_files(self) -> list[tuple[str, Location]]:
+        """Return the files that the step reads besides its sources and models, with the settings that name them."""
+        return [(self.launch, ("launch",))] if self.launch is not None else []
+
+    def open_rows(self, name: str, source: SourceSettings) -> None:
+        """Read the first rows of a source; raise an error located below it if the step cannot use them."""
+        for _ in first_records(source):
+            pass
 
     def columns(self, inputs: StepInputs) -> list[Column]:
         """Return the columns of the results table that the step fills."""

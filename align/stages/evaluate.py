@@ -8,14 +8,16 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from align.errors import InputError, within
+from align.distributed.launch import check_launch
+from align.errors import ErrorList, InputError, Location, within
 from align.evaluation.task import Task, TaskSize
 from align.registry import suggest
 from align.stages.base import POLICY, SCORES, SOURCE, Column, Input, Placed, Stage
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers
 from align.stages.inputs.context import RunContext, StepInputs
-from align.stages.inputs.sources import check_unsplit, check_without_constraints
-from align.stages.responses.tasks import TaskSettings
+from align.stages.inputs.sources import SourceSettings, check_unsplit, check_without_constraints
+from align.stages.responses.settings import judge_models
+from align.stages.responses.tasks import TaskSettings, open_task_rows
 
 NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -72,28 +74,48 @@ class Evaluate(Stage):
                 found[name] = settings.resolve(inputs.sources.get(settings.data))
         return found
 
+    def validate_settings(self) -> None:
+        """Raise for a launch file that shards, and for names of tasks that are no file names."""
+        errors = ErrorList()
+        with errors.collect():
+            check_launch(self.launch)
+        for name in self.tasks:
+            with errors.collect():
+                if "/" in name or name.startswith("."):
+                    raise InputError(
+                        f"it names a file: no '/' in it and no '.' at its start, not {name!r}",
+                        ("tasks", name),
+                    )
+        errors.raise_found()
+
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise for unknown tasks and metrics, and for rows that a task cannot read."""
-        from align.distributed.launch import check_launch  # noqa: PLC0415 - imports torch
+        errors = ErrorList()
+        for name, settings in self.tasks.items():
+            with errors.collect(), within("tasks", name):
+                _check_task(settings, inputs.sources.get(settings.data))
+        errors.raise_found()
 
-        check_launch(self.launch)
-        for name in self.tasks:
-            if "/" in name or name.startswith("."):
-                raise InputError(
-                    f"it names a file: no '/' in it and no '.' at its start, not {name!r}",
-                    ("tasks", name),
-                )
-        for name, task in self.resolved(inputs).items():
-            settings = self.tasks[name]
-            with within("tasks", name):
-                settings.check_used(task)
-                _check_metrics(settings, task)
-                if (source := inputs.sources.get(settings.data)) is None:
-                    continue
-                if "rows.constraints" not in task.options:
-                    check_without_constraints(settings.data, source.constraints is not None, ("data",))
-                if "held_out" not in task.options:
-                    check_unsplit(settings.data, source, ("data",))
+    def open_rows(self, name: str, source: SourceSettings) -> None:
+        """Raise for first rows that a task of the source cannot use."""
+        for settings in self.tasks.values():
+            if settings.data == name:
+                open_task_rows(settings.resolve(source), source)
+
+    def named_models(self) -> list[tuple[str, Location]]:
+        """Return the models that this process runs, and those of judges."""
+        is_here = any(task.engine is None or task.engine.kind == "local" for task in self.tasks.values())
+        own = [(name, ("models", number)) for number, name in enumerate(self.models) if is_here]
+        judges = [(name, task.judges) for name, task in self.tasks.items()]
+        return [*own, *((path, ("tasks", name, *loc)) for name, each in judges for path, loc in judge_models(each))]
+
+    def named_files(self) -> list[tuple[str, Location]]:
+        """Return the files of responses and the folders of tasks."""
+        found = super().named_files()
+        for name, task in self.tasks.items():
+            found += [(path, ("tasks", name, "responses", number)) for number, path in enumerate(task.responses)]
+            found += [(task.tasks_folder, ("tasks", name, "tasks_folder"))] if task.tasks_folder else []
+        return found
 
     def columns(self, inputs: StepInputs) -> list[Column]:
         """Return the columns of the results table, with what each asks."""
@@ -138,6 +160,19 @@ class Evaluate(Stage):
 
         tasks = {name: (self.tasks[name], task) for name, task in self.resolved(context.inputs).items()}
         return evaluate_policy(tasks, next(iter([*self.policies, *self.models]), None), context)
+
+
+def _check_task(settings: TaskSettings, source: SourceSettings | None) -> None:
+    """Raise for an unknown task or metric, a setting without effect, or a source that the task cannot read."""
+    task = settings.resolve(source)
+    settings.check_used(task)
+    _check_metrics(settings, task)
+    if source is None:
+        return
+    if "rows.constraints" not in task.options:
+        check_without_constraints(settings.data, source.constraints is not None, ("data",))
+    if "held_out" not in task.options:
+        check_unsplit(settings.data, source, ("data",))
 
 
 def _check_metrics(settings: TaskSettings, task: Task) -> None:

@@ -9,14 +9,22 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from align.errors import InputError, within
+from align.distributed.launch import check_launch
+from align.errors import InputError, Location, within
 from align.records import Prompt
 from align.registry import pick
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers, prompt_tokens
 from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.inputs.sources import SourceSettings, check_unsplit, prompts
-from align.stages.responses.settings import GenerationSettings, groups_source, judge_inputs, judge_key, local_precision
+from align.stages.responses.settings import (
+    GenerationSettings,
+    groups_source,
+    judge_inputs,
+    judge_key,
+    judge_models,
+    local_precision,
+)
 from align.synth.group_statistics import GroupStatistics
 
 
@@ -72,8 +80,6 @@ class Generate(GenerationSettings, Stage):
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise where nobody answers, or where it is not clear which prompts are answered."""
-        from align.distributed.launch import check_launch  # noqa: PLC0415 - imports torch
-
         check_launch(self.launch)
         if not self.policies and not self.models:
             raise InputError(
@@ -88,6 +94,17 @@ class Generate(GenerationSettings, Stage):
             if source.limit is None and source.is_procedural and not self.prompts:
                 raise InputError(f"{name} has no end; give its limit, or prompts: {{{name}: NUMBER}}", ("data",))
             check_unsplit(name, source, ("data",))
+
+    def open_rows(self, name: str, source: SourceSettings) -> None:
+        """Read the first rows; procedural ones may end with the number of prompts that the step takes."""
+        if not source.is_procedural:
+            super().open_rows(name, source)
+
+    def named_models(self) -> list[tuple[str, Location]]:
+        """Return the models that this process runs, and those of judges."""
+        is_here = self.engine.kind == "local"
+        own = [(name, ("models", number)) for number, name in enumerate(self.models) if is_here]
+        return [*own, *judge_models(self.judges)]
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the groups."""

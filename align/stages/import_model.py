@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from align.errors import InputError
+from align.errors import InputError, Location
 from align.stages.base import POLICY, Stage
 from align.stages.costs.estimates import Estimate, Planning, model_disk
 from align.stages.inputs.context import ModelSpec, RunContext, StepInputs, policy_key
@@ -47,6 +47,10 @@ class ImportModel(Stage):
                 "out",
                 ("vocab_size",),
             )
+
+    def named_models(self) -> list[tuple[str, Location]]:
+        """Return the model to import."""
+        return [(self.path, ("path",))] if self.path is not None else []
 
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the imported policy: settings, and the content of the model, tokenizer and template."""

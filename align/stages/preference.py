@@ -9,10 +9,13 @@ from pydantic import Field
 
 from align.content_hash import code_of
 from align.data.rejections import Rejections
-from align.errors import InputError, within
+from align.errors import ErrorList, InputError, within
+from align.losses.table import preference_loss
+from align.records import Record
 from align.stages.base import POLICY, Placed, Stage, latest_policy
 from align.stages.generate import Generate
 from align.stages.inputs.context import RunContext, StepInputs
+from align.stages.inputs.opening import lack_of_preference
 from align.stages.inputs.sources import SourceSettings
 from align.stages.responses.settings import GenerationSettings
 from align.stages.training.contract import Groups
@@ -85,16 +88,13 @@ class Preference(TrainingStage):
     @property
     def needs_reference(self) -> bool:
         """Whether the loss compares the policy with its reference."""
-        from align.losses.table import preference_loss  # noqa: PLC0415 - imports torch
-
         return preference_loss(self.loss.name, **self.loss.settings).uses_reference
 
     def filter_groups(
         self, groups: Groups, rejections: Rejections, *, attributes: Sequence[str], source: SourceSettings
     ) -> Groups:
         """Return the groups with a preference, and with rewards where the loss needs them."""
-        from align.losses.table import preference_loss  # noqa: PLC0415 - imports torch
-        from align.train.filters import comparable, distinct  # noqa: PLC0415
+        from align.train.filters import comparable, distinct  # noqa: PLC0415 - imports torch
 
         loss = preference_loss(self.loss.name, **self.loss.settings)
         name = self.loss.name if loss.uses_rewards else None
@@ -105,13 +105,19 @@ class Preference(TrainingStage):
         """Return what decides the policy, with the code of a user's own loss."""
         return [*super().cache_key(inputs), code_of(self.loss.name)]
 
-    def validate_inputs(self, inputs: StepInputs) -> None:
-        """Raise also for an unknown loss, or for settings that it does not have."""
-        from align.losses.table import preference_loss  # noqa: PLC0415 - imports torch
+    def lack(self, record: Record) -> str | None:
+        """Return why a comparison has no preference, or no rewards where the loss needs them."""
+        loss = preference_loss(self.loss.name, **self.loss.settings)
+        return lack_of_preference(record, needs_rewards=loss.uses_rewards)
 
-        with within("loss"):
+    def validate_settings(self) -> None:
+        """Raise also for an unknown loss, or for settings that it does not have."""
+        errors = ErrorList()
+        with errors.collect():
+            super().validate_settings()
+        with errors.collect(), within("loss"):
             preference_loss(self.loss.name, **self.loss.settings)
-        super().validate_inputs(inputs)
+        errors.raise_found()
 
     def run(self, context: RunContext) -> dict[str, Any]:
         """Train the policy and write it as a plain Hugging Face folder."""

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from align.data.rejections import Rejections
+from align.errors import ErrorList
 from align.models.settings import HELPSTEER, HeadSettings, Rating, check_adapters, resolve_rating
+from align.records import Comparison, Record
 from align.stages.base import POLICY, REWARD_MODEL
 from align.stages.inputs.context import RunContext, StepInputs
+from align.stages.inputs.opening import lack_of_preference
 from align.stages.inputs.sources import SourceSettings
 from align.stages.training.contract import Groups
 from align.stages.training.stage import TrainingStage
@@ -69,16 +72,29 @@ class RewardModel(TrainingStage):
         different = distinct(groups, rejections.counts, identical=source.identical)
         return with_pairs(different, rejections, loss=self.loss)
 
+    def lack(self, record: Record) -> str | None:
+        """Return why a comparison has no label that the loss needs."""
+        if self.loss != "regression":
+            return lack_of_preference(record, needs_rewards=self.loss != "bt")
+        has_label = isinstance(record, Comparison) and any(response.attributes for response in record.responses)
+        names = ", ".join(self.head.attributes or self.default_attributes)
+        return None if has_label else f"no response has an attribute, and loss: regression needs {names}"
+
     def needs_held_out(self) -> dict[tuple[str, ...], Any]:
         """Return `subset`: the report is about held-out rows."""
         return {("subset",): self.subset}
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise also for a head that cannot be trained, or for attributes without distinct names."""
-        check_adapters(inputs.policy, self.head)
+        errors = ErrorList()
+        with errors.collect():
+            check_adapters(inputs.policy, self.head)
         if self.head.attributes is not None:
-            resolve_rating(self.head, None, default=())
-        super().validate_inputs(inputs)
+            with errors.collect():
+                resolve_rating(self.head, None, default=())
+        with errors.collect():
+            super().validate_inputs(inputs)
+        errors.raise_found()
 
     def model(self, before: ModelSpec) -> ModelSpec:
         """Return the reward model, given the model that the step starts from."""

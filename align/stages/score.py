@@ -7,12 +7,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from align.distributed.launch import check_launch
+from align.errors import Location
 from align.rewards.settings import Combination
 from align.stages.base import GROUPS, SOURCE, Input, Stage
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers
 from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.inputs.sources import SourceSettings, check_without_constraints
-from align.stages.responses.settings import Judges, groups_source, judge_inputs, judge_key
+from align.stages.responses.settings import Judges, groups_source, judge_inputs, judge_key, judge_models
 from align.synth.settings import GroupSettings
 
 
@@ -53,11 +55,13 @@ class Score(Stage):
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise for rows whose responses know nothing of the constraints."""
-        from align.distributed.launch import check_launch  # noqa: PLC0415 - imports torch
-
         check_launch(self.launch)
         for name, source in inputs.sources.items():
             check_without_constraints(name, source.constraints is not None, ("data",))
+
+    def named_models(self) -> list[tuple[str, Location]]:
+        """Return the models of judges."""
+        return judge_models(self.judges)
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the groups."""

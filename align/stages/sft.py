@@ -10,10 +10,11 @@ from pydantic import Field
 from align.config import Settings
 from align.data.mixing import Mixture, StoppingStrategy, shares_of
 from align.errors import InputError, within
-from align.records import Comparison, Demonstration
+from align.records import Comparison, Demonstration, Record
 from align.registry import pick
 from align.stages.base import POLICY, Stage
 from align.stages.inputs.context import RunContext, StepInputs
+from align.stages.inputs.opening import lack_of_preference
 from align.stages.training.stage import TrainingStage
 
 
@@ -88,6 +89,11 @@ class SFT(TrainingStage):
     def mixture(self, sizes: tuple[int, ...], seed: int) -> Mixture:
         """Return which rows of several sources of these sizes an epoch takes; the last ones are replayed."""
         return Mixture(sizes, tuple(self.shares().values()), self.stopping_strategy, seed, len(self.replayed))
+
+    def lack(self, record: Record) -> str | None:
+        """Return why no response of a comparison can be trained on."""
+        several = isinstance(record, Comparison) and len(record.responses) > 1
+        return lack_of_preference(record, needs_rewards=False) if several else None
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise also for a stopping strategy of a single source."""

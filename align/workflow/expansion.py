@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from align.config import build
 from align.content_hash import STEP
-from align.errors import InputError, Location, within
+from align.errors import ErrorList, InputError, Location, within
 from align.pipeline import check_name
 from align.registry import suggest
-from align.stages.base import POLICY, REFERENCES, Stage
+from align.stages.base import POLICY, REFERENCES, Placed, Stage
 from align.stages.table import STAGES, stage_class
+from align.workflow.hints import stage_hint
 
 # Files of a run beside the folders of its steps
 RUN_FILES = ("recipe.json", "table.json", "changes.json", "ledger.json", "report.html")
@@ -28,43 +29,67 @@ class Expanded(NamedTuple):
     below: Location  # the setting of the written step that holds this step's settings
 
 
-def expand(given: Mapping[Any, Any]) -> list[Expanded]:
-    """Return the steps in the order in which they run."""
-    written = _written_steps(given)
+def expand(given: Mapping[Any, Any], errors: ErrorList, broken: set[str]) -> list[Expanded]:
+    """Return the steps in the order in which they run. `broken` receives the names of those that have errors.
+
+    An error of a step may follow from a broken one before it, and is then not reported.
+    """
+    written = _written_steps(given, errors)
+    broken |= {str(name) for name in given} - written.keys()
     policies = [made for name, step in written.items() if step.makes == POLICY for made in step.made(name)]
     found: dict[str, Expanded] = {}
     following: list[tuple[Expanded, str]] = []  # steps that directly follow a policy
     for name, step in written.items():
         before = {other: expanded.step for other, expanded in found.items()}
-        with within("steps", name):
+        follows_broken = not broken.isdisjoint(map(str, given))
+        placed, missed = list[Placed](), ErrorList()
+        with missed.collect(), within("steps", name):
             placed = step.expand(name, before, policies)
+        errors.found += [] if follows_broken else missed.found
+        broken |= {name} if missed.found else set()
         for each in placed:
             expanded = Expanded(each.name, each.step, name, each.below)
-            _check_name(expanded, found, following)
-            if each.after is not None:
-                following.append((expanded, each.after))
-            else:
-                found[each.name] = expanded
+            with errors.collect():
+                _check_name(expanded, found, following)
+                if each.after is not None:
+                    following.append((expanded, each.after))
+                else:
+                    found[each.name] = expanded
     ordered: list[Expanded] = []
     for name, expanded in found.items():
         ordered += [expanded, *(step for step, after in following if after == name)]
     return [*ordered, *(step for step, after in following if after not in found)]
 
 
-def _written_steps(given: Mapping[Any, Any]) -> dict[str, Stage]:
+def _written_steps(given: Mapping[Any, Any], errors: ErrorList) -> dict[str, Stage]:
     """Return each written step, with the last round in place of the name of an earlier step in rounds."""
     latest: dict[str, str] = {}
     found: dict[str, Stage] = {}
     for key, raw in given.items():
         name = str(key)
-        if not isinstance(raw, Mapping) or "stage" not in raw:
-            raise InputError(f"a step needs a stage; {suggest('', STAGES)}", ("steps", name))
-        with within("steps", name, "stage"):
-            kind = stage_class(str(raw["stage"]))
-        found[name] = build(kind, _with_latest(raw, latest), ("steps", name))
-        if (last := found[name].made(name)[-1]) != name:
-            latest[name] = last
+        with errors.collect():
+            found[name] = _written_step(name, raw, latest)
+            if (last := found[name].made(name)[-1]) != name:
+                latest[name] = last
     return found
+
+
+def _written_step(name: str, raw: Any, latest: Mapping[str, str]) -> Stage:  # noqa: ANN401 - plain values of YAML
+    """Return a step from its plain values."""
+    if not isinstance(raw, Mapping) or "stage" not in raw:
+        raise InputError(f"a step needs a stage; {suggest('', STAGES)}", ("steps", name))
+    stage = str(raw["stage"])
+    loc = ("steps", name)
+    if stage not in STAGES and (hint := stage_hint(stage)) is not None:
+        meant, text = hint
+        errors = ErrorList()
+        errors.found.append(InputError(f"no stage is called {stage!r}; write {text}", (*loc, "stage")))
+        with errors.collect():
+            build(STAGES[meant], {**_with_latest(raw, latest), "stage": meant}, loc)
+        errors.raise_found()
+    with within(*loc, "stage"):
+        kind = stage_class(stage)
+    return build(kind, _with_latest(raw, latest), loc)
 
 
 def _check_name(step: Expanded, found: Mapping[str, Expanded], following: list[tuple[Expanded, str]]) -> None:

@@ -1,4 +1,4 @@
-"""Loading of recipes: read, expand, validate."""
+"""Loading of recipes: read, expand, validate. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from align.config import build, located, read_recipe
-from align.errors import InputError
+from align.errors import ErrorList, InputError, InputErrors
 from align.pipeline import Step, order
 from align.workflow.expansion import expand
+from align.workflow.hints import with_hints
 from align.workflow.schema import Recipe, WrittenRecipe
 from align.workflow.validation import validate
 
@@ -17,30 +18,71 @@ from align.workflow.validation import validate
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Return the validated recipe at `path`, with `key.sub=value` overrides.
 
-    An `InputError` begins with the line of the file, or the override, that has to change.
+    All errors of the recipe are raised together. Each begins with the line of the file, or the override, that has to
+    change.
     """
     values = read_recipe(path, overrides)
     with located(path, overrides):
-        recipe = expand_recipe(values)
-        validate(recipe)
+        return validated_recipe(values)
+
+
+def validated_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from plain values and validate it. The parts that can be built are validated in any case."""
+    errors, broken = ErrorList(), set[str]()
+    recipe = _expanded(values, errors, broken)
+    with errors.collect():
+        validate(recipe, broken)
+    if errors.found:
+        steps = values.get("steps")
+        given = steps.items() if isinstance(steps, Mapping) else ()
+        stages = {str(name): str(step.get("stage")) for name, step in given if isinstance(step, Mapping)}
+        raise with_hints(InputErrors(errors.found), stages)
     return recipe
 
 
-def expand_recipe(values: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from plain values: expand its steps and check that they can run in some order."""
+def _expanded(values: Mapping[str, Any], errors: ErrorList, broken: set[str]) -> Recipe:
+    """Return the recipe of everything that can be built; `broken` receives the names of sources and steps that cannot.
+
+    The name of a section is among them where it is the section that cannot be built.
+    """
     given = values.get("steps")
+    written = _sections({**values, "steps": {}}, errors, broken)
     if not isinstance(given, Mapping) or not given:
-        raise InputError(f"a mapping from a step's name to its settings is needed, not {given!r}", ("steps",))
-    written = build(WrittenRecipe, {**values, "steps": {}})
-    placed = expand(given)
+        message = f"a mapping from a step's name to its settings is needed, not {given!r}"
+        errors.found.append(InputError(message, ("steps",)))
+        given = {}
+    placed = expand(given, errors, broken)
     recipe = Recipe(
         **{name: getattr(written, name) for name in WrittenRecipe.model_fields if name != "steps"},
         steps={each.name: each.step for each in placed},
         written={each.name: (each.origin, *map(str, each.below)) for each in placed},
     )
+    with errors.collect():
+        _check_order(recipe)
+    return recipe
+
+
+def _sections(values: dict[str, Any], errors: ErrorList, broken: set[str]) -> WrittenRecipe:
+    """Return the sections of a recipe besides its steps; what cannot be built is left out."""
+    try:
+        return build(WrittenRecipe, values)
+    except InputError as error:
+        errors.found += error.parts
+        for part in error.parts:
+            section, *name = part.loc
+            if section == "data" and name and isinstance(values["data"], Mapping):
+                values["data"] = {key: each for key, each in values["data"].items() if str(key) != name[0]}
+                broken.add(str(name[0]))
+            else:
+                values.pop(str(section), None)
+        broken |= {name for name in ("run", "policy") if name not in values}  # required
+    return build(WrittenRecipe, {"run": "run", "policy": {}, **values})
+
+
+def _check_order(recipe: Recipe) -> None:
+    """Raise where the steps cannot run in any order."""
     try:
         order([Step(name, recipe.inputs(name), key="") for name in recipe.steps])
     except InputError as error:
         error.loc = ("steps", recipe.written[str(error.loc[1])][0])
         raise
-    return recipe

@@ -8,6 +8,7 @@ from typing import Any
 
 from align.distributed.progress import SilentProgress
 from align.workflow.estimate import disk_need
+from align.workflow.inputs import check_inputs
 from align.workflow.launcher import Command
 from align.workflow.runner import RunProgress, run_recipe
 
@@ -37,5 +38,7 @@ def run(
         manifests = align.run("recipes/quickstart.yaml", ["run=mine", "seed=1"], until="dpo")
     """
     command = Command(Path(recipe), tuple(overrides))
-    disk = disk_need(command.load())
+    loaded = command.load()
+    check_inputs(loaded, command.recipe, overrides, until=until)
+    disk = disk_need(loaded)
     return run_recipe(command, progress or SilentRunProgress(), disk=disk, until=until, rerun_from=rerun_from)

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
-from align.errors import InputError, within
+from collections.abc import Collection, Iterable
+
+from align.errors import ErrorList, InputError, dotted_loc, within
 from align.registry import suggest
 from align.stages.base import GROUPS, SOURCE
 from align.stages.inputs.sources import check_source
 from align.workflow.schema import Recipe
 
 
-def validate(recipe: Recipe) -> None:
-    """Raise a located `InputError` for the first thing that is wrong with the recipe."""
-    _check_policy(recipe)
+def validate(recipe: Recipe, broken: Collection[str] = ()) -> None:
+    """Raise everything that is wrong with the recipe, each error with its location.
+
+    `broken` are the names of sources, steps and sections that have errors already and are left out of the recipe: what
+    follows from them is not reported.
+    """
+    errors, broken, wrong = ErrorList(), set(broken), set[str]()
+    if "policy" not in broken:
+        with errors.collect():
+            _check_policy(recipe)
+        broken |= {"policy"} if errors.found else set()
     for name, source in recipe.data.items():
-        with within("data", name):
+        with errors.collect(), within("data", name):
             check_source(source)
     for name in recipe.steps:
-        _check_step(recipe, name)
-    check_columns(recipe)
+        origin = recipe.written[name][0]
+        found = _step_errors(recipe, name, broken) if origin not in wrong else []  # rounds repeat their errors
+        errors.found += found
+        wrong |= {origin} if found else set()
+    if not errors.found and not broken:
+        with errors.collect():
+            check_columns(recipe)
+    errors.found = _merged(errors.found)
+    errors.raise_found()
+
+
+def _merged(errors: Iterable[InputError]) -> list[InputError]:
+    """Return the errors, of those that say the same only the first, which then names the other places."""
+    places: dict[str, list[InputError]] = {}
+    for error in errors:
+        places.setdefault(error.message, []).append(error)
+    for first, *others in places.values():
+        also = ", ".join(dotted_loc(error.loc) for error in others)
+        first.message += f" (also {also})" if also else ""
+    return [first for first, *_ in places.values()]
 
 
 def _check_policy(recipe: Recipe) -> None:
@@ -38,17 +66,29 @@ def _check_policy(recipe: Recipe) -> None:
             )
 
 
-def _check_step(recipe: Recipe, name: str) -> None:
-    step = recipe.steps[name]
-    try:
-        for each in step.inputs():
-            with within(*each.loc):
-                _check_input(recipe, each.name, each.kinds)
-        step.validate_inputs(recipe.resolved(name))
-    except InputError as error:
+def _step_errors(recipe: Recipe, name: str, broken: Collection[str]) -> list[InputError]:
+    """Return what is wrong with a step: its settings and inputs, and where these are right, how they fit."""
+    step, errors, inputs = recipe.steps[name], ErrorList(), ErrorList()
+    with errors.collect():
+        step.validate_settings()
+    whole = [each for each in step.inputs() if not _is_of(each.name, broken)]
+    for each in whole:
+        with inputs.collect(), within(*each.loc):
+            _check_input(recipe, each.name, each.kinds)
+    is_known = len(whole) == len(step.inputs()) and not (step.needs_policy() and "policy" in broken)
+    if is_known and not inputs.found:
+        with errors.collect():
+            step.validate_inputs(recipe.resolved(name))
+    found = [*errors.found, *inputs.found]
+    for error in found:
         if error.loc[:1] != ("policy",) or len(error.loc) == 1:  # the recipe's own policy otherwise
             error.loc = recipe.location(name, error.loc)
-        raise
+    return found
+
+
+def _is_of(name: str, broken: Collection[str]) -> bool:
+    """Return whether a name is that of a broken source or step, or of one of its rounds."""
+    return any(name == each or name.startswith(f"{each}-") for each in broken)
 
 
 def _check_input(recipe: Recipe, name: str, kinds: tuple[str, ...]) -> None:

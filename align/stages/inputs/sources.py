@@ -13,7 +13,7 @@ from pydantic import Field
 
 from align.config import Settings
 from align.content_hash import PROCEDURAL, code_of
-from align.data.reading import RowStatistics, Stream, stream
+from align.data.reading import RowStatistics, Stream, find_reader, stream
 from align.data.rejections import DROPPED, Rejections
 from align.errors import InputError, within
 from align.procedural import tasks
@@ -78,6 +78,9 @@ def check_source(source: SourceSettings) -> None:
         if source.split is not None:
             with within("split"):
                 pick(tasks.SPLITS, source.split, "split")
+    elif source.format != "auto":
+        with within("format"):
+            find_reader(source.format)
     without_effect = {
         "format": source.is_procedural and "procedural rows are not read from a file",
         "responses": not source.is_procedural and f"it is only for {PROCEDURAL}KIND",

@@ -10,7 +10,9 @@ from pydantic import AfterValidator, Field, field_validator
 
 from align.config import Settings
 from align.content_hash import STEP, code_of
+from align.errors import Location
 from align.inference.settings import EngineSettings, LocalSettings, SamplingSettings
+from align.rewards.builtin_judges import LlmSettings, RewardModelSettings
 from align.rewards.judges import make_judge
 from align.rewards.settings import Combination, JudgeSettings, unique_judges
 from align.rewards.verdicts import Judge
@@ -105,6 +107,18 @@ def judge_inputs(judges: list[JudgeSettings]) -> list[Input]:
     values = [value for judge in judges for value in judge.values.values() if isinstance(value, str)]
     steps = [value.removeprefix(STEP) for value in values if value.startswith(STEP)]
     return [Input(name, (POLICY, REWARD_MODEL), ("judges",)) for name in steps]
+
+
+def judge_models(judges: list[JudgeSettings]) -> list[tuple[str, Location]]:
+    """Return the models that judges run in this process, with the settings that name them."""
+    found: list[tuple[str, Location]] = []
+    for number, judge in enumerate(judges):
+        settings = judge.root.settings
+        if isinstance(settings, RewardModelSettings):
+            found.append((settings.path, ("judges", number, "settings", "path")))
+        if isinstance(settings, LlmSettings) and settings.engine.kind == "local":
+            found.append((settings.model, ("judges", number, "settings", "model")))
+    return found
 
 
 def judge_key(judges: list[JudgeSettings], inputs: StepInputs) -> list[str]:

@@ -16,6 +16,7 @@ from align.evaluation.tasks import IN_RECIPES, TASKS, pick_task
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.records import Comparison, Demonstration, Located
 from align.rewards.settings import Combination, JudgeSettings
+from align.stages.inputs.opening import FIRST_ROWS, first_records
 from align.stages.inputs.sources import SourceSettings, prompts, streamed
 
 if TYPE_CHECKING:
@@ -85,6 +86,19 @@ class TaskSettings(Settings):
                     f"{source.path} does not generate rows for task {name!r}; remove `task`, or use a source that does"
                 )
             return pick_task(name)
+
+
+def open_task_rows(task: Task, source: SourceSettings) -> None:
+    """Read the first rows of a task's source; raise `InputError`, located below the source, if it cannot use them."""
+    if source.is_procedural or source.constraints is not None or not task.columns:
+        for _ in first_records(source):
+            pass
+        return
+    with within("path"):
+        rows = list(islice(read_rows(source.path, split=source.split), source.skip, source.skip + FIRST_ROWS))
+        if not rows:
+            raise InputError(f"{source.path}: no rows")
+        task.check_rows(rows, source.path, skipped=source.skip)
 
 
 def task_rows(task: Task, source: SourceSettings, *, seed: int, counts: Counter[str] | None = None) -> list[Row]:

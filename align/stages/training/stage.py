@@ -9,11 +9,12 @@ from pydantic import Field
 
 from align.data.mixing import Mixture
 from align.data.rejections import Rejections
-from align.errors import InputError
-from align.records import Comparison, Demonstration
+from align.errors import ErrorList, InputError
+from align.records import Comparison, Demonstration, Record
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
 from align.stages.costs.estimates import Estimate, Planning, model_disk
 from align.stages.inputs.context import ModelSpec, StepInputs, policy_key
+from align.stages.inputs.opening import FIRST_ROWS, SEARCHED_ROWS, check_kind, first_records
 from align.stages.inputs.sources import SourceSettings, check_without_constraints
 from align.stages.training.contract import Groups
 from align.train.settings import TrainSettings
@@ -67,22 +68,45 @@ class TrainingStage(Stage):
         path = inputs.policy.path if self.policy is None else None
         return [*super().cache_key(inputs), *policy_key(inputs), *([inputs.content(path)] if path else [])]
 
+    def validate_settings(self) -> None:
+        """Raise for trackers that are not installed."""
+        if self.train.trackers:
+            from align.train.sharding.accelerator import check_trackers  # noqa: PLC0415 - imports torch
+
+            check_trackers(self.train)
+
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise where a setting needs held-out rows and there are none, or where rows cannot be trained on."""
-        from align.train.sharding.accelerator import check_trackers  # noqa: PLC0415 - imports torch
-
         held_out = {
             ("train", "keep"): self.train.keep == "best",
             ("train", "evaluate_every"): self.train.evaluate_every,
         }
+        errors = ErrorList()
         if not any(source.held_out for source in inputs.sources.values()):
-            for loc, is_set in {**held_out, **self.needs_held_out()}.items():
-                if is_set:
-                    names = " or ".join(inputs.sources)
-                    raise InputError(f"needs held-out rows, and no row is held out: set held_out of {names}", loc)
-        check_trackers(self.train)
+            names = " or ".join(inputs.sources)
+            message = f"needs held-out rows, and no row is held out: set held_out of {names}"
+            wanted = {**held_out, **self.needs_held_out()}.items()
+            errors.found += [InputError(message, loc) for loc, is_set in wanted if is_set]
         for name, source in inputs.sources.items():
-            check_without_constraints(name, source.constraints is not None, self.data_loc(name))
+            with errors.collect():
+                check_without_constraints(name, source.constraints is not None, self.data_loc(name))
+        errors.raise_found()
+
+    def open_rows(self, name: str, source: SourceSettings) -> None:
+        """Raise for first rows of another kind than the step trains on, or if none of many is of use."""
+        lacks: list[str | None] = []
+        for located in first_records(source, SEARCHED_ROWS):
+            if len(lacks) >= FIRST_ROWS and None in lacks:
+                return
+            check_kind(located, self.record_kind, self.stage)
+            lacks.append(self.lack(located.record))
+        if lacks and None not in lacks:
+            message = f"none of the first {len(lacks)} rows can be trained on: {lacks[0]}"
+            raise InputError(f"{source.path}: {message}", ("path",))
+
+    def lack(self, record: Record) -> str | None:
+        """Return why the step cannot train on a record of its kind; None where it can."""
+        return None
 
     def needs_held_out(self) -> dict[tuple[str, ...], Any]:
         """Return further settings, by location, that need held-out rows where they are true."""

@@ -1,0 +1,28 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeArgument = Annotated[Path, typer.Argument(help="A recipe: a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings that replace those of the recipe.", metavar="[KEY.SUB=VALUE]...")
+]
+Settings = Annotated[list[str] | None, typer.Argument(help="Further settings.", metavar="[KEY.SUB=VALUE]...")]
+StepOption = Annotated[str, typer.Option("--step", help="Name of a step of the recipe.", show_default=False)]
+DataOption = Annotated[
+    str, typer.Option(help="Rows: a file, a folder or a Hugging Face dataset id.", show_default=False)
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Read this many rows only.", show_default=False)]
+JudgeOption = Annotated[
+    list[str] | None,
+    typer.Option(help="A judge as 'NAME key=value ...'. Repeat it; the first that knows a prompt judges it."),
+]
+
+
+def example(*lines: str) -> str:
+    """Return the epilog of a command's help."""
+    return "\n\n".join(["[bold]Example[/]", *(f"[cyan]{line}[/]" for line in lines)])

@@ -1,0 +1,112 @@
+"""The commands that work on models: score, generate, evaluate, push."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from align.commands.parsing.arguments import DataOption, JudgeOption, LimitOption, Settings, example
+
+models = typer.Typer()
+
+
+@models.command(
+    epilog=example("align score --model runs/my-run/rate --data pairs.jsonl --out rated.jsonl --on-error skip")
+)
+def score(
+    model: Annotated[str, typer.Option(help="A reward model: folder or hub id.", show_default=False)],
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="File for the rated rows, .jsonl.", show_default=False)],
+    limit: LimitOption = None,
+    format: Annotated[str, typer.Option(help="Name of a row format; auto detects it by the columns.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="Split of a folder or dataset.", show_default=False)] = None,
+    on_error: Annotated[str, typer.Option(help="Rows that cannot be read: error or skip.")] = "error",
+) -> None:
+    """Rate every response of a file by a reward model. The same command resumes an interrupted one."""
+    from align.commands import run as command  # noqa: PLC0415 - imports torch
+    from align.commands.score import score as score_file  # noqa: PLC0415
+    from align.workflow.results.tables import scored_tables  # noqa: PLC0415
+
+    options: dict[str, Any] = {"format": format, "split": split, "limit": limit, "on_error": on_error}
+    with command.shown_progress() as progress:
+        summary = score_file(model, data, out, progress=progress, **options)
+    command.conclude(scored_tables(summary), summary)
+
+
+@models.command(
+    epilog=example(
+        "align generate --policy runs/my-run/sft --data prompts.jsonl --out groups.jsonl "
+        "--judge 'reward_model path=runs/my-run/rate' sampling.num_responses=8"
+    )
+)
+def generate(
+    policy: Annotated[
+        list[str],
+        typer.Option(help="A policy: folder, hub id, gguf:FILE or a server's model. Repeat it.", show_default=False),
+    ],
+    data: Annotated[
+        str, typer.Option(help="Prompts: a file, a folder, a dataset id, or tasks:KIND.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="File for the scored groups, .jsonl.", show_default=False)],
+    judge: JudgeOption = None,
+    limit: LimitOption = None,
+    overrides: Settings = None,
+) -> None:
+    """Sample responses of policies and have them judged. The same command resumes an interrupted one."""
+    from align.commands import generate as implementation  # noqa: PLC0415 - imports torch
+    from align.commands import run as command  # noqa: PLC0415
+    from align.commands.one_step import settings_of  # noqa: PLC0415
+    from align.workflow.results.tables import generated_tables  # noqa: PLC0415
+
+    settings = settings_of(implementation.GenerateSettings, judge or (), overrides or ())
+    with command.shown_progress() as progress:
+        summary = implementation.generate(policy, data, out, settings=settings, limit=limit, progress=progress)
+    command.conclude(generated_tables(summary), summary)
+
+
+@models.command(
+    epilog=example(
+        "align evaluate --task gsm8k --data gsm8k.jsonl --policy runs/my-run/dpo sampling.max_new_tokens=256",
+        "align evaluate --task ifeval --data ifeval.jsonl --responses answers.jsonl --out verdicts.jsonl",
+    )
+)
+def evaluate(
+    task: Annotated[
+        str, typer.Option(help="Name of a task, harness:NAME of lm-evaluation-harness, or module:NAME of your own.")
+    ],
+    data: Annotated[str | None, typer.Option(help="The task's rows: file, folder or id.", show_default=False)] = None,
+    policy: Annotated[str | None, typer.Option(help="A policy: folder, hub id, gguf:FILE.", show_default=False)] = None,
+    responses: Annotated[
+        list[Path] | None, typer.Option(help="File of responses to grade in place of a policy's.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for each verdict, .jsonl.", show_default=False)] = None,
+    judge: JudgeOption = None,
+    limit: LimitOption = None,
+    overrides: Settings = None,
+) -> None:
+    """Score a policy, or given responses, on a task. The last line of output is JSON."""
+    from align.commands import evaluate as implementation  # noqa: PLC0415 - imports torch
+    from align.commands import run as command  # noqa: PLC0415
+    from align.commands.one_step import settings_of  # noqa: PLC0415
+    from align.workflow.results.tables import evaluated_tables  # noqa: PLC0415
+
+    settings = settings_of(implementation.EvaluateSettings, judge or (), overrides or ())
+    request = implementation.Request(task, data, policy, tuple(map(str, responses or ())), limit)
+    with command.shown_progress() as progress:
+        summary = implementation.evaluate(request, out, settings=settings, progress=progress)
+    command.conclude(evaluated_tables(summary), summary)
+
+
+@models.command(epilog=example("align push runs/my-run/rpo-3 my-org/my-model --dry-run"))
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a step: RUN/STEP.", metavar="RUN/STEP", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub, as owner/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded; uses no network.")] = False,
+) -> None:
+    """Upload a policy or reward model with its model card to the Hugging Face Hub."""
+    from align.commands.push import push as command  # noqa: PLC0415 - imports torch
+
+    command(folder, repo, private=private, dry_run=dry_run)
