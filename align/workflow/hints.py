@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from align.build_errors import models_in
 from align.errors import InputError, Location, MissingKey, UnknownKey, dotted_loc, joined
+from align.losses.table import LOSSES
 from align.stages.table import STAGES
 from align.workflow.schema import WrittenRecipe
 
@@ -110,17 +111,14 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
 
 # Names of methods and stages elsewhere -> (stage, what to write)
 FOREIGN_STAGES: dict[str, tuple[str, str]] = {
-    **{
-        name: ("preference", f"stage: preference with loss: {{name: {name}}}")
-        for name in ("dpo", "cdpo", "ipo", "simpo", "hinge")
-    },
+    **{name: ("preference", f"stage: preference with loss: {{name: {name}}}") for name in LOSSES},
     **dict.fromkeys(("rpo", "reward_dpo"), ("preference", "stage: preference with loss: {name: rpo_bwd_kl}")),
     **dict.fromkeys(("rm", "reward", "rewardmodel", "reward-model"), ("reward_model", "stage: reward_model")),
     **dict.fromkeys(("pt", "pretrain", "finetune", "instruct"), ("sft", "stage: sft")),
     **dict.fromkeys(("eval", "evaluation", "test"), ("evaluate", "stage: evaluate")),
     **dict.fromkeys(("sample", "inference", "predict"), ("generate", "stage: generate")),
     **dict.fromkeys(("judge", "rate"), ("score", "stage: score")),
-    **dict.fromkeys(("grpo", "kto", "orpo", "ppo", "rloo"), ("preference", "stage: preference; TRL has this method")),
+    **dict.fromkeys(("grpo", "kto", "ppo", "rloo"), ("preference", "stage: preference; TRL has this method")),
 }
 
 
