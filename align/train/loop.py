@@ -59,6 +59,7 @@ class Loop:
         self.forward = choose_forward(policy, self.groups.probe_sequences(), run.forward, precision=settings.precision)
         if self.forward.name == "plain":
             progress.note(f"plain padded forward: {self.forward.reason}")
+        progress.note(self._described())
         self.sharding.use_precision()
         self.sharding.warm_up(COLLATE[self.forward.name](self.groups[0].sequences).to(self.accelerator.device))
         self.reference_cache = ReferenceCache(
@@ -109,6 +110,14 @@ class Loop:
             initial_weights=self.initial_weights,
             references=read_work(work_file) if self.training_run.objective.needs_reference else ReferenceWork(),
         )
+
+    def _described(self) -> str:
+        """Return the device, processes, threads and precision of the training."""
+        number, way = self.accelerator.num_processes, type(self.sharding).__name__
+        way = f"ZeRO-{self.sharding.stage}" if way.startswith("Zero") else {"Replicated": "DDP"}.get(way, way)
+        processes = f"{number} processes ({way})" if number > 1 else "1 process"
+        threads, precision = torch.get_num_threads(), self.training_run.settings.precision
+        return f"training on {self.accelerator.device}: {processes}, {threads} thread(s) each, {precision}"
 
     def outputs(self) -> ModelOutputs:
         """Return the trained model's outputs on a few rows in fp32; all processes call it together."""

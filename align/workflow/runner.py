@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,16 +15,17 @@ import torch
 from align import artifacts, pipeline
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger, sum_ledgers
+from align.distributed.launch_files import check_gpus
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
-from align.errors import InputError
+from align.errors import InputError, within
 from align.stages.costs.measured import Meter, remove_spent
 from align.stages.inputs.context import RunContext
 from align.stages.responses.sampling import remove_journals
 from align.stages.training.rows import remove_rows
 from align.train.checkpoint import remove_checkpoints
 from align.train.references.compute import REFERENCE_WORK
-from align.workflow.environment import environment
+from align.workflow.environment import device_name, environment
 from align.workflow.expansion import RUN_FILES
 from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, launch_step
 from align.workflow.results.cards import write_cards
@@ -98,10 +99,12 @@ def run_recipe(
     """
     began, recipe = time.monotonic(), command.load()
     last, rerun = _ends(recipe, until, rerun_from)
+    _check_gpus(recipe, planned(recipe, until, rerun_from))
     gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
     with pipeline.locked(recipe.root, progress.note), EnergyMeter(recipe.accounting, gpus) as energy:
         for name in RUN_FILES:
             artifacts.remove_leftovers(recipe.root, of=name)
+        progress.note(f"device: {device_name()}, {torch.get_num_threads()} thread(s) in a process")
         _report_disk(recipe.root, *disk, progress=progress)
         artifacts.write_json(recipe.root / "recipe.json", recipe.model_dump(mode="json"), sort_keys=False)
         execute = _Executor(recipe, progress, energy, command)
@@ -171,6 +174,15 @@ def _ends(recipe: Recipe, until: str | None, rerun_from: str | None) -> tuple[st
     """Return the last step to run and the steps to run again, by the names under which they run."""
     last = recipe.expanded(until)[-1] if until is not None else None
     return last, recipe.expanded(rerun_from) if rerun_from is not None else []
+
+
+def _check_gpus(recipe: Recipe, steps: Sequence[pipeline.PlannedStep]) -> None:
+    """Raise `InputError` if the launch file of a step to run needs more GPUs than this machine has."""
+    for each in steps:
+        launch = recipe.steps[each.step.name].launch
+        if launch is not None and each.state != pipeline.FINISHED:
+            with within(*recipe.location(each.step.name, ())):
+                check_gpus(launch, torch.cuda.device_count())
 
 
 def _report_disk(root: Path, models: int, checkpoints: int, *, progress: Progress) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from align.data.mixing import Mixture
 from align.data.rejections import Rejections
+from align.distributed.launch_files import check_training_launch
 from align.errors import ErrorList, InputError
 from align.records import Comparison, Demonstration, Record
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
@@ -87,6 +88,11 @@ class TrainingStage(Stage):
             message = f"needs held-out rows, and no row is held out: set held_out of {names}"
             wanted = {**held_out, **self.needs_held_out()}.items()
             errors.found += [InputError(message, loc) for loc, is_set in wanted if is_set]
+        if self.launch is not None:
+            with errors.collect():
+                check_training_launch(
+                    self.launch, precision=self.train.precision, max_grad_norm=self.train.max_grad_norm
+                )
         for name, source in inputs.sources.items():
             with errors.collect():
                 check_without_constraints(name, source.constraints is not None, self.data_loc(name))

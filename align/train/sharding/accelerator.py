@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitPr
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from align.distributed.launch import COLLECTIVE_TIMEOUT, check_world_size, is_launched, launched_with
+from align.distributed.launch_files import check_launch_environment
 from align.errors import InputError, RunError
 from align.registry import suggest
 from align.train.settings import TrainSettings
@@ -27,6 +28,8 @@ def make_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
     Processes on CPUs communicate over gloo, which a bare `Accelerator` would not join. Trackers write to `folder`.
     """
     _check_launch()
+    if is_launched():
+        check_launch_environment(precision=settings.precision, max_grad_norm=settings.max_grad_norm)
     check_trackers(settings)
     if launched_with("DEEPSPEED"):
         _prepare_deepspeed()

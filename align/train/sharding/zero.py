@@ -24,7 +24,8 @@ class Zero12(Replicated):
     def _prepare(self) -> None:
         config = cast(Any, self.accelerator.state.deepspeed_plugin).deepspeed_config
         sizes = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}  # the loop accumulates itself
-        config |= {**sizes, "gradient_clipping": self.settings.max_grad_norm}
+        autocast = {"bf16": {"enabled": False}, "fp16": {"enabled": False}}  # instead, the loop casts
+        config |= {**sizes, **autocast, "gradient_clipping": self.settings.max_grad_norm}
         self.engine: Any = self.accelerator.prepare(self.policy, self.optimizer)[0]
         if type(self.engine).__name__ != "DeepSpeedEngine":
             raise RunError(f"expected a DeepSpeedEngine around the model, not a {type(self.engine).__name__}")
