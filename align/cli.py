@@ -9,9 +9,10 @@ import typer
 
 from align.commands.parsing.arguments import Overrides, RecipeArgument, StepOption, example
 from align.commands.parsing.models import models
-from align.exit_status import end, exit_with
+from align.exit_status import Commands, end, exit_with
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

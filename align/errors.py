@@ -6,6 +6,8 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+CTRL_C, SIGTERM = "Ctrl-C", "SIGTERM"  # what stops a run
+
 Location = tuple[str | int, ...]
 
 
@@ -91,6 +93,14 @@ def joined(errors: Sequence[InputError]) -> InputError:
 
 class RunError(RuntimeError):
     """A run failed after its input was accepted. One line says where and why. Exit status 1."""
+
+
+class Stopped(RunError):
+    """A run was stopped by Ctrl-C or SIGTERM, and the same command resumes it. Exit status 130 after Ctrl-C, else 1."""
+
+    def __init__(self, message: str, by: str | None) -> None:
+        super().__init__(message)
+        self.by = by  # CTRL_C or SIGTERM
 
 
 def dotted_loc(loc: Location) -> str:

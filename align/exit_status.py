@@ -8,32 +8,54 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
+
+from align.distributed.signals import Terminated, raise_on_sigterm
+from align.errors import CTRL_C, SIGTERM, InputError, RunError, Stopped
 
 INTERRUPTED = 130  # exit status of a command interrupted from the keyboard
+RERUN = "rerun the same command to resume from the last checkpoint"
 USAGE_ERROR: Any = typer.BadParameter.__bases__  # click's UsageError; newer typers contain their own
 
 
+class Commands(TyperGroup):
+    """The commands, of which an interrupt is an error in one line that says how to resume."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer contains its own click
+        """Run a command. What was interrupted is in the notes of the exception, the innermost first."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            by = SIGTERM if isinstance(error, Terminated) else CTRL_C
+            notes = ", ".join(reversed(getattr(error, "__notes__", [])))
+            what = "interrupted" if by == CTRL_C else f"stopped by {by}"
+            raise Stopped(f"{what}; {notes or RERUN}", by) from error
+
+
 def exit_with(app: typer.Typer) -> None:
-    """Run the command line. Errors are one line on stderr: exit status 2 for bad input, 1 for a failed run."""
+    """Run the command line. Errors are one line on stderr.
+
+    The exit status is 2 for bad input, 130 after Ctrl-C, and 1 for a failed run.
+    """
     if "RANK" in os.environ:
         sys.excepthook = _unexpected
     sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked up last
     status = 0
     try:
-        status = app(standalone_mode=not sys.argv[1:]) or 0  # standalone mode shows the help without arguments
+        with raise_on_sigterm():
+            status = app(standalone_mode=not sys.argv[1:]) or 0  # standalone mode shows the help without arguments
     except USAGE_ERROR as error:
         _fail(_usage_message(error), status=2)
     except (ValueError, RuntimeError) as error:
-        from align.errors import InputError, RunError  # noqa: PLC0415 - only needed here
-
         if not isinstance(error, InputError | RunError):
             raise
         lines = map(str, error.parts) if isinstance(error, InputError) else [str(error)]
-        _fail(*lines, status=2 if isinstance(error, InputError) else 1)
+        by_keyboard = isinstance(error, Stopped) and error.by == CTRL_C
+        _fail(*lines, status=2 if isinstance(error, InputError) else INTERRUPTED if by_keyboard else 1)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # typer's own status, too
-        _fail("interrupted; rerun the same command to resume from the last checkpoint", status=status)
+        _fail(f"interrupted; {RERUN}", status=status)
     if status:
         end(status)
 

@@ -84,7 +84,7 @@ def run_one_step(
         validate(recipe)
         context = run_context(recipe, name, Path(), progress)
         context.identity = identity
-        with _folder(out, context) as context.folder:
+        with _folder(out, context) as context.folder, _noting(out):
             result = work(context)
         shutdown_processes()
     return result
@@ -130,6 +130,17 @@ def _folder(out: Path | None, context: RunContext) -> Generator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _noting(out: Path | None) -> Generator[None]:
+    """Note on an interrupt what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        kept = "nothing is kept without --out"
+        error.add_note(kept if out is None else f"what is finished is kept in {work_folder(out)}: rerun to resume")
+        raise
 
 
 @contextmanager

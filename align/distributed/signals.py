@@ -1,35 +1,76 @@
-"""SIGTERM, as schedulers, clouds and `kill` send it, deferred until the work done so far is saved."""
+"""SIGTERM, as schedulers, clouds and `kill` send it, and Ctrl-C: a training step is finished and saved first."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from types import FrameType
+
+from align.errors import CTRL_C, SIGTERM
+
+NAMES = {signal.SIGTERM: SIGTERM, signal.SIGINT: CTRL_C}
 
 
 class StopRequest:
-    """Whether SIGTERM has been received."""
+    """Which signal asks the process to stop; None as long as none has been received."""
 
-    requested = False
+    by: str | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether the process has been asked to stop."""
+        return self.by is not None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received while nothing defers it."""
 
 
 @contextmanager
-def defer_sigterm() -> Generator[StopRequest]:
-    """Only record SIGTERM within the block. It may arrive twice, from the scheduler and from the launcher.
+def defer_stop(note: Callable[[str], None] = lambda text: None) -> Generator[StopRequest]:
+    """Only record SIGTERM and Ctrl-C within the block; `note` shows the first Ctrl-C, a second one raises at once.
 
-    Outside the main thread, where Python cannot handle signals, the handler is left unchanged.
+    A process of a launch never raises: the signal may arrive twice, from the terminal or scheduler and from the
+    launcher, which ends its processes itself. Outside the main thread, where Python cannot handle signals, the handlers
+    are left unchanged; so is that of a signal that is ignored, as in background jobs of a shell.
     """
     stop = StopRequest()
+
+    def record(number: int, _: FrameType | None) -> None:
+        is_repeated, stop.by = stop.by == CTRL_C, stop.by or NAMES[signal.Signals(number)]
+        if number == signal.SIGINT and "RANK" not in os.environ:
+            if is_repeated:
+                raise KeyboardInterrupt
+            note("stopping once this step is saved; press Ctrl-C again to end at once")
+
+    with _handled({number: record for number in NAMES if signal.getsignal(number) != signal.SIG_IGN}):
+        yield stop
+
+
+@contextmanager
+def raise_on_sigterm() -> Generator[None]:
+    """Raise `Terminated` in the main thread on SIGTERM, as Ctrl-C raises `KeyboardInterrupt`."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the ending
+        raise Terminated
+
+    with _handled({signal.SIGTERM: terminate}):
+        yield
+
+
+@contextmanager
+def _handled(handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]) -> Generator[None]:
+    """Install signal handlers in this block, if it runs in the main thread."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
-
-    def record(*_: object) -> None:
-        stop.requested = True
-
-    before = signal.signal(signal.SIGTERM, record)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield stop
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -160,7 +161,7 @@ def run(
             on_state(step.name, RUNNING)
             manifest = artifacts.read_manifest(working) or {}
             if "step" not in manifest:  # else interrupted between its manifest and its renaming
-                with artifacts.disk_errors(working):
+                with artifacts.disk_errors(working), _naming(step):
                     content = execute(step, working, {name: root / name for name in step.inputs})
                 manifest = {**content, **_provenance(step, root, attempt)}
             artifacts.complete(working, target, manifest=manifest, cleanup=cleanup)
@@ -169,6 +170,16 @@ def run(
         manifests[step.name] = artifacts.read_manifest(target) or {}
     (root / RERUN_REQUEST).unlink(missing_ok=True)
     return manifests
+
+
+@contextmanager
+def _naming(step: Step) -> Generator[None]:
+    """Note on an interrupt which step a rerun resumes."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(f"a rerun of the same command resumes at step {step.name!r}")
+        raise
 
 
 def _provenance(step: Step, root: Path, attempt: _Attempt) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from align.artifacts import METRICS
 from align.distributed.processes import Processes
-from align.distributed.signals import StopRequest
-from align.errors import RunError
+from align.distributed.signals import StopRequest, defer_stop
+from align.errors import SIGTERM, RunError, Stopped
 from align.train.checkpoint import (
     check_metrics,
     has_checkpoint,
+    latest_checkpoint,
     load_best,
     load_checkpoint,
     read_metrics,
@@ -59,6 +61,17 @@ class Checkpointer:
         self._processes.run_on_main(lambda: check_metrics(folder), "checking the metrics")
         return lines
 
+    @contextmanager
+    def stops(self, note: Callable[[str], None], num_steps: int) -> Generator[StopRequest]:
+        """Defer SIGTERM and Ctrl-C in this block; note on an interrupt which checkpoint a rerun resumes from."""
+        try:
+            with defer_stop(note) as stop:
+                yield stop
+        except KeyboardInterrupt as error:
+            step = latest_checkpoint(self._run.folder)
+            error.add_note(f"after its checkpoint of step {step} of {num_steps}" if step else "from its start")
+            raise
+
     def save_if_best(self, lines: Sequence[Mapping[str, float]]) -> None:
         """Save the weights if the last of the steps has the lowest held-out loss, and the run keeps the best."""
         if self._keeps_best and lines[-1] is best_metrics(lines):
@@ -66,7 +79,7 @@ class Checkpointer:
             save_best(self._run.folder, step, sharding=self._sharding, processes=self._processes)
 
     def save_if_due(self, lines: Sequence[Mapping[str, float]], num_steps: int, stop: StopRequest) -> None:
-        """Save a checkpoint if one is due after the last of the steps; then raise `RunError` if SIGTERM was received.
+        """Save a checkpoint if one is due after the last of the steps; then raise `Stopped` if a signal asks for it.
 
         The main process decides by its clock, as those of the others may differ. No checkpoint is saved after the
         final step, unless the run was stopped.
@@ -79,10 +92,9 @@ class Checkpointer:
         if stopped or (step < num_steps and (late or by_steps)):
             self._save(lines, moments=True)
         if stopped:
-            raise RunError(
-                f"stopped by SIGTERM: saved a checkpoint after step {step} of {num_steps}; "
-                "rerun the same command to resume"
-            )
+            by = stop.by or SIGTERM  # another process may have received it
+            saved = f"saved a checkpoint after step {step} of {num_steps}"
+            raise Stopped(f"stopped by {by}: {saved}; rerun the same command to resume there", by)
 
     def save_trained(self, lines: Sequence[Mapping[str, float]]) -> None:
         """Save the weights after the last step, unless a checkpoint has them.

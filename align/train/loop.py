@@ -14,7 +14,6 @@ from align.artifacts import METRICS, append_line
 from align.data.batching import groups_of_step, steps_per_epoch
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
-from align.distributed.signals import defer_sigterm
 from align.errors import InputError, RunError
 from align.models.backbone import Backbone
 from align.models.probe import choose_forward
@@ -93,7 +92,7 @@ class Loop:
         if settings.trackers:
             self.accelerator.init_trackers("align", {name: str(value) for name, value in settings.cache_key().items()})
         self.progress.phase("train", self.num_steps, len(lines))
-        with defer_sigterm() as stop:
+        with self.checkpointer.stops(self.progress.note, self.num_steps) as stop:
             for number in range(len(lines), self.num_steps):
                 with self.processes.activity(f"step {number + 1}"):
                     before = self._start_metrics() if number == 0 else {}

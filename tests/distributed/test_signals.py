@@ -1,36 +1,56 @@
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
+from small_runs import RECIPE, ROOT
 from tiny_training import Recorder, comparisons, loop, numbers, preference, same, weights
 
-from align.distributed.signals import defer_sigterm
-from align.errors import RunError
+from align.distributed.signals import Terminated, defer_stop, raise_on_sigterm
+from align.errors import CTRL_C, SIGTERM, RunError, Stopped
 
 
 class Told(Recorder):
-    """A reporter that has SIGTERM sent to the process after some step."""
+    """A reporter that has signals sent to the process after some step."""
+
+    def __init__(self, *signals):
+        super().__init__()
+        self.signals = signals
 
     def advance(self, units, metrics=None):
         super().advance(units, metrics)
         if metrics is not None and metrics["step"] == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
+            for number in self.signals:
+                os.kill(os.getpid(), number)
 
 
-def made(folder, report, steps=6):
-    return loop(folder, preference("rpo_bwd_kl", beta=0.1), comparisons(12), progress=report, epochs=steps / 2)
+STOPS = {"twice SIGTERM": (SIGTERM, [signal.SIGTERM] * 2), "Ctrl-C": (CTRL_C, [signal.SIGINT])}
 
 
+def made(folder, report, steps=6, **changes):
+    train = comparisons(12)
+    return loop(folder, preference("rpo_bwd_kl", beta=0.1), train, progress=report, epochs=steps / 2, **changes)
+
+
+@pytest.mark.parametrize("what", STOPS)
 @pytest.mark.parametrize("steps", [6, 3])
-def test_a_run_that_is_told_to_stop_keeps_its_step_and_goes_on_bit_for_bit(tmp_path, steps):
+def test_a_run_that_is_told_to_stop_keeps_its_step_and_goes_on_bit_for_bit(tmp_path, steps, what):
+    by, signals = STOPS[what]
     undisturbed = made(tmp_path / "undisturbed", Recorder(), steps)
     undisturbed.run()
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(RunError, match=f"SIGTERM: saved a checkpoint after step 3 of {steps}; rerun the same command"):
-        made(tmp_path / "told", Told(), steps).run()
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    told = Told(*signals)
+    with pytest.raises(
+        Stopped, match=f"{by}: saved a checkpoint after step 3 of {steps}; rerun the same command"
+    ) as end:
+        made(tmp_path / "told", told, steps).run()
+    assert isinstance(end.value, RunError) and end.value.by == by
+    assert [note for note in told.notes if "Ctrl-C again" in note] == [told.notes[-1]] * (by == CTRL_C)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     again = made(tmp_path / "told", Recorder(), steps)
     again.run()
     assert f"resumed after step 3 of {steps}" in again.progress.notes
@@ -38,14 +58,87 @@ def test_a_run_that_is_told_to_stop_keeps_its_step_and_goes_on_bit_for_bit(tmp_p
     assert same(weights(again.policy), weights(undisturbed.policy))
 
 
-def test_outside_of_the_main_thread_the_signal_is_left_as_it_is():
+@pytest.mark.parametrize(("every", "note"), [(2, "after its checkpoint of step 2 of 6"), (None, "from its start")])
+def test_a_second_ctrl_c_ends_at_once_and_names_the_checkpoint(tmp_path, every, note):
+    with pytest.raises(KeyboardInterrupt) as ended:
+        made(tmp_path, Told(signal.SIGINT, signal.SIGINT), checkpoint_steps=every).run()
+    assert ended.value.__notes__ == [note]
+
+
+def test_a_process_of_a_launch_leaves_the_second_ctrl_c_to_its_launcher(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with defer_stop() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert stop.by == CTRL_C
+
+
+def test_sigterm_that_nothing_defers_interrupts_as_ctrl_c_does():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), raise_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_of_the_main_thread_the_signals_are_left_as_they_are():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def elsewhere():
-        with defer_sigterm() as stop:
+        with defer_stop() as stop, raise_on_sigterm():
             seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
     assert seen == [(False, before)]
+
+
+def interrupted(folder, until, signals, *overrides):
+    """The exit status and the last line of a run that is sent signals once `until` is true of its stderr."""
+    path = folder / "small.yaml"
+    path.write_text(RECIPE.format(runs=folder / "runs"))
+    command = [sys.executable, "-m", "align", "run", str(path), *overrides]
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    # A shell's background job, as a test may be, is born with Ctrl-C ignored
+    restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    with (folder / "said").open("w") as said:
+        child = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=said, stdout=subprocess.DEVNULL, preexec_fn=restore
+        )
+        deadline = time.monotonic() + 120
+        while not until():
+            assert child.poll() is None and time.monotonic() < deadline, (folder / "said").read_text()
+            time.sleep(0.02)
+        for number in signals:
+            child.send_signal(number)
+            time.sleep(0.2)
+        status = child.wait(timeout=60)
+    return status, (folder / "said").read_text().splitlines()[-1]
+
+
+def steps_taken(folder, step="sft"):
+    file = folder / f"runs/small/{step}.partial/metrics.jsonl"
+    return file.read_text().count("\n") if file.is_file() else 0
+
+
+LONG = ("steps.sft.train.epochs=400", "--until", "sft")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_saves_the_step_and_says_where_a_rerun_resumes(tmp_path):
+    status, last = interrupted(tmp_path, lambda: steps_taken(tmp_path) > 2, [signal.SIGINT], *LONG)
+    told = re.fullmatch(r"align: .*stopped by Ctrl-C: saved a checkpoint after step (\d+) of 2400; rerun .*", last)
+    assert told and status == 130, (status, last)
+    assert (tmp_path / f"runs/small/sft.partial/checkpoint-{told[1]}").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 1, "SIGTERM")]
+)
+def test_a_signal_before_the_training_loop_says_at_which_step_a_rerun_resumes(tmp_path, number, status, said):
+    begun = tmp_path / "runs/small/base.partial/manifest.json"
+    ended, last = interrupted(tmp_path, begun.is_file, [number])
+    assert (ended, last.count("\n")) == (status, 0)
+    assert said in last and "a rerun of the same command resumes at step 'base'" in last
