@@ -233,8 +233,9 @@ def _special_method(mirror: type, name: str) -> Callable[..., Any]:
             return getattr(object, name)(self, *args)
         if _handle(type(self)).derived:
             return handle.connection.call("super", mirror, handle, name)(*args, **kwargs)
+        level_before = handle.level  # an operator that returns its own object lowers the level of that object
         result = handle.call(name, *args, **kwargs)
-        if name in CLOSED and handle.level and (result_handle := handle_of(result)):
+        if name in CLOSED and level_before and (result_handle := handle_of(result)):
             result_handle.level = OPERAND
         return result
 
