@@ -13,6 +13,7 @@ from pydantic import Field
 
 from align.artifacts import atomic_file
 from align.config import Settings, build, read_overrides
+from align.data.chat_clock import began_at, pinned_time
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
 from align.errors import InputError
@@ -84,7 +85,7 @@ def run_one_step(
         validate(recipe)
         context = run_context(recipe, name, Path(), progress)
         context.identity = identity
-        with _folder(out, context) as context.folder, _noting(out):
+        with _folder(out, context) as context.folder, _noting(out), pinned_time(began_at(context.folder)):
             result = work(context)
         shutdown_processes()
     return result

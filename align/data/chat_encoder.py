@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from align.data.chat_rendering import ESCAPE
 from align.data.chat_turns import Rendered, Renderer
-from align.data.overlong import OVERLONG, RowLengths, length_limit
+from align.data.overlong import OVERLONG, RowLengths, character_limit, length_limit
 from align.data.rejections import Rejections
 from align.data.rendered_tokens import RenderedTokenizer
 from align.data.token_groups import Ids, TokenGroup, TokenSequence
+from align.errors import InputError
 from align.records import Comparison, Demonstration, Located, Message, at_place
 from align.registry import pick
 
 # NeMo-Aligner's default_chosen_reward and default_rejected_reward, for responses with a label and no rewards
 CHOSEN_REWARD, REJECTED_REWARD = 1.0, 0.0
-BATCH_SIZE = 256  # records tokenized in one call, which uses all cores
+# Records tokenized in one call, which uses all cores, and their characters, which take memory
+BATCH_SIZE, BATCH_CHARACTERS = 256, 1_000_000
 
 # Keys of `ChatEncoder.counts`
 ROWS = "rows"
@@ -79,6 +80,7 @@ class ChatEncoder:
         self._overlong = overlong
         self._shorten = pick(OVERLONG, overlong, "value of overlong")
         self._max_length = length_limit("max_length", max_length)
+        self._max_characters = character_limit(max_length)
         self._max_prompt = length_limit("max_prompt_length", max_prompt_length)
         self._renderer = Renderer(tokenizer, closes_cut=closes_cut)
         self._tokenizer = RenderedTokenizer(tokenizer, self._renderer.control_tokens, self.counts)
@@ -97,8 +99,7 @@ class ChatEncoder:
 
     def encode_located(self, records: Iterable[Located[Trainable]]) -> Iterator[Located[TokenGroup]]:
         """Yield the token groups of the records that are kept, each with its place. Errors name the place."""
-        remaining = iter(records)
-        while batch := list(islice(remaining, BATCH_SIZE)):
+        for batch in _batches(records):
             for located, group in zip(batch, self._encode(batch), strict=True):
                 if group is not None:
                     yield Located(group, located.place, located.row, located.metadata)
@@ -123,11 +124,25 @@ class ChatEncoder:
     def _render(self, located: Located[Trainable]) -> list[Rendered]:
         """Return the sequences of a row as text, or none if the row is dropped."""
         record = located.record
+        with at_place(located.place):
+            if self._has_too_many_characters(record):
+                self.counts[DROPPED] += 1
+                return []
         with self._rejections.at(located.place):
             if isinstance(record, Demonstration):
                 return [self._renderer.demonstration(record)]
             return self._renderer.comparison(record.prompt, record.responses)
         return []
+
+    def _has_too_many_characters(self, record: Trainable) -> bool:
+        """Return whether a row is overlong before it is tokenized, which would take a lot of memory."""
+        longest = _characters(record, max)
+        if longest > self._max_characters and self._overlong == "error":
+            raise InputError(
+                f"a sequence has {longest:,} characters, and at most {self._max_characters:,} are tokenized; raise "
+                "max_length, or set overlong to drop"
+            )
+        return longest > self._max_characters
 
     def _group(
         self, located: Located[Trainable], dialogues: list[Rendered], encodings: Mapping[str, Encoding]
@@ -170,6 +185,27 @@ class ChatEncoder:
         self.counts[self._overlong.replace("cut_", "cut:")] += 1
         self.counts[CUT_TOKENS] += sum(len(one.ids) for one in sequences) - sum(len(one.ids) for one in cut)
         return cut
+
+
+def _batches(records: Iterable[Located[Trainable]]) -> Iterator[list[Located[Trainable]]]:
+    """Yield the records in batches that are tokenized at once."""
+    batch, num_characters = list[Located[Trainable]](), 0
+    for located in records:
+        batch.append(located)
+        num_characters += _characters(located.record, sum)
+        if len(batch) == BATCH_SIZE or num_characters > BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+def _characters(record: Trainable, combine: Callable[[Iterable[int]], int]) -> int:
+    """Return the characters of a record's messages, with those of its responses combined."""
+    if isinstance(record, Demonstration):
+        return sum(len(message.content) for message in record.messages)
+    prompt = sum(len(message.content) for message in record.prompt)
+    return combine(prompt + len(response.content) for response in record.responses)
 
 
 def _prompt_hash(sequence: TokenSequence) -> int:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from align.data.chat_process import TEMPLATES, Text
 from align.data.chat_templates import apply_template
-from align.errors import InputError, one_line
+from align.errors import InputError
 from align.records import Message
 
 # A Unicode noncharacter, inserted into a special token inside a message so that it is not encoded as that token
@@ -19,9 +18,6 @@ ESCAPE = "\ufdd0"
 
 # How many characters before the end of a prompt its last control token is searched for
 SPLIT_SEARCH = 400
-
-# What a template can raise besides jinja's own errors, because it is a program
-TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 Chat = list[dict[str, str]]
 
@@ -34,8 +30,8 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
         self.source = apply_template(tokenizer)
+        self._special_tokens: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self.has_blocks = re.search(r"{%[-+]?\s*generation\s*[-+]?%}", self.source) is not None
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
@@ -56,35 +52,36 @@ class ChatTemplate:
 
         return [{"role": message.role, "content": self._special.sub(escaped, message.content)} for message in messages]
 
-    def render(self, chats: list[Chat], *, generation_prompt: bool = False) -> list[str]:
-        """Return each chat as text. Raise `InputError` where the template fails."""
-        try:
-            texts: Any = self._tokenizer.apply_chat_template(
-                chats, tokenize=False, add_generation_prompt=generation_prompt
-            )
-        except (TemplateError, *TEMPLATE_ERRORS) as error:
-            raise InputError(f"the chat template cannot render the dialogue: {one_line(error)}") from error
-        return texts
+    def render(self, *chats: Chat) -> list[str]:
+        """Return each chat as text. Raise `InputError` where the template fails or exceeds a limit."""
+        return [each.text for each in self._rendered(chats)]
+
+    def render_prompts(self, prompts: Sequence[Chat], *chats: Chat) -> tuple[list[str], list[str]]:
+        """Return prompts as text, with the header of the assistant's turn, and other chats."""
+        texts = [each.text for each in self._rendered(chats, prompts)]
+        return texts[: len(prompts)], texts[len(prompts) :]
+
+    def _rendered(self, chats: Sequence[Chat], prompts: Sequence[Chat] = ()) -> list[Text]:
+        """Return prompts, then other chats: one request, for the time of a request is that of a short dialogue."""
+        asked = [{"messages": chat, "add_generation_prompt": True} for chat in prompts]
+        asked += [{"messages": chat, "add_generation_prompt": False} for chat in chats]
+        return TEMPLATES.render(self.source, asked, self._special_tokens)
 
     def render_without(self, chat: Chat, index: int) -> str:
         """Return the chat as text with ESCAPE for one message: it differs from the chat where that message starts."""
-        return self.render([[*chat[:index], {**chat[index], "content": ESCAPE}, *chat[index + 1 :]]])[0]
+        return self.render([*chat[:index], {**chat[index], "content": ESCAPE}, *chat[index + 1 :]])[0]
 
     def closing(self, chat: Chat) -> str:
         """Return what the template writes after the content of an assistant message that ends the chat."""
-        text = self.render([[*chat, {"role": "assistant", "content": ESCAPE}]])[0]
+        text = self.render([*chat, {"role": "assistant", "content": ESCAPE}])[0]
         _, found, closing = text.rpartition(ESCAPE)
         if not found:
             raise InputError("the chat template drops the assistant's message; use a template that keeps it")
         return closing
 
-    def generation_blocks(self, chat: Chat) -> tuple[str, Sequence[tuple[int, int]]]:
+    def generation_blocks(self, chat: Chat) -> Text:
         """Return the chat as text, and where each generation block starts and ends in it, in characters."""
-        settings: Any = self._tokenizer.special_tokens_map
-        rendered: Any = render_jinja_template(
-            [chat], chat_template=self.source, return_assistant_tokens_mask=True, **settings
-        )
-        return rendered[0][0], rendered[1][0]
+        return self._rendered([chat])[0]
 
     def last_control_token(self, prompt: str) -> int:
         """Return where the last control token of a prompt starts, or 0 if there is none near its end."""

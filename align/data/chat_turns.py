@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 
@@ -65,54 +65,52 @@ class Renderer:
 
     def prompt(self, messages: Sequence[Message]) -> Rendered:
         """Return the messages as text, with the header of the assistant's turn."""
-        text = self._prompt_text(self._template.chat(messages))
+        ((text,), _) = self._template.render_prompts([self._template.chat(messages)])
         split = self._template.last_control_token(text)
         return Rendered(text[:split], text[split:])
 
     def comparison(self, prompt: Sequence[Message], responses: Sequence[Response]) -> list[Rendered]:
         """Return the prompt with each of the responses."""
         chat = self._template.chat(prompt)
-        prompt_text = self._prompt_text(chat)
-        return [self._answered(chat, prompt_text, response) for response in responses]
+        chats = [[*chat, *self._template.chat([Message("assistant", each.content)])] for each in responses]
+        ((prompt_text,), texts) = self._template.render_prompts([chat], *chats)
+        return [
+            self._answered(whole, prompt_text, text, is_cut=self._ends_cut(response.finish))
+            for whole, text, response in zip(chats, texts, responses, strict=True)
+        ]
 
     def demonstration(self, record: Demonstration) -> Rendered:
         """Return the dialogue with a turn for each assistant message."""
-        chat = self._template.chat(record.messages)
-        is_cut = is_cut_off(record.finish) and not self._closes_cut
-        if [message["role"] for message in chat].index("assistant") == len(chat) - 1 > 0:
-            prompt_text = self._prompt_text(chat[:-1])
-            if OPEN_THOUGHT.search(prompt_text):
-                return self._answered(
-                    chat[:-1], prompt_text, Response(record.messages[-1].content, finish=record.finish)
-                )
-        text = self._template.render([chat])[0]
-        starts = self._starts(chat, text)
+        chat, is_cut = self._template.chat(record.messages), self._ends_cut(record.finish)
+        indices = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
+        before = [chat[:index] for index in indices if index]
+        prompts, (text,) = self._template.render_prompts(before, chat)
+        if indices == [len(chat) - 1] and prompts and OPEN_THOUGHT.search(prompts[0]):
+            return self._answered(chat, prompts[0], text, is_cut=is_cut)
+        starts = self._starts(chat, text, dict(zip([index for index in indices if index], prompts, strict=True)))
         stops = [*list(starts.values())[1:], len(text)]
         turns = [
             self._turn(chat, index, text, span=(start, stop))
             for (index, start), stop in zip(starts.items(), stops, strict=True)
         ]
         if is_cut:
-            text, turns[-1] = _cut(text, turns[-1], chat[max(starts)]["content"])
+            text, turns[-1] = _cut(text, turns[-1], chat[indices[-1]]["content"])
         return Rendered("", text, tuple(turns))
 
-    def _prompt_text(self, chat: Chat) -> str:
-        return self._template.render([chat], generation_prompt=True)[0]
+    def _ends_cut(self, finish: str | None) -> bool:
+        return is_cut_off(finish) and not self._closes_cut
 
-    def _answered(self, chat: Chat, prompt: str, response: Response) -> Rendered:
-        """Return the prompt, which is also given as text, with a response."""
-        answer = self._template.chat([Message("assistant", response.content)])[0]
-        is_cut = is_cut_off(response.finish) and not self._closes_cut
-        thought = _continued_thought(prompt, answer["content"], is_cut=is_cut)
-        if thought is None:
-            text = self._template.render([[*chat, answer]])[0]
-        else:  # templates keep, rewrite or drop a thought that the prompt has opened
-            answer = {**answer, "content": thought}
-            text = prompt + thought + self._template.closing(chat)
+    def _answered(self, chat: Chat, prompt: str, text: str, *, is_cut: bool) -> Rendered:
+        """Return a chat that ends with a response, whose prompt is given as text and which is rendered as `text`."""
+        content = chat[-1]["content"]
+        thought = _continued_thought(prompt, content, is_cut=is_cut)
+        if thought is not None:  # templates keep, rewrite or drop a thought that the prompt has opened
+            content, text = thought, prompt + thought + self._template.closing(chat[:-1])
         self._check_prefix(prompt, text)
-        turn = self._turn([*chat, answer], len(chat), text, span=(len(prompt), len(text)))
+        chat = [*chat[:-1], {**chat[-1], "content": content}]
+        turn = self._turn(chat, len(chat) - 1, text, span=(len(prompt), len(text)))
         if is_cut:
-            text, turn = _cut(text, turn, answer["content"])
+            text, turn = _cut(text, turn, content)
         return Rendered(text[: turn.split], text[turn.split :], (_shifted(turn, -turn.split),))
 
     def _turn(self, chat: Chat, index: int, text: str, *, span: tuple[int, int]) -> Turn:
@@ -133,16 +131,16 @@ class Renderer:
         next_message = max(text.find(following, end), end) if following else len(text)
         return Turn(self._template.last_control_token(text[:start]), start, end, next_message)
 
-    def _starts(self, chat: Chat, text: str) -> dict[int, int]:
+    def _starts(self, chat: Chat, text: str, prompts: Mapping[int, str]) -> dict[int, int]:
         """Return where each assistant message starts: after its prompt, and not before its generation block."""
         indices = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
         starts = self._block_starts(chat, indices) if self._template.has_blocks else dict.fromkeys(indices, 0)
         for index in indices:
-            if index == 0:  # without a prompt, only the message's own text belongs to it
+            if index not in prompts:  # without a prompt, only the message's own text belongs to it
                 other = self._template.render_without(chat, index)
                 starts[index] = max(starts[index], len(commonprefix([text, other])))
                 continue
-            prompt = self._template.render([chat[:index]], generation_prompt=True)[0]
+            prompt = prompts[index]
             if not self._template.has_blocks:
                 self._check_prefix(prompt, text)
             if text.startswith(prompt):

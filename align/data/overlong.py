@@ -12,6 +12,9 @@ from align.data.token_groups import TokenSequence
 from align.errors import InputError
 
 MIN_LENGTH = 2  # tokens: one as context, one to predict
+# A sequence with more characters is overlong whatever its tokens are. Tokenizers take 300 bytes of memory a character.
+MIN_CHARACTERS, UNLIMITED_CHARACTERS = 1_000_000, 4_000_000  # the least limit, and the one without a limit in tokens
+CHARACTERS_PER_TOKEN = 16  # several times as many as in any language
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,13 @@ def length_limit(name: str, value: int | None) -> int:
     if value is not None and value < MIN_LENGTH:
         raise InputError(f"{name} is {value}; it must be at least {MIN_LENGTH}: one token of context, one to predict")
     return sys.maxsize if value is None else value
+
+
+def character_limit(max_tokens: int | None) -> int:
+    """Return the most characters of a sequence that are tokenized, given its limit in tokens."""
+    if max_tokens is None:
+        return UNLIMITED_CHARACTERS
+    return max(MIN_CHARACTERS, CHARACTERS_PER_TOKEN * max_tokens)
 
 
 Sequences = tuple[TokenSequence, ...]

@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import apply_template
+from align.data.overlong import character_limit
 from align.errors import InputError
 from align.inference.continuous_batching import ContinuousBatch, enable_continuous_batching, prefill
 from align.inference.generate_fallback import PartialResponse, decode_group
@@ -68,6 +69,7 @@ class TransformersEngine:
         self.unsupported = enable_continuous_batching(model)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._max_tokens: float = math.inf if limit is None else limit  # of a prompt with its response
+        self._max_characters = character_limit(limit)
 
     @classmethod
     def load(cls, policy: str, settings: LocalSettings = LocalSettings(), *, name: str) -> Self:  # noqa: B008 - frozen
@@ -107,10 +109,11 @@ class TransformersEngine:
             key = prompt_key(prompt)
             if key in groups:
                 continue
-            ids = self._encoder.prompt_ids(prompt.messages, index).tolist()
-            if not ids:
+            is_readable = sum(len(message.content) for message in prompt.messages) <= self._max_characters
+            ids = self._encoder.prompt_ids(prompt.messages, index).tolist() if is_readable else []
+            if not ids and is_readable:
                 raise InputError(f"prompt {index}: the chat template renders it to no tokens")
-            fits = len(ids) + settings.max_new_tokens <= self._max_tokens
+            fits = is_readable and len(ids) + settings.max_new_tokens <= self._max_tokens
             if fits:
                 self.throughput.processed_tokens += len(ids)
                 self.throughput.attended_pairs += len(ids) * (len(ids) + 1) // 2

@@ -42,8 +42,8 @@ class RewardModelJudge:
         self.model, self.tokenizer = load_reward_model(PolicySettings(path=settings.path))
         apply_template(self.tokenizer)
         self.model.to(default_device())
-        self.encoder = ChatEncoder(self.tokenizer)
         self.limit = max_positions(self.model.base.config)
+        self.encoder = ChatEncoder(self.tokenizer)  # without the limit, so that a judgement can say by how much
         self.forwards: dict[bool, Literal["tree", "plain"]] = {}  # by whether a group is too long for the tree forward
 
     def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
@@ -66,8 +66,13 @@ class RewardModelJudge:
                 rated = iter(self._rate(self._scores(encoded[index])))
                 yield tuple(next(rated) if text.strip() else Verdict(None, why=EMPTY) for text in texts)
             else:
-                why = f"{TOO_LONG}: {longest} tokens, more than the model's {self.limit}" if longest else EMPTY
-                yield (Verdict(None, why=why),) * len(texts)
+                yield (Verdict(None, why=self._why_not(texts, longest)),) * len(texts)
+
+    def _why_not(self, texts: Sequence[str], longest: int) -> str:
+        """Return why responses are not rated; `longest` is their number of tokens, 0 where none was tokenized."""
+        if longest:
+            return f"{TOO_LONG}: {longest} tokens, more than the model's {self.limit}"
+        return f"{TOO_LONG}: more characters than are tokenized" if any(map(str.strip, texts)) else EMPTY
 
     def _rate(self, scores_KA: torch.Tensor) -> list[Verdict]:
         columns = zip(self.rating.rewards(scores_KA), scores_KA.tolist(), strict=True)

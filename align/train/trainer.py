@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import atomic_folder
+from align.data.chat_clock import began_at, pinned_time
 from align.data.chat_encoder import ChatEncoder
 from align.data.rejections import Rejections
 from align.data.store import TokenStore
@@ -85,10 +86,12 @@ class Trainer:
         self.policy, self.tokenizer = policy, tokenizer
         self.objective = make_objective(loss)
         self.counts = Counter[str]()
+        with pinned_time(began_at(Path(folder))):
+            train, evaluated = self._encode(rows, "rows"), self._encode(held_out, "held_out")
         self.training_run = TrainingRun(
             objective=self.objective,
-            train=self._encode(rows, "rows"),
-            held_out=self._encode(held_out, "held_out"),
+            train=train,
+            held_out=evaluated,
             settings=settings,
             folder=Path(folder),
             references=Path(folder) / "references",

@@ -15,6 +15,7 @@ import torch
 from align import artifacts, pipeline
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger, sum_ledgers
+from align.data.chat_clock import BEGAN, began_at, pinned_time
 from align.distributed.launch_files import check_gpus
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
@@ -59,11 +60,13 @@ class _Executor:
         if settings.launch is not None and self.command is not None:
             self.progress.phase(settings.stage, 0)
             mark = pipeline.fingerprints(self.recipe.pipeline())[step.name]
+            began_at(working)  # for every process of the launch
             launched = launch_step(self.command, step.name, settings.launch, mark, working, self.progress)
             self.seconds.append(time.monotonic() - began)
             return launched
         meter = Meter(working, self.progress, self.energy)
-        content = settings.run(run_context(self.recipe, step.name, working, meter))
+        with pinned_time(began_at(working)):
+            content = settings.run(run_context(self.recipe, step.name, working, meter))
         done = content.pop("done")
         ledger = meter.ledger(done, self.recipe.accounting).to_json()
         self.seconds.append(time.monotonic() - began)
@@ -155,7 +158,8 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
     if not is_first:
         is_complete = "step" in (artifacts.read_manifest(working) or {})  # only renaming it is left, for the first
         if not (states[name] == pipeline.INTERRUPTED and is_complete):
-            recipe.steps[name].run(run_context(recipe, name, working, progress))
+            with pinned_time(began_at(working, write=False)):
+                recipe.steps[name].run(run_context(recipe, name, working, progress))
             shutdown_processes()
         return
     lock = LAUNCH_LOCK if is_launched else pipeline.LOCK_FILE  # a launched child may outlive a killed pipeline
@@ -240,7 +244,8 @@ def _cleanup(working: Path) -> None:
     remove_journals(working)
     remove_spent(working)
     (working / REFERENCE_WORK).unlink(missing_ok=True)
-    (working / CONTENT).unlink(missing_ok=True)
+    for name in (CONTENT, BEGAN):
+        (working / name).unlink(missing_ok=True)
 
 
 def _ancestors(steps: Mapping[str, pipeline.Step], name: str) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from align.artifacts import atomic_folder, read_json, remove_leftovers, write_json
+from align.artifacts import atomic_folder, fingerprint, read_json, remove_leftovers, write_json
 from align.data.chat_encoder import ChatEncoder
 from align.data.mixing import Mixture
 from align.data.rejections import Rejections
@@ -26,7 +26,7 @@ from align.stages.training.contract import TrainingSettings
 from align.train.filters import of_kind
 from align.train.indexed_groups import ROWS
 
-TRAIN, HELD_OUT, PARTS = "train", "held_out", "parts.json"  # in the folder ROWS
+TRAIN, HELD_OUT, PARTS, WHOLE = "train", "held_out", "parts.json", "whole.json"  # in the folder ROWS
 HASH_SPACE = 1 << 32
 UNUSED = "unused column:"  # prefix of a column that no reader uses, in the row statistics
 SUMMARY = {"rows", "records", "trained", "held_out"}  # counts that every line of statistics begins with
@@ -70,15 +70,15 @@ def step_rows(
 ) -> StepRows:
     """Return the token groups of a step, of all its sources; without the sources' own limits if not `limited`.
 
-    The main process writes them into `folder`, and all read them there. Those of an earlier attempt are
-    written again, for its sources may have changed.
+    The main process writes them into `folder`, and all read them there. Those of an earlier attempt, whose settings and
+    sources were the same, are read again where they are whole.
     """
     step, shares, store = request.step, request.step.shares(), folder / ROWS
     sources = {name: request.inputs.sources[name] for name in shares}
     if not limited:
         no_limits = {"max_length": None, "max_prompt_length": None}
         sources = {name: source.model_copy(update=no_limits) for name, source in sources.items()}
-    run_on_main(lambda: _write(store, request, list(sources.values())), "tokenizing rows")
+    run_on_main(lambda: _write_once(store, request, list(sources.values())), "tokenizing rows")
     parts: list[dict[str, Any]] = read_json(store / PARTS)
     train, held_out = TokenStore(store / TRAIN), TokenStore(store / HELD_OUT)
     if len(parts) == 1:
@@ -109,19 +109,32 @@ def describe(counts: Mapping[str, int], form: str = "") -> str:
     return ", ".join(parts) + (f"; unused columns: {columns}" if columns else "")
 
 
-def _write(target: Path, request: RowRequest, sources: Sequence[SourceSettings]) -> None:
-    """Write the stores of trained and of held-out rows, and the statistics of each source."""
+def _write_once(target: Path, request: RowRequest, sources: Sequence[SourceSettings]) -> None:
+    """Write the stores unless an earlier attempt has: its tokens stay the same, whatever reads or encodes rows now."""
     remove_leftovers(target.parent, of=target.name)
+    written = read_json(target / WHOLE) if (target / WHOLE).is_file() else None
+    if written is None or written != _fingerprints(target):
+        with atomic_folder(target) as folder:
+            _write(folder, request, sources)
+            write_json(folder / WHOLE, _fingerprints(folder))
+
+
+def _fingerprints(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of both stores and of the statistics."""
+    return {name: fingerprint(folder / name) for name in (TRAIN, HELD_OUT, PARTS) if (folder / name).exists()}
+
+
+def _write(folder: Path, request: RowRequest, sources: Sequence[SourceSettings]) -> None:
+    """Write the stores of trained and of held-out rows, and the statistics of each source."""
     parts: list[dict[str, Any]] = []
     with (
-        atomic_folder(target) as folder,
         writing_store(folder / TRAIN, count_tokens) as train,
         writing_store(folder / HELD_OUT, count_tokens) as held_out,
     ):
         for source in sources:
             before = sum(part["counts"]["records"] for part in parts)
             parts.append(_write_source(request, source, train, held_out, before))
-        write_json(folder / PARTS, parts)
+    write_json(folder / PARTS, parts)
 
 
 def _write_source(
