@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
@@ -153,7 +154,7 @@ class ChatEncoder:
         with at_place(located.place):
             uncut = [self._tokenizer.sequence(dialogue, encodings) for dialogue in dialogues]
             sequences = self._within_limits(uncut)
-        prompt_hash = _prompt_hash(uncut[0])
+        prompt_hash = _message_hash(record) if self._renderer.has_clock else _prompt_hash(uncut[0])
         if sequences is None:
             return None
         if isinstance(record, Demonstration):
@@ -211,6 +212,16 @@ def _characters(record: Trainable, combine: Callable[[Iterable[int]], int]) -> i
 def _prompt_hash(sequence: TokenSequence) -> int:
     prompt = sequence.ids[: int(sequence.loss_mask.argmax())]
     return int.from_bytes(hashlib.sha256(prompt.tobytes()).digest()[:4], "big")
+
+
+def _message_hash(record: Trainable) -> int:
+    """Return the hash of a prompt whose tokens differ from day to day."""
+    if isinstance(record, Comparison):
+        messages = record.prompt
+    else:
+        messages = tuple(takewhile(lambda message: message.role != "assistant", record.messages))
+    prompt = [(message.role, message.content) for message in messages]
+    return int.from_bytes(hashlib.sha256(repr(prompt).encode()).digest()[:4], "big")
 
 
 def _rewards(comparison: Comparison) -> tuple[float, ...] | None:

@@ -33,6 +33,7 @@ class ChatTemplate:
         self.source = apply_template(tokenizer)
         self._special_tokens: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self.has_blocks = re.search(r"{%[-+]?\s*generation\s*[-+]?%}", self.source) is not None
+        self.has_clock = "strftime_now" in self.source
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         written = {token.content for token in added if token.content in self.source}

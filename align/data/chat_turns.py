@@ -62,6 +62,7 @@ class Renderer:
         self._template = ChatTemplate(tokenizer)
         self._closes_cut = closes_cut
         self.control_tokens = self._template.control_tokens
+        self.has_clock = self._template.has_clock
 
     def prompt(self, messages: Sequence[Message]) -> Rendered:
         """Return the messages as text, with the header of the assistant's turn."""

@@ -1,6 +1,8 @@
 """What a small run leaves: a mixture's rows, a ledger, and policies whose samples come from another model."""
 
 import json
+import shutil
+from datetime import datetime
 
 import pytest
 import torch
@@ -11,12 +13,15 @@ from typer.testing import CliRunner
 
 from align import artifacts
 from align.cli import app
+from align.data import chat_clock
+from align.data.chat_templates import TEMPLATES
 from align.errors import InputError
 from align.pipeline import FINISHED, RUNNING, fingerprints
 from align.procedural import tasks
 from align.stages.costs import measured as costs
 from align.stages.preference import Preference
 from align.stages.sft import SFT
+from align.train.indexed_groups import ROWS
 from align.workflow import runner as running
 from align.workflow.launcher import Command
 from align.workflow.recipe import load_recipe
@@ -118,6 +123,44 @@ def test_the_seconds_of_a_resumed_step_are_those_of_all_its_lives(tmp_path, monk
     assert not list((tmp_path / "runs/small/sft").glob("spent-*"))
     losses = [line["loss"] for line in metrics(tmp_path, "sft")]
     assert losses == pytest.approx([line["loss"] for line in metrics_of_whole(tmp_path / "whole")], abs=0)
+
+
+def clock(moment):
+    """Return `datetime` with this current time."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return moment
+
+    return Clock
+
+
+def test_a_step_resumes_after_midnight_although_its_chat_template_writes_the_time(tmp_path, monkeypatch):
+    template = tmp_path / "clock.jinja"
+    template.write_text(
+        "{{ strftime_now('%d %b %Y %H:%M') }}\n" + TEMPLATES["plain"].source.replace("end_of_turn", "eos_token")
+    )
+    text = RECIPE.replace("chat_template: chatml", f"chat_template: {template}")
+    night, morning = datetime(2026, 12, 31, 23, 59, 58), datetime(2027, 1, 1, 0, 0, 2)
+    often = "steps.sft.train.checkpoint_steps=1"
+    losses = {}
+    for name, again in (("whole", night), ("resumed", morning), ("encoded again", morning), ("other", morning)):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = folder / "small.yaml"
+        path.write_text(text.format(runs=folder / "runs"))
+        monkeypatch.setattr(chat_clock, "datetime", clock(again if name == "other" else night))
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(Command(path, (often,)), Ends(), disk=(0, 0))
+        monkeypatch.setattr(chat_clock, "datetime", clock(again))
+        if name == "encoded again":
+            shutil.rmtree(folder / "runs/small/sft.partial" / ROWS)
+        run_recipe(Command(path, (often,)), Told(), disk=(0, 0), until="sft")
+        assert not (folder / "runs/small/sft" / chat_clock.BEGAN).exists()
+        losses[name] = [line["loss"] for line in metrics(folder, "sft")]
+    assert losses["whole"] == losses["resumed"] == losses["encoded again"]
+    assert losses["whole"] != losses["other"]  # the time is in the rows
 
 
 def test_the_seconds_of_a_step_that_was_killed_before_its_manifest_are_not_lost(tmp_path, monkeypatch):

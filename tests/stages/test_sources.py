@@ -3,10 +3,13 @@
 import json
 import re
 from collections import Counter
+from datetime import datetime
 
 import pytest
 from planned import step_rows, tokenizer_of
 
+from align.data.chat_clock import pinned_time
+from align.data.store import KEYS, TOKENS
 from align.errors import InputError
 from align.records import Demonstration
 from align.stages.inputs.sources import SourceSettings, prompts, streamed
@@ -87,13 +90,55 @@ def test_the_first_process_writes_and_the_others_read_what_it_wrote(step, tmp_pa
     assert (theirs.counts, theirs.format, theirs.mixture) == (mine.counts, mine.format, mine.mixture)
 
 
-def test_rows_that_have_changed_since_an_earlier_life_are_read_anew(step, tmp_path):
+def test_the_stored_tokens_of_an_earlier_attempt_are_read_again(step, tmp_path):
+    """However they would be encoded now; but not where a row has changed."""
     recipe, tokenizer, rows = step
     before = step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256)
-    rows.write_text(rows.read_text().replace("it is 7", "it is seven"))
+    written = (tmp_path / ROWS / "train" / TOKENS).stat().st_mtime_ns
+    tokenizer.chat_template = "{{ strftime_now('%c') }}" + tokenizer.chat_template
     after = step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256)
-    assert after.train.columns.digest != before.train.columns.digest
-    assert len(after.train) == len(before.train)
+    assert after.train.columns.digest == before.train.columns.digest
+    assert (after.counts, after.mixture) == (before.counts, before.mixture)
+    assert (tmp_path / ROWS / "train" / TOKENS).stat().st_mtime_ns == written
+    rows.write_text(rows.read_text().replace("it is 7", "it is seven"))
+    changed = step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256)
+    assert changed.train.columns.digest != before.train.columns.digest
+
+
+def test_the_same_prompts_are_held_out_on_every_day(step, tmp_path):
+    recipe, tokenizer, _ = step
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') + '\n' }}" + tokenizer.chat_template
+    held_out, texts = [], []
+    for day in (1, 2):
+        with pinned_time(datetime(2026, 1, day)):
+            data = step_rows(recipe, "sft", tokenizer, tmp_path / str(day), model_limit=256)
+        held_out.append([group.row for group in data.held_out])
+        texts.append(tokenizer.decode(data.train[0].sequences[0].ids))
+    assert held_out[0] == held_out[1] and held_out[0]
+    assert [text[:12] for text in texts] == ["01 Jan 2026\n", "02 Jan 2026\n"]
+
+
+@pytest.mark.parametrize(
+    "file", [f"train/{TOKENS}", f"held_out/{KEYS}", "train/digest.json", "parts.json", "seal.json"]
+)
+@pytest.mark.parametrize("damage", ["flipped", "cut", "removed"])
+def test_damaged_stored_tokens_are_made_again(step, tmp_path, file, damage):
+    recipe, tokenizer, _ = step
+    before = [one.ids.tolist() for one in sequences(step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256))]
+    path = tmp_path / ROWS / file
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.unlink()
+    if damage != "removed":
+        rest = bytes([content[middle] ^ 1]) + content[middle + 1 :] if damage == "flipped" else b""
+        path.write_bytes(content[:middle] + rest)
+    after = step_rows(recipe, "sft", tokenizer, tmp_path, model_limit=256)
+    assert path.read_bytes() == content
+    assert [one.ids.tolist() for one in sequences(after)] == before
+
+
+def sequences(data):
+    return [sequence for group in data.train for sequence in group.sequences]
 
 
 def test_writing_that_breaks_off_leaves_nothing_that_is_taken_for_whole(step, tmp_path):

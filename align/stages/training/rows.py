@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import atomic_folder, fingerprint, read_json, remove_leftovers, write_json
+from align.config import stable_hash
 from align.data.chat_encoder import ChatEncoder
 from align.data.mixing import Mixture
 from align.data.rejections import Rejections
@@ -21,12 +23,12 @@ from align.data.token_groups import TokenGroup
 from align.errors import InputError, one_line, within
 from align.models.tree.batch import count_tokens
 from align.stages.inputs.context import StepInputs
-from align.stages.inputs.sources import SourceSettings, streamed
+from align.stages.inputs.sources import SourceSettings, source_key, streamed
 from align.stages.training.contract import TrainingSettings
 from align.train.filters import of_kind
 from align.train.indexed_groups import ROWS
 
-TRAIN, HELD_OUT, PARTS, WHOLE = "train", "held_out", "parts.json", "whole.json"  # in the folder ROWS
+TRAIN, HELD_OUT, PARTS, SEAL = "train", "held_out", "parts.json", "seal.json"  # in the folder ROWS
 HASH_SPACE = 1 << 32
 UNUSED = "unused column:"  # prefix of a column that no reader uses, in the row statistics
 SUMMARY = {"rows", "records", "trained", "held_out"}  # counts that every line of statistics begins with
@@ -70,15 +72,15 @@ def step_rows(
 ) -> StepRows:
     """Return the token groups of a step, of all its sources; without the sources' own limits if not `limited`.
 
-    The main process writes them into `folder`, and all read them there. Those of an earlier attempt, whose settings and
-    sources were the same, are read again where they are whole.
+    The main process writes them into `folder`, and all read them there. Those of an earlier attempt are read again if
+    its sources were the same and they are undamaged.
     """
     step, shares, store = request.step, request.step.shares(), folder / ROWS
     sources = {name: request.inputs.sources[name] for name in shares}
     if not limited:
         no_limits = {"max_length": None, "max_prompt_length": None}
         sources = {name: source.model_copy(update=no_limits) for name, source in sources.items()}
-    run_on_main(lambda: _write_once(store, request, list(sources.values())), "tokenizing rows")
+    run_on_main(lambda: _write_once(store, request, sources), "tokenizing rows")
     parts: list[dict[str, Any]] = read_json(store / PARTS)
     train, held_out = TokenStore(store / TRAIN), TokenStore(store / HELD_OUT)
     if len(parts) == 1:
@@ -109,19 +111,21 @@ def describe(counts: Mapping[str, int], form: str = "") -> str:
     return ", ".join(parts) + (f"; unused columns: {columns}" if columns else "")
 
 
-def _write_once(target: Path, request: RowRequest, sources: Sequence[SourceSettings]) -> None:
-    """Write the stores unless an earlier attempt has: its tokens stay the same, whatever reads or encodes rows now."""
+def _write_once(target: Path, request: RowRequest, sources: Mapping[str, SourceSettings]) -> None:
+    """Write the stores unless an earlier attempt has, whose tokens stay the same however rows are encoded now."""
     remove_leftovers(target.parent, of=target.name)
-    written = read_json(target / WHOLE) if (target / WHOLE).is_file() else None
-    if written is None or written != _fingerprints(target):
-        with atomic_folder(target) as folder:
-            _write(folder, request, sources)
-            write_json(folder / WHOLE, _fingerprints(folder))
+    keys = [source_key(request.step.shares()[name], source, request.inputs.content) for name, source in sources.items()]
+    if (target / SEAL).is_file() and (target / SEAL).read_bytes() == _seal(target, keys):
+        return
+    with atomic_folder(target) as folder:
+        _write(folder, request, list(sources.values()))
+        (folder / SEAL).write_bytes(_seal(folder, keys))
 
 
-def _fingerprints(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of both stores and of the statistics."""
-    return {name: fingerprint(folder / name) for name in (TRAIN, HELD_OUT, PARTS) if (folder / name).exists()}
+def _seal(folder: Path, keys: list[Any]) -> bytes:
+    """Return what decides the stored rows, and the SHA-256 of both stores and of the statistics."""
+    files = {name: fingerprint(folder / name) for name in (TRAIN, HELD_OUT, PARTS) if (folder / name).exists()}
+    return json.dumps([stable_hash(keys), files]).encode()
 
 
 def _write(folder: Path, request: RowRequest, sources: Sequence[SourceSettings]) -> None:
