@@ -1,7 +1,8 @@
-"""Show progress in a terminal: log lines, a live table of the steps and a progress bar."""
+"""Show progress: in a terminal log lines, a live table and a progress bar; elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -18,6 +19,15 @@ RUNNING, FINISHED = "running", "finished"
 SYMBOLS = {"waiting": "·", "interrupted": "…", RUNNING: "▶", FINISHED: "✓"}
 MIN_ROWS = 4  # of the table, however small the terminal is
 OTHER_LINES = 8  # of the terminal, around the rows of the table
+LINE_EVERY_S = 5.0  # without a terminal
+MINUTE_S, HOUR_S = 60, 3600
+SHOWN_METRICS = {  # metric -> its name and format
+    "loss": ("loss", ".4f"),
+    "held_out/loss": ("held-out loss", ".4f"),
+    "rewards/margins": ("margin", "+.3f"),
+    "rewards/accuracies": ("accuracy", ".2f"),
+    "lr": ("lr", ".2e"),
+}
 
 
 class TerminalProgress:
@@ -37,6 +47,7 @@ class TerminalProgress:
         self.states: dict[str, str] = {}
         self.started_at: dict[str, float] = {}  # by step, on the monotonic clock
         self.seconds: dict[str, float] = {}  # by step that has ended
+        self.latest: dict[str, float] = {}  # metrics of the running step
         self.metrics: dict[str, str] = {}  # the last ones of each step, as text
         self.live = Live(console=console, transient=True, get_renderable=self._render, refresh_per_second=4)
 
@@ -55,7 +66,7 @@ class TerminalProgress:
         """Show the new state of a step."""
         self.states[step] = state
         if state == RUNNING:
-            self.started_at[step] = time.monotonic()
+            self.started_at[step], self.latest = time.monotonic(), {}
         elif step in self.started_at:
             self.seconds[step] = time.monotonic() - self.started_at[step]
             self._remove_bar()
@@ -71,7 +82,8 @@ class TerminalProgress:
             return
         self.bar.update(self.task, advance=units)
         if metrics:
-            text = _metrics_text(metrics)
+            self.latest |= metrics  # those on held-out rows are not in every step
+            text = _metrics_text(self.latest)
             self.bar.update(self.task, metrics=text)
             self.metrics |= {step: text for step, state in self.states.items() if state == RUNNING}
 
@@ -103,9 +115,82 @@ class TerminalProgress:
         return names[first : first + num_rows]
 
 
+class LineProgress:
+    """Implement `align.distributed.progress.Progress` without a terminal: a line every few seconds."""
+
+    def __init__(self, console: Console, every_s: float = LINE_EVERY_S) -> None:
+        self.console, self.every_s = console, every_s
+        self.step, self.name = "", ""  # running step of the pipeline, and its phase
+        self.total, self.done, self.done_before = 0, 0, 0  # units of the phase; those of earlier calls
+        self.began_s, self.printed_s, self.step_began_s = 0.0, 0.0, 0.0  # on the monotonic clock
+        self.metrics: dict[str, float] = {}  # the last ones of the step
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def watch(self, step: str, state: str) -> None:
+        """Remember which step runs; print a line when it is finished."""
+        if state == RUNNING:
+            self.step, self.name, self.metrics, self.step_began_s = step, "", {}, time.monotonic()
+        elif state == FINISHED and step == self.step:
+            duration = f"finished in {duration_text(time.monotonic() - self.step_began_s)}"
+            self.note(f"{step}: {', '.join([duration, *_metric_parts(self.metrics)])}")
+            self.step = ""
+
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        """Start to count the units of a phase; a `total` of 0 means unknown."""
+        self.name, self.total, self.done, self.done_before = name, total, done, done
+        self.began_s, self.printed_s = time.monotonic(), -math.inf
+
+    def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
+        """Count finished units; print a line for the first and the last, and every few seconds."""
+        self.done += units
+        self.metrics |= metrics or {}
+        now = time.monotonic()
+        if now - self.printed_s < self.every_s and self.done != self.total:
+            return
+        self.printed_s = now
+        place = f"{self.name} {self.done}{f'/{self.total}' if self.total else ''}"
+        parts = [place, *(_metric_parts(self.metrics) if metrics else ()), *self._remaining(now)]
+        self.note(f"{f'{self.step}: ' if self.step else ''}{', '.join(parts)}")
+
+    def _remaining(self, now: float) -> list[str]:
+        """Return the estimated time to the end of the phase, from the mean time of the units of this call."""
+        if self.done >= self.total:
+            return []
+        seconds = (now - self.began_s) / max(1, self.done - self.done_before)
+        return [f"ETA {duration_text(seconds * (self.total - self.done))}"]
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in its two largest units.
+
+    >>> [duration_text(seconds) for seconds in (4.2, 61, 3600 * 30)]
+    ['4 s', '1 min 1 s', '30 h 0 min']
+    """
+    total = round(seconds)
+    if total < MINUTE_S:
+        return f"{total} s"
+    if total < HOUR_S:
+        return f"{total // MINUTE_S} min {total % MINUTE_S} s"
+    return f"{total // HOUR_S} h {total % HOUR_S // MINUTE_S} min"
+
+
 def _metrics_text(metrics: Mapping[str, float]) -> str:
-    """Return loss, margin, accuracy and speed of an optimizer step as a short text."""
-    parts = [f"loss {metrics['loss']:.4f}"]
-    if "rewards/margins" in metrics:
-        parts += [f"margin {metrics['rewards/margins']:+.3f}", f"accuracy {metrics['rewards/accuracies']:.2f}"]
-    return "  ".join([*parts, f"{metrics['tokens_computed'] / metrics['seconds']:,.0f} tokens/s"])
+    """Return the metrics of an optimizer step as a short text."""
+    return "  ".join(_metric_parts(metrics))
+
+
+def _metric_parts(metrics: Mapping[str, float]) -> list[str]:
+    """Return loss, margin and accuracy, learning rate and speed of an optimizer step, as far as they are known."""
+    parts = [f"{text} {metrics[name]:{form}}" for name, (text, form) in SHOWN_METRICS.items() if name in metrics]
+    if "tokens_computed" in metrics and metrics["seconds"]:
+        parts.append(f"{metrics['tokens_computed'] / metrics['seconds']:,.0f} tokens/s")
+    return parts

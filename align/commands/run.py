@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from align.commands.progress import TerminalProgress
+from align.commands.progress import LineProgress, TerminalProgress
 from align.workflow.inputs import check_inputs
 from align.workflow.launcher import Command
 
@@ -47,9 +47,10 @@ def train(recipe: Path, step: str, overrides: Sequence[str]) -> None:
         run_step(command, step, progress)
 
 
-def shown_progress() -> TerminalProgress:
+def shown_progress() -> TerminalProgress | LineProgress:
     """Return a progress display, to be entered; of several processes, only the first shows it."""
-    return TerminalProgress(Console(stderr=True, quiet=not _is_first()))
+    console = Console(stderr=True, quiet=not _is_first())
+    return TerminalProgress(console) if console.is_terminal else LineProgress(console)
 
 
 def conclude(tables: Iterable[Table], summary: object) -> None:

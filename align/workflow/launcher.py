@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,10 +13,11 @@ from typing import Any
 
 import psutil
 
-from align.artifacts import METRICS, read_json
+from align.artifacts import read_json
 from align.distributed.progress import Progress
 from align.distributed.signals import defer_stop
 from align.errors import SIGTERM, InputError, RunError, Stopped
+from align.workflow.following import Follower, failure_in
 from align.workflow.recipe import load_recipe
 from align.workflow.schema import Recipe
 
@@ -50,27 +50,25 @@ def launch_step(
     log, content = working / "launch.log", working / CONTENT
     if not content.is_file():  # it exists where a child finished after its pipeline was killed
         progress.note(f"{name}: accelerate launch --config_file {launch}")
-        status, stopped_by = _follow(call, {**os.environ, INSIDE_RUN: mark}, log, working / METRICS, progress)
+        status, stopped_by = _follow(call, {**os.environ, INSIDE_RUN: mark}, log, working, progress)
         if not content.is_file():
-            lines = log.read_text("utf-8").splitlines()
-            last = lines[-1] if lines else "no output"
-            reason = next((line for line in lines if line.startswith("align: ")), last)
+            reason = failure_in(log.read_text("utf-8", errors="replace"))
             if stopped_by is not None:  # the child was sent SIGTERM, whatever this process received
                 what = reason.removeprefix("align: ").replace(f"stopped by {SIGTERM}", f"stopped by {stopped_by}")
                 raise Stopped(f"{name}: {what}", stopped_by)
-            raise RunError(f"{name}: accelerate launch exited with status {status}: {reason}")
+            raise RunError(f"{name}: accelerate launch exited with status {status}: {reason}; see {log}")
     return read_json(content)
 
 
 def _follow(
-    call: Sequence[str], environment: Mapping[str, str], log: Path, metrics: Path, progress: Progress
+    call: Sequence[str], environment: Mapping[str, str], log: Path, working: Path, progress: Progress
 ) -> tuple[int, str | None]:
-    """Run the call and pass on every line of metrics as it is written.
+    """Run the call and pass on its progress.
 
     Returns the exit status, and what asked this process to stop, if anything did. The child is in a process group of
     its own: a first Ctrl-C stops it as SIGTERM does, once its step is saved.
     """
-    seen, forwarded, status = 0, False, None
+    follower, forwarded, status = Follower(working, progress), False, None
     with defer_stop(progress.note) as stop, log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(call, env=environment, stdout=file, stderr=subprocess.STDOUT, process_group=0)
         try:
@@ -80,10 +78,7 @@ def _follow(
                     forwarded = True
                 with suppress(subprocess.TimeoutExpired):
                     status = child.wait(POLL_S)
-                lines = metrics.read_text("utf-8").splitlines(keepends=True) if metrics.is_file() else []
-                for line in [line for line in lines[seen:] if line.endswith("\n")]:
-                    progress.advance(1, json.loads(line))
-                    seen += 1
+                follower.look()
             return status, stop.by
         except KeyboardInterrupt:
             for each in [*psutil.Process(child.pid).children(recursive=True), child]:

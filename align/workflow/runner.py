@@ -28,6 +28,7 @@ from align.train.checkpoint import remove_checkpoints
 from align.train.references.compute import REFERENCE_WORK
 from align.workflow.environment import device_name, environment
 from align.workflow.expansion import RUN_FILES
+from align.workflow.following import PHASES, WrittenProgress
 from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, launch_step
 from align.workflow.results.cards import write_cards
 from align.workflow.results.changes import changes, results_table
@@ -164,7 +165,7 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
         return
     lock = LAUNCH_LOCK if is_launched else pipeline.LOCK_FILE  # a launched child may outlive a killed pipeline
     with pipeline.locked(recipe.root, progress.note, lock=lock), EnergyMeter(recipe.accounting) as energy:
-        execute = _Executor(recipe, progress, energy, None)
+        execute = _Executor(recipe, WrittenProgress(progress, working) if is_launched else progress, energy, None)
         if is_launched:
             artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
         else:
@@ -244,7 +245,7 @@ def _cleanup(working: Path) -> None:
     remove_journals(working)
     remove_spent(working)
     (working / REFERENCE_WORK).unlink(missing_ok=True)
-    for name in (CONTENT, BEGAN):
+    for name in (CONTENT, PHASES, BEGAN):
         (working / name).unlink(missing_ok=True)
 
 

@@ -63,7 +63,7 @@ def test_a_child_that_fails_is_one_line_with_status_one_and_the_step_goes_on_lat
     assert ended.value.code == 1
     last = stderr.getvalue().splitlines()[-1]
     assert last.startswith("align: sft: accelerate launch exited with status 1: align: step ")
-    assert "the weights are unchanged" in last
+    assert "the weights are unchanged; see " in last and last.endswith("sft.partial/launch.log")
     assert "Traceback" not in stderr.getvalue()
     assert not (tmp_path / "runs/small/sft").exists()
     made, told = run(tmp_path)

@@ -1,0 +1,81 @@
+"""Without a terminal, progress is a line every few seconds and a closing line for each step."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from align.commands import progress as module
+from align.commands.progress import FINISHED, RUNNING, LineProgress, TerminalProgress
+from align.commands.run import shown_progress
+
+STEP_S = 2.0  # of the clock below, for every unit
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only when a test says so."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def printed(clock, *, units, every_s, total=None, held_out_at=()):
+    """Return the lines of a training step of so many optimizer steps."""
+    out = io.StringIO()
+    shown = LineProgress(Console(file=out, width=40), every_s)
+    shown.watch("sft", RUNNING)
+    shown.phase("train", units if total is None else total)
+    for number in range(1, units + 1):
+        clock.now += STEP_S
+        held_out = {"held_out/loss": 9.0 - number} if number in held_out_at else {}
+        metrics = {"loss": 10.0 - number, "lr": 1e-5, "tokens_computed": 3000, "seconds": STEP_S, **held_out}
+        shown.advance(1, metrics)
+    shown.watch("sft", FINISHED)
+    return out.getvalue().splitlines()
+
+
+def test_a_line_has_step_loss_held_out_loss_learning_rate_speed_and_remaining_time(clock):
+    lines = printed(clock, units=100, every_s=0, held_out_at=(1, 50))
+    assert lines[1] == (
+        "sft: train 2/100, loss 8.0000, held-out loss 8.0000, lr 1.00e-05, 1,500 tokens/s, ETA 3 min 16 s"
+    )
+    assert "held-out loss -41.0000" in lines[-2]  # the last one that is known
+    assert "ETA" not in lines[99]
+
+
+def test_lines_come_every_few_seconds_with_the_first_and_the_last_unit(clock):
+    lines = printed(clock, units=100, every_s=10)
+    numbers = [int(re.search(r"train (\d+)/100", line)[1]) for line in lines[:-1]]
+    assert numbers == [1, *range(6, 100, 5), 100]
+
+
+def test_the_last_line_of_a_step_says_how_long_it_took_and_where_it_ended(clock):
+    lines = printed(clock, units=100, every_s=50, held_out_at=(100,))
+    assert lines[-1] == (
+        "sft: finished in 3 min 20 s, loss -90.0000, held-out loss -91.0000, lr 1.00e-05, 1,500 tokens/s"
+    )
+
+
+def test_the_remaining_time_counts_the_units_of_this_call_only(clock):
+    out = io.StringIO()
+    shown = LineProgress(Console(file=out), 0)
+    shown.phase("sample", 100, 90)
+    clock.now += 4
+    shown.advance(2)
+    assert out.getvalue() == "sample 92/100, ETA 16 s\n"
+
+
+def test_a_phase_of_unknown_length_has_no_remaining_time(clock):
+    assert printed(clock, units=2, every_s=0, total=0)[0].startswith("sft: train 1, loss")
+    assert "ETA" not in printed(clock, units=2, every_s=0, total=0)[0]
+
+
+def test_a_terminal_shows_a_bar_and_a_file_shows_lines(monkeypatch):
+    assert isinstance(shown_progress(), LineProgress)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert isinstance(shown_progress(), TerminalProgress)
