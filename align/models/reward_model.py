@@ -177,7 +177,9 @@ def _with_head(model: PreTrainedModel, rating: Rating, seed: int) -> PreTrainedM
     _write_rating(config, rating)
     try:
         with seeded(seed):
-            classifier: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+            classifier: Any = AutoModelForSequenceClassification.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
         classifier.base_model.load_state_dict(model.base_model.state_dict(), assign=True)
     except LOAD_ERRORS as error:
         kind = type(model).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -147,7 +148,7 @@ class Rating(NamedTuple):
 
 def is_adapter(path: str) -> bool:
     """Return whether the folder holds adapters only."""
-    return (Path(path) / "adapter_config.json").is_file()
+    return os.path.isfile(Path(path) / "adapter_config.json")  # False for a name that is no path, too
 
 
 def resolve_rating(head: HeadSettings, saved: Rating | None, *, default: Sequence[str]) -> Rating:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def load_config(path: str) -> PretrainedConfig:
     with loading("a model", source, "policy"):
         if source.startswith(GGUF):
             file = gguf_file(source)
-            return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+            return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
@@ -77,6 +78,6 @@ def max_positions(config: PretrainedConfig) -> int | None:
 def gguf_file(path: str) -> Path:
     """Return the file of a `gguf:FILE` path; raise `InputError` if it does not exist."""
     file = Path(path.removeprefix(GGUF)).expanduser()
-    if not file.is_file():
-        raise InputError(f"no such GGUF file: {file}", ("policy",))
+    if not os.path.isfile(file):  # unlike Path.is_file it also answers for names that are no paths
+        raise InputError(f"no such GGUF file: {str(file)[:MAX_SHOWN]}", ("policy",))
     return file

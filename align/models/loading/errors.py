@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -10,9 +11,24 @@ from safetensors import SafetensorError
 
 from align.errors import InputError, one_line
 
-# Exceptions that transformers and peft raise for invalid files and configurations
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
-MAX_SHOWN = 300  # characters of a library's error message
+# Exceptions that transformers, peft and gguf raise for invalid files, impossible values and missing libraries
+LOAD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+MAX_SHOWN, MAX_NAME = 300, 200  # characters of a library's error message, and of a path
 
 
 @contextmanager
@@ -23,4 +39,6 @@ def loading(what: str, source: str, *loc: str) -> Generator[None]:
     except InputError:
         raise
     except LOAD_ERRORS as error:
-        raise InputError(f"cannot load {what} from {source!r}: {one_line(error)[:MAX_SHOWN]}", loc) from error
+        name = source if len(source) <= MAX_NAME else f"{source[:MAX_NAME]}…"
+        reason = one_line(error)[:MAX_SHOWN] or type(error).__name__
+        raise InputError(f"cannot load {what} from {name!r}: {reason}", loc) from error

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from align.errors import InputError, one_line
 from align.models.adapters.files import adapter_base, base_quantization
-from align.models.loading.config import FROM_CONFIG, build_config, disable_dropout, gguf_file, is_sequence_classifier
+from align.models.loading.config import (
+    FROM_CONFIG,
+    build_config,
+    disable_dropout,
+    gguf_file,
+    is_sequence_classifier,
+    max_positions,
+)
 from align.models.loading.errors import LOAD_ERRORS, MAX_SHOWN, loading
+from align.models.loading.files import check_loaded, check_weight_index, load_generation_config
 from align.models.loading.gguf import load_gguf
 from align.models.loading.quantization import dequantize, patch_quantized_layers, quantization_options
 from align.models.loading.seeding import seeded
@@ -40,26 +46,33 @@ def load_base(settings: PolicySettings) -> PreTrainedModel:
         return _load(path, settings.quantize)
     base_quantize = _quantization_of_base(path, settings)
     model = _load(adapter_base(path), base_quantize)
-    if (Path(path) / GENERATION_CONFIG_NAME).is_file():  # stop tokens may have been set when the adapters were trained
-        model.generation_config = GenerationConfig.from_pretrained(path)
+    # Stop tokens may have been set when the adapters were trained
+    model.generation_config = load_generation_config(path) or model.generation_config
     return dequantize(model) if base_quantize and not settings.quantize else model
 
 
 def load_pretrained(path: str, auto_class: type[Any], *, quantize: Literal["nf4"] | None = None) -> PreTrainedModel:
     """Load a folder or Hub ID with one of transformers' Auto classes, in fp32 and without dropout.
 
-    Raises `InputError` if weights are missing, or if they are already quantized.
+    Raises `InputError` if weights are missing, if the model does not use all of them, or if they are quantized.
     """
     options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
     options |= quantization_options() if quantize else {}
+    check_weight_index(path)
+    generation_config = load_generation_config(path)
     with loading("a model", path, "policy"):
         config = disable_dropout(AutoConfig.from_pretrained(path, trust_remote_code=False))
+        if auto_class is AutoModelForCausalLM and is_sequence_classifier(config):
+            raise InputError(f"{path!r} is a reward model, not a policy", ("policy",))
         if quantize and getattr(config, "quantization_config", None):
             raise _already_quantized(path)
+        if (limit := max_positions(config)) is not None and limit < 1:
+            raise InputError(f"{path!r}: max_position_embeddings is {limit}, so no sequence fits", ("policy",))
         loaded: Any = auto_class.from_pretrained(path, output_loading_info=True, config=config, **options)
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(f"{path!r} lacks {len(missing)} of the model's weights, such as {missing[0]}", ("policy",))
+    check_loaded(path, info["missing_keys"], info["unexpected_keys"])
+    if generation_config is not None and model.can_generate():
+        model.generation_config = generation_config
     if quantize:
         return patch_quantized_layers(model, path)
     # Quantized weights would silently not be trained
@@ -71,7 +84,7 @@ def load_pretrained(path: str, auto_class: type[Any], *, quantize: Literal["nf4"
 def count_weights(config: PretrainedConfig) -> int:
     """Return the number of weights of a causal language model, shared ones once, without allocating them."""
     with torch.device("meta"), loading("a model", str(config.model_type), "policy"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return sum(value.numel() for value in model.parameters())
 
 
@@ -89,10 +102,7 @@ def silence_transformers() -> None:
 def _load(path: str, quantize: Literal["nf4"] | None) -> PreTrainedModel:
     """Load the causal language model of a Hub ID, a folder or a GGUF file."""
     if not path.startswith(GGUF):
-        model = load_pretrained(path, AutoModelForCausalLM, quantize=quantize)
-        if is_sequence_classifier(model.config):
-            raise InputError(f"{path!r} is a reward model, not a policy", ("policy",))
-        return model
+        return load_pretrained(path, AutoModelForCausalLM, quantize=quantize)
     if quantize:
         raise InputError(f"{path} is already quantized; give a Hub ID or a folder in full precision", QUANTIZE)
     with loading("a model", path, "policy"):
@@ -126,6 +136,6 @@ def _initialize(values: Mapping[str, Any], seed: int) -> PreTrainedModel:
     config = build_config(values)
     try:
         with seeded(seed):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except LOAD_ERRORS as error:
         raise InputError(one_line(error)[:MAX_SHOWN], FROM_CONFIG) from error

@@ -21,7 +21,7 @@ def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
     with loading("a tokenizer", source, "policy"):
         if source.startswith(GGUF):
             file = gguf_file(source)
-            return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+            return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
