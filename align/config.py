@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLEr
 
 from align.build_errors import MAX_SHOWN, input_error
 from align.errors import InputError, Location, dotted_loc, joined, one_line
+from align.redaction import add_interpolations
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -116,7 +118,9 @@ def _resolved(load: Callable[[], Any], overrides: Sequence[str], source: str) ->
             at = f"override {override!r}"
             recipe.merge_with_dotlist([override])
         at = source
-        return OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True)
+        add_interpolations(OmegaConf.to_container(recipe), resolved, environment=os.environ)
+        return resolved
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise InputError(f"{at}: {one_line(error)}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 
 from align.distributed.signals import Terminated, raise_on_sigterm
 from align.errors import CTRL_C, SIGTERM, InputError, RunError, Stopped
+from align.redaction import printable, redact
 
 INTERRUPTED = 130  # exit status of a command interrupted from the keyboard
 RERUN = "rerun the same command to resume from the last checkpoint"
@@ -37,8 +39,7 @@ def exit_with(app: typer.Typer) -> None:
 
     The exit status is 2 for bad input, 130 after Ctrl-C, and 1 for a failed run.
     """
-    if "RANK" in os.environ:
-        sys.excepthook = _unexpected
+    sys.excepthook = _unexpected
     sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked up last
     status = 0
     try:
@@ -69,7 +70,7 @@ def _usage_message(error: BaseException) -> str:
 
 def _fail(*errors: str, status: int) -> None:
     """Write each error as one line, and exit."""
-    lines = [f"align: {' '.join(error.split())}\n" for error in errors]
+    lines = [f"align: {' '.join(printable(error).split())}\n" for error in errors]
     sys.stderr.write("".join(lines))  # one write: two processes may fail at once
     end(status)
 
@@ -84,6 +85,7 @@ def end(status: int) -> NoReturn:
 
 
 def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show the traceback of an unexpected error, and exit."""
-    sys.__excepthook__(kind, error, trace)
-    end(1)
+    """Show the traceback of an unexpected error without secrets; exit at once if others wait for this process."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+    if "RANK" in os.environ:
+        end(1)

@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from align.redaction import printable
+
 # States of a step as in `align.pipeline`, whose import would slow down `align --help`
 RUNNING, FINISHED = "running", "finished"
 SYMBOLS = {"waiting": "·", "interrupted": "…", RUNNING: "▶", FINISHED: "✓"}
@@ -60,7 +62,7 @@ class TerminalProgress:
 
     def note(self, text: str) -> None:
         """Print one line above the table."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def watch(self, step: str, state: str) -> None:
         """Show the new state of a step."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar, cast
 from align.artifacts import disk_errors
 from align.distributed.work_split import WorkShard
 from align.errors import InputError, RunError
+from align.redaction import as_written
 
 if TYPE_CHECKING:  # imports torch
     from align.distributed.processes import Processes
@@ -39,7 +40,7 @@ class Journal:
         self.path = _file_of(path, shard.index)
         self.done: dict[str, Any] = {}
         self._paths = [_file_of(path, rank) for rank in range(shard.num_shards)]  # of all processes of this call
-        self._header = json.loads(json.dumps({MADE_WITH: made_with}))
+        self._header = json.loads(json.dumps({MADE_WITH: as_written(made_with)}))
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b")
@@ -111,7 +112,8 @@ class Journal:
         """Return the items of the lines; raise `InputError` if they were made with something else."""
         if not lines:
             return {}
-        if difference := _difference(_parse(lines[0], path, 1)[MADE_WITH], self._header[MADE_WITH], ""):
+        then = as_written(_parse(lines[0], path, 1)[MADE_WITH])
+        if difference := _difference(then, self._header[MADE_WITH], ""):
             raise InputError(f"{path} was started with {difference}; finish it unchanged, or choose another file")
         return dict(_parse(line, path, number) for number, line in enumerate(lines[1:], start=2))
 

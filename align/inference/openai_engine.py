@@ -7,11 +7,13 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
+from pydantic import BaseModel, Field, ValidationError
 
 from align.errors import InputError, one_line
+from align.inference.connection import Connection
 from align.inference.retries import TransientError, call_with_retries, parse_retry_after
 from align.inference.samples import (
     NOTHING_FINISHED,
@@ -24,19 +26,38 @@ from align.inference.samples import (
 )
 from align.inference.settings import SamplingSettings, ServerSettings
 from align.records import Prompt
+from align.redaction import add_secret, redact
 
-CONNECT_TIMEOUT_S = 10.0
 OK, FIRST_SERVER_ERROR = 200, 500
 RETRIED_STATUSES = {408, 409, 425, 429}  # below 500
 UNAUTHORIZED = (401, 403)
-MAX_SHOWN = 300  # characters of a server's response in an error
+MIN_KEY = 8  # characters of an API key that is replaced in responses; a shorter one may be a word, such as EMPTY
 
 
-class Completion(NamedTuple):
-    """The first choice of a chat completion, and the tokens it used."""
+class ChatMessage(BaseModel):
+    """The message of a choice."""
 
-    choice: Mapping[str, Any]
-    usage: Mapping[str, Any]
+    content: str | None = None
+
+
+class Choice(BaseModel):
+    """One response."""
+
+    message: ChatMessage
+    finish_reason: str | None = None
+
+
+class Usage(BaseModel):
+    """What a request took."""
+
+    completion_tokens: int | None = Field(default=None, ge=0)
+
+
+class Completion(BaseModel):
+    """A chat completion, as far as it is used. Other fields are ignored."""
+
+    choices: list[Choice] = Field(min_length=1)
+    usage: Usage | None = None
 
 
 class OpenAIEngine:
@@ -74,11 +95,11 @@ class OpenAIEngine:
 
         def work() -> None:
             try:
-                with self._client() as client:
+                with self._connection() as connection:
                     for key, number in wanted:  # shared by all workers
                         if stopped.is_set():
                             break
-                        results.put(self._sample(client, by_key[key], number, settings, stopped=stopped))
+                        results.put(self._sample(connection, by_key[key], number, settings, stopped=stopped))
             except BaseException as error:  # raised in the caller's thread
                 stopped.set()
                 results.put(error)
@@ -91,10 +112,8 @@ class OpenAIEngine:
         finally:
             stopped.set()
 
-    def _client(self) -> httpx2.Client:
-        timeout_s = self._settings.timeout_s
-        timeout = httpx2.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
-        return httpx2.Client(headers=self._headers, timeout=timeout)
+    def _connection(self) -> Connection:
+        return Connection(self._headers, self._settings.timeout_s)
 
     def _collect(
         self, results: queue.Queue[Sample | BaseException | None], workers: Sequence[threading.Thread]
@@ -119,7 +138,7 @@ class OpenAIEngine:
 
     def _sample(
         self,
-        client: httpx2.Client,
+        connection: Connection,
         prompt: Prompt,
         number: int,
         settings: SamplingSettings,
@@ -138,54 +157,63 @@ class OpenAIEngine:
             "seed": seed,
             **({"stop": settings.stop} if settings.stop else {}),
         }
-        post: Callable[[], Completion] = partial(self._post, client, request)
-        choice, usage = call_with_retries(post, retries=self._settings.retries, url=self._url, stopped=stopped)
-        text, is_cut = cut_at_stop(choice["message"]["content"] or "", settings.stop)
-        finish = "stop" if is_cut else str(choice.get("finish_reason"))
-        return Sample(key, number, self.name, text, usage.get("completion_tokens"), finish, seed)
+        post: Callable[[], Completion] = partial(self._post, connection, request)
+        completion = call_with_retries(post, retries=self._settings.retries, url=self._url, stopped=stopped)
+        (choice, *_), usage = completion.choices, completion.usage
+        text, is_cut = cut_at_stop(redact(choice.message.content or "", min_length=MIN_KEY), settings.stop)
+        finish = "stop" if is_cut else str(choice.finish_reason)
+        return Sample(key, number, self.name, text, usage.completion_tokens if usage else None, finish, seed)
 
-    def _post(self, client: httpx2.Client, request: Mapping[str, Any]) -> Completion:
+    def _post(self, connection: Connection, request: Mapping[str, Any]) -> Completion:
         """Send a request once; raise `TransientError` where a retry may help."""
+        answer = connection.request("POST", f"{self._url}/chat/completions", request)
+        if answer.status in RETRIED_STATUSES or answer.status >= FIRST_SERVER_ERROR:
+            raise TransientError(f"HTTP {answer.status}: {answer.shown}", parse_retry_after(answer.retry_after))
+        if answer.status != OK:
+            raise InputError(
+                f"{self._url} rejects a request for {self._model!r} with HTTP {answer.status}: {answer.shown}"
+            )
         try:
-            response = client.post(f"{self._url}/chat/completions", json=request)
-        except httpx2.TimeoutException as error:
-            raise TransientError(f"no data in {self._settings.timeout_s:g} s ({type(error).__name__})") from error
-        except httpx2.RequestError as error:
-            raise TransientError(f"{type(error).__name__}: {error}") from error
-        status, body = response.status_code, one_line(response.text)[:MAX_SHOWN]
-        if status in RETRIED_STATUSES or status >= FIRST_SERVER_ERROR:
-            raise TransientError(f"HTTP {status}: {body}", parse_retry_after(response.headers.get("retry-after")))
-        if status != OK:
-            raise InputError(f"{self._url} rejects a request for {self._model!r} with HTTP {status}: {body}")
-        try:
-            parsed = response.json()
-            choice, usage = parsed["choices"][0], parsed.get("usage") or {}
-            if not isinstance(choice["message"]["content"], str | None):
-                raise TypeError("its content is not text")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise TransientError(f"{type(error).__name__} in the response {body!r}") from error
-        return Completion(choice, usage)
+            return Completion.model_validate_json(answer.body)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise TransientError(f"{place or 'body'}: {first['msg']}, in the response {answer.shown!r}") from error
 
     def _check_server(self) -> None:
         """Raise if no request can succeed. A server does not have to list its models."""
         try:
-            with self._client() as client:
-                response = client.get(f"{self._url}/models")
-        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            with self._connection() as connection:
+                status = connection.request("GET", f"{self._url}/models").status
+        except (TransientError, httpx2.InvalidURL) as error:
             raise InputError(
-                f"no server answers at {self._settings.base_url!r} ({type(error).__name__}: {one_line(error)}): "
-                "start it, or correct base_url"
+                f"no server answers at {self._settings.base_url!r} ({_cause(error)}): start it, or correct base_url"
             ) from error
-        if response.status_code in UNAUTHORIZED:
+        if status in UNAUTHORIZED:
             variable = self._settings.api_key_env
             key = f"the key in ${variable}" if variable else "a request without a key"
-            raise InputError(f"{self._url} rejects {key} with HTTP {response.status_code}: set api_key_env")
+            raise InputError(f"{self._url} rejects {key} with HTTP {status}: set api_key_env")
+
+
+def _cause(error: Exception) -> str:
+    kind = "" if isinstance(error, TransientError) else f"{type(error).__name__}: "
+    return f"{kind}{one_line(error)}"
 
 
 def _authorization(variable: str | None) -> dict[str, str]:
-    """Return the header with the API key in the environment variable; no header if `variable` is None."""
+    """Return the header with the API key in the environment variable; no header if `variable` is None.
+
+    Spaces and line breaks around the key are left out. The key is never shown: messages and responses that contain it
+    are redacted.
+    """
     if variable is None:
         return {}
-    if not (key := os.environ.get(variable)):
+    if not (key := os.environ.get(variable, "").strip()):
         raise InputError(f"the environment variable {variable} is not set", ("api_key_env",))
+    add_secret(key)
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(
+            f"the key in ${variable} contains a line break or another character that no HTTP header can hold",
+            ("api_key_env",),
+        )
     return {"Authorization": f"Bearer {key}"}

@@ -77,10 +77,22 @@ class ServerSettings(Settings):
     )
     concurrency: int = Field(default=16, ge=1, description="Maximum number of simultaneous requests.")
     timeout_s: float = Field(
-        default=600.0, gt=0, description="Seconds without any data from the server after which a request is retried."
+        default=600.0, gt=0, description="Seconds after which a request without a complete answer is retried."
     )
     retries: int = Field(default=6, ge=0, description="Maximum number of retries of a request after transient errors.")
     body: dict[str, Any] = Field(default={}, description="Additional fields of every request.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_secrets(cls, base_url: str) -> str:
+        """Refuse what would be written into manifests, without showing it."""
+        _, _, rest = base_url.partition("://")
+        if "@" in rest.partition("/")[0] or "?" in base_url or "#" in base_url:
+            raise InputError(
+                "a URL ends in /v1, without a user name, password or query; put a key into an environment variable and "
+                "name the variable in api_key_env"
+            )
+        return base_url
 
     @model_validator(mode="after")
     def _no_sampling_fields(self) -> Self:

@@ -20,6 +20,7 @@ from align.distributed.launch_files import check_gpus
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
 from align.errors import InputError, within
+from align.redaction import as_written
 from align.stages.costs.measured import Meter, remove_spent
 from align.stages.inputs.context import RunContext
 from align.stages.responses.sampling import remove_journals
@@ -73,7 +74,7 @@ class _Executor:
         self.seconds.append(time.monotonic() - began)
         return {
             "stage": settings.stage,
-            "settings": settings.model_dump(mode="json"),
+            "settings": as_written(settings.model_dump(mode="json")),
             "seed": self.recipe.seed,
             "versions": artifacts.versions(),
             "environment": environment(),
@@ -110,7 +111,7 @@ def run_recipe(
             artifacts.remove_leftovers(recipe.root, of=name)
         progress.note(f"device: {device_name()}, {torch.get_num_threads()} thread(s) in a process")
         _report_disk(recipe.root, *disk, progress=progress)
-        artifacts.write_json(recipe.root / "recipe.json", recipe.model_dump(mode="json"), sort_keys=False)
+        artifacts.write_json(recipe.root / "recipe.json", as_written(recipe.model_dump(mode="json")), sort_keys=False)
         execute = _Executor(recipe, progress, energy, command)
         manifests = pipeline.run(
             recipe.pipeline(),

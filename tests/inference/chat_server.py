@@ -20,7 +20,8 @@ def answer_to(request):
 class ChatServer(ThreadingHTTPServer):
     """`script` lists the outcomes of the next requests, in order of arrival; later ones succeed.
 
-    A step is ok, half, reset, slow, odd (no choices), empty, or a status, and with it perhaps a Retry-After.
+    A step is ok, half, reset, slow, odd (no choices), empty, a status, and with it perhaps a Retry-After, or a function
+    of the handler that says something else.
     """
 
     daemon_threads = True
@@ -69,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
             step = server.script.pop(0) if server.script else server.always
             server.requests.append(request)
             server.times.append(time.monotonic())
-            server.steps[step if isinstance(step, str) else step[0]] += 1
+            server.steps[step if isinstance(step, str) or callable(step) else step[0]] += 1
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
         try:
@@ -83,7 +84,9 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": text}}
         answer = {"choices": [choice], "usage": {"completion_tokens": len(text)}}
         whole = json.dumps(answer).encode()
-        if isinstance(step, tuple):
+        if callable(step):
+            step(self)
+        elif isinstance(step, tuple):
             status, *told = step
             self.say(status, {"error": f"status {status}\nas told"}, [("Retry-After", each) for each in told])
         elif step == "slow":
