@@ -133,6 +133,8 @@ def _check_options(task: Task, request: Request, out: Path | None, settings: Eva
     has_constraints = settings.rows.constraints is not None
     if is_procedural or (task.columns and not has_constraints):  # the rows are not read as records
         used -= {"rows.format", "rows.on_error"}
+    if is_procedural:
+        used.discard("rows.columns")
     if not is_procedural and not has_constraints:  # nothing is drawn
         used.discard("rows.seed")
     if not (ignored := [name for name in given if name not in used]):

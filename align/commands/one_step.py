@@ -21,7 +21,7 @@ from align.models.settings import PolicySettings
 from align.rewards.judges import parse_judge
 from align.stages.base import Stage
 from align.stages.inputs.context import RunContext
-from align.stages.inputs.sources import SourceSettings
+from align.stages.inputs.sources import COLUMNS, SourceSettings
 from align.synth.settings import ConstraintSettings
 from align.workflow.runner import run_context
 from align.workflow.schema import Recipe
@@ -36,6 +36,7 @@ class RowOptions(Settings):
     """How rows are read."""
 
     format: str = Field(default="auto", description="Name of a row format, or module:name of your own reader.")
+    columns: dict[str, str] = Field(default_factory=dict[str, str], description=COLUMNS)
     split: str | None = Field(default=None, description="Split of a folder or dataset, or of procedural rows.")
     on_error: Literal["error", "skip"] = Field(
         default="error", description="Stop at a row that cannot be read, or skip it and count it."

@@ -20,23 +20,20 @@ def score(
     data: str,
     out: Path,
     *,
-    format: str = "auto",
-    split: str | None = None,
-    limit: int | None = None,
-    on_error: str = "error",
     progress: Progress,
+    **reading: Any,  # noqa: ANN401 - settings have several types
 ) -> dict[str, Any]:
     """Write every row with the reward model's ratings to `out` and return a summary.
 
-    Ratings are kept beside `out` as they are made, so that the same call resumes. A row that is too long for the model
-    is not cut: it is left out and counted.
+    `reading` are settings of a source, such as `format` and `limit`. Ratings are kept beside `out` as they are made, so
+    that the same call resumes. A row that is too long for the model is not cut: it is left out and counted.
     """
     check_out(out, [data, model])
     judge = {"name": "reward_model", "settings": {"path": model}}
     step = build(Score, {"stage": "score", "data": SOURCE, "judges": [judge], "every_row": True})
-    values = {"path": data, "format": format, "split": split, "limit": limit, "on_error": on_error}
-    source = build(SourceSettings, values)
-    identity = {"model": content_of(model), "data": [content_of(data), format, split, on_error]}
+    source = build(SourceSettings, {"path": data, **reading})
+    rows = [source.format, source.split, source.on_error, source.columns]
+    identity = {"model": content_of(model), "data": [content_of(data), *rows]}
 
     def work(context: RunContext) -> dict[str, Any]:
         found = step.run(context)

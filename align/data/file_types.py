@@ -9,10 +9,13 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from align.errors import InputError
+from align.data.encodings import check_encoding, decoded, not_utf8
+from align.data.strict_json import parse_json, parse_json_at, skip_space, without_nan
+from align.errors import InputError, one_line
 from align.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -22,6 +25,16 @@ else:  # most files need neither, and a wrong recipe is answered faster
     ipc, parquet = LazyModule("pyarrow.ipc"), LazyModule("pyarrow.parquet")
 
 ROW_KEYS = ("data", "rows", "examples", "records", "prompts")  # keys under which a JSON object can hold its rows
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used, with the reason."""
+
+    message: str
+    line: int | None = None  # of the file, where it is known
+
+
 Opener = Callable[[BinaryIO, Path], Iterator[Any]]
 
 
@@ -31,7 +44,10 @@ def opener_of(file: Path) -> Opener | None:
 
 
 def file_rows(file: Path) -> Iterator[Any]:
-    """Yield the rows of a file, of any JSON type. Raise `InputError` for an unknown suffix or malformed content."""
+    """Yield the rows of a file, of any JSON type, or as `BadRow`.
+
+    Raise `InputError` for an unknown suffix or malformed content.
+    """
     opener = opener_of(file)
     if opener is None:
         raise InputError(f"{file}: not a data file; those end in {known_suffixes()}")
@@ -45,27 +61,78 @@ def known_suffixes() -> str:
 
 
 def _line_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
-    with io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
-        for number, line in enumerate(text, start=1):
-            try:
-                if line.strip():
-                    yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise _not_json(error, file, number) from error
+    for number, line in enumerate(stream, start=1):
+        if number == 1:
+            check_encoding(line, file)
+        if line.strip():
+            yield _row_of_line(decoded(line.rstrip(b"\r\n"), file, line=number), number)
+
+
+def _row_of_line(text: str, number: int) -> Any:  # noqa: ANN401 - JSON holds any type
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        return BadRow(f"not valid JSON ({error.msg}, column {error.colno})", number)
+    except InputError as error:
+        return BadRow(one_line(error), number)
+    except RecursionError:
+        return BadRow("nested too deeply", number)
+    except ValueError:
+        return BadRow("a number has too many digits", number)
 
 
 def _json_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
     """Yield the items of a list, of the list in an object under a key of `ROW_KEYS`, or the lines."""
     content = stream.read()
+    check_encoding(content[:4], file)
+    text = decoded(content, file)
+    start = skip_space(text, 0)
+    if text.startswith("[", start):
+        yield from _items(text, start + 1, file)
+    elif start < len(text):
+        value, end = _value(text, start, file)
+        if skip_space(text, end) < len(text):
+            yield from _line_rows(cast(BinaryIO, io.BytesIO(content)), file)
+        elif isinstance(value, dict):
+            yield from _rows_of_object(cast(dict[str, Any], value), file)
+        elif isinstance(value, BadRow):
+            raise InputError(f"{file}: {value.message}")
+        else:
+            raise InputError(f"{file}: contains {_kind(value)} alone; a list of rows, or one in each line, is needed")
+
+
+def _items(text: str, place: int, file: Path) -> Iterator[Any]:
+    """Yield the items of a list one by one; one that is ambiguous is a `BadRow`. Its bracket is before `place`."""
+    place = skip_space(text, place)
+    while not text.startswith("]", place):
+        value, end = _value(text, place, file)
+        yield value
+        place = skip_space(text, end)
+        if text.startswith(",", place):
+            place = skip_space(text, place + 1)
+            if text.startswith("]", place):
+                raise _not_json("Expecting value", text, place, file)
+        elif not text.startswith("]", place):
+            raise _not_json("Expecting ',' delimiter", text, place, file)
+    if skip_space(text, place + 1) < len(text):
+        raise _not_json("Extra data", text, skip_space(text, place + 1), file)
+
+
+def _value(text: str, place: int, file: Path) -> tuple[Any, int]:
+    """Return the JSON value at `place`, or a `BadRow` if it is ambiguous, and where it ends."""
     try:
-        value = json.loads(content.decode("utf-8-sig")) if content.strip() else []
+        try:
+            return parse_json_at(text, place)
+        except InputError as error:
+            return BadRow(one_line(error)), json.JSONDecoder().raw_decode(text, place)[1]
     except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            raise _not_json(error, file, error.lineno) from error
-        value = _line_rows(cast(BinaryIO, io.BytesIO(content)), file)
-    if isinstance(value, dict):
-        value = _rows_of_object(cast(dict[str, Any], value), file)
-    yield from value
+        raise _not_json(error.msg, text, error.pos, file) from error
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, str):
+        return "a string"
+    return json.dumps(value) if value is None or isinstance(value, bool) else "a number"
 
 
 def _rows_of_object(value: dict[str, Any], file: Path) -> list[Any]:
@@ -79,33 +146,39 @@ def _rows_of_object(value: dict[str, Any], file: Path) -> list[Any]:
     return [] if lists else [value]
 
 
-def _not_json(error: json.JSONDecodeError, file: Path, line: int) -> InputError:
-    return InputError(f"{file}: line {line}: not valid JSON ({error.msg}, column {error.colno})")
+def _not_json(problem: str, text: str, place: int, file: Path) -> InputError:
+    error = json.JSONDecodeError(problem, text, place)
+    return InputError(f"{file}: line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})")
 
 
 def _csv_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
     csv.field_size_limit(sys.maxsize)  # a dialogue can exceed the default of 128 KiB
-    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
-        rows = csv.DictReader(text, strict=True)
-        repeated = [name for name, times in Counter(rows.fieldnames or ()).items() if times > 1]
-        if repeated:
-            raise InputError(f"{file}: the header names the column {repeated[0]!r} more than once")
-        for row in rows:
-            if None in row or None in row.values():
-                raise csv.Error("the next row has more or fewer fields than the header")
-            yield row
+    check_encoding(stream.read(4), file)
+    stream.seek(0)
+    try:
+        with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+            rows = csv.DictReader(text, strict=True)
+            repeated = [name for name, times in Counter(rows.fieldnames or ()).items() if times > 1]
+            if repeated:
+                raise InputError(f"{file}: the header names the column {repeated[0]!r} more than once")
+            for row in rows:
+                if None in row or None in row.values():
+                    raise csv.Error("the next row has more or fewer fields than the header")
+                yield row
+    except UnicodeDecodeError as error:  # its place is that in a part of the file
+        raise not_utf8(error, file) from error
 
 
 def _parquet_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
     for batch in parquet.ParquetFile(io.BytesIO(stream.read()) if file.suffix == ".gz" else stream).iter_batches():
-        yield from batch.to_pylist()
+        yield from map(without_nan, batch.to_pylist())
 
 
 def _arrow_rows(stream: BinaryIO, _: Path) -> Iterator[Any]:
     content = stream.read()
     is_file = content.startswith(b"ARROW1")  # Arrow has a file form and a stream form; `datasets` writes streams
     table: pa.Table = ipc.open_file(content).read_all() if is_file else ipc.open_stream(content).read_all()
-    yield from table.to_pylist()
+    yield from map(without_nan, table.to_pylist())
 
 
 OPENERS: dict[str, Opener] = {

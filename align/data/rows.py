@@ -7,10 +7,11 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from align.artifacts import UNHASHED_FILES
-from align.data.file_types import file_rows, known_suffixes, opener_of
+from align.data.file_types import BadRow, file_rows, known_suffixes, opener_of
+from align.data.strict_json import without_nan
 from align.errors import InputError, one_line
 from align.records import Located
 
@@ -19,14 +20,27 @@ Row = Mapping[str, Any]
 DATASET_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of `save_to_disk`
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![A-Za-z0-9])")
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?")
+MAX_COLUMNS_SHOWN = 12  # in an error
+MAX_COLUMN_NAME = 40  # characters of a column's name in an error
 
 
-def read_rows(path: str, *, split: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file, a folder or a Hugging Face dataset (`owner/name` or `owner/name:config`), unchanged."""
-    return (located.record for located in located_rows(path, split=split))
+def read_rows(
+    path: str, *, split: str | None = None, columns: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file, a folder or a Hugging Face dataset (`owner/name` or `owner/name:config`).
+
+    `columns` renames columns, as in `renamed`. Raise `InputError` for a row that cannot be used.
+    """
+    for number, located in enumerate(located_rows(path, split=split)):
+        row = located.record
+        if isinstance(row, BadRow):
+            raise InputError(f"{located.place}: {row.message}")
+        if columns and number == 0:
+            check_columns(row, columns, located.place)
+        yield renamed(row, columns).row if columns else row
 
 
-def located_rows(path: str, *, split: str | None = None) -> Iterator[Located[dict[str, Any]]]:
+def located_rows(path: str, *, split: str | None = None) -> Iterator[Located[dict[str, Any] | BadRow]]:
     """Yield the rows of `path` in order, each with its place. A JSON string becomes a row with a `prompt`.
 
     Raise `InputError` for a path that does not exist, a folder with several splits of which none is named, and
@@ -38,9 +52,10 @@ def located_rows(path: str, *, split: str | None = None) -> Iterator[Located[dic
     for file in _files(Path(path), split):
         num_rows = 0
         try:
-            for num_rows, row in enumerate(file_rows(file), start=1):
-                place = f"{file}: row {num_rows}"
-                yield Located(_as_row(row, place), place)
+            for num_rows, value in enumerate(file_rows(file), start=1):
+                row = _as_row(value)
+                line = row.line if isinstance(row, BadRow) else None
+                yield Located(row, f"{file}: row {num_rows}" if line is None else f"{file}: line {line}")
         except InputError:
             raise
         except _read_errors() as error:
@@ -54,7 +69,38 @@ def hub_dataset(path: str) -> re.Match[str] | None:
     return HUB_ID.fullmatch(path)
 
 
-def hub_rows(name: str, *, config: str | None, split: str | None) -> Iterator[Located[dict[str, Any]]]:
+class Renamed(NamedTuple):
+    """A row with the names of the format, and what its new names have replaced."""
+
+    row: dict[str, Any]
+    replaced: dict[str, Any]
+
+
+def renamed(row: Row, columns: Mapping[str, str]) -> Renamed:
+    """Return the row with columns renamed: new name -> name in the file, where the row has it."""
+    new = {name: row[column] for name, column in columns.items() if column in row}
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    replaced = {name: others.pop(name) for name in new if name in others}
+    return Renamed({**others, **new}, replaced)
+
+
+def check_columns(row: Row, columns: Mapping[str, str], place: str) -> None:
+    """Raise `InputError` if the row lacks a column that is to be renamed."""
+    for name, column in columns.items():
+        if column not in row:
+            raise InputError(f"{place}: columns.{name} names {column!r}, and the row has {describe_columns(row)}")
+
+
+def describe_columns(row: Row) -> str:
+    """Return the names of a row's columns, for an error."""
+    names = [
+        name if len(name) <= MAX_COLUMN_NAME else f"{name[: MAX_COLUMN_NAME - 3]}..." for name in map(one_line, row)
+    ]
+    more = len(names) - MAX_COLUMNS_SHOWN
+    return f"the columns {', '.join(names[:MAX_COLUMNS_SHOWN])}" + (f" and {more} more" if more > 0 else "")
+
+
+def hub_rows(name: str, *, config: str | None, split: str | None) -> Iterator[Located[dict[str, Any] | BadRow]]:
     """Yield the rows of a dataset as `datasets.load_dataset` returns it. Code in its repository is not run."""
     from datasets import Dataset, load_dataset  # noqa: PLC0415 - seconds to import, and only hub ids need it
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
@@ -69,7 +115,7 @@ def hub_rows(name: str, *, config: str | None, split: str | None) -> Iterator[Lo
     if len(splits) != 1:
         raise InputError(f"{name}: name one of its splits: {', '.join(splits)}")
     for number, row in enumerate(next(iter(splits.values())), start=1):
-        yield Located(dict(row), f"{name}: row {number}")
+        yield Located(without_nan(dict(row)), f"{name}: row {number}")
 
 
 def _read_errors() -> tuple[type[Exception], ...]:
@@ -108,9 +154,9 @@ def _is_data(file: Path, folder: Path) -> bool:
     return file.is_file() and not is_hidden and not is_excluded and opener_of(file) is not None
 
 
-def _as_row(value: Any, place: str) -> dict[str, Any]:  # noqa: ANN401 - any JSON type
+def _as_row(value: Any) -> dict[str, Any] | BadRow:  # noqa: ANN401 - any JSON type
     if isinstance(value, str):
         return {"prompt": value}
-    if not isinstance(value, dict):
-        raise InputError(f"{place} is of type {type(value).__name__}; a row must be an object with named columns")
-    return cast(dict[str, Any], value)
+    if not isinstance(value, dict | BadRow):
+        return BadRow(f"the row is of type {type(value).__name__}; it must be an object with named columns")
+    return cast("dict[str, Any] | BadRow", value)

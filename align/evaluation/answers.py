@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from align.inference.settings import SamplingSettings
 from align.records import Prompt
 
 ID_COLUMNS = ("key", "task_id")  # identify the row that a response answers
-RESPONSE_COLUMNS = ("response", "completion", "output")
+RESPONSE_COLUMNS = ("response", "completion", "solution", "output")
+EVALPLUS = re.compile(r"mbpp/(?=\d+$)", re.IGNORECASE)  # EvalPlus writes Mbpp/2 for MBPP's task 2; Liu et al. 2023
 
 
 class Dialogue(NamedTuple):
@@ -107,8 +109,9 @@ def _sample(
 def answers_from_file(rows: Sequence[Row], next_turn: NextTurn, path: str) -> list[Answer]:
     """Return every response in a file with the index of the row that it answers.
 
-    The row is identified by `key` or `task_id`, its index if the data has neither, or by the prompt if the response
-    has neither. Raises `InputError` for a response without text, or that matches no or several rows.
+    The row is identified by `key` or `task_id` (for MBPP also in EvalPlus's form), by its index if the data has
+    neither, or by the prompt if the response has neither. Raises `InputError` for a response without text, or that
+    matches no or several rows.
     """
     by_id: dict[str, list[int]] = defaultdict(list)
     by_prompt: dict[str, list[int]] = defaultdict(list)
@@ -154,7 +157,8 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _id_of(row: Row) -> str | None:
-    return next((str(row[name]) for name in ID_COLUMNS if row.get(name) is not None), None)
+    row_id = next((str(row[name]) for name in ID_COLUMNS if row.get(name) is not None), None)
+    return None if row_id is None else EVALPLUS.sub("", row_id)
 
 
 def _response_of(row: Row) -> str | None:

@@ -25,7 +25,7 @@ R = TypeVar("R")
 Row = Mapping[str, Any]
 Parts = Mapping[str, tuple[float, float]]  # metric -> (sum, count), of one response or one row
 # The options that decide how rows are read
-ROW_OPTIONS = frozenset({"limit", "rows.format", "rows.split", "rows.on_error", "rows.seed"})
+ROW_OPTIONS = frozenset({"limit", "rows.format", "rows.columns", "rows.split", "rows.on_error", "rows.seed"})
 
 
 # next_turn(row, responses so far): the dialogue that the policy continues next; None after the last turn

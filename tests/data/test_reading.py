@@ -37,6 +37,7 @@ def test_records_keep_the_place_of_their_first_row(lines):
         ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2, "score_rejected": 1, "margin": 1}, set()),
         ({"prompt": "a", "response": "b", "helpfulness": 3, "verbosity": 1, "split": "train"}, {"split"}),
         ({"input": "a", "output_A": "b", "output_B": "c", "parsed_result": {"x": {"preference": "A"}}}, set()),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2}, {"score_chosen"}),
     ],
 )
 def test_unused_columns_are_counted(lines, row, unused):
@@ -49,7 +50,10 @@ def test_dropped_rows_are_counted_by_reason(lines):
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     path = lines(good, {**good, "chosen": ""}, {**good, "rejected": " "}, {"prompt": "a"}, good)
     found = read(path, on_error="skip")
-    needs = "preference needs chosen rejected or chosen_messages rejected_messages, and the row has the columns prompt"
+    needs = (
+        "preference needs chosen and rejected, or chosen_messages and rejected_messages, or chosen_response and "
+        "rejected_response, and the row has the columns prompt"
+    )
     assert (len(found.records), found.num_rows, found.dropped) == (2, 5, {"a response is empty": 2, needs: 1})
     with pytest.raises(InputError, match="row 2: a response is empty"):
         read(path)
@@ -76,8 +80,8 @@ def test_a_limit_stops_reading(lines):
     [
         ({"format": "alpacca"}, "no format is called 'alpacca'; did you mean 'alpaca'?"),
         (
-            {"format": "alpaca"},
-            "row 1: alpaca needs instruction output or instruction response, and the row has the columns prompt",
+            {"format": "question_answer"},
+            "question_answer needs question and answer, or problem and solution, and the row has the columns prompt",
         ),
         ({"format": "json:loads"}, "reader 'json:loads' is of type function; a Reader is needed"),
         ({"on_error": "skpi"}, "on_error is 'skpi'; did you mean 'skip'?"),
@@ -106,3 +110,29 @@ def test_a_custom_reader_is_imported_by_dotted_path(lines, tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     assert read(lines({"q": "ask"}), format="their_format:reader").records == [Prompt(talk("ask"))]
     del sys.modules["their_format"]
+
+
+BAD_LINES = {
+    "not valid JSON (Unterminated string starting at, column 12)": '{"prompt": "a',
+    "the key 'prompt' occurs twice in one object": '{"prompt": "a", "prompt": "b"}',
+    "score is nan, which JSON lacks; write null for a missing one": '{"prompt": "a", "score": NaN}',
+    "the row is of type int; it must be an object with named columns": "3",
+    "nested too deeply": "[" * 100_000,
+    "id contains '\\udfff', an unpaired surrogate; write the whole character or remove it": '{"id": "\\udfff"}',
+}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_lines_that_are_no_rows_are_an_error_or_dropped_and_counted(tmp_path, place):
+    good = '{"prompt": "a"}'
+    bad = [*BAD_LINES.values()]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*bad, good] if place == 0 else [good, *bad]))
+    found = read(str(path), on_error="skip")
+    assert (found.format, len(found.records), found.num_rows) == ("prompt", 1, 1 + len(bad))
+    assert found.dropped == dict.fromkeys(BAD_LINES, 1)
+    with pytest.raises(InputError, match=f"rows.jsonl: line {place + 1}: not valid JSON"):
+        read(str(path))
+    path.write_text("\n".join(bad[1:2]))
+    with pytest.raises(InputError, match="none of the 1 rows can be read: the key 'prompt' occurs twice"):
+        read(str(path), on_error="skip")

@@ -119,7 +119,25 @@ BROKEN = {
     "plain.jsonl.gz": (as_lines(ROWS), "cannot be read after row 0: Not a gzipped file"),
     "cut.parquet": (as_parquet(ROWS)[:-40], "cannot be read after row 0"),
     "cut.arrow": (as_arrow(ROWS, ipc.new_stream)[:100], "cannot be read after row 0"),
-    "latin.jsonl": ('{"prompt": "ä"}'.encode("latin-1"), "cannot be read after row 0: 'utf-8' codec"),
+    "latin.jsonl": ('{"a": 1}\n{"prompt": "ä"}'.encode("latin-1"), "line 2: byte 0xe4 is not UTF-8; Western text is"),
+    "latin.json": ('[{"a": 1},\n{"prompt": "ä"}]'.encode("latin-1"), "line 2: byte 0xe4 is not UTF-8; Western text is"),
+    "latin.csv": ("prompt\nä ü\n".encode("latin-1"), "byte 0xe4 is not UTF-8; Western text is probably in Latin-1"),
+    "windows.jsonl": (
+        b'{"prompt": "\x93hi\x94"}',
+        "line 1: byte 0x93 is not UTF-8; Western text is probably in Latin-1",
+    ),
+    "latin.jsonl.gz": (gzip.compress('{"prompt": "ä"}'.encode("latin-1")), "line 1: byte 0xe4 is not UTF-8"),
+    "cut_character.jsonl": ('{"prompt": "ä'.encode()[:-1], "line 1: ends inside a character"),
+    "utf16.jsonl": (
+        as_lines(ROWS).decode().encode("utf-16"),
+        "is encoded in UTF-16, and UTF-8 is needed: iconv -f UTF-16",
+    ),
+    "utf16.json": (json.dumps(ROWS).encode("utf-16"), "is encoded in UTF-16, and UTF-8 is needed: iconv -f UTF-16"),
+    "utf16.csv": (as_csv(ROWS).decode().encode("utf-16"), "is encoded in UTF-16, and UTF-8 is needed: iconv -f UTF-16"),
+    "utf16le.jsonl": (as_lines(ROWS).decode().encode("utf-16-le"), "is encoded in UTF-16LE, and UTF-8 is needed"),
+    "utf16be.json": (json.dumps(ROWS).encode("utf-16-be"), "is encoded in UTF-16BE, and UTF-8 is needed"),
+    "utf32.jsonl": (as_lines(ROWS).decode().encode("utf-32"), "is encoded in UTF-32, and UTF-8 is needed"),
+    "utf16.jsonl.gz": (gzip.compress(as_lines(ROWS).decode().encode("utf-16")), "is encoded in UTF-16, and UTF-8"),
     "ragged.csv": (b"a,b\n1,2\n1,2,3\n", "cannot be read after row 1: the next row has more or fewer fields"),
     "short.csv": (b"a,b\n1\n", "cannot be read after row 0: the next row has more or fewer fields"),
     "open_quote.csv": (b'a,b\n1,"2\n', "cannot be read after row 0: unexpected end of data"),
@@ -128,8 +146,30 @@ BROKEN = {
         b'{"data": [{"a": 1}], "examples": [{"a": 2}]}',
         "contains several lists of rows, data and examples",
     ),
-    "numbers.jsonl": (b'{"a": 1}\n3\n', "row 2 is of type int; a row must be an object with named columns"),
-    "digits.jsonl": (b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", "cannot be read after row 1: Exceeds the limit"),
+    "numbers.jsonl": (b'{"a": 1}\n3\n', "row 2: the row is of type int; it must be an object with named columns"),
+    "digits.jsonl": (b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", "line 2: a number has too many digits"),
+    "number.json": (b"3", "contains a number alone; a list of rows, or one in each line, is needed"),
+    "text.json": (b'"abc"', "contains a string alone; a list of rows"),
+    "null.json": (b"null", "contains null alone; a list of rows"),
+    "true.json": (b" true ", "contains true alone; a list of rows"),
+    "numbers.json": (b"[1, 2]", "row 1: the row is of type int"),
+    "comma.json": (b'[{"a": 1},]', "line 1: not valid JSON (Expecting value, column 11)"),
+    "two_lists.json": (b"[]\n[]", "line 2: not valid JSON (Extra data, column 1)"),
+    "no_comma.json": (b'[{"a": 1} {"a": 2}]', "line 1: not valid JSON (Expecting ',' delimiter, column 11)"),
+    "twice.jsonl": (b'{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}', "line 2: the key 'c' occurs twice in one object"),
+    "twice.json": (b'[{"a": 1}, {"a": 1, "a": 1}]', "row 2: the key 'a' occurs twice in one object"),
+    "twice_in_data.json": (b'{"data": [{"a": 1, "a": 1}]}', "the key 'a' occurs twice in one object"),
+    "twice_lines.json": (b'{"a": 1, "a": 2}\n{"a": 1}', "line 1: the key 'a' occurs twice in one object"),
+    "nan.jsonl": (
+        b'{"a": 1}\n{"a": {"b": [NaN]}}',
+        "line 2: a.b.0 is nan, which JSON lacks; write null for a missing one",
+    ),
+    "infinity.json": (b'[{"a": -Infinity}]', "row 1: a is -inf, which JSON lacks"),
+    "surrogate.jsonl": (b'{"id": ["\\ud800"]}', "line 1: id.0 contains '\\ud800', an unpaired surrogate"),
+    "low_surrogate.json": (b'[{"a": 1}, {"id": "\\uDC00 x"}]', "row 2: id contains '\\udc00', an unpaired surrogate"),
+    "surrogate_key.jsonl": (b'{"\\ud800": 1}', "line 1: a key contains '\\ud800', an unpaired surrogate"),
+    "surrogate_text.jsonl": (b'"\\ud800"', "line 1: the text contains '\\ud800', an unpaired surrogate"),
+    "deep.jsonl": (b"[" * 100_000, "line 1: nested too deeply"),
     "deep.json": (b"[" * 100_000, "cannot be read after row 0"),
     "model.bin": (b"\0\1", "not a data file; those end in .json, .jsonl, .csv, .parquet, .arrow, each also with .gz"),
 }
@@ -142,6 +182,31 @@ def test_broken_files_are_rejected_with_the_place(tmp_path, name):
     with pytest.raises(InputError) as caught:
         list(read_rows(str(tmp_path / name)))
     assert f"{name}: {message}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pairs_of_surrogates_and_escaped_backslashes_are_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(rb'{"prompt": "\ud83d\ude00 \\ud800"}' + b"\n")
+    assert list(read_rows(str(tmp_path / "a.jsonl"))) == [{"prompt": "\U0001f600 \\ud800"}]
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_nan_is_a_missing_number_in_files_that_pandas_writes(tmp_path, name):
+    rows = [{"a": 1.5, "b": {"c": [float("nan"), 2.0]}}, {"a": float("nan"), "b": {"c": []}}]
+    content = as_parquet(rows) if name.endswith("parquet") else as_arrow(rows, ipc.new_file)
+    (tmp_path / name).write_bytes(content)
+    assert list(read_rows(str(tmp_path / name))) == [{"a": 1.5, "b": {"c": [None, 2.0]}}, {"a": None, "b": {"c": []}}]
+
+
+def test_a_list_of_rows_gives_the_same_rows_however_it_is_spaced(tmp_path):
+    for text in (
+        '[{"a":1},{"b":"]"}]',
+        ' [\n{"a": 1} ,\r\n\t{"b": "]"}\n]\n',
+        json.dumps([{"a": 1}, {"b": "]"}], indent=4),
+    ):
+        (tmp_path / "a.json").write_text(text)
+        assert list(read_rows(str(tmp_path / "a.json"))) == [{"a": 1}, {"b": "]"}]
+    (tmp_path / "a.json").write_text(" [ ] ")
+    assert list(read_rows(str(tmp_path / "a.json"))) == []
 
 
 def test_a_missing_path_is_named(tmp_path):

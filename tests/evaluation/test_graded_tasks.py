@@ -5,6 +5,7 @@ import pytest
 
 from align.data.rows import read_rows
 from align.errors import InputError
+from align.evaluation.answers import answers_from_file
 from align.evaluation.sampled_task import SampledTask
 from align.evaluation.task import Answer
 from align.evaluation.tasks import TASKS
@@ -94,6 +95,23 @@ def test_pass_at_k_is_reported_up_to_the_fewest_samples_of_a_problem():
     answers = [(0, wrong)] * 9 + [(0, right)]
     found = scores("humaneval", answers, graded("humaneval", [HUMANEVAL], answers))
     assert {name: one.value for name, one in found.items()} == {"pass@1": pytest.approx(0.1), "pass@10": 1.0}
+
+
+@pytest.mark.parametrize("ids", [("Mbpp/3", "Mbpp/13"), ("MBPP/3", "mbpp/13"), (3, 13), ("3", "13")])
+@pytest.mark.parametrize("data_ids", [(3, 13), ("Mbpp/3", "Mbpp/13")])
+@pytest.mark.parametrize("column", ["solution", "completion"])
+def test_responses_of_evalplus_match_the_rows_of_mbpp(tmp_path, ids, data_ids, column):
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps({"task_id": each, column: f"pass  # {each}"}) + "\n" for each in reversed(ids)))
+    rows = [{**CODE, "task_id": each} for each in data_ids]
+    answers = answers_from_file(rows, TASKS["mbpp"].next_turn, str(path))
+    assert [(answer.row, answer.response) for answer in answers] == [(1, f"pass  # {ids[1]}"), (0, f"pass  # {ids[0]}")]
+
+
+def test_ids_of_humaneval_stay_as_they_are(tmp_path):
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"task_id": "0", "completion": "pass"}))
+    with pytest.raises(InputError, match="'0' matches 0 rows"):
+        answers_from_file([HUMANEVAL], TASKS["humaneval"].next_turn, str(tmp_path / "samples.jsonl"))
 
 
 def test_a_row_without_a_required_column_is_rejected():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -71,13 +72,16 @@ def as_object(value: Any, name: str) -> Row:  # noqa: ANN401 - a cell of any typ
 
 
 def as_number(value: Any, name: str) -> float | None:  # noqa: ANN401 - a cell of any type
-    """Return a number, also one that is written as text, or None for a missing one."""
+    """Return a finite number, also one that is written as text, or None for a missing one."""
     if value in MISSING:
         return None
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} is {shortened(value)}; a number is needed") from error
+    if not math.isfinite(number):
+        raise InputError(f"{name} is {number}; a finite number is needed; omit a missing one")
+    return number
 
 
 def as_finish(item: Mapping[str, Any]) -> str | None:

@@ -16,10 +16,10 @@ from align.records import Demonstration, Prompt, Record
 DIALOGUE_COLUMNS = ("messages", "conversations", "conversation", "conversation_json")
 ANSWER_COLUMNS = {  # column of the request -> columns of the answer to it
     "prompt": ("completion", "response", "output", "code"),
-    "instruction": ("output", "response"),
+    "instruction": ("output", "response", "generation"),
     "input": ("output",),
-    "question": ("answer",),
-    "problem": ("solution",),
+    "question": ("generated_solution", "answer"),
+    "problem": ("generated_solution", "solution"),
     "query": ("response",),
     "text": ("code",),
 }

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from align.data.readers.cells import as_list, as_number, as_object, as_text, metadata_of, shortened
+from align.data.readers.cells import as_list, as_number, as_text, metadata_of, shortened
 from align.data.readers.prompts import SYSTEM_COLUMNS, RowPrompt, row_prompt, split_answer, with_system
 from align.data.rows import Row
 from align.errors import InputError
 from align.records import Comparison, Record, Response
 
-PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages"))
+PAIRS = (  # columns of the better and of the worse answer
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("chosen_messages", "rejected_messages"),
+    ("completion_a", "completion_b"),  # Peng et al. 2023 (GPT-4-LLM)
+    ("good_edited_response", "bad_edited_response"),  # Wang et al. 2025 (HelpSteer3)
+    ("edited_response", "original_response"),
+)
 PAIR_REWARDS = tuple(
     (form.format(side="chosen", kind=kind), form.format(side="rejected", kind=kind))
     for kind in ("reward", "score", "rating")
@@ -18,6 +25,7 @@ PAIR_REWARDS = tuple(
 )
 REWARD_COLUMNS = frozenset({"margin", *(name for names in PAIR_REWARDS for name in names)})
 LABELS = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}
+LIKED_COLUMNS = ("messages", "conversations", "completion", "output", "generated_solution")
 LIKED = "liked"  # key of the metadata: whether a single response was liked
 
 
@@ -39,9 +47,14 @@ def preference(row: Row) -> Iterator[Record]:
 
 
 def pair_rewards(row: Row) -> tuple[float | None, float | None]:
-    """Return the rewards of the chosen and the rejected answer, from the row's columns or its metadata."""
+    """Return the rewards of the chosen and the rejected answer, from the row's columns or its metadata.
+
+    A column without its counterpart holds no reward.
+    """
     values = metadata_of(row, ())
     for names in PAIR_REWARDS:
+        if not set(names) <= values.keys():
+            continue
         chosen, rejected = (as_number(values.get(name), name) for name in names)
         if chosen is not None or rejected is not None:
             return chosen, rejected
@@ -49,29 +62,39 @@ def pair_rewards(row: Row) -> tuple[float | None, float | None]:
     return margin, None if margin is None else 0.0
 
 
+def lone_rewards(row: Row) -> set[str]:
+    """Return the columns that look like the reward of one answer and have no counterpart for the other."""
+    return {name for names in PAIR_REWARDS for name in names if name in row and not set(names) <= row.keys()}
+
+
+def best_of(row: Row) -> Iterator[Record]:
+    """Yield the right answers, then the wrong ones, with rewards 1 and 0; Malik et al. 2025 (RewardBench 2).
+
+    A single right answer is the chosen one.
+    """
+    right, wrong = ([as_text(answer, name) for answer in as_list(row[name], name)] for name in ("chosen", "rejected"))
+    prompt = row_prompt(row)
+    rewards = [1.0] * len(right) + [0.0] * len(wrong)
+    responses = tuple(map(Response, (*right, *wrong), rewards))
+    metadata = metadata_of(row, {*prompt.columns, "chosen", "rejected"})
+    yield Comparison(prompt.messages, responses, 0 if len(right) == 1 else None, metadata)
+
+
+def has_lists_of_answers(row: Row) -> bool:
+    """Return whether the chosen and the rejected answers are lists of texts, not dialogues."""
+    return all(isinstance(row[name], list) and all(isinstance(each, str) for each in row[name]) for name in PAIRS[0])
+
+
 def unpaired(row: Row) -> Iterator[Record]:
     """Yield one answer that was liked (reward 1) or not (reward 0); Ethayarajh et al. 2024 (KTO)."""
-    label = "label" if "label" in row else "kto_tag"
+    label = next(name for name in ("label", "kto_tag", "is_correct") if name in row)
     reward = LABELS.get(str(row[label]).lower())
     if reward is None:
         raise InputError(f"{label} is {shortened(row[label])}; true or false is needed")
-    column = next(name for name in ("messages", "conversations", "completion", "output") if name in row)
+    column = next(name for name in LIKED_COLUMNS if name in row)
     is_dialogue = column in ("messages", "conversations")
     prompt = RowPrompt(with_system(row, ()), SYSTEM_COLUMNS) if is_dialogue else row_prompt(row)
     value = as_list(row[column], column) if is_dialogue else row[column]
     before, content = split_answer(prompt.messages, value, column)
     metadata = {**metadata_of(row, {*prompt.columns, column, label}), LIKED: bool(reward)}
     yield Comparison(before, (Response(content, reward),), None, metadata)
-
-
-def judged_pair(row: Row) -> Iterator[Record]:
-    """Yield two responses, of which a judge preferred one in most aspects."""
-    aspects = as_object(row["parsed_result"], "parsed_result").values()
-    verdicts = [as_object(aspect, "a verdict").get("preference") for aspect in aspects]
-    wins = [verdicts.count(side) for side in ("A", "B")]
-    if wins[0] == wins[1]:
-        raise InputError("the judge prefers neither response")
-    texts = [as_text(row[name], name) for name in ("output_A", "output_B")]
-    prompt = row_prompt(row, ("input",))
-    metadata = metadata_of(row, {*prompt.columns, "output_A", "output_B"})
-    yield Comparison(prompt.messages, tuple(map(Response, texts)), int(wins[1] > wins[0]), metadata)

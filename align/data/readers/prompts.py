@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ from align.records import Message, Prompt, Record
 
 PROMPT_COLUMNS = (
     *("prompt", "conversations", "context_messages", "raw_text"),
-    *("instruction", "question", "query", "problem", "input", "context"),
+    *("instruction", "question", "query", "problem", "user_input", "input", "context"),
 )
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_instruction")
 MATERIAL_COLUMNS = ("input", "context")  # what an instruction or a question refers to
 HALVES_OF_A_PAIR = ("chosen", "rejected", "chosen_response", "rejected_response")
+NUMBERED_RESPONSE = re.compile(r"(response|completion|output|generation|reply|conversation)[ _-]?(\d+|[a-d])", re.I)
 
 
 class RowPrompt(NamedTuple):
@@ -86,6 +88,11 @@ def check_not_half_a_pair(row: Row) -> None:
     half = next((name for name in HALVES_OF_A_PAIR if name in row), None)
     if half:
         raise InputError(f"the row has {half} without its counterpart; a pair needs both columns")
+
+
+def has_no_responses(row: Row) -> bool:
+    """Return whether no column is one of several responses, which a bare prompt would lose."""
+    return not any(row[name] and NUMBERED_RESPONSE.fullmatch(name) for name in row)
 
 
 def prompt_only(row: Row) -> Iterator[Record]:

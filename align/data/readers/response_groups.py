@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from align.data.readers.cells import (
+    FINISH_KEYS,
     as_finish,
     as_list,
     as_number,
@@ -21,11 +22,15 @@ from align.data.rows import Row
 from align.errors import InputError
 from align.records import Comparison, Record, Response
 
-GROUP_COLUMNS = ("responses", "completions", "inferences")
-CONTENT_KEYS = ("content", "completion", "response", "output")
-REWARD_KEYS = ("reward", "overall_score", "fine-grained_score", "score", "preference", "pass_rate")
-ATTRIBUTE_KEYS = ("attributes", "annotations")
-MODEL_KEYS = ("model", "generator", "model_name", "sampling_config")
+GROUP_COLUMNS = ("responses", "completions", "inferences", "answers", "responses_and_scores")
+CONTENT_KEYS = ("content", "completion", "response", "output", "answer")
+REWARD_KEYS = ("reward", "overall_score", "fine-grained_score", "score", "rating", "preference", "pass_rate")
+ATTRIBUTE_KEYS = ("attributes", "annotations", "ratings")
+MODEL_KEYS = ("model", "generator", "model_name", "source", "sampling_config")
+RATING_COLUMNS = ("ratings", "rating")  # of distilabel
+GENERATOR_COLUMNS = ("generation_models", "model_names", "generation_model")
+READ_KEYS = (CONTENT_KEYS, REWARD_KEYS, ATTRIBUTE_KEYS, MODEL_KEYS)  # of each, the first that a response has is read
+EMPTY = (None, "", [], {})
 
 
 class EmptyResponses(InputError):
@@ -59,6 +64,54 @@ def group(row: Row) -> Iterator[Record]:
         yield Comparison(prompt.messages, tuple(map(as_response, items)), chosen, metadata)
     else:
         raise EmptyResponses(Comparison(prompt.messages, tuple(map(as_response, filled)), None, metadata))
+
+
+def unread_fields(row: Row) -> set[str]:
+    """Return the fields of a group's responses that are not read, as in `completions.critique`."""
+    column = next((name for name in GROUP_COLUMNS if name in row), "")
+    value = row.get(column)
+    items = (
+        [cast(Row, item) for item in cast(list[Any], value) if isinstance(item, Mapping)]
+        if isinstance(value, list)
+        else []
+    )
+    return {
+        f"{column}.{key}" for item in items for key in item if item[key] not in EMPTY and key not in _read_keys(item)
+    }
+
+
+def _read_keys(item: Row) -> set[str]:
+    keys = {next((key for key in keys if item.get(key) is not None), "") for keys in READ_KEYS}
+    return {*keys, *FINISH_KEYS, "rank"}
+
+
+def has_answer_objects(row: Row) -> bool:
+    """Return whether the answers are ranked responses, not the right answers to a question."""
+    answers = row["answers"]
+    return isinstance(answers, list) and all(isinstance(each, Mapping) and "answer" in each for each in answers or [0])
+
+
+def distilabel(row: Row) -> Iterator[Record]:
+    """Yield the generations of distilabel's tasks, with the ratings and models that are lists beside them."""
+    generations = as_list(row["generations"], "generations")
+    ratings, models = (_beside(row, names, len(generations)) for names in (RATING_COLUMNS, GENERATOR_COLUMNS))
+    items = [
+        {"content": text, "reward": rating, "model": model}
+        for text, rating, model in zip(generations, ratings, models, strict=True)
+    ]
+    used = {"generations", *RATING_COLUMNS, *GENERATOR_COLUMNS}
+    yield from group({**{name: row[name] for name in row if name not in used}, "responses": items})
+
+
+def _beside(row: Row, columns: Sequence[str], length: int) -> list[Any]:
+    """Return the list in the first of the columns that the row has, or as many None."""
+    column = next((name for name in columns if row.get(name) is not None), None)
+    if column is None:
+        return [None] * length
+    values = as_list(row[column], column)
+    if len(values) != length:
+        raise InputError(f"{column} has {len(values)} items, and generations has {length}")
+    return values
 
 
 def sampling_report(row: Row) -> Iterator[Record]:

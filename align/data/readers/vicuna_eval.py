@@ -17,33 +17,47 @@ ANSWER_IDS = ("answer1_id", "answer2_id")
 def reviewed_answers(rows: Iterable[Located[Row]]) -> Iterator[Located[Row]]:
     """Yield a native row per question, with its answers as responses; a reward is the mean of an answer's scores."""
     questions: dict[str, Located[Row]] = {}
-    answers: list[Located[Row]] = []
-    scores: dict[str, list[float]] = {}
+    answers: dict[str, Located[Row]] = {}
+    reviews: dict[str, Located[Row]] = {}
     place = ""
     for located in rows:
-        row, place = located.record, located.place
-        if "answer1_id" in row:
-            with at_place(place):
-                _add_scores(row, scores)
-        elif "answer_id" in row:
-            answers.append(located)
+        place = located.place
+        if "answer1_id" in located.record:
+            _add(located, "review_id", reviews)
+        elif "answer_id" in located.record:
+            _add(located, "answer_id", answers)
         else:
-            questions[str(row["question_id"])] = located
+            _add(located, "question_id", questions)
     if not questions:
         raise InputError(f"{place}: no row is a question; name the folder with questions, answers and reviews")
+    scores: dict[str, list[float]] = {}
+    for located in reviews.values():
+        with at_place(located.place):
+            _add_scores(located.record, scores)
     responses: dict[str, list[Row]] = {}
-    for located in answers:
+    for located in answers.values():
         row = located.record
         if str(row["question_id"]) not in questions:
             raise InputError(f"{located.place}: no question has the id {shortened(row['question_id'])}")
-        reviews = scores.get(str(row["answer_id"]))
-        reward = mean(reviews) if reviews else None
+        marks = scores.get(str(row["answer_id"]))
+        reward = mean(marks) if marks else None
         response = {"content": row["text"], "model": row.get("model"), "reward": reward}
         responses.setdefault(str(row["question_id"]), []).append(response)
     for question, located in questions.items():
         answered = {"responses": responses[question]} if question in responses else {}
         native = {"prompt": located.record["text"], "metadata": metadata_of(located.record, {"text"}), **answered}
         yield replace(located, record=native)
+
+
+def _add(located: Located[Row], column: str, known: dict[str, Located[Row]]) -> None:
+    """Add a row under its id. Raise `InputError` for an id that another row has; a review can be without one."""
+    key = str(located.record.get(column, located.place))
+    if key in known:
+        raise InputError(
+            f"{located.place}: {column} {shortened(located.record[column])} is also that of {known[key].place}; "
+            "ids must differ; to read each row as a prompt, set `columns: {prompt: text}`"
+        )
+    known[key] = located
 
 
 def _add_scores(review: Row, scores: dict[str, list[float]]) -> None:

@@ -23,6 +23,7 @@ from align.synth.constraints import constrain
 from align.synth.scored_groups import prompt_of
 from align.synth.settings import ConstraintSettings
 
+COLUMNS = "Columns with other names than the format's: `{prompt: question}` reads the column `question` as `prompt`."
 Overlong = Literal["drop", "cut_prompt", "cut_response", "error"]
 
 
@@ -35,6 +36,7 @@ class SourceSettings(Settings):
     format: str = Field(
         default="auto", description="Name of a row format, or module:name of your own reader; auto detects by column."
     )
+    columns: dict[str, str] = Field(default_factory=dict[str, str], description=COLUMNS)
     split: str | None = Field(default=None, description="Split of a folder or dataset, or of procedural rows.")
     skip: int = Field(default=0, ge=0, description="Rows to skip first.")
     limit: int | None = Field(default=None, ge=1, description="Rows to read after those; all by default.")
@@ -83,13 +85,15 @@ def check_source(source: SourceSettings) -> None:
             find_reader(source.format)
     without_effect = {
         "format": source.is_procedural and "procedural rows are not read from a file",
+        "columns": source.is_procedural and "procedural rows are not read from a file",
         "responses": not source.is_procedural and f"it is only for {PROCEDURAL}KIND",
         "seed": not source.is_procedural
         and source.constraints is None
         and f"it is only for {PROCEDURAL}KIND or constraints",
     }
     for key, reason in without_effect.items():
-        value, default = getattr(source, key), SourceSettings.model_fields[key].default
+        value = getattr(source, key)
+        default = SourceSettings.model_fields[key].get_default(call_default_factory=True)
         if reason and value != default:
             raise InputError(f"{value!r} has no effect on {source.path}: {reason}; leave it at {default!r}", (key,))
 
@@ -105,7 +109,14 @@ def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream
     if source.is_procedural:
         found = _generated(source, last, kind, seed)
     else:
-        found = stream(source.path, format=source.format, split=source.split, limit=last, on_error=source.on_error)
+        found = stream(
+            source.path,
+            format=source.format,
+            split=source.split,
+            limit=last,
+            on_error=source.on_error,
+            columns=source.columns,
+        )
     return replace(found, records=_after_skipped(found, source)) if source.skip else found
 
 

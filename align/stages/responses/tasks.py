@@ -95,7 +95,13 @@ def open_task_rows(task: Task, source: SourceSettings) -> None:
             pass
         return
     with within("path"):
-        rows = list(islice(read_rows(source.path, split=source.split), source.skip, source.skip + FIRST_ROWS))
+        rows = list(
+            islice(
+                read_rows(source.path, split=source.split, columns=source.columns),
+                source.skip,
+                source.skip + FIRST_ROWS,
+            )
+        )
         if not rows:
             raise InputError(f"{source.path}: no rows")
         task.check_rows(rows, source.path, skipped=source.skip)
@@ -114,7 +120,7 @@ def task_rows(task: Task, source: SourceSettings, *, seed: int, counts: Counter[
         rows: list[Row] = [{**prompt.metadata, "prompt": prompt.messages[-1].content} for prompt in found]
     else:
         last = None if source.limit is None else source.skip + source.limit
-        rows = list(islice(read_rows(source.path, split=source.split), source.skip, last))
+        rows = list(islice(read_rows(source.path, split=source.split, columns=source.columns), source.skip, last))
     if not rows:
         raise InputError(f"{source.path}: no rows")
     task.check_rows(rows, source.path, skipped=source.skip)
