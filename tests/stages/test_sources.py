@@ -251,7 +251,7 @@ IMITATED = {
     "one answer that is ranked": (
         [{"prompt": "say it", "completions": [{"text": "a", "content": "b", "rank": 0}]}],
         ["b"],
-        {},
+        {"unused column:completions.text": 1},
     ),
     "answers that nobody has compared": (
         [of(None, None), of(0.5, 0.5), of(0.0, 0.0, 0.0), of(0.1, 0.3, 0.2)],
