@@ -265,16 +265,17 @@ PUBLIC = {
         {"source"},
     ),
     "distilabel-intel-orca-dpo-pairs": Public(
-        "preference",
+        "distilabel_pairs",
         [
             {
                 "system": "s",
                 "input": "ask",
                 "chosen": "a",
                 "rejected": "b",
-                "generations": ["a", "b"],
-                "rating": [9.0, 7.0],
-                "status": "unchanged",
+                "generations": ["b", "a"],
+                "order": ["rejected", "chosen"],
+                "rating": [7.0, 9.0],
+                "status": "swapped",
                 "chosen_score": 9.0,
             }
         ],
@@ -284,15 +285,11 @@ PUBLIC = {
                 "b",
                 0,
                 prompt=("=s", "ask"),
-                metadata={
-                    "generations": ["a", "b"],
-                    "rating": [9.0, 7.0],
-                    "status": "unchanged",
-                    "chosen_score": 9.0,
-                },
+                rewards=(9.0, 7.0),
+                metadata={"order": ["rejected", "chosen"], "status": "swapped"},
             )
         ],
-        {"generations", "rating", "status", "chosen_score"},
+        {"order", "status"},
     ),
     "distilabel-math-preference-dpo": Public(
         "preference",

@@ -167,7 +167,7 @@ WRONG = {
         "margin is 1000",
     ),
     "one reward of two": (
-        {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1, "score_rejected": None},
+        {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1},
         "some responses of a comparison have a reward",
     ),
     "a short label": ({"text": STEERLM + "b", "label": [1, 2]}, "label has 2 numbers; 9 are needed: quality, toxicity"),

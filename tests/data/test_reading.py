@@ -37,7 +37,6 @@ def test_records_keep_the_place_of_their_first_row(lines):
         ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2, "score_rejected": 1, "margin": 1}, set()),
         ({"prompt": "a", "response": "b", "helpfulness": 3, "verbosity": 1, "split": "train"}, {"split"}),
         ({"input": "a", "output_A": "b", "output_B": "c", "parsed_result": {"x": {"preference": "A"}}}, set()),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2}, {"score_chosen"}),
     ],
 )
 def test_unused_columns_are_counted(lines, row, unused):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from align.data.readers.cells import as_list, as_number, as_text, metadata_of, shortened
 from align.data.readers.prompts import SYSTEM_COLUMNS, RowPrompt, row_prompt, split_answer, with_system
@@ -47,14 +48,9 @@ def preference(row: Row) -> Iterator[Record]:
 
 
 def pair_rewards(row: Row) -> tuple[float | None, float | None]:
-    """Return the rewards of the chosen and the rejected answer, from the row's columns or its metadata.
-
-    A column without its counterpart holds no reward.
-    """
+    """Return the rewards of the chosen and the rejected answer, from the row's columns or its metadata."""
     values = metadata_of(row, ())
     for names in PAIR_REWARDS:
-        if not set(names) <= values.keys():
-            continue
         chosen, rejected = (as_number(values.get(name), name) for name in names)
         if chosen is not None or rejected is not None:
             return chosen, rejected
@@ -62,9 +58,19 @@ def pair_rewards(row: Row) -> tuple[float | None, float | None]:
     return margin, None if margin is None else 0.0
 
 
-def lone_rewards(row: Row) -> set[str]:
-    """Return the columns that look like the reward of one answer and have no counterpart for the other."""
-    return {name for names in PAIR_REWARDS for name in names if name in row and not set(names) <= row.keys()}
+def distilabel_pair(row: Row) -> Iterator[Record]:
+    """Yield the chosen and the rejected one of distilabel's generations, with the ratings that are a list beside them.
+
+    `chosen_score`, which has no counterpart, is one of these ratings.
+    """
+    generations, ratings = as_list(row["generations"], "generations"), as_list(row["rating"], "rating")
+    if len(generations) != len(ratings):
+        raise InputError(f"rating has {len(ratings)} items, and generations has {len(generations)}")
+    rewards = dict(zip((as_text(text, "a generation") for text in generations), ratings, strict=True))
+    used = ("generations", "rating", "chosen_score")
+    rated = {f"{side}_rating": rewards.get(as_text(row[side], side)) for side in PAIRS[0]}
+    (pair,) = preference({**{name: row[name] for name in row if name not in used}, **rated})
+    yield replace(pair, metadata={name: value for name, value in pair.metadata.items() if name not in rated})
 
 
 def best_of(row: Row) -> Iterator[Record]:

@@ -10,8 +10,8 @@ from align.data.readers.pairs import (
     LIKED,
     REWARD_COLUMNS,
     best_of,
+    distilabel_pair,
     has_lists_of_answers,
-    lone_rewards,
     preference,
     unpaired,
 )
@@ -26,16 +26,14 @@ __all__ = ["READERS", "Reader"]
 # The first format whose columns a row has is used, so special formats come before general ones.
 READERS = {
     "openassistant": Reader(("message_tree_id prompt", "message_id text role replies"), openassistant),
-    "nemo_aligner": Reader(
-        ("prompt chosen_response rejected_response",), preference, keeps=REWARD_COLUMNS, unread=lone_rewards
-    ),
+    "nemo_aligner": Reader(("prompt chosen_response rejected_response",), preference, keeps=REWARD_COLUMNS),
     "nemo_rl": Reader(("context completions",), group, unread=unread_fields),
     "reward_bench_2": Reader(("prompt chosen rejected",), best_of, detects=has_lists_of_answers),
+    "distilabel_pairs": Reader(("chosen rejected generations rating",), distilabel_pair),
     "preference": Reader(
         ("chosen rejected", "chosen_messages rejected_messages", "chosen_response rejected_response"),
         preference,
         keeps=REWARD_COLUMNS,
-        unread=lone_rewards,
     ),
     "pku_saferlhf": Reader(("prompt response_0 response_1 better_response_id",), verdicts.pku_saferlhf),
     "helpsteer2_preference": Reader(
