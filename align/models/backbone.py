@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.data.token_groups import TokenSequence
+from align.models.adapters.dropout import TokenDropout, install_dropout
 from align.models.tree import attention
 from align.models.tree.batch import TokenBatch
 
@@ -23,6 +24,7 @@ class Backbone(nn.Module, ABC):
     def __init__(self, hf: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         self.hf = hf
+        self.dropout = install_dropout(hf)  # of adapters; active only where a training step says so
         if getattr(self.base.config.get_text_config(), "attn_logit_softcapping", None) and self._attention == "sdpa":
             # Under sdpa transformers 5.20 ignores soft-capping and 5.23 raises
             self.base.set_attn_implementation("eager")
@@ -57,6 +59,11 @@ class Backbone(nn.Module, ABC):
         return cast(PreTrainedModel, self.hf.get_base_model() if isinstance(self.hf, PeftModel) else self.hf)
 
     @property
+    def dropout_rates(self) -> list[float]:
+        """Return the distinct rates of the adapters' dropout."""
+        return sorted({module.rate for module in self.modules() if isinstance(module, TokenDropout)})
+
+    @property
     def device(self) -> torch.device:
         """Return the device of the weights."""
         return next(self.parameters()).device
@@ -80,6 +87,8 @@ class Backbone(nn.Module, ABC):
         # The model's own attention would ignore the layout, and every token would attend to all earlier ones
         assert self.is_tree == (batch.layout is not None), "a tree batch needs use_forward('tree')"
         structure = {"attention_mask": batch.attention_mask} if batch.layout is None else {"tree": batch.layout}
+        if self.dropout is not None:
+            self.dropout.key_T = batch.key_T
         decoder = cast(nn.Module, self.base.get_decoder())
         if decoder is self.base:  # Llama 4 returns the model itself
             decoder = cast(nn.Module, self.base.model)

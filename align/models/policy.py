@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,6 +40,8 @@ class Policy(Backbone):
     def __init__(self, hf: PreTrainedModel | PeftModel) -> None:
         super().__init__(hf)
         head = self.base.get_output_embeddings()
+        if isinstance(head, ModulesToSaveWrapper):  # a trained copy of the head
+            head = head.modules_to_save[head.active_adapters[0]]
         if type(head) is not nn.Linear:
             kind = type(self.base).__name__
             raise InputError(f"the LM head of {kind} is a {type(head).__name__}, not a plain linear layer")
@@ -94,7 +98,7 @@ def load_policy(settings: PolicySettings) -> tuple[Policy, PreTrainedTokenizerBa
     model = load_base(settings)
     tokenizer = load_tokenizer_for(model, settings)
     hf = prepare_for_training(model, settings, task="CAUSAL_LM")
-    if settings.lora is not None and type(model.get_output_embeddings()) is not nn.Linear:
+    if settings.lora is not None and isinstance(model.get_output_embeddings(), LoraLayer):
         raise InputError("the LM head cannot have an adapter; name other modules", ("policy", "lora", "targets"))
     policy = Policy(hf)
     policy.train()  # gradient checkpointing is active in training mode only, and there is no dropout to turn on

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings
 from align.errors import InputError
@@ -29,7 +30,30 @@ class LoraSettings(Settings):
     alpha: int = Field(default=32, gt=0, description="Adapter outputs are multiplied by alpha / rank.")
     targets: str | list[str] = Field(
         default="all-linear",
-        description="Names of the modules that get adapters, or 'all-linear': every linear layer but the LM head.",
+        description=(
+            "Modules that get adapters: a list of names, a regular expression for whole names, or 'all-linear': every "
+            "linear layer but the LM head."
+        ),
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description=(
+            "Dropout of the adapters' inputs in training. The mask of a token depends on its prefix and the step only, "
+            "so that results do not depend on batching; responses to a prompt share its masks."
+        ),
+    )
+    dora: bool = Field(
+        default=False, description="Also train the magnitude of each row of weights (DoRA, Liu et al. 2024)."
+    )
+    rslora: bool = Field(
+        default=False,
+        description="Multiply adapter outputs by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).",
+    )
+    modules_to_save: list[str] = Field(
+        default_factory=list[str],
+        description="Names of modules whose weights are all trained, and saved with the adapters, such as lm_head.",
     )
     adapters: Literal["merged", "continued", "stacked"] = Field(
         default="merged",
@@ -39,6 +63,22 @@ class LoraSettings(Settings):
             "only and trains new ones on top of the existing ones, which are frozen."
         ),
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _is_regex(cls, targets: str | list[str]) -> str | list[str]:
+        try:
+            re.compile(targets if isinstance(targets, str) else "")
+        except re.error as error:
+            raise InputError(f"{targets!r} is not a regular expression: {error}; a list names modules") from error
+        return targets
+
+    @model_validator(mode="after")
+    def _can_be_stacked(self) -> LoraSettings:
+        if self.adapters == "stacked" and (self.dora or self.modules_to_save):
+            name = "dora" if self.dora else "modules_to_save"
+            raise InputError("cannot be combined with adapters: stacked; use 'merged' or 'continued'", (name,))
+        return self
 
     @property
     def merge(self) -> bool:

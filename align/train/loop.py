@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -76,7 +77,7 @@ class Loop:
         self.evaluator = (
             Evaluator(self.model, run.objective, self.groups, self.batcher, self.router_pass) if run.held_out else None
         )
-        self.settings_hash = run.settings_hash(self.groups, self.initial_weights)
+        self.settings_hash = run.settings_hash(self.groups, self.initial_weights, policy.dropout_rates)
         self.checkpointer = Checkpointer(
             run, self.settings_hash, self.sharding, self.processes, initial_weights=self.initial_weights
         )
@@ -84,7 +85,8 @@ class Loop:
     def run(self) -> TrainingResult:
         """Train to the end, from the latest checkpoint if there is one."""
         settings = self.training_run.settings
-        if self.references is not None and (step := latest_checkpoint(self.training_run.folder)):
+        step = latest_checkpoint(self.training_run.folder)
+        if self.references is not None and (step or not self._is_checked_in_training):
             self._check_references(min(step, self.num_steps - 1))
         lines = self.checkpointer.resume()
         if lines:
@@ -109,6 +111,16 @@ class Loop:
             initial_weights=self.initial_weights,
             references=read_work(work_file) if self.training_run.objective.needs_reference else ReferenceWork(),
         )
+
+    def _dropout(self, number: int) -> AbstractContextManager[None]:
+        """Return a context in which the adapters have the dropout of a step, if they have dropout."""
+        dropout = self.policy.dropout
+        return nullcontext() if dropout is None else dropout.active(self.training_run.seed, number)
+
+    @property
+    def _is_checked_in_training(self) -> bool:
+        """Whether the first step compares policy and reference; with dropout it takes a pass of its own."""
+        return self.references is not None and self.policy.dropout is None
 
     def _described(self) -> str:
         """Return the device, processes, threads and precision of the training."""
@@ -138,8 +150,9 @@ class Loop:
         statistics = StepStatistics(self.accelerator)
         router = self.router_pass() if self.router_pass is not None else None
         if router is not None and len(plan.ranks[0]) > 1:
-            router.count(self.model, self.batcher.micro_batches(plan))
-        with self.sharding.accumulate_gradients():
+            with self._dropout(number):
+                router.count(self.model, self.batcher.micro_batches(plan))
+        with self._dropout(number), self.sharding.accumulate_gradients():
             for micro in self.batcher.micro_batches(plan):
                 with self.sharding.micro_batch(micro.is_last):
                     output = run.objective(self.model, micro.batch)
@@ -151,7 +164,7 @@ class Loop:
                     if router is not None:
                         loss = loss + router.term(micro) * self.accelerator.num_processes
                     self.sharding.backward(loss)
-                if number == 0 and micro.weight and run.objective.needs_reference:
+                if number == 0 and micro.weight and self._is_checked_in_training:
                     self._check_gap(output, micro.batch, number)
         grad_norm = self.sharding.step()
         if not math.isfinite(grad_norm):

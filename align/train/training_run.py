@@ -52,7 +52,7 @@ class TrainingRun:
             return self.mixture.epoch(number)
         return order(len(self.train), seed=self.seed, epoch=number)
 
-    def settings_hash(self, groups: GroupView, initial_weights: str) -> str:
+    def settings_hash(self, groups: GroupView, initial_weights: str, dropout: Sequence[float] = ()) -> str:
         """Return a hash of everything that determines the trained weights; a checkpoint resumes only the same run."""
         content = [
             self.settings.cache_key(),
@@ -60,6 +60,7 @@ class TrainingRun:
             self.head_lr_multiplier,
             initial_weights,
             self.seed,
+            *dropout,
             *([] if self.mixture is None else [asdict(self.mixture)]),
             *groups.digests(held_out=self.settings.keep == "best"),
         ]

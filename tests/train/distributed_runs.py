@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -95,7 +96,11 @@ def run_case(folder, name):
     killed = "checkpoint_steps" in settings
 
     def make(folder, stop_after=None):
-        model = {"adapters": with_adapters, "reward": reward_model, "mixture": mixture_policy}.get(name, policy)()
+        model = {
+            "adapters": partial(with_adapters, dropout=0.2),
+            "reward": reward_model,
+            "mixture": mixture_policy,
+        }.get(name, policy)()
         if name == "rpo":
             model.base.gradient_checkpointing_enable({"use_reentrant": False})
         held_out = rated(3, seed=9) if name == "reward" else comparisons(3, sizes=(2, 3), seed=9)

@@ -97,9 +97,9 @@ def mixture_policy(kind="mixtral", **changes):
     return Policy(mixture(kind, **changes)).train()
 
 
-def with_adapters():
+def with_adapters(dropout=0.0):
     """A policy whose base stands still under adapters with weights of their own."""
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=dropout, task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return Policy(get_peft_model(llama(), config)).train()

@@ -24,6 +24,7 @@ from align.registry import suggest
 
 LINEAR = (nn.Linear, LoraLayer)  # a linear layer, without or with adapters
 LORA = ("policy", "lora")
+MODULES = "modules_to_save"
 
 
 def prepare_for_training(model: PreTrainedModel, settings: PolicySettings, *, task: str) -> PreTrainedModel | PeftModel:
@@ -66,10 +67,16 @@ def continue_adapters(model: PreTrainedModel, path: str, lora: LoraSettings) -> 
 
     Raises `InputError` if the settings ask for another rank, alpha or targets than the adapters have.
     """
-    result = _with_saved(model, path, TRAINED)
+    result = _with_saved(model, path, TRAINED, dropout=lora.dropout if "dropout" in lora.model_fields_set else None)
     config = cast(LoraConfig, result.peft_config[TRAINED])
-    saved: dict[str, Any] = {"rank": config.r, "alpha": config.lora_alpha}
-    wanted: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha}
+    saved: dict[str, Any] = {
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "dora": config.use_dora,
+        "rslora": config.use_rslora,
+        MODULES: sorted(config.modules_to_save or ()),
+    }
+    wanted: dict[str, Any] = {name: getattr(lora, name) for name in saved} | {MODULES: sorted(lora.modules_to_save)}
     if "targets" in lora.model_fields_set:
         saved["targets"] = adapted_modules(result, TRAINED)
         with _target_errors():
@@ -141,7 +148,20 @@ def _new_config(model: PreTrainedModel, lora: LoraSettings, task: str) -> LoraCo
             linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, LINEAR)}
             hint = suggest(target, linear - {"base_layer", "lm_head", TRAINED, FROZEN})
             raise InputError(f"the model has no module {target!r}; {hint}", (*LORA, "targets"))
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type=task)
+    names = {part for name in modules for part in name.split(".")}
+    for name in lora.modules_to_save:
+        if name not in names:
+            raise InputError(f"the model has no module {name!r}; {suggest(name, names)[:200]}", (*LORA, MODULES))
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.targets,
+        lora_dropout=lora.dropout,
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
+        modules_to_save=lora.modules_to_save or None,
+        task_type=task,
+    )
 
 
 @contextmanager
@@ -169,10 +189,15 @@ def _without_warnings() -> Generator[None]:
         yield
 
 
-def _with_saved(model: PreTrainedModel, path: str, name: str) -> PeftModel:
-    """Return the model with a folder's adapters, without their dropout; raise `InputError` if weights do not match."""
+def _with_saved(model: PreTrainedModel, path: str, name: str, dropout: float | None = None) -> PeftModel:
+    """Return the model with a folder's adapters; raise `InputError` if weights do not match.
+
+    Their dropout is the given one, by default that of their configuration; frozen ones have none.
+    """
     config = load_adapter_config(path)
-    config.base_model_name_or_path, config.lora_dropout, config.inference_mode = None, 0.0, False
+    config.base_model_name_or_path, config.inference_mode = None, False
+    if name == FROZEN or dropout is not None:
+        config.lora_dropout = dropout or 0.0
     with loading("adapters", path, "policy"):
         with seeded(0), _without_warnings():
             result = _with_absolute_base(cast(PeftModel, get_peft_model(model, config, adapter_name=name)))

@@ -20,6 +20,8 @@ from align.accounting.flops import Work
 from align.data.token_groups import TokenSequence, common_prefix
 from align.models.tree.layout import TreeLayout, tree_layout
 
+HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; 2^64 over the golden ratio
+
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
@@ -34,6 +36,7 @@ class TokenBatch:
     sequence_N: Tensor  # index of the sequence of each target
     last_S: Tensor  # position, in the flattened [R * L], of each sequence's last token
     paths: tuple[NDArray[np.int64], ...]  # positions, in the flattened [R * L], of each sequence's tokens
+    key_T: Tensor  # int64 hash of the prefix that each position of the flattened [R * L] ends; 0 for padding
     num_sequences: int
     num_tokens: int  # tokens computed, without padding
 
@@ -51,7 +54,7 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """Return the batch with its tensors on `device`."""
-        names = ("input_ids", "position_ids", "rows_N", "targets_N", "sequence_N", "last_S")
+        names = ("input_ids", "position_ids", "rows_N", "targets_N", "sequence_N", "last_S", "key_T")
         moved = {name: getattr(self, name).to(device) for name in names}
         mask = self.attention_mask.to(device) if self.attention_mask is not None else None
         layout = self.layout.to(device) if self.layout is not None else None
@@ -97,6 +100,7 @@ def tree_batch(sequences: Sequence[TokenSequence]) -> TokenBatch:
         layout=tree_layout(np.concatenate(parents), max_depth=max(len(path) for path in paths)),
         num_sequences=len(sequences),
         num_tokens=num_rows,
+        key_T=_prefix_keys(sequences, paths, num_rows),
         **_targets(sequences, paths),
     )
 
@@ -117,6 +121,7 @@ def plain_batch(sequences: Sequence[TokenSequence]) -> TokenBatch:
         layout=None,
         num_sequences=len(sequences),
         num_tokens=sum(lengths),
+        key_T=_prefix_keys(sequences, paths, ids.size),
         **_targets(sequences, paths),
     )
 
@@ -151,6 +156,16 @@ def count_rows(batch: TokenBatch, sequences: Sequence[TokenSequence], sizes: Seq
             counts[batch.paths[index][common_prefix(previous, ids) :]] += 1
             previous = ids
     return torch.from_numpy(counts)
+
+
+def _prefix_keys(sequences: Sequence[TokenSequence], paths: Sequence[np.ndarray], num_rows: int) -> Tensor:
+    """Return a hash of the prefix that ends in each row: a polynomial in the ids, modulo 2^64."""
+    keys = np.zeros(num_rows, np.uint64)
+    powers = np.cumprod(np.full(max(map(len, paths)), HASH_BASE, np.uint64), dtype=np.uint64)
+    for sequence, path in zip(sequences, paths, strict=True):
+        ids = (sequence.ids.astype(np.uint64) + np.uint64(1)) * HASH_BASE
+        keys[path] = np.cumsum((ids ^ (ids >> np.uint64(31))) * powers[: len(ids)], dtype=np.uint64)
+    return torch.from_numpy(keys.view(np.int64))
 
 
 def _sort_key(sequence: TokenSequence) -> bytes:
