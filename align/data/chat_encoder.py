@@ -113,6 +113,10 @@ class ChatEncoder:
         with at_place(f"row {row + 1}"):
             return self._tokenizer.prompt(self._renderer.prompt(messages))
 
+    def check_prompt(self, messages: Sequence[Message]) -> None:
+        """Raise `InputError` if the chat template cannot render a prompt."""
+        self._renderer.prompt(messages)
+
     def _encode(self, batch: Sequence[Located[Trainable]]) -> list[TokenGroup | None]:
         self.counts[ROWS] += len(batch)
         rendered = [self._render(located) for located in batch]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from align.distributed.launch import check_launch
 from align.errors import InputError, Location, within
-from align.records import Prompt
+from align.records import Message, Prompt
 from align.registry import pick
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers, prompt_tokens
@@ -116,18 +116,26 @@ class Generate(GenerationSettings, Stage):
         models = [inputs.content(name) for name in [*self.models, *self.engine.code]]
         return [*super().cache_key(inputs), *models, *judge_key(self.judges, inputs)]
 
-    def asked(self, inputs: StepInputs, counts: Counter[str] | None = None) -> list[Prompt]:
-        """Return the prompts of the step's round; `counts` receives the rows that were left out, by reason."""
+    def asked(
+        self,
+        inputs: StepInputs,
+        counts: Counter[str] | None = None,
+        check: Callable[[Sequence[Message]], None] | None = None,
+    ) -> list[Prompt]:
+        """Return the prompts of the step's round; `counts` receives the rows that were left out, by reason.
+
+        `check` raises `InputError` for a prompt that cannot be asked.
+        """
         found: list[Prompt] = []
         for name in self.sources:
             source, number = inputs.sources[name], (self.prompts or {}).get(name)
             if number is None:
-                found += prompts(source, seed=inputs.seed, counts=counts)
+                found += prompts(source, seed=inputs.seed, counts=counts, check=check)
                 continue
             first, last = self.round * number, (self.round + 1) * number
-            if source.limit is None and source.constraints is None:
+            if source.limit is None and source.constraints is None and (source.on_error == "error" or check is None):
                 source = source.model_copy(update={"limit": last})
-            known = prompts(source, seed=inputs.seed, counts=counts)
+            known = prompts(source, seed=inputs.seed, counts=counts, check=check)
             if len(known) < last:
                 raise InputError(
                     f"round {self.round + 1} takes prompts {first + 1} to {last}, and {name} has {len(known)}",
@@ -136,9 +144,16 @@ class Generate(GenerationSettings, Stage):
             found += known[first:last]
         return found
 
+    def _skips_rows(self, inputs: StepInputs) -> bool:
+        """Return whether rows with an error are skipped, which takes a check of every prompt."""
+        return any(inputs.sources[name].on_error == "skip" for name in self.sources)
+
     def estimate(self, planning: Planning) -> Estimate:
         """Return an upper bound: all responses as long as they may be."""
-        asked = self.asked(planning.inputs)
+        from align.data.chat_encoder import ChatEncoder  # noqa: PLC0415 - imports transformers
+
+        check = ChatEncoder(planning.tokenizer).check_prompt if self._skips_rows(planning.inputs) else None
+        asked = self.asked(planning.inputs, check=check)
         responses = len(asked) * self.sampling.num_responses * len([*self.policies, *self.models])
         tokens, drawn = prompt_tokens(asked, planning.tokenizer), responses * self.sampling.max_new_tokens
         return estimate_answers(self.stage, planning, len(asked), tokens, drawn, precision=local_precision(self.engine))
@@ -146,8 +161,11 @@ class Generate(GenerationSettings, Stage):
     def run(self, context: RunContext) -> dict[str, Any]:
         """Sample, judge and write the groups; a killed step resumes at the next sample."""
         from align.stages.responses.generation import generate_groups  # noqa: PLC0415 - imports torch
+        from align.stages.responses.sampling import prompt_check  # noqa: PLC0415
 
         folders = {name: str(context.inputs.folders[name]) for name in self.policies}
         statistics = GroupStatistics()
-        asked = self.asked(context.inputs, statistics.counts)
+        answering = [*folders.values(), *self.models]
+        check = prompt_check(answering, self.engine) if self._skips_rows(context.inputs) else None
+        asked = self.asked(context.inputs, statistics.counts, check)
         return generate_groups(self, folders, asked, context, statistics)

@@ -73,6 +73,25 @@ def test_prompts_become_scored_groups_that_the_readers_know(policy, tmp_path):
         assert [origin["policy"] for origin in group.metadata["origins"]] == [policy] * len(rewards)
 
 
+def test_a_prompt_that_the_chat_template_refuses_is_skipped_and_counted_or_named(policy, tmp_path):
+    strict = tmp_path / "strict.jinja"
+    strict.write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    )
+    chats = [[{"role": "user", "content": f"{row} ?"}] for row in range(3)]
+    chats[1] = [{"role": "system", "content": "be"}, *chats[1]]
+    data = rows(tmp_path / "prompts.jsonl", [{"prompt": chat} for chat in chats])
+    call = (*SHORT, "sampling.num_responses=2", f"engine.local.chat_template={strict}")
+    ended = generate(policy, tmp_path / "groups.jsonl", *call, "rows.on_error=skip", data=data)
+    assert ended.returncode == 0, ended.stderr
+    counts = json.loads(ended.stdout.splitlines()[-1])["counts"]
+    assert (counts["prompts"], counts["responses"]) == (2, 4)
+    assert counts["rows:dropped the chat template cannot render the dialogue: no system role"] == 1
+    ended = generate(policy, tmp_path / "others.jsonl", *call, data=data)
+    assert ended.returncode == 2 and "row 2: the chat template cannot render the dialogue: no system" in ended.stderr
+
+
 def test_the_same_call_again_asks_nothing_and_gives_the_same(policy, tmp_path):
     out = tmp_path / "groups.jsonl"
     first = generate(policy, out, *JUDGED, *SHORT)

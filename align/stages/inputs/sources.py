@@ -17,7 +17,7 @@ from align.data.reading import RowStatistics, Stream, find_reader, stream
 from align.data.rejections import DROPPED, Rejections
 from align.errors import InputError, within
 from align.procedural import tasks
-from align.records import Comparison, Demonstration, Located, Prompt, Record
+from align.records import Comparison, Demonstration, Located, Message, Prompt, Record
 from align.registry import pick
 from align.synth.constraints import constrain
 from align.synth.scored_groups import prompt_of
@@ -148,17 +148,27 @@ def _generated(source: SourceSettings, last: int | None, kind: type[Record], see
     return Stream(records=records, format="tasks", statistics=RowStatistics(num_rows=len(made)))
 
 
-def prompts(source: SourceSettings, *, seed: int, counts: Counter[str] | None = None) -> list[Prompt]:
+def prompts(
+    source: SourceSettings,
+    *,
+    seed: int,
+    counts: Counter[str] | None = None,
+    check: Callable[[Sequence[Message]], None] | None = None,
+) -> list[Prompt]:
     """Return the prompts of a source, with verifiable instructions appended where the source has constraints.
 
-    `counts` receives the number of rows dropped, by reason, and of prompts that belong to another split.
+    `check` raises `InputError` for a prompt that cannot be asked, which is an error of its row. `counts` receives the
+    number of rows dropped, by reason, and of prompts that belong to another split.
     """
     counts, found = Counter() if counts is None else counts, list[Prompt]()
     reading = streamed(source, kind=Prompt, seed=seed)
     rejections = Rejections(source.on_error)
     for located in reading.records:
         with rejections.at(located.place):
-            found.append(prompt_of(located.record))
+            prompt = prompt_of(located.record)
+            if check is not None:
+                check(prompt.messages)
+            found.append(prompt)
     counts.update({f"rows:dropped {reason}": number for reason, number in reading.statistics.dropped.items()})
     counts.update({f"rows:dropped {name.removeprefix(DROPPED)}": n for name, n in rejections.counts.items()})
     if source.constraints is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from align.data.chat_encoder import ChatEncoder
+from align.data.chat_templates import apply_template
 from align.data.writing import write
 from align.distributed.journal import Journal, remove_journal, run_with_journal
 from align.distributed.processes import Processes
@@ -15,7 +17,10 @@ from align.distributed.progress import Progress
 from align.distributed.work_split import WorkShard
 from align.inference.engines import load_engine
 from align.inference.samples import Sample, Throughput, journal_samples, prompt_key, sample_with_journal, unique_prompts
-from align.records import Prompt
+from align.inference.settings import EngineSettings, LocalSettings
+from align.models.loading.tokenizer import load_tokenizer
+from align.models.settings import PolicySettings
+from align.records import Message, Prompt
 from align.stages.inputs.context import RunContext
 from align.stages.responses.settings import GenerationSettings, Judging
 from align.synth.group_statistics import GroupStatistics
@@ -41,6 +46,24 @@ def remove_journals(folder: Path) -> None:
     for what in JOURNALS:
         for path in folder.glob(f".*.{what}"):
             remove_journal(path)
+
+
+def prompt_check(policies: Sequence[str], engine: EngineSettings) -> Callable[[Sequence[Message]], None] | None:
+    """Return a check that the chat template of every policy can render a prompt; None where no model is local."""
+    local = engine.chosen
+    if not isinstance(local, LocalSettings):
+        return None
+    encoders: list[ChatEncoder] = []
+    for policy in policies:
+        tokenizer = load_tokenizer(PolicySettings(path=policy, tokenizer=local.tokenizer))
+        apply_template(tokenizer, local.chat_template)
+        encoders.append(ChatEncoder(tokenizer))
+
+    def check(messages: Sequence[Message]) -> None:
+        for encoder in encoders:
+            encoder.check_prompt(messages)
+
+    return check
 
 
 class Sampled(NamedTuple):
