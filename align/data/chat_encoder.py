@@ -119,7 +119,10 @@ class ChatEncoder:
 
     def _encode(self, batch: Sequence[Located[Trainable]]) -> list[TokenGroup | None]:
         self.counts[ROWS] += len(batch)
-        rendered = [self._render(located) for located in batch]
+        records = [located.record for located in batch]
+        short = [record for record in records if _characters(record, max) <= self._max_characters]
+        with self._renderer.rendered_together(short):
+            rendered = [self._render(located) for located in batch]
         encodings = self._tokenizer.encodings(text for row in rendered for each in row for text in each.texts())
         return [
             self._group(located, dialogues, encodings) if dialogues else None
@@ -136,7 +139,7 @@ class ChatEncoder:
         with self._rejections.at(located.place):
             if isinstance(record, Demonstration):
                 return [self._renderer.demonstration(record)]
-            return self._renderer.comparison(record.prompt, record.responses)
+            return self._renderer.comparison(record)
         return []
 
     def _has_too_many_characters(self, record: Trainable) -> bool:

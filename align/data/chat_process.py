@@ -43,12 +43,26 @@ class TemplateProcess:
 
         Raise `InputError` where the template fails or exceeds a limit.
         """
-        request = {"now": template_time().isoformat(), "chats": chats, "variables": variables}
-        with self._lock:
-            answer = json.loads(self._ask(source, request))
+        answer = self._answer(source, chats, variables, lenient=False)
         if "error" in answer:
             raise InputError(f"the chat template cannot render the dialogue: {one_line(answer['error'])}")
-        return [Text(text, blocks) for text, blocks in answer["texts"]]
+        return [Text(*text) for text in answer["texts"]]
+
+    def render_all(self, source: str, chats: Sequence[dict[str, Any]], variables: dict[str, Any]) -> list[Text | None]:
+        """Return the text of each chat, or None for one that has to be rendered alone to know its error."""
+        answer = self._answer(source, chats, variables, lenient=True)
+        if "error" in answer:
+            return [None] * len(chats)
+        return [None if text is None else Text(*text) for text in answer["texts"]]
+
+    def _answer(
+        self, source: str, chats: Sequence[dict[str, Any]], variables: dict[str, Any], *, lenient: bool
+    ) -> dict[str, Any]:
+        now = template_time().isoformat()
+        with self._lock:
+            return json.loads(
+                self._ask(source, {"now": now, "chats": chats, "variables": variables, "lenient": lenient})
+            )
 
     def close(self) -> None:
         """End the process."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ ESCAPE = "\ufdd0"
 SPLIT_SEARCH = 400
 
 Chat = list[dict[str, str]]
+Key = tuple[bool, tuple[tuple[str, str], ...]]
 
 
 class ChatTemplate:
@@ -31,6 +33,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.source = apply_template(tokenizer)
+        self._known: dict[Key, Text] = {}
         self._special_tokens: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self.has_blocks = re.search(r"{%[-+]?\s*generation\s*[-+]?%}", self.source) is not None
         self.has_clock = "strftime_now" in self.source
@@ -62,11 +65,23 @@ class ChatTemplate:
         texts = [each.text for each in self._rendered(chats, prompts)]
         return texts[: len(prompts)], texts[len(prompts) :]
 
+    @contextmanager
+    def rendered_together(self, prompts: Sequence[Chat], chats: Sequence[Chat]) -> Generator[None]:
+        """Render prompts and chats in one request, which the block then asks for one by one."""
+        asked = _asked(prompts, chats)
+        texts = TEMPLATES.render_all(self.source, asked, self._special_tokens)
+        self._known = {_key(one): text for one, text in zip(asked, texts, strict=True) if text is not None}
+        try:
+            yield
+        finally:
+            self._known = {}
+
     def _rendered(self, chats: Sequence[Chat], prompts: Sequence[Chat] = ()) -> list[Text]:
-        """Return prompts, then other chats: one request, for the time of a request is that of a short dialogue."""
-        asked = [{"messages": chat, "add_generation_prompt": True} for chat in prompts]
-        asked += [{"messages": chat, "add_generation_prompt": False} for chat in chats]
-        return TEMPLATES.render(self.source, asked, self._special_tokens)
+        """Return the texts of prompts, then of other chats."""
+        asked = _asked(prompts, chats)
+        known = [self._known.get(_key(one)) for one in asked] if self._known else []
+        found = [text for text in known if text is not None]
+        return found if len(found) == len(asked) else TEMPLATES.render(self.source, asked, self._special_tokens)
 
     def render_without(self, chat: Chat, index: int) -> str:
         """Return the chat as text with ESCAPE for one message: it differs from the chat where that message starts."""
@@ -90,6 +105,17 @@ class ChatTemplate:
         for match in self._splits.finditer(prompt, max(0, len(prompt) - SPLIT_SEARCH)):
             start = match.start()
         return start
+
+
+def _asked(prompts: Sequence[Chat], chats: Sequence[Chat]) -> list[dict[str, Any]]:
+    """Return what differs in the template's variables from chat to chat."""
+    asked = [{"messages": chat, "add_generation_prompt": True} for chat in prompts]
+    return [*asked, *({"messages": chat, "add_generation_prompt": False} for chat in chats)]
+
+
+def _key(asked: dict[str, Any]) -> Key:
+    messages = ((message["role"], message["content"]) for message in asked["messages"])
+    return asked["add_generation_prompt"], tuple(messages)
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:

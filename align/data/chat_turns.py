@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.chat_rendering import ESCAPE, Chat, ChatTemplate
 from align.errors import InputError
-from align.records import Demonstration, Message, Response, is_cut_off
+from align.records import Comparison, Demonstration, Message, is_cut_off
 
 # The end of a generation prompt that opens a thought, such as `<think>\n`, `[THINK]` or `<|START_THINKING|>`
 OPEN_THOUGHT = re.compile(r"(?:<\|?|\[)(?:start_)?(?:think(?:ing)?|thought|reason(?:ing)?)(?:\|?>|\])\s*\Z", re.I)
@@ -70,22 +71,38 @@ class Renderer:
         split = self._template.last_control_token(text)
         return Rendered(text[:split], text[split:])
 
-    def comparison(self, prompt: Sequence[Message], responses: Sequence[Response]) -> list[Rendered]:
+    @contextmanager
+    def rendered_together(self, records: Iterable[Demonstration | Comparison]) -> Generator[None]:
+        """Render many records in one request, which the block then asks for one by one."""
+        asked = [self._chats_of(record) for record in records]
+        prompts, chats = ([chat for each in asked for chat in each[part]] for part in (0, 1))
+        with self._template.rendered_together(prompts, chats):
+            yield
+
+    def _chats_of(self, record: Demonstration | Comparison) -> tuple[list[Chat], list[Chat]]:
+        """Return the prompts of a record, and the dialogues that follow them."""
+        if isinstance(record, Comparison):
+            prompt = self._template.chat(record.prompt)
+            answers = self._template.chat(Message("assistant", each.content) for each in record.responses)
+            return [prompt], [[*prompt, answer] for answer in answers]
+        chat = self._template.chat(record.messages)
+        return [chat[:index] for index, one in enumerate(chat) if index and one["role"] == "assistant"], [chat]
+
+    def comparison(self, record: Comparison) -> list[Rendered]:
         """Return the prompt with each of the responses."""
-        chat = self._template.chat(prompt)
-        chats = [[*chat, *self._template.chat([Message("assistant", each.content)])] for each in responses]
-        ((prompt_text,), texts) = self._template.render_prompts([chat], *chats)
+        prompts, chats = self._chats_of(record)
+        ((prompt_text,), texts) = self._template.render_prompts(prompts, *chats)
         return [
             self._answered(whole, prompt_text, text, is_cut=self._ends_cut(response.finish))
-            for whole, text, response in zip(chats, texts, responses, strict=True)
+            for whole, text, response in zip(chats, texts, record.responses, strict=True)
         ]
 
     def demonstration(self, record: Demonstration) -> Rendered:
         """Return the dialogue with a turn for each assistant message."""
-        chat, is_cut = self._template.chat(record.messages), self._ends_cut(record.finish)
-        indices = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
-        before = [chat[:index] for index in indices if index]
+        before, (chat,) = self._chats_of(record)
         prompts, (text,) = self._template.render_prompts(before, chat)
+        is_cut = self._ends_cut(record.finish)
+        indices = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
         if indices == [len(chat) - 1] and prompts and OPEN_THOUGHT.search(prompts[0]):
             return self._answered(chat, prompts[0], text, is_cut=is_cut)
         starts = self._starts(chat, text, dict(zip([index for index in indices if index], prompts, strict=True)))

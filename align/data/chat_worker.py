@@ -101,9 +101,20 @@ def _compiled(source: str) -> Template:
 
 
 def answer(source: str, request: dict[str, Any], *, max_characters: int) -> str:
-    """Return the answer to a request as JSON: of each chat the text and its generation blocks, or one error."""
+    """Return the answer to a request as JSON: of each chat the text and its generation blocks, or one error.
+
+    A chat of a lenient request that cannot be rendered has null.
+    """
+    texts: list[tuple[str, list[Any]] | None] = []
     try:
-        return json.dumps({"texts": [_render(source, request, chat, max_characters) for chat in request["chats"]]})
+        for chat in request["chats"]:
+            try:
+                texts.append(_render(source, request, chat, max_characters))
+            except TEMPLATE_ERRORS:
+                if not request["lenient"]:
+                    raise
+                texts.append(None)
+        return json.dumps({"texts": texts})
     except MemoryError:
         return json.dumps({"error": "it needs too much memory"})
     except TEMPLATE_ERRORS as error:
