@@ -7,13 +7,15 @@ import importlib
 import os
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
 
-from align.errors import InputError, one_line
+from align.errors import InputError, RunError, one_line
 
 T = TypeVar("T")
 
@@ -72,6 +74,66 @@ def module_file(path: str) -> Path | None:
         spec = find_spec(path.partition(":")[0])
         return None if spec is None or not spec.has_location else Path(str(spec.origin))
     return None
+
+
+class UserCode(NamedTuple):
+    """Runs the code of a user's own judge, loss, reader, ...: its exceptions become a `RunError` with file and line.
+
+    An `InputError` and a `RunError` that it raises are kept.
+    """
+
+    kind: str  # "judge"
+    path: str  # module:name
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raise a `RunError` for the exception of the block."""
+        if isinstance(error, Exception) and not isinstance(error, InputError | RunError):
+            raise RunError(f"{self.kind} {self.path!r} raised {_raised(error)}") from error
+
+    def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - any function
+        """Return what a function of the user returns."""
+        with self:
+            return function(*args, **kwargs)
+
+    def wrap(self, function: Callable[..., T]) -> Callable[..., T]:
+        """Return a function of the user with this handling of its exceptions."""
+
+        @wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - any function
+            return self.call(function, *args, **kwargs)
+
+        return wrapped
+
+    def iterate(self, values: Iterable[T]) -> Iterator[T]:
+        """Yield what an iterable of the user yields."""
+        with self:
+            iterator = iter(values)
+        while True:
+            with self:
+                try:
+                    value = next(iterator)
+                except StopIteration:
+                    return
+            yield value
+
+
+def _raised(error: Exception) -> str:
+    """Return the class of an exception, the file and line of the user's code that raised it, and its text."""
+    libraries = (os.path.dirname(os.__file__), os.path.dirname(__file__), "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(libraries) and not _is_installed(frame.filename)]
+    at = (own or frames)[-1]
+    text = one_line(error)
+    return f"{type(error).__name__} at {at.filename}:{at.lineno}, in {at.name}" + (f": {text}" if text else "")
+
+
+def _is_installed(file: str) -> bool:
+    return "site-packages" in Path(file).parts
 
 
 def _import_failure(error: Exception) -> str:

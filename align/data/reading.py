@@ -16,9 +16,9 @@ from align.data.readers.response_groups import EMPTY, EmptyResponses
 from align.data.readers.synonyms import competing
 from align.data.readers.table import READERS
 from align.data.rows import Row, check_columns, located_rows, renamed
-from align.errors import InputError
+from align.errors import InputError, RunError
 from align.records import Located, Record
-from align.registry import import_dotted, pick, suggest
+from align.registry import UserCode, import_dotted, pick, suggest
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,19 @@ def find_reader(name: str) -> Reader:
     reader = import_dotted(name, "reader") if ":" in name else pick(READERS, name, "format")
     if not isinstance(reader, Reader):
         raise InputError(f"reader {name!r} is of type {type(reader).__name__}; a Reader is needed")
-    return reader
+    return _of_user(reader, UserCode("reader", name)) if ":" in name else reader
+
+
+def _of_user(reader: Reader, code: UserCode) -> Reader:
+    """Return a user's reader with its exceptions handled."""
+
+    def read(row: Row) -> Iterator[Record]:
+        return code.iterate(code.call(reader.read, row))
+
+    def join(rows: Iterable[Located[Row]]) -> Iterator[Located[Row]]:
+        return code.iterate(code.call(reader.join or iter, rows))
+
+    return replace(reader, read=read, join=reader.join and join)
 
 
 def _with_names(located: Located[Row], columns: Mapping[str, str]) -> Located[Row]:
@@ -209,6 +221,8 @@ class _RowReader:
         except InputError as error:
             self._errors.add(located.place, error)
             return [Located(error.remaining, located.place)] if isinstance(error, EmptyResponses) else []
+        except RunError as error:
+            raise RunError(f"{located.place}: {error}") from error
 
 
 def _unused_columns(row: Row, records: Iterable[Record], reader: Reader) -> set[str]:

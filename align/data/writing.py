@@ -32,10 +32,14 @@ def write(path: Path | str, records: Iterable[Record]) -> None:
     target = Path(path)
     if target.suffix != ".jsonl":
         raise InputError(f"{target}: records are written as .jsonl, not as {target.suffix or 'a file without suffix'}")
+    with atomic_file(target) as partial, partial.open("w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(_line(record, target))
+
+
+def _line(record: Record, target: Path) -> str:
     try:
-        with atomic_file(target) as partial, partial.open("w", encoding="utf-8") as stream:
-            for record in records:
-                stream.write(json.dumps(native_row(record), allow_nan=False, default=_as_text) + "\n")
+        return json.dumps(native_row(record), allow_nan=False, default=_as_text) + "\n"
     except (TypeError, ValueError) as error:
         raise InputError(f"{target}: cannot be written: {one_line(error)}") from error
 

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from align.inference.openai_engine import OpenAIEngine
-from align.inference.samples import Engine
-from align.inference.settings import CustomEngineSettings, EngineSettings
+from align.inference.samples import NOTHING_FINISHED, Engine, Finished, Sample, Throughput
+from align.inference.settings import CustomEngineSettings, EngineSettings, SamplingSettings
 from align.inference.transformers_engine import TransformersEngine
-from align.registry import import_dotted
+from align.records import Prompt
+from align.registry import UserCode, import_dotted
 
 
-def _custom(policy: str, settings: CustomEngineSettings, *, name: str) -> Engine:
-    return import_dotted(settings.name, "engine")(policy, settings.settings, name=name)
+class _CustomEngine:
+    """A user's own engine, with its exceptions handled."""
+
+    def __init__(self, policy: str, settings: CustomEngineSettings, *, name: str) -> None:
+        self._code = UserCode("engine", settings.name)
+        make = import_dotted(settings.name, "engine")
+        self._engine: Engine = self._code.call(make, policy, settings.settings, name=name)
+        with self._code:
+            self.name = self._engine.name
+
+    @property
+    def throughput(self) -> Throughput:
+        """Throughput of the user's engine."""
+        with self._code:
+            return self._engine.throughput
+
+    def sample(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, *, finished: Finished = NOTHING_FINISHED
+    ) -> Iterator[Sample]:
+        """Yield the samples of the user's engine."""
+        return self._code.iterate(self._code.call(self._engine.sample, prompts, settings, finished=finished))
 
 
 # Key of EngineSettings -> make(policy, settings, name=...)
 ENGINES: dict[str, Callable[..., Any]] = {
     "local": TransformersEngine.load,
     "server": OpenAIEngine,
-    "custom": _custom,
+    "custom": _CustomEngine,
 }
 
 

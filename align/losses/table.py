@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
@@ -25,7 +26,7 @@ from align.losses.distances import (
     top_choice,
 )
 from align.losses.preference import PreferenceLoss, full_mask
-from align.registry import import_dotted, pick, suggest
+from align.registry import UserCode, import_dotted, pick, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +127,11 @@ def _custom_loss(path: str, settings: dict[str, object]) -> PreferenceLoss | Cus
         inspect.signature(factory).bind(**settings)
     except TypeError as error:
         raise InputError(f"preference loss {path!r} does not accept the settings {settings}: {error}") from error
-    loss = factory(**settings)
+    code = UserCode("preference loss", path)
+    loss: Any = code.call(factory, **settings)
     if not callable(loss):
         raise InputError(f"preference loss {path!r} must return a function that returns loss_B, not {loss!r}")
-    return loss if isinstance(loss, PreferenceLoss | CustomLoss) else CustomLoss(loss)
+    if isinstance(loss, PreferenceLoss):
+        return loss
+    custom = loss if isinstance(loss, CustomLoss) else CustomLoss(loss)
+    return replace(custom, function=partial(code.call, custom.function))

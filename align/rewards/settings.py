@@ -13,13 +13,14 @@ keyword arguments and returns a `Judge` (see `align.rewards.verdicts`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Discriminator, Field, RootModel, Tag, field_validator, model_validator
 
-from align.errors import InputError, within
-from align.registry import import_dotted, pick
+from align.errors import InputError, RunError, one_line, within
+from align.registry import UserCode, import_dotted, pick
 from align.rewards.builtin_judges import (
     JUDGES,
     ExecutedTestsSpec,
@@ -29,7 +30,7 @@ from align.rewards.builtin_judges import (
     RewardModelSpec,
     VerifierSpec,
 )
-from align.rewards.verdicts import Judge
+from align.rewards.verdicts import Group, Judge, Verdict
 
 J = TypeVar("J", bound="list[JudgeSettings]")
 Combination = Literal["precedence", "weights"]
@@ -123,8 +124,29 @@ class JudgeSettings(RootModel[AnySpec]):
     def make(self) -> Judge:
         """Return the judge."""
         if isinstance(self.root, CustomSpec):
-            return import_dotted(self.name, "judge")(**self.root.settings)
+            return CustomJudge(self.name, self.root.settings)
         return import_dotted(self.root.maker, "judge")(self.root.settings)
+
+
+class CustomJudge:
+    """A user's own judge, with its exceptions and verdicts checked."""
+
+    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+        self._code = UserCode("judge", name)
+        self._judge: Judge = self._code.call(import_dotted(name, "judge"), **settings)
+
+    def __call__(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
+        """Yield the verdicts of each group; raise `RunError` where they are of another form."""
+        judged = self._code.iterate(self._code.call(self._judge, groups))
+        for group, verdicts in zip_longest(groups, judged):
+            responses = [] if group is None else group[1]
+            given: list[Any] = list(self._code.iterate(verdicts or ()))
+            if len(given) != len(responses) or not all(isinstance(verdict, Verdict) for verdict in given):
+                raise RunError(
+                    f"judge {self._code.path!r} must yield for each group one Verdict per response, in a tuple; "
+                    f"for {len(responses)} responses it yields {one_line(repr(given))[:80]}"
+                )
+            yield tuple(given)
 
 
 def unique_judges(judges: J) -> J:

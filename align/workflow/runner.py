@@ -21,6 +21,8 @@ from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
 from align.errors import InputError, within
 from align.redaction import as_written
+from align.registry import UserCode
+from align.stages.base import Stage
 from align.stages.costs.measured import Meter, remove_spent
 from align.stages.inputs.context import RunContext
 from align.stages.responses.sampling import remove_journals
@@ -68,7 +70,7 @@ class _Executor:
             return launched
         meter = Meter(working, self.progress, self.energy)
         with pinned_time(began_at(working)):
-            content = settings.run(run_context(self.recipe, step.name, working, meter))
+            content = _run_stage(settings, run_context(self.recipe, step.name, working, meter))
         done = content.pop("done")
         ledger = meter.ledger(done, self.recipe.accounting).to_json()
         self.seconds.append(time.monotonic() - began)
@@ -83,6 +85,11 @@ class _Executor:
             "ledger": ledger,
             "attempts": meter.attempts,
         }
+
+
+def _run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
+    """Return what a stage's `run` returns."""
+    return UserCode("stage", stage.stage).call(stage.run, context) if ":" in stage.stage else stage.run(context)
 
 
 def run_context(recipe: Recipe, name: str, folder: Path, progress: Progress) -> RunContext:
@@ -161,7 +168,7 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
         is_complete = "step" in (artifacts.read_manifest(working) or {})  # only renaming it is left, for the first
         if not (states[name] == pipeline.INTERRUPTED and is_complete):
             with pinned_time(began_at(working, write=False)):
-                recipe.steps[name].run(run_context(recipe, name, working, progress))
+                _run_stage(recipe.steps[name], run_context(recipe, name, working, progress))
             shutdown_processes()
         return
     lock = LAUNCH_LOCK if is_launched else pipeline.LOCK_FILE  # a launched child may outlive a killed pipeline

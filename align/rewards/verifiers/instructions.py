@@ -19,7 +19,7 @@ from pydantic import create_model
 
 from align.config import Settings, build
 from align.errors import InputError, within
-from align.registry import import_dotted, pick
+from align.registry import UserCode, import_dotted, pick
 from align.rewards.verifiers import layout, wording
 
 Verifier = Callable[..., bool]  # (response, **kwargs of the instruction) -> whether it is followed
@@ -75,7 +75,10 @@ def with_custom(paths: Mapping[str, str]) -> dict[str, Verifier]:
         with within(name):
             if name in VERIFIERS:
                 raise InputError("this is the name of a built-in verifier; choose another one")
-            own[name] = import_dotted(path, "verifier")
+            verifier: Verifier = import_dotted(path, "verifier")
+            if not callable(verifier):
+                raise InputError(f"{path!r} is not callable")
+            own[name] = UserCode("verifier", path).wrap(verifier)
     return VERIFIERS | own
 
 

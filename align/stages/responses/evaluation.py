@@ -29,7 +29,7 @@ from align.models.loading.pretrained import default_device, silence_transformers
 from align.models.policy import Policy, load_policy
 from align.models.settings import PolicySettings
 from align.records import at_place
-from align.registry import suggest
+from align.registry import UserCode, suggest
 from align.rewards.judges import make_judge
 from align.rewards.verdicts import Judge
 from align.stages.costs.estimates import Planning, prompt_tokens
@@ -86,7 +86,8 @@ def evaluate_tasks(tasks: Tasks, context: RunContext, engines: PolicyEngines) ->
     silence_transformers()
     for name, (settings, task) in tasks.items():
         inputs = _TaskInputs(context, name, settings, engines)
-        result = task.run(inputs)
+        is_users = not type(task).__module__.startswith("align.")
+        result = UserCode("task", settings.task or name).call(task.run, inputs) if is_users else task.run(inputs)
         inputs.claim_responses()
         yield Evaluated(name, result, inputs.counts)
 
