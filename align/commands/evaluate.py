@@ -19,6 +19,7 @@ from align.evaluation.task import Task
 from align.evaluation.tasks import pick_task
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.rewards.settings import Combination, JudgeSettings
+from align.rewards.thoughts import THINK, ThoughtSettings
 from align.stages.evaluate import Evaluate
 from align.stages.inputs.context import RunContext
 from align.stages.responses.evaluation import PolicyEngines, evaluate_tasks
@@ -39,6 +40,7 @@ class EvaluateSettings(Settings):
     rows: RowOptions = Field(default=RowOptions(), description="How the rows are read.")
     judges: list[JudgeSettings] = Field(default_factory=list[JudgeSettings], description="Judges of a win rate.")
     combine: Combination = Field(default="precedence", description="How several judges are combined.")
+    thoughts: ThoughtSettings = Field(default=THINK, description="Thoughts of the responses, which are not graded.")
     max_length: int | None = Field(default=None, ge=2, description="Most tokens of a row whose likelihood is measured.")
     tasks_folder: str | None = Field(
         default=None, description="Folder of your own task files of lm-evaluation-harness."
@@ -100,6 +102,7 @@ def _task_settings(task: Task, request: Request, settings: EvaluateSettings) -> 
         "engine": settings.engine,
         "judges": settings.judges,
         "combine": settings.combine,
+        "thoughts": settings.thoughts,
         "responses": list(request.responses),
         "tasks_folder": settings.tasks_folder,
     }

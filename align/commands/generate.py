@@ -15,6 +15,7 @@ from align.distributed.progress import Progress
 from align.errors import InputError
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.rewards.settings import Combination, JudgeSettings
+from align.rewards.thoughts import THINK, ThoughtSettings
 from align.stages.generate import Generate
 from align.stages.inputs.context import RunContext
 from align.stages.responses.settings import GROUPS_FILE
@@ -30,6 +31,7 @@ class GenerateSettings(Settings):
     engine: EngineSettings = Field(default=EngineSettings(), description="What runs the policies.")
     judges: list[JudgeSettings] = Field(default_factory=list[JudgeSettings], description="Who rates the responses.")
     combine: Combination = Field(default="precedence", description="How several judges are combined.")
+    thoughts: ThoughtSettings = Field(default=THINK, description="Thoughts of the responses, which judges do not see.")
     groups: GroupSettings = Field(default=GroupSettings(), description="Which responses become a group to train on.")
     rows: RowOptions = Field(default=RowOptions(), description="How the prompts are read.")
 

@@ -24,6 +24,7 @@ from align.records import Prompt
 ID_COLUMNS = ("key", "task_id")  # identify the row that a response answers
 RESPONSE_COLUMNS = ("response", "completion", "solution", "output")
 EVALPLUS = re.compile(r"mbpp/(?=\d+$)", re.IGNORECASE)  # EvalPlus writes Mbpp/2 for MBPP's task 2; Liu et al. 2023
+FINISH_COLUMNS = ("finish", "finish_reason")
 
 
 class Dialogue(NamedTuple):
@@ -51,19 +52,23 @@ def answers_from_policy(
     too long for the model: an empty response would count as wrong.
     """
     finished: list[Answer] = []
-    active: list[tuple[int, tuple[str, ...]]] = [(index, ()) for index in range(len(rows))]
+    active: list[tuple[int, tuple[str, ...], str | None]] = [(index, (), None) for index in range(len(rows))]
     while active:
         dialogues: list[Dialogue] = []
-        for index, responses in active:
+        for index, responses, finish in active:
             turn = next_turn(rows[index], responses)
             if turn is None:
-                finished.append(Answer(index, responses[-1], responses[:-1]))
+                finished.append(Answer(index, responses[-1], responses[:-1], finish))
             else:
                 dialogues.append(Dialogue(index, responses, Prompt(tuple(turn), dict(rows[index]))))
         if not dialogues:
             break
         found = _sample(dialogues, engine, sampling=sampling, journal=journal, processes=processes, progress=progress)
-        active = [(each.row, (*each.responses, text)) for each in dialogues for text in found[prompt_key(each.prompt)]]
+        active = [
+            (each.row, (*each.responses, sample.text), sample.finish)
+            for each in dialogues
+            for sample in found[prompt_key(each.prompt)]
+        ]
         sampling = sampling.model_copy(update={"num_responses": 1})
     progress.note(f"{engine.name}: {engine.throughput.tokens_per_s:,.0f} tokens/s")
     return sorted(finished, key=lambda answer: answer.row)
@@ -77,7 +82,7 @@ def _sample(
     journal: Journal | None,
     processes: Processes,
     progress: Progress,
-) -> dict[str, list[str]]:
+) -> dict[str, list[Sample]]:
     """Return the responses to each prompt, by its key, ordered by their number."""
     rows = {prompt_key(each.prompt): each.row for each in reversed(dialogues)}
     share = WorkShard.of(processes).select(unique_prompts([each.prompt for each in dialogues]))
@@ -100,9 +105,9 @@ def _sample(
 
     own = processes.run_on_all(work, "sampling")
     samples = [sample for part in processes.all_gather_object(own) for sample in part]
-    responses: dict[str, list[str]] = defaultdict(list)
+    responses: dict[str, list[Sample]] = defaultdict(list)
     for sample in sorted(samples, key=lambda sample: sample.number):
-        responses[sample.key].append(sample.text)
+        responses[sample.key].append(sample)
     return responses
 
 
@@ -132,7 +137,7 @@ def answers_from_file(rows: Sequence[Row], next_turn: NextTurn, path: str) -> li
         if len(matches) != 1:
             what = "its prompt" if row_id is None else repr(row_id)
             raise InputError(f"{path}: row {number}: {what} matches {len(matches)} rows of the data; it must match one")
-        found.append(Answer(matches[0], text))
+        found.append(Answer(matches[0], text, finish=_finish_of(row)))
     if not found:
         raise InputError(f"{path}: no responses")
     return found
@@ -163,3 +168,7 @@ def _id_of(row: Row) -> str | None:
 
 def _response_of(row: Row) -> str | None:
     return next((row[name] for name in RESPONSE_COLUMNS if isinstance(row.get(name), str)), None)
+
+
+def _finish_of(row: Row) -> str | None:
+    return next((row[name] for name in FINISH_COLUMNS if isinstance(row.get(name), str)), None)

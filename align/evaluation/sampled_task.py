@@ -21,7 +21,8 @@ from align.evaluation.task import (
     TaskSize,
     first_question,
 )
-from align.records import Message, Prompt
+from align.records import Message, Prompt, is_cut_off
+from align.rewards.thoughts import THINK, ThoughtSettings, response_text, visible_text
 from align.rewards.unit_tests import in_parallel, pass_at_k
 from align.rewards.verdicts import Verdict
 from align.sandbox.process import NUM_CORES
@@ -29,14 +30,14 @@ from align.sandbox.process import NUM_CORES
 CORRECT = "correct"
 PASS_AT = (1, 10, 100)  # Chen et al. 2021, sec. 2.1; a k is reported if every prompt has at least k responses
 OF_SAMPLING = frozenset({"policy", "sampling", "engine"})
-OPTIONS = OF_SAMPLING | ROW_OPTIONS | {"data", "responses", "out", "rows.constraints"}
+OPTIONS = OF_SAMPLING | ROW_OPTIONS | {"data", "responses", "out", "rows.constraints", "thoughts"}
 
 
 class Graded(NamedTuple):
-    """A row with the response to grade."""
+    """A row with the response to grade, without its thoughts."""
 
     row: Row
-    response: str
+    response: str  # a `VisibleText`, which knows whether it was cut off
     earlier: tuple[str, ...] = ()
 
 
@@ -103,9 +104,16 @@ class SampledTask(Task):
         prompts = [self.prompt(row) for row in inputs.rows(self)]
         return TaskSize(len(prompts), inputs.num_prompt_tokens(prompts), len(prompts) * inputs.max_new_tokens)
 
-    def grade_answers(self, rows: Sequence[Row], answers: Sequence[Answer]) -> Iterator[Grade]:
-        """Yield the grade of each answer, in order."""
-        return self.grade([Graded(rows[each.row], each.response, each.earlier) for each in answers])
+    def grade_answers(
+        self, rows: Sequence[Row], answers: Sequence[Answer], thoughts: ThoughtSettings = THINK
+    ) -> Iterator[Grade]:
+        """Yield the grade of each answer, in order; thoughts are not graded."""
+
+        def item(answer: Answer) -> Graded:
+            response = visible_text(response_text(answer.response, answer.finish), thoughts)
+            return Graded(rows[answer.row], response, tuple(visible_text(each, thoughts) for each in answer.earlier))
+
+        return self.grade(list(map(item, answers)))
 
     def scores(self, answers: Sequence[Answer], grades: Sequence[Grade]) -> dict[str, Score]:
         """Return each metric with its interval over rows; several responses to a row count by their mean."""
@@ -121,7 +129,7 @@ class SampledTask(Task):
         inputs.progress.phase("grade", len(answers))
 
         def work(share: Sequence[Answer]) -> Iterator[Grade]:
-            for grade in self.grade_answers(rows, share):
+            for grade in self.grade_answers(rows, share, inputs.thoughts):
                 inputs.progress.advance(1)
                 yield grade
 
@@ -129,6 +137,9 @@ class SampledTask(Task):
         unanswered = len(rows) - len({answer.row for answer in answers})
         if unanswered:
             inputs.progress.note(f"{unanswered} of {len(rows)} rows have no response and are not scored")
+        cut = sum(is_cut_off(answer.finish) for answer in answers)
+        if cut:
+            inputs.progress.note(f"{cut} of {len(answers)} responses were cut off at max_new_tokens")
         both = list(zip(answers, grades, strict=True))
         return TaskResult(
             scores=self.scores(answers, grades),
@@ -137,13 +148,15 @@ class SampledTask(Task):
                 {self.id_column: rows[answer.row].get(self.id_column, answer.row), **grade.line}
                 for answer, grade in both
             ],
-            counts={"rows": len(rows), "responses": len(answers), "unanswered": unanswered},
+            counts={"rows": len(rows), "responses": len(answers), "unanswered": unanswered, "cut_off": cut},
         )
 
     def _line(self, row: Row, answer: Answer, grade: Grade) -> dict[str, Any]:
         line: dict[str, Any] = {"prompt": self.question(row), "response": answer.response}
         if answer.earlier:
             line["earlier_responses"] = answer.earlier
+        if answer.finish is not None:
+            line["finish"] = answer.finish
         return {**line, "parts": grade.parts, "reward": grade.reward}
 
 

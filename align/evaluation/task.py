@@ -11,6 +11,7 @@ from align.accounting.flops import Work
 from align.errors import InputError
 from align.evaluation.statistics import Score
 from align.records import Message, Prompt
+from align.rewards.thoughts import ThoughtSettings
 
 if TYPE_CHECKING:  # these modules import torch, which validating a recipe does not need
     from align.data.token_groups import TokenGroup
@@ -38,6 +39,7 @@ class Answer(NamedTuple):
     row: int  # index
     response: str  # to the last turn
     earlier: tuple[str, ...] = ()  # responses to the turns before it
+    finish: str | None = None  # why the last response ended, if known: `stop`, `length`, …
 
 
 class TaskSize(NamedTuple):
@@ -103,6 +105,11 @@ class TaskInputs(Protocol):
     @property
     def precision(self) -> str:
         """Precision of forward passes: `fp32` or `bf16`."""
+        ...
+
+    @property
+    def thoughts(self) -> ThoughtSettings:
+        """Which part of a response is not graded."""
         ...
 
     @property

@@ -158,14 +158,14 @@ def sample_with_journal(
         yield sample
 
 
-def respond(engine: Engine, prompts: Sequence[Prompt], settings: SamplingSettings) -> Iterator[str]:
+def respond(engine: Engine, prompts: Sequence[Prompt], settings: SamplingSettings) -> Iterator[Sample]:
     """Yield one response to each prompt, in the order of the prompts, while the engine works on all of them."""
     single = settings.model_copy(update={"num_responses": 1})
-    responses: dict[str, str] = {}
+    responses: dict[str, Sample] = {}
     samples = engine.sample(prompts, single)
     for prompt in prompts:
         key = prompt_key(prompt)
         while key not in responses:
             sample = next(samples)
-            responses[sample.key] = sample.text
+            responses[sample.key] = sample
         yield responses[key]

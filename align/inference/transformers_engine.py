@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import apply_template
+from align.data.chat_turns import OPEN_THOUGHT
 from align.data.overlong import character_limit
 from align.errors import InputError
 from align.inference.continuous_batching import ContinuousBatch, enable_continuous_batching, prefill
@@ -40,6 +41,7 @@ from align.records import Prompt
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # Tokens decoded before a stop string's length in bytes: special tokens, and parts of a character
 EXTRA_STOP_TOKENS = 8
+MAX_MARK_TOKENS = 32  # of the mark that opens a thought; a token of a byte-level vocabulary is one character
 
 
 class TransformersEngine:
@@ -194,9 +196,15 @@ class TransformersEngine:
 
     def _finish(self, response: PartialResponse, settings: SamplingSettings) -> Sample:
         text, _ = cut_at_stop(self._text(response.ids), settings.stop)
+        text = self._opened_thought(response.prompt_ids) + text
         num_tokens = len(response.ids)
         self._count_sampled(response, num_tokens)
         return Sample(response.key, response.number, self.name, text, num_tokens, response.finish, response.seed)
+
+    def _opened_thought(self, prompt_ids: list[int]) -> str:
+        """Return the mark of a thought that the prompt opens: without it, an unfinished thought would be an answer."""
+        opening = OPEN_THOUGHT.search(str(self._tokenizer.decode(prompt_ids[-MAX_MARK_TOKENS:])))
+        return opening[0] if opening else ""
 
     def _count_sampled(self, response: PartialResponse, num_tokens: int) -> None:
         self.throughput.processed_tokens += num_tokens

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings
 from align.inference.settings import EngineSettings
+from align.rewards.thoughts import THINK, ThoughtSettings
 from align.sandbox.process import Limits
 
 
@@ -109,6 +110,9 @@ class LlmSettings(BuiltinSettings):
     max_new_tokens: int = Field(default=512, ge=1, description="Maximum number of tokens of an answer.")
     temperature: float = Field(default=0.0, ge=0, description="Sampling temperature; 0 is greedy.")
     seed: int = Field(default=0, description="Seed of all answers.")
+    thoughts: ThoughtSettings = Field(
+        default=THINK, description="Marks of the model's own thoughts, in which no verdict counts."
+    )
 
     def cache_key(self) -> dict[str, Any]:
         """Return the settings that decide a verdict, as JSON: not how the engine runs."""

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from align.rewards.thoughts import visible_text
+
 FENCES = ("```", "~~~")
 PYTHON = ("", "python", "py", "python3", "py3")  # languages of a fenced block that may be Python
 CODE_STARTS = ("def ", "async def ", "class ", "import ", "from ", "@")
@@ -21,12 +23,12 @@ class Candidates(NamedTuple):
 def candidates(response: str, before: str = "") -> Candidates:
     r"""Return the fenced blocks of Python in a response; without a fence, the response and what follows its prose.
 
-    `before` is the text in front of the program: the prompt that the response completes.
+    Thoughts are left out. `before` is the text in front of the program: the prompt that the response completes.
 
     >>> candidates("Sure:\n```python\nx = 1\n```").codes
     [('', 'x = 1')]
     """
-    lines = response.replace("\r\n", "\n").split("\n")
+    lines = visible_text(response).replace("\r\n", "\n").split("\n")
     prefix = before and before + "\n"
     if blocks := list(_fenced_blocks(lines)):
         return Candidates([(prefix, code) for code in blocks], cut=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from align.config import build, read_overrides
 from align.errors import InputError
 from align.rewards.settings import Combination, JudgeSettings, unique_judges
+from align.rewards.thoughts import THINK, ThoughtSettings, visible_text
 from align.rewards.verdicts import GROUPS_AT_ONCE, Group, Judge, Verdict
 
 
@@ -27,7 +28,7 @@ def parse_judge(text: str) -> dict[str, Any]:
     return {"name": name, **weight, "settings": given}
 
 
-def load_judge(name: str, **settings: Any) -> Judge:  # noqa: ANN401 - validated as the judge's own settings
+def load_judge(name: str, **settings: Any) -> WithoutThoughts:  # noqa: ANN401 - validated as the judge's own settings
     """Return one judge: a row of `JUDGES`, or a user's own as module:name.
 
     >>> from align.records import Message, Prompt
@@ -36,17 +37,33 @@ def load_judge(name: str, **settings: Any) -> Judge:  # noqa: ANN401 - validated
     >>> [[verdict.reward for verdict in verdicts] for verdicts in judge([(prompt, ["It is 42.", "It is 41."])])]
     [[1.0, 0.0]]
     """
-    return build(JudgeSettings, {"name": name, "settings": settings}, (f"judge {name}",)).make()
+    return WithoutThoughts(build(JudgeSettings, {"name": name, "settings": settings}, (f"judge {name}",)).make(), THINK)
 
 
-def make_judge(judges: Sequence[JudgeSettings], *, combine: Combination = "precedence") -> Judge:
-    """Return the judge that the settings describe; several are combined into one."""
+def make_judge(
+    judges: Sequence[JudgeSettings], *, combine: Combination = "precedence", thoughts: ThoughtSettings = THINK
+) -> WithoutThoughts:
+    """Return the judge that the settings describe, of responses without thoughts; several are combined into one."""
     if not judges:
         raise InputError("at least one judge is needed", ("judges",))
     made = [(judge.name, judge.weight, judge.make()) for judge in unique_judges(list(judges))]
     if len(made) == 1 and (combine == "precedence" or made[0][1] == 1):
-        return made[0][2]
-    return Precedence({name: judge for name, _, judge in made}) if combine == "precedence" else WeightedSum(made)
+        return WithoutThoughts(made[0][2], thoughts)
+    by_name = {name: judge for name, _, judge in made}
+    return WithoutThoughts(Precedence(by_name) if combine == "precedence" else WeightedSum(made), thoughts)
+
+
+class WithoutThoughts:
+    """Shows a judge the responses without their thoughts; one with an unfinished thought is empty."""
+
+    def __init__(self, judge: Judge, thoughts: ThoughtSettings) -> None:
+        self.judge, self.thoughts = judge, thoughts
+
+    def __call__(self, groups: Sequence[Group]) -> Iterable[tuple[Verdict, ...]]:
+        """Return the judge's verdicts on each group."""
+        return self.judge(
+            [(prompt, [visible_text(each, self.thoughts) for each in responses]) for prompt, responses in groups]
+        )
 
 
 class Precedence:

@@ -16,6 +16,7 @@ from align.inference.samples import Engine, respond
 from align.inference.settings import SamplingSettings
 from align.records import Message, Prompt
 from align.rewards.builtin_judges import LlmSettings
+from align.rewards.thoughts import VisibleText, response_text, visible_text
 from align.rewards.verdicts import Group, Verdict
 
 GROUPS_AT_ONCE = 16  # groups per batch of questions; a killed run loses at most their verdicts
@@ -76,6 +77,7 @@ class LlmJudge:
 
     def __init__(self, engine: Engine, settings: LlmSettings) -> None:
         self.engine, self.mode, self.attempts = engine, settings.mode, settings.attempts
+        self.thoughts = settings.thoughts
         self.sampling = SamplingSettings(
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=settings.seed
         )
@@ -89,7 +91,7 @@ class LlmJudge:
     def _compare(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
         questions: list[str] = []
         for prompt, responses in groups:
-            for first, second in combinations(responses, 2):
+            for first, second in combinations(map(visible_text, responses), 2):
                 text = conversation(prompt)
                 questions += [
                     COMPARE.format(conversation=text, first=a, second=b) for a, b in ((first, second), (second, first))
@@ -102,7 +104,7 @@ class LlmJudge:
 
     def _rate(self, groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
         questions = [
-            RATE.format(conversation=conversation(prompt), first=response)
+            RATE.format(conversation=conversation(prompt), first=visible_text(response))
             for prompt, responses in groups
             for response in responses
         ]
@@ -113,7 +115,7 @@ class LlmJudge:
                 for value, text in islice(answers, len(responses))
             )
 
-    def _ask(self, questions: Sequence[str], parse: Callable[[str], float | None], form: str) -> list[Answer]:
+    def _ask(self, questions: Sequence[str], parse: Callable[[VisibleText], float | None], form: str) -> list[Answer]:
         """Return the answer to each question; `form` is what a retry asks for."""
         found: dict[int, Answer] = {}
         dialogues: list[tuple[Message, ...]] = [(Message("user", question),) for question in questions]
@@ -123,11 +125,12 @@ class LlmJudge:
             ]
             if not open_questions or attempt > self.attempts:
                 break
-            texts = respond(self.engine, [Prompt(dialogues[index]) for index in open_questions], self.sampling)
-            for index, text in zip(open_questions, texts, strict=True):
-                found[index] = Answer(parse(text), text)
+            samples = respond(self.engine, [Prompt(dialogues[index]) for index in open_questions], self.sampling)
+            for index, sample in zip(open_questions, samples, strict=True):
+                answer = response_text(sample.text, sample.finish)
+                found[index] = Answer(parse(visible_text(answer, self.thoughts)), sample.text)
                 retry = Message("user", RETRY.format(form=form))
-                dialogues[index] = (Message("user", questions[index]), Message("assistant", text), retry)
+                dialogues[index] = (Message("user", questions[index]), Message("assistant", sample.text), retry)
         return [found[index] for index in range(len(questions))]
 
     def _unparsed(self) -> str:
@@ -147,6 +150,8 @@ def conversation(prompt: Prompt) -> str:
 def parse_preference(answer: str) -> float | None:
     """Return the decision for the first answer: 1 better, 0 worse, 0.5 neither; None without a decision at the end.
 
+    A decision in a thought is none, nor is one in an answer that was cut off.
+
     >>> parse_preference("Both are correct, but A is shorter. [[A]]")
     1.0
     """
@@ -154,7 +159,7 @@ def parse_preference(answer: str) -> float | None:
 
 
 def parse_rating(answer: str) -> float | None:
-    """Return the last number in double brackets; None if it is not a rating.
+    """Return the last number in double brackets; None if it is not a rating, in a thought, or of a cut answer.
 
     >>> parse_rating("Correct and clear. [[8]]")
     8.0
@@ -166,7 +171,8 @@ def parse_rating(answer: str) -> float | None:
 
 
 def _last_decision(answer: str) -> str:
-    decisions = DECISION.findall(answer)
+    visible = visible_text(answer)
+    decisions = [] if visible.is_cut else DECISION.findall(visible)
     return decisions[-1] if decisions else ""
 
 

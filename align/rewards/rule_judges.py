@@ -12,6 +12,7 @@ from align.records import Prompt
 from align.rewards.answers.comparison import same_answer
 from align.rewards.answers.extraction import final_answer
 from align.rewards.builtin_judges import GroundTruthSettings, VerifierSettings
+from align.rewards.thoughts import visible_text
 from align.rewards.verdicts import Group, Verdict
 from align.rewards.verifiers.instructions import Instruction, instructions, with_custom
 
@@ -46,6 +47,7 @@ class VerifierJudge:
                 yield (Verdict(None, why="the prompt has no verifiable instructions"),) * len(responses)
 
     def _check_instructions(self, given: Sequence[Instruction], response: str) -> Verdict:
+        response = visible_text(response)
         strict = [instruction.followed(response) for instruction in given]
         loose = [instruction.followed(response, loose=True) for instruction in given]
         verdict = self._verdict(strict, loose, [instruction.name for instruction in given])
@@ -73,7 +75,12 @@ def _is_task(prompt: Prompt) -> bool:
 def _grade_tasks(groups: Sequence[Group]) -> list[tasks.Verdicts]:
     """Return the checks of all responses to procedural tasks, in one call because programs among them run together."""
     return tasks.grade_all(
-        [(prompt.metadata, response) for prompt, responses in groups if _is_task(prompt) for response in responses]
+        [
+            (prompt.metadata, visible_text(response))
+            for prompt, responses in groups
+            if _is_task(prompt)
+            for response in responses
+        ]
     )
 
 
@@ -99,9 +106,11 @@ class GroundTruthJudge:
 
 
 def _compare(response: str, expected: str) -> Verdict:
-    given = final_answer(response)
+    visible = visible_text(response)
+    given = final_answer(visible)
     if given is None:
-        return Verdict(0.0, why="no final answer found", raw={"given": None, "expected": expected})
+        why = "no final answer found" + (" before the response was cut off" if visible.is_cut else "")
+        return Verdict(0.0, why=why, raw={"given": None, "expected": expected})
     same = same_answer(given, expected)
     why = f"{given} is {'equal to' if same else 'different from'} {expected}"
     return Verdict(float(same), why=why, raw={"given": given, "expected": expected})

@@ -10,6 +10,7 @@ from pydantic import Field
 from align.distributed.launch import check_launch
 from align.errors import Location
 from align.rewards.settings import Combination
+from align.rewards.thoughts import THINK, ThoughtSettings
 from align.stages.base import GROUPS, SOURCE, Input, Stage
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers
 from align.stages.inputs.context import RunContext, StepInputs
@@ -27,6 +28,7 @@ class Score(Stage):
     combine: Combination = Field(
         default="precedence", description="Several judges: the first that knows the prompt, or a weighted sum."
     )
+    thoughts: ThoughtSettings = Field(default=THINK, description="Thoughts of the responses, which judges do not see.")
     groups: GroupSettings = Field(default=GroupSettings(), description="Which responses become a group to train on.")
     every_row: bool = Field(
         default=False,

@@ -12,6 +12,7 @@ from align.errors import InputError
 from align.inference.samples import GIVEN, TOO_LONG, Sample, prompt_key
 from align.records import Comparison, Prompt, Record, Response, is_cut_off
 from align.rewards.answers.extraction import final_answer
+from align.rewards.thoughts import ResponseText, response_text
 from align.rewards.verdicts import Group, Judge, Verdict
 from align.synth.group_statistics import GroupStatistics
 from align.synth.settings import GroupSettings
@@ -87,8 +88,8 @@ def score_groups(
     if the judge returns another number of verdicts than there are responses.
     """
     groups = shard.select(list(group_by_prompt(prompts, samples, statistics)))
-    texts = [[sample.text for sample in group] for _, group in groups]
-    keys = [stable_hash([prompt_key(prompt), responses]) for (prompt, _), responses in zip(groups, texts, strict=True)]
+    texts = [[response_text(sample.text, sample.finish) for sample in group] for _, group in groups]
+    keys = [_verdict_key(prompt, responses) for (prompt, _), responses in zip(groups, texts, strict=True)]
     missing = [index for index, key in enumerate(keys) if key not in journal.done]
     to_judge: list[Group] = [(groups[index][0], texts[index]) for index in missing]
     judged = iter(judge(to_judge)) if to_judge else iter(())
@@ -100,6 +101,12 @@ def score_groups(
                 raise InputError(f"the judge returned {len(verdicts)} verdicts for {len(group)} responses")
             journal.add(keys[index], [asdict(verdict) for verdict in verdicts])
         yield ScoredGroup(prompt, group, tuple(Verdict(**value) for value in journal.done[keys[index]]))
+
+
+def _verdict_key(prompt: Prompt, responses: Sequence[ResponseText]) -> str:
+    """Return the key of a group's verdicts in the journal: which responses were cut off may decide them."""
+    cut = [index for index, response in enumerate(responses) if response.is_cut]
+    return stable_hash([prompt_key(prompt), responses, *([cut] if cut else [])])
 
 
 def comparisons(

@@ -67,7 +67,7 @@ def test_a_task_may_have_several_turns():
         progress=SilentProgress(),
     )
     assert answers == [
-        Answer(row, f"{number} {said}".upper(), (f"{number} {said}",))
+        Answer(row, f"{number} {said}".upper(), (f"{number} {said}",), "stop")
         for row, said in ((0, "one?"), (1, "two?"))
         for number in (0, 1)
     ]

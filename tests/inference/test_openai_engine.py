@@ -160,7 +160,7 @@ def test_a_stop_string_in_the_servers_text_is_removed():
 def test_respond_keeps_the_order_of_the_prompts():
     with serving(["slow", "ok", (500,)]) as server:
         asked = [PROMPTS[2], PROMPTS[0], PROMPTS[2], PROMPTS[5]]
-        answers = list(respond(engine(server, timeout_s=5.0), asked, SETTINGS))
+        answers = [each.text for each in respond(engine(server, timeout_s=5.0), asked, SETTINGS)]
     assert [answer.split(" to ")[1] for answer in answers] == [prompt.messages[-1].content for prompt in asked]
 
 

@@ -18,6 +18,7 @@ from align.inference.samples import TOO_LONG, prompt_key, respond, sample_with_j
 from align.inference.settings import LocalSettings, SamplingSettings
 from align.inference.transformers_engine import TransformersEngine
 from align.records import Message, Prompt
+from align.rewards.thoughts import visible_text
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 PROMPTS = [
@@ -44,9 +45,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def tiny_engine(batch_size=64, *, spread=0.4, name="tiny", kind=None, **settings):
+def tiny_engine(batch_size=64, *, spread=0.4, name="tiny", kind=None, template=TEMPLATE, **settings):
     """An engine with a byte tokenizer and a random model; a larger spread gives more confident predictions."""
-    tokenizer = train_tokenizer(["a b"], vocab_size=259, chat_template=TEMPLATE)
+    tokenizer = train_tokenizer(["a b"], vocab_size=259, chat_template=template)
     values = {**LLAMA, "num_key_value_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 512, **settings}
     values |= {"model_type": kind} if kind else {}
     config = AutoConfig.for_model(**values, vocab_size=len(tokenizer), initializer_range=spread)
@@ -229,12 +230,27 @@ def test_text_has_no_special_tokens_and_complete_characters():
     assert engine._text(row_ids) == "日本語 🙂 é"
 
 
+def test_a_sample_begins_with_the_thought_that_the_prompt_opens():
+    opened = TEMPLATE + "{% if add_generation_prompt %}:{{ '<think>\\n' }}{% endif %}"
+    closed = TEMPLATE + "{% if add_generation_prompt %}:{{ '<think>\\n\\n</think>\\n' }}{% endif %}"
+    settings = SamplingSettings(temperature=0, max_new_tokens=12)
+    for template, mark in ((opened, "<think>\n"), (closed, ""), (TEMPLATE, "")):
+        engine, model, tokenizer = tiny_engine(template=template)
+        (sample,) = engine.sample(PROMPTS[:1], settings)
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "a"}], add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
+        ids = model.generate(prompt, max_new_tokens=12, do_sample=False)[0, prompt.shape[1] :]
+        assert sample.text == mark + tokenizer.decode(ids, skip_special_tokens=True)
+        assert visible_text(sample.text) == ("" if mark else sample.text)
+
+
 def test_respond_keeps_the_order_of_the_prompts():
     engine, _, _ = tiny_engine(2)
     settings = SamplingSettings(temperature=0, max_new_tokens=12)
     texts = {key: sample.text for (key, _), sample in by_place(engine.sample(PROMPTS, settings)).items()}
     asked = [PROMPTS[3], PROMPTS[0], PROMPTS[3], PROMPTS[5]]
-    assert list(respond(engine, asked, settings)) == [texts[prompt_key(prompt)] for prompt in asked]
+    assert [each.text for each in respond(engine, asked, settings)] == [texts[prompt_key(prompt)] for prompt in asked]
 
 
 def test_throughput_counts_sampled_tokens():

@@ -52,9 +52,9 @@ def test_a_verdict_is_the_models_output_for_the_rendered_dialogue(folders):
     judge = load_judge("reward_model", path=str(folders / "reward"))
     ((verdict,),) = judge([(prompt("hello"), ["well met"])])
     text = "<|im_start|>user\nhello<|im_end|><|im_start|>assistant\nwell met<|im_end|>"
-    ids = judge.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    judge.model.use_forward("plain")
-    expected = judge.model.hf(input_ids=ids.to(judge.model.device)).logits[0].cpu()
+    ids = judge.judge.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    judge.judge.model.use_forward("plain")
+    expected = judge.judge.model.hf(input_ids=ids.to(judge.judge.model.device)).logits[0].cpu()
     torch.testing.assert_close(torch.tensor([verdict.attributes[name] for name in NAMES]), expected, rtol=0, atol=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_groups_longer_than_a_sliding_window_leave_the_others_unchanged(folders,
     groups = [(prompt("word " * (1 + number % 4)), [f"{number} a", f"{number} b"]) for number in range(12)]
     judge = load_judge("reward_model", path=str(tmp_path / "windowed"))
     together = list(judge(groups))
-    assert judge.forwards == {False: "tree", True: "plain"}
+    assert judge.judge.forwards == {False: "tree", True: "plain"}
     for first in range(1, 12):
         assert list(load_judge("reward_model", path=str(tmp_path / "windowed"))(groups[first:])) == together[first:]
 
@@ -106,7 +106,7 @@ def test_only_the_needed_groups_are_computed(folders):
     judge = load_judge("reward_model", path=str(folders / "reward"))
     list(judge(GROUPS[:1]))  # the first time the forward is compared with that of transformers
     seen = []
-    judge.model.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    judge.judge.model.register_forward_hook(lambda module, args, output: seen.append(len(output)))
     verdicts = judge(GROUPS)
     for number in range(1, len(GROUPS) + 1):
         next(verdicts)

@@ -187,7 +187,25 @@ def test_responses_that_are_there_are_graded_without_a_policy(tmp_path):
     values = {name: found["value"] for name, found in summary["scores"].items()}
     assert values["prompt_strict"] == 1 / 2
     assert values["instruction_strict"] == pytest.approx(2 / 3)
-    assert summary["unanswered"] == 0
+    assert summary["unanswered"] == summary["cut_off"] == 0
+
+
+def test_answers_that_were_cut_off_are_counted_and_thoughts_are_not_graded(tmp_path):
+    data = rows(tmp_path / "data.jsonl", SUMS)
+    thought = "<think>Not 41, but 10.</think> It is 10."
+    answers = [{"key": 0, "response": "It is 4", "finish": "length"}, {"key": 1, "response": thought}]
+    said = rows(tmp_path / "said.jsonl", answers)
+    ended = evaluate("gsm8k", "--data", data, "--responses", said, "--out", tmp_path / "out.jsonl")
+    assert summary_of(ended)["cut_off"] == 1
+    assert "1 of 2 responses were cut off" in ended.stderr
+    assert [line["correct"] for line in lines(tmp_path / "out.jsonl")] == [False, True]
+    ended = evaluate(
+        "gsm8k", "--data", data, "--responses", said, "--out", tmp_path / "raw.jsonl", "thoughts.strip=false"
+    )
+    assert summary_of(ended)["scores"]["correct"]["value"] == 1 / 2
+    refused = evaluate("nll", "--data", data, "--policy", "nowhere", "thoughts.strip=false")
+    assert refused.returncode == 2
+    assert "task nll does not use thoughts" in refused.stderr
 
 
 def test_responses_find_their_rows_by_the_prompt_or_by_the_number(tmp_path):
@@ -332,7 +350,7 @@ def test_a_policy_is_asked_and_graded(policy, tmp_path):
     more = ("sampling.max_new_tokens=8", "engine.local.precision=fp32")
     ended = evaluate("ifeval", "--data", data, "--policy", policy, "--out", tmp_path / "out.jsonl", *more)
     summary = summary_of(ended)
-    assert (summary["rows"], summary["responses"]) == (2, 2)
+    assert (summary["rows"], summary["responses"], summary["cut_off"]) == (2, 2, 2)
     assert [len(line["strict"]) for line in sorted(lines(tmp_path / "out.jsonl"), key=lambda line: line["key"])] == [
         1,
         2,

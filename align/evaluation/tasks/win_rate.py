@@ -14,7 +14,7 @@ from align.rewards.verdicts import Group, Verdict
 class WinRateTask(Task):
     """A task whose pairs of responses are compared by a judge."""
 
-    options: frozenset[str] = ROW_OPTIONS | {"data", "responses", "judges", "combine", "rows.constraints"}
+    options: frozenset[str] = ROW_OPTIONS | {"data", "responses", "judges", "combine", "thoughts", "rows.constraints"}
     required: tuple[str, ...] = ("data",)
 
     def size(self, inputs: EstimateInputs) -> TaskSize:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from align.rewards.answers.quantities import NO_UNIT, parse_quantity
+from align.rewards.thoughts import VisibleText, visible_text
 
 MAX_LENGTH = 1000  # characters of an answer
 
@@ -82,19 +83,19 @@ DECISION = re.compile(r"(?:yes|no|true|false)[,.;:][^\d]*", re.IGNORECASE)
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
-def final_answer(text: str, *, cut: bool = False) -> str | None:
+def final_answer(response: str) -> str | None:
     r"""Return the answer that a response gives, as it is written there; None where it gives none.
 
-    `cut`: the response was cut off. Then only an answer that is marked and complete counts: a number at the end may
-    lack digits, and the last number so far may be a step on the way.
+    Thoughts are no part of it. Of a response that was cut off, only an answer that is marked and complete counts: a
+    number at the end may lack digits, and the last number so far may be a step on the way.
 
     >>> final_answer(r"Half of 84 is \boxed{42}."), final_answer("Total: 42"), final_answer('{"answer": 42}')
     ('42', '42', '42')
-    >>> final_answer("Then she has 5 and 4", cut=True), final_answer("#### 42\nNow 5 and 4", cut=True)
-    (None, '42')
+    >>> final_answer(VisibleText("That is 5 + 4", is_cut=True)), final_answer(VisibleText("#### 9\nNow", is_cut=True))
+    (None, '9')
     """
-    text = CALCULATOR.sub("", text)
-    finders = CUT_FINDERS if cut else FINDERS
+    visible = visible_text(response)
+    text, finders = CALCULATOR.sub("", visible), CUT_FINDERS if visible.is_cut else FINDERS
     answer = next((found for find in finders if (found := find(text))), None)
     if answer is None:
         return None
@@ -105,7 +106,7 @@ def final_answer(text: str, *, cut: bool = False) -> str | None:
 def _tagged(text: str) -> str | None:
     """Return what is in the last `<answer>` element: its own final answer, or all of it."""
     match = next(reversed(list(TAGGED.finditer(text))), None)
-    return (final_answer(match["answer"]) or strip_markup(match["answer"])) if match else None
+    return (final_answer(VisibleText(match["answer"])) or strip_markup(match["answer"])) if match else None
 
 
 def _after_marker(text: str) -> str | None:

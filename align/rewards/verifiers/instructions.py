@@ -20,6 +20,7 @@ from pydantic import create_model
 from align.config import Settings, build
 from align.errors import InputError, within
 from align.registry import UserCode, import_dotted, pick
+from align.rewards.thoughts import visible_text
 from align.rewards.verifiers import layout, wording
 
 Verifier = Callable[..., bool]  # (response, **kwargs of the instruction) -> whether it is followed
@@ -34,8 +35,9 @@ class Instruction(NamedTuple):
     def followed(self, response: str, *, loose: bool = False) -> bool:
         """Return whether the response follows the instruction; loosely, whether any of `loose_versions` does.
 
-        An empty response follows none.
+        An empty response follows none. Thoughts are not checked.
         """
+        response = visible_text(response)
         versions = loose_versions(response) if loose else [response]
         return any(version.strip() and self.check(version) for version in versions)
 

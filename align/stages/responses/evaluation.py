@@ -31,6 +31,7 @@ from align.models.settings import PolicySettings
 from align.records import at_place
 from align.registry import UserCode, suggest
 from align.rewards.judges import make_judge
+from align.rewards.thoughts import ThoughtSettings, visible_text
 from align.rewards.verdicts import Judge
 from align.stages.costs.estimates import Planning, prompt_tokens
 from align.stages.costs.measured import Done
@@ -48,17 +49,19 @@ Tasks = Mapping[str, tuple[TaskSettings, Task]]  # by name
 
 
 def evaluate_policy(tasks: Tasks, policy: str | None, context: RunContext) -> dict[str, Any]:
-    """Return `{policy: {column: {value, low, high, n}}}` and write the lines of each task."""
+    """Return `{policy: {column: {value, low, high, n}}}` with counts of rows, and write the lines of each task."""
     engines = PolicyEngines(policy, context)
     found: dict[str, dict[str, float]] = {}
     columns: dict[str, tuple[str, str]] = {}
+    counts: dict[str, dict[str, Any]] = {}
     work = Work(0, 0, 0)
-    for name, result, _ in evaluate_tasks(tasks, context, engines):
+    for name, result, read in evaluate_tasks(tasks, context, engines):
         settings, task = tasks[name]
         lines = [{"policy": engines.name, **line} for line in result.lines]
         out = context.folder / f"{name}.jsonl"
         context.processes.run_on_main(partial(write_lines, out, lines), f"writing {name}")
         work = sum_work([work, result.work])
+        counts[name] = {**read, **result.counts}
         asked = settings.metrics
         metrics = [metric for metric in result.scores if asked is None or metric in asked]
         if unknown := [metric for metric in asked or () if metric not in result.scores]:
@@ -70,7 +73,8 @@ def evaluate_policy(tasks: Tasks, policy: str | None, context: RunContext) -> di
             column = task.column(name, metric, is_only=len(metrics) == 1)
             found[column] = result.scores[metric]._asdict()
             columns[column] = (name, task.part(metric))
-    return {"scores": {engines.name: found}, "columns": columns, "done": engines.done(context.processes, work)}
+    done = engines.done(context.processes, work)
+    return {"scores": {engines.name: found}, "columns": columns, "counts": counts, "done": done}
 
 
 class Evaluated(NamedTuple):
@@ -154,6 +158,10 @@ class _TaskInputs:
         return self.settings.precision
 
     @property
+    def thoughts(self) -> ThoughtSettings:
+        return self.settings.thoughts
+
+    @property
     def limit(self) -> int | None:
         return None if not self.settings.data else self._source.limit
 
@@ -230,7 +238,7 @@ class _TaskInputs:
                 pass
 
     def judge(self) -> Judge:
-        return make_judge(self.settings.judges, combine=self.settings.combine)
+        return make_judge(self.settings.judges, combine=self.settings.combine, thoughts=self.thoughts)
 
     def paired_responses(self) -> PairedResponses:
         left_out = Counter[str]()
@@ -247,7 +255,8 @@ class _TaskInputs:
         if not both:
             raise InputError(f"task {self.settings.task}: no prompt of {source.path} is answered in both files")
         self.progress.note(f"{len(both)} of {len(known)} prompts are answered in both files")
-        pairs = [(known[text], (ours[text], theirs[text])) for text in both]
+        visible = [tuple(visible_text(of[text], self.thoughts) for of in (ours, theirs)) for text in both]
+        pairs = [(known[text], (one, two)) for text, (one, two) in zip(both, visible, strict=True)]
         return PairedResponses(pairs, len(known) - len(both))
 
     def split(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]], *, activity: str) -> list[R]:

@@ -22,6 +22,7 @@ from align.inference.samples import GIVEN, Sample, Throughput, prompt_key
 from align.models.loading.config import load_config
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.records import Comparison, Prompt, Record, Response
+from align.rewards.thoughts import response_text
 from align.rewards.verdicts import Verdict
 from align.stages.costs.measured import NOTHING, Done, dimensions
 from align.stages.inputs.context import RunContext
@@ -123,7 +124,10 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
         progress.phase("score", len(own) + len(rows) - len(missing), len(rows) - len(missing))
 
         def rate() -> None:
-            groups = [(rows[row][0], [one.content for one in rows[row][1].responses]) for row in own]
+            groups = [
+                (rows[row][0], [response_text(one.content, one.finish) for one in rows[row][1].responses])
+                for row in own
+            ]
             for row, verdicts in zip(own, judging.judge(groups), strict=True):
                 journal.add(str(row), [[each.reward, dict(each.attributes), each.why] for each in verdicts])
                 progress.advance(1)
@@ -132,8 +136,9 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
         verdicts = [[Verdict(*value) for value in journal.done[str(row)]] for row in range(len(rows))]
     rated = [row for row, found in enumerate(verdicts) if all(each.reward is not None for each in found)]
     processes.run_on_main(lambda: write(out, (_rated(rows[row][1], verdicts[row]) for row in rated)), f"writing {out}")
-    left_out = Counter(found[0].why.partition(":")[0] for found in verdicts if found[0].reward is None)
-    rating = getattr(judging.judge, "rating", None)  # of a reward model
+    reasons = ([each.why for each in found if each.reward is None] for found in verdicts)
+    left_out = Counter(why[0].partition(":")[0] for why in reasons if why)
+    rating = getattr(judging.judge.judge, "rating", None)  # of a reward model
     aggregate = {} if rating is None else dict(zip(rating.names, rating.weights, strict=True))
     pairs = [
         pair

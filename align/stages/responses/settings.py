@@ -13,9 +13,9 @@ from align.content_hash import STEP, code_of
 from align.errors import Location
 from align.inference.settings import EngineSettings, LocalSettings, SamplingSettings
 from align.rewards.builtin_judges import LlmSettings, RewardModelSettings
-from align.rewards.judges import make_judge
+from align.rewards.judges import WithoutThoughts, make_judge
 from align.rewards.settings import Combination, JudgeSettings, unique_judges
-from align.rewards.verdicts import Judge
+from align.rewards.thoughts import THINK, ThoughtSettings
 from align.stages.base import POLICY, REWARD_MODEL, Input
 from align.stages.inputs.context import StepInputs
 from align.stages.inputs.sources import SourceSettings
@@ -44,6 +44,7 @@ class GenerationSettings(Settings):
     combine: Combination = Field(
         default="precedence", description="Several judges: the first that knows the prompt, or a weighted sum."
     )
+    thoughts: ThoughtSettings = Field(default=THINK, description="Thoughts of the responses, which judges do not see.")
     groups: GroupSettings = Field(default=GroupSettings(), description="Which responses become a group to train on.")
     held_out: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the prompts that training on the groups keeps for evaluation."
@@ -74,6 +75,11 @@ class JudgingSettings(Protocol):
         ...
 
     @property
+    def thoughts(self) -> ThoughtSettings:
+        """Which part of a response judges do not see."""
+        ...
+
+    @property
     def groups(self) -> GroupSettings:
         """Which responses are kept."""
         ...
@@ -83,7 +89,7 @@ class JudgingSettings(Protocol):
 class Judging:
     """The judge of a step, and which responses become a group."""
 
-    judge: Judge
+    judge: WithoutThoughts
     groups: GroupSettings
     identity: dict[str, Any]  # everything that decides a verdict
 
@@ -92,8 +98,9 @@ class Judging:
         """Load the judges, with the folders of the steps that they name."""
         judges = with_folders(settings.judges, inputs)
         keys = [{**judge.cache_key(), "content": judge_key([judge], inputs)} for judge in judges]
-        judge = make_judge(judges, combine=settings.combine)
-        return cls(judge, settings.groups, {"judges": keys, "combine": settings.combine})
+        judge = make_judge(judges, combine=settings.combine, thoughts=settings.thoughts)
+        identity = {"judges": keys, "combine": settings.combine, "thoughts": settings.thoughts.model_dump()}
+        return cls(judge, settings.groups, identity)
 
 
 def groups_source(folder: Path, *, held_out: float, max_length: int | None) -> SourceSettings:

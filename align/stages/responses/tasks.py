@@ -16,6 +16,7 @@ from align.evaluation.tasks import IN_RECIPES, TASKS, pick_task
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.records import Comparison, Demonstration, Located
 from align.rewards.settings import Combination, JudgeSettings
+from align.rewards.thoughts import THINK, ThoughtSettings
 from align.stages.inputs.opening import FIRST_ROWS, first_records
 from align.stages.inputs.sources import SourceSettings, prompts, streamed
 
@@ -47,6 +48,9 @@ class TaskSettings(Settings):
     )
     judges: list[JudgeSettings] = Field(default_factory=list[JudgeSettings], description="Judges of judged pairs.")
     combine: Combination = Field(default="precedence", description="How several judges are combined.")
+    thoughts: ThoughtSettings = Field(
+        default=THINK, description="Thoughts of the responses, which are not graded or judged."
+    )
     responses: list[str] = Field(
         default_factory=list[str], description="Files of responses to grade in place of a policy's answers."
     )
