@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from align.commands.parsing.arguments import Overrides, RecipeArgument, StepOption, example
+from align.commands.parsing.arguments import Overrides, RecipeArgument, StepOption, example, show_version
 from align.commands.parsing.models import models
 from align.exit_status import Commands, end, exit_with
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -21,6 +20,34 @@ app = typer.Typer(
     help="From a base language model to an aligned one: SFT, reward model, DPO and reward-aware preference "
     "optimization (RPO).",
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Accept the options of every command."""
+
+
+@app.command(
+    epilog=example(
+        "align init pairs.jsonl --policy HuggingFaceTB/SmolLM2-135M-Instruct",
+        "align init chats.jsonl pairs.jsonl scored.jsonl --policy models/base --out my-recipe.yaml",
+    )
+)
+def init(
+    data: Annotated[list[str], typer.Argument(help="Rows: files, folders or dataset ids.", show_default=False)],
+    policy: Annotated[str, typer.Option(help="The model to train: folder, hub id, gguf:FILE.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File for the recipe.")] = Path("my-recipe.yaml"),
+    lora: Annotated[bool, typer.Option("--lora/--full", help="Train adapters, or all weights.")] = True,
+) -> None:
+    """Write a commented recipe for your rows and model. The columns decide the steps: SFT, reward model, DPO, RPO."""
+    from align.commands.interactive.init import init as command  # noqa: PLC0415 - imports pydantic
+
+    command(data, policy, out, lora=lora)
 
 
 @app.command(

@@ -26,3 +26,12 @@ JudgeOption = Annotated[
 def example(*lines: str) -> str:
     """Return the epilog of a command's help."""
     return "\n\n".join(["[bold]Example[/]", *(f"[cyan]{line}[/]" for line in lines)])
+
+
+def show_version(is_asked: bool) -> None:
+    """Print the version of the package and exit, where that is asked for."""
+    if is_asked:
+        from align import __version__  # noqa: PLC0415 - looks up the installed package
+
+        print(f"align {__version__}")
+        raise typer.Exit

@@ -1,4 +1,4 @@
-"""The commands that work on models: score, generate, evaluate, push."""
+"""The commands that work on models: score, generate, evaluate, chat, push."""
 
 from __future__ import annotations
 
@@ -97,6 +97,21 @@ def evaluate(
     with command.shown_progress() as progress:
         summary = implementation.evaluate(request, out, settings=settings, progress=progress)
     command.conclude(evaluated_tables(summary), summary)
+
+
+@models.command(epilog=example("align chat runs/my-run/dpo", "align chat runs/my-run/dpo sampling.temperature=0"))
+def chat(
+    policy: Annotated[
+        str, typer.Argument(help="A policy: RUN/STEP, another folder, a hub id or gguf:FILE.", metavar="RUN/STEP")
+    ],
+    system: Annotated[str | None, typer.Option(help="System message.", show_default=False)] = None,
+    overrides: Settings = None,
+) -> None:
+    """Talk to a policy in the terminal. A line is a message; /reset starts a new dialogue, Ctrl-D ends."""
+    from align.commands.interactive.chat import chat as command  # noqa: PLC0415 - imports torch
+    from align.commands.interactive.chat import chat_settings  # noqa: PLC0415
+
+    command(policy, system, chat_settings(overrides or ()))
 
 
 @models.command(epilog=example("align push runs/my-run/rpo-3 my-org/my-model --dry-run"))

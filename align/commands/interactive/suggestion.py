@@ -1,0 +1,97 @@
+"""Which step a file of rows is for, from its first records. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from align.data.reading import stream
+from align.errors import InputError
+from align.records import Comparison, Demonstration, Record
+
+LOOKED_AT = 1000  # rows
+HELD_OUT_FROM = 20  # rows from which a tenth is held out
+STEPS_AN_EPOCH = 4  # at least, where a file has few rows
+PROMPTS_PER_STEP = 16
+
+# Kinds of steps in the order in which they follow each other
+SFT, RATE, DPO, RPO, SAMPLES = "sft", "rate", "dpo", "rpo", "samples"
+KINDS = (SFT, RATE, DPO, RPO, SAMPLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What is known of a source of rows."""
+
+    path: str
+    name: str  # under `data`
+    kind: str  # the step that it is for, one of KINDS
+    format: str
+    num_rows: int  # that were looked at
+    is_all: bool  # whether the source has no more
+    about: str  # what the rows hold
+    attributes: tuple[str, ...] = ()  # that the rows rate
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Rows of an optimizer step: fewer where the file is small."""
+        return max(1, min(PROMPTS_PER_STEP, self.num_rows // STEPS_AN_EPOCH))
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether a share of the rows is kept for evaluation."""
+        return self.kind != SAMPLES and self.num_rows >= HELD_OUT_FROM
+
+
+def look_at(path: str, taken: Sequence[str]) -> Rows:
+    """Return what the first rows of a source are and which step they are for; `taken` are names of other sources."""
+    reading = stream(path, limit=LOOKED_AT + 1)
+    records = [located.record for located in islice(reading.records, LOOKED_AT + 1)]
+    shown, is_all = records[:LOOKED_AT], len(records) <= LOOKED_AT
+    kind, about = _kind_of(path, shown)
+    names = {name for record in shown for name in _attributes(record)} if kind == RATE else set[str]()
+    return Rows(
+        path=path,
+        name=_name_of(path, taken),
+        kind=kind,
+        format=reading.format,
+        num_rows=len(shown),
+        is_all=is_all,
+        about=about,
+        attributes=tuple(sorted(names)),
+    )
+
+
+def _kind_of(path: str, records: Sequence[Record]) -> tuple[str, str]:
+    """Return the kind of step, and in words what the rows are."""
+    comparisons = [record for record in records if isinstance(record, Comparison)]
+    if len(comparisons) < len(records):
+        if comparisons:
+            raise InputError(f"{path}: some rows compare responses and some do not; write them into two files")
+        is_answered = all(isinstance(record, Demonstration) for record in records)
+        return (SFT, "dialogues to imitate") if is_answered else (SAMPLES, "prompts")
+    if any(_attributes(record) for record in comparisons):
+        return RATE, "responses with rated attributes"
+    sizes = sorted({len(record.responses) for record in comparisons})
+    if sizes == [1]:
+        return SFT, "single responses, of which the good ones are imitated"
+    rewarded = all(response.reward is not None for record in comparisons for response in record.responses)
+    if rewarded and sizes[-1] > 2:  # noqa: PLR2004 - a pair
+        return RPO, f"{' to '.join(map(str, {sizes[0]: 0, sizes[-1]: 0}))} scored responses to a prompt"
+    return DPO, "pairs with scores" if rewarded else "pairs" if sizes == [2] else "ranked responses"
+
+
+def _attributes(record: Record) -> list[str]:
+    if not isinstance(record, Comparison):
+        return []
+    return [name for response in record.responses for name in response.attributes]
+
+
+def _name_of(path: str, taken: Sequence[str]) -> str:
+    """Return a name for a source: that of its file, made different from those in `taken`."""
+    stem = re.sub(r"\W+", "_", Path(path.partition(":")[0]).name.partition(".")[0]).strip("_") or "rows"
+    names = [stem, *(f"{stem}_{number}" for number in range(2, len(taken) + 2))]
+    return next(name for name in names if name not in taken)
