@@ -161,7 +161,7 @@ BAD_ROWS = {
     "an empty response": ({"prompt": "a", "chosen": "b", "rejected": " "}, "empty"),
     "a reward that is no number": (
         {"prompt": "a", "responses": [{"content": "b", "reward": float("nan")}, {"content": "c", "reward": 1.0}]},
-        "finite",
+        "is nan",
     ),
     "a wrong column": ({"question_text": "a", "first": "b"}, "question_text"),
 }
