@@ -20,6 +20,9 @@ ESCAPE = "\ufdd0"
 # How many characters before the end of a prompt its last control token is searched for
 SPLIT_SEARCH = 400
 
+# Special tokens that a response writes itself, around its thought: `<think>`, `[/THINK]`, `<|START_THINKING|>` ...
+THOUGHT_MARK = re.compile(r"[<\[]\|?/?(?:start_|end_)?(?:think(?:ing)?|thought|reason(?:ing)?)\|?[>\]]", re.I)
+
 Chat = list[dict[str, str]]
 Key = tuple[bool, tuple[tuple[str, str], ...]]
 
@@ -49,12 +52,26 @@ class ChatTemplate:
         )
 
     def chat(self, messages: Iterable[Message]) -> Chat:
-        """Return the messages as a chat list, with special tokens in their content escaped."""
+        """Return the messages as a chat list, with special tokens in their content escaped.
+
+        The marks around the thoughts of an assistant's message stay special tokens.
+        """
 
         def escaped(match: re.Match[str]) -> str:
             return match[0][0] + ESCAPE + match[0][1:]
 
-        return [{"role": message.role, "content": self._special.sub(escaped, message.content)} for message in messages]
+        def without_marks(match: re.Match[str]) -> str:
+            return match[0] if THOUGHT_MARK.fullmatch(match[0]) else escaped(match)
+
+        return [
+            {
+                "role": message.role,
+                "content": self._special.sub(
+                    without_marks if message.role == "assistant" else escaped, message.content
+                ),
+            }
+            for message in messages
+        ]
 
     def render(self, *chats: Chat) -> list[str]:
         """Return each chat as text. Raise `InputError` where the template fails or exceeds a limit."""

@@ -10,7 +10,7 @@ from os.path import commonprefix
 
 from transformers import PreTrainedTokenizerBase
 
-from align.data.chat_rendering import ESCAPE, Chat, ChatTemplate
+from align.data.chat_rendering import Chat, ChatTemplate
 from align.errors import InputError
 from align.records import Comparison, Demonstration, Message, is_cut_off
 
@@ -201,9 +201,8 @@ def _continued_thought(prompt: str, content: str, *, is_cut: bool) -> str | None
     if opening is None:
         return None
     mark, text = opening[0].strip(), content.lstrip()
-    for form in (mark, mark[0] + ESCAPE + mark[1:]):
-        if text.startswith(form):
-            return text.removeprefix(form).removeprefix(opening[0].removeprefix(mark))
+    if text.startswith(mark):
+        return text.removeprefix(mark).removeprefix(opening[0].removeprefix(mark))
     return content if is_cut or CLOSED_THOUGHT.search(content) else None
 
 

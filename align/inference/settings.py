@@ -52,7 +52,8 @@ class LocalSettings(Settings):
         default=None, description="Folder or Hub ID of the tokenizer; the model's own if left out."
     )
     chat_template: str | None = Field(
-        default=None, description="A built-in template's name or a Jinja file; the tokenizer's own if left out."
+        default=None,
+        description="Name of one of the tokenizer's templates, a built-in name, or a Jinja file; its own if left out.",
     )
     precision: Literal["bf16", "fp32"] = Field(default="bf16", description="Data type of the weights.")
     batch_size: int = Field(default=64, ge=1, description="Responses decoded together; does not change the samples.")

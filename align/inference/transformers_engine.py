@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from align.data.chat_encoder import ChatEncoder
+from align.data.chat_rendering import THOUGHT_MARK
 from align.data.chat_templates import apply_template
 from align.data.chat_turns import OPEN_THOUGHT
 from align.data.overlong import character_limit
@@ -68,6 +69,10 @@ class TransformersEngine:
         of_model: Any = model.generation_config.eos_token_id if model.generation_config else None
         ends: list[Any] = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
         self._end_tokens = {end for end in ends if end is not None}
+        special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        marks = {number for number, token in special.items() if THOUGHT_MARK.fullmatch(token)}
+        # Special tokens that a text lacks, where it has others: the marks around a thought
+        self._unwritten = {*special, *tokenizer.all_special_ids} - marks if marks else set[int]()
         self.unsupported = enable_continuous_batching(model)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._max_tokens: float = math.inf if limit is None else limit  # of a prompt with its response
@@ -213,8 +218,9 @@ class TransformersEngine:
         self.throughput.attended_pairs += num_tokens * prompt_length + num_tokens * (num_tokens + 1) // 2
 
     def _text(self, ids: Sequence[int]) -> str:
-        kept = [token for token in ids if token not in self._end_tokens]
-        text: Any = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        kept = [token for token in ids if token not in self._end_tokens and token not in self._unwritten]
+        skips = not self._unwritten
+        text: Any = self._tokenizer.decode(kept, skip_special_tokens=skips, clean_up_tokenization_spaces=False)
         return text
 
 

@@ -34,6 +34,7 @@ MODEL_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+TEMPLATES = "additional_chat_templates"  # folder of a tokenizer's named chat templates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +64,10 @@ def push_folder(folder: Path, repo: str, *, private: bool = False, dry_run: bool
     is public; `RunError` if the Hub rejects the upload or cannot be reached.
     """
     _check(folder, repo)
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and _is_model_file(path.name))
-    skipped = tuple(sorted(path.name for path in folder.iterdir() if path.name not in names))
+    templates = {f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")}
+    own = {path.name for path in folder.iterdir() if path.is_file() and _is_model_file(path.name)}
+    names = sorted(own | templates)
+    skipped = tuple(sorted({path.name for path in folder.iterdir()} - own - ({TEMPLATES} if templates else set())))
     url = None if dry_run else _upload(folder, repo, names, private=private)
     return Push(
         repo=repo,

@@ -105,7 +105,10 @@ class PolicySettings(Settings):
     )
     chat_template: str | None = Field(
         default=None,
-        description="Chat template: a built-in name or a Jinja file. Default: the tokenizer's chat template.",
+        description=(
+            "Chat template: the name of one of the tokenizer's own, a built-in name, or a Jinja file. Default: the "
+            "tokenizer's only or default template."
+        ),
     )
     forward: Literal["auto", "tree", "plain"] = Field(
         default="auto",

@@ -118,3 +118,19 @@ def test_a_cut_thought_is_trained_without_its_end():
     first, second = ChatEncoder(tokenizer).encode(cut, 0).sequences
     assert tokenizer.decode(first.ids[first.loss_mask]) == "so far, so"
     assert tokenizer.decode(second.ids[second.loss_mask]) == "far</think>yes</s>"
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed"), [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|START_THINKING|>", "<|END_THINKING|>")]
+)
+def test_special_marks_of_a_thought_stay_special_in_responses_only(opened, closed):
+    tokenizer = make_tokenizer("llama3", STYLES["chatml"][0], adds_bos=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": [opened, closed]})
+    said = f"{opened}far{closed}yes<|im_end|>no"
+    record = Comparison((Message("user", said),), (Response(said), Response("no")))
+    sequence = ChatEncoder(tokenizer).encode(record, 0).sequences[0]
+    for mark in (opened, closed):
+        assert (sequence.ids[sequence.loss_mask] == tokenizer.convert_tokens_to_ids(mark)).sum() == 1
+        assert (sequence.ids == tokenizer.convert_tokens_to_ids(mark)).sum() == 1
+    assert (sequence.ids == tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == 2
+    assert tokenizer.decode(sequence.ids[sequence.loss_mask]) == said + "<|im_end|>"

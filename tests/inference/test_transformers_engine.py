@@ -312,3 +312,11 @@ def test_a_saved_policy_is_loaded_in_the_requested_precision(tmp_path, precision
     samples = by_place(engine.sample(PROMPTS, SETTINGS))
     exact = by_place(tiny_engine()[0].sample(PROMPTS, SETTINGS))
     assert (samples == exact) == (precision == "fp32")
+
+
+def test_the_text_of_a_sample_keeps_special_marks_of_a_thought_and_no_other_special_token():
+    engine, model, tokenizer = tiny_engine()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<|tool|>"]})
+    ids = tokenizer("<|tool|><think>far</think>yes<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert engine._text(ids) == "faryes"  # of a tokenizer that had no marks when the engine was made
+    assert TransformersEngine(model, tokenizer, name="marked")._text(ids) == "<think>far</think>yes"

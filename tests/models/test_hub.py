@@ -122,3 +122,13 @@ def test_problems_of_a_card_are_named(folder):
     assert card_problems(folder) == ["README.md has no front matter"]
     readme.unlink()
     assert card_problems(folder) == ["README.md is missing"]
+
+
+def test_named_chat_templates_are_part_of_the_model(folder):
+    (folder / hub.TEMPLATES).mkdir()
+    (folder / hub.TEMPLATES / "tool_use.jinja").write_text("{{ 1 }}")
+    (folder / hub.TEMPLATES / "notes.txt").write_text("private")
+    before = push_folder(folder, "owner/name", dry_run=True)
+    assert ("additional_chat_templates/tool_use.jinja", 7) in before.files
+    assert not any("notes" in name for name, _ in before.files)
+    assert "additional_chat_templates" not in before.skipped and "checkpoints" in before.skipped
