@@ -45,6 +45,12 @@ class EvaluateSettings(Settings):
     tasks_folder: str | None = Field(
         default=None, description="Folder of your own task files of lm-evaluation-harness."
     )
+    chat_template: bool | None = Field(
+        default=None,
+        description=(
+            "Whether lm-evaluation-harness renders prompts by the policy's chat template; by default, where it has one."
+        ),
+    )
 
 
 class Request(NamedTuple):
@@ -105,6 +111,7 @@ def _task_settings(task: Task, request: Request, settings: EvaluateSettings) -> 
         "thoughts": settings.thoughts,
         "responses": list(request.responses),
         "tasks_folder": settings.tasks_folder,
+        "chat_template": settings.chat_template,
     }
     used = task.used_with({"responses"} if request.responses else {"policy"})
     given = {

@@ -127,6 +127,11 @@ class TaskInputs(Protocol):
         """Folder with task files of lm-evaluation-harness."""
         ...
 
+    @property
+    def chat_template(self) -> bool | None:
+        """Whether lm-evaluation-harness renders prompts by the policy's chat template; where it has one if None."""
+        ...
+
     def policy(self) -> Policy:
         """Return the loaded policy."""
         ...

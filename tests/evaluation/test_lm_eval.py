@@ -1,10 +1,13 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+from saved_models import save_reward_and_policy
 from test_cli import SMALL, align
 
 from align.errors import InputError
-from align.evaluation.tasks.lm_eval import harness
+from align.evaluation.tasks.lm_eval import harness, uses_chat_template
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 
@@ -33,7 +36,9 @@ def test_a_custom_harness_task_is_evaluated(tmp_path):
     (tmp_path / "weather.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
     ended = align("evaluate", "--task", "harness:weather", "--policy", str(policy), f"tasks_folder={tmp_path}")
     assert ended.returncode == 0, ended.stderr
-    scores = json.loads(ended.stdout.splitlines()[-1])["scores"]
+    result = json.loads(ended.stdout.splitlines()[-1])
+    assert result["chat_template"] is True
+    scores = result["scores"]
     # The question is always the same, so the model always says the same, and half of the answers are that.
     assert scores["weather/acc"]["value"] == 0.5
     assert scores["weather/acc"]["n"] == 10
@@ -45,3 +50,52 @@ def test_a_custom_harness_task_is_evaluated(tmp_path):
 def test_an_unknown_harness_task_is_rejected(tmp_path):
     with pytest.raises(InputError, match="no_such_task"):
         harness(str(tmp_path), ["no_such_task"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with a tiny policy that has a chat template, one that has none, and a folder of tasks."""
+    folder = tmp_path_factory.mktemp("harness")
+    save_reward_and_policy(folder)
+    shutil.copytree(folder / "policy", folder / "base")
+    (folder / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    file = folder / "base" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": None}))
+    rows = [{"question": f"The weather {number}", "answer": number % 2} for number in range(3)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tasks" / "of_mine").mkdir(parents=True)
+    (folder / "tasks" / "of_mine" / "weather.yaml").write_text(TASK.format(rows=folder / "rows.jsonl"))
+    return folder
+
+
+def test_a_chat_policy_is_asked_by_its_template_unless_the_setting_says_otherwise(folder):
+    chat, base = str(folder / "policy"), str(folder / "base")
+    assert [uses_chat_template(chat, asked) for asked in (None, True, False)] == [True, True, False]
+    assert [uses_chat_template(base, asked) for asked in (None, False)] == [False, False]
+    with pytest.raises(InputError, match="chat_template: .*base has no chat template; set chat_template: false"):
+        uses_chat_template(base, True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the harness's own
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_harness_asks_in_the_policys_chat_template(chat, folder, monkeypatch):
+    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - an extra, and slow to import
+
+    asked, loglikelihood = [], HFLM.loglikelihood
+
+    def record(self, requests, **more):
+        asked.extend(request.args[0] for request in requests)
+        return loglikelihood(self, requests, **more)
+
+    monkeypatch.setattr(HFLM, "loglikelihood", record)
+    monkeypatch.chdir(folder)
+    scores = harness("policy", ["weather"], folder=Path("tasks"), chat_template=chat)
+    assert scores["weather/acc"].n == 3
+    turn = "<|im_start|>user\nThe weather 0<|im_end|><|im_start|>assistant\n"
+    assert asked[:2] == [turn if chat else "The weather 0"] * 2
+
+
+def test_a_folder_without_the_task_is_named(tmp_path):
+    with pytest.raises(InputError, match="tasks_folder: .*missing is not a folder of task files"):
+        harness("policy", ["weather"], folder=tmp_path / "missing")

@@ -19,7 +19,7 @@ NORMAL_95 = 1.96  # standard errors on either side of a 95 % interval; the harne
 class HarnessTask(Task):
     """A task that lm-evaluation-harness loads, runs and grades."""
 
-    options: frozenset[str] = frozenset({"policy", "limit", "tasks_folder"})
+    options: frozenset[str] = frozenset({"policy", "limit", "tasks_folder", "chat_template"})
     required: tuple[str, ...] = ("policy",)
 
     def size(self, inputs: EstimateInputs) -> TaskSize:
@@ -32,17 +32,40 @@ class HarnessTask(Task):
             raise InputError(f"task {self.name} runs in one process: run it without accelerate launch")
         folder = Path(inputs.tasks_folder) if inputs.tasks_folder else None
         names = [self.name.removeprefix(PREFIX)]
-        return TaskResult(scores=harness(inputs.policy_path, names, folder=folder, limit=inputs.limit))
+        chat = uses_chat_template(inputs.policy_path, inputs.chat_template)
+        inputs.progress.note(f"{self.name}: prompts {'with' if chat else 'without'} the policy's chat template")
+        scores = harness(inputs.policy_path, names, folder=folder, limit=inputs.limit, chat_template=chat)
+        return TaskResult(scores=scores, counts={"chat_template": chat})
+
+
+def uses_chat_template(model: str, asked: bool | None) -> bool:
+    """Return whether prompts are rendered by the policy's chat template: where it has one, unless asked otherwise."""
+    from align.models.loading.tokenizer import load_tokenizer  # noqa: PLC0415 - imports transformers
+    from align.models.settings import PolicySettings  # noqa: PLC0415
+
+    has_template = load_tokenizer(PolicySettings(path=model)).chat_template is not None
+    if asked and not has_template:
+        raise InputError(f"{model} has no chat template; set chat_template: false", ("chat_template",))
+    return has_template if asked is None else asked
 
 
 def harness(
-    model: str, names: Sequence[str], *, folder: Path | None = None, limit: int | None = None, batch_size: int = 8
+    model: str,
+    names: Sequence[str],
+    *,
+    folder: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    chat_template: bool = False,
 ) -> dict[str, Score]:
     """Return each metric of each harness task as `task/metric`, for the saved policy at `model`.
 
-    `folder` holds additional task files. Without network access their data must be in the local cache. Metrics without
-    a standard error are left out.
+    `folder` holds additional task files. Without network access their data must be in the local cache. With
+    `chat_template` each request is a user turn, and few-shot examples are turns before it. Metrics without a standard
+    error are left out.
     """
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder of task files", ("tasks_folder",))
     try:
         from lm_eval.evaluator import simple_evaluate  # noqa: PLC0415 - an extra, and slow to import
         from lm_eval.tasks import TaskManager  # noqa: PLC0415
@@ -50,9 +73,10 @@ def harness(
         raise InputError('lm-evaluation-harness is not installed: pip install "align[harness]"') from error
     from align.models.loading.pretrained import default_device  # noqa: PLC0415 - imports torch
 
-    manager: Any = TaskManager(include_path=str(folder) if folder else None)
+    manager: Any = TaskManager(include_path=str(folder.resolve()) if folder else None)
     if unknown := [name for name in names if not manager.match_tasks([name])]:
-        raise InputError(f"lm-evaluation-harness has no task {unknown[0]!r}")
+        where = f", and neither has {folder}" if folder else "; name the folder of your own as tasks_folder"
+        raise InputError(f"lm-evaluation-harness has no task {unknown[0]!r}{where}")
     try:
         found: Any = simple_evaluate(
             model="hf",
@@ -61,6 +85,8 @@ def harness(
             task_manager=manager,
             limit=limit,
             batch_size=batch_size,
+            apply_chat_template=chat_template,
+            fewshot_as_multiturn=chat_template,
         )
     except (OSError, ConnectionError) as error:
         raise InputError(f"lm-evaluation-harness cannot run {', '.join(names)}: {one_line(error)[:200]}") from error

@@ -174,6 +174,10 @@ class _TaskInputs:
         return self.settings.tasks_folder
 
     @property
+    def chat_template(self) -> bool | None:
+        return self.settings.chat_template
+
+    @property
     def _source(self) -> SourceSettings:
         return self.context.inputs.sources[self.settings.data]
 

@@ -57,6 +57,12 @@ class TaskSettings(Settings):
     tasks_folder: str | None = Field(
         default=None, description="Folder of your own task files of lm-evaluation-harness."
     )
+    chat_template: bool | None = Field(
+        default=None,
+        description=(
+            "Whether lm-evaluation-harness renders prompts by the policy's chat template; by default, where it has one."
+        ),
+    )
 
     @property
     def sampling(self) -> SamplingSettings:
