@@ -36,6 +36,10 @@ class InputError(ValueError):
         return (self,)
 
 
+class LimitExceeded(InputError):
+    """Part of the input takes too much time or memory. Never skipped with its row, since every row may take as much."""
+
+
 class UnknownKey(InputError):
     """A key that a setting does not have."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.data.chat_clock import template_time
-from align.errors import InputError, one_line
+from align.errors import InputError, LimitExceeded, RunError, one_line
 
 WORKER = Path(__file__).with_name("chat_worker.py")
 MAX_SECONDS = 10  # of processor time for one row; templates in use take milliseconds
@@ -45,7 +45,8 @@ class TemplateProcess:
         """
         answer = self._answer(source, chats, variables, lenient=False)
         if "error" in answer:
-            raise InputError(f"the chat template cannot render the dialogue: {one_line(answer['error'])}")
+            kind = LimitExceeded if answer.get("limit") else InputError
+            raise kind(f"the chat template cannot render the dialogue: {one_line(answer['error'])}")
         return [Text(*text) for text in answer["texts"]]
 
     def render_all(self, source: str, chats: Sequence[dict[str, Any]], variables: dict[str, Any]) -> list[Text | None]:
@@ -88,7 +89,7 @@ class TemplateProcess:
             return answer
         status = process.wait()
         self.close()
-        return json.dumps({"error": _reason(status)}).encode()
+        return json.dumps({"error": _reason(status), "limit": True}).encode()
 
     def _running(self) -> subprocess.Popen[bytes]:
         """Return the process, a new one if there is none that lives and belongs to this process."""
@@ -96,13 +97,16 @@ class TemplateProcess:
             return self._process
         self.close()
         command = [sys.executable, "-P", str(WORKER), *map(str, (MAX_SECONDS, MAX_BYTES, MAX_CHARACTERS))]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # signals to a terminal's group do not end it
-        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # signals to a terminal's group do not end it
+            )
+        except OSError as error:
+            raise RunError(f"the process that renders chat templates cannot be started: {error}") from error
         self._owner = os.getpid()
         return self._process
 

@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
 from typing import Any, NoReturn
@@ -25,6 +25,10 @@ from jinja2.utils import Namespace
 
 # What a template can raise besides jinja's own errors, because it is a program
 TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+class TooLong(Exception):
+    """A template writes too much."""
 
 
 class GenerationBlocks(ext.Extension):
@@ -116,7 +120,9 @@ def answer(source: str, request: dict[str, Any], *, max_characters: int) -> str:
                 texts.append(None)
         return json.dumps({"texts": texts})
     except MemoryError:
-        return json.dumps({"error": "it needs too much memory"})
+        return json.dumps({"error": "it needs too much memory", "limit": True})
+    except TooLong as error:
+        return json.dumps({"error": f"{error}", "limit": True})
     except TEMPLATE_ERRORS as error:
         return json.dumps({"error": f"{error}"})
 
@@ -132,7 +138,7 @@ def _render(source: str, request: dict[str, Any], chat: dict[str, Any], max_char
         parts.append(part)
         length += len(part)
         if length > max_characters:
-            raise TemplateError(f"it writes more than {max_characters:,} characters")
+            raise TooLong(f"it writes more than {max_characters:,} characters")
     return "".join(parts), blocks.found
 
 
@@ -149,7 +155,10 @@ def limited_time(seconds: float) -> Generator[None]:
 def main(max_seconds: float, max_bytes: int, max_characters: int) -> None:
     """Answer requests until the input ends. A template's source is sent once and named by its number afterwards."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks decides when to stop
-    resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = max_bytes if hard == resource.RLIM_INFINITY else min(max_bytes, hard)
+    with suppress(ValueError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sources: dict[int, str] = {}
     for message in sys.stdin.buffer:

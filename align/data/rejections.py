@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from align.errors import InputError, one_line
+from align.errors import InputError, LimitExceeded, one_line
 from align.records import at_place
 from align.registry import pick
 
@@ -39,7 +39,7 @@ class Rejections:
             with at_place(place):
                 yield
         except InputError as error:
-            if not self._skips:
+            if not self._skips or isinstance(error, LimitExceeded):
                 raise
             self.counts[self._key(error.message.removeprefix(f"{place}: "))] += 1
 

@@ -17,7 +17,7 @@ from align.data import chat_process
 from align.data.chat_clock import BEGAN, began_at, pinned_time, template_time
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_process import TEMPLATES, TemplateProcess
-from align.errors import InputError
+from align.errors import InputError, LimitExceeded, RunError
 from align.records import Comparison, Demonstration, Message, Response
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -129,6 +129,13 @@ def test_a_template_that_takes_too_much_is_stopped_and_the_next_one_renders(word
         process.close()
 
 
+def test_a_template_that_takes_too_much_is_not_skipped_row_by_row():
+    loop = "{% for a in range(99999) %}{{ 'a' * 999 }}{% endfor %}"
+    encoder = ChatEncoder(tokenizer_of(CHATML + loop), on_error="skip")
+    with pytest.raises(LimitExceeded, match=r"^row 1: the chat template cannot render .* more than 32,000,000 char"):
+        list(encoder.encode_all([pair()] * 3))
+
+
 def test_the_process_ends_with_its_owner_and_is_replaced_when_it_is_killed():
     process = TemplateProcess()
     first = process.render("{{ 1 }}", [{}], {})
@@ -147,6 +154,20 @@ def test_the_process_ends_with_its_owner_and_is_replaced_when_it_is_killed():
             break
         time.sleep(0.1)
     assert not worker.exists()
+
+
+def test_a_process_that_cannot_be_started_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(RunError, match="^the process that renders chat templates cannot be started: .*No such file"):
+        TemplateProcess().render("{{ 1 }}", [{}], {})
+
+
+def test_a_lower_limit_of_memory_is_kept():
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29));"
+        "from align.data.chat_process import TEMPLATES; print(TEMPLATES.render('{{ 1 }}', [{}], {})[0].text)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 def test_a_forked_process_does_not_share_the_pipe():
