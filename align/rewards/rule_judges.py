@@ -15,6 +15,7 @@ from align.rewards.builtin_judges import GroundTruthSettings, VerifierSettings
 from align.rewards.thoughts import visible_text
 from align.rewards.verdicts import Group, Verdict
 from align.rewards.verifiers.instructions import Instruction, instructions, with_custom
+from align.rewards.verifiers.patterns import SlowPatternError
 
 Followed = Sequence[bool]  # one value per instruction
 
@@ -40,11 +41,18 @@ class VerifierJudge:
             with _located(prompt):
                 given = instructions(prompt.metadata, self.table)
             if given:
-                yield tuple(self._check_instructions(given, response) for response in responses)
+                yield self._check_group(given, responses)
             elif _is_task(prompt):
                 yield tuple(self._from_checks(next(graded)) for _ in responses)
             else:
                 yield (Verdict(None, why="the prompt has no verifiable instructions"),) * len(responses)
+
+    def _check_group(self, given: Sequence[Instruction], responses: Sequence[str]) -> tuple[Verdict, ...]:
+        """Return the verdicts of a group, none of them where a pattern of the row takes too long."""
+        try:
+            return tuple(self._check_instructions(given, response) for response in responses)
+        except SlowPatternError as error:
+            return (Verdict(None, why=error.message),) * len(responses)
 
     def _check_instructions(self, given: Sequence[Instruction], response: str) -> Verdict:
         response = visible_text(response)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from align.evaluation.sampled_task import Grade, Graded, SampledTask, single_turn
 from align.evaluation.task import Row
+from align.records import at_place
 from align.rewards.verifiers.instructions import follows
 
 
@@ -17,7 +18,8 @@ def prompt(row: Row) -> str:
 def grade(items: Sequence[Graded]) -> Iterator[Grade]:
     """Yield which instructions each response follows."""
     for row, response, _ in items:
-        strict, loose = follows(row, response), follows(row, response, loose=True)
+        with at_place(f"row {row.get('key', str(row['prompt'])[:40])!r}"):
+            strict, loose = follows(row, response), follows(row, response, loose=True)
         parts: dict[str, tuple[float, float]] = {}
         for name, followed in (("strict", strict), ("loose", loose)):
             parts[f"prompt_{name}"] = (float(all(followed)), 1)

@@ -11,12 +11,13 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from align.rewards.verifiers.wording import Count, Pattern, valid_pattern
+from align.rewards.verifiers.patterns import is_found, split, valid_pattern
+from align.rewards.verifiers.wording import Count, Pattern
 
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 FENCES = ("```json", "```Json", "```JSON", "```")
 ENDS_A_WORD = frozenset(".,?!'\"")
-POSTSCRIPTS = {"P.P.S": r"\s*p\.\s?p\.\s?s.*$", "P.S.": r"\s*p\.\s?s\..*$"}  # with or without spaces in them
+POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}  # with or without spaces in them
 
 
 def _valid_lowercase_pattern(marker: str) -> str:
@@ -60,7 +61,7 @@ def multiple_sections(response: str, *, section_spliter: Pattern, num_sections: 
 
     The heading may be anywhere in a line. The parameter's spelling is that of the published data.
     """
-    return len(re.split(rf"\s?{section_spliter.strip()}\s?\d+\s?", response)) - 1 >= num_sections
+    return len(split(section_spliter.strip(), response, around=(r"\s?", r"\s?\d+\s?"))) - 1 >= num_sections
 
 
 def number_bullet_lists(response: str, *, num_bullets: Count) -> bool:
@@ -105,8 +106,9 @@ def postscript(response: str, *, postscript_marker: Annotated[str, AfterValidato
     As published, it may be anywhere: not only at the end, or at the beginning of a line.
     """
     marker = postscript_marker.strip()
-    pattern = POSTSCRIPTS.get(marker, rf"\s*{marker.lower()}.*$")
-    return re.search(pattern, response.lower(), re.MULTILINE) is not None
+    if marker in POSTSCRIPTS:
+        return re.search(POSTSCRIPTS[marker], response.lower()) is not None
+    return is_found(marker.lower(), response.lower(), flags=re.MULTILINE)
 
 
 def title(response: str) -> bool:

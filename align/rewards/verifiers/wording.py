@@ -2,12 +2,12 @@
 
 They and those of `layout` give the verdicts of the published IFEval checker (Zhou et al. 2023, google-research
 `instruction_following_eval`), including its oddities, each of which is noted where it occurs. Where the published code
-draws a missing setting at random, the setting is required here. Keywords and markers are regular expressions, as there.
+draws a missing setting at random, the setting is required here. Keywords and markers are regular expressions, as there,
+searched in limited time (`patterns`).
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Annotated, Literal
 
@@ -20,15 +20,7 @@ from align.rewards.verifiers.language import (
     known_languages,
     word_tokens,
 )
-
-
-def valid_pattern(pattern: str) -> str:
-    """Return the pattern; raise where it is not a regular expression."""
-    try:
-        re.compile(pattern.strip())
-    except re.error as error:
-        raise ValueError(f"not a valid regular expression ({error}); escape special characters") from error
-    return pattern
+from align.rewards.verifiers.patterns import count_found, is_found, valid_pattern
 
 
 def _known_language(code: str) -> str:
@@ -53,7 +45,7 @@ def keywords_exist(response: str, *, keywords: Patterns) -> bool:
     >>> keywords_exist("The seaside", keywords=["sea", "the"])
     True
     """
-    return all(re.search(keyword, response, re.IGNORECASE) for keyword in keywords)
+    return all(is_found(keyword, response) for keyword in keywords)
 
 
 def keyword_frequency(response: str, *, keyword: Pattern, frequency: Count, relation: Relation) -> bool:
@@ -62,7 +54,7 @@ def keyword_frequency(response: str, *, keyword: Pattern, frequency: Count, rela
     >>> keyword_frequency("sea, seaside", keyword="sea", frequency=2, relation="at least")
     True
     """
-    return _compare(len(re.findall(keyword.strip(), response, re.IGNORECASE)), relation, frequency)
+    return _compare(count_found(keyword.strip(), response), relation, frequency)
 
 
 def forbidden_words(response: str, *, forbidden_words: Patterns) -> bool:
@@ -71,7 +63,7 @@ def forbidden_words(response: str, *, forbidden_words: Patterns) -> bool:
     >>> forbidden_words("The seaside", forbidden_words=["sea"])
     True
     """
-    return not any(re.search(rf"\b{word}\b", response, re.IGNORECASE) for word in forbidden_words)
+    return not any(is_found(word, response, around=(r"\b", r"\b")) for word in forbidden_words)
 
 
 def letter_frequency(

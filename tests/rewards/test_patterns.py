@@ -1,0 +1,108 @@
+"""Regular expressions in rows: the meaning of `re`, and a time limit."""
+
+import random
+import re
+import time
+
+import pytest
+
+from align.errors import InputError
+from align.evaluation.task import Answer
+from align.evaluation.tasks import TASKS
+from align.records import Message, Prompt
+from align.rewards.judges import load_judge
+from align.rewards.verifiers.instructions import follows, instructions
+from align.rewards.verifiers.patterns import SEARCH_S, SlowPatternError, count_found, is_found, split
+
+SLOW = "(?:(?:a{1,500}){1,500}){1,500}b"  # neither finds nor rules out a match in time
+TEXT = "a" * 3000
+PIECES = [
+    "sea",
+    "a",
+    "ö",
+    "日本",
+    ".",
+    r"\d",
+    r"\w",
+    r"\b",
+    "[a-z]",
+    "(?:a|b)",
+    "(a)",
+    "a*",
+    "e?",
+    "x+",
+    "^",
+    "$",
+    " ",
+    "C++",
+]
+
+
+def test_patterns_have_the_meaning_that_they_have_in_re():
+    draw = random.Random(0)
+    texts = ["The seaside, a sea.\nTwo beaches", "", "C++ and C", "Ödland 日本 12 abba\nSEA", "a" * 30, "x_y é 3"]
+    compared = 0
+    for _ in range(2000):
+        pattern = "".join(draw.choice(PIECES) for _ in range(draw.randrange(1, 5)))
+        try:
+            re.compile(rf"\b{pattern}\b")
+        except re.error:
+            continue
+        for text in texts:
+            assert is_found(pattern, text) == (re.search(pattern, text, re.IGNORECASE) is not None), (pattern, text)
+            assert count_found(pattern, text) == len(re.findall(pattern, text, re.IGNORECASE)), (pattern, text)
+            assert split(pattern, text, around=("", r"\d")) == re.split(pattern + r"\d", text), (pattern, text)
+            compared += 1
+    print(f"compared {compared}")
+    assert compared > 5000
+
+
+ROWS = [
+    {"id": "keywords:existence", "kwargs": {"keywords": [SLOW]}},
+    {"id": "keywords:forbidden_words", "kwargs": {"forbidden_words": [SLOW]}},
+    {"id": "keywords:frequency", "kwargs": {"keyword": SLOW, "frequency": 1, "relation": "at least"}},
+    {"id": "detectable_content:postscript", "kwargs": {"postscript_marker": SLOW}},
+    {"id": "detectable_format:multiple_sections", "kwargs": {"section_spliter": SLOW, "num_sections": 1}},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instruction", ROWS, ids=lambda row: row["id"])
+def test_a_slow_pattern_is_given_up_in_time(instruction):
+    start = time.monotonic()
+    with pytest.raises(SlowPatternError, match=r"takes more than 2 s on a response"):
+        follows({"instructions": [instruction]}, TEXT)
+    assert time.monotonic() - start < 20 * SEARCH_S
+
+
+@pytest.mark.slow
+def test_a_judge_abstains_and_a_task_names_the_row():
+    prompt = Prompt((Message("user", "Go."),), {"instructions": ROWS[:1]})
+    fast = Prompt((Message("user", "Go."),), {"instructions": [{"id": "punctuation:no_comma"}]})
+    slow, quick = load_judge("verifier")([(prompt, [TEXT, "a"]), (fast, ["yes"])])
+    assert [verdict.reward for verdict in (*slow, *quick)] == [None, None, 1]
+    assert "takes more than" in slow[0].why
+    row = {"key": 7, "prompt": "Go.", "instruction_id_list": [ROWS[0]["id"]], "kwargs": [ROWS[0]["kwargs"]]}
+    with pytest.raises(InputError, match=r"row 7: the pattern .* takes more than"):
+        list(TASKS["ifeval"].grade_answers([row], [Answer(0, TEXT)]))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("a{99999999999999999999}", "not a valid regular expression"),
+        ("(" * 450 + ")" * 450, "not a valid regular expression"),
+        ("[", "not a valid regular expression"),
+        ("a" * 1001, "at most 1000 characters, not 1001"),
+    ],
+)
+def test_a_pattern_that_cannot_be_searched_is_refused(pattern, said):
+    with pytest.raises(InputError, match=said):
+        instructions({"instructions": [{"id": "keywords:existence", "kwargs": {"keywords": [pattern]}}]})
+
+
+def test_many_spaces_before_no_postscript_are_searched_in_time():
+    row = {"instructions": [{"id": ROWS[3]["id"], "kwargs": {"postscript_marker": "PS"}}]}
+    start = time.monotonic()
+    assert follows(row, " " * 200_000 + "x") == [False]
+    assert time.monotonic() - start < 5
