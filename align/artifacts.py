@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from align.checksums import FileRecords, as_records, content_problems, file_records, sha256_of, sha256_of_each
+from align.disk_errors import UNREADABLE, disk_errors, error_code, reading
 from align.errors import InputError, RunError, one_line
 
 MANIFEST = "manifest.json"
@@ -30,68 +30,17 @@ PACKAGES = ("align", "torch", "transformers", "tokenizers", "trl", "accelerate",
 # What to do about a finished step's file that is missing or damaged
 RESTORE = "restore it, or make the step again; to use an edited folder, copy it without its manifest.json"
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
-MISPLACED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # a folder is missing, or a file is in its place
-MIN_FREE_BYTES = 1 << 20  # with less free space than this a failed write is reported as a full disk
-
-
-@contextmanager
-def disk_errors(path: Path) -> Generator[None]:
-    """Turn disk errors in this block into a `RunError` that names the path.
-
-    Covers a full disk, missing permissions and an unusable location of `path`; other errors pass through unchanged.
-    Some libraries hide a full disk (torch reports "unexpected pos 576"), so the free space is checked as well.
-    """
-    try:
-        yield
-    except (InputError, RunError):
-        raise
-    except BaseException as error:
-        if _is_full(error, path):
-            raise RunError(f"{path}: no space left on the disk") from error
-        if isinstance(error, OSError) and (error.errno in REFUSED or _is_misplaced(error, path)):
-            failed = _failed_path(error, path)
-            raise RunError(f"{path if _is_temporary(failed, path) else failed}: {error.strerror}") from error
-        raise
-
-
-@contextmanager
-def reading(path: Path) -> Generator[None]:
-    """Turn a failure to read a file in this block into a `RunError` that names it, `path` by default."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{_failed_path(error, path)}: cannot be read: {error.strerror or one_line(error)}") from error
-
-
-def _failed_path(error: OSError, path: Path) -> Path:
-    return Path(os.fsdecode(error.filename or path))
-
-
-def _is_temporary(failed: Path, path: Path) -> bool:
-    """Return whether `failed` is a temporary file or folder of `path`."""
-    return failed.parent == path.parent and failed.name.startswith(f".{path.name}.partial-")
-
-
-def _is_misplaced(error: OSError, path: Path) -> bool:
-    """Return whether the location of `path` is at fault, not another file that the block opened."""
-    failed, target = _failed_path(error, path).absolute(), path.absolute()
-    return error.errno in MISPLACED and (target.is_relative_to(failed) or failed.parent == target.parent)
-
-
-def _is_full(error: BaseException, path: Path) -> bool:
-    if getattr(error, "errno", None) in FULL or "No space left" in str(error):
-        return True
-    existing = next(folder for folder in path.absolute().parents if folder.exists())
-    return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(existing).free < MIN_FREE_BYTES
-
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON holds any type
-    """Return the content of a JSON file; raise `InputError` where it is missing or malformed."""
+    """Return the content of a JSON file; raise `InputError` where it is missing or malformed.
+
+    Raises `RunError` where it exists and cannot be read.
+    """
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
+        if error_code(error) in UNREADABLE:
+            raise RunError(f"{path}: cannot be read: {one_line(error)}") from error
         raise InputError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
 
 
@@ -252,8 +201,15 @@ def _rename(folder: Path, target: Path) -> None:
 
 
 def _sync_below(folder: Path) -> None:
-    """Flush every file and folder below `folder` to disk."""
+    """Flush every file and folder below `folder` to disk.
+
+    Files get the permissions that the folder has: some libraries write private ones, whatever the umask.
+    """
+    permissions = folder.stat().st_mode & 0o666
     for file in folder.rglob("*"):
+        mode = file.stat().st_mode
+        if file.is_file() and mode | permissions != mode:
+            file.chmod(mode | permissions)
         _sync(file)
 
 
@@ -269,8 +225,10 @@ def _sync(path: Path) -> None:
 def remove_leftovers(folder: Path, *, of: str = "*") -> None:
     """Remove temporary files and folders of interrupted writes below `folder`, or those of one target in it."""
     search = folder.rglob if of == "*" else folder.glob
-    for what in ("partial", "older"):
-        for leftover in list(search(f".{of}.{what}-????????")):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            leftover.unlink(missing_ok=True)
+    found = [leftover for what in ("partial", "older") for leftover in search(f".{of}.{what}-????????")]
+    if of == "*":
+        found += [file for file in search(".tmp??????") if file.is_file()]  # of safetensors
+    for leftover in found:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        leftover.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ MIN_FILES = 100  # guards against a test that no longer finds the package
 # Bottom up; packages on one level do not import each other (DESIGN, "Layout").
 LEVELS = (
     ("errors", "lazy", "redaction"),
-    ("registry", "records"),
+    ("registry", "records", "disk_errors"),
     ("build_errors",),
     ("config", "checksums"),
     ("artifacts",),

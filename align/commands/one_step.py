@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from align.artifacts import atomic_file
+from align.artifacts import atomic_file, remove_leftovers
 from align.config import Settings, build, read_overrides
 from align.data.chat_clock import began_at, pinned_time
+from align.disk_errors import disk_errors
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
 from align.errors import InputError
@@ -86,8 +87,12 @@ def run_one_step(
         validate(recipe)
         context = run_context(recipe, name, Path(), progress)
         context.identity = identity
-        with _folder(out, context) as context.folder, _noting(out), pinned_time(began_at(context.folder)):
-            result = work(context)
+        with _folder(out, context) as context.folder, disk_errors(context.folder), _noting(out):
+            if out is not None and context.processes.is_main:
+                remove_leftovers(out.parent, of=out.name)
+                remove_leftovers(context.folder)
+            with pinned_time(began_at(context.folder)):
+                result = work(context)
         shutdown_processes()
     return result
 

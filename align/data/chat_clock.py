@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
-from align.artifacts import disk_errors
+from align.disk_errors import disk_errors
 from align.errors import InputError
 
 BEGAN = ".began"  # file in a working folder: the local time at which its step began

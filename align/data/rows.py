@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, cast
 from align.artifacts import UNHASHED_FILES
 from align.data.file_types import BadRow, file_rows, known_suffixes, opener_of
 from align.data.strict_json import without_nan
-from align.errors import InputError, one_line
+from align.disk_errors import UNREADABLE, error_code
+from align.errors import InputError, RunError, one_line
 from align.records import Located
 
 Row = Mapping[str, Any]
@@ -59,6 +60,8 @@ def located_rows(path: str, *, split: str | None = None) -> Iterator[Located[dic
         except InputError:
             raise
         except _read_errors() as error:
+            if error_code(error) in UNREADABLE:
+                raise RunError(f"{file}: cannot be read after row {num_rows}: {one_line(error)}") from error
             raise InputError(f"{file}: cannot be read after row {num_rows}: {one_line(error)}") from error
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar, cast
 
-from align.artifacts import disk_errors
+from align.disk_errors import disk_errors
 from align.distributed.work_split import WorkShard
 from align.errors import InputError, RunError
 from align.redaction import as_written
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # imports torch
 
 MADE_WITH = "made_with"  # the only key of the first line
 FIRST_BYTES = b'{"made_with": '  # a file that starts with anything else is not a journal
+CHECKSUM_BYTES = len(', "01234567"]')
 MAX_SHOWN = 60  # characters of a value in an error message
 
 T = TypeVar("T")
@@ -30,7 +33,7 @@ class Journal:
     """Finished items by key, in a JSON-lines file; `done` holds those of this call and of earlier ones.
 
     The first line records what the items were made with (settings, policies, data); a file made with anything else is
-    rejected. A kill loses at most the line being written.
+    rejected. A kill loses at most the line being written, and each line carries a checksum.
 
     When several processes split the items, each appends to its own file: `path` for the main process, `path` followed
     by the rank for the others. Each reads all files, so a later call may use any number of processes.
@@ -41,28 +44,26 @@ class Journal:
         self.done: dict[str, Any] = {}
         self._paths = [_file_of(path, rank) for rank in range(shard.num_shards)]  # of all processes of this call
         self._header = json.loads(json.dumps({MADE_WITH: as_written(made_with)}))
-        with disk_errors(path):
+        with disk_errors(path), ExitStack() as stack:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
-        try:
+            self._file = stack.enter_context(self.path.open("a+b"))
             _lock(self._file, self.path, fcntl.LOCK_EX)  # two writers would each repeat the other's items
             self._read_own_file()
             self._merge(_files(path))
-        except BaseException:
-            self._file.close()
-            raise
+            stack.pop_all()  # keep it open
 
     def add(self, key: str, value: object) -> None:
         """Append a finished item; when read back, its value has been through JSON."""
         assert key not in self.done, f"{key} is already in the journal"
-        self._append([key, value])
+        self._append([key, value], checked=True)
         self.done[key] = value
 
     def read_others(self) -> None:
         """Add to `done` what the other processes of this call have finished so far."""
         if missing := [path for path in self._paths if not path.exists()]:
             raise RunError(f"{missing[0]}: the file of another process is missing; do all nodes share the folder?")
-        self._merge(self._paths)
+        with disk_errors(self.path):
+            self._merge(self._paths)
 
     def sync(self) -> None:
         """Flush the file to disk, where other processes can read it."""
@@ -71,8 +72,8 @@ class Journal:
 
     def close(self) -> None:
         """Flush the file to disk and close it."""
-        self.sync()
-        self._file.close()
+        with disk_errors(self.path), self._file:
+            self.sync()
 
     def __enter__(self) -> Self:
         return self
@@ -83,8 +84,7 @@ class Journal:
     def _read_own_file(self) -> None:
         lines, num_partial = self._lines(self._file, self.path)
         if num_partial:
-            with disk_errors(self.path):
-                self._file.truncate(self._file.tell() - num_partial)
+            self._file.truncate(self._file.tell() - num_partial)
         if not lines:
             self._append(self._header)
         self.done = self._items(lines, self.path)
@@ -115,11 +115,12 @@ class Journal:
         then = as_written(_parse(lines[0], path, 1)[MADE_WITH])
         if difference := _difference(then, self._header[MADE_WITH], ""):
             raise InputError(f"{path} was started with {difference}; finish it unchanged, or choose another file")
-        return dict(_parse(line, path, number) for number, line in enumerate(lines[1:], start=2))
+        return dict(_item(line, path, number) for number, line in enumerate(lines[1:], start=2))
 
-    def _append(self, value: object) -> None:
+    def _append(self, value: object, *, checked: bool = False) -> None:
+        line = json.dumps(value, ensure_ascii=False).encode()
         with disk_errors(self.path):
-            self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+            self._file.write((line[:-1] + _checksum(line) if checked else line) + b"\n")
             self._file.flush()
 
 
@@ -158,6 +159,19 @@ def _lock(file: BinaryIO, path: Path, mode: int) -> None:
         fcntl.flock(file, mode | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise RunError(f"{path}: another process is writing to it") from error
+
+
+def _checksum(item: bytes) -> bytes:
+    """Return the end of an item's line: its CRC-32 as a third element."""
+    return f', "{zlib.crc32(item):08x}"]'.encode()
+
+
+def _item(line: bytes, path: Path, number: int) -> tuple[str, Any]:
+    """Return key and value of a line; raise `InputError` if it is damaged. Older versions wrote no checksum."""
+    key, value, *checksum = _parse(line, path, number)
+    if checksum and line[-CHECKSUM_BYTES:] != _checksum(line[:-CHECKSUM_BYTES] + b"]"):
+        raise InputError(f"{path}: line {number} is damaged: {line[:40]!r}; delete the line")
+    return key, value
 
 
 def _parse(line: bytes, path: Path, number: int) -> Any:  # noqa: ANN401 - JSON holds any type

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from align.artifacts import disk_errors
+from align.disk_errors import disk_errors
 from align.errors import RunError
 
 LOCK_FILE = ".lock"

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from align import artifacts
 from align.checksums import content_problems, size_problems
+from align.disk_errors import disk_errors
 from align.errors import InputError, RunError
 from align.pipeline.steps import Step, dependents, fingerprints, order
 from align.registry import pick
@@ -161,12 +162,16 @@ def run(
             on_state(step.name, RUNNING)
             manifest = artifacts.read_manifest(working) or {}
             if "step" not in manifest:  # else interrupted between its manifest and its renaming
-                with artifacts.disk_errors(working), _naming(step):
+                with disk_errors(working), _naming(step):
                     content = execute(step, working, {name: root / name for name in step.inputs})
                 manifest = {**content, **_provenance(step, root, attempt)}
             artifacts.complete(working, target, manifest=manifest, cleanup=cleanup)
             verified.add(step.name)
             on_state(step.name, FINISHED)
+        elif (stale := artifacts.working_folder(target)).exists():
+            log(f"{step.name}: removed an unfinished attempt with other settings or inputs")
+            with disk_errors(stale):
+                shutil.rmtree(stale)
         manifests[step.name] = artifacts.read_manifest(target) or {}
     (root / RERUN_REQUEST).unlink(missing_ok=True)
     return manifests

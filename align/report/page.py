@@ -11,7 +11,8 @@ from statistics import median
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from align.artifacts import disk_errors, write_text
+from align.artifacts import write_text
+from align.disk_errors import disk_errors
 from align.errors import InputError
 from align.report import charts, ledger, samples, tables
 from align.report.formatting import (

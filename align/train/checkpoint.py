@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from align import artifacts
 from align.artifacts import FILES, METRICS, atomic_folder, read_json, write_json
 from align.checksums import FileRecords, as_records, content_problems, sha256_of
+from align.disk_errors import disk_errors
 from align.distributed.processes import Processes
 from align.errors import RunError
 from align.train.sharding.replicated import WEIGHT, Replicated
@@ -151,7 +151,7 @@ def _save(target: Path, state: Mapping[str, Any], sharding: Replicated, processe
                 for kind, values in shard.values.items()
             }
             file = partial / SHARD_FILE.format(processes.rank)
-            with artifacts.disk_errors(file):
+            with disk_errors(file):
                 save_file(tensors, file)
                 return {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}}
 

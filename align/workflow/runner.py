@@ -22,7 +22,7 @@ from align.distributed.progress import Progress
 from align.errors import InputError, within
 from align.redaction import as_written
 from align.registry import UserCode
-from align.stages.base import Stage
+from align.stages.base import REFERENCES, Stage
 from align.stages.costs.measured import Meter, remove_spent
 from align.stages.inputs.context import RunContext
 from align.stages.responses.sampling import remove_journals
@@ -114,8 +114,7 @@ def run_recipe(
     _check_gpus(recipe, planned(recipe, until, rerun_from))
     gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
     with pipeline.locked(recipe.root, progress.note), EnergyMeter(recipe.accounting, gpus) as energy:
-        for name in RUN_FILES:
-            artifacts.remove_leftovers(recipe.root, of=name)
+        _remove_leftovers(recipe, progress)
         progress.note(f"device: {device_name()}, {torch.get_num_threads()} thread(s) in a process")
         _report_disk(recipe.root, *disk, progress=progress)
         artifacts.write_json(recipe.root / "recipe.json", as_written(recipe.model_dump(mode="json")), sort_keys=False)
@@ -136,6 +135,18 @@ def run_recipe(
         ledger["last_call"] = {"wall_seconds": wall_s, "overhead_seconds": wall_s - sum(execute.seconds)}
         artifacts.write_json(recipe.root / "ledger.json", ledger)
     return manifests
+
+
+def _remove_leftovers(recipe: Recipe, progress: Progress) -> None:
+    """Remove temporary files of killed calls; raise `RunError` where a launched step of one still writes."""
+    if (recipe.root / LAUNCH_LOCK).exists():
+        with pipeline.locked(recipe.root, progress.note, lock=LAUNCH_LOCK):
+            pass
+    for name in RUN_FILES:
+        artifacts.remove_leftovers(recipe.root, of=name)
+    targets = [recipe.root / name for name in recipe.steps]
+    for folder in (recipe.root / REFERENCES, *targets, *map(artifacts.working_folder, targets)):
+        artifacts.remove_leftovers(folder)
 
 
 def planned(recipe: Recipe, until: str | None, rerun_from: str | None) -> list[pipeline.PlannedStep]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from align.artifacts import MANIFEST, reading, recorded_files
+from align.artifacts import MANIFEST, recorded_files
 from align.checksums import FileRecords, content_problems
+from align.disk_errors import reading
 from align.errors import InputError
 from align.stages.base import REFERENCES
 from align.train.checkpoint import saved_records

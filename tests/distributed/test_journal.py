@@ -1,8 +1,10 @@
 """Test the journal of finished items: a kill repeats no finished work."""
 
 import json
+import os
 import subprocess
 import sys
+from zlib import crc32
 
 import pytest
 
@@ -88,9 +90,54 @@ def test_a_journal_has_one_writer(tmp_path):
     Journal(path, MADE_WITH).close()
 
 
-def test_each_item_is_one_line_of_json(tmp_path):
+def test_each_item_is_one_line_of_json_with_its_checksum(tmp_path):
     lines = filled(tmp_path / "journal.jsonl").decode().splitlines()
-    assert [json.loads(line) for line in lines[1:]] == [[key, value] for key, value in ITEMS.items()]
+    items = [json.dumps([key, value], ensure_ascii=False) for key, value in ITEMS.items()]
+    assert lines[1:] == [f'{item[:-1]}, "{crc32(item.encode()):08x}"]' for item in items]
+
+
+def test_items_of_an_older_version_have_no_checksum(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    header = filled(path).splitlines()[0].decode()
+    path.write_text("\n".join([header, *(json.dumps([key, value]) for key, value in ITEMS.items())]) + "\n")
+    with Journal(path, MADE_WITH) as journal:
+        assert journal.done == ITEMS
+
+
+def test_a_damaged_item_is_not_resumed_from(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    content = filled(path)
+    first = len(content.splitlines(keepends=True)[0])
+    accepted = []
+    for at in range(first, len(content)):
+        for bit in (1, 4):
+            damaged = bytearray(content)
+            damaged[at] ^= bit
+            path.write_bytes(damaged)
+            try:
+                Journal(path, MADE_WITH).close()
+            except InputError as error:
+                assert "line" in str(error)
+            else:
+                accepted.append(at)
+    # Only a damaged end of the last line is taken for a line that a kill cut off
+    assert set(accepted) <= {len(content) - 1}
+
+
+def test_a_journal_that_cannot_be_read_or_closed_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "journal.jsonl"
+    path.with_name("journal.jsonl-1").symlink_to("/proc/self/mem")  # of another process; its first byte is unreadable
+    with pytest.raises(RunError, match=r"journal\.jsonl: Input/output error"):
+        Journal(path, MADE_WITH)
+    journal = Journal(tmp_path / "other.jsonl", MADE_WITH)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"other\.jsonl: no space left on the disk"), journal:
+        pass
+    assert journal._file.closed
 
 
 def test_items_are_found_with_any_number_of_processes(tmp_path):

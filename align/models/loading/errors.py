@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from align.errors import InputError, one_line
+from align.disk_errors import UNREADABLE, error_code
+from align.errors import InputError, RunError, one_line
 
 # Exceptions that transformers, peft and gguf raise for invalid files, impossible values and missing libraries
 LOAD_ERRORS = (
@@ -33,12 +34,17 @@ MAX_SHOWN, MAX_NAME = 300, 200  # characters of a library's error message, and o
 
 @contextmanager
 def loading(what: str, source: str, *loc: str) -> Generator[None]:
-    """Turn a library's error in this block into an `InputError` at `loc`: cannot load `what` from `source`."""
+    """Turn a library's error in this block into an `InputError` at `loc`: cannot load `what` from `source`.
+
+    A file that exists and cannot be read is a `RunError`.
+    """
     try:
         yield
-    except InputError:
+    except (InputError, RunError):
         raise
     except LOAD_ERRORS as error:
         name = source if len(source) <= MAX_NAME else f"{source[:MAX_NAME]}…"
         reason = one_line(error)[:MAX_SHOWN] or type(error).__name__
+        if error_code(error) in UNREADABLE:
+            raise RunError(f"cannot load {what} from {name!r}: {reason}") from error
         raise InputError(f"cannot load {what} from {name!r}: {reason}", loc) from error

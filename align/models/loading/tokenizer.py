@@ -12,6 +12,8 @@ from align.models.loading.config import gguf_file
 from align.models.loading.errors import loading
 from align.models.settings import GGUF, PolicySettings
 
+LOADED_HOW = ("local_files_only", "is_local")  # transformers saves them: HF_HUB_OFFLINE would change the saved files
+
 
 def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the settings without loading the model."""
@@ -21,8 +23,13 @@ def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
     with loading("a tokenizer", source, "policy"):
         if source.startswith(GGUF):
             file = gguf_file(source)
-            return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            folder = str(file.parent)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name, trust_remote_code=False)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    for name in LOADED_HOW:
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
 
 
 def load_tokenizer_for(model: PreTrainedModel, settings: PolicySettings) -> PreTrainedTokenizerBase:

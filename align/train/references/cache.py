@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.accounting.flops import Work
-from align.artifacts import atomic_file, disk_errors, fingerprint_bytes, reading, write_text
+from align.artifacts import atomic_file, fingerprint_bytes, write_text
 from align.data.group_columns import KEY, KEY_BYTES, memory_map
+from align.disk_errors import disk_errors, reading
 from align.errors import RunError
 from align.train.indexed_groups import GroupView
 from align.train.objectives.base import ObjectiveOutput

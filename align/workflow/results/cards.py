@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from align.artifacts import disk_errors
+from align.disk_errors import disk_errors
 from align.models.model_card import CardContent, MetricSummary, StageSummary, write_model_card
 from align.stages.base import POLICY, REWARD_MODEL
 from align.workflow.schema import Recipe
