@@ -20,6 +20,7 @@ from align.models.backbone import Backbone
 from align.models.probe import choose_forward
 from align.models.saving.comparison import ModelOutputs, model_outputs
 from align.models.weights import fingerprint
+from align.train.callbacks import Callbacks
 from align.train.checkpoint import latest_checkpoint
 from align.train.checkpointer import Checkpointer
 from align.train.indexed_groups import ROWS, GroupView
@@ -34,7 +35,7 @@ from align.train.references.compute import REFERENCE_WORK, fill_cache, read_work
 from align.train.sharding.accelerator import make_accelerator
 from align.train.sharding.optimizer import make_optimizer
 from align.train.sharding.prepare import prepare_sharding
-from align.train.training_run import HELD_OUT, START, TrainingResult, TrainingRun
+from align.train.training_run import HELD_OUT, START, TrainingResult, TrainingRun, evaluations_without_gain
 
 
 class Loop:
@@ -44,8 +45,9 @@ class Loop:
         self, policy: Backbone, training_run: TrainingRun, progress: Progress, accelerator: Accelerator | None = None
     ) -> None:
         run, settings = training_run, training_run.settings
-        if settings.keep == "best" and not run.held_out:
-            raise InputError("'best' needs held-out rows: set held_out of the source", ("train", "keep"))
+        for name, is_set in {"keep": settings.keep == "best", "early_stopping": settings.early_stopping}.items():
+            if is_set and not run.held_out:
+                raise InputError("needs held-out rows: set held_out of the source", ("train", name))
         self.policy, self.training_run, self.progress = policy, run, progress
         self.num_steps = settings.num_steps(run.num_rows)
         self.epoch = lru_cache(maxsize=2)(run.epoch)  # permuting a large epoch for each of its steps would be slow
@@ -77,6 +79,7 @@ class Loop:
         self.evaluator = (
             Evaluator(self.model, run.objective, self.groups, self.batcher, self.router_pass) if run.held_out else None
         )
+        self.callbacks = Callbacks(run, self.num_steps, policy, self.accelerator)
         self.settings_hash = run.settings_hash(self.groups, self.initial_weights, policy.dropout_rates)
         self.checkpointer = Checkpointer(
             run, self.settings_hash, self.sharding, self.processes, initial_weights=self.initial_weights
@@ -96,6 +99,8 @@ class Loop:
         self.progress.phase("train", self.num_steps, len(lines))
         with self.checkpointer.stops(self.progress.note, self.num_steps) as stop:
             for number in range(len(lines), self.num_steps):
+                if self._stops(lines):
+                    break
                 with self.processes.activity(f"step {number + 1}"):
                     before = self._start_metrics() if number == 0 else {}
                     metrics = self.step(number) | before
@@ -111,6 +116,16 @@ class Loop:
             initial_weights=self.initial_weights,
             references=read_work(work_file) if self.training_run.objective.needs_reference else ReferenceWork(),
         )
+
+    def _stops(self, lines: list[dict[str, float]]) -> bool:
+        """Return whether the training ends before its last step, and note why."""
+        early = self.training_run.settings.early_stopping
+        reason = "a callback returned True" if self.callbacks.is_stopped else None
+        if early is not None and evaluations_without_gain(lines, early.min_delta) >= early.patience:
+            reason = f"the held-out loss has not improved in {early.patience} evaluation(s)"
+        if reason is not None:
+            self.progress.note(f"stopped after step {len(lines)} of {self.num_steps}: {reason}")
+        return reason is not None
 
     def _dropout(self, number: int) -> AbstractContextManager[None]:
         """Return a context in which the adapters have the dropout of a step, if they have dropout."""
@@ -196,6 +211,8 @@ class Loop:
         if self.evaluator is not None and is_due:
             metrics |= {HELD_OUT + name: value for name, value in self.evaluator.evaluate().items()}
             self.checkpointer.save_if_best([*lines, metrics])
+            self.callbacks("evaluation", metrics)
+        self.callbacks("step", metrics)
         if self.accelerator.is_main_process:
             append_line(self.training_run.folder / METRICS, metrics)
         self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step)

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from align.config import Settings
 from align.data.batching import steps_per_epoch
 from align.errors import InputError
+from align.registry import DOTTED_PATH, suggest
 
 # Losses whose papers add the negative log-likelihood of the better response -> (weight, whether per token)
 SFT_TERMS = {
@@ -23,9 +24,22 @@ RewardLoss = Literal["regression", "bt", "bt_margin", "bt_scaled"]
 # Settings that determine only how or when something is computed or stored, not the trained weights
 WITHOUT_EFFECT = {"tokens_per_micro_batch", "reduce", "checkpoint_steps", "checkpoint_minutes", "trackers"}
 
+OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
+# Settings added since 0.2; with their defaults they are left out, so that steps finished before stay finished
+ADDED = ("optimizer", "optimizer_settings", "early_stopping", "callbacks")
+
+
+class EarlyStopping(Settings):
+    """When training stops before its last step."""
+
+    patience: int = Field(ge=1, description="Evaluations in a row without a lower held-out loss after which to stop.")
+    min_delta: float = Field(
+        default=0.0, ge=0, description="Decrease of the held-out loss that counts as an improvement."
+    )
+
 
 class TrainSettings(Settings):
-    """Settings of the training loop. The optimizer is AdamW (Loshchilov & Hutter 2019)."""
+    """Settings of the training loop."""
 
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     schedule: Literal["constant", "cosine", "linear"] = Field(
@@ -44,6 +58,18 @@ class TrainSettings(Settings):
         default=2048,
         ge=1,
         description="Token budget of one forward and backward pass of a process; affects memory and speed only.",
+    )
+    optimizer: str = Field(
+        default="adamw",
+        description=(
+            "adamw (Loshchilov & Hutter 2019), adamw_8bit (of bitsandbytes), adafactor (Shazeer & Stern 2018), or your "
+            "own as `module:name`: called with parameter groups, lr and optimizer_settings. All but adamw need whole "
+            "parameters: one process or DDP."
+        ),
+    )
+    optimizer_settings: dict[str, float | bool | str | None] = Field(
+        default_factory=dict[str, float | bool | str | None],
+        description="Further settings of the optimizer, by its own names.",
     )
     weight_decay: float = Field(
         default=0.01, ge=0, description="Weight decay of matrices; norms and biases are not decayed."
@@ -70,6 +96,16 @@ class TrainSettings(Settings):
         ge=1,
         description="Optimizer steps between evaluations on the held-out rows; the last step is always evaluated.",
     )
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="Stop when the held-out loss no longer improves. Default: train to the last step."
+    )
+    callbacks: list[str] = Field(
+        default_factory=list[str],
+        description=(
+            "Your own functions as `module:name`, called after every optimizer step and every evaluation with a "
+            "TrainingEvent; returning True stops the training after the step."
+        ),
+    )
     keep: Literal["last", "best"] = Field(
         default="last", description="Weights to keep: the last, or the evaluated ones with the lowest held-out loss."
     )
@@ -80,6 +116,28 @@ class TrainSettings(Settings):
     trackers: list[str] = Field(
         default_factory=list[str], description="Experiment trackers of accelerate: tensorboard, wandb, trackio, …"
     )
+
+    @field_validator("optimizer")
+    @classmethod
+    def _check_optimizer(cls, name: str) -> str:
+        if DOTTED_PATH.fullmatch(name) is None and name not in OPTIMIZERS:
+            raise InputError(f"no optimizer is called {name!r}; {suggest(name, OPTIMIZERS)}, or your own `module:name`")
+        return name
+
+    @field_validator("callbacks")
+    @classmethod
+    def _check_callbacks(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if DOTTED_PATH.fullmatch(name) is None:
+                raise InputError(f"{name!r} is not of the form module:function")
+        return names
+
+    @model_validator(mode="after")
+    def _check_adam(self) -> TrainSettings:
+        if not self.optimizer.startswith("adamw"):
+            for name in sorted({"betas", "epsilon"} & self.model_fields_set):
+                raise InputError(f"is for AdamW; {self.optimizer} takes its own in optimizer_settings", (name,))
+        return self
 
     @field_validator("min_lr_ratio")
     @classmethod
@@ -105,8 +163,11 @@ class TrainSettings(Settings):
 
     def cache_key(self) -> dict[str, object]:
         """Return the settings that determine the trained weights."""
-        excluded = WITHOUT_EFFECT | ({"keep", "evaluate_every"} if self.keep == "last" else set())
-        return self.model_dump(mode="json", exclude=excluded)
+        evaluation_counts = self.keep == "best" or self.early_stopping is not None or self.callbacks
+        excluded = WITHOUT_EFFECT | (set() if evaluation_counts else {"keep", "evaluate_every"})
+        found = self.model_dump(mode="json", exclude=excluded)
+        defaults = {name: TrainSettings.model_fields[name].get_default(call_default_factory=True) for name in ADDED}
+        return {name: value for name, value in found.items() if name not in ADDED or value != defaults[name]}
 
 
 class PreferenceSettings(Settings):

@@ -138,3 +138,13 @@ def best_metrics(lines: Sequence[Mapping[str, float]]) -> Mapping[str, float] | 
     loss = f"{HELD_OUT}loss"
     evaluated = [line for line in lines if math.isfinite(line.get(loss, math.nan))]
     return min(evaluated, key=lambda line: line[loss], default=None)
+
+
+def evaluations_without_gain(lines: Sequence[Mapping[str, float]], min_delta: float) -> int:
+    """Return the number of evaluations since the held-out loss was last lower than before by more than `min_delta`."""
+    loss = f"{HELD_OUT}loss"
+    best, waited = math.inf, 0
+    for value in (line[loss] for line in lines if loss in line):
+        is_better = value < best - min_delta
+        best, waited = (value, 0) if is_better else (best, waited + 1)
+    return waited

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
 
+from align.content_hash import code_of
 from align.data.mixing import Mixture
 from align.data.rejections import Rejections
 from align.distributed.launch_files import check_training_launch
-from align.errors import ErrorList, InputError
+from align.errors import ErrorList, InputError, within
 from align.records import Comparison, Demonstration, Record
+from align.registry import import_dotted
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
 from align.stages.costs.estimates import Estimate, Planning, model_disk
 from align.stages.inputs.context import ModelSpec, StepInputs, policy_key
@@ -67,10 +69,18 @@ class TrainingStage(Stage):
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the trained model: settings, rows, and the model that it starts from."""
         path = inputs.policy.path if self.policy is None else None
-        return [*super().cache_key(inputs), *policy_key(inputs), *([inputs.content(path)] if path else [])]
+        own = [code_of(name) for name in (self.train.optimizer, *self.train.callbacks) if ":" in name]
+        return [*super().cache_key(inputs), *policy_key(inputs), *([inputs.content(path)] if path else []), *own]
 
     def validate_settings(self) -> None:
-        """Raise for trackers that are not installed."""
+        """Raise for trackers, optimizers and callbacks that are not installed."""
+        for name in self.train.callbacks:
+            with within("train", "callbacks"):
+                import_dotted(name, "callback")
+        if self.train.optimizer != "adamw":
+            from align.train.sharding.optimizer import check_installed  # noqa: PLC0415 - imports torch
+
+            check_installed(self.train.optimizer)
         if self.train.trackers:
             from align.train.sharding.accelerator import check_trackers  # noqa: PLC0415 - imports torch
 
@@ -81,6 +91,7 @@ class TrainingStage(Stage):
         held_out = {
             ("train", "keep"): self.train.keep == "best",
             ("train", "evaluate_every"): self.train.evaluate_every,
+            ("train", "early_stopping"): self.train.early_stopping,
         }
         errors = ErrorList()
         if not any(source.held_out for source in inputs.sources.values()):

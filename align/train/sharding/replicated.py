@@ -15,12 +15,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from align.models.backbone import Backbone
 from align.models.tree.batch import TokenBatch
 from align.models.weights import full_tensor
 from align.train.settings import TrainSettings
+from align.train.sharding.optimizer import OptimizerState
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of AdamW's moments
@@ -42,8 +43,11 @@ class Replicated:
     stage = 0  # ZeRO stage
     _in_fp32 = False  # set by `full_precision`
 
-    def __init__(self, accelerator: Accelerator, policy: Backbone, optimizer: AdamW, settings: TrainSettings) -> None:
+    def __init__(
+        self, accelerator: Accelerator, policy: Backbone, optimizer: Optimizer, settings: TrainSettings
+    ) -> None:
         self.accelerator, self.policy, self.optimizer, self.settings = accelerator, policy, optimizer, settings
+        self.state = None if type(optimizer) is AdamW else OptimizerState(optimizer)
         self.trainable = [value for value in policy.parameters() if value.requires_grad]
         self._prepare()
 
@@ -122,6 +126,8 @@ class Replicated:
 
     def shards(self, *, moments: bool) -> Iterator[ParameterShard]:
         """Yield what this process holds of each trained parameter, in the order of the parameters."""
+        if self.state is not None:
+            self.state.begin()
         for name, value in self.policy.named_parameters():
             if value.requires_grad:
                 yield self._shard(name, 0, value.detach(), value, slice(None), moments=moments)
@@ -131,12 +137,17 @@ class Replicated:
     ) -> ParameterShard:
         """Return a shard; its moments are `within` the flattened optimizer state of `key`, if that has any."""
         values = {WEIGHT: weight.view(-1)}
-        if moments and (state := self.optimizer.state.get(key)):
+        if moments and self.state is not None:
+            values |= self.state.tensors(key)
+        elif moments and (state := self.optimizer.state.get(key)):
             values |= {name: local(state[name]).view(-1)[within] for name in MOMENTS}
         return ParameterShard(name, start, values)
 
     def init_moments(self, steps: int, names: Collection[str]) -> None:
         """Create zero moments after `steps` steps for the named parameters, to be overwritten from a checkpoint."""
+        if self.state is not None:
+            self.state.create(self._optimized(names))
+            return
         for value in self._optimized(names):
             count = torch.tensor(float(steps), dtype=torch.float32, device=value.device if value.is_cuda else "cpu")
             zeros = {name: torch.zeros_like(value, memory_format=torch.preserve_format) for name in MOMENTS}
@@ -147,7 +158,9 @@ class Replicated:
         return [value for name, value in self.policy.named_parameters() if value.requires_grad and name in names]
 
     def sync_model(self) -> None:
-        """Copy values that were written into shards to the model, where it holds copies."""
+        """Copy values that were written into shards to the model and the optimizer, where they hold copies."""
+        if self.state is not None:
+            self.state.write_numbers()
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the complete value of every trained parameter, on every process."""
