@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from format_rows import chat, demonstration, talk
 
+from align.data.readers import tool_calls
 from align.records import Comparison, Prompt, Record, Response
 
 
@@ -364,6 +365,42 @@ PUBLIC = {
         [{"prompt": "ask", "responses": [{"content": "a", "rating": 4}, {"content": "b", "rating": 2, "votes": 9}]}],
         [two("a", "b", None, rewards=(4.0, 2.0))],
         {"responses.votes"},
+    ),
+    "xlam-function-calling-60k": Public(
+        "xlam",
+        [
+            {
+                "id": 0,
+                "query": "ask",
+                "answers": '[{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]',
+                "tools": '[{"name": "f", "description": "d", "parameters": {}}]',
+            }
+        ],
+        [
+            demonstration(
+                "=" + tool_calls.system_text("", [{"name": "f", "description": "d", "parameters": {}}]),
+                "ask",
+                '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
+                '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>',
+                id=0,
+            )
+        ],
+        {"id"},
+    ),
+    "Multilingual-Thinking": Public(
+        "messages",
+        [
+            {
+                "reasoning_language": "French",
+                "messages": [
+                    {"role": "system", "content": "s", "thinking": None},
+                    {"role": "user", "content": "ask", "thinking": None},
+                    {"role": "assistant", "content": "say", "thinking": "hm"},
+                ],
+            }
+        ],
+        [demonstration("=s", "ask", "<think>\nhm\n</think>\n\nsay", reasoning_language="French")],
+        {"reasoning_language"},
     ),
     "TRL unpaired preference": Public(
         "unpaired",

@@ -171,21 +171,41 @@ WRONG = {
         "some responses of a comparison have a reward",
     ),
     "a short label": ({"text": STEERLM + "b", "label": [1, 2]}, "label has 2 numbers; 9 are needed: quality, toxicity"),
-    "a tool call": (
+    "a tool call without a name": (
         {"messages": [*chat("a"), {"role": "assistant", "content": None, "tool_calls": [{}]}]},
-        "a message contains a tool call",
+        "a tool call has the name None; text is needed",
+    ),
+    "a tool call of the user": (
+        {"messages": [{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}, *chat("", "b")[1:]]},
+        "a message of the user has tool_calls besides its content",
+    ),
+    "arguments that are no JSON": (
+        {"messages": [*chat("a"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x"}]}]},
+        "a tool call contains '{x', which is not JSON",
+    ),
+    "a thought of the user": (
+        {"messages": [{"role": "user", "content": "a", "reasoning_content": "hm"}, *chat("", "b")[1:]]},
+        "a message of the user has reasoning_content besides its content; move it into the content, or remove it",
+    ),
+    "two thoughts": (
+        {"messages": [*chat("a"), {"role": "assistant", "content": "b", "reasoning": "hm", "thinking": "ha"}]},
+        "a message has two different thoughts; keep one",
+    ),
+    "a thought in the content and another beside it": (
+        {"messages": [*chat("a"), {"role": "assistant", "content": "<think>x</think>b", "reasoning": "y"}]},
+        "a message has a thought in its content and another one beside it; keep one",
     ),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
         "the content of a user message has a part that is not text",
     ),
-    "reasoning": (
-        {"messages": [*chat("a"), {"role": "assistant", "content": "b", "reasoning_content": "hm"}]},
-        "a message has reasoning_content besides its content; move it into the content, or remove it",
+    "a refusal": (
+        {"messages": [*chat("a"), {"role": "assistant", "content": "b", "refusal": "no"}]},
+        "a message of the assistant has refusal besides its content",
     ),
     "a list of images": (
         {"conversations": [sharegpt("a")[0] | {"images": ["a.png"]}, *sharegpt("a", "b")[1:]]},
-        "a message has images besides its content",
+        "a message of the user has images besides its content",
     ),
     "two system messages": ({"system": "s", "messages": chat("=t", "a", "b")}, "the row has two system messages"),
     "two system columns": (

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from align.data.readers.cells import FINISH_KEYS, as_finish, as_list, as_object, metadata_of, shortened
-from align.data.readers.messages import answer_messages, as_messages, check_trained
-from align.data.readers.prompts import SYSTEM_COLUMNS, check_not_half_a_pair, row_prompt, with_system
+from align.data.readers.messages import answer_messages, as_messages, check_trained, unread_fields
+from align.data.readers.prompts import check_not_half_a_pair, row_prompt, system_columns, with_system
 from align.data.readers.roles import role_of
+from align.data.readers.tool_calls import calls_text
 from align.data.rows import Row
 from align.errors import InputError
-from align.records import Demonstration, Prompt, Record
+from align.records import Demonstration, Message, Prompt, Record
 
 DIALOGUE_COLUMNS = ("messages", "conversations", "conversation", "conversation_json")
 ANSWER_COLUMNS = {  # column of the request -> columns of the answer to it
@@ -31,7 +32,7 @@ def dialogue(row: Row) -> Iterator[Record]:
     column = next(name for name in DIALOGUE_COLUMNS if name in row)
     turns = as_list(row[column], column)
     messages = with_system(row, as_messages(turns, column))
-    metadata = metadata_of(row, {column, "mask", *SYSTEM_COLUMNS, *FINISH_KEYS})
+    metadata = metadata_of(row, {column, "mask", *system_columns(row), *FINISH_KEYS})
     if not messages or messages[-1].role != "assistant":
         yield Prompt(messages, metadata)
         return
@@ -39,6 +40,19 @@ def dialogue(row: Row) -> Iterator[Record]:
     if row.get("mask") and role_of(str(row["mask"])) == "assistant":  # NeMo-Aligner's name for who is not trained
         raise InputError(f"mask is {shortened(row['mask'])}, and a demonstration trains every assistant message")
     yield Demonstration(messages, metadata, as_finish(row))
+
+
+def unread_in_dialogue(row: Row) -> set[str]:
+    """Return the fields of the dialogue's messages that are not read."""
+    column = next((name for name in DIALOGUE_COLUMNS if name in row), "")
+    return unread_fields(row.get(column), column)
+
+
+def function_calls(row: Row) -> Iterator[Record]:
+    """Yield a query with the function calls that answer it; Liu et al. 2024 (xLAM)."""
+    prompt = row_prompt(row, ("query",))
+    answer = Message("assistant", calls_text(row["answers"]))
+    yield Demonstration((*prompt.messages, answer), metadata_of(row, {*prompt.columns, "answers"}))
 
 
 def demonstration(row: Row) -> Iterator[Record]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
 from align.data.readers.cells import as_list, as_object, as_text, shortened
 from align.data.readers.markup import messages_from_markup, without_end_marker
 from align.data.readers.roles import role_of
+from align.data.readers.tool_calls import THOUGHT_FIELDS, answer_text, function_call_text
 from align.errors import InputError
 from align.records import Message
 
 LOSS_FIELDS = ("loss_weight", "weight", "train")  # whether a turn is trained: LLaMA-Factory, OpenAI, Axolotl
+OF_ANSWERS = (*THOUGHT_FIELDS, "tool_calls", "function_call")  # fields that only an assistant message has
 UNSUPPORTED_FIELDS = (  # fields of a message with content that would be lost
-    *("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "refusal", "function_call"),
-    *("image", "images", "image_url", "audio", "audios", "video", "videos", "documents", "attachments"),
+    *("refusal", "image", "images", "image_url", "audio", "audios", "video", "videos", "documents", "attachments"),
 )
+READ_FIELDS = {"role", "from", "content", "value", *LOSS_FIELDS, *OF_ANSWERS}
 
 Messages = tuple[Message, ...]
 
@@ -28,18 +31,38 @@ def as_messages(value: Any, name: str) -> Messages:  # noqa: ANN401 - a cell of 
 def as_message(turn: Any) -> Message:  # noqa: ANN401 - an item of a chat list
     """Return the message of `role` and `content`, or of `from` and `value`. Only text is supported.
 
+    Thoughts and tool calls become part of the text of an assistant message.
+
     >>> as_message({"from": "human", "value": "Hello"})
     Message(role='user', content='Hello')
     """
     fields = as_object(turn, "a message")
     name = str(fields.get("role") or fields.get("from"))
-    if fields.get("tool_calls") or name == "function_call":
-        raise InputError("a message contains a tool call; only text is supported")
-    unsupported = next((name for name in UNSUPPORTED_FIELDS if _is_filled(fields.get(name))), "")
-    if unsupported:
-        raise InputError(f"a message has {unsupported} besides its content; move it into the content, or remove it")
     content = fields["content"] if fields.get("content") is not None else fields.get("value")
-    return Message(role_of(name), as_text(content, f"the content of a {name} message"))
+    if name == "function_call":  # a turn of ShareGPT's
+        return Message("assistant", function_call_text(content))
+    role = role_of(name)
+    filled = [field for field in fields if _is_filled(fields[field])]
+    of_answers = [field for field in OF_ANSWERS if field in filled]
+    unsupported = [field for field in UNSUPPORTED_FIELDS if field in filled] or of_answers
+    if unsupported and (role != "assistant" or unsupported != of_answers):
+        raise InputError(
+            f"a message of the {role} has {unsupported[0]} besides its content; move it into the content, or remove it"
+        )
+    if role == "tool" and isinstance(content, Mapping):
+        content = json.dumps(content, ensure_ascii=False)
+    if content is None and of_answers:
+        content = ""
+    text = as_text(content, f"the content of a {name} message")
+    return Message(role, answer_text({field: fields[field] for field in of_answers}, text) if of_answers else text)
+
+
+def unread_fields(turns: Any, column: str) -> set[str]:  # noqa: ANN401 - a cell of any type
+    """Return the fields of messages that are not read, as in `messages.name`."""
+    if not isinstance(turns, list):
+        return set()
+    objects = [cast("Mapping[str, Any]", turn) for turn in cast(list[Any], turns) if isinstance(turn, Mapping)]
+    return {f"{column}.{field}" for turn in objects for field in turn.keys() - READ_FIELDS if _is_filled(turn[field])}
 
 
 def _is_filled(value: Any) -> bool:  # noqa: ANN401 - a cell of any type

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from align.data.readers.cells import as_list, as_number, as_text, metadata_of, shortened
-from align.data.readers.prompts import SYSTEM_COLUMNS, RowPrompt, row_prompt, split_answer, with_system
+from align.data.readers.prompts import RowPrompt, row_prompt, split_answer, system_columns, with_system
 from align.data.rows import Row
 from align.errors import InputError
 from align.records import Comparison, Record, Response
@@ -99,7 +99,7 @@ def unpaired(row: Row) -> Iterator[Record]:
         raise InputError(f"{label} is {shortened(row[label])}; true or false is needed")
     column = next(name for name in LIKED_COLUMNS if name in row)
     is_dialogue = column in ("messages", "conversations")
-    prompt = RowPrompt(with_system(row, ()), SYSTEM_COLUMNS) if is_dialogue else row_prompt(row)
+    prompt = RowPrompt(with_system(row, ()), system_columns(row)) if is_dialogue else row_prompt(row)
     value = as_list(row[column], column) if is_dialogue else row[column]
     before, content = split_answer(prompt.messages, value, column)
     metadata = {**metadata_of(row, {*prompt.columns, column, label}), LIKED: bool(reward)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.data.readers import verdicts
-from align.data.readers.demonstrations import demonstration, dialogue, seed_tasks
+from align.data.readers.demonstrations import demonstration, dialogue, function_calls, seed_tasks, unread_in_dialogue
 from align.data.readers.native import native
 from align.data.readers.openassistant import openassistant
 from align.data.readers.pairs import (
@@ -63,6 +63,7 @@ READERS = {
         unpaired,
         keeps=frozenset({LIKED}),
     ),
+    "xlam": Reader(("query tools answers",), function_calls),
     "steerlm": Reader(("text label",), steerlm, merge=True),
     "helpsteer": Reader(("prompt response helpfulness",), helpsteer, merge=True),
     "just_eval": Reader(("prompt response ratings", "input output_cand parsed_result"), rated),
@@ -85,8 +86,8 @@ READERS = {
         ("prompt completion", "prompt response", "prompt output", "input output", "query response"), demonstration
     ),
     "native": Reader(("prompt responses", "messages metadata", "prompt metadata"), native, unread=unread_fields),
-    "messages": Reader(("messages", "conversation"), dialogue),
-    "sharegpt": Reader(("conversations",), dialogue),
+    "messages": Reader(("messages", "conversation"), dialogue, unread=unread_in_dialogue),
+    "sharegpt": Reader(("conversations",), dialogue, unread=unread_in_dialogue),
     "topic_following": Reader(("conversation_json",), dialogue),
     "prompt": Reader(("prompt",), prompt_only, detects=has_no_responses),
 }
