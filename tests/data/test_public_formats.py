@@ -1,5 +1,7 @@
 """Public data sets: their format is detected, their rows are read, and what is not read is counted."""
 
+from pathlib import Path
+
 import pytest
 from public_rows import ARENA, PKU, PUBLIC, STEER2, two
 
@@ -170,3 +172,9 @@ def test_an_unreadable_file_names_its_columns_and_the_three_nearest_formats(line
     assert NEAREST[columns] in text
     listed = text.partition("need ")[2].partition("; map your")[0].split("; ")
     assert len(listed) == 3 and all(each.partition(":")[0] in READERS for each in listed)
+
+
+def test_every_format_is_in_the_table_of_formats():
+    readme = (Path(__file__).parents[2] / "recipes" / "README.md").read_text()
+    table = readme.partition("\n## Data\n")[2].partition("\n## ")[0]
+    assert [name for name in READERS if f"`{name}`" not in table] == []
