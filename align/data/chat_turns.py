@@ -16,6 +16,7 @@ from align.records import Comparison, Demonstration, Message, is_cut_off
 
 # The end of a generation prompt that opens a thought, such as `<think>\n`, `[THINK]` or `<|START_THINKING|>`
 OPEN_THOUGHT = re.compile(r"(?:<\|?|\[)(?:start_)?(?:think(?:ing)?|thought|reason(?:ing)?)(?:\|?>|\])\s*\Z", re.I)
+LONGEST_MARK = 64  # characters, with the whitespace after it
 CLOSED_THOUGHT = re.compile(r"(?:</|\[/|<\|/|<\|end_)(?:think(?:ing)?|thought|reason(?:ing)?)", re.I)
 
 
@@ -136,6 +137,9 @@ class Renderer:
         start, stop = span
         content = chat[index]["content"].strip()
         place = stop - len(text[start:stop].lstrip())
+        opening = OPEN_THOUGHT.search(text, max(0, start - LONGEST_MARK), start)
+        if opening is not None and text.startswith(content, opening.start()):  # the prompt has opened its thought
+            place = opening.start()
         if not text.startswith(content, place):  # the template writes something first, such as an empty thought
             other = self._template.render_without(chat, index)
             place = text.find(content, start + len(commonprefix([text[start:stop], other[start:]])), stop)
@@ -188,6 +192,8 @@ class Renderer:
         place = max(0, len(commonprefix([prompt, text])) - 20)
         has_switch = "enable_thinking" in self._template.source
         hint = " (try {% set enable_thinking = false %} as its first line)" if has_switch else ""
+        if OPEN_THOUGHT.search(prompt):
+            hint += ", or give each response the thought that the prompt opens, and each answer a row of its own"
         raise InputError(
             f"the chat template rewrites the prompt when a response follows: "
             f"{prompt[place : place + 60]!r} becomes {text[place : place + 60]!r}; "

@@ -106,7 +106,8 @@ THOUGHT = "<think>\nhm\n</think>\n\nyes"
     ("template", "record", "words"),
     [
         (MOVED_SYSTEM, Comparison(dialogue("1", system="be"), (Response("yes"),)), ["rewrites the prompt", "'be"]),
-        (FORCED_THINKING, pair(), ["rewrites the prompt", "assistant\\n<think>\\n' becomes"]),
+        (FORCED_THINKING, pair(), ["rewrites the prompt", "assistant\\n<think>\\n' becomes", "the thought that the"]),
+        (FORCED_THINKING, Demonstration(dialogue("1", "no", "2", THOUGHT)), ["rewrites the prompt", "row of its own"]),
         (QWEN3, Demonstration(dialogue("1", THOUGHT, "2", THOUGHT)), ["alters an assistant message", "'yes<|im_end|>"]),
         (
             GEMMA,
@@ -141,6 +142,13 @@ def test_thinking_in_the_last_message_is_trained_if_the_template_keeps_it():
     group = ChatEncoder(tokenizer).encode(Demonstration(dialogue("1", "no", "2", THOUGHT)), 0)
     assert trained_runs(group.sequences[0], tokenizer) == ["no<|im_end|>", THOUGHT + "<|im_end|>"]
     assert tokenizer.convert_tokens_to_ids("<think>") in group.sequences[0].ids
+
+
+def test_each_turn_continues_the_thought_that_its_prompt_opens_if_the_template_keeps_it():
+    tokenizer = tokenizer_of(FORCED_THINKING)
+    group = ChatEncoder(tokenizer).encode(Demonstration(dialogue("1", THOUGHT, "2", THOUGHT + "!")), 0)
+    rest = THOUGHT.removeprefix("<think>\n")
+    assert trained_runs(group.sequences[0], tokenizer) == [rest + "<|im_end|>", rest + "!<|im_end|>"]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
