@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 from small_runs import RECIPE, ROOT
 from tiny_training import Recorder, comparisons, loop, numbers, preference, same, weights
@@ -142,3 +143,17 @@ def test_a_signal_before_the_training_loop_says_at_which_step_a_rerun_resumes(tm
     ended, last = interrupted(tmp_path, begun.is_file, [number])
     assert (ended, last.count("\n")) == (status, 0)
     assert said in last and "a rerun of the same command resumes at step 'base'" in last
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ctrl_c_reaches_the_processes_of_a_launched_step_through_the_pipeline_alone(tmp_path):
+    launch = "steps.sft.launch=launch/ddp-cpu-2.yaml"
+    status, last = interrupted(tmp_path, lambda: steps_taken(tmp_path) > 2, [signal.SIGINT], launch, *LONG)
+    told = re.fullmatch(r"align: sft: stopped by Ctrl-C: saved a checkpoint after step (\d+) of 2400; rerun .*", last)
+    assert told and status == 130, (status, last)
+    kept = int(told[1])
+    status, last = interrupted(tmp_path, lambda: steps_taken(tmp_path) > kept, [signal.SIGINT] * 2, launch, *LONG)
+    assert status == 130 and "a rerun of the same command resumes at step 'sft'" in last, (status, last)
+    left = [each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"] or ())]
+    assert [each for each in left if each.status() != psutil.STATUS_ZOMBIE] == []
