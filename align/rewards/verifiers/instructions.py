@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_type_hints
 from pydantic import create_model
 
 from align.config import Settings, build
-from align.errors import InputError, within
+from align.errors import InputError, InputErrors, within
 from align.registry import UserCode, import_dotted, pick
 from align.rewards.thoughts import visible_text
 from align.rewards.verifiers import layout, wording
@@ -109,7 +109,10 @@ def _entry(entry: Any) -> tuple[str, Mapping[str, Any]]:  # noqa: ANN401 - a val
 def _instruction(table: Mapping[str, Verifier], name: str, kwargs: Mapping[str, Any]) -> Instruction:
     verifier = pick(table, name, "verifier")
     values = {key: _as_integer(value) for key, value in kwargs.items() if value is not None}
-    settings = build(_settings(verifier), values, (name,))
+    try:
+        settings = build(_settings(verifier), values, (name,))
+    except InputErrors as error:  # a row's error is one line
+        raise InputError("; ".join(map(str, error.parts))) from error
     return Instruction(name, partial(verifier, **dict(settings)))
 
 
