@@ -53,11 +53,12 @@ def _located(error: ErrorDetails, settings: type[BaseModel], values: Any) -> _Fo
     for part in above:
         inside = _inner(value, part)
         members = [model for model in kinds if model.__name__ == part]
-        if inside is None:  # the tag of a union's member
+        is_key = any(part in model.model_fields for model in kinds)  # perhaps one that a validator has added
+        if inside is None and not is_key:  # the tag of a union's member
             kinds = members or kinds
             continue
         place.append(part)
-        value = inside[0]
+        value = inside[0] if inside else {}
         fields = [model.model_fields[str(part)].annotation for model in kinds if part in model.model_fields]
         kinds = [model for field in fields for model in models_in(field)] or kinds
     if error["loc"] and (error["type"] == MISSING or _inner(value, last) is not None):
