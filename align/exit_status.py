@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from align.distributed.signals import Terminated, raise_on_sigterm
 from align.errors import CTRL_C, SIGTERM, InputError, RunError, Stopped
+from align.quiet import quiet_libraries
 from align.redaction import printable, redact
 
 INTERRUPTED = 130  # exit status of a command interrupted from the keyboard
@@ -43,7 +44,7 @@ def exit_with(app: typer.Typer) -> None:
     sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked up last
     status = 0
     try:
-        with raise_on_sigterm():
+        with raise_on_sigterm(), quiet_libraries():
             status = app(standalone_mode=not sys.argv[1:]) or 0  # standalone mode shows the help without arguments
     except USAGE_ERROR as error:
         _fail(_usage_message(error), status=2)

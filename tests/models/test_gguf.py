@@ -12,6 +12,7 @@ from tiny_models import perturbed
 from transformers import AutoModelForCausalLM
 
 from align.errors import InputError
+from align.models.loading.pretrained import silence_transformers
 from align.models.loading.tokenizer import load_tokenizer
 from align.models.policy import load_policy, save_policy
 from align.models.settings import LoraSettings, PolicySettings
@@ -85,6 +86,12 @@ def test_a_gguf_file_becomes_a_plain_folder(tiny_gguf, tokenizer_folder, tmp_pat
     assert "gguf" not in (tmp_path / "saved" / "config.json").read_text()
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), logits(policy.hf))
     assert fingerprint(load_policy(PolicySettings(path=str(tmp_path / "saved")))[0]) == fingerprint(policy)
+
+
+def test_loading_a_gguf_file_shows_no_progress_bar(tiny_gguf, tokenizer_folder, capfd):
+    silence_transformers()
+    load_policy(PolicySettings(path=tiny_gguf[0], tokenizer=str(tokenizer_folder)))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_adapters_on_a_gguf_base_load_again(tiny_gguf, tokenizer_folder, tmp_path):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, modeling_gguf_pytorch_utils
 
 from align.models.loading.config import disable_dropout
 from align.models.loading.files import check_loaded
@@ -23,7 +26,8 @@ def load_gguf(file: Path) -> PreTrainedModel:
     """
     auto: Any = AutoModelForCausalLM
     options = {"gguf_file": file.name, "trust_remote_code": False, "dtype": torch.float32}
-    loaded, info = auto.from_pretrained(str(file.parent), output_loading_info=True, **options)
+    with _without_bar():
+        loaded, info = auto.from_pretrained(str(file.parent), output_loading_info=True, **options)
     check_loaded(f"{GGUF}{file}", info["missing_keys"], [*info["unexpected_keys"], *_unused(file, loaded.config)])
     values = loaded.config.to_dict()
     plain = {key: value for key, value in values.items() if key not in ("quantization_config", "_name_or_path")}
@@ -33,6 +37,18 @@ def load_gguf(file: Path) -> PreTrainedModel:
     model.generation_config = loaded.generation_config
     model.name_or_path = f"{GGUF}{file}"  # recorded as the base of adapters that are saved without it
     return model
+
+
+@contextmanager
+def _without_bar() -> Generator[None]:
+    """Show no progress bar of the tensors, which transformers' own switch leaves on."""
+    module: Any = modeling_gguf_pytorch_utils
+    before = module.tqdm
+    module.tqdm = partial(before, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = before
 
 
 def _unused(file: Path, config: PretrainedConfig) -> list[str]:
