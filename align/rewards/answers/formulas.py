@@ -25,6 +25,7 @@ TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)")
 FACTORIAL = re.compile(r"(?<![\d.])(\d{1,2})!(?!!)")
 GROUPS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d])")
 SPLIT_NUMBER = re.compile(r"(?<![\d_^.])\d+\s+\d+(?![\d/])")
+RELATION = re.compile(r"[<>]|\\(?:le|ge)(?![A-Za-z])")
 MOLECULE = re.compile(r"(?=.*\d)(?:[A-Z][a-z]?\d*){2,}")
 IGNORED = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])|[.,](?!\d)|[;:'\"!?]|\b(?:an?|the)\b")
 IN_TEXT = re.compile(
@@ -82,6 +83,13 @@ def _may_be_product(run: str) -> bool:
 def _same_maths(given: str, expected: str) -> bool:
     if any(map(SPLIT_NUMBER.search, (given, expected))):
         return False  # math-verify reads `20 00` as 2000
+    pairs = [(given, expected)]
+    if bool(RELATION.search(given)) != bool(RELATION.search(expected)):
+        pairs.append((expected, given))  # math-verify reads `x > 3` as an interval on one side only
+    return any(_verified(*pair) for pair in pairs)
+
+
+def _verified(given: str, expected: str) -> bool:
     CALLS.set(CALLS.get() + 1)
     if CALLS.get() > MAX_CALLS or (verdict := equal_maths(given, expected)) is None:
         raise UndecidedError
