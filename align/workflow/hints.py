@@ -58,6 +58,10 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
     **dict.fromkeys(("r", "lora_r", "lora_rank"), ("policy.lora.rank", "")),
     "lora_alpha": ("policy.lora.alpha", ""),
     **dict.fromkeys(("target_modules", "lora_target_modules", "lora_target"), ("policy.lora.targets", "")),
+    "lora_dropout": ("policy.lora.dropout", ""),
+    **dict.fromkeys(("use_dora", "peft_use_dora"), ("policy.lora.dora", "")),
+    **dict.fromkeys(("use_rslora", "peft_use_rslora"), ("policy.lora.rslora", "")),
+    "lora_modules_to_save": ("policy.lora.modules_to_save", ""),
     **dict.fromkeys(("use_peft", "use_lora", "adapter", "peft_config", "finetuning_type"), ("policy.lora", "")),
     **dict.fromkeys(
         ("load_in_4bit", "bnb_4bit_quant_type", "quantization_bit", "use_4bit"), ("policy.quantize", "nf4, with lora")

@@ -132,7 +132,7 @@ def test_the_common_settings_of_trl_and_peft_have_a_hint_or_the_same_name():
         *("logging_steps", "report_to", "run_name", "output_dir", "seed", "deepspeed", "fsdp", "learning_rate"),
         *("max_length", "beta", "loss_type", "label_smoothing", "precompute_ref_log_probs", "max_steps"),
         *("gradient_checkpointing", "resume_from_checkpoint", "per_device_eval_batch_size", "warmup_steps"),
-        *("r", "lora_alpha", "target_modules"),
+        *("r", "lora_alpha", "target_modules", "lora_dropout", "use_dora", "use_rslora", "modules_to_save"),
     }
     theirs = {field.name for config in (DPOConfig, LoraConfig) for field in dataclasses.fields(config)}
     known = FOREIGN_KEYS.keys() | {key.rpartition(".")[2] for key in keys_of(None)}
