@@ -55,7 +55,8 @@ class RowOptions(Settings):
 
 def settings_of(kind: type[S], judges: Sequence[str], overrides: Sequence[str]) -> S:
     """Return the settings that a command line gives; a judge is `NAME key=value …`, with `weight` among the keys."""
-    values = read_overrides(overrides, kind().model_dump(mode="json"))
+    defaults = kind.model_validate(dict(kind()))  # all of them set, but not those inside them that nobody has set
+    values = read_overrides(overrides, defaults.model_dump(mode="json", exclude_unset=True))
     if judges:
         values["judges"] = [parse_judge(text) for text in judges]
     return build(kind, values)

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings
 from align.inference.settings import EngineSettings
+from align.rewards.published_rows import ANSWER_KEYS, TEST_KEYS
 from align.rewards.thoughts import THINK, ThoughtSettings
 from align.sandbox.process import Limits
 
@@ -137,6 +138,12 @@ class JudgeSpec(Settings):
         """Add empty settings where there are none, so that an error names the setting that is required."""
         return {"settings": {}, **values} if isinstance(values, Mapping) else values
 
+    @classmethod
+    def may_know(cls, metadata: Mapping[str, Any]) -> bool:
+        """Return whether a prompt with this metadata may get a verdict."""
+        given = [metadata.get(key) for key in cls.metadata_keys]
+        return not given or any(value not in (None, "", [], {}) for value in given)
+
     @field_validator("weight")
     @classmethod
     def _not_zero(cls, weight: float) -> float:
@@ -152,7 +159,7 @@ class GroundTruthSpec(JudgeSpec):
     settings: GroundTruthSettings = Field(default=GroundTruthSettings(), description="Settings of the judge.")
 
     maker = "align.rewards.rule_judges:GroundTruthJudge"
-    metadata_keys = ("answer",)
+    metadata_keys = ANSWER_KEYS
 
 
 class ExecutedTestsSpec(JudgeSpec):
@@ -162,7 +169,7 @@ class ExecutedTestsSpec(JudgeSpec):
     settings: ExecutedTestsSettings = Field(default=ExecutedTestsSettings(), description="Settings of the judge.")
 
     maker = "align.rewards.unit_tests:executed_tests_judge"
-    metadata_keys = ("tests",)
+    metadata_keys = TEST_KEYS
 
 
 class VerifierSpec(JudgeSpec):

@@ -8,6 +8,7 @@ from typing import Any
 
 from align.config import build, read_overrides
 from align.errors import InputError
+from align.records import Prompt
 from align.rewards.settings import Combination, JudgeSettings, unique_judges
 from align.rewards.thoughts import THINK, ThoughtSettings, visible_text
 from align.rewards.verdicts import GROUPS_AT_ONCE, Group, Judge, Verdict
@@ -64,6 +65,18 @@ class WithoutThoughts:
         return self.judge(
             [(prompt, [visible_text(each, self.thoughts) for each in responses]) for prompt, responses in groups]
         )
+
+
+def check_known(judges: Sequence[JudgeSettings], prompts: Sequence[Prompt], *, combine: Combination) -> None:
+    """Raise `InputError` where no prompt has what the judges need to know."""
+    enough = all if combine == "weights" else any
+    if not judges or any(enough(judge.root.may_know(prompt.metadata) for judge in judges) for prompt in prompts):
+        return
+    needs = "; ".join(
+        f"{judge.name} needs {' or '.join(keys)}" for judge in judges if (keys := judge.root.metadata_keys)
+    )
+    columns = ", ".join(sorted({name for prompt in prompts for name in prompt.metadata})) or "no further columns"
+    raise InputError(f"none of the {len(prompts)} prompts can be judged: {needs}; they have {columns}", ("judges",))
 
 
 class Precedence:

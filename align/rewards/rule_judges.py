@@ -12,6 +12,7 @@ from align.records import Prompt
 from align.rewards.answers.comparison import same_answer
 from align.rewards.answers.extraction import final_answer
 from align.rewards.builtin_judges import GroundTruthSettings, VerifierSettings
+from align.rewards.published_rows import known_answer
 from align.rewards.thoughts import visible_text
 from align.rewards.verdicts import Group, Verdict
 from align.rewards.verifiers.instructions import Instruction, instructions, with_custom
@@ -126,7 +127,7 @@ def _compare(response: str, expected: str) -> Verdict:
 
 def _known_answer(prompt: Prompt) -> str | None:
     """Return the known answer; of a whole solution in GSM8K's form, the number after `####`."""
-    answer = prompt.metadata.get("answer")
+    answer = known_answer(prompt.metadata)
     if answer is None:
         return None
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():

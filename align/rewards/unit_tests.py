@@ -19,6 +19,7 @@ from align.errors import InputError
 from align.records import Prompt
 from align.rewards.builtin_judges import ExecutedTestsSettings
 from align.rewards.code_extraction import Candidates, candidates
+from align.rewards.published_rows import known_tests
 from align.rewards.verdicts import Group, Judge, Verdict
 from align.sandbox import framing
 from align.sandbox.activity import IdleTime
@@ -115,11 +116,12 @@ def _reports(descriptor: int, deadline: float, asleep: Callable[[], bool]) -> It
 def executed_tests_judge(settings: ExecutedTestsSettings = ExecutedTestsSettings()) -> Judge:  # noqa: B008 - frozen
     """Return the judge that rewards the tests a response passes.
 
-    Tests are in the prompt's metadata: `tests`, and optionally `setup` and `entry_point`.
+    Tests are in the prompt's metadata: `tests`, and optionally `setup` and `entry_point`, or under the names of
+    published rows (`published_rows`).
     """
 
     def grade(pair: tuple[Prompt, str]) -> Verdict:
-        return grade_by_tests(pair[0].metadata, pair[1], settings)
+        return grade_by_tests(pair[0], pair[1], settings)
 
     def judge(groups: Sequence[Group]) -> Iterator[tuple[Verdict, ...]]:
         pairs = [(prompt, response) for prompt, responses in groups for response in responses]
@@ -139,17 +141,16 @@ def in_parallel(grade: Callable[[Any], Verdict], items: Sequence[Any], *, num_wo
         pool.shutdown(cancel_futures=True)
 
 
-def grade_by_tests(metadata: Mapping[str, Any], response: str, settings: ExecutedTestsSettings) -> Verdict:
+def grade_by_tests(prompt: Prompt, response: str, settings: ExecutedTestsSettings) -> Verdict:
     """Return the verdict on a response; without a reward where the prompt has no tests, or tests that are invalid."""
-    given = metadata.get("tests") or []
-    tests: Any = [given] if isinstance(given, str) else given
-    setup, entry_point = metadata.get("setup") or "", metadata.get("entry_point")
-    if not isinstance(tests, list) or not all(isinstance(text, str) for text in (*tests, setup, entry_point or "")):
-        raise InputError("a prompt's `tests` are a string or a list of strings, `setup` and `entry_point` are strings")
-    if entry_point:
-        tests = [_with_call(test, entry_point) for test in tests]
-    if not tests:
+    known = known_tests(prompt)
+    if known is None:
         return Verdict(None, why="the prompt has no tests")
+    if known.before and known.entry_point:
+        row = {"prompt": known.before, "test": known.tests[0], "entry_point": known.entry_point}
+        return grade_humaneval(row, response, limits=settings.limits)
+    entry_point, setup = known.entry_point, known.setup
+    tests = [_with_call(test, entry_point) for test in known.tests] if entry_point else known.tests
     program, limits = candidates(response), settings.limits
     try:
         outcomes = run_tests(program, tests, setup=setup, entry_point=entry_point, limits=limits)

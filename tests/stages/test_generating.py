@@ -359,16 +359,31 @@ def test_a_policy_is_asked_and_graded(policy, tmp_path):
 
 def test_a_row_that_is_too_long_to_be_answered_is_left_out_of_groups_and_ends_an_evaluation(policy, tmp_path):
     many = "sampling.max_new_tokens=100000"
-    summary = json.loads(generate(policy, tmp_path / "groups.jsonl", *SHORT, many).stdout.splitlines()[-1])
-    assert summary["counts"] == {
-        "prompts": 6,
-        "prompts:left out, no response": 6,
-        "responses:not sampled, prompt too long": 24,
-    }
+    ended = generate(policy, tmp_path / "groups.jsonl", *SHORT, many)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        "align: no group of responses is kept: 6 prompts; 6 prompts left out, no response; "
+        "24 responses not sampled, prompt too long"
+    )
+    assert not (tmp_path / "groups.jsonl").exists()
     ended = evaluate("ifeval", "--data", rows(tmp_path / "data.jsonl", IFEVAL), "--policy", policy, many)
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
     assert re.match(r"align: ifeval: row \d is too long for .* with max_new_tokens 100000: lower it", last)
+
+
+def test_the_default_length_of_responses_fits_a_model_of_256_positions(policy, tmp_path):
+    ended = generate(policy, tmp_path / "groups.jsonl", "engine.local.precision=fp32", "sampling.num_responses=1")
+    assert ended.returncode == 0, ended.stderr
+    assert "responses end after 128 tokens, half of the policy's positions" in ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1])["counts"]["responses"] == 6
+
+
+def test_judges_that_know_no_prompt_are_refused_before_anything_is_sampled(policy, tmp_path):
+    ended = generate(policy, tmp_path / "groups.jsonl", *SHORT, "--judge", "executed_tests")
+    assert ended.returncode == 2
+    assert "align: judges: none of the 6 prompts can be judged: executed_tests needs tests or" in ended.stderr
+    assert not list(tmp_path.rglob(".*.samples"))
 
 
 def test_the_likelihood_of_rows_is_that_of_plain_transformers(policy, tmp_path):

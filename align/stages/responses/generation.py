@@ -16,18 +16,19 @@ from align.data.rejections import DROPPED, Rejections
 from align.data.writing import write
 from align.distributed.journal import run_with_journal
 from align.distributed.work_split import WorkShard
-from align.errors import InputError
+from align.errors import InputError, within
 from align.evaluation.pair_accuracy import pair_accuracy, preference_pairs
 from align.inference.samples import GIVEN, Sample, Throughput, prompt_key
-from align.models.loading.config import load_config
+from align.models.loading.config import load_config, max_positions
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.records import Comparison, Prompt, Record, Response
+from align.rewards.judges import check_known
 from align.rewards.thoughts import response_text
 from align.rewards.verdicts import Verdict
 from align.stages.costs.measured import NOTHING, Done, dimensions
 from align.stages.inputs.context import RunContext
 from align.stages.inputs.sources import SourceSettings, streamed
-from align.stages.responses.sampling import journal_path, open_journal, sample_policies, write_judged
+from align.stages.responses.sampling import journal_path, not_empty, open_journal, sample_policies, write_judged
 from align.stages.responses.settings import (
     GROUPS_FILE,
     GenerationSettings,
@@ -48,6 +49,10 @@ def generate_groups(
 ) -> dict[str, Any]:
     """Sample the prompts from the policies in `folders` and from `settings.models`, judge, and write the groups."""
     silence_transformers()
+    with within("steps", context.name):
+        check_known(settings.judges, asked, combine=settings.combine)
+    policies = {**folders, **{model: model for model in settings.models}}
+    settings = _fitted(settings, list(policies.values()), context)
     judging = Judging.load(settings, context.inputs) if settings.judges else None
     made_with = {
         **context.identity,
@@ -55,13 +60,13 @@ def generate_groups(
         "engine": settings.engine.cache_key(),
         "models": [context.inputs.content(model) for model in settings.models],
     }
-    policies = {**folders, **{model: model for model in settings.models}}
     out = context.folder / GROUPS_FILE
     with open_journal(journal_path(out, "samples"), made_with, context.processes) as journal:
         samples, speeds = sample_policies(policies, asked, settings, context, journal)
     if judging is None:
         context.processes.run_on_main(
-            lambda: write(out, unscored_comparisons(asked, samples, statistics)), f"writing {out}"
+            lambda: write(out, not_empty(unscored_comparisons(asked, samples, statistics), statistics)),
+            f"writing {out}",
         )
     else:
         _judge(asked, samples, judging, context, statistics)
@@ -72,6 +77,21 @@ def generate_groups(
         "tokens_per_s": rates,
         "done": replace(done, devices=context.processes.world_size),
     }
+
+
+def _fitted(settings: GenerationSettings, policies: Sequence[str], context: RunContext) -> GenerationSettings:
+    """Return the settings with the default length of responses cut to half of the smallest policy's positions."""
+    sampling = settings.sampling
+    if "max_new_tokens" in sampling.model_fields_set or settings.engine.kind != "local":
+        return settings
+    limits = [limit for path in policies if (limit := max_positions(load_config(path))) is not None]
+    half = min(limits, default=2 * sampling.max_new_tokens) // 2
+    if half >= sampling.max_new_tokens:
+        return settings
+    context.progress.note(
+        f"responses end after {half} tokens, half of the policy's positions; sampling.max_new_tokens is another limit"
+    )
+    return settings.model_copy(update={"sampling": sampling.model_copy(update={"max_new_tokens": half})})
 
 
 def score_rows(source: SourceSettings, settings: JudgingSettings, context: RunContext) -> dict[str, Any]:
@@ -89,6 +109,8 @@ def score_rows(source: SourceSettings, settings: JudgingSettings, context: RunCo
         samples += [
             Sample(key, at, policy, one.content, None, one.finish or GIVEN, 0) for at, one in enumerate(given.responses)
         ]
+    with within("steps", context.name):
+        check_known(settings.judges, asked, combine=settings.combine)
     dropped = {f"rows:dropped {reason}": number for reason, number in _dropped(reading, rejections).items()}
     statistics.counts.update(dropped)
     _judge(asked, samples, judging, context, statistics)
@@ -115,6 +137,8 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
     reading = streamed(source, kind=Comparison, seed=context.inputs.seed)
     rejections = Rejections(source.on_error)
     rows = list(_with_responses(reading, rejections))
+    with within("steps", context.name):
+        check_known(settings.judges, [prompt for prompt, _ in rows], combine=settings.combine)
     out, began = context.folder / GROUPS_FILE, time.monotonic()
     made_with = dict(context.identity) or judging.identity  # a command's identity includes its model
     with open_journal(journal_path(out, "ratings"), made_with, processes) as journal:

@@ -15,6 +15,7 @@ from align.distributed.journal import Journal, remove_journal, run_with_journal
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.distributed.work_split import WorkShard
+from align.errors import RunError
 from align.inference.engines import load_engine
 from align.inference.samples import Sample, Throughput, journal_samples, prompt_key, sample_with_journal, unique_prompts
 from align.inference.settings import EngineSettings, LocalSettings
@@ -133,10 +134,20 @@ def write_judged(
 
         def write_all() -> None:
             scored = score_groups(asked, samples, judging.judge, journal=journal, statistics=statistics)
-            write(out, comparisons(counted(scored, context.progress), judging.groups, statistics))
+            groups = comparisons(counted(scored, context.progress), judging.groups, statistics)
+            write(out, not_empty(groups, statistics))
 
         context.progress.phase("judge", len({prompt_key(prompt) for prompt in asked}))
         processes.run_on_main(write_all, f"writing {out}")
+
+
+def not_empty(groups: Iterator[T], statistics: GroupStatistics) -> Iterator[T]:
+    """Yield the groups; raise `RunError` with the counts of what was left out where there is none."""
+    yield from groups
+    if not statistics.counts["groups"]:
+        counts = sorted(statistics.counts.items())
+        shown = "; ".join(f"{number:,} {name.replace(':', ' ')}" for name, number in counts if number)
+        raise RunError(f"no group of responses is kept: {shown}")
 
 
 def counted(items: Iterator[T], progress: Progress) -> Iterator[T]:
