@@ -23,9 +23,10 @@ from align.models.loading.pretrained import load_base
 from align.models.loading.quantization import NF4, is_quantized
 from align.models.loading.tokenizer import load_tokenizer_for
 from align.models.logprobs import LogitTransform, patch_lm_head
-from align.models.settings import PolicySettings
+from align.models.saving.folder import clean_generation_config, dtype_of, write_model, write_tokenizer
+from align.models.settings import PolicySettings, SaveDtype
 from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
-from align.models.weights import weights_digest
+from align.models.weights import WrittenWeights, written_weights
 
 
 class Policy(Backbone):
@@ -112,13 +113,14 @@ def save_policy(
     *,
     merge: bool = True,
     end_of_turn: int | None = None,
-) -> str:
+    dtype: SaveDtype = "original",
+) -> WrittenWeights:
     """Write a folder that `from_pretrained` loads: safetensors, tokenizer with chat template, generation config.
 
     With `merge` adapters are merged into the weights in place, and the policy must not be trained afterwards; without
     it only the adapters are written. Generation stops at the model's previous stop tokens, at EOS, and at
-    `end_of_turn`, the last token of trained responses. Returns a digest of the written weights. Raises `InputError` on
-    merging into weights in 4 bits.
+    `end_of_turn`, the last token of trained responses. Weights are rounded to `dtype`.
+    Returns what identifies the written weights. Raises `InputError` on merging into weights in 4 bits.
     """
     hf = policy.hf
     if isinstance(hf, PeftModel) and merge:
@@ -132,10 +134,12 @@ def save_policy(
     base.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
     base.generation_config.pad_token_id = tokenizer.pad_token_id
     if isinstance(hf, PeftModel):
-        weights = save_adapters(hf, folder, quantize=NF4 if is_quantized(base) else None)
+        saved_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+        clean_generation_config(base)
+        weights = save_adapters(hf, folder, dtype=saved_dtype, quantize=NF4 if is_quantized(base) else None)
         base.generation_config.save_pretrained(str(folder))
     else:
-        weights = hf.state_dict()
-        hf.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-    return weights_digest(weights)
+        saved_dtype, weights = dtype_of(hf, dtype), hf.state_dict()
+        write_model(hf, folder, saved_dtype)
+    write_tokenizer(tokenizer, folder)
+    return written_weights(weights, saved_dtype)

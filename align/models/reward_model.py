@@ -28,22 +28,25 @@ from align.models.adapters.merging import merge_and_untie
 from align.models.backbone import Backbone
 from align.models.loading.config import is_sequence_classifier, load_config
 from align.models.loading.errors import LOAD_ERRORS
+from align.models.loading.origin import origin_of, set_origin
 from align.models.loading.pretrained import load_base, load_pretrained
 from align.models.loading.seeding import seeded
 from align.models.loading.tokenizer import load_tokenizer_for
+from align.models.saving.folder import dtype_of, write_model, write_tokenizer
 from align.models.settings import (
     GGUF,
     HELPSTEER,
     HeadSettings,
     PolicySettings,
     Rating,
+    SaveDtype,
     attribute_weights,
     check_adapters,
     is_adapter,
     resolve_rating,
 )
 from align.models.tree.batch import TokenBatch
-from align.models.weights import weights_digest
+from align.models.weights import WrittenWeights, written_weights
 
 AGGREGATE = "aggregate"  # key in a saved configuration: weight of each attribute in the reward
 
@@ -134,17 +137,20 @@ def load_reward_model(
     return reward_model, tokenizer
 
 
-def save_reward_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+def save_reward_model(
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: SaveDtype = "original"
+) -> WrittenWeights:
     """Write a folder that `AutoModelForSequenceClassification` loads: safetensors, labels, weights and tokenizer.
 
     `set_pad_token` must have been called. Adapters are merged in place; the model must not be trained afterwards.
-    Returns a digest of the written weights.
+    Returns what identifies the written weights.
     """
     assert model.base.config.get_text_config().pad_token_id is not None, "call set_pad_token first"
     merged = merge_and_untie(model.hf) if isinstance(model.hf, PeftModel) else model.hf
-    merged.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-    return weights_digest(merged.state_dict())
+    saved_dtype = dtype_of(merged, dtype)
+    write_model(merged, folder, saved_dtype)
+    write_tokenizer(tokenizer, folder)
+    return written_weights(merged.state_dict(), saved_dtype)
 
 
 def set_pad_token(model: RewardModel, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
@@ -186,7 +192,7 @@ def _with_head(model: PreTrainedModel, rating: Rating, seed: int) -> PreTrainedM
         raise InputError(
             f"transformers has no sequence classifier for {kind}: {one_line(error)[:80]}", ("policy",)
         ) from error
-    return classifier
+    return set_origin(classifier, origin_of(model))
 
 
 def _write_rating(config: PretrainedConfig, rating: Rating) -> None:

@@ -23,6 +23,9 @@ PUBLISHED_WEIGHTS = {"helpfulness": 0.3, "correctness": 0.74, "coherence": 0.46,
 HELPSTEER = tuple(PUBLISHED_WEIGHTS)
 
 
+SaveDtype = Literal["original", "fp32", "bf16"]
+
+
 class LoraSettings(Settings):
     """Low-rank adapters (Hu et al. 2021) on linear layers."""
 
@@ -125,6 +128,13 @@ class PolicySettings(Settings):
         default=None,
         description="Load the frozen base weights in 4 bits (QLoRA, Dettmers et al. 2023). Requires lora.",
     )
+    save_dtype: SaveDtype = Field(
+        default="original",
+        description=(
+            "Dtype of saved weights: that of the model's own files ('original'; fp32 for GGUF files, new models and "
+            "adapters), fp32 or bf16. Weights are trained in fp32."
+        ),
+    )
     seed: int = Field(default=0, description="Seed of randomly initialized weights and adapters.")
 
     @model_validator(mode="after")
@@ -216,6 +226,15 @@ def attribute_weights(names: Sequence[str], given: tuple[float, ...] | None) -> 
     if len(given) != len(names):
         raise InputError(f"{len(given)} weights for {len(names)} attributes ({', '.join(names)})", ("head", "weights"))
     return given
+
+
+def kept_adapters_error(lora: LoraSettings) -> InputError:
+    """Return the error for adapters that are to be kept on a model that no library loads as their base."""
+    return InputError(
+        f"{lora.adapters!r} needs a base that is a folder or Hub ID; import the randomly initialized model or GGUF "
+        "file in a step of the stage import first",
+        ("policy", "lora", "adapters"),
+    )
 
 
 def check_adapters(settings: PolicySettings, head: HeadSettings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -47,15 +47,22 @@ def fingerprint(model: Backbone) -> str:
     return digest.hexdigest()[:16]
 
 
-def weights_digest(weights: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> str:
-    """Return the SHA-256 of tensors by name, as fp32 values after rounding to `dtype` if one is given."""
+class WrittenWeights(NamedTuple):
+    """The weights of a saved model: a SHA-256 of their values, and the dtype that they were rounded to."""
+
+    digest: str
+    dtype: torch.dtype
+
+
+def written_weights(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> WrittenWeights:
+    """Return what identifies tensors that are written in `dtype`; the digest is over their values in fp32."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         known = value.detach().to("cpu")
         if known.is_floating_point():
-            known = (known if dtype is None else known.to(dtype)).float()
+            known = known.to(dtype).float()
         _update(digest, name, known)
-    return digest.hexdigest()
+    return WrittenWeights(digest.hexdigest(), dtype)
 
 
 def _update(digest: Any, name: str, value: Tensor) -> None:  # noqa: ANN401 - hashlib has no public type for it

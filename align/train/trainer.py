@@ -129,12 +129,12 @@ class Trainer:
             settings, groups = PolicySettings(path=str(partial)), self.training_run.train
             if isinstance(self.policy, RewardModel):
                 set_pad_token(self.policy, self.tokenizer, _last_tokens(groups))
-                digest = save_reward_model(self.policy, self.tokenizer, partial)
+                written = save_reward_model(self.policy, self.tokenizer, partial)
                 saved = load_reward_model(settings)[0]
             else:
-                digest = save_policy(self.policy, self.tokenizer, partial, end_of_turn=end_of_turn(groups))
+                written = save_policy(self.policy, self.tokenizer, partial, end_of_turn=end_of_turn(groups))
                 saved = load_policy(settings)[0]
-            compare_saved(saved, expected, digest=digest, folder=target)
+            compare_saved(saved, expected, written=written, folder=target)
 
     def _encode(self, rows: Iterable[Row], name: str) -> Sequence[TokenGroup]:
         """Return the rows as token groups that contribute to the loss; `counts` receives the others."""

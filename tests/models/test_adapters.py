@@ -313,5 +313,7 @@ def test_adapters_are_not_merged_into_weights_partitioned_by_zero3(base, tmp_pat
 @pytest.mark.parametrize("adapters", ["continued", "stacked"])
 def test_adapters_on_a_randomly_initialized_model_must_be_merged(tokenizer_folder, adapters):
     settings = PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder), lora=lora(adapters))
-    with pytest.raises(InputError, match=r"policy\.lora\.adapters: .* import the randomly initialized model first"):
+    with pytest.raises(
+        InputError, match=r"policy\.lora\.adapters: .* import the randomly initialized model or GGUF file"
+    ):
         load_policy(settings)

@@ -16,7 +16,7 @@ from tiny_models import (
     token_sequences,
 )
 
-from align.models.loading.config import disable_dropout
+from align.models.loading.origin import remove_randomness
 from align.models.policy import Policy
 from align.models.tree import attention
 from align.models.tree.batch import count_tokens, plain_batch, tree_batch
@@ -109,7 +109,7 @@ def test_tree_and_padded_forward_equal_transformers_in_other_architectures(kind,
 def test_gradient_checkpointing_changes_no_gradient(kind):
     sequences = SEQUENCES["13 responses"]
     model = tiny_model(*TREE[kind])
-    disable_dropout(model.config)
+    remove_randomness(model.config)
     expected = run(Policy(eager_copy(model)), "tree", sequences)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(model)

@@ -1,14 +1,16 @@
 """The folder of a step is compared with what was trained, and a failed save does not cost the training."""
 
 import errno
+import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_runs import RECIPE, metrics, run
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from align.errors import RunError
+from align.errors import InputError, RunError
 from align.models import policy as policy_module
 
 BASE = RECIPE.partition("  sft: ")[0]
@@ -41,7 +43,7 @@ def test_a_saved_policy_that_differs_ends_the_step_and_keeps_the_training(tmp_pa
     with monkeypatch.context() as patch:
         # As peft merges them, which changes the tied head, too
         patch.setattr(policy_module, "merge_and_untie", lambda model: model.merge_and_unload())
-        with pytest.raises(RunError, match=r"sft\.partial: the saved model differs from the trained one by .* nats"):
+        with pytest.raises(RunError, match=r"sft\.partial: the saved model differs from .* nats"):
             run(tmp_path, *EMBEDDINGS, *RATES, text=TIED)
     assert not (tmp_path / "runs/small/sft").exists()
     made, told = run(tmp_path, *EMBEDDINGS, *RATES, text=TIED)
@@ -82,7 +84,8 @@ def test_a_failed_save_keeps_the_trained_weights_for_the_next_call(tmp_path, mon
             patch.setattr(PreTrainedModel, "save_pretrained", full_disk)
             patch.setattr("align.models.adapters.files.save_file", full_disk)
         else:
-            patch.setattr(PreTrainedTokenizerBase, "save_pretrained", no_tokenizer)
+            for module in ("policy", "reward_model"):
+                patch.setattr(f"align.models.{module}.write_tokenizer", no_tokenizer)
         with pytest.raises(RuntimeError, match="no space left|a bad day"):
             run(failed, *overrides, text=text)
     _, told = run(failed, *overrides, text=text)
@@ -93,3 +96,33 @@ def test_a_failed_save_keeps_the_trained_weights_for_the_next_call(tmp_path, mon
     (name,) = (file.name for file in folders[0].glob("*model.safetensors"))
     one, other = (load_file(folder / name) for folder in folders)
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def from_path(path):
+    """Return the recipe of a single step that starts from the model at `path`."""
+    data, steps = SFT.partition("data:")[2].split("steps:")
+    sft = steps.partition("vocab_size: 300}}\n")[2]
+    return f"run: small\nruns: {{runs}}\npolicy:\n  path: {path}\ndata:{data}steps:\n{sft}"
+
+
+def test_what_a_save_would_refuse_is_refused_before_the_first_step(tmp_path):
+    run(tmp_path, text=BASE)
+    base = tmp_path / "model"
+    shutil.copytree(tmp_path / "runs/small/base", base, ignore=shutil.ignore_patterns("manifest.json"))
+    text = from_path(base)
+    written = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(written | {"max_new_tokens": -1}))
+    with pytest.raises(InputError, match="could not be saved after training|cannot load a generation"):
+        run(tmp_path / "refused", text=text)
+    assert not list((tmp_path / "refused").rglob("metrics.jsonl"))
+    (base / "generation_config.json").write_text(json.dumps(written | {"do_sample": False, "temperature": 0.7}))
+    made, told = run(tmp_path / "trained", text=text)
+    assert any("the saved model will lack temperature" in note for note in told.notes)
+    assert made["sft"]["optimizer_steps"] == 6
+
+
+@pytest.mark.parametrize("adapters", ["continued", "stacked"])
+def test_adapters_are_not_kept_on_a_gguf_file(tmp_path, adapters):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"lora\.adapters: .* import the randomly initialized model or GGUF file"):
+        run(tmp_path, f"policy.lora.adapters={adapters}", text=from_path(f"gguf:{tmp_path}/model.gguf"))

@@ -19,7 +19,7 @@ from align.models.adapters.files import FROZEN, TRAINED, adapted_modules, load_a
 from align.models.adapters.merging import merge_and_untie, tied_targets
 from align.models.loading.errors import MAX_SHOWN, loading
 from align.models.loading.seeding import seeded
-from align.models.settings import LoraSettings, PolicySettings, is_adapter
+from align.models.settings import GGUF, LoraSettings, PolicySettings, is_adapter, kept_adapters_error
 from align.registry import suggest
 
 LINEAR = (nn.Linear, LoraLayer)  # a linear layer, without or with adapters
@@ -53,11 +53,8 @@ def add_adapters(model: PreTrainedModel, lora: LoraSettings, *, seed: int, task:
 
     With task SEQ_CLS peft also trains all weights of the head.
     """
-    if not (lora.merge or model.name_or_path):
-        raise InputError(
-            f"{lora.adapters!r} needs a base that is a folder or Hub ID; import the randomly initialized model first",
-            (*LORA, "adapters"),
-        )
+    if not lora.merge and (not model.name_or_path or model.name_or_path.startswith(GGUF)):
+        raise kept_adapters_error(lora)
     with seeded(seed), _target_errors():
         return _with_absolute_base(cast(PeftModel, get_peft_model(model, _new_config(model, lora, task))))
 

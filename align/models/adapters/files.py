@@ -77,7 +77,9 @@ def adapter_weights(hf: PeftModel, name: str = TRAINED) -> dict[str, Tensor]:
     return get_peft_model_state_dict(hf, adapter_name=name, save_embedding_layers=cast(Any, False))
 
 
-def save_adapters(hf: PeftModel, folder: Path, *, quantize: str | None = None) -> dict[str, Tensor]:
+def save_adapters(
+    hf: PeftModel, folder: Path, *, dtype: torch.dtype = torch.float32, quantize: str | None = None
+) -> dict[str, Tensor]:
     """Write the adapters without their base, stacked ones as one, and return their weights.
 
     `quantize` is the quantization of the base, which is recorded.
@@ -93,7 +95,7 @@ def save_adapters(hf: PeftModel, folder: Path, *, quantize: str | None = None) -
         config.target_modules = adapted_modules(hf, *names)
     config.inference_mode = True
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in parts[0].items()}
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in parts[0].items()}
     assert all(value.numel() for value in tensors.values()), "weights of a sharded model must be gathered"
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))

@@ -32,7 +32,7 @@ def load_config(path: str) -> PretrainedConfig:
 
 
 def build_config(values: Mapping[str, Any]) -> PretrainedConfig:
-    """Return the configuration with these values, without dropout; `model_type` names the architecture.
+    """Return the configuration with these values; `model_type` names the architecture.
 
     Raises `InputError` for an unknown architecture or key.
     """
@@ -48,21 +48,9 @@ def build_config(values: Mapping[str, Any]) -> PretrainedConfig:
     if unknown := sorted(values.keys() - known):
         raise InputError(f"unknown key of {kind}; {suggest(unknown[0], known)}", (*FROM_CONFIG, unknown[0]))
     try:
-        return disable_dropout(AutoConfig.for_model(**values))
+        return AutoConfig.for_model(**values)
     except LOAD_ERRORS as error:
         raise InputError(one_line(error)[:MAX_SHOWN], FROM_CONFIG) from error
-
-
-def disable_dropout(config: PretrainedConfig) -> PretrainedConfig:
-    """Set every dropout rate and router jitter to 0, in place, and return the configuration.
-
-    Policy and reference must agree before the first update.
-    """
-    for part in {id(each): each for each in (config, config.get_text_config())}.values():
-        for name, value in part.to_dict().items():
-            if ("drop" in name or "jitter" in name) and isinstance(value, float):
-                setattr(part, name, 0.0)
-    return config
 
 
 def is_sequence_classifier(config: PretrainedConfig) -> bool:

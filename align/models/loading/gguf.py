@@ -13,8 +13,8 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, modeling_gguf_pytorch_utils
 
-from align.models.loading.config import disable_dropout
 from align.models.loading.files import check_loaded
+from align.models.loading.origin import remove_randomness, set_origin
 from align.models.settings import GGUF
 
 
@@ -31,12 +31,13 @@ def load_gguf(file: Path) -> PreTrainedModel:
     check_loaded(f"{GGUF}{file}", info["missing_keys"], [*info["unexpected_keys"], *_unused(file, loaded.config)])
     values = loaded.config.to_dict()
     plain = {key: value for key, value in values.items() if key not in ("quantization_config", "_name_or_path")}
-    config = disable_dropout(type(loaded.config).from_dict(plain))
+    config = type(loaded.config).from_dict(plain)
+    origin = remove_randomness(config)._replace(dtype=torch.float32)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     model.name_or_path = f"{GGUF}{file}"  # recorded as the base of adapters that are saved without it
-    return model
+    return set_origin(model, origin)
 
 
 @contextmanager

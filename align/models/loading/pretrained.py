@@ -14,7 +14,6 @@ from align.models.adapters.files import adapter_base, base_quantization
 from align.models.loading.config import (
     FROM_CONFIG,
     build_config,
-    disable_dropout,
     gguf_file,
     is_sequence_classifier,
     max_positions,
@@ -22,6 +21,7 @@ from align.models.loading.config import (
 from align.models.loading.errors import LOAD_ERRORS, MAX_SHOWN, loading
 from align.models.loading.files import check_loaded, check_weight_index, load_generation_config
 from align.models.loading.gguf import load_gguf
+from align.models.loading.origin import remove_randomness, set_origin
 from align.models.loading.quantization import dequantize, patch_quantized_layers, quantization_options
 from align.models.loading.seeding import seeded
 from align.models.settings import GGUF, PolicySettings, is_adapter
@@ -61,7 +61,8 @@ def load_pretrained(path: str, auto_class: type[Any], *, quantize: Literal["nf4"
     check_weight_index(path)
     generation_config = load_generation_config(path)
     with loading("a model", path, "policy"):
-        config = disable_dropout(AutoConfig.from_pretrained(path, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        origin = remove_randomness(config)
         if auto_class is AutoModelForCausalLM and is_sequence_classifier(config):
             raise InputError(f"{path!r} is a reward model, not a policy", ("policy",))
         if quantize and getattr(config, "quantization_config", None):
@@ -73,6 +74,7 @@ def load_pretrained(path: str, auto_class: type[Any], *, quantize: Literal["nf4"
     check_loaded(path, info["missing_keys"], info["unexpected_keys"])
     if generation_config is not None and model.can_generate():
         model.generation_config = generation_config
+    set_origin(model, origin)
     if quantize:
         return patch_quantized_layers(model, path)
     # Quantized weights would silently not be trained
@@ -134,8 +136,10 @@ def _already_quantized(path: str) -> InputError:
 def _initialize(values: Mapping[str, Any], seed: int) -> PreTrainedModel:
     """Return a model with random weights that depend on the configuration and the seed only."""
     config = build_config(values)
+    origin = remove_randomness(config)
     try:
         with seeded(seed):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return set_origin(model, origin)
     except LOAD_ERRORS as error:
         raise InputError(one_line(error)[:MAX_SHOWN], FROM_CONFIG) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from align.errors import InputError
 from align.models.loading.config import gguf_file
@@ -13,6 +14,8 @@ from align.models.loading.errors import loading
 from align.models.settings import GGUF, PolicySettings
 
 LOADED_HOW = ("local_files_only", "is_local")  # transformers saves them: HF_HUB_OFFLINE would change the saved files
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CLASS = "align_declared_class"  # attribute of a tokenizer
 
 
 def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
@@ -27,9 +30,16 @@ def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name, trust_remote_code=False)
         else:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            setattr(tokenizer, CLASS, get_tokenizer_config(source).get("tokenizer_class"))
     for name in LOADED_HOW:
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
+
+
+def declared_class(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the class that the tokenizer's own files name; transformers saves the class that it loaded instead."""
+    name: Any = getattr(tokenizer, CLASS, None)
+    return name if isinstance(name, str) else None
 
 
 def load_tokenizer_for(model: PreTrainedModel, settings: PolicySettings) -> PreTrainedTokenizerBase:

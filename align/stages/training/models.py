@@ -30,9 +30,9 @@ def import_policy(spec: ModelSpec, context: RunContext) -> dict[str, Any]:
     policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
     expected = model_outputs(policy, random_groups(len(tokenizer)))
-    digest = save_policy(policy, tokenizer, context.folder)
+    written = save_policy(policy, tokenizer, context.folder, dtype=settings.save_dtype)
     saved, _ = load_policy(PolicySettings(path=str(context.folder)))
-    compare_saved(saved, expected, digest=digest, folder=context.folder)
+    compare_saved(saved, expected, written=written, folder=context.folder)
     weights = sum(value.numel() for value in policy.parameters())
     done = Done(dimensions=dimensions(policy.base.config), weights=weights)
     return {"weights": weights, "tokens": len(tokenizer), "done": done}

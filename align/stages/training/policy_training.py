@@ -17,12 +17,13 @@ from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.policy import Policy, load_policy, save_policy
 from align.models.settings import PolicySettings
+from align.models.weights import WrittenWeights
 from align.stages.base import REFERENCES
 from align.stages.costs.measured import Done, dimensions
 from align.stages.inputs.context import RunContext
 from align.stages.training.contract import TrainingSettings
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
-from align.stages.training.saving import load_saved_policy, save_trained
+from align.stages.training.saving import check_before_training, load_saved_policy, save_trained
 from align.train.indexed_groups import end_of_turn
 from align.train.loop import Loop
 from align.train.objectives.base import Objective
@@ -45,8 +46,9 @@ class PolicyTraining:
         settings = self.settings
         merge = settings.lora is None or settings.lora.merge
 
-        def save(trained: Policy) -> str:
-            return save_policy(trained, self.tokenizer, folder, merge=merge, end_of_turn=end_of_turn(self.rows.train))
+        def save(trained: Policy) -> WrittenWeights:
+            end = end_of_turn(self.rows.train)
+            return save_policy(trained, self.tokenizer, folder, merge=merge, end_of_turn=end, dtype=settings.save_dtype)
 
         saved = save_trained(
             self.loop,
@@ -67,6 +69,7 @@ def prepare(step: TrainingSettings, objective: Objective, context: RunContext) -
     with zero3_init(accelerator) if settings.is_plain_checkpoint else nullcontext():
         policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
+    check_before_training(policy, tokenizer, Processes(accelerator), context.progress)
     request = RowRequest(step, tokenizer, context.inputs, max_positions(policy.base.config))
     rows = step_rows(request, context.folder, run_on_main=Processes(accelerator).run_on_main)
     context.progress.note(describe(rows.counts, rows.format))

@@ -24,12 +24,12 @@ from align.models.loading.pretrained import silence_transformers
 from align.models.reward_model import RewardModel, load_rating, load_reward_model, save_reward_model, set_pad_token
 from align.models.reward_scoring import last_hidden_states, score_groups
 from align.models.settings import PolicySettings
-from align.models.weights import full_tensor, gathered_parameters
+from align.models.weights import WrittenWeights, full_tensor, gathered_parameters
 from align.stages.inputs.context import RunContext
 from align.stages.training.contract import RewardSettings
 from align.stages.training.policy_training import training_report, training_run, work_done
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
-from align.stages.training.saving import save_trained
+from align.stages.training.saving import check_before_training, save_trained
 from align.train.checkpoint import has_checkpoint
 from align.train.loop import Loop
 from align.train.objectives.reward import BradleyTerryObjective, RewardObjective, label_table, reward_objective
@@ -47,6 +47,7 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     with zero3_init(accelerator) if has_head else nullcontext():
         model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
     apply_template(tokenizer, settings.chat_template)
+    check_before_training(model, tokenizer, Processes(accelerator), context.progress)
     rating = model.rating
     request = RowRequest(step, tokenizer, context.inputs, max_positions(model.base.config), rating.names)
     rows = step_rows(request, context.folder, run_on_main=Processes(accelerator).run_on_main)
@@ -65,9 +66,9 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     # On all processes, since the weights may be sharded; in the step's precision, several times as fast as fp32
     report = _report(model, rows, subsets) if rows.held_out else {}
 
-    def save(trained: RewardModel) -> str:
+    def save(trained: RewardModel) -> WrittenWeights:
         set_pad_token(trained, tokenizer, end_tokens)
-        return save_reward_model(trained, tokenizer, context.folder)
+        return save_reward_model(trained, tokenizer, context.folder, dtype=settings.save_dtype)
 
     saved = save_trained(
         loop,

@@ -7,10 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
+from align.distributed.processes import Processes
+from align.distributed.progress import Progress
 from align.models.backbone import Backbone
 from align.models.policy import load_policy
 from align.models.saving.comparison import compare_saved
+from align.models.saving.folder import check_saveable
 from align.models.settings import LoraSettings, PolicySettings
+from align.models.weights import WrittenWeights
 from align.train.loop import Loop
 from align.train.sharding.gather import complete_model
 from align.train.training_run import TrainingResult
@@ -24,13 +30,13 @@ def save_trained(
     folder: Path,
     *,
     load: Callable[[], B],
-    save: Callable[[B], str],
+    save: Callable[[B], WrittenWeights],
     load_saved: Callable[[], Backbone],
 ) -> dict[str, Any]:
     """Save the trained model, compare what is on disk with it, and return what the manifest says of that.
 
-    All processes call it together. `load` returns the untrained model, `save` writes the trained one and returns the
-    digest of its weights, `load_saved` loads what was written. If anything fails, a checkpoint keeps the weights.
+    All processes call it together. `load` returns the untrained model, `save` writes the trained one and returns its
+    weights, `load_saved` loads what was written. If anything fails, a checkpoint keeps the weights.
 
     The main process holds at most one complete model of its own: under ZeRO-3 and FSDP2 that which it writes is freed
     before the saved one is loaded, and weights in fp32 are mapped from the file.
@@ -38,12 +44,24 @@ def save_trained(
     loop.checkpointer.save_trained(result.metrics)
     expected = loop.outputs()
     trained = complete_model(loop.sharding, loop.processes, load)
-    digest = loop.processes.run_on_main(partial(save, trained), "writing the model")
+    written = loop.processes.run_on_main(partial(save, trained), "writing the model")
     del trained
     difference = loop.processes.run_on_main(
-        lambda: compare_saved(load_saved(), expected, digest=digest, folder=folder), "comparing the saved model"
+        lambda: compare_saved(load_saved(), expected, written=written, folder=folder), "comparing the saved model"
     )
     return {"saved": {"max_difference": difference, "rows": len(expected.sequences)}}
+
+
+def check_before_training(
+    model: Backbone, tokenizer: PreTrainedTokenizerBase, processes: Processes, progress: Progress
+) -> None:
+    """Raise for whatever a save would refuse after the training, and report what it will leave out."""
+    activity = "checking that the model can be saved"
+    if left_out := processes.run_on_main(lambda: check_saveable(model, tokenizer), activity):
+        names = ", ".join(left_out)
+        progress.note(
+            f"generation_config.json: the saved model will lack {names}, which have no effect as they are set"
+        )
 
 
 def load_saved_policy(folder: Path, settings: PolicySettings) -> Backbone:

@@ -12,6 +12,7 @@ from align.data.mixing import Mixture
 from align.data.rejections import Rejections
 from align.distributed.launch_files import check_training_launch
 from align.errors import ErrorList, InputError, within
+from align.models.settings import GGUF, kept_adapters_error
 from align.records import Comparison, Demonstration, Record
 from align.registry import import_dotted
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
@@ -94,6 +95,9 @@ class TrainingStage(Stage):
             ("train", "early_stopping"): self.train.early_stopping,
         }
         errors = ErrorList()
+        lora, path = inputs.policy.lora, inputs.policy.path or ""
+        if self.policy is None and lora is not None and not lora.merge and path.startswith(GGUF):
+            errors.found.append(kept_adapters_error(lora))
         if not any(source.held_out for source in inputs.sources.values()):
             names = " or ".join(inputs.sources)
             message = f"needs held-out rows, and no row is held out: set held_out of {names}"
