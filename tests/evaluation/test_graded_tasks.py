@@ -119,9 +119,16 @@ def test_a_row_without_a_required_column_is_rejected():
         TASKS["mbpp"].check_rows([CODE, {"task_id": 4}], "file")
 
 
-def test_a_row_without_a_final_answer_is_rejected():
+@pytest.mark.parametrize("answer", ["It is because of that.", "as said above", ""])
+def test_a_row_without_a_final_answer_is_rejected(answer):
     with pytest.raises(InputError, match="no final answer"):
-        graded("gsm8k", [{"question": "Why?", "answer": "It is because of that."}], [(0, "42")])
+        graded("gsm8k", [{"question": "Why?", "answer": answer}], [(0, "42")])
+
+
+@pytest.mark.parametrize("answer", [42, 42.0, "42", "forty-two", "#### 42"])
+def test_a_known_answer_may_be_a_number_of_json(answer):
+    (grade,) = graded("gsm8k", [{"question": "6 * 7?", "answer": answer}], [(0, "It is 42.")])
+    assert grade.reward == 1
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from align.evaluation.sampled_task import CORRECT, Grade, Graded, SampledTask, c
 from align.evaluation.task import Row
 from align.rewards.answers.comparison import same_answer
 from align.rewards.answers.extraction import final_answer
+from align.rewards.answers.quantities import parse_quantity
 
 
 def prompt(row: Row) -> str:
@@ -19,8 +20,10 @@ def prompt(row: Row) -> str:
 def grade(items: Sequence[Graded]) -> Iterator[Grade]:
     """Yield whether each response's final answer equals the row's."""
     for row, response, _ in items:
-        expected, given = final_answer(str(row["answer"])), final_answer(response)
-        if expected is None:
+        known, given = str(row["answer"]), final_answer(response)
+        expected = final_answer(known)
+        is_marked = "####" in known or any(map(str.isdigit, known))  # other words may be anything
+        if expected is None or not (is_marked or parse_quantity(expected)):
             raise InputError(f"answer {str(row['answer'])[-40:]!r}: holds no final answer, such as '#### 42'")
         yield correct(given is not None and same_answer(given, expected), {"answer": given})
 
