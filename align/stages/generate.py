@@ -142,6 +142,7 @@ class Generate(GenerationSettings, Stage):
                     ("data", name),
                 )
             found += known[first:last]
+        inputs.check_unchanged(*(inputs.sources[name] for name in self.sources))
         return found
 
     def _skips_rows(self, inputs: StepInputs) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import torch
 from align import artifacts, pipeline
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger, sum_ledgers
+from align.content_hash import content_of
 from align.data.chat_clock import BEGAN, began_at, pinned_time
 from align.distributed.launch_files import check_gpus
 from align.distributed.processes import shutdown_processes
@@ -57,20 +59,21 @@ class _Executor:
     progress: RunProgress
     energy: EnergyMeter
     command: Command | None  # for launched children; None in a child
+    content: Callable[[str], str]  # hashes of files and folders that the keys of the steps have
     seconds: list[float] = field(default_factory=list[float])  # of each step that ran
 
     def __call__(self, step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
         began, settings = time.monotonic(), self.recipe.steps[step.name]
         if settings.launch is not None and self.command is not None:
             self.progress.phase(settings.stage, 0)
-            mark = pipeline.fingerprints(self.recipe.pipeline())[step.name]
+            mark = pipeline.fingerprints(self.recipe.pipeline(self.content))[step.name]
             began_at(working)  # for every process of the launch
             launched = launch_step(self.command, step.name, settings.launch, mark, working, self.progress)
             self.seconds.append(time.monotonic() - began)
             return launched
         meter = Meter(working, self.progress, self.energy)
         with pinned_time(began_at(working)):
-            content = _run_stage(settings, run_context(self.recipe, step.name, working, meter))
+            content = _run_stage(settings, run_context(self.recipe, step.name, working, meter, self.content))
         done = content.pop("done")
         ledger = meter.ledger(done, self.recipe.accounting).to_json()
         self.seconds.append(time.monotonic() - began)
@@ -92,9 +95,14 @@ def _run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
     return UserCode("stage", stage.stage).call(stage.run, context) if ":" in stage.stage else stage.run(context)
 
 
-def run_context(recipe: Recipe, name: str, folder: Path, progress: Progress) -> RunContext:
-    """Return what a step's `run` is given besides its settings."""
-    return RunContext(name=name, folder=folder, inputs=recipe.resolved(name), progress=progress)
+def run_context(
+    recipe: Recipe, name: str, folder: Path, progress: Progress, content: Callable[[str], str] | None = None
+) -> RunContext:
+    """Return what a step's `run` is given besides its settings. `content` are the hashes that its key has."""
+    inputs = recipe.resolved(name)
+    own = [source.path for source_name, source in inputs.sources.items() if source_name in recipe.data]
+    hashed = {path: content(path) for path in own} if content is not None else {}
+    return RunContext(name=name, folder=folder, inputs=replace(inputs, hashed=hashed), progress=progress)
 
 
 def run_recipe(
@@ -118,9 +126,10 @@ def run_recipe(
         progress.note(f"device: {device_name()}, {torch.get_num_threads()} thread(s) in a process")
         _report_disk(recipe.root, *disk, progress=progress)
         artifacts.write_json(recipe.root / "recipe.json", as_written(recipe.model_dump(mode="json")), sort_keys=False)
-        execute = _Executor(recipe, progress, energy, command)
+        content = cache(content_of)
+        execute = _Executor(recipe, progress, energy, command, content)
         manifests = pipeline.run(
-            recipe.pipeline(),
+            recipe.pipeline(content),
             recipe.root,
             execute=execute,
             log=progress.note,
@@ -159,7 +168,8 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
     """Run one step whose inputs are finished. Every process of a launch calls it, and the first writes."""
     recipe = command.load()
     (name,) = recipe.expanded(name)[-1:]
-    steps = {step.name: step for step in recipe.pipeline()}
+    content = cache(content_of)
+    steps = {step.name: step for step in recipe.pipeline(content)}
     marks = pipeline.fingerprints(list(steps.values()))
     needed = _ancestors(steps, name)
     chosen = [steps[other] for other in steps if other in needed or other == name]
@@ -179,12 +189,14 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
         is_complete = "step" in (artifacts.read_manifest(working) or {})  # only renaming it is left, for the first
         if not (states[name] == pipeline.INTERRUPTED and is_complete):
             with pinned_time(began_at(working, write=False)):
-                _run_stage(recipe.steps[name], run_context(recipe, name, working, progress))
+                _run_stage(recipe.steps[name], run_context(recipe, name, working, progress, content))
             shutdown_processes()
         return
     lock = LAUNCH_LOCK if is_launched else pipeline.LOCK_FILE  # a launched child may outlive a killed pipeline
     with pipeline.locked(recipe.root, progress.note, lock=lock), EnergyMeter(recipe.accounting) as energy:
-        execute = _Executor(recipe, WrittenProgress(progress, working) if is_launched else progress, energy, None)
+        execute = _Executor(
+            recipe, WrittenProgress(progress, working) if is_launched else progress, energy, None, content
+        )
         if is_launched:
             artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
         else:

@@ -92,9 +92,9 @@ class Recipe(WrittenRecipe):
             content=content,
         )
 
-    def pipeline(self) -> list[Step]:
+    def pipeline(self, content: Any = None) -> list[Step]:  # noqa: ANN401 - a cached content_of
         """Return the steps for the scheduler, each with the hash of everything that decides its content."""
-        content = cache(content_of)  # a file that several steps read is hashed once
+        content = content or cache(content_of)  # a file that several steps read is hashed once
         return [
             Step(name, self.inputs(name), stable_hash(step.cache_key(self.resolved(name, content))))
             for name, step in self.steps.items()

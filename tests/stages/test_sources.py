@@ -4,22 +4,26 @@ import json
 import re
 from collections import Counter
 from datetime import datetime
+from functools import cache
 
 import pytest
 from planned import step_rows, tokenizer_of
 
+from align.content_hash import content_of
 from align.data.chat_clock import pinned_time
 from align.data.store import KEYS, TOKENS
-from align.errors import InputError
+from align.errors import InputError, RunError
 from align.records import Demonstration
 from align.stages.inputs.sources import SourceSettings, prompts, streamed
 from align.stages.responses.tasks import likelihood_rows
-from align.stages.training.rows import describe, remove_rows
+from align.stages.training.rows import RowRequest, describe, remove_rows
+from align.stages.training.rows import step_rows as stored_rows
 from align.synth.settings import ConstraintSettings
 from align.train.indexed_groups import ROWS
 from align.train.settings import PreferenceSettings
 from align.workflow.preview import preview_rows
 from align.workflow.recipe import load_recipe
+from align.workflow.runner import run_context
 
 RECIPE = """
 run: rows
@@ -443,6 +447,22 @@ def test_columns_that_nobody_reads_are_told_once_for_the_source(step, tmp_path):
     path.write_text(as_lines([{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_scor": 3, "rejected_scor": 1}]))
     said = describe(alone(recipe, tokenizer, tmp_path / "work", "prefer").counts)
     assert "rewards 1 and 0 from the label 1; unused columns: chosen_scor, rejected_scor" in said
+
+
+def test_rows_that_change_between_their_hash_and_their_reading_are_not_trained_on(step, tmp_path):
+    recipe, tokenizer, path = step
+    content = cache(content_of)
+    recipe.pipeline(content)  # as a run does when it begins
+    inputs = run_context(recipe, "sft", tmp_path, None, content).inputs
+    request = RowRequest(recipe.steps["sft"], tokenizer, inputs, 256)
+    assert len(stored_rows(request, tmp_path / "first").train) > 0
+    before = path.read_text()
+    path.write_text(before + as_lines([demonstration(301)]))
+    with pytest.raises(RunError, match="rows.jsonl: changed after the run had begun and before the step had read it"):
+        stored_rows(request, tmp_path / "second")
+    assert not (tmp_path / "second" / ROWS).exists()
+    path.write_text(before)
+    assert len(stored_rows(request, tmp_path / "third").train) > 0
 
 
 @pytest.mark.parametrize("name", ["limit", "skip"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.content_hash import content_of
 from align.distributed.progress import Progress
+from align.errors import RunError
 from align.models.settings import PolicySettings, Rating
 from align.stages.inputs.sources import SourceSettings
 
@@ -34,6 +35,16 @@ class StepInputs:
     folders: Mapping[str, Path]  # of the steps that it reads, by name
     run: Path  # folder of the run
     content: Callable[[str], str] = content_of  # hash of a file, folder or module; cached over the steps of a run
+    hashed: Mapping[str, str] = field(default_factory=dict[str, str])  # path of rows -> hash that the step's key has
+
+    def check_unchanged(self, *sources: SourceSettings) -> None:
+        """Raise `RunError` for rows that are no longer those of the step's key; call it when they have been read."""
+        for source in sources:
+            if source.path in self.hashed and content_of(source.path) != self.hashed[source.path]:
+                raise RunError(
+                    f"{source.path}: changed after the run had begun and before the step had read it; rerun the same "
+                    "command, which reads it again"
+                )
 
     def policy_from(self, start: str | None) -> PolicySettings:
         """Return the policy in an earlier step's folder, run as the recipe says; the recipe's own for None."""

@@ -184,6 +184,7 @@ class _TaskInputs:
     def rows(self, task: Task) -> Sequence[Row]:
         left_out = Counter[str]()
         rows = task_rows(task, self._source, seed=self.context.inputs.seed, counts=left_out)
+        self.context.inputs.check_unchanged(self._source)
         self.counts["left_out"] = dict(left_out)
         for reason, number in left_out.items():
             self.progress.note(f"{self.name}: {number:,} {reason.replace(':', ' ')}")

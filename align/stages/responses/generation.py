@@ -111,6 +111,7 @@ def score_rows(source: SourceSettings, settings: JudgingSettings, context: RunCo
         ]
     with within("steps", context.name):
         check_known(settings.judges, asked, combine=settings.combine)
+    context.inputs.check_unchanged(source)
     dropped = {f"rows:dropped {reason}": number for reason, number in _dropped(reading, rejections).items()}
     statistics.counts.update(dropped)
     _judge(asked, samples, judging, context, statistics)
@@ -139,6 +140,7 @@ def score_every_row(source: SourceSettings, settings: JudgingSettings, context: 
     rows = list(_with_responses(reading, rejections))
     with within("steps", context.name):
         check_known(settings.judges, [prompt for prompt, _ in rows], combine=settings.combine)
+    context.inputs.check_unchanged(source)
     out, began = context.folder / GROUPS_FILE, time.monotonic()
     made_with = dict(context.identity) or judging.identity  # a command's identity includes its model
     with open_journal(journal_path(out, "ratings"), made_with, processes) as journal:

@@ -119,6 +119,7 @@ def _write_once(target: Path, request: RowRequest, sources: Mapping[str, SourceS
         return
     with atomic_folder(target) as folder:
         _write(folder, request, list(sources.values()))
+        request.inputs.check_unchanged(*sources.values())
         (folder / SEAL).write_bytes(_seal(folder, keys))
 
 
