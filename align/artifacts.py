@@ -194,10 +194,17 @@ def _rename(folder: Path, target: Path) -> None:
         older = _temporary_name(target, "older")
         os.rename(target, older)
         os.rename(folder, target)
-        shutil.rmtree(older)
+        _remove(older)
     else:
         os.rename(folder, target)
     _sync(target.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder, or a link to a folder without what it links to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _sync_below(folder: Path) -> None:
@@ -229,6 +236,4 @@ def remove_leftovers(folder: Path, *, of: str = "*") -> None:
     if of == "*":
         found += [file for file in search(".tmp??????") if file.is_file()]  # of safetensors
     for leftover in found:
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        leftover.unlink(missing_ok=True)
+        _remove(leftover)

@@ -17,11 +17,19 @@ NO_SHARDING = (
 # Timeout of a collective. Long, because the main process may read or write alone for a while; a process that has died
 # is detected much earlier by its missing heartbeats (`align.distributed.heartbeat`).
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)
+LAUNCH_VARIABLES = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set together with RANK
 
 
 def is_launched() -> bool:
-    """Return whether this process was started by `accelerate launch` or torchrun."""
-    return "RANK" in os.environ
+    """Return whether this process was started by `accelerate launch` or torchrun.
+
+    Raises `InputError` if only some of their environment variables are set.
+    """
+    if "RANK" not in os.environ:
+        return False
+    if missing := [name for name in LAUNCH_VARIABLES if name not in os.environ]:
+        raise InputError(f"RANK is set but {missing[0]} is not: unset RANK, or start with accelerate launch")
+    return True
 
 
 def launched_with(plugin: str) -> bool:

@@ -15,6 +15,7 @@ from align.disk_errors import disk_errors
 from align.errors import RunError
 
 LOCK_FILE = ".lock"
+MAX_HOLDER = 300  # bytes of a lock file that are read
 UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # the file system has no file locks
 
 
@@ -56,4 +57,7 @@ def locked(root: Path, log: Callable[[str], None], *, lock: str = LOCK_FILE) -> 
 
 def _holder(path: Path) -> str:
     """Return the holder that a lock file names, or '' when it names none."""
-    return path.read_text("utf-8").strip() if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    text = path.read_bytes()[:MAX_HOLDER].decode("utf-8", "replace")
+    return "".join(letter for letter in text if letter.isprintable()).strip()

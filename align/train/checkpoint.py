@@ -281,4 +281,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _step_of(folder: Path, prefix: str) -> int:
-    return int(folder.name.removeprefix(prefix))
+    number = folder.name.removeprefix(prefix)
+    if not number.isdecimal():
+        raise RunError(f"{folder}: {number!r} is not the number of a step; move this folder away")
+    return int(number)
