@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # What a step's folder holds, as errors name it
 POLICY, REWARD_MODEL, GROUPS, SCORES = "a policy", "a reward model", "groups of responses", "scores"
 SOURCE = "a source of data"
+TRACKING = "tracking"  # folder of the run with the files of experiment trackers
 REFERENCES = "references"  # folder of the run with the cached reference log-probabilities
 
 

@@ -35,6 +35,7 @@ from align.train.references.compute import REFERENCE_WORK, fill_cache, read_work
 from align.train.sharding.accelerator import make_accelerator
 from align.train.sharding.optimizer import make_optimizer
 from align.train.sharding.prepare import prepare_sharding
+from align.train.tracking import Tracking, check_trackers, start_trackers
 from align.train.training_run import HELD_OUT, START, TrainingResult, TrainingRun, evaluations_without_gain
 
 
@@ -48,10 +49,11 @@ class Loop:
         for name, is_set in {"keep": settings.keep == "best", "early_stopping": settings.early_stopping}.items():
             if is_set and not run.held_out:
                 raise InputError("needs held-out rows: set held_out of the source", ("train", name))
+        check_trackers(settings.trackers)
         self.policy, self.training_run, self.progress = policy, run, progress
         self.num_steps = settings.num_steps(run.num_rows)
         self.epoch = lru_cache(maxsize=2)(run.epoch)  # permuting a large epoch for each of its steps would be slow
-        self.accelerator = accelerator or make_accelerator(settings, run.folder)
+        self.accelerator = accelerator or make_accelerator(settings)
         self.processes = Processes(self.accelerator)
         self.initial_weights = fingerprint(policy)
         optimizer = make_optimizer(policy, settings, run.head_lr_multiplier)
@@ -87,15 +89,13 @@ class Loop:
 
     def run(self) -> TrainingResult:
         """Train to the end, from the latest checkpoint if there is one."""
-        settings = self.training_run.settings
         step = latest_checkpoint(self.training_run.folder)
         if self.references is not None and (step or not self._is_checked_in_training):
             self._check_references(min(step, self.num_steps - 1))
         lines = self.checkpointer.resume()
         if lines:
             self.progress.note(f"resumed after step {len(lines)} of {self.num_steps}")
-        if settings.trackers:
-            self.accelerator.init_trackers("align", {name: str(value) for name, value in settings.cache_key().items()})
+        self._start_trackers()
         self.progress.phase("train", self.num_steps, len(lines))
         with self.checkpointer.stops(self.progress.note, self.num_steps) as stop:
             for number in range(len(lines), self.num_steps):
@@ -106,7 +106,7 @@ class Loop:
                     metrics = self.step(number) | before
                     self._evaluate_and_log(metrics, lines)
                     self.checkpointer.save_if_due(lines, self.num_steps, stop)
-        if settings.trackers:
+        if self.accelerator.trackers:
             self.accelerator.end_training()
         work_file = self.training_run.folder / REFERENCE_WORK
         return TrainingResult(
@@ -116,6 +116,13 @@ class Loop:
             initial_weights=self.initial_weights,
             references=read_work(work_file) if self.training_run.objective.needs_reference else ReferenceWork(),
         )
+
+    def _start_trackers(self) -> None:
+        run = self.training_run
+        config, folder = run.settings.model_dump(mode="json"), run.folder / "tracking"
+        tracking = run.tracking or Tracking(run=run.folder.name, step="train", folder=folder, config=config)
+        if names := run.settings.trackers or tracking.settings.trackers:
+            start_trackers(self.accelerator, names, tracking, self.settings_hash)
 
     def _stops(self, lines: list[dict[str, float]]) -> bool:
         """Return whether the training ends before its last step, and note why."""

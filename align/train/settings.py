@@ -29,6 +29,24 @@ OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
 ADDED = ("optimizer", "optimizer_settings", "early_stopping", "callbacks")
 
 
+class TrackingSettings(Settings):
+    """Experiment trackers of all training steps of a recipe."""
+
+    trackers: list[str] = Field(
+        default_factory=list[str], description="Experiment trackers of accelerate: tensorboard, wandb, trackio, …"
+    )
+    project: str = Field(default="align", min_length=1, description="Project in which runs are tracked.")
+    entity: str | None = Field(default=None, description="User or team of the project, for wandb.")
+    tags: list[str] = Field(default_factory=list[str], description="Tags of every tracked run, for wandb.")
+
+    @model_validator(mode="after")
+    def _check_wandb(self) -> TrackingSettings:
+        for name in ("entity", "tags"):
+            if getattr(self, name) and "wandb" not in self.trackers:
+                raise InputError("is for wandb, which is not among the trackers", (name,))
+        return self
+
+
 class EarlyStopping(Settings):
     """When training stops before its last step."""
 
@@ -114,7 +132,8 @@ class TrainSettings(Settings):
         default=15.0, gt=0, description="Minutes between checkpoints; null for none by time."
     )
     trackers: list[str] = Field(
-        default_factory=list[str], description="Experiment trackers of accelerate: tensorboard, wandb, trackio, …"
+        default_factory=list[str],
+        description="Experiment trackers of this step, instead of those of the recipe's `tracking`.",
     )
 
     @field_validator("optimizer")

@@ -18,6 +18,7 @@ from align.train.indexed_groups import GroupView
 from align.train.objectives.base import Objective
 from align.train.references.cache import ReferenceWork
 from align.train.settings import TrainSettings
+from align.train.tracking import Tracking
 
 WORK_METRICS = ("tokens_computed", "pairs_attended", "targets")  # names of the fields of `Work` in the metrics
 HELD_OUT = "held_out/"  # prefix of the metrics on held-out rows
@@ -40,6 +41,7 @@ class TrainingRun:
     head_lr_multiplier: float = 1.0  # learning rate of the head over that of the other weights
     folder: Path  # metrics and checkpoints
     references: Path  # folder of the reference cache
+    tracking: Tracking | None = None  # where it is tracked, for trackers other than those of the settings
 
     @property
     def num_rows(self) -> int:

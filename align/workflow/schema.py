@@ -18,6 +18,7 @@ from align.registry import pick
 from align.stages.inputs.context import StepInputs
 from align.stages.inputs.sources import SourceSettings
 from align.stages.table import AnyStage
+from align.train.settings import TrackingSettings
 
 
 class WrittenRecipe(Settings):
@@ -28,6 +29,9 @@ class WrittenRecipe(Settings):
     seed: int = Field(default=0, description="Seed of data order, procedural rows and samples.")
     accounting: AccountingSettings = Field(
         default=AccountingSettings(), description="Price of a device-hour, currency, and electricity grid."
+    )
+    tracking: TrackingSettings = Field(
+        default=TrackingSettings(), description="Experiment trackers of the training steps."
     )
     policy: PolicySettings = Field(description="The model that the recipe starts from, and how policies run.")
     data: dict[str, SourceSettings] = Field(
@@ -89,6 +93,7 @@ class Recipe(WrittenRecipe):
             sources={source: self.source(source) for source in step.shares()},
             folders={other: self.root / other for other in self.inputs(name)},
             run=self.root,
+            tracking=self.tracking,
             content=content,
         )
 

@@ -22,6 +22,11 @@ def validate(recipe: Recipe, broken: Collection[str] = ()) -> None:
         with errors.collect():
             _check_policy(recipe)
         broken |= {"policy"} if errors.found else set()
+    if recipe.tracking.trackers:
+        from align.train.tracking import check_trackers  # noqa: PLC0415 - imports torch
+
+        with errors.collect():
+            check_trackers(recipe.tracking.trackers, ("tracking", "trackers"))
     for name, source in recipe.data.items():
         with errors.collect(), within("data", name):
             check_source(source)

@@ -106,7 +106,7 @@ def run_case(folder, name):
         held_out = rated(3, seed=9) if name == "reward" else comparisons(3, sizes=(2, 3), seed=9)
         changes = {"epochs": 4, "evaluate_every": 3} | settings
         join_fsdp()
-        joined = cut_everything(make_accelerator(training_settings(**changes), folder))
+        joined = cut_everything(make_accelerator(training_settings(**changes)))
         report, job = Recorder(stop_after), {"held_out": held_out}
         return loop(folder, objective, train, model=model, progress=report, accelerator=joined, job=job, **changes)
 

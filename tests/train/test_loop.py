@@ -430,7 +430,7 @@ def test_adapters_learn_while_the_base_stands_still_and_is_the_reference(tmp_pat
 def test_a_tracker_by_name_gets_the_numbers(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     lines, _ = run(tmp_path, "dpo", trackers=["tensorboard"], max_steps=3)
-    events = accumulator.EventAccumulator(str(tmp_path / "align"))
+    events = accumulator.EventAccumulator(str(tmp_path / "tracking/tensorboard/train"))
     events.Reload()
     assert [each.value for each in events.Scalars("loss")] == pytest.approx(values(lines, "loss"), rel=1e-6)
     assert [each.step for each in events.Scalars("rewards/margins")] == [1, 2, 3]

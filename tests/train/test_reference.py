@@ -57,7 +57,7 @@ def filled(folder, groups, budget=100):
 
 def filling(cache, policy, groups, folder, *, budget, forward="tree"):
     """The work of a pass over the groups."""
-    accelerator = make_accelerator(TrainSettings(learning_rate=1.0), folder)
+    accelerator = make_accelerator(TrainSettings(learning_rate=1.0))
     column = folder / "column.bin"
     more = {"forward": forward, "token_budget": budget, "accelerator": accelerator, "work_file": folder / "computed"}
     return fill_cache(cache, policy, GroupView(groups), column=column, **more)

@@ -12,6 +12,7 @@ from align.distributed.progress import Progress
 from align.errors import RunError
 from align.models.settings import PolicySettings, Rating
 from align.stages.inputs.sources import SourceSettings
+from align.train.settings import TrackingSettings
 
 if TYPE_CHECKING:
     from align.distributed.processes import Processes
@@ -34,6 +35,7 @@ class StepInputs:
     sources: Mapping[str, SourceSettings]  # by name; rows that a step makes are a source, too
     folders: Mapping[str, Path]  # of the steps that it reads, by name
     run: Path  # folder of the run
+    tracking: TrackingSettings = TrackingSettings()
     content: Callable[[str], str] = content_of  # hash of a file, folder or module; cached over the steps of a run
     hashed: Mapping[str, str] = field(default_factory=dict[str, str])  # path of rows -> hash that the step's key has
 

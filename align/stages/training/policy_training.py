@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from align.accounting.communication import Sharding, Traffic, communication_bytes
+from align.config import Settings
 from align.data.chat_templates import apply_template
 from align.distributed.processes import Processes
 from align.models.loading.config import max_positions
@@ -18,7 +19,7 @@ from align.models.loading.pretrained import silence_transformers
 from align.models.policy import Policy, load_policy, save_policy
 from align.models.settings import PolicySettings
 from align.models.weights import WrittenWeights
-from align.stages.base import REFERENCES
+from align.stages.base import REFERENCES, TRACKING
 from align.stages.costs.measured import Done, dimensions
 from align.stages.inputs.context import RunContext
 from align.stages.training.contract import TrainingSettings
@@ -29,6 +30,7 @@ from align.train.loop import Loop
 from align.train.objectives.base import Objective
 from align.train.sharding.accelerator import make_accelerator, zero3_init
 from align.train.sharding.replicated import num_parameters
+from align.train.tracking import Tracking
 from align.train.training_run import TrainingResult, TrainingRun
 
 
@@ -65,7 +67,7 @@ def prepare(step: TrainingSettings, objective: Objective, context: RunContext) -
     """Load the step's policy and tokenize its rows."""
     silence_transformers()
     settings = context.inputs.policy_from(step.start)
-    accelerator = make_accelerator(step.train, context.folder)
+    accelerator = make_accelerator(step.train)
     with zero3_init(accelerator) if settings.is_plain_checkpoint else nullcontext():
         policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)
@@ -97,11 +99,30 @@ def training_run(
         head_lr_multiplier=head_lr_multiplier,
         folder=context.folder,
         references=context.inputs.run / REFERENCES,
+        tracking=_tracking(step, context),
     )
     warmup, num_steps = step.train.warmup_steps, step.train.num_steps(run.num_rows)
     if warmup and warmup >= num_steps:
         context.progress.note(f"warmup_steps is {warmup}, and the run has {num_steps} steps: all of it is warm-up")
     return run
+
+
+def _tracking(step: TrainingSettings, context: RunContext) -> Tracking:
+    """Return where the step is tracked, with everything that its settings say."""
+    inputs = context.inputs
+    config: dict[str, Any] = {
+        **cast(Settings, step).model_dump(mode="json"),
+        "seed": inputs.seed,
+        "policy_settings": inputs.policy.model_dump(mode="json"),
+        "sources": {name: source.model_dump(mode="json") for name, source in inputs.sources.items()},
+    }
+    return Tracking(
+        settings=inputs.tracking,
+        run=inputs.run.name,
+        step=context.name,
+        folder=inputs.run / TRACKING,
+        config=config,
+    )
 
 
 def work_done(loop: Loop, outcome: TrainingResult) -> Done:

@@ -42,7 +42,7 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     """Train a reward model, report on the held-out rows, and write it as a plain Hugging Face folder."""
     silence_transformers()
     settings = context.inputs.policy_from(step.start)
-    accelerator, is_resumed = make_accelerator(step.train, context.folder), has_checkpoint(context.folder)
+    accelerator, is_resumed = make_accelerator(step.train), has_checkpoint(context.folder)
     has_head = load_rating(settings.path) is not None
     with zero3_init(accelerator) if has_head else nullcontext():
         model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)

@@ -83,9 +83,9 @@ class TrainingStage(Stage):
 
             check_installed(self.train.optimizer)
         if self.train.trackers:
-            from align.train.sharding.accelerator import check_trackers  # noqa: PLC0415 - imports torch
+            from align.train.tracking import check_trackers  # noqa: PLC0415 - imports torch
 
-            check_trackers(self.train)
+            check_trackers(self.train.trackers)
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise where a setting needs held-out rows and there are none, or where rows cannot be trained on."""

@@ -5,32 +5,28 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from align.distributed.launch import COLLECTIVE_TIMEOUT, check_world_size, is_launched, launched_with
 from align.distributed.launch_files import check_launch_environment
 from align.errors import InputError, RunError
-from align.registry import suggest
 from align.train.settings import TrainSettings
 
 
-def make_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
+def make_accelerator(settings: TrainSettings) -> Accelerator:
     """Return the accelerator for this launch; raise unless accelerate joined what the launch file asks for.
 
-    Processes on CPUs communicate over gloo, which a bare `Accelerator` would not join. Trackers write to `folder`.
+    Processes on CPUs communicate over gloo, which a bare `Accelerator` would not join.
     """
     _check_launch()
     if is_launched():
         check_launch_environment(precision=settings.precision, max_grad_norm=settings.max_grad_norm)
-    check_trackers(settings)
     if launched_with("DEEPSPEED"):
         _prepare_deepspeed()
     options: dict[str, Any] = {}
@@ -46,22 +42,11 @@ def make_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
         # The loop accumulates gradients itself; a number from the launch file would divide the loss once more
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         step_scheduler_with_optimizer=False,
-        log_with=list(settings.trackers) or None,
-        project_dir=str(folder),
         **options,
     )
     _check_joined(accelerator)
     unset_hf_deepspeed_config()  # else transformers shards every model it loads; `zero3_init` enables that where wanted
     return accelerator
-
-
-def check_trackers(settings: TrainSettings) -> None:
-    """Raise `InputError` for a tracker that is not installed."""
-    installed = [str(name) for name in get_available_trackers()]
-    missing = [name for name in settings.trackers if name not in installed]
-    if missing:
-        message = f"no tracker called {missing[0]!r} is installed; {suggest(missing[0], installed)}"
-        raise InputError(message, ("train", "trackers"))
 
 
 @contextmanager
