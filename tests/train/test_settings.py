@@ -12,7 +12,7 @@ from transformers import (
 
 from align.config import build
 from align.errors import InputError
-from align.train.settings import PreferenceSettings, TrainSettings
+from align.train.settings import EarlyStopping, PreferenceSettings, TrainSettings
 
 # Rate of step 0 to 11 with a warm-up of 4 and a learning rate of 8, worked out by hand where that is easy
 BY_HAND = [
@@ -120,6 +120,10 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "epochs": 2.0,
         "max_steps": 7,
         "prompts_per_step": 3,
+        "optimizer": "adamw_8bit",
+        "optimizer_settings": {"amsgrad": True},
+        "early_stopping": EarlyStopping(patience=1),
+        "callbacks": ["module:function"],
         "weight_decay": 0.5,
         "betas": (0.1, 0.2),
         "epsilon": 0.1,
