@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -72,8 +73,8 @@ class _Executor:
             self.seconds.append(time.monotonic() - began)
             return launched
         meter = Meter(working, self.progress, self.energy)
-        with pinned_time(began_at(working)):
-            content = _run_stage(settings, run_context(self.recipe, step.name, working, meter, self.content))
+        with pinned_time(began_at(working)), _errors_of(settings):
+            content = settings.run(run_context(self.recipe, step.name, working, meter, self.content))
         done = content.pop("done")
         ledger = meter.ledger(done, self.recipe.accounting).to_json()
         self.seconds.append(time.monotonic() - began)
@@ -90,9 +91,9 @@ class _Executor:
         }
 
 
-def _run_stage(stage: Stage, context: RunContext) -> dict[str, Any]:
-    """Return what a stage's `run` returns."""
-    return UserCode("stage", stage.stage).call(stage.run, context) if ":" in stage.stage else stage.run(context)
+def _errors_of(stage: Stage) -> AbstractContextManager[None]:
+    """Return what reports the exceptions of a user's own stage."""
+    return UserCode("stage", stage.stage) if ":" in stage.stage else nullcontext()
 
 
 def run_context(
@@ -188,8 +189,8 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
     if not is_first:
         is_complete = "step" in (artifacts.read_manifest(working) or {})  # only renaming it is left, for the first
         if not (states[name] == pipeline.INTERRUPTED and is_complete):
-            with pinned_time(began_at(working, write=False)):
-                _run_stage(recipe.steps[name], run_context(recipe, name, working, progress, content))
+            with pinned_time(began_at(working, write=False)), _errors_of(recipe.steps[name]):
+                recipe.steps[name].run(run_context(recipe, name, working, progress, content))
             shutdown_processes()
         return
     lock = LAUNCH_LOCK if is_launched else pipeline.LOCK_FILE  # a launched child may outlive a killed pipeline
