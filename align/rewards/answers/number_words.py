@@ -33,6 +33,7 @@ PHRASE = re.compile(
     re.IGNORECASE,
 )
 DOZEN = re.compile(r"(?<![\w-])a\s+dozen(?!\w)", re.IGNORECASE)
+SIGN = re.compile(r"^(?:minus|negative)\s+(?=\d)", re.IGNORECASE)
 ORDINAL = re.compile(rf"(?:the\s+)?({'|'.join(ORDINALS)})", re.IGNORECASE)
 
 
@@ -41,12 +42,12 @@ def with_digits(text: str) -> str:
 
     >>> with_digits("one hundred and five"), with_digits("two thirds of a cup"), with_digits("three and a half hours")
     ('105', '2/3 cup', '3 1/2 hours')
-    >>> with_digits("five and six"), with_digits("the third"), with_digits("none")
-    ('5 and 6', '3 th', 'none')
+    >>> with_digits("five and six"), with_digits("the third"), with_digits("none"), with_digits("minus 5")
+    ('5 and 6', '3 th', 'none', '-5')
     """
     if place := ORDINAL.fullmatch(text):
         return f"{ORDINALS.index(place[1].lower()) + 1} th"
-    return PHRASE.sub(_digits, DOZEN.sub("1 dozen", text))
+    return SIGN.sub("-", PHRASE.sub(_digits, DOZEN.sub("1 dozen", text)))
 
 
 def _digits(match: re.Match[str]) -> str:
