@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from align.disk_errors import FULL
 from align.distributed.signals import Terminated, raise_on_sigterm
 from align.errors import CTRL_C, SIGTERM, InputError, RunError, Stopped
 from align.quiet import quiet_libraries
@@ -46,6 +47,12 @@ def exit_with(app: typer.Typer) -> None:
     try:
         with raise_on_sigterm(), quiet_libraries():
             status = app(standalone_mode=not sys.argv[1:]) or 0  # standalone mode shows the help without arguments
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is still buffered cannot be written at the exit, either
+        _fail(f"the output cannot be written: {error.strerror}", status=1)
     except USAGE_ERROR as error:
         _fail(_usage_message(error), status=2)
     except (ValueError, RuntimeError) as error:

@@ -15,12 +15,13 @@ from align.pipeline.runner import (
     plan,
     run,
 )
-from align.pipeline.steps import Step, check_name, dependents, fingerprints, order
+from align.pipeline.steps import MAX_NAME, Step, check_name, dependents, fingerprints, order
 
 __all__ = [
     "FINISHED",
     "INTERRUPTED",
     "LOCK_FILE",
+    "MAX_NAME",
     "RUNNING",
     "WAITING",
     "Execute",

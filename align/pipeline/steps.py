@@ -13,6 +13,7 @@ from align.errors import InputError
 from align.registry import pick, suggest
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.partial)")
+MAX_NAME = 200  # characters of a folder name; file systems allow 255 bytes, and temporary names are longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ def check_name(name: str) -> None:
             f"and not ending in '.partial', not {name!r}",
             ("steps", name),
         )
+    if len(name) > MAX_NAME:
+        raise InputError(f"a step name has at most {MAX_NAME} characters, not {len(name)}", ("steps", name))
 
 
 def order(steps: Sequence[Step]) -> list[Step]:

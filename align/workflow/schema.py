@@ -13,7 +13,7 @@ from align.config import Settings, stable_hash
 from align.content_hash import content_of
 from align.errors import Location
 from align.models.settings import PolicySettings
-from align.pipeline import Step
+from align.pipeline import MAX_NAME, Step
 from align.registry import pick
 from align.stages.inputs.context import StepInputs
 from align.stages.inputs.sources import SourceSettings
@@ -24,7 +24,11 @@ from align.train.settings import TrackingSettings
 class WrittenRecipe(Settings):
     """The keys of a recipe file."""
 
-    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run's folder below `runs`.")
+    run: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=MAX_NAME,
+        description="Name of the run's folder below `runs`.",
+    )
     runs: str = Field(default="runs", description="Folder of all runs.")
     seed: int = Field(default=0, description="Seed of data order, procedural rows and samples.")
     accounting: AccountingSettings = Field(

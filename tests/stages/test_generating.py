@@ -329,7 +329,10 @@ def test_verdicts_are_written_again_by_the_same_command_and_by_no_other(tmp_path
 
 def test_responses_that_cannot_be_graded_leave_nothing_in_the_way_of_better_ones(tmp_path):
     out, said = tmp_path / "verdicts.jsonl", tmp_path / "said.jsonl"
-    sums = rows(tmp_path / "data.jsonl", [{**SUMS[0], "answer": "Add them all up, as was said in the text above, and then you are done with it."}])
+    sums = rows(
+        tmp_path / "data.jsonl",
+        [{**SUMS[0], "answer": "Add them all up, as was said in the text above, and then you are done with it."}],
+    )
     call = ("gsm8k", "--data", sums, "--responses", rows(said, [{"key": 0, "response": "42"}]), "--out", out)
     assert "no final answer" in evaluate(*call).stderr
     rows(tmp_path / "data.jsonl", SUMS[:1])
