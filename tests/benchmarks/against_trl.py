@@ -7,7 +7,7 @@ Usage, from the root of the repository:
     --model MODEL            folder, hub id or gguf:FILE
     --data FILE              preference rows in any format that align reads
     --rows N                 prompts to train on (32)
-    --groups-per-step N      prompts of an optimizer step (8)
+    --prompts-per-step N     prompts of an optimizer step (8)
     --pairs pairs|all        the first two responses of a row, or all pairs of its first `--responses` (pairs)
     --responses K            responses of a group under `--pairs all` (4)
     --steps N                optimizer steps (one epoch)
@@ -101,7 +101,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--learning-rate", type=float, default=1e-6)
-    numbers = {"rows": 32, "groups-per-step": 8, "responses": 4, "max-prompt-length": 512, "token-budget": 2048}
+    numbers = {"rows": 32, "prompts-per-step": 8, "responses": 4, "max-prompt-length": 512, "token-budget": 2048}
     for name, default in {**numbers, "threads": 2, "blocks": 2, "steps": None, "max-length": None}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     return parser

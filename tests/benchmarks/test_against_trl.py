@@ -72,7 +72,7 @@ def data(tmp_path_factory):
 
 def run(model, data, options):
     """The lines that the benchmark prints; an optimizer step takes all rows."""
-    sizes = {"rows": len(ROWS), "groups-per-step": len(ROWS), "steps": STEPS, "threads": 1}
+    sizes = {"rows": len(ROWS), "prompts-per-step": len(ROWS), "steps": STEPS, "threads": 1}
     given = [f"--{name}={value}" for name, value in ({"model": model, "data": data} | sizes | options).items()]
     command = [sys.executable, "-m", "tests.benchmarks.against_trl", *given]
     environment = os.environ | {"CI": "1", "HF_HUB_OFFLINE": "1"}
