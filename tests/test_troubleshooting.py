@@ -45,7 +45,7 @@ CASES = {
     "no row is left": ({}, (*RUN, "data.pairs.max_length=3")),
     "has held_out 0.1 for training": ({"": TASK}, (*RUN, "data.pairs.held_out=0.1")),
     "takes prompts": ({"": ON_POLICY.replace("NUMBER", "8")}, ("check", "my-recipe.yaml")),
-    "contains no rows": ({"": ON_POLICY.replace("NUMBER", "2")}, (*RUN, "steps.rpo.rounds=1")),
+    "can be judged": ({"": ON_POLICY.replace("NUMBER", "2")}, (*RUN, "steps.rpo.rounds=1")),
     "norm is nan": ({}, (*RUN, *DIVERGES)),
     "no tracker": ({"KEY: 4": "trackers: [wandb]"}, RUN),
     "no server answers": ({}, GENERATE),

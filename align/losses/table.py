@@ -107,7 +107,7 @@ def preference_loss(name: str, **settings: object) -> PreferenceLoss | CustomLos
     0.2
     >>> preference_loss("dpo", eta=2.0)
     Traceback (most recent call last):
-    align.errors.InputError: loss 'dpo' has no setting 'eta'; did you mean 'beta'? available: beta, pairs, ...
+    align.errors.InputError: loss 'dpo' has no setting 'eta'; did you mean 'beta'? available: beta, length_penalty, ...
     """
     if ":" in name:
         return _custom_loss(name, settings)

@@ -17,7 +17,7 @@ from align.stages.generate import Generate
 from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.inputs.opening import lack_of_preference
 from align.stages.inputs.sources import SourceSettings
-from align.stages.responses.settings import GenerationSettings
+from align.stages.responses.settings import GenerationSettings, RoundGeneration
 from align.stages.training.contract import Groups
 from align.stages.training.stage import TrainingStage
 from align.train.settings import PreferenceSettings
@@ -42,7 +42,7 @@ class Preference(TrainingStage):
     on_policy: bool = Field(
         default=False, description="Whether each round's policy first answers its own part of the prompts in `data`."
     )
-    generate: GenerationSettings | None = Field(
+    generate: RoundGeneration | None = Field(
         default=None, description="How on-policy rounds sample and judge; as in the stage generate."
     )
 
@@ -79,7 +79,7 @@ class Preference(TrainingStage):
         if self.generate is None:
             raise InputError("required with on_policy: true; it sets how rounds sample and judge", ("generate",))
         own = {name: getattr(self.generate, name) for name in GenerationSettings.model_fields}
-        return Generate(**own, policies=[policy], data=self.data, round=number)
+        return Generate(**own, launch=self.generate.launch, policies=[policy], data=self.data, round=number)
 
     def shares(self) -> dict[str, float]:
         """Return the rows of the step."""

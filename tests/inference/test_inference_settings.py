@@ -68,11 +68,15 @@ def test_invalid_engine_settings_are_located(overrides, said):
     assert str(refused.value).startswith(said)
 
 
-def make(policy, settings, *, name):
-    return policy, settings, name
+class Own:
+    """An engine that keeps what it is made of."""
+
+    def __init__(self, policy, settings, *, name):
+        self.made_of, self.name = (policy, settings), name
 
 
 def test_a_custom_engine_is_loaded_by_its_dotted_path():
-    own = settings(f"custom.name={__name__}:make", "custom.settings={size: 3}")
-    assert load_engine("policy", own) == ("policy", {"size": 3}, "policy")
-    assert load_engine("policy", own, name="sft") == ("policy", {"size": 3}, "sft")
+    own = settings(f"custom.name={__name__}:Own", "custom.settings={size: 3}")
+    for given, name in (({}, "policy"), ({"name": "sft"}, "sft")):
+        engine = load_engine("policy", own, **given)
+        assert engine.name == name and engine._engine.made_of == ("policy", {"size": 3})

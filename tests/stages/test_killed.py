@@ -14,7 +14,17 @@ SCRIPT = Path(__file__).with_name("killed_pipeline.py")
 NUM_KILLS = 20
 
 # What two runs of the same numbers may differ in: clocks and meters, how often a step was begun, and which making it is
-OF_TIME = {"seconds", "peak_memory_bytes", "tokens_per_s", "ledger", "attempts", "build_id", "input_build_ids"}
+OF_TIME = {
+    "seconds",
+    "peak_memory_bytes",
+    "tokens_per_s",
+    "ledger",
+    "attempts",
+    "build_id",
+    "input_build_ids",
+    "environment",
+}
+OF_TIME |= {"metrics.jsonl"}  # its size and hash in a manifest
 ABOUT_THE_CALL = {"ledger.json", "report.html", ".lock"}
 
 

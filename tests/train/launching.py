@@ -29,7 +29,7 @@ def start(launch, *arguments, **environment):
     )
 
 
-def finish(launched, timeout_s=85):
+def finish(launched, timeout_s=300):
     """What it wrote to stdout and stderr; a launch that does not end is ended, and fails the test."""
     try:
         return launched.communicate(timeout=timeout_s)

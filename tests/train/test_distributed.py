@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 # What the cut into micro-batches of two processes decides, of training and of the held-out rows
 WORK = ("tokens_computed", "pairs_attended", "targets", "micro_batches")
-PREFIXES = ("", "held_out/", "routing/")
+PREFIXES = ("", "held_out/", "start/held_out/", "routing/")
 CHANGING = {"seconds", "peak_memory_bytes", "imbalance", *(prefix + name for name in WORK for prefix in PREFIXES)}
 
 # How the model is wrapped, the class that says how its weights lie, and whether all of them are cut

@@ -61,12 +61,12 @@ def test_a_node_that_is_cut_off_ends_both_and_the_next_launch_goes_on(tmp_path, 
 
     launches = start_on_both(wire, "zero2-cpu-2.yaml", *train)
     log = folder / "sft.partial/metrics.jsonl"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while num_lines(log) < CUT_AFTER and time.monotonic() < until and all(each.poll() is None for each in launches):
         time.sleep(0.02)
     wire.cut()
-    until = time.monotonic() + 60
-    written = finish_both(launches, timeout_s=60)
+    until = time.monotonic() + 180
+    written = finish_both(launches)
     assert time.monotonic() < until
     done = num_lines(log)
     assert CUT_AFTER <= done < STEPS

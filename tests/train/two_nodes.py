@@ -114,7 +114,7 @@ def start_on_both(nodes, launch, *script):
     return [start_on(nodes, node, launch, *script) for node in (0, 1)]
 
 
-def finish_both(launches, timeout_s=85):
+def finish_both(launches, timeout_s=300):
     """What each has written to stdout and stderr; none is left behind."""
     try:
         return [finish(each, timeout_s) for each in launches]

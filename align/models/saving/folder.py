@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from transformers.utils import CONFIG_NAME
 
 from align.artifacts import read_json, write_json
+from align.disk_errors import error_code
 from align.errors import InputError, RunError, one_line
 from align.models.backbone import Backbone
 from align.models.loading.errors import LOAD_ERRORS, MAX_SHOWN
@@ -105,5 +107,7 @@ def _refusals(kind: type[InputError | RunError], what: str) -> Generator[None]:
     except (InputError, OSError):
         raise
     except LOAD_ERRORS as error:  # a RunError is a RuntimeError, and has its own reason
+        if (code := error_code(error)) is not None:  # of safetensors, which gives an error of the disk as text
+            raise OSError(code, os.strerror(code)) from error
         message = f"{what}: {one_line(error)[:MAX_SHOWN]}"
         raise (InputError(message, ("policy",)) if kind is InputError else RunError(message)) from error

@@ -61,6 +61,14 @@ class GenerationSettings(Settings):
         return prompts
 
 
+class RoundGeneration(GenerationSettings):
+    """How the on-policy rounds of a preference step sample and judge."""
+
+    launch: str | None = Field(
+        default=None, description="A config file of `accelerate launch` for sampling; one process without it."
+    )
+
+
 class JudgingSettings(Protocol):
     """Settings of the judges, and of the groups that are kept."""
 
