@@ -252,11 +252,13 @@ def test_a_launch_that_cuts_the_weights_is_refused_by_its_processes_in_one_line(
     child = start(*command, file="launch/zero3-cpu-2.yaml")
     _, errors = end(child)
     assert child.returncode == 1
-    (line,) = {line for line in errors.splitlines() if line.startswith("align: ")}
-    assert line == (
+    refusal = (
         "align: the launch file enables DEEPSPEED, but generate, score and evaluate steps split the rows over "
         "processes and keep the whole model in each; use a launch file such as launch/ddp-8gpu.yaml"
     )
+    lines = {line for line in errors.splitlines() if line.startswith("align: ")}
+    others = lines - {refusal}  # a process that has not begun when the other ends is ended by the launcher
+    assert refusal in lines and all("SIGTERM" in line for line in others), lines
 
 
 CUTTING = {"zero1-cpu-2": "DEEPSPEED", "zero3-8gpu": "DEEPSPEED", "zero3-4x8gpu": "DEEPSPEED", "fsdp2-8gpu": "FSDP"}
