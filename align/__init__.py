@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from align.train.objectives.supervised import SupervisedObjective
     from align.train.settings import PreferenceSettings, TrainSettings
     from align.train.trainer import Trainer
-    from align.workflow.recipe import load_recipe
+    from align.workflow.recipe.load import load_recipe
     from align.workflow.run import run
 
 __all__ = [
@@ -80,7 +80,7 @@ _MODULES = {
     "align.train.objectives.supervised": ("SupervisedObjective",),
     "align.train.settings": ("PreferenceSettings", "TrainSettings"),
     "align.train.trainer": ("Trainer",),
-    "align.workflow.recipe": ("load_recipe",),
+    "align.workflow.recipe.load": ("load_recipe",),
     "align.workflow.run": ("run",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from align.checksums import FileRecords, as_records, content_problems, file_records, sha256_of, sha256_of_each
-from align.disk_errors import UNREADABLE, disk_errors, error_code, reading
 from align.errors import InputError, RunError, one_line
+from align.storage.checksums import FileRecords, as_records, content_problems, file_records, sha256_of, sha256_of_each
+from align.storage.disk_errors import UNREADABLE, disk_errors, error_code, reading
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"

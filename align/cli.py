@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from align.commands.console.exit_status import Commands, end, exit_with
 from align.commands.parsing.arguments import Overrides, RecipeArgument, StepOption, example, show_version
 from align.commands.parsing.models import models
-from align.exit_status import Commands, end, exit_with
 
 app = typer.Typer(
     cls=Commands,

@@ -1,4 +1,4 @@
-"""Tables of variants: look up a name or a dotted path, and suggest the nearest name."""
+"""Tables of variants: look up a name or a dotted path, and suggest the nearest name; modules imported on first use."""
 
 from __future__ import annotations
 
@@ -146,3 +146,13 @@ def _import_failure(error: Exception) -> str:
     at = f"{of_user[-1].filename}:{of_user[-1].lineno}: " if of_user else ""
     kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
     return f"{at}{kind}{one_line(error)}"
+
+
+class LazyModule:
+    """A module that is imported when one of its attributes is first read; settings are validated without it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(importlib.import_module(self._name), name)

@@ -17,7 +17,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.run import config_from_args
 
 from align.accounting.flops import Decoder
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"

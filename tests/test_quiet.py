@@ -12,7 +12,7 @@ import peft.tuners.tuners_utils
 import pytest
 import torch.cuda
 
-from align.quiet import MATTERS, quiet_libraries
+from align.commands.console.quiet import MATTERS, quiet_libraries
 
 
 def shown(*texts, category=UserWarning):

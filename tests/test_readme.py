@@ -20,7 +20,7 @@ from align.data.writing import write
 from align.losses.table import LOSSES
 from align.models.policy import save_policy
 from align.testing import tiny_policy, tiny_preferences
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 from align.workflow.reference import SECTIONS, keys
 
 COMMANDS = typer.main.get_command(app).commands

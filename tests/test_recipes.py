@@ -8,7 +8,7 @@ from test_cli import align
 
 from align.data.tokenizer import train_tokenizer
 from align.procedural.tasks import corpus
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from align.stages.costs.estimates import Estimate
-from align.workflow.inputs import check_inputs
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.inputs import check_inputs
+from align.workflow.recipe.load import load_recipe
 
 
 def check(recipe: Path, overrides: Sequence[str]) -> None:

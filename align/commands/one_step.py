@@ -14,7 +14,6 @@ from pydantic import Field
 from align.artifacts import atomic_file, remove_leftovers
 from align.config import Settings, build, read_overrides
 from align.data.chat_clock import began_at, pinned_time
-from align.disk_errors import disk_errors
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
 from align.errors import InputError
@@ -23,10 +22,11 @@ from align.rewards.judges import parse_judge
 from align.stages.base import Stage
 from align.stages.inputs.context import RunContext
 from align.stages.inputs.sources import COLUMNS, SourceSettings
+from align.storage.disk_errors import disk_errors
 from align.synth.settings import ConstraintSettings
+from align.workflow.recipe.schema import Recipe
+from align.workflow.recipe.validation import validate
 from align.workflow.runner import run_context
-from align.workflow.schema import Recipe
-from align.workflow.validation import validate
 
 S = TypeVar("S", bound=Settings)
 SOURCE = "rows"  # name of the one source

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from align.commands.progress import LineProgress, TerminalProgress
-from align.workflow.inputs import check_inputs
 from align.workflow.launcher import Command
+from align.workflow.recipe.inputs import check_inputs
 
 FILE_WIDTH = 160  # columns of a table that goes to a file
 

@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
-from align.disk_errors import disk_errors
 from align.errors import InputError
+from align.storage.disk_errors import disk_errors
 
 BEGAN = ".began"  # file in a working folder: the local time at which its step began
 _PINNED: ContextVar[datetime | None] = ContextVar("template_time", default=None)

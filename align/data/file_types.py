@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from align.data.encodings import check_encoding, decoded, not_utf8
 from align.data.strict_json import parse_json, parse_json_at, skip_space, without_nan
 from align.errors import InputError, one_line
-from align.lazy import LazyModule
+from align.registry import LazyModule
 
 if TYPE_CHECKING:
     import pyarrow as pa

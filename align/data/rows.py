@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, cast
 from align.artifacts import UNHASHED_FILES
 from align.data.file_types import BadRow, file_rows, known_suffixes, opener_of
 from align.data.strict_json import without_nan
-from align.disk_errors import UNREADABLE, error_code
 from align.errors import InputError, RunError, one_line
 from align.records import Located
+from align.storage.disk_errors import UNREADABLE, error_code
 
 Row = Mapping[str, Any]
 

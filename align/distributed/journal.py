@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar, cast
 
-from align.disk_errors import disk_errors
 from align.distributed.work_split import WorkShard
 from align.errors import InputError, RunError
 from align.redaction import as_written
+from align.storage.disk_errors import disk_errors
 
 if TYPE_CHECKING:  # imports torch
     from align.distributed.processes import Processes

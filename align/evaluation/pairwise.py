@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from align.errors import InputError
 from align.evaluation.statistics import Score, bootstrap_interval, score
-from align.lazy import LazyModule
+from align.registry import LazyModule
 from align.rewards.verdicts import Group, Judge, Verdict
 
 if TYPE_CHECKING:

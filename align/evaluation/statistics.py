@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.lazy import LazyModule
+from align.registry import LazyModule
 
 if TYPE_CHECKING:
     import numpy as np

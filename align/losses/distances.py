@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.lazy import LazyModule
 from align.losses.comparisons import Comparisons
+from align.registry import LazyModule
 
 if TYPE_CHECKING:
     import torch

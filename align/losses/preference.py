@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
-from align.lazy import LazyModule
 from align.losses.comparisons import PAIRS, compare, is_informative
 from align.losses.distances import Distance
+from align.registry import LazyModule
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
-from align.lazy import LazyModule
 from align.losses.distances import (
     Distance,
     apo_down,
@@ -26,7 +25,7 @@ from align.losses.distances import (
     top_choice,
 )
 from align.losses.preference import PreferenceLoss, full_mask
-from align.registry import UserCode, import_dotted, pick, suggest
+from align.registry import LazyModule, UserCode, import_dotted, pick, suggest
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from align.disk_errors import disk_errors
 from align.errors import RunError
+from align.storage.disk_errors import disk_errors
 
 LOCK_FILE = ".lock"
 MAX_HOLDER = 300  # bytes of a lock file that are read

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from align import artifacts
-from align.checksums import content_problems, size_problems
-from align.disk_errors import disk_errors
 from align.errors import InputError, RunError
 from align.pipeline.steps import Step, dependents, fingerprints, order
 from align.registry import pick
+from align.storage.checksums import content_problems, size_problems
+from align.storage.disk_errors import disk_errors
 
 RERUN_REQUEST = ".rerun.json"  # in a run folder while a requested rerun is unfinished: fingerprints of its steps
 WAITING, INTERRUPTED, RUNNING, FINISHED = "waiting", "interrupted", "running", "finished"  # states of a step

@@ -12,7 +12,6 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from align.artifacts import write_text
-from align.disk_errors import disk_errors
 from align.errors import InputError
 from align.report import charts, ledger, samples, tables
 from align.report.formatting import (
@@ -28,6 +27,7 @@ from align.report.formatting import (
 )
 from align.report.markdown import markdown
 from align.report.run_folder import FINISHED, FIRST, MEMORY, MIB, RUNNING, SECOND, THROUGHPUT, Facts, Run, read_run
+from align.storage.disk_errors import disk_errors
 
 PAGE, MARKDOWN = "report.html", "report.md"
 MAX_TILES = 3  # tasks at the top of the page

@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from align.artifacts import FILES, METRICS, atomic_folder, read_json, write_json
-from align.checksums import FileRecords, as_records, content_problems, sha256_of
-from align.disk_errors import disk_errors
 from align.distributed.processes import Processes
 from align.errors import RunError
+from align.storage.checksums import FileRecords, as_records, content_problems, sha256_of
+from align.storage.disk_errors import disk_errors
 from align.train.sharding.replicated import WEIGHT, Replicated
 
 CHECKPOINT = "checkpoint-"  # folder name, followed by the number of finished steps

@@ -15,7 +15,7 @@ from align.stages.costs.estimates import Estimate, Planning
 from align.stages.costs.measured import dimensions
 from align.stages.inputs.context import ModelSpec
 from align.stages.training.models import planned_config, planned_tokenizer
-from align.workflow.schema import Recipe
+from align.workflow.recipe.schema import Recipe
 
 
 class ModelPlans:

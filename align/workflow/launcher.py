@@ -18,8 +18,8 @@ from align.distributed.progress import Progress
 from align.distributed.signals import defer_stop
 from align.errors import SIGTERM, InputError, RunError, Stopped
 from align.workflow.following import Follower, failure_in
-from align.workflow.recipe import load_recipe
-from align.workflow.schema import Recipe
+from align.workflow.recipe.load import load_recipe
+from align.workflow.recipe.schema import Recipe
 
 INSIDE_RUN = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint in its pipeline
 LAUNCH_LOCK = ".lock-launched"  # beside the pipeline's own lock

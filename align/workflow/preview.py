@@ -10,7 +10,7 @@ from align.data.preview import preview
 from align.errors import InputError
 from align.models.loading.pretrained import silence_transformers
 from align.workflow.estimate import ModelPlans
-from align.workflow.schema import Recipe
+from align.workflow.recipe.schema import Recipe
 
 
 def preview_rows(recipe: Recipe, name: str, *, number: int) -> Iterator[Text]:

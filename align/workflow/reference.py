@@ -29,7 +29,7 @@ from align.stages.responses.settings import GenerationSettings
 from align.stages.table import STAGES
 from align.synth.scored_groups import GroupSettings
 from align.train.settings import TrainSettings
-from align.workflow.schema import WrittenRecipe
+from align.workflow.recipe.schema import WrittenRecipe
 
 REQUIRED = "required"
 MAX_DEFAULT = 60  # characters of a default value in the table

@@ -8,8 +8,8 @@ from typing import Any
 
 from align.distributed.progress import SilentProgress
 from align.workflow.estimate import disk_need
-from align.workflow.inputs import check_inputs
 from align.workflow.launcher import Command
+from align.workflow.recipe.inputs import check_inputs
 from align.workflow.runner import RunProgress, run_recipe
 
 

@@ -33,12 +33,12 @@ from align.stages.training.rows import remove_rows
 from align.train.checkpoint import remove_checkpoints
 from align.train.references.compute import REFERENCE_WORK
 from align.workflow.environment import device_name, environment
-from align.workflow.expansion import RUN_FILES
 from align.workflow.following import PHASES, WrittenProgress
 from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, launch_step
+from align.workflow.recipe.expansion import RUN_FILES
+from align.workflow.recipe.schema import Recipe
 from align.workflow.results.cards import write_cards
 from align.workflow.results.changes import changes, results_table
-from align.workflow.schema import Recipe
 
 MIB = 2**20
 MAX_PAGE_SHARE = 0.05  # of the run's time that may go into rewriting the page after steps

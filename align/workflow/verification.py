@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from align.artifacts import MANIFEST, recorded_files
-from align.checksums import FileRecords, content_problems
-from align.disk_errors import reading
 from align.errors import InputError
 from align.stages.base import REFERENCES
+from align.storage.checksums import FileRecords, content_problems
+from align.storage.disk_errors import reading
 from align.train.checkpoint import saved_records
 from align.train.references.cache import is_damaged
 

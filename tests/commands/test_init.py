@@ -11,7 +11,7 @@ from align.commands.interactive.init import init
 from align.errors import InputError
 from align.models.policy import save_policy
 from align.testing import tiny_policy
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 
 NUMBER = 40
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

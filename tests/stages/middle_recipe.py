@@ -1,6 +1,6 @@
 """A recipe of middle size that has a step of every stage, for tests that read it and do not run it."""
 
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 
 MIDDLE = """\
 run: middle

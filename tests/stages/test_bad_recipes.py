@@ -9,8 +9,8 @@ from middle_recipe import MIDDLE, recipe_in
 
 from align.errors import InputError
 from align.stages.base import REFERENCES
-from align.workflow.expansion import RESERVED
-from align.workflow.expansion import RUN_FILES as LEAVES
+from align.workflow.recipe.expansion import RESERVED
+from align.workflow.recipe.expansion import RUN_FILES as LEAVES
 
 
 def line_of(text, *keys):

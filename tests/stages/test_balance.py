@@ -8,7 +8,7 @@ from planned import step_rows, tokenizer_of
 from align.data.batching import plan_step
 from align.models.tree.batch import count_tokens
 from align.workflow.estimate import estimate as check
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 
 RECIPE = """
 run: dealt

@@ -18,8 +18,8 @@ from align.procedural import tasks
 from align.stages.evaluate import Evaluate
 from align.stages.inputs.sources import SourceSettings
 from align.stages.responses.tasks import TaskSettings
-from align.workflow.schema import Recipe
-from align.workflow.validation import check_columns
+from align.workflow.recipe.schema import Recipe
+from align.workflow.recipe.validation import check_columns
 
 ROWS = {
     "ifeval": {"key": 1, "prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from align.artifacts import atomic_folder, complete, read_json, remove_leftovers, working_folder
 from align.cli import app
 from align.data.reading import read
-from align.disk_errors import disk_errors, error_code
 from align.errors import RunError
 from align.models.loading.config import load_config
 from align.models.loading.tokenizer import load_tokenizer
 from align.models.policy import load_policy, save_policy
 from align.models.settings import PolicySettings
+from align.storage.disk_errors import disk_errors, error_code
 from align.testing import tiny_policy
 
 UNREADABLE = Path("/proc/self/mem")  # a file whose first byte cannot be read, for root too

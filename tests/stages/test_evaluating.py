@@ -6,7 +6,7 @@ import pytest
 
 from align.stages.evaluate import Evaluate as EvaluateStep
 from align.stages.inputs.sources import SourceSettings
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 from align.workflow.results.changes import changes
 
 RECIPE = """

@@ -13,7 +13,7 @@ from align.errors import InputError
 from align.stages.training.footprint import allocator_note as holes
 from align.stages.training.footprint import sharding_of
 from align.workflow.estimate import estimate as check
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}  # by the first part of a file's name; the rest has none

@@ -6,7 +6,7 @@ import pytest
 from small_runs import RECIPE, metrics, run
 
 from align.workflow.estimate import disk_need, estimate
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 from align.workflow.results.tables import plan_table
 from align.workflow.runner import planned
 

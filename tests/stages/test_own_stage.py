@@ -8,7 +8,7 @@ from small_runs import Told
 
 from align.errors import InputError
 from align.workflow.launcher import Command
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 from align.workflow.runner import run_recipe
 
 MODULE = '''

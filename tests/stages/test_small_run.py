@@ -24,7 +24,7 @@ from align.stages.sft import SFT
 from align.train.indexed_groups import ROWS
 from align.workflow import runner as running
 from align.workflow.launcher import Command
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 from align.workflow.runner import planned, run_recipe
 
 REPLAY = RECIPE.replace(

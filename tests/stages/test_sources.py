@@ -22,7 +22,7 @@ from align.synth.settings import ConstraintSettings
 from align.train.indexed_groups import ROWS
 from align.train.settings import PreferenceSettings
 from align.workflow.preview import preview_rows
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.load import load_recipe
 from align.workflow.runner import run_context
 
 RECIPE = """

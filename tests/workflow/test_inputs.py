@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from align.errors import InputError
-from align.workflow.inputs import check_inputs
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.inputs import check_inputs
+from align.workflow.recipe.load import load_recipe
 
 UNKNOWN = {"prompt": "a", "responses": [{"content": "b"}, {"content": "c"}]}
 SCORED = {"prompt": "a", "responses": [{"content": "b", "reward": 1.0}, {"content": "c", "reward": 0.5}]}

@@ -14,9 +14,9 @@ from trl import DPOConfig
 from align.config import build
 from align.errors import ErrorList, InputError, InputErrors, within
 from align.stages.table import STAGES
-from align.workflow.hints import FOREIGN_KEYS, FOREIGN_STAGES, keys_of
-from align.workflow.recipe import load_recipe
-from align.workflow.schema import WrittenRecipe
+from align.workflow.recipe.hints import FOREIGN_KEYS, FOREIGN_STAGES, keys_of
+from align.workflow.recipe.load import load_recipe
+from align.workflow.recipe.schema import WrittenRecipe
 
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "trl", "numpy", "pyarrow", "scipy"}
 

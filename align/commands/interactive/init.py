@@ -12,8 +12,8 @@ from align.commands.interactive.suggestion import DPO, KINDS, RATE, RPO, SAMPLES
 from align.content_hash import GGUF
 from align.errors import InputError
 from align.stages.inputs.opening import open_model
-from align.workflow.inputs import check_inputs
-from align.workflow.recipe import load_recipe
+from align.workflow.recipe.inputs import check_inputs
+from align.workflow.recipe.load import load_recipe
 
 LEARNING_RATES = {SFT: ("2.0e-4", "1.0e-5"), DPO: ("2.0e-5", "1.0e-6"), RPO: ("2.0e-5", "1.0e-6")}  # LoRA, all weights
 STAGES = {

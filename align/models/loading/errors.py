@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from align.disk_errors import UNREADABLE, error_code
 from align.errors import InputError, RunError, one_line
+from align.storage.disk_errors import UNREADABLE, error_code
 
 # Exceptions that transformers, peft and gguf raise for invalid files, impossible values and missing libraries
 LOAD_ERRORS = (

@@ -15,13 +15,13 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from transformers.utils import CONFIG_NAME
 
 from align.artifacts import read_json, write_json
-from align.disk_errors import error_code
 from align.errors import InputError, RunError, one_line
 from align.models.backbone import Backbone
 from align.models.loading.errors import LOAD_ERRORS, MAX_SHOWN
 from align.models.loading.origin import origin_of, restored
 from align.models.loading.tokenizer import TOKENIZER_CONFIG, declared_class
 from align.models.settings import SaveDtype
+from align.storage.disk_errors import error_code
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Fields of a generation configuration that have no effect without sampling, or without beams

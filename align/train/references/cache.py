@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from align.accounting.flops import Work
 from align.artifacts import atomic_file, fingerprint_bytes, write_text
 from align.data.group_columns import KEY, KEY_BYTES, memory_map
-from align.disk_errors import disk_errors, reading
 from align.errors import RunError
+from align.storage.disk_errors import disk_errors, reading
 from align.train.indexed_groups import GroupView
 from align.train.objectives.base import ObjectiveOutput
 from align.train.objectives.batch import GroupBatch

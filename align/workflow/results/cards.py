@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from align.disk_errors import disk_errors
 from align.models.model_card import CardContent, MetricSummary, StageSummary, write_model_card
 from align.stages.base import POLICY, REWARD_MODEL
-from align.workflow.schema import Recipe
+from align.storage.disk_errors import disk_errors
+from align.workflow.recipe.schema import Recipe
 
 Manifests = Mapping[str, Mapping[str, Any]]
 

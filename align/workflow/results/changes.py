@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.evaluation.statistics import Score, bootstrap_interval
-from align.workflow.schema import Recipe
+from align.workflow.recipe.schema import Recipe
 
 Manifests = Mapping[str, Mapping[str, Any]]
 

@@ -12,7 +12,7 @@ from align.build_errors import models_in
 from align.errors import InputError, Location, MissingKey, UnknownKey, dotted_loc, joined
 from align.losses.table import LOSSES
 from align.stages.table import STAGES
-from align.workflow.schema import WrittenRecipe
+from align.workflow.recipe.schema import WrittenRecipe
 
 PROMPTS_PER_STEP = "rows of an optimizer step over all processes, without accumulation"
 EVERY_STEP = "every optimizer step is logged to metrics.jsonl"

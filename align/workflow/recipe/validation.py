@@ -8,7 +8,7 @@ from align.errors import ErrorList, InputError, dotted_loc, within
 from align.registry import suggest
 from align.stages.base import GROUPS, SOURCE
 from align.stages.inputs.sources import check_source
-from align.workflow.schema import Recipe
+from align.workflow.recipe.schema import Recipe
 
 
 def validate(recipe: Recipe, broken: Collection[str] = ()) -> None:

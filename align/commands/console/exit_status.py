@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from align.disk_errors import FULL
+from align.commands.console.quiet import quiet_libraries
 from align.distributed.signals import Terminated, raise_on_sigterm
 from align.errors import CTRL_C, SIGTERM, InputError, RunError, Stopped
-from align.quiet import quiet_libraries
 from align.redaction import printable, redact
+from align.storage.disk_errors import FULL
 
 INTERRUPTED = 130  # exit status of a command interrupted from the keyboard
 RERUN = "rerun the same command to resume from the last checkpoint"

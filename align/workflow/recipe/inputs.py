@@ -9,7 +9,7 @@ from align.config import located
 from align.data.rows import hub_dataset
 from align.errors import ErrorList, within
 from align.stages.inputs.opening import open_file, open_model
-from align.workflow.schema import Recipe
+from align.workflow.recipe.schema import Recipe
 
 
 def check_inputs(recipe: Recipe, path: Path, overrides: Sequence[str] = (), *, until: str | None = None) -> None:

@@ -12,7 +12,7 @@ from align.pipeline import check_name
 from align.registry import suggest
 from align.stages.base import POLICY, REFERENCES, TRACKING, Placed, Stage
 from align.stages.table import STAGES, stage_class
-from align.workflow.hints import stage_hint
+from align.workflow.recipe.hints import stage_hint
 
 # Files of a run beside the folders of its steps
 RUN_FILES = ("recipe.json", "table.json", "changes.json", "ledger.json", "report.html")

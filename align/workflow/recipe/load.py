@@ -9,10 +9,10 @@ from typing import Any
 from align.config import build, located, read_recipe
 from align.errors import ErrorList, InputError, InputErrors
 from align.pipeline import Step, order
-from align.workflow.expansion import expand
-from align.workflow.hints import with_hints
-from align.workflow.schema import Recipe, WrittenRecipe
-from align.workflow.validation import validate
+from align.workflow.recipe.expansion import expand
+from align.workflow.recipe.hints import with_hints
+from align.workflow.recipe.schema import Recipe, WrittenRecipe
+from align.workflow.recipe.validation import validate
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
