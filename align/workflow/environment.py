@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from align.redaction import redact
+
 CPU_INFO = Path("/proc/cpuinfo")  # Linux
 SECRET = re.compile(r"((?:key|token|password|secret)[^=\s]*=)\S+", re.IGNORECASE)  # in an argument of a command
 
@@ -24,7 +26,7 @@ def environment() -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "device": device_name(),
-        "command": command_line(sys.argv),
+        "command": redact(command_line(sys.argv)),
         "git_commit": commit,
         "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
     }

@@ -120,14 +120,14 @@ def run_recipe(
     """
     began, recipe = time.monotonic(), command.load()
     last, rerun = _ends(recipe, until, rerun_from)
-    _check_gpus(recipe, planned(recipe, until, rerun_from))
+    content = cache(content_of)
+    _check_gpus(recipe, planned(recipe, until, rerun_from, content))
     gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
     with pipeline.locked(recipe.root, progress.note), EnergyMeter(recipe.accounting, gpus) as energy:
         _remove_leftovers(recipe, progress)
         progress.note(f"device: {device_name()}, {torch.get_num_threads()} thread(s) in a process")
         _report_disk(recipe.root, *disk, progress=progress)
         artifacts.write_json(recipe.root / "recipe.json", as_written(recipe.model_dump(mode="json")), sort_keys=False)
-        content = cache(content_of)
         execute = _Executor(recipe, progress, energy, command, content)
         manifests = pipeline.run(
             recipe.pipeline(content),
@@ -159,10 +159,12 @@ def _remove_leftovers(recipe: Recipe, progress: Progress) -> None:
         artifacts.remove_leftovers(folder)
 
 
-def planned(recipe: Recipe, until: str | None, rerun_from: str | None) -> list[pipeline.PlannedStep]:
-    """Return what `run_recipe` would do with each step."""
+def planned(
+    recipe: Recipe, until: str | None, rerun_from: str | None, content: Callable[[str], str] | None = None
+) -> list[pipeline.PlannedStep]:
+    """Return what `run_recipe` would do with each step. `content` are the hashes of files that are known already."""
     last, rerun = _ends(recipe, until, rerun_from)
-    return pipeline.plan(recipe.pipeline(), recipe.root, until=last, rerun=rerun)
+    return pipeline.plan(recipe.pipeline(content), recipe.root, until=last, rerun=rerun)
 
 
 def run_step(command: Command, name: str, progress: RunProgress) -> None:
