@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -192,18 +192,18 @@ def _recipe(run: Run) -> str:
 
 def _versions(run: Run) -> list[tuple[str, str]]:
     """Return each package with its version, or all versions where the steps used several."""
-    found: dict[str, dict[str, None]] = {}
-    for step in run.steps:
-        for name, version in (step.manifest.get("versions") or {}).items():
-            found.setdefault(name, {})[str(version)] = None
-    return [(name, ", ".join(versions)) for name, versions in found.items()]
+    return _distinct((pair for step in run.steps for pair in (step.manifest.get("versions") or {}).items()), ", ")
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:
     """Return where, when and from what the steps ran, with all values where steps differ."""
+    known = ((title, step.environment.get(name)) for step in run.steps for name, title in ENVIRONMENT.items())
+    return _distinct(((title, value) for title, value in known if value), "; ")
+
+
+def _distinct(pairs: Iterable[tuple[str, object]], separator: str) -> list[tuple[str, str]]:
+    """Return each name once, with its distinct values joined."""
     found: dict[str, dict[str, None]] = {}
-    for step in run.steps:
-        for name, title in ENVIRONMENT.items():
-            if value := step.environment.get(name):
-                found.setdefault(title, {})[str(value)] = None
-    return [(title, "; ".join(values)) for title, values in found.items()]
+    for name, value in pairs:
+        found.setdefault(name, {})[str(value)] = None
+    return [(name, separator.join(values)) for name, values in found.items()]
