@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from small_runs import RECIPE, ROOT
+from small_runs import ROOT, written
 from tiny_training import Recorder, comparisons, loop, numbers, preference, same, weights
 
 from align.distributed.signals import Terminated, defer_stop, raise_on_sigterm
@@ -97,9 +97,7 @@ def test_outside_of_the_main_thread_the_signals_are_left_as_they_are():
 
 def interrupted(folder, until, signals, *overrides):
     """The exit status and the last line of a run that is sent signals once `until` is true of its stderr."""
-    path = folder / "small.yaml"
-    path.write_text(RECIPE.format(runs=folder / "runs"))
-    command = [sys.executable, "-m", "align", "run", str(path), *overrides]
+    command = [sys.executable, "-m", "align", "run", str(written(folder)), *overrides]
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
     # A shell's background job, as a test may be, is born with Ctrl-C ignored
     restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
@@ -118,8 +116,8 @@ def interrupted(folder, until, signals, *overrides):
     return status, (folder / "said").read_text().splitlines()[-1]
 
 
-def steps_taken(folder, step="sft"):
-    file = folder / f"runs/small/{step}.partial/metrics.jsonl"
+def steps_taken(folder):
+    file = folder / "runs/small/sft.partial/metrics.jsonl"
     return file.read_text().count("\n") if file.is_file() else 0
 
 

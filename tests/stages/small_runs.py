@@ -47,11 +47,26 @@ class Told:
         self.states.append((step, state))
 
 
-def run(folder, *overrides, text=RECIPE, until=None):
-    """A run of the recipe in this process, from the root of the repository as launch files are named from it."""
+class EndsInDpo(Told):
+    """A reporter that ends the run in the second optimizer step against references, as an interrupt does."""
+
+    def advance(self, units, metrics=None):
+        super().advance(units, metrics)
+        if metrics and "loss/preference" in metrics and metrics["step"] == 2:
+            raise KeyboardInterrupt
+
+
+def written(folder, text=RECIPE):
+    """The file of the recipe, whose runs go to a folder beside it."""
     folder.mkdir(exist_ok=True)
-    path, told = folder / "small.yaml", Told()
+    path = folder / "small.yaml"
     path.write_text(text.format(runs=folder / "runs"))
+    return path
+
+
+def run(folder, *overrides, text=RECIPE, until=None, told=None):
+    """A run of the recipe in this process, from the root of the repository as launch files are named from it."""
+    path, told = written(folder, text), told or Told()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         made = run_recipe(Command(path, overrides), told, disk=(0, 0), until=until)

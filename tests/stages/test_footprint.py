@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from small_runs import RECIPE
+from small_runs import written
 
 from align.accounting.communication import Sharding
 from align.errors import InputError
@@ -44,8 +44,7 @@ def test_deepspeeds_own_numbers_are_taken_from_the_file_that_is_named(tmp_path):
 
 def memory_of(folder, *overrides):
     """What is said of the memory of each training step of a small recipe."""
-    (folder / "small.yaml").write_text(RECIPE.format(runs=folder / "runs"))
-    estimates = check(load_recipe(folder / "small.yaml", overrides))
+    estimates = check(load_recipe(written(folder), overrides))
     return {each.name: each.training.memory for each in estimates if each.training is not None}
 
 

@@ -10,7 +10,7 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
-from small_runs import RECIPE, ROOT, metrics, run
+from small_runs import ROOT, metrics, run, written
 
 from align.cli import main
 
@@ -51,8 +51,7 @@ def test_the_progress_of_the_children_is_passed_on(both):
 
 
 def test_a_child_that_fails_is_one_line_with_status_one_and_the_step_goes_on_later(tmp_path):
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    path = written(tmp_path)
     broken = "steps.sft.train.learning_rate=1.0e+30"  # the loss is no number after a step or two
     stderr = io.StringIO()
     with redirect_stdout(io.StringIO()), redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
@@ -72,8 +71,7 @@ def test_a_child_that_fails_is_one_line_with_status_one_and_the_step_goes_on_lat
 
 
 def test_a_pipeline_that_is_told_to_stop_tells_its_children_who_keep_their_step(tmp_path):
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    path = written(tmp_path)
     longer = "steps.sft.train.epochs=40"  # 240 steps, and no checkpoint is due before a quarter of an hour
     command = [sys.executable, "-m", "align", "run", str(path), LAUNCH, longer]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

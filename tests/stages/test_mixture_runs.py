@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small_runs import RECIPE, metrics, run
+from small_runs import metrics, run, written
 
 from align.workflow.estimate import disk_need, estimate
 from align.workflow.recipe.load import load_recipe
@@ -42,9 +42,7 @@ def test_a_mixture_is_imported_and_trained_and_its_unknown_cost_is_null_with_the
 
 
 def test_an_estimate_of_a_mixture_says_what_is_unknown_and_knows_its_size(tmp_path):
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
-    recipe = load_recipe(path, GPT_OSS)
+    recipe = load_recipe(written(tmp_path), GPT_OSS)
     models, checkpoints = disk_need(recipe)
     found = list(estimate(recipe))
     assert [each.flops for each in found[1:]] == [None, None]

@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import RECIPE, ROOT, Told, metrics, run
+from small_runs import RECIPE, ROOT, EndsInDpo, Told, metrics, run, written
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -109,10 +109,8 @@ class Ends(Told):
 
 def test_the_seconds_of_a_resumed_step_are_those_of_all_its_lives(tmp_path, monkeypatch):
     monkeypatch.setattr(costs, "SAVE_EVERY_S", 0.0)
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(Command(path, ("steps.sft.train.checkpoint_steps=1",)), Ends(), disk=(0, 0))
+        run(tmp_path, "steps.sft.train.checkpoint_steps=1", told=Ends())
     working = tmp_path / "runs/small/sft.partial"
     spent = json.loads((working / "spent-1.json").read_text())
     (working / "spent-1.json").write_text(json.dumps({**spent, "seconds": 1000.0}))  # as if it had been a long one
@@ -147,16 +145,13 @@ def test_a_step_resumes_after_midnight_although_its_chat_template_writes_the_tim
     losses = {}
     for name, again in (("whole", night), ("resumed", morning), ("encoded again", morning), ("other", morning)):
         folder = tmp_path / name
-        folder.mkdir()
-        path = folder / "small.yaml"
-        path.write_text(text.format(runs=folder / "runs"))
         monkeypatch.setattr(chat_clock, "datetime", clock(again if name == "other" else night))
         with pytest.raises(KeyboardInterrupt):
-            run_recipe(Command(path, (often,)), Ends(), disk=(0, 0))
+            run(folder, often, text=text, told=Ends())
         monkeypatch.setattr(chat_clock, "datetime", clock(again))
         if name == "encoded again":
             shutil.rmtree(folder / "runs/small/sft.partial" / ROWS)
-        run_recipe(Command(path, (often,)), Told(), disk=(0, 0), until="sft")
+        run(folder, often, text=text, until="sft")
         assert not (folder / "runs/small/sft" / chat_clock.BEGAN).exists()
         losses[name] = [line["loss"] for line in metrics(folder, "sft")]
     assert losses["whole"] == losses["resumed"] == losses["encoded again"]
@@ -164,8 +159,6 @@ def test_a_step_resumes_after_midnight_although_its_chat_template_writes_the_tim
 
 
 def test_the_seconds_of_a_step_that_was_killed_before_its_manifest_are_not_lost(tmp_path, monkeypatch):
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
     working = tmp_path / "runs/small/base.partial"
 
     def killed(*_, **__):
@@ -173,41 +166,28 @@ def test_the_seconds_of_a_step_that_was_killed_before_its_manifest_are_not_lost(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(artifacts, "complete", killed)
-        run_recipe(Command(path, ()), Told(), disk=(0, 0), until="base")
+        run(tmp_path, until="base")
     spent = json.loads((working / "spent-1.json").read_text())
     (working / "spent-1.json").write_text(json.dumps({**spent, "seconds": 1000.0}))
-    made = run_recipe(Command(path, ()), Told(), disk=(0, 0), until="base")
+    made, _ = run(tmp_path, until="base")
     assert (made["base"]["attempts"], made["base"]["ledger"]["seconds"] > 1000) == (2, True)
     assert not list((tmp_path / "runs/small/base").glob("spent-*"))
 
 
 def test_no_process_waits_for_the_first_at_a_step_that_lacks_nothing_but_its_name(tmp_path, monkeypatch):
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
-    command = Command(path, ())
-    run_recipe(command, Told(), disk=(0, 0), until="sft")
+    run(tmp_path, until="sft")
     (tmp_path / "runs/small/sft").rename(tmp_path / "runs/small/sft.partial")
     monkeypatch.setattr(SFT, "run", lambda step, context: pytest.fail("nothing is left to do"))
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        running.run_step(command, "sft", Told())
+        running.run_step(Command(tmp_path / "small.yaml"), "sft", Told())
     assert (tmp_path / "runs/small/sft/manifest.json").exists()
 
 
-class EndsInDpo(Told):
-    """A reporter that ends the run in the second optimizer step against references."""
-
-    def advance(self, units, metrics=None):
-        super().advance(units, metrics)
-        if metrics and "loss/preference" in metrics and metrics["step"] == 2:
-            raise KeyboardInterrupt
-
-
 def test_what_the_references_of_a_killed_step_have_taken_is_in_its_ledger(tmp_path):
-    path, often = tmp_path / "small.yaml", "steps.dpo.train.checkpoint_steps=1"
-    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    often = "steps.dpo.train.checkpoint_steps=1"
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(Command(path, (often,)), EndsInDpo(), disk=(0, 0))
+        run(tmp_path, often, told=EndsInDpo())
     killed, told = run(tmp_path, often)
     whole, _ = run(tmp_path / "whole", often)
     assert any(note.startswith("resumed after step 1") for note in told.notes)
@@ -218,9 +198,8 @@ def test_what_the_references_of_a_killed_step_have_taken_is_in_its_ledger(tmp_pa
 
 def test_one_step_is_trained_again_whose_inputs_were_made_again(tmp_path, monkeypatch):
     path, other = tmp_path / "small.yaml", "steps.sft.train.max_steps=2"
-    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
     for overrides, until in (((), "dpo"), ((other,), "sft"), ((), "sft")):
-        run_recipe(Command(path, overrides), Told(), disk=(0, 0), until=until)
+        run(tmp_path, *overrides, until=until)
     trained = []
     monkeypatch.setattr(Preference, "run", lambda step, context: trained.append(context.name) or pytest.fail())
     for rank in ("1", "0"):  # what the first process does the others do
@@ -239,9 +218,7 @@ def metrics_of_whole(folder):
 
 def test_a_dry_run_lists_every_step_with_its_rows_and_does_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    path = tmp_path / "small.yaml"
-    path.write_text(REPLAY.format(runs=tmp_path / "runs"))
-    ended = CliRunner().invoke(app, ["run", str(path), "--dry-run"])
+    ended = CliRunner().invoke(app, ["run", str(written(tmp_path, REPLAY)), "--dry-run"])
     assert ended.exit_code == 0, ended.output
     cells = [line.split() for line in ended.stdout.splitlines()]
     told = {line[0]: line[1:] for line in cells if line and line[0] in ("base", "sft", "more", "dpo")}
@@ -297,9 +274,7 @@ def test_a_base_takes_its_samples_from_another_model_and_a_score_judges_them_ane
 
 def test_evaluations_that_one_step_stands_for_are_all_run_again(tmp_path):
     text = REPLAY + "  evaluate: {{stage: evaluate, policies: [base, sft], tasks: {{code: {{data: code}}}}}}\n"
-    path = tmp_path / "small.yaml"
-    path.write_text(text.format(runs=tmp_path / "runs"))
-    loaded = load_recipe(path)
+    loaded = load_recipe(written(tmp_path, text))
     for name in loaded.steps:
         (loaded.root / name).mkdir(parents=True)
         mark = fingerprints(loaded.pipeline())[name]
@@ -319,9 +294,7 @@ def test_the_page_is_rewritten_after_a_step(tmp_path, monkeypatch):
             if state == RUNNING:
                 seen[step] = page.read_text() if page.is_file() else ""
 
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE.format(runs=tmp_path / "runs"))
-    run_recipe(Command(path, ()), Watching(), disk=(0, 0))
+    run(tmp_path, told=Watching())
     assert [text.partition(" of 3 steps finished")[0][-1:] for text in seen.values()] == ["", "1", "2"]
     manifest = json.loads((tmp_path / "runs/small/dpo/manifest.json").read_text())
     assert manifest["environment"]["host"] in (tmp_path / "runs/small/report.html").read_text()

@@ -4,7 +4,7 @@ import sys
 import traceback
 
 import pytest
-from small_runs import RECIPE
+from small_runs import written
 
 from align import cli
 from align.losses.preference import PreferenceLoss
@@ -19,9 +19,8 @@ def test_at_most_eight_functions_are_called_between_the_command_line_and_a_loss(
         found.extend(frame for frame in traceback.extract_stack() if "/align/" in frame.filename)
         raise KeyboardInterrupt
 
-    (tmp_path / "small.yaml").write_text(RECIPE.format(runs=tmp_path / "runs"))
     monkeypatch.setattr(PreferenceLoss, "__call__", raises)
-    monkeypatch.setattr(sys, "argv", ["align", "run", str(tmp_path / "small.yaml")])
+    monkeypatch.setattr(sys, "argv", ["align", "run", str(written(tmp_path))])
     with pytest.raises(SystemExit):
         cli.main()
     names = [f"{frame.filename.rpartition('/align/')[2]}:{frame.name}" for frame in found]

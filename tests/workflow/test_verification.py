@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from small_runs import RECIPE, Told, run
+from small_runs import RECIPE, EndsInDpo, run, written
 from typer.testing import CliRunner
 
 from align.cli import app
@@ -27,23 +27,6 @@ SCORED = (
 )
 
 
-class Ends(Told):
-    """Ends the run after the second optimizer step of `dpo`."""
-
-    def __init__(self):
-        super().__init__()
-        self.current = ""
-
-    def watch(self, step, state):
-        super().watch(step, state)
-        self.current = step
-
-    def advance(self, units, metrics=None):
-        super().advance(units, metrics)
-        if metrics and self.current == "dpo" and metrics["step"] == 2:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A finished run."""
@@ -56,9 +39,8 @@ def made(tmp_path_factory):
 def stopped(tmp_path_factory):
     """A run whose step dpo was stopped after its second step."""
     folder = tmp_path_factory.mktemp("stopped")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises((KeyboardInterrupt, RunError)):
-        patch.setattr("small_runs.Told", Ends)
-        run(folder, *CHECKPOINTS)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, *CHECKPOINTS, told=EndsInDpo())
     return folder
 
 
@@ -118,9 +100,7 @@ def test_a_finished_step_is_not_skipped_where(made, tmp_path, what):
 def test_a_damaged_step_that_is_made_again_is_whole(made, tmp_path):
     root = copied(made, tmp_path)
     (root / "again/model.safetensors").unlink()
-    command = ["run", str(tmp_path / "small.yaml"), "--rerun-from", "again"]
-    (tmp_path / "small.yaml").write_text(SCORED.format(runs=tmp_path / "runs"))
-    ended = CliRunner().invoke(app, command)
+    ended = CliRunner().invoke(app, ["run", str(written(tmp_path, SCORED)), "--rerun-from", "again"])
     assert ended.exit_code == 0, ended.output
     assert (root / "again/model.safetensors").read_bytes() == (made / "runs/small/again/model.safetensors").read_bytes()
 
