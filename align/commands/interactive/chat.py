@@ -81,8 +81,12 @@ def _lines(*, is_terminal: bool) -> Iterator[str]:
 def _check_folder(policy: str) -> None:
     """Raise for the folder of a run, whose steps hold the policies."""
     folder = Path(policy)
-    if not folder.is_dir() or any((folder / name).is_file() for name in MODEL_FILES):
+    if not folder.is_dir() or _holds_model(folder):
         return
-    steps = [path.name for path in sorted(folder.iterdir()) if any((path / name).is_file() for name in MODEL_FILES)]
+    steps = [path.name for path in sorted(folder.iterdir()) if _holds_model(path)]
     known = f"it has {', '.join(steps)}" if steps else "it holds no model"
     raise InputError(f"{folder}: name the folder of a policy, RUN/STEP; {known}")
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in MODEL_FILES)

@@ -15,8 +15,18 @@ from align.stages.inputs.opening import open_model
 from align.workflow.recipe.inputs import check_inputs
 from align.workflow.recipe.load import load_recipe
 
-LEARNING_RATES = {SFT: ("2.0e-4", "1.0e-5"), DPO: ("2.0e-5", "1.0e-6"), RPO: ("2.0e-5", "1.0e-6")}  # LoRA, all weights
-STAGES = {
+LEARNING_RATES = {  # of adapters, and of all weights
+    SFT: ("2.0e-4", "1.0e-5"),
+    RATE: ("2.0e-4", "1.0e-5"),
+    DPO: ("2.0e-5", "1.0e-6"),
+    RPO: ("2.0e-5", "1.0e-6"),
+}
+STAGES = {SFT: "sft", RATE: "reward_model", DPO: "preference", RPO: "preference"}  # that train
+LOSSES = {
+    DPO: "{name: dpo, settings: {beta: 0.1}}  # sft_weight adds an SFT term",
+    RPO: "{name: rpo_bwd_kl, settings: {beta: 0.2, eta: 1.0}}  # eta scales the rewards",
+}
+DESCRIPTIONS = {
     SFT: "supervised fine-tuning: the responses are imitated",
     RATE: "a reward model, which learns to rate responses; it starts from the policy before it",
     DPO: "preference optimization: the chosen response becomes more likely than the rejected one",
@@ -74,9 +84,10 @@ def _run_name(policy: str) -> str:
 
 def _policy_lines(policy: str, *, lora: bool, rates: bool) -> list[str]:
     lines: list[str] = []
-    if _has_template(policy) is False:
+    has_template = _has_template(policy)
+    if has_template is False:
         lines.append("  chat_template: chatml  # the tokenizer has none of its own")
-    elif _has_template(policy) is None:
+    elif has_template is None:
         lines.append("  # chat_template: chatml  # if the tokenizer has none")
     if lora:
         kept = "" if rates else "; adapters: continued saves adapters only"
@@ -110,26 +121,26 @@ def _data_lines(rows: Rows) -> list[str]:
 
 
 def _step_lines(name: str, rows: Rows, policy: str, *, lora: bool, is_first: bool) -> list[str]:
-    start = f"    # policy: NAME  # by default it starts from {'the policy above' if is_first else 'the last policy'}"
-    lines = [f"  {name}:  # {STAGES[rows.kind]}", *([] if rows.kind == SAMPLES else [start])]
+    head = f"  {name}:  # {DESCRIPTIONS[rows.kind]}"
     if rows.kind == SAMPLES:
         return [
-            *lines,
+            head,
             "    stage: generate",
             *([f"    models: [{json.dumps(policy)}]"] if is_first else []),
             f"    data: {rows.name}",
             "    judges: []  # for example [{name: reward_model, settings: {path: FOLDER}}]",
             "    sampling: {num_responses: 4, max_new_tokens: 256}",
         ]
+    lines = [
+        head,
+        f"    # policy: NAME  # by default it starts from {'the policy above' if is_first else 'the last policy'}",
+        f"    stage: {STAGES[rows.kind]}",
+        f"    data: {rows.name}",
+    ]
     if rows.kind == RATE:
-        lines += ["    stage: reward_model", f"    data: {rows.name}"]
         lines.append(f"    head: {{attributes: [{', '.join(rows.attributes)}]}}")
-        return [*lines, *_train_lines(rows, "2.0e-4" if lora else "1.0e-5")]
-    lines += [f"    stage: {'sft' if rows.kind == SFT else 'preference'}", f"    data: {rows.name}"]
-    if rows.kind == DPO:
-        lines.append("    loss: {name: dpo, settings: {beta: 0.1}}  # sft_weight adds an SFT term")
-    if rows.kind == RPO:
-        lines.append("    loss: {name: rpo_bwd_kl, settings: {beta: 0.2, eta: 1.0}}  # eta scales the rewards")
+    elif rows.kind in LOSSES:
+        lines.append(f"    loss: {LOSSES[rows.kind]}")
     with_lora, without = LEARNING_RATES[rows.kind]
     return [*lines, *_train_lines(rows, with_lora if lora else without)]
 

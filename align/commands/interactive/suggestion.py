@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from align.data.reading import stream
@@ -49,7 +48,7 @@ class Rows:
 def look_at(path: str, taken: Sequence[str]) -> Rows:
     """Return what the first rows of a source are and which step they are for; `taken` are names of other sources."""
     reading = stream(path, limit=LOOKED_AT + 1)
-    records = [located.record for located in islice(reading.records, LOOKED_AT + 1)]
+    records = [located.record for located in reading.records]
     shown, is_all = records[:LOOKED_AT], len(records) <= LOOKED_AT
     kind, about = _kind_of(path, shown)
     names = {name for record in shown for name in _attributes(record)} if kind == RATE else set[str]()
@@ -80,7 +79,8 @@ def _kind_of(path: str, records: Sequence[Record]) -> tuple[str, str]:
         return SFT, "single responses, of which the good ones are imitated"
     rewarded = all(response.reward is not None for record in comparisons for response in record.responses)
     if rewarded and sizes[-1] > 2:  # noqa: PLR2004 - a pair
-        return RPO, f"{' to '.join(map(str, {sizes[0]: 0, sizes[-1]: 0}))} scored responses to a prompt"
+        number = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+        return RPO, f"{number} scored responses to a prompt"
     return DPO, "pairs with scores" if rewarded else "pairs" if sizes == [2] else "ranked responses"
 
 
