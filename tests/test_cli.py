@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -301,6 +302,20 @@ def test_help_answers_before_anything_heavy_is_imported():
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
     assert time.monotonic() - began < 20  # it is a hang that this would catch; how fast it is, is in the README
+
+
+def test_the_version_is_that_of_the_package():
+    done = subprocess.run([sys.executable, "-m", "align", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"align {version('align')}\n"
+
+
+def test_a_shell_completes_commands(monkeypatch: pytest.MonkeyPatch):
+    environment = {"_ALIGN_COMPLETE": "complete_bash", "COMP_WORDS": "align ev", "COMP_CWORD": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code = "import sys; sys.argv = ['align']; from align.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["evaluate"], done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, a device that is always full")

@@ -1,7 +1,6 @@
 """`align chat` answers lines with the policy's own replies."""
 
 import io
-import subprocess
 import sys
 
 import pytest
@@ -36,26 +35,25 @@ def said(monkeypatch, capsys, lines, *arguments):
     return status, capsys.readouterr()
 
 
-def replies(folder, *dialogues):
-    """Return the reply to each dialogue, sampled by the engine itself."""
-    engine = load_engine(str(folder))
-    prompts = [Prompt(tuple(Message(role, text) for role, text in dialogue)) for dialogue in dialogues]
-    found = engine.sample(prompts, SamplingSettings(temperature=0, max_new_tokens=5), finished={})
-    texts = {sample.key: sample.text for sample in found}
-    return list(texts.values()) if len(texts) == 1 else texts
+def reply(folder, *dialogue):
+    """Return the reply to a dialogue, sampled by the engine itself."""
+    prompt = Prompt(tuple(Message(role, text) for role, text in dialogue))
+    settings = SamplingSettings(temperature=0, max_new_tokens=5)
+    (sample,) = load_engine(folder).sample([prompt], settings, finished={})
+    return sample.text
 
 
 def test_every_reply_sees_the_dialogue_so_far_until_it_is_reset(run_folder, monkeypatch, capsys):
     step = str(run_folder / "dpo")
-    (first,) = replies(step, [("user", "Hello")])
-    (second,) = replies(step, [("user", "Hello"), ("assistant", first), ("user", "And?")])
+    first = reply(step, ("user", "Hello"))
+    second = reply(step, ("user", "Hello"), ("assistant", first), ("user", "And?"))
     status, shown = said(monkeypatch, capsys, ["Hello", "And?", "/reset", "Hello", "/exit", "Hello"], step, *SETTINGS)
     assert (status, shown.out) == (0, "".join(f"{text}\n" for text in (first, second, first)))
 
 
 def test_a_system_message_comes_first(run_folder, monkeypatch, capsys):
     step = str(run_folder / "dpo")
-    (first,) = replies(step, [("system", "Be a cat."), ("user", "Hello")])
+    first = reply(step, ("system", "Be a cat."), ("user", "Hello"))
     _, shown = said(monkeypatch, capsys, ["Hello"], step, "--system", "Be a cat.", *SETTINGS)
     assert shown.out == f"{first}\n"
 
@@ -75,19 +73,3 @@ def test_what_is_wrong_is_one_line(run_folder, monkeypatch, capsys, case):
     status, shown = said(monkeypatch, capsys, ["Hello"], *arguments)
     (line,) = shown.err.splitlines()
     assert status == 2 and message in line
-
-
-def test_the_version_is_that_of_the_package():
-    from importlib.metadata import version  # noqa: PLC0415 - of this test only
-
-    done = subprocess.run([sys.executable, "-m", "align", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"align {version('align')}\n"
-
-
-def test_a_shell_completes_commands(monkeypatch):
-    environment = {"_ALIGN_COMPLETE": "complete_bash", "COMP_WORDS": "align ev", "COMP_CWORD": "1"}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    code = "import sys; sys.argv = ['align']; from align.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["evaluate"], done.stderr
