@@ -23,8 +23,8 @@ OF_TIME = {
     "build_id",
     "input_build_ids",
     "environment",
+    "metrics.jsonl",  # its size and hash in a manifest
 }
-OF_TIME |= {"metrics.jsonl"}  # its size and hash in a manifest
 ABOUT_THE_CALL = {"ledger.json", "report.html", ".lock"}
 
 

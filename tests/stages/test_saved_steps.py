@@ -90,7 +90,7 @@ def test_a_failed_save_keeps_the_trained_weights_for_the_next_call(tmp_path, mon
             run(failed, *overrides, text=text)
     _, told = run(failed, *overrides, text=text)
     assert not told.steps, "no optimizer step is repeated"
-    step = list(told.states)[-1][0]
+    step = told.states[-1][0]
     folders = [folder / "runs/small" / step for folder in (never, failed)]
     assert {file.name for file in folders[0].iterdir()} == {file.name for file in folders[1].iterdir()}
     (name,) = (file.name for file in folders[0].glob("*model.safetensors"))

@@ -1,6 +1,7 @@
 """Trackers of a recipe: one tracked run for each training step, with its configuration, outside of its folder."""
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from small_runs import run
 
 from align.errors import InputError
@@ -34,7 +35,7 @@ class FakeTracker:
 def wandb(monkeypatch):
     FakeTracker.made.clear()
     monkeypatch.setattr("align.train.tracking.get_available_trackers", lambda: ["wandb"])
-    monkeypatch.setitem(__import__("accelerate").tracking.LOGGER_TYPE_TO_CLASS, "wandb", FakeTracker)
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", FakeTracker)
     return FakeTracker.made
 
 

@@ -1,15 +1,12 @@
 """Values of environment variables, which a recipe names, are in no file of a run and secrets in no message."""
 
-import io
 import json
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 from chat_server import serving
-from small_runs import run
+from small_runs import run, written
+from test_cli import align
 
-from align.cli import main
 from align.config import read_overrides
 from align.distributed.journal import Journal
 from align.errors import InputError
@@ -100,19 +97,15 @@ def test_only_the_setting_that_names_a_variable_is_replaced(monkeypatch):
     assert redact("the loss is dpo") == "the loss is dpo"  # its variable's name is not that of a secret
 
 
-def test_a_secret_in_an_error_is_not_shown(rows, monkeypatch):
-    recipe = rows / "recipe.yaml"
-    recipe.write_text(RECIPE.format(runs=rows / "runs").replace("URL", "http://127.0.0.1:9/v1"))
+def test_a_secret_in_an_error_is_not_shown(rows):
+    recipe = written(rows, RECIPE.replace("URL", "http://127.0.0.1:9/v1"))
     for override in (
         "steps.samples.sampling.num_responses=${oc.env:TOKEN_OF_A_TEST}",
         "steps.samples.data=${oc.env:TOKEN_OF_A_TEST}",
     ):
-        stderr = io.StringIO()
-        monkeypatch.setattr(sys, "argv", ["align", "check", str(recipe), override])
-        with redirect_stdout(io.StringIO()), redirect_stderr(stderr), pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
-        assert TOKEN not in stderr.getvalue() and "${oc.env:TOKEN_OF_A_TEST}" in stderr.getvalue()
+        ended = align("check", str(recipe), override)
+        assert ended.returncode == 2
+        assert TOKEN not in ended.stderr and "${oc.env:TOKEN_OF_A_TEST}" in ended.stderr
 
 
 ESCAPES = {
@@ -136,9 +129,7 @@ def test_terminal_escapes_are_stripped_from_foreign_text(what):
     assert printable(text) == shown
 
 
-def test_the_name_of_a_file_cannot_control_the_terminal(tmp_path, monkeypatch):
-    stderr = io.StringIO()
-    monkeypatch.setattr(sys, "argv", ["align", "check", str(tmp_path / "\x1b[2Jrecipe.yaml")])
-    with redirect_stderr(stderr), pytest.raises(SystemExit):
-        main()
-    assert "recipe.yaml: no such recipe" in stderr.getvalue() and "\x1b" not in stderr.getvalue()
+def test_the_name_of_a_file_cannot_control_the_terminal(tmp_path):
+    ended = align("check", str(tmp_path / "\x1b[2Jrecipe.yaml"))
+    assert ended.returncode == 2
+    assert "recipe.yaml: no such recipe" in ended.stderr and "\x1b" not in ended.stderr
