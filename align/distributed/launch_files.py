@@ -37,9 +37,9 @@ def check_training_launch(launch: str, *, precision: str, max_grad_norm: float) 
     values = read_recipe(Path(launch))
     deepspeed: Mapping[str, Any] = values.get("deepspeed_config") or {}
     own = {"mixed_precision": values.get("mixed_precision"), **deepspeed}
-    check_decided(launch, own, precision=precision, max_grad_norm=max_grad_norm)
+    _check_decided(launch, own, precision=precision, max_grad_norm=max_grad_norm)
     if file := deepspeed.get("deepspeed_config_file"):
-        check_deepspeed_file(str(file), precision=precision, max_grad_norm=max_grad_norm)
+        _check_deepspeed_file(str(file), precision=precision, max_grad_norm=max_grad_norm)
 
 
 def check_launch_environment(*, precision: str, max_grad_norm: float) -> None:
@@ -50,28 +50,9 @@ def check_launch_environment(*, precision: str, max_grad_norm: float) -> None:
         "gradient_clipping": "ACCELERATE_GRADIENT_CLIPPING",
     }
     values = {key: os.environ.get(name) for key, name in names.items()}
-    check_decided("accelerate launch", values, precision=precision, max_grad_norm=max_grad_norm)
+    _check_decided("accelerate launch", values, precision=precision, max_grad_norm=max_grad_norm)
     if file := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
-        check_deepspeed_file(file, precision=precision, max_grad_norm=max_grad_norm)
-
-
-def check_deepspeed_file(file: str, *, precision: str, max_grad_norm: float) -> None:
-    """Raise `InputError` for a DeepSpeed file that does not exist or decides what the recipe decides."""
-    if not Path(file).is_file():
-        raise InputError(f"deepspeed_config_file {file}: no such file", LOC)
-    check_decided(file, read_recipe(Path(file)), precision=precision, max_grad_norm=max_grad_norm)
-
-
-def check_decided(source: str, values: Mapping[str, Any], *, precision: str, max_grad_norm: float) -> None:
-    """Raise `InputError` for the first key that the recipe decides, unless its value is that of the recipe."""
-    same = {"gradient_accumulation_steps": 1.0, "gradient_clipping": max_grad_norm}
-    for key in [key for key in DECIDED if key in values]:
-        value = values[key]
-        enabled = cast("dict[str, Any]", value).get("enabled", value) if isinstance(value, dict) else value
-        is_same = precision in (key, value) or (key in same and _number(value) == same[key])
-        if is_same or enabled in UNSET:
-            continue
-        raise InputError(f"{source} sets {key}, which the recipe decides by {DECIDED[key]}; leave it out", LOC)
+        _check_deepspeed_file(file, precision=precision, max_grad_norm=max_grad_norm)
 
 
 def check_gpus(launch: str, num_gpus: int) -> None:
@@ -84,12 +65,30 @@ def check_gpus(launch: str, num_gpus: int) -> None:
         return
     needed = int(values.get("num_processes") or 1) // int(values.get("num_machines") or 1)
     if needed > num_gpus:
-        has = f"{num_gpus}" if num_gpus else "none"
         raise InputError(
-            f"{launch} needs {needed} GPUs on each machine, and this one has {has}; use another launch file, such as "
-            "launch/zero2-cpu-2.yaml, or leave launch out",
+            f"{launch} needs {needed} GPUs on each machine, and this one has {num_gpus or 'none'}; use another launch "
+            "file, such as launch/zero2-cpu-2.yaml, or leave launch out",
             LOC,
         )
+
+
+def _check_deepspeed_file(file: str, *, precision: str, max_grad_norm: float) -> None:
+    """Raise `InputError` for a DeepSpeed file that does not exist or decides what the recipe decides."""
+    if not Path(file).is_file():
+        raise InputError(f"deepspeed_config_file {file}: no such file", LOC)
+    _check_decided(file, read_recipe(Path(file)), precision=precision, max_grad_norm=max_grad_norm)
+
+
+def _check_decided(source: str, values: Mapping[str, Any], *, precision: str, max_grad_norm: float) -> None:
+    """Raise `InputError` for the first key that the recipe decides, unless its value is that of the recipe."""
+    same = {"gradient_accumulation_steps": 1.0, "gradient_clipping": max_grad_norm}
+    for key in [key for key in DECIDED if key in values]:
+        value = values[key]
+        enabled = cast("dict[str, Any]", value).get("enabled", value) if isinstance(value, dict) else value
+        is_precision = precision in (key, value)  # the section bf16, or mixed_precision: bf16
+        is_same = is_precision or (key in same and _number(value) == same[key])
+        if not is_same and enabled not in UNSET:
+            raise InputError(f"{source} sets {key}, which the recipe decides by {DECIDED[key]}; leave it out", LOC)
 
 
 def _number(value: object) -> float | None:

@@ -40,7 +40,8 @@ def defer_stop(note: Callable[[str], None] = lambda text: None) -> Generator[Sto
     stop = StopRequest()
 
     def record(number: int, _: FrameType | None) -> None:
-        is_repeated, stop.by = stop.by == CTRL_C, stop.by or NAMES[signal.Signals(number)]
+        is_repeated = stop.by == CTRL_C
+        stop.by = stop.by or NAMES[signal.Signals(number)]
         if number == signal.SIGINT and "RANK" not in os.environ:
             if is_repeated:
                 raise KeyboardInterrupt
