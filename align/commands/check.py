@@ -16,7 +16,7 @@ def check(recipe: Path, overrides: Sequence[str]) -> None:
     """Print the estimate of each step."""
     loaded, console = load_recipe(recipe, overrides), Console()
     check_inputs(loaded, recipe, overrides)
-    from align.workflow.estimate import estimate  # noqa: PLC0415 - imports torch, which an error does not wait for
+    from align.workflow.estimate import estimate  # noqa: PLC0415 - imports torch; errors in the recipe come first
 
     for each in estimate(loaded):
         console.print(f"[bold]{each.name}[/]  {each.stage}", highlight=False)
@@ -27,7 +27,7 @@ def check(recipe: Path, overrides: Sequence[str]) -> None:
 def preview(recipe: Path, step: str, overrides: Sequence[str], *, rows: int) -> None:
     """Print a step's first rows as colored tokens."""
     loaded, console = load_recipe(recipe, overrides), Console()
-    from align.workflow.preview import preview_rows  # noqa: PLC0415 - imports torch, which an error does not wait for
+    from align.workflow.preview import preview_rows  # noqa: PLC0415 - imports torch; errors in the recipe come first
 
     for text in preview_rows(loaded, loaded.expanded(step)[-1], number=rows):
         console.print(text)

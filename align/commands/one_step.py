@@ -55,7 +55,8 @@ class RowOptions(Settings):
 
 def settings_of(kind: type[S], judges: Sequence[str], overrides: Sequence[str]) -> S:
     """Return the settings that a command line gives; a judge is `NAME key=value …`, with `weight` among the keys."""
-    defaults = kind.model_validate(dict(kind()))  # all of them set, but not those inside them that nobody has set
+    # Without the defaults of nested settings, whose `model_fields_set` must hold only what was given
+    defaults = kind.model_validate(dict(kind()))
     values = read_overrides(overrides, defaults.model_dump(mode="json", exclude_unset=True))
     if judges:
         values["judges"] = [parse_judge(text) for text in judges]
@@ -142,7 +143,7 @@ def _folder(out: Path | None, context: RunContext) -> Generator[Path]:
 
 @contextmanager
 def _noting(out: Path | None) -> Generator[None]:
-    """Note on an interrupt what is kept."""
+    """Add a note to an interrupt: which work a rerun of the command finds."""
     try:
         yield
     except KeyboardInterrupt as error:

@@ -85,7 +85,7 @@ class TerminalProgress:
         self.bar.update(self.task, advance=units)
         if metrics:
             self.latest |= metrics  # those on held-out rows are not in every step
-            text = _metrics_text(self.latest)
+            text = "  ".join(_metric_parts(self.latest))
             self.bar.update(self.task, metrics=text)
             self.metrics |= {step: text for step, state in self.states.items() if state == RUNNING}
 
@@ -183,11 +183,6 @@ def duration_text(seconds: float) -> str:
     if total < HOUR_S:
         return f"{total // MINUTE_S} min {total % MINUTE_S} s"
     return f"{total // HOUR_S} h {total % HOUR_S // MINUTE_S} min"
-
-
-def _metrics_text(metrics: Mapping[str, float]) -> str:
-    """Return the metrics of an optimizer step as a short text."""
-    return "  ".join(_metric_parts(metrics))
 
 
 def _metric_parts(metrics: Mapping[str, float]) -> list[str]:

@@ -22,7 +22,7 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
     command, console = Command(recipe, tuple(overrides)), _wide_console()
     loaded = command.load()
     check_inputs(loaded, recipe, overrides, until=until)
-    # These import torch, which an error in the recipe does not wait for
+    # These import torch; errors in the recipe come first
     from align.workflow.estimate import disk_need, estimate  # noqa: PLC0415
     from align.workflow.results.tables import plan_table, run_tables  # noqa: PLC0415
     from align.workflow.runner import planned, run_recipe  # noqa: PLC0415
@@ -41,7 +41,7 @@ def train(recipe: Path, step: str, overrides: Sequence[str]) -> None:
     """Run one step of a recipe."""
     command = Command(recipe, tuple(overrides))
     command.load()
-    from align.workflow.runner import run_step  # noqa: PLC0415 - imports torch, which an error does not wait for
+    from align.workflow.runner import run_step  # noqa: PLC0415 - imports torch; errors in the recipe come first
 
     with shown_progress() as progress:
         run_step(command, step, progress)

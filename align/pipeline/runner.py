@@ -179,7 +179,7 @@ def run(
 
 @contextmanager
 def _naming(step: Step) -> Generator[None]:
-    """Note on an interrupt which step a rerun resumes."""
+    """Add a note to an interrupt: the step that a rerun resumes."""
     try:
         yield
     except KeyboardInterrupt as error:
