@@ -62,7 +62,7 @@ class TerminalProgress:
 
     def note(self, text: str) -> None:
         """Print one line above the table."""
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        _print_line(self.console, text)
 
     def watch(self, step: str, state: str) -> None:
         """Show the new state of a step."""
@@ -135,7 +135,7 @@ class LineProgress:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        _print_line(self.console, text)
 
     def watch(self, step: str, state: str) -> None:
         """Remember which step runs; print a line when it is finished."""
@@ -169,6 +169,11 @@ class LineProgress:
             return []
         seconds = (now - self.began_s) / max(1, self.done - self.done_before)
         return [f"ETA {duration_text(seconds * (self.total - self.done))}"]
+
+
+def _print_line(console: Console, text: str) -> None:
+    """Print text that may hold names and messages from elsewhere, without secrets and terminal escapes."""
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def duration_text(seconds: float) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 from align.commands import progress as module
 from align.commands.progress import FINISHED, RUNNING, LineProgress, TerminalProgress
 from align.commands.run import shown_progress
+from align.redaction import add_secret
 
 STEP_S = 2.0  # of the clock below, for every unit
 
@@ -73,6 +74,15 @@ def test_the_remaining_time_counts_the_units_of_this_call_only(clock):
 def test_a_phase_of_unknown_length_has_no_remaining_time(clock):
     assert printed(clock, units=2, every_s=0, total=0)[0].startswith("sft: train 1, loss")
     assert "ETA" not in printed(clock, units=2, every_s=0, total=0)[0]
+
+
+@pytest.mark.parametrize("display", [LineProgress, TerminalProgress])
+def test_a_note_shows_no_secret_and_cannot_control_the_terminal(monkeypatch, display):
+    monkeypatch.setattr("align.redaction._secrets", {})
+    add_secret("tok-4711-0815")
+    out = io.StringIO()
+    display(Console(file=out)).note("\x1b[2Jserver: tok-4711-0815 is wrong\x1b]0;owned\x07")
+    assert out.getvalue() == "server: *** is wrong\n"
 
 
 def test_a_terminal_shows_a_bar_and_a_file_shows_lines(monkeypatch):
