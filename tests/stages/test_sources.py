@@ -358,20 +358,15 @@ def test_a_row_is_skipped_and_counted_whatever_is_wrong_with_it(step, tmp_path):
     recipe, tokenizer, path = step
     tokenizer.chat_template = STRICT
     path.write_text(as_lines([*GOOD[:20], *BAD.values(), *BAD.values(), *GOOD[20:]]))
-    steps = {**recipe.steps, "sft": recipe.steps["sft"].model_copy(update={"data": "rows"})}
-    for on_error in ("skip", "error"):
-        source = recipe.source("rows").model_copy(update={"on_error": on_error})
-        asked = recipe.model_copy(update={"data": {**recipe.data, "rows": source}, "steps": steps})
-        if on_error == "error":
-            with pytest.raises(InputError, match=r"rows\.jsonl: row 21: "):
-                step_rows(asked, "sft", tokenizer, tmp_path / on_error, model_limit=256)
-            continue
-        data = step_rows(asked, "sft", tokenizer, tmp_path / on_error, model_limit=256)
-        assert len(data.train) + len(data.held_out) == len(GOOD)
-        dropped = {name.removeprefix("dropped:"): n for name, n in data.counts.items() if name.startswith("dropped:")}
-        assert dropped == dict.fromkeys(BAD, 2)
-        groups, counts = likelihood_rows(source, tokenizer, model_limit=256)
-        assert (len(groups), counts["rows"]) == (len(data.held_out), 50)
+    source = recipe.source("rows").model_copy(update={"on_error": "skip"})
+    data = alone(recipe, tokenizer, tmp_path / "skip", on_error="skip", held_out=source.held_out)
+    assert len(data.train) + len(data.held_out) == len(GOOD)
+    dropped = {name.removeprefix("dropped:"): n for name, n in data.counts.items() if name.startswith("dropped:")}
+    assert dropped == dict.fromkeys(BAD, 2)
+    groups, counts = likelihood_rows(source, tokenizer, model_limit=256)
+    assert (len(groups), counts["rows"]) == (len(data.held_out), 50)
+    with pytest.raises(InputError, match=r"rows\.jsonl: row 21: "):
+        alone(recipe, tokenizer, tmp_path / "error", on_error="error", held_out=source.held_out)
 
 
 def test_the_number_of_distinct_reasons_is_bounded(step, tmp_path):
@@ -379,10 +374,7 @@ def test_the_number_of_distinct_reasons_is_bounded(step, tmp_path):
     tokenizer.chat_template = STRICT.replace("'roles must alternate'", "'after ' + m.content")
     bad = [chat(("user", "a"), ("user", f"{row}"), ("assistant", "c")) for row in range(100)]
     path.write_text(as_lines([*GOOD, *bad]))
-    steps = {**recipe.steps, "sft": recipe.steps["sft"].model_copy(update={"data": "rows"})}
-    source = recipe.source("rows").model_copy(update={"on_error": "skip"})
-    asked = recipe.model_copy(update={"data": {**recipe.data, "rows": source}, "steps": steps})
-    counts = step_rows(asked, "sft", tokenizer, tmp_path / "work", model_limit=256).counts
+    counts = alone(recipe, tokenizer, tmp_path / "work", on_error="skip").counts
     dropped = {name: number for name, number in counts.items() if name.startswith("dropped:")}
     assert sum(dropped.values()) == 100
     assert len(dropped) <= 21 and dropped["dropped:other errors"] == 80
@@ -400,10 +392,8 @@ def test_pairs_that_are_trained_on_as_the_same_tokens_are_dropped_and_counted(st
     rows += [{"prompt": f"tell {row}", "chosen": f"it is {row}", "rejected": "no"} for row in range(20)]
     rows += [{**rows[-1], "prompt": f"ask {row}", "chosen_score": 1, "rejected_score": 2} for row in range(2)]
     path.write_text(as_lines(rows))
-    shapes = {"identical": identical, "overlong": "cut_response", "max_length": 60, "held_out": 0.0}
-    source = recipe.source("rows").model_copy(update=shapes)
-    asked = recipe.model_copy(update={"data": {**recipe.data, "rows": source}})
-    data = step_rows(asked, "prefer", tokenizer, tmp_path / "work", model_limit=256)
+    shapes = {"identical": identical, "overlong": "cut_response", "max_length": 60}
+    data = alone(recipe, tokenizer, tmp_path / "work", "prefer", **shapes)
     kept = identical == "keep"
     assert data.counts["identical responses" if kept else "dropped:identical responses"] == 3
     assert {group.row for group in data.train} == set(range(0 if kept else 3, 25))
