@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from align.models.policy import load_policy, response_logps, save_policy
     from align.models.settings import PolicySettings
     from align.models.tree.batch import tree_batch
-    from align.records import Comparison, Demonstration, Message, Prompt, Response
+    from align.records import Comparison, Demonstration, Message, Prompt, Response, ToolCall
     from align.rewards.judges import make_judge
     from align.rewards.verifiers.instructions import VERIFIERS
     from align.train.objectives.batch import group_batch
@@ -46,6 +46,7 @@ __all__ = [
     "RegressionObjective",
     "Response",
     "SupervisedObjective",
+    "ToolCall",
     "TrainSettings",
     "Trainer",
     "group_batch",
@@ -71,7 +72,7 @@ _MODULES = {
     "align.models.policy": ("load_policy", "response_logps", "save_policy"),
     "align.models.settings": ("PolicySettings",),
     "align.models.tree.batch": ("tree_batch",),
-    "align.records": ("Comparison", "Demonstration", "Message", "Prompt", "Response"),
+    "align.records": ("Comparison", "Demonstration", "Message", "Prompt", "Response", "ToolCall"),
     "align.rewards.judges": ("make_judge",),
     "align.rewards.verifiers.instructions": ("VERIFIERS",),
     "align.train.objectives.batch": ("group_batch",),

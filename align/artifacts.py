@@ -15,12 +15,24 @@ from typing import Any
 from uuid import uuid4
 
 from align.errors import InputError, RunError, one_line
-from align.storage.checksums import FileRecords, as_records, content_problems, file_records, sha256_of, sha256_of_each
+from align.storage.checksums import (
+    DAMAGED,
+    FileRecords,
+    as_records,
+    content_problems,
+    file_records,
+    sha256_of,
+    sha256_of_each,
+)
 from align.storage.disk_errors import UNREADABLE, disk_errors, error_code, reading
+from align.storage.removal import REMOVED, Removal, as_removal, unlink_own
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
-UNHASHED_FILES = (MANIFEST, METRICS, "README.md")  # times, speeds and descriptions are not part of a fingerprint
+MEASURES = "measures.json"  # of made data, for the report
+SPENT = "spent-{}.json"  # in a working folder: what one attempt of a step has used so far
+# Times, speeds and descriptions are not part of a fingerprint, and are no rows
+UNHASHED_FILES = (MANIFEST, METRICS, MEASURES, "README.md")
 UNRECORDED_FILES = (MANIFEST, "README.md")  # written after the records of a finished step's files
 FILES = "files"  # key of a manifest: size and SHA-256 of every file
 
@@ -101,13 +113,29 @@ def working_folder(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
 
 
+def discard_attempt(working: Path) -> None:
+    """Remove what an earlier attempt left in a working folder, of a step that starts from the beginning.
+
+    A kill may have left a part of a file, which libraries would read. What each attempt has used is kept.
+    """
+    with disk_errors(working):
+        for path in {*working.iterdir()} - {working / MANIFEST, *working.glob(SPENT.format("*"))}:
+            _remove(path)
+
+
 def complete(
-    working: Path, target: Path, *, manifest: Mapping[str, Any], cleanup: Callable[[Path], None] = lambda folder: None
+    working: Path,
+    target: Path,
+    *,
+    manifest: Mapping[str, Any],
+    cleanup: Callable[[Path], None] = lambda folder: None,
+    amend: Callable[[FileRecords], Mapping[str, Any]] = lambda records: {},
 ) -> None:
     """Write the manifest of a finished step and rename its working folder to `target`.
 
     Temporary files of interrupted attempts are removed. `cleanup(working)` removes state that only resuming needs,
-    after the manifest has been written. Then size and SHA-256 of all remaining files are added to the manifest.
+    after the manifest has been written. Then size and SHA-256 of all remaining files are added to the manifest, and
+    what `amend` returns for them.
     """
     with disk_errors(target):
         remove_leftovers(working)
@@ -115,7 +143,7 @@ def complete(
         write_json(working / MANIFEST, dict(manifest))
         cleanup(working)
         records = file_records(working, exclude=UNRECORDED_FILES)
-        write_json(working / MANIFEST, {**manifest, FILES: records})
+        write_json(working / MANIFEST, {**manifest, **amend(records), FILES: records})
         _rename(working, target)
         remove_leftovers(target.parent, of=target.name)
 
@@ -126,15 +154,47 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def recorded_files(folder: Path) -> FileRecords | None:
-    """Return size and SHA-256 of a finished step's files; None for other folders and for steps of older versions."""
-    with suppress(InputError):  # another program's file of this name
-        manifest = read_manifest(folder)
-        return as_records(manifest.get(FILES)) if isinstance(manifest, dict) else None
-    return None
+    """Return size and SHA-256 of a finished step's files, without those that were removed on purpose.
+
+    None for other folders and for steps of older versions.
+    """
+    manifest = _own_manifest(folder)
+    records, removal = as_records(manifest.get(FILES)), as_removal(manifest)
+    if records is None or removal is None:
+        return records
+    return {name: record for name, record in records.items() if name not in removal.files}
+
+
+def removal_of(folder: Path) -> Removal | None:
+    """Return which files of a finished step were removed on purpose; None if none were."""
+    return as_removal(_own_manifest(folder))
+
+
+def _own_manifest(folder: Path) -> Mapping[str, Any]:
+    """Return the manifest of a folder; an empty one for other folders, and for another program's file of this name."""
+    with suppress(InputError):
+        manifest = read_json(folder / MANIFEST) if os.path.isfile(folder / MANIFEST) else None
+        return manifest if isinstance(manifest, dict) else {}
+    return {}
+
+
+def check_not_removed(folder: Path | str) -> None:
+    """Raise `InputError` for the folder of a finished step of which files were removed on purpose."""
+    if (removal := removal_of(Path(folder))) is not None:
+        raise InputError(f"{folder}: its {removal}; {removal.restore}")
+
+
+def remove_files(folder: Path, removal: Removal) -> None:
+    """Delete files of a finished step. The mark in its manifest is on disk first, so that a kill leaves a true one."""
+    with disk_errors(folder):
+        write_json(folder / MANIFEST, {**(read_manifest(folder) or {}), REMOVED: removal._asdict()})
+        _sync(folder)
+        unlink_own(folder, removal.files)
 
 
 def check_content(folder: Path) -> None:
-    """Raise `RunError` if a file of a finished step is missing or damaged."""
+    """Raise if a file of a finished step is missing or damaged (`RunError`), or was removed (`InputError`)."""
+    check_not_removed(folder)
     if problems := content_problems(folder, recorded_files(folder) or {}):
         raise RunError(f"{problems[0]}; {RESTORE}")
 
@@ -143,7 +203,7 @@ def fingerprint(path: Path) -> str:
     """Return the SHA-256 of a file's content, or of a folder's relative file names and contents.
 
     Manifests and metrics are left out, because they hold times. Raises `RunError` where a file cannot be read, or is
-    not as the finished step wrote it.
+    not as the finished step wrote it; `InputError` for the folder of a step of which files were removed on purpose.
     """
     with reading(path):
         if path.is_file():
@@ -152,6 +212,7 @@ def fingerprint(path: Path) -> str:
             return digest
         if not path.is_dir():
             raise InputError(f"{path}: no such file or folder")
+        check_not_removed(path)
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in UNHASHED_FILES)
         digests = {file.relative_to(path).as_posix(): each for file, each in sha256_of_each(files).items()}
     _check_recorded(path, digests, recorded_files(path) or ())
@@ -163,7 +224,7 @@ def _check_recorded(folder: Path, digests: Mapping[str, str], names: Iterable[st
     records = recorded_files(folder) or {}
     for name in names:
         if name in records and Path(name).name not in UNHASHED_FILES and digests.get(name) != records[name]["sha256"]:
-            state = "damaged: its content has changed since it was written" if name in digests else "missing"
+            state = DAMAGED if name in digests else "missing"
             raise RunError(f"{folder / name}: {state}; {RESTORE}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from align.commands.console.exit_status import Commands, end, exit_with
 from align.commands.parsing.arguments import Overrides, RecipeArgument, StepOption, example, show_version
+from align.commands.parsing.human import human
 from align.commands.parsing.models import models
 
 app = typer.Typer(
@@ -74,17 +76,21 @@ def run(
     command.run(recipe, overrides or (), until=until, rerun_from=rerun_from, dry_run=dry_run)
 
 
-@app.command(epilog=example("align report runs/quickstart", "align report runs/quickstart --compare runs/other"))
+@app.command(
+    epilog=example("align report runs/quickstart", "align report runs/one --compare runs/two --compare runs/three")
+)
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
-    compare: Annotated[Path | None, typer.Option(help="Another run to show beside it.", show_default=False)] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Another run to show beside it; may be repeated.", show_default=False)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File; RUN/report.html by default.", show_default=False)] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Write the tables as Markdown: RUN/report.md.")] = False,
 ) -> None:
     """Write a run as one HTML page: results, curves, rewards, costs, samples and rows."""
     from align.report import write_report  # noqa: PLC0415 - imports matplotlib
 
-    print(write_report(run, out, compare=compare, as_markdown=markdown))
+    print(write_report(run, out, compare=compare or (), as_markdown=markdown))
 
 
 @app.command(epilog=example("align verify runs/quickstart", "align verify runs/quickstart/dpo"))
@@ -123,13 +129,14 @@ def preview(
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=1, help="Number of rows to show.")] = 3,
 ) -> None:
-    """Show a step's first rows as colored tokens: trained, shared by responses, and cut."""
+    """Show how a step's sources are read, and its first rows as colored tokens: trained, shared by responses, cut."""
     from align.commands.check import preview as command  # noqa: PLC0415 - imports torch
 
     command(recipe, step, overrides or (), rows=rows)
 
 
 app.add_typer(models)
+app.add_typer(human)
 
 
 @app.command("test-loss", epilog=example("align test-loss my_losses:make beta=0.1", "align test-loss rpo_bwd_kl eta=2"))
@@ -149,7 +156,9 @@ def test_loss(
 def keys(
     section: Annotated[
         str | None,
-        typer.Argument(help="recipe, policy, data, accounting, or the name of a stage; all by default."),
+        typer.Argument(
+            help="A section (recipe, policy, data, train, sampling, engine, judges, …) or a stage; default: all."
+        ),
     ] = None,
 ) -> None:
     """List every recipe key with its type, default and meaning."""
@@ -170,4 +179,6 @@ def schema(
 
 def main() -> None:
     """Run the command line."""
+    # torchao, where it is installed, registers enums in a way that torch warns of on every import
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     exit_with(app)

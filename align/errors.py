@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 CTRL_C, SIGTERM = "Ctrl-C", "SIGTERM"  # what stops a run
+BUDGET = "budget."  # the start of what else does: a cap of the recipe's budget
+EXIT_STATUS = {CTRL_C: 130, SIGTERM: 1}  # of a run that was stopped
+EXIT_BUDGET = 3
 
 Location = tuple[str | int, ...]
 
@@ -95,16 +98,45 @@ def joined(errors: Sequence[InputError]) -> InputError:
     return InputErrors(distinct) if len(distinct) > 1 else distinct[0]
 
 
+class RowOrigin(NamedTuple):
+    """Where a row was read, and whether it is skipped, and not an error, if a model refuses it."""
+
+    place: str = ""  # as in "prompts.jsonl: row 12"
+    skips: bool = False
+
+    def refuse(self, reason: str) -> None:
+        """Raise `InputError` for a reason why a model refuses the row, unless it is skipped."""
+        if not self.skips:
+            raise InputError(f"{self.place}: {reason}" if self.place else reason)
+
+
 class RunError(RuntimeError):
     """A run failed after its input was accepted. One line says where and why. Exit status 1."""
 
 
 class Stopped(RunError):
-    """A run was stopped by Ctrl-C or SIGTERM, and the same command resumes it. Exit status 130 after Ctrl-C, else 1."""
+    """A run was stopped by Ctrl-C, SIGTERM or a cap of its budget, and can be resumed.
 
-    def __init__(self, message: str, by: str | None) -> None:
+    Exit status 130 after Ctrl-C, 1 after SIGTERM, and 3 where the budget is spent.
+    """
+
+    def __init__(self, message: str, by: str) -> None:
         super().__init__(message)
-        self.by = by  # CTRL_C or SIGTERM
+        self.by = by  # CTRL_C, SIGTERM, or the cap with what was spent of it
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of the command."""
+        return EXIT_BUDGET if self.by.startswith(BUDGET) else EXIT_STATUS[self.by]
+
+
+def how_to_resume(by: str) -> str:
+    """Return what to do to resume a run that was stopped.
+
+    >>> how_to_resume("budget.hours (2.1 of 2 hours spent)")
+    'raise budget.hours and rerun the same command'
+    """
+    return f"raise {by.split()[0]} and rerun the same command" if by.startswith(BUDGET) else "rerun the same command"
 
 
 def dotted_loc(loc: Location) -> str:
@@ -120,6 +152,16 @@ def within(*loc: str | int) -> Generator[None]:
     except InputError as error:
         for part in error.parts:
             part.loc = (*loc, *part.loc)
+        raise
+
+
+@contextmanager
+def noting_interrupts(text: str) -> Generator[None]:
+    """Add a note to an interrupt of this block: what a rerun of the command resumes."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(text)
         raise
 
 

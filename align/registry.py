@@ -34,6 +34,10 @@ IMPORT_ERRORS = (
     RuntimeError,
 )
 DOTTED_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")  # package.module:name
+IN_NATS = re.compile(r"nll|\bkl\b", re.IGNORECASE)  # negative log-likelihoods and KL divergences
+LOWER = re.compile(
+    r"perplexity|bits_per_byte|calibration_error|\b(unparsable|repetition|alignment|uniformity)\b", re.IGNORECASE
+)
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
@@ -64,6 +68,16 @@ def import_dotted(path: str, kind: str) -> Any:  # noqa: ANN401 - a user's objec
         return getattr(importlib.import_module(module_name), attribute)
     except IMPORT_ERRORS as error:
         raise InputError(f"{kind} {path!r} cannot be imported as module:name: {_import_failure(error)}") from error
+
+
+def pick_class(table: Mapping[str, type[T]], name: str, base: type[T], kind: str) -> type[T]:
+    """Return the class called `name`, or a user's own subclass of `base` by its dotted path `module:Class`."""
+    if ":" not in name:
+        return pick(table, name, kind)
+    found = import_dotted(name, kind)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise InputError(f"{name} is not a subclass of {base.__module__}.{base.__qualname__}")
+    return found
 
 
 def module_file(path: str) -> Path | None:
@@ -124,28 +138,31 @@ class UserCode(NamedTuple):
 
 def _raised(error: Exception) -> str:
     """Return the class of an exception, the file and line of the user's code that raised it, and its text."""
-    libraries = (os.path.dirname(os.__file__), os.path.dirname(__file__), "<")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(libraries) and not _is_installed(frame.filename)]
-    at = (own or frames)[-1]
+    at = _frame_of_user(error) or traceback.extract_tb(error.__traceback__)[-1]
     text = one_line(error)
     return f"{type(error).__name__} at {at.filename}:{at.lineno}, in {at.name}" + (f": {text}" if text else "")
 
 
-def _is_installed(file: str) -> bool:
-    return "site-packages" in Path(file).parts
-
-
 def _import_failure(error: Exception) -> str:
     """Return what failed in a user's module, with the file and line where its code was running."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # without this module's frame
-    library = ("<", os.path.dirname(os.__file__))
-    of_user = [frame for frame in frames if not frame.filename.startswith(library)]
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {one_line(error.msg)}"
-    at = f"{of_user[-1].filename}:{of_user[-1].lineno}: " if of_user else ""
+    frame = _frame_of_user(error)
+    at = f"{frame.filename}:{frame.lineno}: " if frame is not None else ""
     kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
     return f"{at}{kind}{one_line(error)}"
+
+
+def _frame_of_user(error: Exception) -> traceback.FrameSummary | None:
+    """Return the last frame of an exception outside of Python, this package and installed ones.
+
+    Of an exception in installed packages alone, their last frame; None where there is neither.
+    """
+    ours = ("<", os.path.dirname(os.__file__), os.path.dirname(__file__))
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = [frame for frame in frames if "site-packages" in Path(frame.filename).parts]
+    own = [frame for frame in frames if frame not in installed and not frame.filename.startswith(ours)]
+    return next(reversed(own or installed), None)
 
 
 class LazyModule:
@@ -156,3 +173,21 @@ class LazyModule:
 
     def __getattr__(self, name: str) -> object:
         return getattr(importlib.import_module(self._name), name)
+
+
+def is_in_nats(metric: str) -> bool:
+    """Return whether the name of a metric or task says that it is in nats, so that lower is better.
+
+    >>> is_in_nats("chat nll"), is_in_nats("fidelity kl"), is_in_nats("checklist")
+    (True, True, False)
+    """
+    return IN_NATS.search(metric) is not None
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether the lower of two values of a metric is the better one, by its name.
+
+    >>> lower_is_better("chat nll"), lower_is_better("word_perplexity,none"), lower_is_better("accuracy")
+    (True, True, False)
+    """
+    return is_in_nats(metric) or LOWER.search(metric) is not None

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,22 @@ LARGE_PACKAGES = {"align.data", "align.data.readers"}  # one module per format
 VAGUE_NAMES = {"common", "helpers", "manager", "misc", "utils"}
 
 
+@cache
+def parse(text):
+    return ast.parse(text)
+
+
+def called(node):
+    """Return the last name of what a call or a decorator calls: `command` for `@app.command()`."""
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
 def modules(package):
     """Return {dotted name: syntax tree}; an `__init__` file has the name of its package."""
     found = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
-        found[".".join(part for part in parts if part != "__init__")] = ast.parse(path.read_text())
+        found[".".join(part for part in parts if part != "__init__")] = parse(path.read_text())
     return found
 
 
@@ -61,7 +72,7 @@ def imported(name, tree, known, *, is_package):
             above = here[: len(here) - node.level + 1] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
             wanted = [f"{source}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
             wanted = [part.value for part in node.args if isinstance(part, ast.Constant)]
         else:
             continue
@@ -104,18 +115,23 @@ def import_cycles(package):
         yield f"an import cycle among {', '.join(sorted(needs))}"
 
 
+def is_command(node):
+    """Return whether a function is a command of the command line, whose parameters are its options."""
+    return any(isinstance(each, ast.Call) and called(each) == "command" for each in node.decorator_list)
+
+
 def oversized(package):
     for path in sorted(package.rglob("*.py")):
         text, where = path.read_text(), path.relative_to(package.parent)
         if (lines := len(text.splitlines())) > MAX_FILE_LINES:
             yield f"{where} has {lines} lines"
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parse(text)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             taken = node.args
             names = [part.arg for part in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs)]
             count = len([name for name in names if name not in ("self", "cls")])
-            if count > MAX_PARAMETERS:
+            if count > MAX_PARAMETERS and not is_command(node):
                 yield f"{where}:{node.lineno} {node.name} takes {count} parameters"
             if (lines := node.end_lineno - node.lineno + 1) > MAX_FUNCTION_LINES:
                 yield f"{where}:{node.lineno} {node.name} has {lines} lines"
@@ -152,15 +168,20 @@ RULES = [upward_imports, import_cycles, oversized, crowded, undocumented]
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_package_follows_the_rules(rule):
-    covered = modules(PACKAGE)
-    num_imports = sum(len(found) for found in imports(PACKAGE).values())
-    print(f"covered {len(covered)} files, {num_imports} imports")
+    num_files = len(modules(PACKAGE))
+    assert num_files >= MIN_FILES, f"covered {num_files} files only"
     assert list(rule(PACKAGE)) == []
-    assert len(covered) >= MIN_FILES, f"covered {len(covered)} files only"
 
 
 def test_the_readme_of_the_package_names_every_package():
     assert list(missing_in_readme(PACKAGE)) == []
+
+
+def test_test_files_outside_packages_have_different_names():
+    """pytest imports them as top-level modules, and refuses a second one of the same name."""
+    alone = [path for path in (ROOT / "tests").rglob("*.py") if not (path.parent / "__init__.py").exists()]
+    seen = Counter(path.name for path in alone if path.name != "conftest.py")
+    assert [name for name, number in seen.items() if number > 1] == []
 
 
 def test_the_command_line_does_not_import_torch():

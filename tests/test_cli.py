@@ -145,7 +145,7 @@ def test_a_command_that_is_stopped_from_the_keyboard_says_how_it_goes_on(recipe:
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("align.commands.check.load_recipe", stopped)
+    monkeypatch.setattr("align.workflow.launcher.load_recipe", stopped)
     ended = align("check", str(recipe))
     assert ended.returncode == 130
     assert ended.stderr == "align: interrupted; rerun the same command to resume from the last checkpoint\n"
@@ -229,7 +229,7 @@ def test_a_second_run_does_nothing_and_a_changed_step_runs_again_with_what_follo
     changed = align("run", str(path), "steps.rpo.loss.settings.eta=2.0")
     assert changed.returncode == 0, changed.stderr
     assert changed.stderr.count("finished before, skipped") == 4
-    assert "references: 0 groups to compute, 30 cached or repeated" in changed.stderr
+    assert "reference log-probabilities: 0 groups to compute, 30 cached or repeated" in changed.stderr
     assert align("run", str(path)).returncode == 0  # put back for the other tests
 
 
@@ -248,7 +248,34 @@ def test_preview_shows_the_rows_of_a_step(recipe: Path):
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("prompt tokens") == 2
     assert shown.stdout.count("reward") == 8
+    assert "groups: rows that tasks:general generates" in shown.stdout
     assert align("preview", str(recipe), "--step", "table").returncode == 2
+
+
+def test_preview_shows_the_format_of_each_source_and_the_columns_that_decide_it(recipe: Path):
+    """The columns of each row are by hand; the format is that of the table in recipes/README.md."""
+    rows = {
+        "two": ({"question": "a", "chosen": "b", "rejected": "c"}, []),
+        "chats": ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, []),
+        "nested": ({"q": [{"text": "a"}], "good": "b"}, ["columns={prompt: q.0.text, completion: good}"]),
+        "named": ({"instruction": "a", "output": "b"}, ["format=alpaca"]),
+    }
+    wanted = {
+        "two": "preference, detected by the columns chosen, rejected",
+        "chats": "messages, detected by the columns messages",
+        "nested": "prompt_completion, detected by the columns prompt (q.0.text), completion (good)",
+        "named": "alpaca, as its format says, from the columns instruction, output",
+    }
+    overrides = ["steps.sft.data={chats: 0.4, nested: 0.3, named: 0.3}"]
+    for name, (row, settings) in rows.items():
+        path = recipe.parent / f"{name}.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        overrides += [f"data.{name}.path={path}", *(f"data.{name}.{setting}" for setting in settings)]
+    printed = align("preview", str(recipe), "--step", "sft", *overrides)
+    assert printed.returncode == 0, printed.stderr
+    printed = printed.stdout + align("preview", str(recipe), "--step", "dpo", "steps.dpo.data=two", *overrides).stdout
+    for name, said in wanted.items():
+        assert f"\n{name}: {recipe.parent / name}.jsonl read as {said}\n" in f"\n{printed}", printed
 
 
 def test_check_counts_the_tokens_that_training_then_computes(finished: tuple[Path, str, str]):
@@ -258,7 +285,7 @@ def test_check_counts_the_tokens_that_training_then_computes(finished: tuple[Pat
     whole = [json.loads(line) for line in lines]
     groups = sum(line["groups"] for line in whole)
     assert f"{groups} trained" in said
-    expected = int(said.split("rpo  preference\n")[1].split("tokens")[1].split(" an epoch")[0].replace(",", ""))
+    expected = int(said.split("rpo  preference\n")[1].split("tokens")[1].split(" per epoch")[0].replace(",", ""))
     # Micro-batches may share a prefix between groups, so training computes at most what a tree a group would.
     assert sum(line["tokens_computed"] for line in whole) <= expected
 

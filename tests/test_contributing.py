@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 from pages import ROOT, blocks, text
+from scripted_teacher import ScriptedTeacher
+from synthetic_runs import make
 from transformers import AutoModelForCausalLM
 
 import align
@@ -112,3 +114,14 @@ def test_the_stage_averages_the_weights_of_two_steps(tmp_path):
     for name, weight in average.named_parameters():
         expected = (one.get_parameter(name) + two.get_parameter(name)) / 2
         torch.testing.assert_close(weight, expected)
+
+
+def test_a_family_of_the_example_makes_prompts_about_each_topic(tmp_path):
+    families = {
+        "topics": {"family": "topics", "number": 2, "also": ["Bridges"]},
+        "riddles": {"family": "my_families:Riddles", "of": "topics", "number": 3},
+    }
+    teacher = ScriptedTeacher()
+    report = make(tmp_path, teacher, families)
+    assert report["entries"]["riddles"] == {"asked": 9, "kept": 9}
+    assert "Write 3 riddles whose answer has to do with Bridges." in teacher.asked[1]["messages"][0]["content"]

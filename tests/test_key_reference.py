@@ -1,12 +1,21 @@
 """The key reference and the JSON Schema: complete, and the same as in the guide."""
 
 import json
+from typing import Literal, get_args, get_origin
 
 import jsonschema
 import pytest
 from omegaconf import OmegaConf
 from pages import ROOT
+from pydantic import RootModel
 
+from align.config import Settings
+from align.models.settings import PolicySettings
+from align.rewards.builtin_judges import JudgeSpec
+from align.stages.base import Stage
+from align.stages.inputs.sources import SourceSettings
+from align.train.settings import TrainSettings
+from align.workflow.recipe.schema import WrittenRecipe
 from align.workflow.reference import SECTIONS, keys, schema_text, with_reference
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -20,6 +29,29 @@ def plain(path):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_key_has_a_type_and_a_meaning(section):
     assert [key.key for key in keys(section) if not (key.type and key.meaning)] == []
+
+
+def all_settings(base=Settings):
+    for settings in base.__subclasses__():
+        yield from [settings] * settings.__module__.startswith("align.")
+        yield from all_settings(settings)
+
+
+def test_every_field_of_every_settings_class_has_a_description():
+    """Also of those that the reference leaves out, such as the kind of a step; the recipe module imports all."""
+    classes = set(all_settings())
+    undescribed = [
+        f"{settings.__name__}.{name}"
+        for settings in classes
+        for name, field in settings.model_fields.items()
+        if not issubclass(settings, RootModel)
+        and settings.__name__.isidentifier()  # not those made of a verifier's parameters
+        and not (get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1)  # the kind's name
+        and not (field.description or "").strip()
+    ]
+    assert undescribed == []
+    assert {Stage, TrainSettings, PolicySettings, SourceSettings, JudgeSpec, WrittenRecipe} <= classes
+    print(f"checked {sum(len(settings.model_fields) for settings in classes)} fields of {len(classes)} classes")
 
 
 def test_the_guide_and_the_schema_are_current():

@@ -9,7 +9,7 @@ import pytest
 
 from align.artifacts import read_manifest, working_folder
 from align.errors import InputError, RunError
-from align.pipeline import Step, fingerprints, order, run
+from align.pipeline import Cleanup, Step, fingerprints, order, run
 
 # base -> code -> chat -> dpo -> rpo; the reward model branches off base
 CHAIN = {
@@ -193,9 +193,9 @@ def test_state_for_resuming_is_removed_after_the_manifest_is_written(tmp_path):
 
     kills = []
     with pytest.raises(KeyboardInterrupt):
-        run([Step("sft", (), "k")], tmp_path, execute=execute, log=lambda _: None, cleanup=cleanup)
+        run([Step("sft", (), "k")], tmp_path, execute=execute, log=lambda _: None, cleanup=Cleanup(cleanup))
     assert (working_folder(tmp_path / "sft") / "checkpoint").exists()
-    run([Step("sft", (), "k")], tmp_path, execute=pytest.fail, log=lambda _: None, cleanup=cleanup)
+    run([Step("sft", (), "k")], tmp_path, execute=pytest.fail, log=lambda _: None, cleanup=Cleanup(cleanup))
     assert kills == ["sft", "sft"]
     assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["letter", "manifest.json"]
 
@@ -295,7 +295,7 @@ COUNTING = """
 import os, signal, sys
 from pathlib import Path
 from align.artifacts import append_line
-from align.pipeline import Step, run
+from align.pipeline import Cleanup, Step, run
 root, last = Path(sys.argv[1]), int(sys.argv[2])
 def execute(step, working, inputs):
     log = working / "counts.jsonl"

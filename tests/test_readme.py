@@ -109,8 +109,10 @@ def test_the_recipes_of_the_guides_are_valid(tmp_path):
     for part in parts:
         steps |= part["steps"] if "run" not in part and "steps" in part else {}
     assert len(steps) >= 5
-    read = ("programs", "self_instruct", "gsm8k", "pairs", "ratings", "ifeval")
-    data = {name: {"path": "rows.jsonl"} for name in read} | {"prompts": {"path": "tasks:general"}}
+    read = ("programs", "self_instruct", "gsm8k", "pairs", "ratings", "ifeval", "feedback", "texts", "stsb", "held_out")
+    data = {name: {"path": "rows.jsonl"} for name in read} | {
+        name: {"path": "tasks:general"} for name in ("prompts", "questions")
+    }
     whole = {"run": "guide", "policy": next(part["policy"] for part in parts if "run" not in part and "policy" in part)}
     path = tmp_path / "guide.yaml"
     path.write_text(yaml.safe_dump(whole | {"data": data, "steps": steps}, sort_keys=False))

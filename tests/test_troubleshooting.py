@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from pages import blocks
@@ -32,7 +34,9 @@ ON_POLICY = """  rpo:
 TASK = "  evaluate:\n    {stage: evaluate, policies: all, tasks: {gsm8k: {data: pairs, task: gsm8k}}}\n"
 RUN = ("run", "my-recipe.yaml")
 SERVER = "engine.server={base_url: 'http://localhost:9/v1', retries: 0}"
-GENERATE = ("generate", "--policy", "my-model", "--data", "prompts.jsonl", "--out", "groups.jsonl", SERVER)
+PROGRAM = shlex.join([sys.executable, "-S", str(Path(__file__).parent / "inference" / "stub_engine.py")])
+CRASHING = f"engine.vllm={{command: {PROGRAM}, env: {{STUB_FAULT: crash}}}}"
+GENERATE = ("generate", "--data", "prompts.jsonl", "--policy")
 DIVERGES = ("steps.dpo.train.learning_rate=1e30", "steps.dpo.train.max_grad_norm=0", "steps.dpo.train.epochs=5")
 
 # Part of the message -> changes of the recipe, and the command
@@ -45,10 +49,11 @@ CASES = {
     "no row is left": ({}, (*RUN, "data.pairs.max_length=3")),
     "has held_out 0.1 for training": ({"": TASK}, (*RUN, "data.pairs.held_out=0.1")),
     "takes prompts": ({"": ON_POLICY.replace("NUMBER", "8")}, ("check", "my-recipe.yaml")),
-    "can be judged": ({"": ON_POLICY.replace("NUMBER", "2")}, (*RUN, "steps.rpo.rounds=1")),
+    "can score any": ({"": ON_POLICY.replace("NUMBER", "2")}, (*RUN, "steps.rpo.rounds=1")),
     "norm is nan": ({}, (*RUN, *DIVERGES)),
     "no tracker": ({"KEY: 4": "trackers: [wandb]"}, RUN),
-    "no server answers": ({}, GENERATE),
+    "no server answers": ({}, (*GENERATE, "my-model", "--out", "groups.jsonl", SERVER)),
+    "before it was ready": ({}, (*GENERATE, "model", "--out", "served.jsonl", CRASHING)),
 }
 
 

@@ -145,6 +145,16 @@ def test_the_users_own_exceptions_and_those_in_libraries_are_reported_in_one_lin
         judged("value_error")
 
 
+def test_a_module_that_fails_in_a_library_is_reported_at_the_line_of_the_user(tmp_path, monkeypatch):
+    (tmp_path / "fails_inside.py").write_text("import torch\n\nTHING = torch.zeros(2).reshape(3)\n")
+    (tmp_path / "fails_in_python.py").write_text("import json\n\n\nTHING = json.loads('{')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, line in (("fails_inside", 3), ("fails_in_python", 4)):
+        with pytest.raises(InputError) as caught:
+            load_judge(f"{name}:THING")
+        assert f"module:name: {tmp_path / name}.py:{line}: " in str(caught.value)
+
+
 def test_an_input_error_of_users_code_is_kept(module):
     with pytest.raises(InputError, match="^the group is empty$"):
         judged("input_error")

@@ -68,6 +68,7 @@ class Traffic:
     regathered: int = 0  # micro-batches for whose backward pass ZeRO-3 gathers all weights again; see below
     forward_only: int = 0  # micro-batches without a backward pass: references and held-out rows
     weight_bytes: int = FP32
+    gathered_bytes: int | None = None  # of a weight that ZeRO-3 or FSDP2 gathers; None: weight_bytes
 
 
 def communication_bytes(sharding: Sharding, traffic: Traffic) -> int:
@@ -94,9 +95,12 @@ def communication_bytes(sharding: Sharding, traffic: Traffic) -> int:
         0: 2 * trained * reductions,
         1: (2 + 1) * trained * traffic.steps,
         2: 2 * trained * reductions + trained * traffic.steps,
-        3: (2 if sharding.cpu else 1) * trained * reductions
-        + partitioned * (2 * traffic.micro_batches + traffic.forward_only)
-        - sharding.kept(partitioned) * (traffic.micro_batches - traffic.regathered)
-        + traffic.unpartitioned * traffic.steps,
+        3: (2 if sharding.cpu else 1) * trained * reductions,
     }[sharding.stage]
-    return numbers * traffic.weight_bytes * (sharding.processes - 1) // sharding.processes
+    gathered = 0
+    if sharding.stage == 3:
+        gathered = partitioned * (2 * traffic.micro_batches + traffic.forward_only)
+        gathered -= sharding.kept(partitioned) * (traffic.micro_batches - traffic.regathered)
+        gathered += traffic.unpartitioned * traffic.steps
+    sizes = traffic.weight_bytes, traffic.gathered_bytes or traffic.weight_bytes
+    return (numbers * sizes[0] + gathered * sizes[1]) * (sharding.processes - 1) // sharding.processes

@@ -87,7 +87,7 @@ class NvmlCounter:
 def machine_counter() -> Counter:
     """Return codecarbon's counter of the whole machine, or one without readings if it is not installed."""
     if importlib.util.find_spec("codecarbon") is None:
-        return NoCounter("codecarbon is not installed; pip install 'align[energy]'")
+        return NoCounter("codecarbon is not installed: pip install codecarbon")
     return CodecarbonCounter()
 
 

@@ -192,3 +192,12 @@ def forward_flops(model: Decoder, work: Work) -> int:
 def training_flops(model: Decoder, work: Work) -> int:
     """Compute the floating-point operations of a forward and a backward pass without recomputation."""
     return (1 + BACKWARD) * forward_flops(model, work)
+
+
+def total_flops(model: Decoder, *, trained: Work, observed: Work, frozen: bool) -> int:
+    """Compute the floating-point operations of a training: `observed` are its passes without a backward pass.
+
+    With `frozen` only adapters are trained, and the gradients of the other weights are not computed.
+    """
+    unneeded = forward_flops(model, trained) if frozen else 0
+    return training_flops(model, trained) - unneeded + forward_flops(model, observed)

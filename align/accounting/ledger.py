@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -75,6 +75,17 @@ class Ledger(Usage):
             problem = "missing" if name in expected else "unknown"
             raise InputError(f"the ledger was written by another version: {problem} field {name!r}")
         return cls(**{name: values[name] for name in expected})
+
+
+def sum_if_known(values: Iterable[float | None]) -> float | None:
+    """Return the sum of the values; None if any of them is None, which means unknown.
+
+    >>> sum_if_known([1, 2.5]), sum_if_known([1, None])
+    (3.5, None)
+    """
+    given = list(values)
+    known = [value for value in given if value is not None]
+    return sum(known) if len(known) == len(given) else None
 
 
 def step_ledger(usage: Usage, energy: EnergyReading, settings: AccountingSettings) -> Ledger:

@@ -2,38 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
+from align.inference.managed.kinds import KINDS
+from align.inference.managed.version import engine_version
+from align.stages.base import UsedEngine
 from align.stages.costs.estimates import Estimate
+from align.workflow.launcher import Command
 from align.workflow.recipe.inputs import check_inputs
-from align.workflow.recipe.load import load_recipe
+from align.workflow.recipe.schema import Recipe
+from align.workflow.search.calls import assumed
+
+if TYPE_CHECKING:
+    from align.workflow.prediction import Interval, Prediction
+
+TOTALS = {  # resource -> its name, its unit, and its own unit in that
+    "seconds": ("time", "minutes", 60),
+    "energy_wh": ("energy", "Wh", 1),
+    "money": ("money", "", 1),
+    "peak_memory_bytes": ("peak memory", "GiB in a process", 2**30),
+    "wire_bytes": ("network", "GiB sent by each device", 2**30),
+}
 
 
-def check(recipe: Path, overrides: Sequence[str]) -> None:
-    """Print the estimate of each step."""
-    loaded, console = load_recipe(recipe, overrides), Console()
-    check_inputs(loaded, recipe, overrides)
+def check(path: Path, overrides: Sequence[str]) -> None:
+    """Print test items found among the training rows, the estimate of each step, and that of the whole recipe."""
+    command, console = Command(path, tuple(overrides)), Console()
+    check_inputs(command.loaded, path, overrides)
+    from align.workflow.recipe.overlap import overlap_warnings  # noqa: PLC0415 - imports numpy
+
+    with command.located():
+        for line in overlap_warnings(command.loaded):
+            console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
     from align.workflow.estimate import estimate  # noqa: PLC0415 - imports torch; errors in the recipe come first
+    from align.workflow.prediction import earlier_ledgers, predict  # noqa: PLC0415 - imports torch
+    from align.workflow.spending import check_budget, energy_meter  # noqa: PLC0415 - imports torch
 
-    for each in estimate(loaded):
-        console.print(f"[bold]{each.name}[/]  {each.stage}", highlight=False)
-        for name, text in _lines(each).items():
-            console.print(f"  {name:<16} {text}", highlight=False, soft_wrap=True)
+    plan, notes = assumed(command)
+    recipe = plan.loaded
+    earlier = earlier_ledgers(Path(recipe.runs))
+    estimates: list[Estimate] = []
+    predictions: list[Prediction] = []
+    with command.located():
+        if recipe.budget.model_fields_set:
+            with energy_meter(recipe) as energy:
+                check_budget(recipe, energy)
+        for each in estimate(recipe):
+            estimates.append(each)
+            predictions.append(predict(recipe, each, earlier.get(each.stage, [])))
+            used = _lines(each, predictions[-1])
+            _show(console, each.name, each.stage, [*_engine_lines(recipe.steps[each.name].engines()), *used.items()])
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
+    _show(console, "whole recipe", "", total_lines(recipe, estimates, predictions))
+
+
+def _show(console: Console, name: str, stage: str, lines: Iterable[tuple[str, str]]) -> None:
+    console.print(f"[bold]{name}[/]  {stage}", highlight=False)
+    for key, text in lines:
+        console.print(f"  {key:<16} {text}", highlight=False, soft_wrap=True)
 
 
 def preview(recipe: Path, step: str, overrides: Sequence[str], *, rows: int) -> None:
     """Print a step's first rows as colored tokens."""
-    loaded, console = load_recipe(recipe, overrides), Console()
-    from align.workflow.preview import preview_rows  # noqa: PLC0415 - imports torch; errors in the recipe come first
+    command, console = Command(recipe, tuple(overrides)), Console()
+    loaded = command.loaded
+    from align.workflow.preview import preview_rows, source_lines  # noqa: PLC0415 - imports torch; errors come first
 
-    for text in preview_rows(loaded, loaded.expanded(step)[-1], number=rows):
-        console.print(text)
+    name = loaded.expanded(step)[-1]
+    with command.located():
+        for line in source_lines(loaded, name):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        for text in preview_rows(loaded, name, number=rows):
+            console.print(text)
 
 
-def _lines(step: Estimate) -> dict[str, str]:
+def _engine_lines(used: Sequence[UsedEngine]) -> list[tuple[str, str]]:
+    """Return the managed servers of a step, and whether they repeat their samples."""
+    found: list[tuple[str, str]] = []
+    for managed in [each.engine.managed for each in used if each.engine.managed is not None]:
+        repeats = "the same samples after a resume" if managed.is_repeatable else "other samples after a resume"
+        found.append(("engine", f"{KINDS[managed.kind].title} {engine_version(managed)}, {repeats}"))
+    return found
+
+
+def total_lines(
+    recipe: Recipe, estimates: Sequence[Estimate], predictions: Sequence[Prediction]
+) -> list[tuple[str, str]]:
+    """Return what the whole recipe is predicted to use, with what is unknown and why."""
+    from align.workflow.prediction import total  # noqa: PLC0415 - imports torch
+
+    at_most = "at most " if any(each.bound for each in estimates) else ""
+    no_flops = [each.name for each in estimates if each.flops is None]
+    flops = f"{at_most}{sum(each.flops or 0.0 for each in estimates):.2e} FLOPs{_without(no_flops)}"
+    lines = [("compute", flops)]
+    for resource, (name, unit, in_unit) in TOTALS.items():
+        value, unknown = total(predictions, resource)
+        unit = recipe.accounting.currency if resource == "money" else unit
+        if resource == "money" and recipe.accounting.price_per_device_hour is None:
+            text = "unknown: set accounting.price_per_device_hour"
+        elif value is None:
+            text = f"unknown: no step of these stages has been measured on this machine, below {recipe.runs}"
+        else:
+            text = f"{at_most}{_range(value, unit, in_unit)}{_without(unknown)}"
+        lines.append((name, text))
+    num_earlier = sum(each.num_earlier for each in {each.stage: each for each in predictions}.values())
+    lines.append(
+        ("learned from", f"{num_earlier} finished step(s) of these stages on this machine, below {recipe.runs}")
+    )
+    return lines
+
+
+def _range(value: Interval, unit: str, in_unit: float) -> str:
+    """Return the median of earlier steps, and their range where it is one."""
+    low, typical, high = (f"{each / in_unit:.3g}" for each in value)
+    return f"{typical} {unit}" if low == high else f"{typical} {unit} ({low} to {high})"
+
+
+def _without(names: Sequence[str]) -> str:
+    return f", without {', '.join(names)}: unknown" if names else ""
+
+
+def _lines(step: Estimate, predicted: Prediction) -> dict[str, str]:
     from align.stages.training.rows import describe  # noqa: PLC0415 - imports torch
 
     at_most, training = "at most " if step.bound else "", step.training
@@ -41,18 +136,26 @@ def _lines(step: Estimate) -> dict[str, str]:
     if training is not None:
         lines["rows"] = describe(training.counts, training.format)
         lines["tokens"] = (
-            f"{step.tokens:,} an epoch ({training.unshared:,} without sharing), longest row {training.longest:,}"
+            f"{step.tokens:,} per epoch ({training.unshared:,} if prefixes were not shared), "
+            f"longest row {training.longest:,}"
         )
         lines["optimizer steps"] = f"{training.optimizer_steps:,}"
         if training.memory is not None:
             lines["memory"] = training.memory.describe()
     elif step.tokens:
         lines["tokens"] = f"{at_most}{step.tokens:,}"
+    lines |= step.parts
     if step.unknown:
         lines["FLOPs"] = f"unknown, as are time and memory: {step.unknown}"
     if step.flops and step.seconds:
         lines["FLOPs"] = f"{at_most}{step.flops:.2e}"
-        lines["time"] = f"{at_most}{step.seconds / 60:.1f} minutes on this machine's CPU, estimated"
+        by_formula = f"{step.seconds / 60:.1f} minutes on this machine, estimated from a matrix product"
+        lines["time"] = f"{at_most}{by_formula}; no earlier {step.stage} step to learn from"
+    if predicted.seconds is not None:
+        learned = (
+            f"{_range(predicted.seconds, 'minutes', 60)}, from {predicted.num_earlier} earlier {step.stage} step(s)"
+        )
+        lines["time"] = f"{at_most}{learned} on this machine"
     lines["disk"] = f"{(step.disk + step.spare) / 2**30:.2f} GiB while it runs, {step.disk / 2**30:.2f} GiB after"
     if training is not None:
         lines["imbalance"] = "; ".join(

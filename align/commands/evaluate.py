@@ -12,6 +12,7 @@ from pydantic import Field
 from align.commands.one_step import SOURCE, RowOptions, check_out, run_one_step
 from align.config import Settings
 from align.content_hash import PROCEDURAL, content_of
+from align.curate.embeddings.settings import EncoderSettings
 from align.distributed.progress import Progress
 from align.errors import InputError
 from align.evaluation.answers import write_lines
@@ -22,11 +23,16 @@ from align.rewards.settings import Combination, JudgeSettings
 from align.rewards.thoughts import THINK, ThoughtSettings
 from align.stages.evaluate import Evaluate
 from align.stages.inputs.context import RunContext
-from align.stages.responses.evaluation import PolicyEngines, evaluate_tasks
+from align.stages.responses.engines import PolicyEngines
+from align.stages.responses.evaluation import evaluate_tasks
 from align.stages.responses.tasks import TaskSettings
 
 # Options of the command line that are not settings
-OPTIONS = {name: f"--{name}" for name in ("data", "policy", "responses", "limit", "out")} | {"judges": "--judge"}
+OPTIONS = {
+    **{name: f"--{name}" for name in ("data", "policy", "responses", "limit", "out")},
+    "judges": "--judge",
+    "rows.columns": "--column",
+}
 STEP = "evaluate"
 
 
@@ -42,6 +48,14 @@ class EvaluateSettings(Settings):
     combine: Combination = Field(default="precedence", description="How several judges are combined.")
     thoughts: ThoughtSettings = Field(default=THINK, description="Thoughts of the responses, which are not graded.")
     max_length: int | None = Field(default=None, ge=2, description="Most tokens of a row whose likelihood is measured.")
+    reference: str | None = Field(
+        default=None,
+        description="Policy that the tasks fidelity and drift compare with: a folder, a Hub id or gguf:FILE.",
+    )
+    reference_answers: str | None = Field(
+        default=None, description="File of reference answers in FastChat's form, for the judge of mt_bench."
+    )
+    encoder: EncoderSettings | None = Field(default=None, description="How the policy embeds texts.")
     tasks_folder: str | None = Field(
         default=None, description="Folder of your own task files of lm-evaluation-harness."
     )
@@ -87,9 +101,13 @@ def evaluate(request: Request, out: Path | None, *, settings: EvaluateSettings, 
         if out is not None:
             writes = partial(write_lines, out, found.result.verdicts)
             context.processes.run_on_main(writes, f"writing {out}")
-        scores = {name: value._asdict() for name, value in found.result.scores.items()}
+        scores, measures = (
+            {name: value._asdict() for name, value in each.items()}
+            for each in (found.result.scores, found.result.measures)
+        )
         written = {"out": str(out) if out else None} if "out" in task.options else {}
-        return {"task": request.task, **found.counts, **found.result.counts, **written, "scores": scores}
+        counts = {**found.counts, **found.result.counts}
+        return {"task": request.task, **counts, **written, "measures": measures, "scores": scores}
 
     identity = _identity(request)
     return run_one_step(STEP, step, source, out=out, identity=identity, progress=progress, work=work)
@@ -110,6 +128,9 @@ def _task_settings(task: Task, request: Request, settings: EvaluateSettings) -> 
         "combine": settings.combine,
         "thoughts": settings.thoughts,
         "responses": list(request.responses),
+        "reference": settings.reference,
+        "reference_answers": settings.reference_answers,
+        "encoder": settings.encoder,
         "tasks_folder": settings.tasks_folder,
         "chat_template": settings.chat_template,
     }
@@ -117,7 +138,7 @@ def _task_settings(task: Task, request: Request, settings: EvaluateSettings) -> 
     given = {
         name: value
         for name, value in options.items()
-        if ("sampling" if name in SamplingSettings.model_fields else name) in used
+        if {"sampling" if name in SamplingSettings.model_fields else name, name} & used
     }
     source = {"data": SOURCE if request.data is not None else "", "task": request.task}
     return TaskSettings.model_validate({**source, **given})
@@ -129,9 +150,10 @@ def _check_answers(task: Task, request: Request) -> None:
         if request.policy is None and len(request.responses) != 1:
             raise InputError(f"task {request.task}: give either --policy or one file of --responses")
     elif "responses" in task.options:
-        if len(request.responses) != 2:  # noqa: PLR2004 - the policy's and the baseline's
+        is_optional = "judges" not in task.options  # the data are verdicts
+        if len(request.responses) != 2 and (request.responses or not is_optional):  # noqa: PLR2004
             raise InputError(f"task {request.task}: give --responses twice: the policy's and the baseline's")
-    elif request.policy is None:
+    elif "policy" in task.options and request.policy is None:
         raise InputError(f"task {request.task}: --policy is needed")
 
 
@@ -139,6 +161,7 @@ def _check_options(task: Task, request: Request, out: Path | None, settings: Eva
     """Raise for the first option or setting that is given and has no effect on the task."""
     given = _given(request, out, settings)
     used = set(task.used_with(given))
+    used |= {"sampling"} if "max_new_tokens" in used else set()
     is_procedural = (request.data or "").startswith(PROCEDURAL)
     has_constraints = settings.rows.constraints is not None
     if is_procedural or (task.columns and not has_constraints):  # the rows are not read as records

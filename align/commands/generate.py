@@ -29,9 +29,11 @@ class GenerateSettings(Settings):
         default=SamplingSettings(num_responses=4), description="How responses are drawn."
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="What runs the policies.")
-    judges: list[JudgeSettings] = Field(default_factory=list[JudgeSettings], description="Who rates the responses.")
+    judges: list[JudgeSettings] = Field(
+        default_factory=list[JudgeSettings], description="Judges that rate the responses."
+    )
     combine: Combination = Field(default="precedence", description="How several judges are combined.")
-    thoughts: ThoughtSettings = Field(default=THINK, description="Thoughts of the responses, which judges do not see.")
+    thoughts: ThoughtSettings = Field(default=THINK, description="Delimiters of reasoning, which judges do not see.")
     groups: GroupSettings = Field(default=GroupSettings(), description="Which responses become a group to train on.")
     rows: RowOptions = Field(default=RowOptions(), description="How the prompts are read.")
 
@@ -52,7 +54,7 @@ def generate(
     """
     check_out(out, [data, *policies])
     if not policies or len(set(policies)) < len(policies):
-        raise InputError(f"policy: name at least one, and each once, not {', '.join(policies) or 'none'}")
+        raise InputError(f"policy: give at least one and no duplicates, not {', '.join(policies) or 'none'}")
     own = {name: getattr(settings, name) for name in GenerateSettings.model_fields if name != "rows"}
     step = Generate(models=list(policies), data=SOURCE, **own)
     identity = {"policies": {policy: content_of(policy) for policy in policies}, "data": content_of(data)}

@@ -16,7 +16,7 @@ from align.config import Settings, build, read_overrides
 from align.data.chat_clock import began_at, pinned_time
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
-from align.errors import InputError
+from align.errors import InputError, noting_interrupts
 from align.models.settings import PolicySettings
 from align.rewards.judges import parse_judge
 from align.stages.base import Stage
@@ -38,11 +38,11 @@ class RowOptions(Settings):
 
     format: str = Field(default="auto", description="Name of a row format, or module:name of your own reader.")
     columns: dict[str, str] = Field(default_factory=dict[str, str], description=COLUMNS)
-    split: str | None = Field(default=None, description="Split of a folder or dataset, or of procedural rows.")
+    split: str | None = Field(default=None, description="Split of a folder or dataset, or of a built-in task.")
     on_error: Literal["error", "skip"] = Field(
         default="error", description="Stop at a row that cannot be read, or skip it and count it."
     )
-    seed: int = Field(default=0, description="Seed of procedural rows and of constraints.")
+    seed: int = Field(default=0, description="Seed of a built-in task and of constraints.")
     constraints: ConstraintSettings | None = Field(
         default=None, description="Verifiable instructions to append to the prompts."
     )
@@ -53,14 +53,30 @@ class RowOptions(Settings):
         return SourceSettings(path=path, limit=limit, max_length=max_length, **own)
 
 
-def settings_of(kind: type[S], judges: Sequence[str], overrides: Sequence[str]) -> S:
+def settings_of(kind: type[S], judges: Sequence[str], overrides: Sequence[str], columns: Sequence[str] = ()) -> S:
     """Return the settings that a command line gives; a judge is `NAME key=value …`, with `weight` among the keys."""
     # Without the defaults of nested settings, whose `model_fields_set` must hold only what was given
     defaults = kind.model_validate(dict(kind()))
     values = read_overrides(overrides, defaults.model_dump(mode="json", exclude_unset=True))
     if judges:
         values["judges"] = [parse_judge(text) for text in judges]
+    if columns:
+        rows = values.setdefault("rows", {})
+        rows["columns"] = {**rows.get("columns", {}), **parse_columns(columns)}
     return build(kind, values)
+
+
+def parse_columns(options: Sequence[str]) -> dict[str, str]:
+    """Return the columns that options `NAME=COLUMN` rename: name of the format -> column of the file."""
+    found: dict[str, str] = {}
+    for option in options:
+        name, _, column = option.partition("=")
+        if not name or not column:
+            raise InputError(f"--column {option!r} is not of the form NAME=COLUMN, as in --column prompt=question")
+        if name in found:
+            raise InputError(f"--column {option!r}: {name} is {found[name]!r} already; name one column")
+        found[name] = column
+    return found
 
 
 def run_one_step(
@@ -89,7 +105,9 @@ def run_one_step(
         validate(recipe)
         context = run_context(recipe, name, Path(), progress)
         context.identity = identity
-        with _folder(out, context) as context.folder, disk_errors(context.folder), _noting(out):
+        kept = "partial results are not kept without --out"
+        note = kept if out is None else f"what is finished is kept in {work_folder(out)}: rerun to resume"
+        with _folder(out, context) as context.folder, disk_errors(context.folder), noting_interrupts(note):
             if out is not None and context.processes.is_main:
                 remove_leftovers(out.parent, of=out.name)
                 remove_leftovers(context.folder)
@@ -142,17 +160,6 @@ def _folder(out: Path | None, context: RunContext) -> Generator[Path]:
 
 
 @contextmanager
-def _noting(out: Path | None) -> Generator[None]:
-    """Add a note to an interrupt: which work a rerun of the command finds."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        kept = "nothing is kept without --out"
-        error.add_note(kept if out is None else f"what is finished is kept in {work_folder(out)}: rerun to resume")
-        raise
-
-
-@contextmanager
 def _command_locations(name: str) -> Generator[None]:
     """Turn locations of the one-step recipe into those of the command's settings."""
     try:
@@ -161,6 +168,8 @@ def _command_locations(name: str) -> Generator[None]:
         for part in error.parts:
             if part.loc[:2] == ("steps", name):
                 part.loc = part.loc[2:]
+            elif part.loc == ("data", SOURCE, "path"):
+                part.loc = ()  # the message names the file
             elif part.loc[:2] == ("data", SOURCE):
                 part.loc = ("rows", *part.loc[2:])
         raise

@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from align.redaction import printable
 
@@ -23,13 +24,25 @@ MIN_ROWS = 4  # of the table, however small the terminal is
 OTHER_LINES = 8  # of the terminal, around the rows of the table
 LINE_EVERY_S = 5.0  # without a terminal
 MINUTE_S, HOUR_S = 60, 3600
+GIB = 2**30
 SHOWN_METRICS = {  # metric -> its name and format
     "loss": ("loss", ".4f"),
     "held_out/loss": ("held-out loss", ".4f"),
     "rewards/margins": ("margin", "+.3f"),
     "rewards/accuracies": ("accuracy", ".2f"),
     "lr": ("lr", ".2e"),
+    "requests_per_s": ("requests/s", ",.1f"),
+    "tokens_per_s": ("tokens/s", ",.0f"),
+    "cost": ("cost", ",.4f"),
 }
+
+RESOURCES = {  # metric -> its name, its form, and its unit in those of the metric
+    "mfu": ("MFU", "{:.1%}", 1),
+    "peak_memory_bytes": ("peak memory", "{:,.2f} GiB", GIB),
+    "energy_wh": ("energy", "{:,.4g} Wh", 1),
+    "money": ("cost so far", "{:,.4g}", 1),
+}
+UNKNOWN = "–"
 
 
 class TerminalProgress:
@@ -96,8 +109,9 @@ class TerminalProgress:
 
     def _render(self) -> Group:
         """Return the table of the steps and the progress bar."""
+        used = Text("  ".join(_resource_parts(self.latest)), style="dim")
         if not self.states:
-            return Group(self.bar)
+            return Group(self.bar, used)
         table = Table(box=SIMPLE, pad_edge=False)
         for name in ("", "step", "state", "seconds", "last metrics"):
             table.add_column(name, justify="right" if name == "seconds" else "left", no_wrap=True)
@@ -106,7 +120,7 @@ class TerminalProgress:
             seconds = time.monotonic() - self.started_at[name] if state == RUNNING else self.seconds.get(name)
             duration = "" if seconds is None else f"{seconds:,.0f}"
             table.add_row(SYMBOLS[state], name, state, duration, self.metrics.get(name, ""))
-        return Group(table, self.bar)
+        return Group(table, self.bar, used)
 
     def _visible_steps(self) -> list[str]:
         """Return the steps around the first unfinished one, as many as fit into the terminal."""
@@ -143,7 +157,8 @@ class LineProgress:
             self.step, self.name, self.metrics, self.step_began_s = step, "", {}, time.monotonic()
         elif state == FINISHED and step == self.step:
             duration = f"finished in {duration_text(time.monotonic() - self.step_began_s)}"
-            self.note(f"{step}: {', '.join([duration, *_metric_parts(self.metrics)])}")
+            parts = [duration, *_metric_parts(self.metrics), *_resource_parts(self.metrics)]
+            self.note(f"{step}: {', '.join(parts)}")
             self.step = ""
 
     def phase(self, name: str, total: int, done: int = 0) -> None:
@@ -160,7 +175,8 @@ class LineProgress:
             return
         self.printed_s = now
         place = f"{self.name} {self.done}{f'/{self.total}' if self.total else ''}"
-        parts = [place, *(_metric_parts(self.metrics) if metrics else ()), *self._remaining(now)]
+        shown = [*_metric_parts(self.metrics), *_resource_parts(self.metrics)] if metrics else []
+        parts = [place, *shown, *self._remaining(now)]
         self.note(f"{f'{self.step}: ' if self.step else ''}{', '.join(parts)}")
 
     def _remaining(self, now: float) -> list[str]:
@@ -196,3 +212,13 @@ def _metric_parts(metrics: Mapping[str, float]) -> list[str]:
     if "tokens_computed" in metrics and metrics["seconds"]:
         parts.append(f"{metrics['tokens_computed'] / metrics['seconds']:,.0f} tokens/s")
     return parts
+
+
+def _resource_parts(metrics: Mapping[str, float]) -> list[str]:
+    """Return the resources as text, with a dash for an unknown one; nothing where none is known."""
+    if RESOURCES.keys().isdisjoint(metrics):
+        return []
+    return [
+        f"{label} {form.format(metrics[name] / unit) if name in metrics else UNKNOWN}"
+        for name, (label, form, unit) in RESOURCES.items()
+    ]

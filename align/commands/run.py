@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,7 @@ from rich.table import Table
 from align.commands.progress import LineProgress, TerminalProgress
 from align.workflow.launcher import Command
 from align.workflow.recipe.inputs import check_inputs
+from align.workflow.search.calls import assumed, calls
 
 FILE_WIDTH = 160  # columns of a table that goes to a file
 
@@ -20,19 +22,27 @@ FILE_WIDTH = 160  # columns of a table that goes to a file
 def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from: str | None, dry_run: bool) -> None:
     """Run a recipe and print its tables; with `dry_run` print what would run."""
     command, console = Command(recipe, tuple(overrides)), _wide_console()
-    loaded = command.load()
+    loaded = command.loaded
     check_inputs(loaded, recipe, overrides, until=until)
     # These import torch; errors in the recipe come first
     from align.workflow.estimate import disk_need, estimate  # noqa: PLC0415
     from align.workflow.results.tables import plan_table, run_tables  # noqa: PLC0415
     from align.workflow.runner import planned, run_recipe  # noqa: PLC0415
 
+    plan, notes = assumed(command)
     if dry_run:
-        show(console, plan_table(planned(loaded, until, rerun_from), list(estimate(loaded))))
+        with command.located():
+            estimates = list(estimate(plan.loaded))
+        show(console, plan_table(planned(plan.loaded, until, rerun_from), estimates))
+        for note in notes:
+            console.print(note, highlight=False, soft_wrap=True)
         return
-    disk = disk_need(loaded)
-    with shown_progress() as progress:
-        manifests = run_recipe(command, progress, disk=disk, until=until, rerun_from=rerun_from)
+    with command.located():
+        disk = disk_need(plan.loaded)
+    manifests: dict[str, dict[str, Any]] = {}
+    with shown_progress() as progress, command.located():
+        for call in calls(command, until=until, rerun_from=rerun_from):
+            manifests = run_recipe(call.command, progress, disk=disk, until=call.until, rerun_from=call.rerun_from)
     show(console, run_tables(manifests, loaded.root))
     console.print(f"Written to {loaded.root}; report in {loaded.root / 'report.html'}", highlight=False, soft_wrap=True)
 
@@ -40,10 +50,10 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
 def train(recipe: Path, step: str, overrides: Sequence[str]) -> None:
     """Run one step of a recipe."""
     command = Command(recipe, tuple(overrides))
-    command.load()
-    from align.workflow.runner import run_step  # noqa: PLC0415 - imports torch; errors in the recipe come first
+    _ = command.loaded  # errors in the recipe come first
+    from align.workflow.runner import run_step  # noqa: PLC0415 - imports torch
 
-    with shown_progress() as progress:
+    with shown_progress() as progress, command.located():
         run_step(command, step, progress)
 
 

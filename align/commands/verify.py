@@ -14,7 +14,7 @@ def verify(folder: Path) -> None:
     """Print one line for each part of a run, and one for each problem; raise `RunError` if there is any."""
     num_files, num_problems = 0, 0
     for part in verify_run(folder):
-        print(f"{part.name}: {_result(part)}")
+        print(f"{part.name}: {_result(part)}{f'; {part.removed}' if part.removed else ''}")
         for problem in part.problems:
             print(f"  {problem}")
         num_files += part.num_files

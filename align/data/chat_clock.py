@@ -61,4 +61,4 @@ def began_at(folder: Path, *, write: bool = True) -> datetime:
     try:
         return datetime.fromisoformat(path.read_text("utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: holds no time; remove the file to begin again") from error
+        raise InputError(f"{path}: not a valid time; delete the file and rerun") from error

@@ -9,18 +9,19 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
+from typing import Any
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from align.data.chat_rendering import ESCAPE
 from align.data.chat_turns import Rendered, Renderer
-from align.data.overlong import OVERLONG, RowLengths, character_limit, length_limit
+from align.data.overlong import OVERLONG, RowLengths, character_limit, length_limit, num_characters
 from align.data.rejections import Rejections
 from align.data.rendered_tokens import RenderedTokenizer
 from align.data.token_groups import Ids, TokenGroup, TokenSequence
 from align.errors import InputError
-from align.records import Comparison, Demonstration, Located, Message, at_place
+from align.records import Comparison, Demonstration, Located, Message, Prompt, Tools, at_place, message_key
 from align.registry import pick
 
 # NeMo-Aligner's default_chosen_reward and default_rejected_reward, for responses with a label and no rewards
@@ -105,17 +106,17 @@ class ChatEncoder:
                 if group is not None:
                     yield Located(group, located.place, located.row, located.metadata)
 
-    def prompt_ids(self, messages: Sequence[Message], row: int) -> Ids:
+    def prompt_ids(self, messages: Sequence[Message], row: int, tools: Tools = ()) -> Ids:
         """Return the token ids of a prompt with the header of the response, int32 of shape [T].
 
         Length limits do not apply, and `counts` does not change.
         """
         with at_place(f"row {row + 1}"):
-            return self._tokenizer.prompt(self._renderer.prompt(messages))
+            return self._tokenizer.prompt(self._renderer.prompt(messages, tools))
 
-    def check_prompt(self, messages: Sequence[Message]) -> None:
+    def check_prompt(self, prompt: Prompt) -> None:
         """Raise `InputError` if the chat template cannot render a prompt."""
-        self._renderer.prompt(messages)
+        self._renderer.prompt(prompt.messages, prompt.tools)
 
     def _encode(self, batch: Sequence[Located[Trainable]]) -> list[TokenGroup | None]:
         self.counts[ROWS] += len(batch)
@@ -209,11 +210,11 @@ def _batches(records: Iterable[Located[Trainable]]) -> Iterator[list[Located[Tra
 
 
 def _characters(record: Trainable, combine: Callable[[Iterable[int]], int]) -> int:
-    """Return the characters of a record's messages, with those of its responses combined."""
+    """Return the characters of a record's messages and tools, with those of its responses combined."""
     if isinstance(record, Demonstration):
-        return sum(len(message.content) for message in record.messages)
-    prompt = sum(len(message.content) for message in record.prompt)
-    return combine(prompt + len(response.content) for response in record.responses)
+        return num_characters(record.messages, record.tools)
+    prompt = num_characters(record.prompt, record.tools)
+    return combine(prompt + num_characters([response.message]) for response in record.responses)
 
 
 def _prompt_hash(sequence: TokenSequence) -> int:
@@ -227,8 +228,12 @@ def _message_hash(record: Trainable) -> int:
         messages = record.prompt
     else:
         messages = tuple(takewhile(lambda message: message.role != "assistant", record.messages))
-    prompt = [(message.role, message.content) for message in messages]
+    prompt = list(map(_as_tuple, message_key(messages, record.tools)))
     return int.from_bytes(hashlib.sha256(repr(prompt).encode()).digest()[:4], "big")
+
+
+def _as_tuple(key: Any) -> Any:  # noqa: ANN401 - an item of a message's key
+    return tuple(key) if isinstance(key, list) else key
 
 
 def _rewards(comparison: Comparison) -> tuple[float, ...] | None:

@@ -7,12 +7,14 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os.path import commonprefix
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from align.data.chat_rendering import Chat, ChatTemplate
+from align.data.chat_rendering import ChatTemplate
+from align.data.chat_tools import Chat, calling, closing_of_call, last_call_marked, marked
 from align.errors import InputError
-from align.records import Comparison, Demonstration, Message, is_cut_off
+from align.records import Comparison, Demonstration, Message, Tools, is_cut_off
 
 # The end of a generation prompt that opens a thought, such as `<think>\n`, `[THINK]` or `<|START_THINKING|>`
 OPEN_THOUGHT = re.compile(r"(?:<\|?|\[)(?:start_)?(?:think(?:ing)?|thought|reason(?:ing)?)(?:\|?>|\])\s*\Z", re.I)
@@ -57,7 +59,8 @@ class Renderer:
     """Render prompts, comparisons and demonstrations with the tokenizer's chat template.
 
     A response that was cut off gets no end of turn, unless `closes_cut`. Raise `InputError` for a template that fails,
-    alters an assistant message, or rewrites the prompt once a response follows it.
+    alters an assistant message, leaves out a tool, a tool call or its result, or rewrites the prompt once a response
+    follows it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, closes_cut: bool = False) -> None:
@@ -66,9 +69,11 @@ class Renderer:
         self.control_tokens = self._template.control_tokens
         self.has_clock = self._template.has_clock
 
-    def prompt(self, messages: Sequence[Message]) -> Rendered:
+    def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> Rendered:
         """Return the messages as text, with the header of the assistant's turn."""
-        ((text,), _) = self._template.render_prompts([self._template.chat(messages)])
+        chat = self._template.chat(messages, tools)
+        ((text,), _) = self._template.render_prompts([chat])
+        self._template.check_tools(chat)
         split = self._template.last_control_token(text)
         return Rendered(text[:split], text[split:])
 
@@ -77,17 +82,28 @@ class Renderer:
         """Render many records in one request, which the block then asks for one by one."""
         asked = [self._chats_of(record) for record in records]
         prompts, chats = ([chat for each in asked for chat in each[part]] for part in (0, 1))
-        with self._template.rendered_together(prompts, chats):
+        more = [each for chat in chats if chat.uses_tools for each in self._variants(chat)]
+        with self._template.rendered_together(prompts, [*chats, *more]):
             yield
 
     def _chats_of(self, record: Demonstration | Comparison) -> tuple[list[Chat], list[Chat]]:
         """Return the prompts of a record, and the dialogues that follow them."""
         if isinstance(record, Comparison):
-            prompt = self._template.chat(record.prompt)
-            answers = self._template.chat(Message("assistant", each.content) for each in record.responses)
-            return [prompt], [[*prompt, answer] for answer in answers]
-        chat = self._template.chat(record.messages)
-        return [chat[:index] for index, one in enumerate(chat) if index and one["role"] == "assistant"], [chat]
+            return [self._template.chat(record.prompt, record.tools)], [
+                self._template.chat((*record.prompt, each.message), record.tools) for each in record.responses
+            ]
+        chat = self._template.chat(record.messages, record.tools)
+        return [chat.before(index) for index in _assistant(chat) if index], [chat]
+
+    def _variants(self, chat: Chat) -> Iterator[Chat]:
+        """Yield the chats whose texts show what the template makes of the chat's tools and tool calls."""
+        form = self._template.call_form
+        yield marked(chat, form)[0]
+        for index in calling(chat):
+            changed = last_call_marked(chat, index, form)
+            yield changed
+            if index + 1 < len(chat.messages):
+                yield changed.before(index + 1)
 
     def comparison(self, record: Comparison) -> list[Rendered]:
         """Return the prompt with each of the responses."""
@@ -103,9 +119,10 @@ class Renderer:
         before, (chat,) = self._chats_of(record)
         prompts, (text,) = self._template.render_prompts(before, chat)
         is_cut = self._ends_cut(record.finish)
-        indices = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
-        if indices == [len(chat) - 1] and prompts and OPEN_THOUGHT.search(prompts[0]):
+        indices, last = _assistant(chat), len(chat.messages) - 1
+        if indices == [last] and prompts and OPEN_THOUGHT.search(prompts[0]):
             return self._answered(chat, prompts[0], text, is_cut=is_cut)
+        self._template.check_tools(chat)
         starts = self._starts(chat, text, dict(zip([index for index in indices if index], prompts, strict=True)))
         stops = [*list(starts.values())[1:], len(text)]
         turns = [
@@ -113,7 +130,7 @@ class Renderer:
             for (index, start), stop in zip(starts.items(), stops, strict=True)
         ]
         if is_cut:
-            text, turns[-1] = _cut(text, turns[-1], chat[indices[-1]]["content"])
+            text, turns[-1] = _cut(text, turns[-1], chat.messages[indices[-1]])
         return Rendered("", text, tuple(turns))
 
     def _ends_cut(self, finish: str | None) -> bool:
@@ -121,21 +138,23 @@ class Renderer:
 
     def _answered(self, chat: Chat, prompt: str, text: str, *, is_cut: bool) -> Rendered:
         """Return a chat that ends with a response, whose prompt is given as text and which is rendered as `text`."""
-        content = chat[-1]["content"]
-        thought = _continued_thought(prompt, content, is_cut=is_cut)
+        self._template.check_tools(chat)
+        last = len(chat.messages) - 1
+        thought = _continued_thought(prompt, chat.messages[last]["content"] or "", is_cut=is_cut)
         if thought is not None:  # templates keep, rewrite or drop a thought that the prompt has opened
-            content, text = thought, prompt + thought + self._template.closing(chat[:-1])
+            text = prompt + thought + self._template.closing(chat)
+            chat = chat.updated(last, content=thought)
         self._check_prefix(prompt, text)
-        chat = [*chat[:-1], {**chat[-1], "content": content}]
-        turn = self._turn(chat, len(chat) - 1, text, span=(len(prompt), len(text)))
+        turn = self._turn(chat, last, text, span=(len(prompt), len(text)))
         if is_cut:
-            text, turn = _cut(text, turn, content)
+            text, turn = _cut(text, turn, chat.messages[last])
         return Rendered(text[: turn.split], text[turn.split :], (_shifted(turn, -turn.split),))
 
     def _turn(self, chat: Chat, index: int, text: str, *, span: tuple[int, int]) -> Turn:
         """Return the places of the assistant message in this span of the text."""
         start, stop = span
-        content = chat[index]["content"].strip()
+        message = chat.messages[index]
+        content = (message["content"] or "").strip()
         place = stop - len(text[start:stop].lstrip())
         opening = OPEN_THOUGHT.search(text, max(0, start - LONGEST_MARK), start)
         if opening is not None and text.startswith(content, opening.start()):  # the prompt has opened its thought
@@ -148,14 +167,28 @@ class Renderer:
                 f"the chat template alters an assistant message: {text[start:stop][:40]!r} is written for "
                 f"{content[:40]!r}; use a template that keeps the message, or remove from the data what it drops"
             )
+        split = self._template.last_control_token(text[:start])
+        if "tool_calls" in message:
+            end, stop = self._end_of_calls(chat, index, text)
+            if place + len(content) > end:
+                raise InputError("the chat template writes the content of a message after its tool calls")
+            return Turn(split, start, end, stop)
         end = place + len(content)
-        following = chat[index + 1]["content"].strip() if index + 1 < len(chat) else ""
-        next_message = max(text.find(following, end), end) if following else len(text)
-        return Turn(self._template.last_control_token(text[:start]), start, end, next_message)
+        following = chat.messages[index + 1 : index + 2]
+        content_after = (following[0]["content"] or "").strip() if following else ""
+        next_message = max(text.find(content_after, end), end) if content_after else len(text)
+        return Turn(split, start, end, next_message)
+
+    def _end_of_calls(self, chat: Chat, index: int, text: str) -> tuple[int, int]:
+        """Return where the tool calls of a message end in the text, and where the message ends."""
+        changed = last_call_marked(chat, index, self._template.call_form)
+        of_changed, alone = self._template.render(changed, changed.before(index + 1))
+        end, stop = closing_of_call(text, of_changed, alone)
+        return self._template.end_of_turn(text, end, stop), stop
 
     def _starts(self, chat: Chat, text: str, prompts: Mapping[int, str]) -> dict[int, int]:
         """Return where each assistant message starts: after its prompt, and not before its generation block."""
-        indices = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
+        indices = _assistant(chat)
         starts = self._block_starts(chat, indices) if self._template.has_blocks else dict.fromkeys(indices, 0)
         for index in indices:
             if index not in prompts:  # without a prompt, only the message's own text belongs to it
@@ -175,7 +208,7 @@ class Renderer:
         remaining = iter(blocks)
         starts: dict[int, int] = {}
         for index in indices:
-            content = chat[index]["content"].strip()
+            content = (chat.messages[index]["content"] or "").strip()
             start = next((start for start, end in remaining if content in text[start:end]), None)
             if start is None:
                 raise InputError(
@@ -191,13 +224,13 @@ class Renderer:
             return
         place = max(0, len(commonprefix([prompt, text])) - 20)
         has_switch = "enable_thinking" in self._template.source
-        hint = " (try {% set enable_thinking = false %} as its first line)" if has_switch else ""
+        hint = " (with {% set enable_thinking = false %} as its first line)" if has_switch else ""
         if OPEN_THOUGHT.search(prompt):
-            hint += ", or give each response the thought that the prompt opens, and each answer a row of its own"
+            hint += ", or begin each response with its <think> block and use one row per answer"
         raise InputError(
-            f"the chat template rewrites the prompt when a response follows: "
+            f"the rendered prompt is not the beginning of prompt and response: "
             f"{prompt[place : place + 60]!r} becomes {text[place : place + 60]!r}; "
-            f"name a .jinja file that leaves the earlier text unchanged{hint}"
+            f"use a chat template that leaves earlier text unchanged{hint}"
         )
 
 
@@ -212,8 +245,16 @@ def _continued_thought(prompt: str, content: str, *, is_cut: bool) -> str | None
     return content if is_cut or CLOSED_THOUGHT.search(content) else None
 
 
-def _cut(text: str, turn: Turn, content: str) -> tuple[str, Turn]:
+def _assistant(chat: Chat) -> list[int]:
+    """Return the index of each assistant message."""
+    return [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
+
+
+def _cut(text: str, turn: Turn, message: Mapping[str, Any]) -> tuple[str, Turn]:
     """Return a text that ends with its last turn, as the message does, and that turn."""
+    if "tool_calls" in message:
+        raise InputError("a message with tool calls was cut off, and a tool call ends with its message")
+    content: str = message["content"]
     text = text[: turn.end] + content[len(content.rstrip()) :]
     return text, replace(turn, end=len(text), next_message=len(text), is_cut=True)
 

@@ -1,4 +1,4 @@
-"""The process that renders chat templates: programs of strangers, run within limits of time, memory and output.
+"""The process that renders chat templates: untrusted code, run within limits of time, memory and output.
 
 It reads one JSON request a line and answers each with one line. The environment of the templates is that of
 transformers: jinja2's immutable sandbox with a few functions. Nothing of this project is imported, so that it starts

@@ -6,15 +6,16 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from align.data.encodings import check_encoding, decoded, not_utf8
-from align.data.strict_json import parse_json, parse_json_at, skip_space, without_nan
+from align.data.strict_json import from_columns, parse_json, parse_json_at, skip_space
 from align.errors import InputError, one_line
 from align.registry import LazyModule
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 else:  # most files need neither, and a wrong recipe is answered faster
     ipc, parquet = LazyModule("pyarrow.ipc"), LazyModule("pyarrow.parquet")
 
+MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")  # Hendrycks et al. 2021
 ROW_KEYS = ("data", "rows", "examples", "records", "prompts")  # keys under which a JSON object can hold its rows
 
 
@@ -158,6 +160,9 @@ def _csv_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
     try:
         with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
             rows = csv.DictReader(text, strict=True)
+            if _is_mmlu(rows.fieldnames or ()):
+                yield from _mmlu_rows(rows, file)
+                return
             repeated = [name for name, times in Counter(rows.fieldnames or ()).items() if times > 1]
             if repeated:
                 raise InputError(f"{file}: the header names the column {repeated[0]!r} more than once")
@@ -169,16 +174,32 @@ def _csv_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
         raise not_utf8(error, file) from error
 
 
+def _is_mmlu(first: Sequence[str]) -> bool:
+    """Return whether the first line of a CSV file is a question of MMLU: these files have no header."""
+    return len(first) == len(MMLU_COLUMNS) and first[-1] in MMLU_COLUMNS[1:-1]
+
+
+def _mmlu_rows(rows: csv.DictReader[str], file: Path) -> Iterator[dict[str, Any]]:
+    """Yield all lines of an original file of MMLU, with the subject that is in its name, as in `anatomy_test.csv`."""
+    subject = re.sub(r"_(test|val|dev)$", "", file.name.removesuffix(".gz").removesuffix(".csv"))
+    first = rows.fieldnames or ()
+    rows.fieldnames = MMLU_COLUMNS
+    for row in (dict(zip(MMLU_COLUMNS, first, strict=True)), *rows):
+        if None in row or None in row.values():
+            raise csv.Error("the next row has more or fewer fields than the first")
+        yield {**row, "subject": subject}
+
+
 def _parquet_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
     for batch in parquet.ParquetFile(io.BytesIO(stream.read()) if file.suffix == ".gz" else stream).iter_batches():
-        yield from map(without_nan, batch.to_pylist())
+        yield from map(from_columns, batch.to_pylist())
 
 
 def _arrow_rows(stream: BinaryIO, _: Path) -> Iterator[Any]:
     content = stream.read()
     is_file = content.startswith(b"ARROW1")  # Arrow has a file form and a stream form; `datasets` writes streams
     table: pa.Table = ipc.open_file(content).read_all() if is_file else ipc.open_stream(content).read_all()
-    yield from map(without_nan, table.to_pylist())
+    yield from map(from_columns, table.to_pylist())
 
 
 OPENERS: dict[str, Opener] = {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from align.data.token_groups import TokenSequence
 from align.errors import InputError
+from align.records import Message, Tools
 
 MIN_LENGTH = 2  # tokens: one as context, one to predict
 # A sequence with more characters is overlong whatever its tokens are. Tokenizers take 300 bytes of memory a character.
@@ -45,6 +47,16 @@ def character_limit(max_tokens: int | None) -> int:
     if max_tokens is None:
         return UNLIMITED_CHARACTERS
     return max(MIN_CHARACTERS, CHARACTERS_PER_TOKEN * max_tokens)
+
+
+def num_characters(messages: Iterable[Message], tools: Tools = ()) -> int:
+    """Return the characters of messages with their tool calls, and of the definitions of tools as JSON."""
+    texts = (
+        text
+        for message in messages
+        for text in (message.content, *(part for call in message.tool_calls for part in (call.name, call.arguments)))
+    )
+    return sum(map(len, texts)) + sum(len(json.dumps(tool, ensure_ascii=False)) for tool in tools)
 
 
 Sequences = tuple[TokenSequence, ...]

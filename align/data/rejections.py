@@ -14,8 +14,8 @@ from align.registry import pick
 ON_ERROR = {"error": False, "skip": True}  # value of on_error -> whether rows are dropped
 DROPPED = "dropped:"  # prefix of the counts of dropped rows, before the reason
 MAX_REASONS = 20  # distinct reasons; a template can raise an error of its own for every row
-MAX_REASON = 120  # characters
-OTHER = f"{DROPPED}other errors"
+MAX_REASON, MAX_WHOLE = 120, 200  # characters, without the row's own values and with them
+OTHER = "other errors"
 
 
 class Rejections:
@@ -41,10 +41,16 @@ class Rejections:
         except InputError as error:
             if not self._skips or isinstance(error, LimitExceeded):
                 raise
-            self.counts[self._key(error.message.removeprefix(f"{place}: "))] += 1
+            count_reason(self.counts, error.message.removeprefix(f"{place}: "))
 
-    def _key(self, message: str) -> str:
-        """Return the key of a reason: the message without the row's own values."""
-        key = DROPPED + re.split(r"[:;,]? ['\"]", one_line(message))[0][:MAX_REASON]
-        num_reasons = sum(name.startswith(DROPPED) for name in self.counts)
-        return key if key in self.counts or num_reasons < MAX_REASONS else OTHER
+
+def count_reason(counts: Counter[str], message: str, *, prefix: str = DROPPED) -> None:
+    """Add a dropped row to the counts, under its reason: the message without the row's own values."""
+    count_limited(counts, re.split(r"[:;,]? ['\"{]", one_line(message))[0][:MAX_REASON], prefix=prefix)
+
+
+def count_limited(counts: Counter[str], reason: str, *, prefix: str = "") -> None:
+    """Add 1 to the count of a reason, cut to MAX_WHOLE characters; beyond MAX_REASONS reasons, to that of OTHER."""
+    key = prefix + reason[:MAX_WHOLE]
+    num_reasons = sum(name.startswith(prefix) for name in counts)
+    counts[key if key in counts or num_reasons < MAX_REASONS else prefix + OTHER] += 1

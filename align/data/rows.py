@@ -7,22 +7,19 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from align.artifacts import UNHASHED_FILES
+from align.data.columns import missing_column, renamed
 from align.data.file_types import BadRow, file_rows, known_suffixes, opener_of
-from align.data.strict_json import without_nan
+from align.data.strict_json import from_columns
 from align.errors import InputError, RunError, one_line
 from align.records import Located
 from align.storage.disk_errors import UNREADABLE, error_code
 
-Row = Mapping[str, Any]
-
 DATASET_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of `save_to_disk`
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![A-Za-z0-9])")
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?")
-MAX_COLUMNS_SHOWN = 12  # in an error
-MAX_COLUMN_NAME = 40  # characters of a column's name in an error
 
 
 def read_rows(
@@ -36,8 +33,8 @@ def read_rows(
         row = located.record
         if isinstance(row, BadRow):
             raise InputError(f"{located.place}: {row.message}")
-        if columns and number == 0:
-            check_columns(row, columns, located.place)
+        if columns and number == 0 and (error := missing_column(row, columns, columns)):
+            raise InputError(f"{located.place}: {error}")
         yield renamed(row, columns).row if columns else row
 
 
@@ -57,7 +54,7 @@ def located_rows(path: str, *, split: str | None = None) -> Iterator[Located[dic
                 row = _as_row(value)
                 line = row.line if isinstance(row, BadRow) else None
                 yield Located(row, f"{file}: row {num_rows}" if line is None else f"{file}: line {line}")
-        except InputError:
+        except (InputError, GeneratorExit):  # the reader of the rows may end before them
             raise
         except _read_errors() as error:
             if error_code(error) in UNREADABLE:
@@ -70,37 +67,6 @@ def hub_dataset(path: str) -> re.Match[str] | None:
     if Path(path).exists() or opener_of(Path(path)) is not None:
         return None
     return HUB_ID.fullmatch(path)
-
-
-class Renamed(NamedTuple):
-    """A row with the names of the format, and what its new names have replaced."""
-
-    row: dict[str, Any]
-    replaced: dict[str, Any]
-
-
-def renamed(row: Row, columns: Mapping[str, str]) -> Renamed:
-    """Return the row with columns renamed: new name -> name in the file, where the row has it."""
-    new = {name: row[column] for name, column in columns.items() if column in row}
-    others = {name: value for name, value in row.items() if name not in columns.values()}
-    replaced = {name: others.pop(name) for name in new if name in others}
-    return Renamed({**others, **new}, replaced)
-
-
-def check_columns(row: Row, columns: Mapping[str, str], place: str) -> None:
-    """Raise `InputError` if the row lacks a column that is to be renamed."""
-    for name, column in columns.items():
-        if column not in row:
-            raise InputError(f"{place}: columns.{name} names {column!r}, and the row has {describe_columns(row)}")
-
-
-def describe_columns(row: Row) -> str:
-    """Return the names of a row's columns, for an error."""
-    names = [
-        name if len(name) <= MAX_COLUMN_NAME else f"{name[: MAX_COLUMN_NAME - 3]}..." for name in map(one_line, row)
-    ]
-    more = len(names) - MAX_COLUMNS_SHOWN
-    return f"the columns {', '.join(names[:MAX_COLUMNS_SHOWN])}" + (f" and {more} more" if more > 0 else "")
 
 
 def hub_rows(name: str, *, config: str | None, split: str | None) -> Iterator[Located[dict[str, Any] | BadRow]]:
@@ -118,7 +84,7 @@ def hub_rows(name: str, *, config: str | None, split: str | None) -> Iterator[Lo
     if len(splits) != 1:
         raise InputError(f"{name}: name one of its splits: {', '.join(splits)}")
     for number, row in enumerate(next(iter(splits.values())), start=1):
-        yield Located(without_nan(dict(row)), f"{name}: row {number}")
+        yield Located(from_columns(dict(row)), f"{name}: row {number}")
 
 
 def _read_errors() -> tuple[type[Exception], ...]:

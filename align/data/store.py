@@ -10,7 +10,7 @@ import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from align.data.group_columns import (
     compute_columns,
     memory_map,
 )
-from align.data.token_groups import TokenGroup, TokenSequence
+from align.data.token_groups import LazyGroups, TokenGroup, TokenSequence
 
 GROUPS_PER_BATCH = 256  # about 2 MB where rows are long
 SCHEMA = pa.schema(
@@ -106,7 +106,7 @@ def writing_store(folder: Path, tree_size: TreeSize) -> Generator[StoreWriter]:
     write_json(folder / DIGEST, columns.digest)
 
 
-class TokenStore(Sequence[TokenGroup]):
+class TokenStore(LazyGroups):
     """The groups of a folder that `writing_store` has written, by index; each is decoded when it is accessed."""
 
     def __init__(self, folder: Path) -> None:
@@ -118,13 +118,8 @@ class TokenStore(Sequence[TokenGroup]):
     def __len__(self) -> int:
         return len(self.columns.groups)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenGroup: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenGroup]: ...
-    def __getitem__(self, index: int | slice) -> TokenGroup | list[TokenGroup]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
+    def group(self, index: int) -> TokenGroup:
+        """Return a decoded group."""
         return _decode(*self._locate(index))
 
     def __iter__(self) -> Iterator[TokenGroup]:

@@ -1,4 +1,4 @@
-"""JSON without repeated keys, numbers that are not finite, and unpaired surrogates, which readers disagree about."""
+"""Strict JSON: no duplicate keys, NaN, Infinity or unpaired surrogates, on which parsers disagree."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from align.errors import InputError
 
 SPACE = re.compile(r"[ \t\n\r]*")
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a pair, or unpaired
+OF_TOOLS = ("tools", "tool_calls", "function_call")  # columns and fields with objects of any form
 UNPAIRED = re.compile("[\ud800-\udfff]")  # in a parsed text, pairs are characters
 
 
@@ -43,7 +44,7 @@ def parse_json_at(text: str, place: int) -> tuple[Any, int]:
         leaves = _leaves(json.JSONDecoder().raw_decode(text, place)[0])
         where, number = next(each for each in leaves if isinstance(each[1], float) and not math.isfinite(each[1]))
         raise InputError(
-            f"{where or 'the value'} is {number}, which JSON lacks; write null for a missing one"
+            f"{where or 'the value'} is {number}, which is not valid JSON; use null for a missing value"
         ) from None
     if SURROGATE_ESCAPE.search(text, place, end):
         _check_surrogates(value)
@@ -65,13 +66,20 @@ def _check_surrogates(value: Any) -> None:  # noqa: ANN401 - JSON holds any type
             )
 
 
-def without_nan(value: Any) -> Any:  # noqa: ANN401 - a cell of any type
-    """Return a cell of a column file with None for NaN, which is how pandas writes a missing number."""
+def from_columns(value: Any, *, of_tools: bool = False) -> Any:  # noqa: ANN401 - a row or a cell of any type
+    """Return a row of a column file with None for NaN, which is how pandas writes a missing number.
+
+    Objects inside tools and tool calls lose their null fields: in a column, every object has the fields of all rows.
+
+    >>> from_columns({"score": math.nan, "tool_calls": [{"name": "f", "arguments": {"x": 1, "y": None}}]})
+    {'score': None, 'tool_calls': [{'name': 'f', 'arguments': {'x': 1}}]}
+    """
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, dict):
-        return {name: without_nan(each) for name, each in value.items()}
-    return [without_nan(each) for each in value] if isinstance(value, list) else value
+        fields = {name: from_columns(each, of_tools=of_tools or name in OF_TOOLS) for name, each in value.items()}
+        return {name: each for name, each in fields.items() if each is not None} if of_tools else fields
+    return [from_columns(each, of_tools=of_tools) for each in value] if isinstance(value, list) else value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

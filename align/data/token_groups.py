@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +50,23 @@ class TokenGroup:
     def prompt_length(self) -> int:
         """Number of tokens before the first response token of any sequence."""
         return min(int(sequence.loss_mask.argmax()) for sequence in self.sequences)
+
+
+class LazyGroups(Sequence[TokenGroup]):
+    """Groups of which each is made when it is accessed; a slice is a list of them."""
+
+    @abstractmethod
+    def group(self, index: int) -> TokenGroup:
+        """Return one group; raise `IndexError` beyond the last one."""
+
+    @overload
+    def __getitem__(self, index: int) -> TokenGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenGroup]: ...
+    def __getitem__(self, index: int | slice) -> TokenGroup | list[TokenGroup]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        return self.group(index)
 
 
 def common_prefix(first: Ids, second: Ids) -> int:

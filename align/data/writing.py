@@ -34,10 +34,11 @@ def write(path: Path | str, records: Iterable[Record]) -> None:
         raise InputError(f"{target}: records are written as .jsonl, not as {target.suffix or 'a file without suffix'}")
     with atomic_file(target) as partial, partial.open("w", encoding="utf-8") as stream:
         for record in records:
-            stream.write(_line(record, target))
+            stream.write(native_line(record, target))
 
 
-def _line(record: Record, target: Path) -> str:
+def native_line(record: Record, target: Path) -> str:
+    """Return the line of a record in the native form; `target` is the file that errors name."""
     try:
         return json.dumps(native_row(record), allow_nan=False, default=_as_text) + "\n"
     except (TypeError, ValueError) as error:

@@ -104,7 +104,9 @@ class Journal:
         file.seek(0)
         content = file.read()
         if content[: len(FIRST_BYTES)] != FIRST_BYTES[: len(content)]:
-            raise InputError(f"{path}: not a journal of finished items; choose another file, or move it away")
+            raise InputError(
+                f"{path}: exists and was not written by this command; choose another file, or move it away"
+            )
         *lines, partial = content.split(b"\n")
         return lines, len(partial)
 

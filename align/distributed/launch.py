@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +20,11 @@ NO_SHARDING = (
 # is detected much earlier by its missing heartbeats (`align.distributed.heartbeat`).
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)
 LAUNCH_VARIABLES = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set together with RANK
+# Variables of torchrun and accelerate that a program started by one of the processes would take for its own
+OF_LAUNCHERS = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|(GROUP|ROLE)_(NAME|WORLD_SIZE)|MASTER_(ADDR|PORT)|"
+    r"(ACCELERATE|TORCHELASTIC|FSDP)_.*"
+)
 
 
 def is_launched() -> bool:
@@ -30,6 +37,15 @@ def is_launched() -> bool:
     if missing := [name for name in LAUNCH_VARIABLES if name not in os.environ]:
         raise InputError(f"RANK is set but {missing[0]} is not: unset RANK, or start with accelerate launch")
     return True
+
+
+def environment_without_launch(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what `accelerate launch` or torchrun set for its processes.
+
+    >>> environment_without_launch({"RANK": "0", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true", "PATH": "/bin"})
+    {'PATH': '/bin'}
+    """
+    return {name: value for name, value in environment.items() if not OF_LAUNCHERS.fullmatch(name)}
 
 
 def launched_with(plugin: str) -> bool:

@@ -42,6 +42,11 @@ def check_training_launch(launch: str, *, precision: str, max_grad_norm: float) 
         _check_deepspeed_file(str(file), precision=precision, max_grad_norm=max_grad_norm)
 
 
+def launch_kind(launch: str) -> str:
+    """Return accelerate's name of the kind of a launch, such as DEEPSPEED; NO for a file that does not exist."""
+    return str(read_recipe(Path(launch)).get("distributed_type") or "NO") if Path(launch).is_file() else "NO"
+
+
 def check_launch_environment(*, precision: str, max_grad_norm: float) -> None:
     """Raise `InputError` for what `accelerate launch` has read from its file and the recipe decides otherwise."""
     names = {

@@ -21,7 +21,7 @@ from align.distributed.launch import (
     is_launched,
     launched_with,
 )
-from align.errors import InputError, RunError, one_line
+from align.errors import InputError, RunError, Stopped, one_line
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Processes:
         """Run the work on every process and return this process's result once all have finished.
 
         If it raises `InputError` or `RunError` on any process, every process raises `RunError` with the first one's
-        rank and message.
+        rank and message. `Stopped` is raised at once; the launcher then ends the other processes.
         """
         if self.world_size == 1:
             return work()
@@ -71,6 +71,8 @@ class Processes:
         error: RunError | InputError | None = None
         try:
             result = work()
+        except Stopped:
+            raise
         except (RunError, InputError) as raised:
             error = raised
         with self.activity(activity):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+# Metrics of what a run uses: of the optimizer step, of the step, and of the whole run so far; unknown ones are left out
+RESOURCES = ("mfu", "peak_memory_bytes", "energy_wh", "money")
+
 
 class Progress(Protocol):
     """Receives the progress of a run."""

@@ -1,4 +1,4 @@
-"""SIGTERM, as schedulers, clouds and `kill` send it, and Ctrl-C: a training step is finished and saved first."""
+"""What stops a run: SIGTERM, Ctrl-C, or a spent budget. A training step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
-from align.errors import CTRL_C, SIGTERM
+from align.errors import CTRL_C, SIGTERM, Stopped, how_to_resume
 
 NAMES = {signal.SIGTERM: SIGTERM, signal.SIGINT: CTRL_C}
+_deferring: list[StopRequest] = []  # of the blocks of `defer_stop` that this process is in
 
 
 class StopRequest:
-    """Which signal asks the process to stop; None as long as none has been received."""
+    """What asks the process to stop: CTRL_C, SIGTERM or a cap of the budget; None as long as nothing does."""
 
     by: str | None = None
 
@@ -31,7 +32,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def defer_stop(note: Callable[[str], None] = lambda text: None) -> Generator[StopRequest]:
-    """Only record SIGTERM and Ctrl-C within the block; `note` shows the first Ctrl-C, a second one raises at once.
+    """Only record what asks to stop within the block; `note` shows the first Ctrl-C, a second one raises at once.
 
     A process of a launch never raises: the signal may arrive twice, from the terminal or scheduler and from the
     launcher, which ends its processes itself. Outside the main thread, where Python cannot handle signals, the handlers
@@ -45,10 +46,21 @@ def defer_stop(note: Callable[[str], None] = lambda text: None) -> Generator[Sto
         if number == signal.SIGINT and "RANK" not in os.environ:
             if is_repeated:
                 raise KeyboardInterrupt
-            note("stopping once this step is saved; press Ctrl-C again to end at once")
+            note("saving a checkpoint after the current optimizer step; press Ctrl-C again to stop immediately")
 
-    with _handled({number: record for number in NAMES if signal.getsignal(number) != signal.SIG_IGN}):
-        yield stop
+    _deferring.append(stop)
+    try:
+        with _handled({number: record for number in NAMES if signal.getsignal(number) != signal.SIG_IGN}):
+            yield stop
+    finally:
+        _deferring.remove(stop)
+
+
+def stop_run(by: str) -> None:
+    """Have the block of `defer_stop` that this process is in stop the run; raise `Stopped` where it is in none."""
+    if not _deferring:
+        raise Stopped(f"stopped by {by}; {how_to_resume(by)}", by)
+    _deferring[-1].by = _deferring[-1].by or by
 
 
 @contextmanager

@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.artifacts import write_text
-from align.data.rows import read_rows
+from align.data.readers.tool_calls import tools_of
 from align.distributed.journal import Journal
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.distributed.work_split import WorkShard
-from align.errors import InputError
+from align.errors import InputError, RowOrigin
+from align.evaluation.given_responses import read_responses, row_id_of
 from align.evaluation.task import Answer, NextTurn, Row, first_question
 from align.inference.samples import TOO_LONG, Engine, Sample, prompt_key, sample_with_journal, unique_prompts
 from align.inference.settings import SamplingSettings
 from align.records import Prompt
 
-ID_COLUMNS = ("key", "task_id")  # identify the row that a response answers
-RESPONSE_COLUMNS = ("response", "completion", "solution", "output")
 EVALPLUS = re.compile(r"mbpp/(?=\d+$)", re.IGNORECASE)  # EvalPlus writes Mbpp/2 for MBPP's task 2; Liu et al. 2023
-FINISH_COLUMNS = ("finish", "finish_reason")
 
 
 class Dialogue(NamedTuple):
@@ -60,12 +58,14 @@ def answers_from_policy(
             if turn is None:
                 finished.append(Answer(index, responses[-1], responses[:-1], finish))
             else:
-                dialogues.append(Dialogue(index, responses, Prompt(tuple(turn), dict(rows[index]))))
+                origin = RowOrigin(f"row {index + 1}")
+                prompt = Prompt(tuple(turn), dict(rows[index]), tools_of(rows[index]), origin)
+                dialogues.append(Dialogue(index, responses, prompt))
         if not dialogues:
             break
         found = _sample(dialogues, engine, sampling=sampling, journal=journal, processes=processes, progress=progress)
         active = [
-            (each.row, (*each.responses, sample.text), sample.finish)
+            (each.row, (*each.responses, sample.whole_text), sample.finish)
             for each in dialogues
             for sample in found[prompt_key(each.prompt)]
         ]
@@ -112,63 +112,52 @@ def _sample(
 
 
 def answers_from_file(rows: Sequence[Row], next_turn: NextTurn, path: str) -> list[Answer]:
-    """Return every response in a file with the index of the row that it answers.
+    """Return every response in a file, in any form of `given_responses`, with the index of the row that it answers.
 
-    The row is identified by `key` or `task_id` (for MBPP also in EvalPlus's form), by its index if the data has
-    neither, or by the prompt if the response has neither. Raises `InputError` for a response without text, or that
-    matches no or several rows.
+    The row is identified by its id (for MBPP also in EvalPlus's form), by its index if the data has none, or by the
+    prompt if the response has no id of the data. Raises `InputError` for a response without text, or that matches no or
+    several rows.
     """
     by_id: dict[str, list[int]] = defaultdict(list)
     by_prompt: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        row_id = _id_of(row)
-        by_id[str(index) if row_id is None else row_id].append(index)
+        row_id = row_id_of(row)
+        by_id[str(index) if row_id is None else EVALPLUS.sub("", row_id)].append(index)
         for text in {first_question(next_turn, row), str(row.get("prompt") or row.get("question") or row.get("text"))}:
             by_prompt[text].append(index)
     found: list[Answer] = []
-    for number, row in enumerate(read_rows(path), start=1):
-        text = _response_of(row)
-        if text is None:
-            raise InputError(f"{path}: row {number} has no text in {' or '.join(RESPONSE_COLUMNS)}")
-        row_id = _id_of(row)
-        matches = by_prompt.get(str(row.get("prompt")), []) if row_id is None else by_id.get(row_id, [])
-        if len(matches) > 1 and row.get("prompt") is not None:
-            matches = [index for index in matches if index in by_prompt.get(str(row["prompt"]), [])]
+    for number, given in read_responses(path):
+        of_prompt = by_prompt.get(given.prompt, []) if given.prompt is not None else []
+        matches = [] if given.row_id is None else by_id.get(EVALPLUS.sub("", given.row_id), [])
+        if not matches:
+            matches = of_prompt
+        elif len(matches) > 1 and given.prompt is not None:
+            matches = [index for index in matches if index in of_prompt]
         if len(matches) != 1:
-            what = "its prompt" if row_id is None else repr(row_id)
+            what = "its prompt" if given.row_id is None else repr(given.row_id)
             raise InputError(f"{path}: row {number}: {what} matches {len(matches)} rows of the data; it must match one")
-        found.append(Answer(matches[0], text, finish=_finish_of(row)))
+        found.append(Answer(matches[0], given.turns[-1], given.turns[:-1], given.finish))
     if not found:
         raise InputError(f"{path}: no responses")
     return found
 
 
-def responses_by_prompt(path: str) -> dict[str, str]:
-    """Return the response to each prompt in a file; raise `InputError` for a prompt with two."""
+def responses_by_prompt(path: str, prompt_of: Mapping[str, str]) -> dict[str, str]:
+    """Return the response to each prompt in a file; raise `InputError` for a prompt with two.
+
+    `prompt_of` has the prompts by their ids, for responses that do not repeat their prompt.
+    """
     found: dict[str, str] = {}
-    for number, row in enumerate(read_rows(path), start=1):
-        text = _response_of(row)
-        if text is None or not isinstance(row.get("prompt"), str):
-            raise InputError(f"{path}: row {number} needs a prompt and a response, both as text")
-        if row["prompt"] in found:
+    for number, given in read_responses(path):
+        prompt = given.prompt if given.prompt is not None else prompt_of.get(given.row_id or "")
+        if prompt is None:
+            raise InputError(f"{path}: row {number} needs a prompt, or the id of a row of the data")
+        if prompt in found:
             raise InputError(f"{path}: row {number}: an earlier row answers the same prompt")
-        found[row["prompt"]] = text
+        found[prompt] = given.turns[-1]
     return found
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write the lines as JSON, atomically."""
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _id_of(row: Row) -> str | None:
-    row_id = next((str(row[name]) for name in ID_COLUMNS if row.get(name) is not None), None)
-    return None if row_id is None else EVALPLUS.sub("", row_id)
-
-
-def _response_of(row: Row) -> str | None:
-    return next((row[name] for name in RESPONSE_COLUMNS if isinstance(row.get(name), str)), None)
-
-
-def _finish_of(row: Row) -> str | None:
-    return next((row[name] for name in FINISH_COLUMNS if isinstance(row.get(name), str)), None)

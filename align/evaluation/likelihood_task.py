@@ -63,5 +63,18 @@ class LikelihoodTask(Task):
         for each in self.measure(inputs.policy(), groups, precision=inputs.precision, processes=inputs.processes):
             parts.append(each)
             inputs.progress.advance(1)
-        lines = [{"row": group.row, "parts": each} for group, each in zip(groups, parts, strict=True)]
-        return TaskResult(scores=self.scores(parts), lines=lines, work=forward_work(groups))
+        lines = [
+            {
+                "row": group.row,
+                "parts": {name: part for name, part in each.items() if name in self.metrics},
+                "measures": {name: part for name, part in each.items() if name not in self.metrics},
+            }
+            for group, each in zip(groups, parts, strict=True)
+        ]
+        found = self.scores(parts)
+        return TaskResult(
+            scores={name: score for name, score in found.items() if name in self.metrics},
+            measures={name: score for name, score in found.items() if name not in self.metrics},
+            lines=lines,
+            work=forward_work(groups),
+        )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from align.data.readers.tool_calls import tools_of
+from align.evaluation.measures.response_measures import MEASURES, measure_parts
 from align.evaluation.statistics import Score, score
 from align.evaluation.task import (
     ROW_OPTIONS,
@@ -27,6 +29,8 @@ from align.rewards.unit_tests import in_parallel, pass_at_k
 from align.rewards.verdicts import Verdict
 from align.sandbox.process import NUM_CORES
 
+T = TypeVar("T")
+
 CORRECT = "correct"
 PASS_AT = (1, 10, 100)  # Chen et al. 2021, sec. 2.1; a k is reported if every prompt has at least k responses
 OF_SAMPLING = frozenset({"policy", "sampling", "engine"})
@@ -41,18 +45,30 @@ class Graded(NamedTuple):
     earlier: tuple[str, ...] = ()
 
 
+class Check(NamedTuple):
+    """One of the checks that a response passes or fails, for people who read it."""
+
+    name: str
+    passed: bool
+    found: tuple[str, ...] = ()  # texts of the response that it is about
+
+
 @dataclass(frozen=True, slots=True)
 class Grade:
     """A program's verdict on one response."""
 
     line: Mapping[str, Any]  # JSON, in the task's published form
     parts: Parts
+    checks: Sequence[Check] = ()
 
     @property
     def reward(self) -> float:
         """The fraction passed, by the metric that counts the most parts of the response."""
         passed, count = max(self.parts.values(), key=itemgetter(1))
         return passed / count
+
+
+Grader = Callable[[Sequence[Graded]], Iterator[Grade]]
 
 
 def single_turn(question: Callable[[Row], str]) -> NextTurn:
@@ -73,15 +89,16 @@ class SampledTask(Task):
     """
 
     next_turn: NextTurn
-    grade: Callable[[Sequence[Graded]], Iterator[Grade]]
+    grade: Grader
     id_column: str = "key"  # identifies a row in the verdicts; the row's index is used where it is missing
+    measures: tuple[str, ...] = MEASURES
     pass_at_k: bool = False  # report pass@k of the responses to each row in place of their mean
     options: frozenset[str] = OPTIONS
     required: tuple[str, ...] = ("data",)
 
     def prompt(self, row: Row) -> Prompt:
         """Return the first turn, with the row as metadata."""
-        return Prompt(tuple(self.next_turn(row, ()) or ()), dict(row))
+        return Prompt(tuple(self.next_turn(row, ()) or ()), dict(row), tools_of(row))
 
     def question(self, row: Row) -> str:
         """Return the text of the first turn's last message."""
@@ -104,8 +121,21 @@ class SampledTask(Task):
         prompts = [self.prompt(row) for row in inputs.rows(self)]
         return TaskSize(len(prompts), inputs.num_prompt_tokens(prompts), len(prompts) * inputs.max_new_tokens)
 
+    def grader(self, inputs: TaskInputs) -> Grader:
+        """Return what grades responses: `grade`, unless it depends on what the step provides, such as a judge."""
+        return self.grade
+
+    def counts_of(self, rows: Sequence[Row], lines: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+        """Return what else is to be counted of the rows and of the lines of their grades."""
+        return {}
+
     def grade_answers(
-        self, rows: Sequence[Row], answers: Sequence[Answer], thoughts: ThoughtSettings = THINK
+        self,
+        rows: Sequence[Row],
+        answers: Sequence[Answer],
+        thoughts: ThoughtSettings = THINK,
+        *,
+        grade: Grader | None = None,
     ) -> Iterator[Grade]:
         """Yield the grade of each answer, in order; thoughts are not graded."""
 
@@ -113,23 +143,23 @@ class SampledTask(Task):
             response = visible_text(response_text(answer.response, answer.finish), thoughts)
             return Graded(rows[answer.row], response, tuple(visible_text(each, thoughts) for each in answer.earlier))
 
-        return self.grade(list(map(item, answers)))
+        return (grade or self.grade)(list(map(item, answers)))
 
     def scores(self, answers: Sequence[Answer], grades: Sequence[Grade]) -> dict[str, Score]:
         """Return each metric with its interval over rows; several responses to a row count by their mean."""
-        by_row: dict[int, list[Grade]] = {}
-        for answer, grade in zip(answers, grades, strict=True):
-            by_row.setdefault(answer.row, []).append(grade)
-        return (_pass_at_k if self.pass_at_k else _means)(list(by_row.values()))
+        if self.pass_at_k:
+            return _pass_at_k(_by_row(answers, grades))
+        return _means(_by_row(answers, [grade.parts for grade in grades]))
 
     def run(self, inputs: TaskInputs) -> TaskResult:
         """Ask the policy, or read its responses, and grade them."""
         rows = inputs.rows(self)
         answers = inputs.answers(rows, self.next_turn)
         inputs.progress.phase("grade", len(answers))
+        grader = self.grader(inputs)
 
         def work(share: Sequence[Answer]) -> Iterator[Grade]:
-            for grade in self.grade_answers(rows, share, inputs.thoughts):
+            for grade in self.grade_answers(rows, share, inputs.thoughts, grade=grader):
                 inputs.progress.advance(1)
                 yield grade
 
@@ -141,14 +171,22 @@ class SampledTask(Task):
         if cut:
             inputs.progress.note(f"{cut} of {len(answers)} responses were cut off at max_new_tokens")
         both = list(zip(answers, grades, strict=True))
+        lines = [self._line(rows[answer.row], answer, grade) for answer, grade in both]
         return TaskResult(
             scores=self.scores(answers, grades),
-            lines=[self._line(rows[answer.row], answer, grade) for answer, grade in both],
+            measures=_means(_by_row(answers, [line["measures"] for line in lines])),
+            lines=lines,
             verdicts=[
                 {self.id_column: rows[answer.row].get(self.id_column, answer.row), **grade.line}
                 for answer, grade in both
             ],
-            counts={"rows": len(rows), "responses": len(answers), "unanswered": unanswered, "cut_off": cut},
+            counts={
+                "rows": len(rows),
+                "responses": len(answers),
+                "unanswered": unanswered,
+                "cut_off": cut,
+                **self.counts_of(rows, [grade.line for grade in grades]),
+            },
         )
 
     def _line(self, row: Row, answer: Answer, grade: Grade) -> dict[str, Any]:
@@ -157,20 +195,24 @@ class SampledTask(Task):
             line["earlier_responses"] = answer.earlier
         if answer.finish is not None:
             line["finish"] = answer.finish
-        return {**line, "parts": grade.parts, "reward": grade.reward}
+        if grade.checks:
+            line["checks"] = [check._asdict() for check in grade.checks]
+        measures = measure_parts([*answer.earlier, answer.response])
+        return {**line, "parts": grade.parts, "measures": measures, "reward": grade.reward}
 
 
-def correct(passed: bool, more: Mapping[str, Any] = {}) -> Grade:  # noqa: B006 - never written to
+def correct(passed: bool, more: Mapping[str, Any] = {}, checks: Sequence[Check] = ()) -> Grade:  # noqa: B006
     """Return the grade of a response that is either right or wrong."""
-    return Grade({CORRECT: passed, **more}, {CORRECT: (float(passed), 1)})
+    return Grade({CORRECT: passed, **more}, {CORRECT: (float(passed), 1)}, checks)
 
 
-def grade_programs(run_tests: Callable[[Row, str], Verdict]) -> Callable[[Sequence[Graded]], Iterator[Grade]]:
+def grade_programs(run_tests: Callable[[Row, str], Verdict]) -> Grader:
     """Return a `grade` that runs each response's unit tests in a sandbox; a program is correct if it passes all."""
 
     def grade(items: Sequence[Graded]) -> Iterator[Grade]:
         for verdict in in_parallel(lambda item: run_tests(item.row, item.response), items, num_workers=NUM_CORES):
-            yield correct(verdict.reward == 1, {"why": verdict.why} if verdict.why else {})
+            passed, why = verdict.reward == 1, {"why": verdict.why} if verdict.why else {}
+            yield correct(passed, why, [Check(verdict.why, passed)] if verdict.why else ())
 
     return grade
 
@@ -183,10 +225,19 @@ def _pass_at_k(rows: Sequence[Sequence[Grade]]) -> dict[str, Score]:
     }
 
 
-def _means(rows: Sequence[Sequence[Grade]]) -> dict[str, Score]:
+def _by_row(answers: Sequence[Answer], of_answers: Sequence[T]) -> list[list[T]]:
+    """Return what belongs to the answers, together for each row that has answers."""
+    found: dict[int, list[T]] = {}
+    for answer, each in zip(answers, of_answers, strict=True):
+        found.setdefault(answer.row, []).append(each)
+    return list(found.values())
+
+
+def _means(rows: Sequence[Sequence[Parts]]) -> dict[str, Score]:
+    """Return each metric with its interval over rows; the parts of several responses to a row count by their mean."""
     found: dict[str, Score] = {}
-    for name in rows[0][0].parts:
-        sums = [sum(grade.parts[name][0] for grade in grades) / len(grades) for grades in rows]
-        counts = [sum(grade.parts[name][1] for grade in grades) / len(grades) for grades in rows]
+    for name in rows[0][0]:
+        sums = [sum(parts[name][0] for parts in row) / len(row) for row in rows]
+        counts = [sum(parts[name][1] for parts in row) / len(row) for row in rows]
         found[name] = score(sums, counts)
     return found

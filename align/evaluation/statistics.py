@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from align.registry import LazyModule
@@ -29,7 +29,7 @@ def score(grades: Sequence[float], counts: Sequence[float] | None = None, *, see
     """Return sum(grades) / sum(counts) with its 95 % percentile-bootstrap interval.
 
     Each element belongs to one prompt; `counts` are 1 by default. Prompts are resampled whole, so dependent values
-    within a prompt do not narrow the interval.
+    within a prompt do not narrow the interval. Counts that add up to 0 give 0.
 
     >>> score([1.0, 0.0, 1.0, 1.0]).value
     0.75
@@ -40,11 +40,16 @@ def score(grades: Sequence[float], counts: Sequence[float] | None = None, *, see
     sizes = np.ones_like(sums) if counts is None else np.asarray(counts, dtype=np.float64)
     assert len(sums) == len(sizes) > 0, "a score needs grades"
 
-    def ratio(chosen: np.ndarray) -> float:
-        return float(sums[chosen].sum() / sizes[chosen].sum())
+    def of_chosen(chosen: np.ndarray) -> float:
+        return ratio(float(sums[chosen].sum()), float(sizes[chosen].sum()))
 
-    low, high = bootstrap_interval(ratio, len(sums), seed=seed)
-    return Score(float(sums.sum() / sizes.sum()), low, high, len(sums))
+    low, high = bootstrap_interval(of_chosen, len(sums), seed=seed)
+    return Score(ratio(float(sums.sum()), float(sizes.sum())), low, high, len(sums))
+
+
+def ratio(total: float, count: float) -> float:
+    """Return total / count, and 0 for 0 / 0, as a precision is where nothing is predicted."""
+    return total / count if count else 0.0
 
 
 def bootstrap_interval(
@@ -52,6 +57,34 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the 95 % percentile interval of `statistic` over indices of prompts drawn with replacement."""
     rng = np.random.default_rng(seed)
-    values = sorted(statistic(rng.integers(num_prompts, size=num_prompts)) for _ in range(resamples))
-    tail = round(resamples * (1 - CONFIDENCE) / 2)
-    return values[tail], values[-1 - tail]
+    return _percentiles(sorted(statistic(rng.integers(num_prompts, size=num_prompts)) for _ in range(resamples)))
+
+
+def stratified_score(
+    values: Mapping[str, Sequence[float]], weights: Mapping[str, float] | None = None, *, seed: int = 0
+) -> Score:
+    """Return the weighted mean of the strata's means, with its 95 % interval by a bootstrap within each stratum.
+
+    `values` holds one value per prompt, by stratum. A stratum weighs as much as it has prompts by default, which makes
+    the value the plain mean of all prompts. Prompts are resampled within their stratum, so that the interval does not
+    contain the differences between strata, whose sizes are fixed by the benchmark.
+
+    >>> stratified_score({"easy": [1.0, 1.0], "hard": [0.0]}, {"easy": 1, "hard": 1}).value
+    0.5
+    """
+    assert values and all(values.values()), "a stratum needs values"
+    rng = np.random.default_rng(seed)
+    total = sum(len(each) if weights is None else weights[name] for name, each in values.items())
+    value, resampled = 0.0, np.zeros(RESAMPLES)
+    for name, each in values.items():
+        share = (len(each) if weights is None else weights[name]) / total
+        own = np.asarray(each, dtype=np.float64)
+        value += share * float(own.mean())
+        resampled += share * own[rng.integers(len(own), size=(RESAMPLES, len(own)))].mean(axis=1)
+    low, high = _percentiles(sorted(resampled.tolist()))
+    return Score(value, low, high, sum(map(len, values.values())))
+
+
+def _percentiles(ordered: Sequence[float]) -> tuple[float, float]:
+    tail = round(len(ordered) * (1 - CONFIDENCE) / 2)
+    return ordered[tail], ordered[-1 - tail]

@@ -14,6 +14,9 @@ from align.records import Message, Prompt
 from align.rewards.thoughts import ThoughtSettings
 
 if TYPE_CHECKING:  # these modules import torch, which validating a recipe does not need
+    import numpy as np
+    from numpy.typing import NDArray
+
     from align.data.token_groups import TokenGroup
     from align.distributed.processes import Processes
     from align.distributed.progress import Progress
@@ -62,6 +65,7 @@ class TaskResult:
     """The outcome of a task for one policy."""
 
     scores: Mapping[str, Score]
+    measures: Mapping[str, Score] = field(default_factory=dict[str, Score])  # beside the scores; in a table on request
     lines: Sequence[Mapping[str, Any]] = ()  # one per response or row, with its `parts`, for paired comparisons
     verdicts: Sequence[Mapping[str, Any]] = ()  # one per response, in the task's published form
     counts: Mapping[str, object] = field(default_factory=dict[str, object])  # rows, responses, …
@@ -132,8 +136,42 @@ class TaskInputs(Protocol):
         """Whether lm-evaluation-harness renders prompts by the policy's chat template; where it has one if None."""
         ...
 
+    @property
+    def metrics(self) -> Sequence[str] | None:
+        """The metrics that are asked for; all if None."""
+        ...
+
+    @property
+    def measures_likelihood(self) -> bool:
+        """Whether there is a policy that runs in this process, so that likelihoods can be measured beside answers."""
+        ...
+
+    @property
+    def response_files(self) -> Sequence[str]:
+        """Files of responses, as given."""
+        ...
+
+    @property
+    def reference_answers(self) -> str | None:
+        """File of reference answers."""
+        ...
+
+    @property
+    def judge_name(self) -> str:
+        """Names of the judges, with their models."""
+        ...
+
     def policy(self) -> Policy:
         """Return the loaded policy."""
+        ...
+
+    def choice_logps(
+        self, prompts: Sequence[str] | Sequence[Sequence[Message]], answers: Sequence[str]
+    ) -> list[tuple[float, ...]]:
+        """Return the log-probability of each answer to each prompt, in nats.
+
+        A prompt that is a text is continued as it is; one that is messages is answered by the chat template.
+        """
         ...
 
     def rows(self, task: Task) -> Sequence[Row]:
@@ -144,12 +182,30 @@ class TaskInputs(Protocol):
         """Return the encoded rows; with `preferred_only` the best response of each."""
         ...
 
-    def answers(self, rows: Sequence[Row], next_turn: NextTurn) -> Sequence[Answer]:
-        """Return the responses to the rows, sampled from the policy or read from a file, ordered by row."""
+    def reference(self, *, own_answers: bool) -> tuple[Policy, Sequence[TokenGroup]]:
+        """Return the reference policy, and the prompts with greedy answers: the policy's own, or the reference's."""
+        ...
+
+    def answers(
+        self, rows: Sequence[Row], next_turn: NextTurn, *, temperature: float | None = None
+    ) -> Sequence[Answer]:
+        """Return the responses to the rows, sampled from the policy or read from a file, ordered by row.
+
+        A task that has its own temperatures gives that of these rows; calls with different ones are independent.
+        """
         ...
 
     def paired_responses(self) -> PairedResponses:
         """Return the responses of the policy and of the baseline."""
+        ...
+
+    @property
+    def has_judge(self) -> bool:
+        """Whether the settings describe a judge."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return a vector of unit length for each text from the policy, as the settings say, [N, D]."""
         ...
 
     def judge(self) -> Judge:
@@ -171,6 +227,7 @@ class Task(ABC):
 
     name: str
     metrics: tuple[str, ...] = ()  # reported for one response per prompt; empty if known only after the run
+    measures: tuple[str, ...] = ()  # reported beside the metrics: a column of the results only if asked for
     columns: tuple[str, ...] = ()  # that each row must have
     options: frozenset[str] = frozenset()  # that have an effect; any other option is rejected
     required: tuple[str, ...] = ()  # options without which the task cannot run
@@ -191,8 +248,13 @@ class Task(ABC):
         """Return the metrics reported for so many responses per prompt; empty if known only after the run."""
         return self.metrics
 
+    def selected(self, asked: Sequence[str] | None, num_responses: int) -> list[str]:
+        """Return the metrics and measures that become columns: those asked for, or all metrics."""
+        known = self.metrics_of(num_responses)
+        return [each for each in (*known, *self.measures) if each in (known if asked is None else asked)]
+
     def part(self, metric: str) -> str:
-        """Return the entry of a line's `parts` that the metric aggregates."""
+        """Return the entry of a line's `parts` or `measures` that the metric aggregates."""
         return metric
 
     def column(self, name: str, metric: str, *, is_only: bool) -> str:

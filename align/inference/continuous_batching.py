@@ -1,11 +1,11 @@
 """Continuous batching: rows join and leave a batch while it decodes, with results that do not depend on each other.
 
 On a CPU the logits of a row are bit-identical whatever else is in the batch, in fp32 and bf16: each prompt is computed
-alone, attention reads as many keys as the row's position needs, in blocks of WIDTH, and every matrix product has a
-fixed multiple of rows (ROWS, FP32_ROWS, BF16_ROWS). This was measured (tests/inference/test_continuous_batching.py) for
-a constant number of threads; it is not proven. On a GPU, and for models that need transformers' eager attention
-(soft-capped scores, attention sinks), the last bits of a row depend on the batch, so nearly equal probabilities may be
-ordered differently.
+alone, attention reads as many keys as the row's position needs, in blocks of WIDTH, and every forward pass has a
+number of rows of CPU_ROWS, up to the last for which this model's logits were found not to depend on it
+(`forward_sizes`). This was measured (tests/inference/test_continuous_batching.py) for a constant number of threads;
+it is not proven. On a GPU, and for models that need transformers' eager attention (soft-capped scores, attention
+sinks), the last bits of a row depend on the batch, so nearly equal probabilities may be ordered differently.
 
 Shape legend: A active rows, L positions, V vocabulary.
 """
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
+from itertools import pairwise, takewhile
+from operator import itemgetter
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -26,13 +28,13 @@ from align.inference.slot_attention import ATTENTION, ROWS, SlotLayer, round_up,
 R = TypeVar("R")
 
 WIDTH = 64  # keys; the order of the sum over a row's keys depends on their number
-# Rows of every forward pass with fp32 weights. MKL chooses a kernel by the number of rows, and where it changes depends
-# on the CPU, the widths and the threads (on a Xeon at 11, 14, 16 or 57 rows).
-FP32_ROWS = 16
-# Most rows of a forward pass with bf16 weights on a CPU. Up to here oneDNN gives a row the same bits for SmolLM2's
-# vocabulary, and beyond it others (on a Xeon with AMX).
-BF16_ROWS = 32
+# Rows that a forward pass on a CPU may have, if those of the model at hand leave its logits as the first does. MKL and
+# oneDNN choose a kernel by the number of rows, and where it changes depends on the CPU, the widths, the data type and
+# the threads (on a Xeon at 11, 14, 16 or 57 rows in fp32).
+CPU_ROWS = (16, 32, 48, 64, 128, 192, 256)
 
+MAX_PADDED_PROMPT = CPU_ROWS[3]  # longer ones fill a forward pass by themselves
+PROBE_LENGTH = 16  # tokens of the prompt with which they are tried
 # Largest error as a share of the logits' standard deviation; a wrong mask exceeds it
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # keys of model configurations
@@ -62,13 +64,44 @@ def enable_continuous_batching(model: PreTrainedModel) -> str:
 
 
 @torch.no_grad()
-def prefill(model: PreTrainedModel, ids: Sequence[int]) -> tuple[DynamicCache, Tensor]:
-    """Return the cache of a prompt, computed alone, and the logits [1, V] of the next token."""
+def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[tuple[DynamicCache, Tensor]]:
+    """Return the cache of each prompt, and the logits [1, V] of the next token.
+
+    Prompts of one `padded_length` may be computed together, if this and its sum are among the model's `forward_sizes`.
+    """
+    length = padded_length(model, len(prompts[0]))
+    ids = torch.tensor([[*each, *[0] * (length - len(each))] for each in prompts], device=model.device)
     supports_keep: Any = model._supports_logits_to_keep  # pyright: ignore[reportPrivateUsage] - no public name
-    keep = {"logits_to_keep": 1} if supports_keep() else {}
+    # The LM head of padded prompts has as many rows as the other products; that of a long prompt has one. An index
+    # makes the last state contiguous: for a slice in bf16, PyTorch copies the weights of the LM head.
+    keeps_one = supports_keep() and (length > MAX_PADDED_PROMPT or length % CPU_ROWS[0] > 0)
+    keep = {"logits_to_keep": torch.tensor([length - 1], device=model.device)} if keeps_one else {}
     cache = DynamicCache()
-    output: Any = model(input_ids=torch.tensor([ids], device=model.device), use_cache=True, **{CACHE: cache}, **keep)
-    return cache, output.logits[:, -1]
+    output: Any = model(input_ids=ids, use_cache=True, **{CACHE: cache}, **keep)
+    return [
+        (_part(cache, row, len(each)), output.logits[row : row + 1, -1 if keeps_one else len(each) - 1])
+        for row, each in enumerate(prompts)
+    ]
+
+
+def padded_length(model: PreTrainedModel, length: int) -> int:
+    """Return the rows of a forward pass over a prompt; on a CPU, short ones are padded to be computed together."""
+    padded = round_up(length, CPU_ROWS[0])
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or padded
+    is_padded = model.device.type == "cpu" and padded <= min(limit, MAX_PADDED_PROMPT)
+    return padded if is_padded else length
+
+
+def _part(cache: DynamicCache, row: int, length: int) -> DynamicCache:
+    """Return the first positions of one row of a cache."""
+    part = DynamicCache()
+    for index, layer in enumerate(cast("list[DynamicLayer]", cache.layers)):
+        if layer.is_initialized:  # a layer that shares another's keys has none
+            keys, values = (cast(Tensor, each)[row : row + 1, :, :length] for each in (layer.keys, layer.values))
+            part.update(keys, values, index)
+        else:
+            part.layers.append(DynamicLayer())
+    return part
 
 
 @torch.no_grad()
@@ -79,12 +112,36 @@ def _relative_error(model: PreTrainedModel) -> float:
     sequences = [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in (9, 14)]
     batch: ContinuousBatch[int] = ContinuousBatch(model, len(sequences))
     for row, ids in enumerate(sequences):
-        batch.add(row, prefill(model, ids[:-2])[0], len(ids) - 2)
+        batch.add([row], prefill(model, [ids[:-2]])[0][0], len(ids) - 2)
     steps = [batch.step([sequences[row][place] for row in batch.sort()]) for place in (-2, -1)]
     found = torch.stack(steps, dim=1).float()
     output = [model(input_ids=torch.tensor([ids], device=model.device), use_cache=False) for ids in sequences]
     expected = torch.stack([each.logits[0, -2:] for each in output])[batch.rows].float()
     return float((found - expected).square().mean().sqrt() / expected.std())
+
+
+@torch.no_grad()
+def forward_sizes(model: PreTrainedModel, size: int) -> Sequence[int]:
+    """Return how many rows of a batch of `size` a forward pass may have without changing the last bits of their logits.
+
+    On a CPU each of CPU_ROWS below `size` and the batch itself are tried with random tokens, up to the first that
+    changes them. The answer is empty for a GPU, where every number may change them.
+    """
+    if model.device.type != "cpu":
+        return []
+    whole = round_up(min(size, CPU_ROWS[-1]), CPU_ROWS[0])
+    sizes = [*(rows for rows in CPU_ROWS if rows < whole), whole]
+    if len(sizes) == 1:
+        return sizes
+    generator = torch.Generator().manual_seed(0)
+    vocab_size = model.config.get_text_config().vocab_size
+    tokens = torch.randint(vocab_size, (sizes[-1],), generator=generator).tolist()
+    ((prefix, _),) = prefill(model, [tokens[:PROBE_LENGTH]])
+    batch: ContinuousBatch[int] = ContinuousBatch(model, sizes[-1])
+    batch.add(range(sizes[-1]), prefix, PROBE_LENGTH)
+    expected = batch.logits(tokens, sizes[:1])
+    is_same = (torch.equal(batch.logits(tokens[:rows], [rows]), expected[:rows]) for rows in sizes)
+    return [rows for rows, _ in takewhile(itemgetter(1), zip(sizes, is_same, strict=True))]
 
 
 def _is_fp32_on_cpu(model: PreTrainedModel) -> bool:
@@ -94,29 +151,30 @@ def _is_fp32_on_cpu(model: PreTrainedModel) -> bool:
 class ContinuousBatch(Generic[R]):
     """The active rows with their keys and values, and the step that decodes one token of each.
 
-    `rows` holds the caller's objects. Call `sort` before each `step`, and pass the tokens in its order.
+    `rows` holds the caller's objects. Call `sort` before each `step`, and pass the tokens in its order. `sizes` are
+    the `forward_sizes` of the model, by default the smallest on a CPU.
     """
 
-    def __init__(self, model: PreTrainedModel, size: int) -> None:
+    def __init__(self, model: PreTrainedModel, size: int, sizes: Sequence[int] = ()) -> None:
+        is_on_cpu = model.device.type == "cpu"
         self._model = model
-        is_fp32 = _is_fp32_on_cpu(model)
-        self._multiple = FP32_ROWS if is_fp32 else ROWS
+        self._multiple = CPU_ROWS[0] if is_on_cpu else ROWS
         self._size = round_up(size, self._multiple)
-        bf16_rows = BF16_ROWS if model.device.type == "cpu" else self._size
-        self._max_rows = FP32_ROWS if is_fp32 else min(bf16_rows, self._size)  # of a forward pass
+        self._sizes = sizes or (CPU_ROWS[:1] if is_on_cpu else ())
         self._layers: list[SlotLayer] = []
         self._positions: list[int] = []  # of each row's next token
         self.rows: list[R] = []
 
-    def add(self, row: R, prefix: DynamicCache, length: int) -> None:
-        """Add a row whose first `length` tokens are in `prefix`."""
+    def add(self, rows: Sequence[R], prefix: DynamicCache, length: int) -> None:
+        """Add rows whose first `length` tokens are in `prefix`."""
         if not self._layers:
             self._layers = [SlotLayer(self._size) for _ in prefix.layers]
         for layer, filled in zip(self._layers, cast("list[DynamicLayer]", prefix.layers), strict=True):
             if filled.is_initialized:  # a layer that shares another's keys has none
-                layer.fill(len(self.rows), cast(Tensor, filled.keys), cast(Tensor, filled.values))
-        self.rows.append(row)
-        self._positions.append(length)
+                keys, values = cast(Tensor, filled.keys), cast(Tensor, filled.values)
+                layer.fill(slice(len(self.rows), len(self.rows) + len(rows)), keys, values)
+        self.rows += rows
+        self._positions += [length] * len(rows)
 
     def remove(self, row: R) -> None:
         """Remove a row; the last row takes its slot."""
@@ -127,6 +185,8 @@ class ContinuousBatch(Generic[R]):
     def sort(self) -> list[R]:
         """Sort the rows by the number of keys they attend to, most first, and return them."""
         widths = self._widths()
+        if all(first >= second for first, second in pairwise(widths)):
+            return self.rows
         for place in range(len(widths)):
             widest = max(range(place, len(widths)), key=widths.__getitem__)
             if widths[widest] > widths[place]:
@@ -137,15 +197,27 @@ class ContinuousBatch(Generic[R]):
     @torch.no_grad()
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Return the logits [A, V] after one more token of each row."""
+        logits_AV = self.logits(tokens, self._sizes)
+        self._positions = [position + 1 for position in self._positions]
+        return logits_AV
+
+    @torch.no_grad()
+    def logits(self, tokens: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """Return the logits [A, V] after one more token of each of the first rows, which stay where they are."""
         num_padding = -len(tokens) % self._multiple
         device = self._model.device
+        positions = self._positions[: len(tokens)]
         tokens_A = torch.tensor([*tokens, *[0] * num_padding], device=device)
-        positions_A = torch.tensor([*self._positions, *[0] * num_padding], device=device)
-        widths = self._widths()
+        positions_A = torch.tensor([*positions, *[0] * num_padding], device=device)
+        widths = self._widths()[: len(tokens)]
         widths += widths[-1:] * num_padding
-        parts = [slice(start, start + self._max_rows) for start in range(0, len(tokens_A), self._max_rows)]
-        logits = [self._forward(tokens_A[part], positions_A[part], widths[part], part.start) for part in parts]
-        self._positions = [position + 1 for position in self._positions]
+        logits: list[Tensor] = []
+        start = 0
+        while start < len(tokens_A):
+            left = len(tokens_A) - start
+            part = slice(start, start + max((rows for rows in sizes if rows <= left), default=left))
+            logits.append(self._forward(tokens_A[part], positions_A[part], widths[part], start))
+            start = part.stop
         return torch.cat(logits)[: len(tokens)]
 
     def _forward(self, tokens_A: Tensor, positions_A: Tensor, widths: Sequence[int], first: int) -> Tensor:

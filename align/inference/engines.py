@@ -1,10 +1,11 @@
-"""Engines by kind: a model in this process, a server, or a user's own."""
+"""Engines by kind: a model in this process, a server that is started for it, another server, or a user's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from align.inference.managed.engine import ManagedEngine
 from align.inference.openai_engine import OpenAIEngine
 from align.inference.samples import NOTHING_FINISHED, Engine, Finished, Sample, Throughput
 from align.inference.settings import CustomEngineSettings, EngineSettings, SamplingSettings
@@ -39,6 +40,9 @@ class _CustomEngine:
 # Key of EngineSettings -> make(policy, settings, name=...)
 ENGINES: dict[str, Callable[..., Any]] = {
     "local": TransformersEngine.load,
+    "vllm": ManagedEngine,
+    "sglang": ManagedEngine,
+    "transformers_serve": ManagedEngine,
     "server": OpenAIEngine,
     "custom": _CustomEngine,
 }
@@ -48,7 +52,8 @@ def load_engine(policy: str, settings: EngineSettings = EngineSettings(), *, nam
     """Return the engine that samples from `policy`.
 
     `policy` is a folder, a Hub ID or gguf:FILE, or the name by which a server knows the model. `name` identifies the
-    policy in the samples and in their seeds; it defaults to `policy`. Raises `InputError` for a model that cannot be
-    loaded and for a server that does not answer.
+    policy in the samples and in their seeds; it defaults to `policy`. A managed engine starts its server, which runs
+    until the engine's `close` or the end of the process. Raises `InputError` for a model that cannot be loaded and for
+    a server that does not answer or does not list the model, `RunError` for a server that does not start.
     """
     return ENGINES[settings.kind](policy, settings.chosen, name=name or policy)

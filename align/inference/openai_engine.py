@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
-import httpx2
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter
 
-from align.errors import InputError, one_line
-from align.inference.connection import Connection
-from align.inference.retries import TransientError, call_with_retries, parse_retry_after
+from align.data.chat_tools import CallForm, chat_messages
+from align.data.readers.tool_calls import as_calls
+from align.errors import InputError
+from align.inference.requests.server_client import RefusedRequest, Sender, ServerClient
 from align.inference.samples import (
     NOTHING_FINISHED,
+    REFUSED,
+    TOO_LONG,
     Finished,
     Sample,
     Throughput,
@@ -25,12 +26,12 @@ from align.inference.samples import (
     sample_seed,
 )
 from align.inference.settings import SamplingSettings, ServerSettings
-from align.records import Prompt
-from align.redaction import add_secret, redact
+from align.records import Prompt, ToolCall
+from align.redaction import redact
 
-OK, FIRST_SERVER_ERROR = 200, 500
-RETRIED_STATUSES = {408, 409, 425, 429}  # below 500
-UNAUTHORIZED = (401, 403)
+MALFORMED_CALL = "malformed tool call"  # finish reason of a response whose calls are not JSON; it has no text
+CALL_FORM = CallForm(arguments_as_text=True, empty_content=None)  # of OpenAI's API
+MILLION = 1_000_000  # tokens that a price is for
 MIN_KEY = 8  # characters of an API key that is replaced in responses; a shorter one may be a word, such as EMPTY
 
 
@@ -38,6 +39,7 @@ class ChatMessage(BaseModel):
     """The message of a choice."""
 
     content: str | None = None
+    tool_calls: list[Any] | None = None
 
 
 class Choice(BaseModel):
@@ -50,6 +52,7 @@ class Choice(BaseModel):
 class Usage(BaseModel):
     """What a request took."""
 
+    prompt_tokens: int | None = Field(default=None, ge=0)
     completion_tokens: int | None = Field(default=None, ge=0)
 
 
@@ -60,160 +63,107 @@ class Completion(BaseModel):
     usage: Usage | None = None
 
 
+COMPLETION = TypeAdapter(Completion)
+
+
 class OpenAIEngine:
     """Samples from a server's chat completions: one request per sample, many at the same time.
 
     The seed of a request depends only on what is asked, so a retry asks for the same sample. Whether equal seeds give
     equal text is up to the server.
 
-    `model` is the server's name for the model, `name` the policy's name in the samples. Raises `InputError` if no
-    server answers at `settings.base_url` or if it rejects the API key.
+    `name` is the policy's name in the samples. `settings.models` may give the server's name for it; otherwise that is
+    `name` or `model`. Raises `InputError` as `ServerClient` does.
     """
 
     def __init__(self, model: str, settings: ServerSettings, *, name: str) -> None:
         self.name = name
         self.throughput = Throughput()
-        self._model = model
+        self._cost_lock = threading.Lock()  # the threads of `sample` add to it
         self._settings = settings
-        self._url = settings.base_url.rstrip("/")
-        self._headers = _authorization(settings.api_key_env)
-        self._check_server()
+        self._client = ServerClient(model, settings, name=name)
 
     def sample(
         self, prompts: Sequence[Prompt], settings: SamplingSettings, *, finished: Finished = NOTHING_FINISHED
     ) -> Iterator[Sample]:
         """Yield K samples of each distinct prompt in order of completion, except those in `finished`.
 
-        After a request has failed for the last time no further one is sent. The samples still in flight are yielded,
-        then the failure is raised: `RunError`, or `InputError` if the server rejects the request.
+        A prompt that is too long for the server's model has empty samples with finish reason `TOO_LONG`, and one whose
+        row may be skipped and which the server rejects a sample whose finish reason begins with REFUSED. After a
+        request has failed for the last time no further one is sent. The samples still in flight are yielded, then the
+        failure is raised: `RunError`, or `InputError` if the server rejects the request.
         """
         by_key = {prompt_key(prompt): prompt for prompt in prompts}
         numbers = range(settings.num_responses)
-        wanted = iter([(key, number) for key in by_key for number in numbers if (key, number) not in finished])
-        results: queue.Queue[Sample | BaseException | None] = queue.Queue()
-        stopped = threading.Event()
+        missing = [(key, number) for key in by_key for number in numbers if (key, number) not in finished]
 
-        def work() -> None:
-            try:
-                with self._connection() as connection:
-                    for key, number in wanted:  # shared by all workers
-                        if stopped.is_set():
-                            break
-                        results.put(self._sample(connection, by_key[key], number, settings, stopped=stopped))
-            except BaseException as error:  # raised in the caller's thread
-                stopped.set()
-                results.put(error)
-            results.put(None)
+        def ask(sender: Sender, item: tuple[str, int]) -> Sample:
+            key, number = item
+            return self._sample(sender, by_key[key], number, settings)
 
-        # Daemon threads: an interrupted program does not wait for the server.
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(self._settings.concurrency)]
-        try:
-            yield from self._collect(results, workers)
-        finally:
-            stopped.set()
+        with closing(self._client.ask_all(missing, ask)) as samples:
+            while True:
+                with self.throughput.timed():
+                    sample = next(samples, None)
+                if sample is None:
+                    return
+                self.throughput.new_tokens += sample.num_tokens or 0
+                self.throughput.requests += 1
+                yield sample
 
-    def _connection(self) -> Connection:
-        return Connection(self._headers, self._settings.timeout_s)
-
-    def _collect(
-        self, results: queue.Queue[Sample | BaseException | None], workers: Sequence[threading.Thread]
-    ) -> Iterator[Sample]:
-        """Yield the samples of the workers, then raise the first failure."""
-        failure: BaseException | None = None
-        for each in workers:
-            each.start()
-        num_working = len(workers)
-        while num_working:
-            with self.throughput.timed():
-                result = results.get()
-            if result is None:
-                num_working -= 1
-            elif isinstance(result, BaseException):
-                failure = failure or result
-            else:
-                self.throughput.new_tokens += result.num_tokens or 0
-                yield result
-        if failure:
-            raise failure
-
-    def _sample(
-        self,
-        connection: Connection,
-        prompt: Prompt,
-        number: int,
-        settings: SamplingSettings,
-        *,
-        stopped: threading.Event,
-    ) -> Sample:
+    def _sample(self, sender: Sender, prompt: Prompt, number: int, settings: SamplingSettings) -> Sample:
         key = prompt_key(prompt)
         seed = sample_seed(settings, self.name, key, number)
         request = {
             **self._settings.body,
-            "model": self._model,
-            "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
+            "model": self._client.model,
+            "messages": _messages(prompt),
+            **({"tools": list(prompt.tools)} if prompt.tools else {}),
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "max_tokens": settings.max_new_tokens,
             "seed": seed,
             **({"stop": settings.stop} if settings.stop else {}),
         }
-        post: Callable[[], Completion] = partial(self._post, connection, request)
-        completion = call_with_retries(post, retries=self._settings.retries, url=self._url, stopped=stopped)
+        try:
+            completion = sender.post(f"{self._client.url}/chat/completions", request, COMPLETION)
+        except RefusedRequest as error:
+            prompt.origin.refuse(str(error))
+            return Sample(key, number, self.name, "", 0, f"{REFUSED}: {error.reason}", seed)
+        if completion is None:
+            return Sample(key, number, self.name, "", 0, TOO_LONG, seed)
         (choice, *_), usage = completion.choices, completion.usage
+        self._add_cost(usage)
         text, is_cut = cut_at_stop(redact(choice.message.content or "", min_length=MIN_KEY), settings.stop)
         finish = "stop" if is_cut else str(choice.finish_reason)
-        return Sample(key, number, self.name, text, usage.completion_tokens if usage else None, finish, seed)
+        num_tokens = usage.completion_tokens if usage else None
+        try:
+            calls = _calls(choice.message)
+        except InputError:
+            return Sample(key, number, self.name, "", num_tokens, MALFORMED_CALL, seed)
+        return Sample(key, number, self.name, text, num_tokens, finish, seed, calls)
 
-    def _post(self, connection: Connection, request: Mapping[str, Any]) -> Completion:
-        """Send a request once; raise `TransientError` where a retry may help."""
-        answer = connection.request("POST", f"{self._url}/chat/completions", request)
-        if answer.status in RETRIED_STATUSES or answer.status >= FIRST_SERVER_ERROR:
-            raise TransientError(f"HTTP {answer.status}: {answer.shown}", parse_retry_after(answer.retry_after))
-        if answer.status != OK:
+    def _add_cost(self, usage: Usage | None) -> None:
+        """Count the price of an answer; raise if the server does not report its tokens."""
+        price = self._settings.price
+        if price is None:
+            return
+        if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
             raise InputError(
-                f"{self._url} rejects a request for {self._model!r} with HTTP {answer.status}: {answer.shown}"
+                f"{self._client.url} reports no numbers of tokens, so the cost is unknown: leave price out"
             )
-        try:
-            return Completion.model_validate_json(answer.body)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise TransientError(f"{place or 'body'}: {first['msg']}, in the response {answer.shown!r}") from error
-
-    def _check_server(self) -> None:
-        """Raise if no request can succeed. A server does not have to list its models."""
-        try:
-            with self._connection() as connection:
-                status = connection.request("GET", f"{self._url}/models").status
-        except (TransientError, httpx2.InvalidURL) as error:
-            raise InputError(
-                f"no server answers at {self._settings.base_url!r} ({_cause(error)}): start it, or correct base_url"
-            ) from error
-        if status in UNAUTHORIZED:
-            variable = self._settings.api_key_env
-            key = f"the key in ${variable}" if variable else "a request without a key"
-            raise InputError(f"{self._url} rejects {key} with HTTP {status}: set api_key_env")
+        millionths = price.prompt * usage.prompt_tokens + price.response * usage.completion_tokens
+        with self._cost_lock:
+            self.throughput.cost += millionths / MILLION
 
 
-def _cause(error: Exception) -> str:
-    kind = "" if isinstance(error, TransientError) else f"{type(error).__name__}: "
-    return f"{kind}{one_line(error)}"
+def _messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """Return the messages of a prompt as the API takes them: a tool's result has the id of its call and no name."""
+    messages = chat_messages(prompt.messages, lambda: CALL_FORM, str, lambda message: message.content)
+    return [{field: value for field, value in message.items() if field != "name"} for message in messages]
 
 
-def _authorization(variable: str | None) -> dict[str, str]:
-    """Return the header with the API key in the environment variable; no header if `variable` is None.
-
-    Spaces and line breaks around the key are left out. The key is never shown: messages and responses that contain it
-    are redacted.
-    """
-    if variable is None:
-        return {}
-    if not (key := os.environ.get(variable, "").strip()):
-        raise InputError(f"the environment variable {variable} is not set", ("api_key_env",))
-    add_secret(key)
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(
-            f"the key in ${variable} contains a line break or another character that no HTTP header can hold",
-            ("api_key_env",),
-        )
-    return {"Authorization": f"Bearer {key}"}
+def _calls(message: ChatMessage) -> tuple[ToolCall, ...]:
+    """Return the tool calls of a response, without the ids that the server made."""
+    calls = as_calls(message.tool_calls or [])
+    return tuple(replace(call, arguments=redact(call.arguments, min_length=MIN_KEY), id=None) for call in calls)

@@ -41,7 +41,7 @@ def sample_tokens(logits_BV: Tensor, uniforms_B: Sequence[float], *, temperature
         best = logits_BV.max(dim=-1)
         _check_finite(best.values)
         return best.indices.tolist()
-    scaled_BV = logits_BV.float() / temperature
+    scaled_BV = logits_BV.float() if temperature == 1 else logits_BV.float() / temperature  # a pass over the vocabulary
     numbers_B = torch.tensor(uniforms_B, device=logits_BV.device, dtype=torch.float32)
     if top_p == 1:
         return _invert_cdf(scaled_BV.softmax(dim=-1), numbers_B).tolist()

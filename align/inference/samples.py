@@ -6,17 +6,19 @@ import hashlib
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from align.config import stable_hash
+from align.data.readers.tool_calls import as_calls
 from align.distributed.journal import Journal
 from align.inference.settings import SamplingSettings
-from align.records import Prompt
+from align.records import Prompt, ToolCall, message_key, with_calls
 
 SEED_BITS = 31  # servers take a seed as a signed 32-bit integer
 TOO_LONG = "prompt too long"  # finish reason of a prompt that was not answered
+REFUSED = "refused"  # begins the finish reason of a prompt that a server refused; what it said follows
 GIVEN = "given"  # finish reason, and policy, of a response that was not sampled here
 
 
@@ -31,14 +33,32 @@ class Sample:
     num_tokens: int | None  # sampled tokens, including the end of turn; None if a server does not report it
     finish: str  # "stop" (end of turn or stop string), "length" (max_new_tokens), TOO_LONG, or a server's own reason
     seed: int
+    tool_calls: tuple[ToolCall, ...] = ()  # that a server returned besides the text
+
+    @property
+    def whole_text(self) -> str:
+        """The text followed by the tool calls, for readers without a chat template."""
+        return with_calls(self.text, self.tool_calls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the sample as a journal holds it."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "tool_calls"}
+        return {**values, **({"tool_calls": [call.to_json() for call in self.tool_calls]} if self.tool_calls else {})}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return the sample of a journal."""
+        values = dict(value)
+        calls = as_calls(values.pop("tool_calls", []))
+        return cls(**values, tool_calls=calls)
 
 
 @dataclass(slots=True)
 class Throughput:
     """Speed of an engine, and the tokens that it processed.
 
-    `new_tokens` and `seconds` cover this process only. The other numbers include samples that a journal already held,
-    so that a resumed run reports the same totals.
+    `new_tokens`, `seconds`, `requests` and `cost` cover this process only. The other numbers include samples that a
+    journal already held, so that a resumed run reports the same totals.
     """
 
     new_tokens: int = 0  # sampled by this process
@@ -46,6 +66,8 @@ class Throughput:
     processed_tokens: int = 0  # prompts, each counted once, and samples
     sampled_tokens: int = 0
     attended_pairs: int = 0  # (query, key) pairs in one layer
+    requests: int = 0  # that a server has answered
+    cost: float = 0.0  # of these requests, where a price is given
 
     @property
     def tokens_per_s(self) -> float:
@@ -64,7 +86,15 @@ class Throughput:
             self.processed_tokens + other.processed_tokens,
             self.sampled_tokens + other.sampled_tokens,
             self.attended_pairs + other.attended_pairs,
+            self.requests + other.requests,
+            self.cost + other.cost,
         )
+
+    def metrics(self) -> dict[str, float]:
+        """Return what progress shows: requests and tokens per second, and the cost, as far as they are known."""
+        found = {"requests_per_s": self.requests / self.seconds} if self.requests and self.seconds else {}
+        found |= {"tokens_per_s": self.tokens_per_s} if self.seconds else {}
+        return found | ({"cost": self.cost} if self.cost else {})
 
     @contextmanager
     def timed(self) -> Generator[None]:
@@ -98,13 +128,13 @@ class Engine(Protocol):
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """Return 16 hex digits that identify the prompt's messages; its metadata does not count.
+    """Return 16 hex digits that identify the prompt's messages and tools; its metadata does not count.
 
     >>> from align.records import Message
     >>> prompt_key(Prompt((Message("user", "Hello."),)))
     '69dc22fd28d80aeb'
     """
-    return stable_hash([[message.role, message.content] for message in prompt.messages])
+    return stable_hash(message_key(prompt.messages, prompt.tools))
 
 
 def unique_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -139,7 +169,7 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
 def journal_samples(journal: Journal, policy: str, prompts: Sequence[Prompt]) -> list[Sample]:
     """Return the policy's samples of the prompts that the journal holds."""
     keys = {prompt_key(prompt) for prompt in prompts}
-    samples = [Sample(**value) for value in journal.done.values()]
+    samples = [Sample.from_json(value) for value in journal.done.values()]
     return [sample for sample in samples if sample.policy == policy and sample.key in keys]
 
 
@@ -154,7 +184,7 @@ def sample_with_journal(
     yield from known
     finished = {(sample.key, sample.number): sample.num_tokens for sample in known}
     for sample in engine.sample(prompts, settings, finished=finished):
-        journal.add(f"{sample.policy}/{sample.key}/{sample.number}", asdict(sample))
+        journal.add(f"{sample.policy}/{sample.key}/{sample.number}", sample.to_json())
         yield sample
 
 

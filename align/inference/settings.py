@@ -8,6 +8,12 @@ from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings
 from align.errors import InputError
+from align.inference.managed.settings import (
+    ManagedSettings,
+    SglangSettings,
+    TransformersServeSettings,
+    VllmSettings,
+)
 from align.registry import import_dotted
 
 # Fields of a request that the sampling settings decide
@@ -63,8 +69,17 @@ class LocalSettings(Settings):
         return self.model_dump(mode="json", exclude={"batch_size"})
 
 
+class PriceSettings(Settings):
+    """What a server's tokens cost, for a million of them."""
+
+    prompt: float = Field(default=0.0, ge=0, description="Price of a million tokens of prompts.")
+    response: float = Field(default=0.0, ge=0, description="Price of a million tokens of responses.")
+
+
 class ServerSettings(Settings):
-    """An OpenAI-compatible server, such as vLLM, SGLang or NIM.
+    """An OpenAI-compatible server, such as vLLM, SGLang or NIM, that runs already.
+
+    A server of more than one policy needs `models` or `refresh`: nothing else says how it follows them.
 
     vLLM fills in unset sampling parameters from the model's generation config: start it with
     `--generation-config vllm`, or send {"top_k": -1, "repetition_penalty": 1.0} in `body`. `transformers serve` uses
@@ -76,12 +91,28 @@ class ServerSettings(Settings):
     api_key_env: str | None = Field(
         default=None, description="Name of the environment variable that holds the API key; no key if left out."
     )
-    concurrency: int = Field(default=16, ge=1, description="Maximum number of simultaneous requests.")
+    models: dict[str, str] = Field(
+        default={}, description="The server's names of policies and models: {NAME_HERE: NAME_THERE}."
+    )
+    refresh: str | None = Field(
+        default=None,
+        description="Command that makes the server offer a policy, run before each one is sampled: {folder} in it is "
+        "the policy's folder, {policy} its name.",
+    )
+    concurrency: int = Field(
+        default=16,
+        ge=1,
+        description="Maximum number of simultaneous requests; halved where the server answers 429 or 503, and grown "
+        "again after successes.",
+    )
     timeout_s: float = Field(
         default=600.0, gt=0, description="Seconds after which a request without a complete answer is retried."
     )
     retries: int = Field(default=6, ge=0, description="Maximum number of retries of a request after transient errors.")
     body: dict[str, Any] = Field(default={}, description="Additional fields of every request.")
+    price: PriceSettings | None = Field(
+        default=None, description="Price of the tokens, in `accounting.currency`. Default: cost is unknown."
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -95,6 +126,13 @@ class ServerSettings(Settings):
             )
         return base_url
 
+    @field_validator("refresh")
+    @classmethod
+    def _names_the_folder(cls, refresh: str | None) -> str | None:
+        if refresh is not None and "{folder}" not in refresh:
+            raise ValueError("{folder} is missing in the command: it stands for the policy that the server must offer")
+        return refresh
+
     @model_validator(mode="after")
     def _no_sampling_fields(self) -> Self:
         if taken := sorted(self.body.keys() & REQUEST_FIELDS):
@@ -103,7 +141,7 @@ class ServerSettings(Settings):
 
     def cache_key(self) -> dict[str, Any]:
         """Return the settings that decide a sample, as JSON; another address may offer the same model."""
-        return self.model_dump(mode="json", include={"body"})
+        return self.model_dump(mode="json", include={"body", *(("models",) if self.models else ())})
 
 
 class CustomEngineSettings(Settings):
@@ -135,6 +173,11 @@ class EngineSettings(Settings):
     """
 
     local: LocalSettings | None = Field(default=None, description="Run the model in this process.")
+    vllm: VllmSettings | None = Field(default=None, description="Start a server of vLLM for each policy.")
+    sglang: SglangSettings | None = Field(default=None, description="Start a server of SGLang for each policy.")
+    transformers_serve: TransformersServeSettings | None = Field(
+        default=None, description="Start a server of `transformers serve` for each policy."
+    )
     server: ServerSettings | None = Field(default=None, description="Send requests to an OpenAI-compatible server.")
     custom: CustomEngineSettings | None = Field(default=None, description="Use an engine of your own.")
 
@@ -153,9 +196,19 @@ class EngineSettings(Settings):
         return next(iter(self._given()), "local")
 
     @property
-    def chosen(self) -> LocalSettings | ServerSettings | CustomEngineSettings:
+    def chosen(self) -> LocalSettings | ManagedSettings | ServerSettings | CustomEngineSettings:
         """The settings of the engine."""
-        return self.local or self.server or self.custom or LocalSettings()
+        return self.local or self.managed or self.server or self.custom or LocalSettings()
+
+    @property
+    def managed(self) -> ManagedSettings | None:
+        """The settings of an engine whose server is started for each policy; None for other engines."""
+        return self.vllm or self.sglang or self.transformers_serve
+
+    @property
+    def loads_model(self) -> bool:
+        """Whether a policy is a folder or a Hub ID that is loaded here: in this process, or by a managed server."""
+        return self.managed is not None or isinstance(self.chosen, LocalSettings)
 
     @property
     def code(self) -> list[str]:

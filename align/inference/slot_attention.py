@@ -19,7 +19,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "align_slots"  # name of the attention implementation
-GROWTH = 512  # positions that the storage grows by; each time all of it is copied
+# Positions that the storage has at first, and that it grows by at most; until then it doubles. Each time it is copied.
+FIRST_LENGTH, GROWTH = 64, 512
+ALIGNED = 16  # fp32 numbers: if heads are as wide as a multiple of them, each starts at a multiple of 64 bytes
 ROWS = 4  # MKL computes the last 1 to 3 fp32 rows of a product, and unaligned buffers, with other kernels
 
 
@@ -67,11 +69,11 @@ class SlotLayer(DynamicLayer):
         super().__init__()
         self._size = size
 
-    def fill(self, slot: int, keys: Tensor, values: Tensor) -> None:
-        """Write the keys and values [1, G, T, D] of a sequence into a slot, from position 0."""
+    def fill(self, slots: slice, keys: Tensor, values: Tensor) -> None:
+        """Write the keys and values [1, G, T, D] of a sequence into each of the slots, from position 0."""
         length = keys.shape[-2]
         self._reserve(length, keys, values)
-        self._keys[slot, :, :length], self._values[slot, :, :length] = keys[0], values[0]
+        self._keys[slots, :, :length], self._values[slots, :, :length] = keys, values
 
     def swap(self, first: int, second: int, length: int) -> None:
         """Swap the first `length` positions of two slots."""
@@ -98,12 +100,13 @@ class SlotLayer(DynamicLayer):
     def _reserve(self, length: int, keys: Tensor, values: Tensor) -> None:
         if not self.is_initialized:
             self._keys, self._values = (
-                each.new_zeros(self._size, each.shape[1], round_up(length, GROWTH), each.shape[3])
+                each.new_zeros(self._size, each.shape[1], round_up(length, FIRST_LENGTH), each.shape[3])
                 for each in (keys, values)
             )
             self.is_initialized = True
-        if (missing := round_up(length, GROWTH) - self._keys.shape[2]) > 0:
-            self._keys, self._values = (functional.pad(each, (0, 0, 0, missing)) for each in (self._keys, self._values))
+        if length > (stored := self._keys.shape[2]):
+            added = max(min(stored, GROWTH), round_up(length, FIRST_LENGTH) - stored)
+            self._keys, self._values = (functional.pad(each, (0, 0, 0, added)) for each in (self._keys, self._values))
 
 
 def slot_attention(  # noqa: PLR0913 - the signature is transformers' AttentionInterface
@@ -119,15 +122,21 @@ def slot_attention(  # noqa: PLR0913 - the signature is transformers' AttentionI
     """Return SDPA's output [A, 1, H, D], computed separately for each run; without runs call transformers' SDPA.
 
     The query heads that share a key head become rows of one product, so each key is read once, and no key is read that
-    no row of the run attends to.
+    no row of the run attends to. On a CPU a single fp32 query head to a key head is computed without SDPA, which would
+    need it padded to ROWS.
     """
     if not runs or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     (num_rows, num_heads, _, width), num_keys = query.shape, key.shape[1]
     grouped = query.reshape(num_rows, num_keys, num_heads // num_keys, width)
-    padded = functional.pad(grouped, (0, 0, 0, -grouped.shape[2] % ROWS))
+    is_single = grouped.shape[2] == 1 and query.dtype == torch.float32 and query.device.type == "cpu"
+    attend: Any = functional.scaled_dot_product_attention
+    if is_single and width % ALIGNED == 0:
+        attend, padded = _attend, grouped
+    else:
+        padded = functional.pad(grouped, (0, 0, 0, -grouped.shape[2] % ROWS))
     outputs = [
-        functional.scaled_dot_product_attention(
+        attend(
             padded[run.rows],
             key[run.rows, :, : run.width],
             value[run.rows, :, : run.width],
@@ -137,6 +146,13 @@ def slot_attention(  # noqa: PLR0913 - the signature is transformers' AttentionI
         for run in runs
     ]
     return torch.cat(outputs)[:, :, : grouped.shape[2]].reshape(num_rows, 1, num_heads, -1), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor, scale: float | None) -> Tensor:
+    """Return attention [A, G, 1, D] of one query per key head."""
+    scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = torch.matmul(scaled, key.transpose(2, 3)).add_(attn_mask)
+    return torch.matmul(scores.softmax(dim=-1), value)
 
 
 AttentionInterface.register(ATTENTION, cast(Any, slot_attention))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Self, cast
 
 import torch
@@ -15,12 +16,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from align.data.chat_encoder import ChatEncoder
-from align.data.chat_rendering import THOUGHT_MARK
+from align.data.chat_rendering import is_written_mark
 from align.data.chat_templates import apply_template
 from align.data.chat_turns import OPEN_THOUGHT
-from align.data.overlong import character_limit
+from align.data.open_turns import open_user_turn, plain_ids
+from align.data.overlong import character_limit, num_characters
 from align.errors import InputError
-from align.inference.continuous_batching import ContinuousBatch, enable_continuous_batching, prefill
+from align.inference.continuous_batching import (
+    ContinuousBatch,
+    enable_continuous_batching,
+    forward_sizes,
+    padded_length,
+    prefill,
+)
 from align.inference.generate_fallback import PartialResponse, decode_group
 from align.inference.sampler import sample_tokens, uniform_numbers
 from align.inference.samples import (
@@ -37,6 +45,7 @@ from align.inference.settings import LocalSettings, SamplingSettings
 from align.models.loading.pretrained import default_device
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
+from align.models.weights import castable_parameters
 from align.records import Prompt
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -66,12 +75,14 @@ class TransformersEngine:
         self._tokenizer = tokenizer
         self._encoder = ChatEncoder(tokenizer)
         self._batch_size = batch_size
+        self._opens_user_turns = False
+        self._sizes: dict[int, Sequence[int]] = {}  # number of rows of a batch -> `forward_sizes`
         of_model: Any = model.generation_config.eos_token_id if model.generation_config else None
         ends: list[Any] = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
         self._end_tokens = {end for end in ends if end is not None}
         special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        marks = {number for number, token in special.items() if THOUGHT_MARK.fullmatch(token)}
-        # Special tokens that a text lacks, where it has others: the marks around a thought
+        marks = {number for number, token in special.items() if is_written_mark(token)}
+        # Special tokens that a text lacks, where it has others: the marks around thoughts and tool calls
         self._unwritten = {*special, *tokenizer.all_special_ids} - marks if marks else set[int]()
         self.unsupported = enable_continuous_batching(model)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -109,6 +120,35 @@ class TransformersEngine:
         else:
             yield from self._decode_together([each for each in missing if not each.finish], settings)
 
+    def open_user_turns(self) -> Self:
+        """Return this engine for prompts whose last message, an empty one of the user, the model writes itself.
+
+        So a chat model makes prompts (Xu et al. 2024, Magpie).
+        """
+        opened = copy.copy(self)
+        opened._opens_user_turns = True
+        return opened
+
+    def choice_logps(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> Iterator[list[float]]:
+        """Yield, for each prompt, the log-probabilities in nats of the first token of each choice as the response.
+
+        Raises `InputError` for choices that begin with the same token.
+        """
+        firsts = [plain_ids(self._tokenizer, choice)[0] for choice in choices]
+        if len(set(firsts)) < len(firsts):
+            raise InputError(f"{self.name}: {' and '.join(map(repr, choices))} begin with the same token")
+        for index, prompt in enumerate(prompts):
+            with self.throughput.timed():
+                ((_, logits),) = prefill(self._model, [self._prompt_ids(prompt, index)])
+                logps = logits[0].float().log_softmax(dim=-1)
+            yield [float(logps[first]) for first in firsts]
+
+    def _prompt_ids(self, prompt: Prompt, index: int) -> list[int]:
+        """Return the tokens that the model continues."""
+        if not self._opens_user_turns:
+            return self._encoder.prompt_ids(prompt.messages, index, prompt.tools).tolist()
+        return open_user_turn(self._tokenizer, prompt.messages[:-1])
+
     def _start(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[PartialResponse]:
         """Return all responses, those to the longest prompt first and those to one prompt adjacent."""
         groups: dict[str, list[PartialResponse]] = {}
@@ -116,8 +156,8 @@ class TransformersEngine:
             key = prompt_key(prompt)
             if key in groups:
                 continue
-            is_readable = sum(len(message.content) for message in prompt.messages) <= self._max_characters
-            ids = self._encoder.prompt_ids(prompt.messages, index).tolist() if is_readable else []
+            is_readable = num_characters(prompt.messages, prompt.tools) <= self._max_characters
+            ids = self._prompt_ids(prompt, index) if is_readable else []
             if not ids and is_readable:
                 raise InputError(f"prompt {index}: the chat template renders it to no tokens")
             fits = is_readable and len(ids) + settings.max_new_tokens <= self._max_tokens
@@ -137,20 +177,26 @@ class TransformersEngine:
     def _decode_together(self, responses: Sequence[PartialResponse], settings: SamplingSettings) -> Iterator[Sample]:
         """Decode with continuous batching: each finished response makes room for the next."""
         waiting = deque(responses)
-        batch: ContinuousBatch[PartialResponse] = ContinuousBatch(self._model, min(self._batch_size, len(responses)))
-        prefix: tuple[str, DynamicCache, Tensor] | None = None  # of the latest prompt: key, cache, logits [1, V]
+        size = min(self._batch_size, len(responses))
+        if size not in self._sizes:
+            with self.throughput.timed():
+                self._sizes[size] = forward_sizes(self._model, size)
+        batch: ContinuousBatch[PartialResponse] = ContinuousBatch(self._model, size, self._sizes[size])
+        prefixes: dict[str, tuple[DynamicCache, Tensor]] = {}  # of the latest prompts: key -> cache, logits [1, V]
         while waiting or batch.rows:
             with self.throughput.timed():
                 ended: list[PartialResponse] = []
-                while waiting and len(batch.rows) < self._batch_size:
-                    response = waiting.popleft()
-                    if prefix is None or prefix[0] != response.key:
-                        prefix = (response.key, *prefill(self._model, response.prompt_ids))
-                    self._sample_next([response], prefix[2], settings)
-                    if response.finish:
-                        ended.append(response)
-                    else:
-                        batch.add(response, prefix[1], len(response.prompt_ids))
+                while waiting and (room := self._batch_size - len(batch.rows)):
+                    key = waiting[0].key
+                    if key not in prefixes:
+                        prefixes = self._prefill(waiting, self._sizes[size])
+                    prefix, logits_1V = prefixes[key]
+                    group = [each for each in islice(waiting, room) if each.key == key]  # one prompt's are adjacent
+                    for _ in group:
+                        waiting.popleft()
+                    self._sample_next(group, logits_1V.expand(len(group), -1), settings)
+                    ended += [response for response in group if response.finish]
+                    batch.add([response for response in group if not response.finish], prefix, len(group[0].prompt_ids))
                 if batch.rows:
                     active = list(batch.sort())
                     self._sample_next(active, batch.step([response.ids[-1] for response in active]), settings)
@@ -159,6 +205,21 @@ class TransformersEngine:
                             batch.remove(response)
                             ended.append(response)
             yield from (self._finish(response, settings) for response in ended)
+
+    def _prefill(
+        self, waiting: Sequence[PartialResponse], sizes: Sequence[int]
+    ) -> dict[str, tuple[DynamicCache, Tensor]]:
+        """Return cache and logits of the next prompt, and of those behind it that a forward pass may take with it."""
+        length = padded_length(self._model, len(waiting[0].prompt_ids))
+        counts = [rows // length for rows in sizes if length in sizes and rows % length == 0] or [1]
+        prompts: dict[str, list[int]] = {}
+        for each in waiting:
+            is_full = each.key not in prompts and len(prompts) == counts[-1]
+            if is_full or padded_length(self._model, len(each.prompt_ids)) != length:
+                break
+            prompts[each.key] = each.prompt_ids
+        together = dict(islice(prompts.items(), max(count for count in counts if count <= len(prompts))))
+        return dict(zip(together, prefill(self._model, list(together.values())), strict=True))
 
     def _decode_by_prompt(
         self, responses: Sequence[PartialResponse], settings: SamplingSettings, finished: Finished
@@ -226,10 +287,6 @@ class TransformersEngine:
 
 def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Cast the model's weights in place as `from_pretrained(dtype=...)` does, and return it. Buffers are unchanged."""
-    fp32_patterns = model._keep_in_fp32_modules_strict or ()  # pyright: ignore[reportPrivateUsage] - no public name
-    for name, value in model.named_parameters():
-        value.requires_grad_(False)
-        # matched as in transformers' loader
-        if not any(re.search(pattern.replace("*", ".*"), name) for pattern in fp32_patterns):
-            value.data = value.data.to(dtype)
+    for _, value in castable_parameters(model.requires_grad_(False), model):
+        value.data = value.data.to(dtype)
     return model

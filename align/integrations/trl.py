@@ -19,6 +19,7 @@ from align.errors import InputError
 from align.integrations.trl_checks import REWARDS, RewardCollator, check_loss_settings, check_trl_version
 from align.losses.preference import PreferenceLoss
 from align.losses.table import CustomLoss, preference_loss
+from align.losses.unpaired import UnpairedLoss
 
 NOT_MODEL_INPUTS = (REWARDS, "completion_mask", "ref_chosen_logps", "ref_rejected_logps")
 
@@ -224,9 +225,12 @@ class RPOTrainer(DPOTrainer):
 
 
 def _as_loss(loss: str | PreferenceLoss | CustomLoss | Callable[..., Tensor]) -> PreferenceLoss | CustomLoss:
-    if isinstance(loss, str):
-        return preference_loss(loss)
-    return loss if isinstance(loss, PreferenceLoss | CustomLoss) else CustomLoss(loss)
+    made = preference_loss(loss) if isinstance(loss, str) else loss
+    if isinstance(made, UnpairedLoss):
+        raise InputError("RPOTrainer compares pairs of responses; for a loss on labels use TRL's KTOTrainer")
+    if isinstance(made, PreferenceLoss) and made.uses_weights:
+        raise InputError(f"RPOTrainer does not compute the weights of weighting: {made.weighting}")
+    return made if isinstance(made, PreferenceLoss | CustomLoss) else CustomLoss(made)
 
 
 def _side_by_side(values_S: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class PreferenceLoss:
     per_token: bool = False  # divide log-probabilities by the response length
     reference_free: bool = False  # ignore the reference log-probabilities
     length_penalty: float = 0.0  # added to the implicit reward for each token of the response, against longer ones
+    weighting: str = "none"  # wpo: comparisons of responses that the policy would hardly sample count less
 
     def __post_init__(self) -> None:
         for name, (is_valid, expected) in CHECKS.items():
@@ -63,14 +64,19 @@ class PreferenceLoss:
     @property
     def settings(self) -> tuple[str, ...]:
         """Return the names of the settings that change this loss."""
-        eta = ("eta",) if self.uses_rewards else ()
+        own = ("eta",) if self.uses_rewards else ("weighting",)
         common = ("beta", "pairs", "per_token", "reference_free", "length_penalty")
-        return tuple(dict.fromkeys((*common, *eta, *self.distance.settings)))
+        return tuple(dict.fromkeys((*common, *own, *self.distance.settings)))
 
     @property
     def uses_rewards(self) -> bool:
         """Return whether the values of the rewards matter; otherwise only their order does."""
         return self.distance.uses_rewards
+
+    @property
+    def uses_weights(self) -> bool:
+        """Return whether a call needs `log_weights_BK`."""
+        return self.weighting != "none"
 
     @property
     def uses_reference(self) -> bool:
@@ -84,6 +90,8 @@ class PreferenceLoss:
         rewards_BK: Tensor,
         lengths_BK: Tensor,
         mask_BK: Tensor | None = None,
+        *,
+        log_weights_BK: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of each group, shape [B], as the mean over its comparisons.
 
@@ -93,6 +101,8 @@ class PreferenceLoss:
             rewards_BK: Reward of each response; higher is better.
             lengths_BK: Number of tokens of each response.
             mask_BK: False where a group has fewer than K responses; the other tensors are ignored there.
+            log_weights_BK: For `weighting: wpo`, the mean over the tokens of each response of
+                log p(token) - log sum_v p(v)^2 under the policy. Gradients do not flow through it.
 
         A group without anything to compare (one response, or for a loss on labels equal rewards) has loss 0 and a zero
         gradient.
@@ -110,6 +120,11 @@ class PreferenceLoss:
         counts_BP = is_informative(comparisons, uses_rewards=self.uses_rewards)
         settings = {name: getattr(self, name) for name in self.distance.settings}
         loss_BP = torch.where(counts_BP, self.distance.function(comparisons, **settings), 0)
+        if self.uses_weights:
+            if log_weights_BK is None:
+                raise InputError(f"weighting: {self.weighting} needs log_weights_BK")
+            compared = compare(log_weights_BK.detach(), target_BK, rewards_BK, mask_BK, pairs=self.pairs)
+            loss_BP = loss_BP * pair_weights(compared.implicit_BPC, compared.mask_BPC)
         return loss_BP.sum(dim=-1) / counts_BP.sum(dim=-1).clamp(min=1)
 
     def implicit_rewards(
@@ -125,6 +140,15 @@ class PreferenceLoss:
         if self.per_token:
             ratio_BK = ratio_BK / torch.where(mask_BK, lengths_BK, 1).clamp(min=1)
         return self.beta * ratio_BK
+
+
+def pair_weights(log_weights_BPC: Tensor, mask_BPC: Tensor) -> Tensor:
+    """Return the weight of each comparison, at most 1, shape [B, P].
+
+    WPO (Zhou et al. 2024, arXiv:2406.11827, eq. 2) with sampled alignment: the product over the compared responses of
+    exp(mean over tokens of log p(token) - log sum_v p(v)^2), capped at 1 as in the authors' code.
+    """
+    return torch.where(mask_BPC, log_weights_BPC, 0).sum(dim=-1).exp().clamp(max=1)
 
 
 def full_mask(like_BK: Tensor) -> Tensor:
@@ -146,4 +170,5 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "per_token": (lambda value: isinstance(value, bool), "true or false"),
     "reference_free": (lambda value: isinstance(value, bool), "true or false"),
     "length_penalty": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
+    "weighting": (lambda value: value in ("none", "wpo"), "none or wpo"),
 }

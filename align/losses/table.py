@@ -25,6 +25,7 @@ from align.losses.distances import (
     top_choice,
 )
 from align.losses.preference import PreferenceLoss, full_mask
+from align.losses.unpaired import UnpairedLoss
 from align.registry import LazyModule, UserCode, import_dotted, pick, suggest
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ SQUARED = Distance(squared, uses_rewards=True, listwise=True)
 # Defaults of beta: rpo_* from NeMo-Aligner's gpt_dpo.yaml (the paper gives a range), dpo_norm from Tülu 3 (Lambert et
 # al. 2024), simpo and its gamma from the paper's Llama-3-8B-Base run, orpo from the paper's lambda, others as dpo. No
 # paper gives a default for label_smoothing; 0.1 is a choice of this project, and the 0.001 of exo that of TRL.
-LOSSES: dict[str, PreferenceLoss] = {
+LOSSES: dict[str, PreferenceLoss | UnpairedLoss] = {
     "dpo": PreferenceLoss(TOP_CHOICE),
     "dpo_norm": PreferenceLoss(TOP_CHOICE, beta=5.0, per_token=True),
     "cdpo": PreferenceLoss(LOGISTIC, label_smoothing=0.1, pairs="all"),
@@ -61,6 +62,8 @@ LOSSES: dict[str, PreferenceLoss] = {
     "rpo_bwd_kl": PreferenceLoss(BACKWARD_KL, beta=0.2),
     "rpo_fwd_kl": PreferenceLoss(FORWARD_KL, beta=0.2),
     "rpo_sq": PreferenceLoss(SQUARED, beta=0.2),
+    "kto": UnpairedLoss(),
+    "apo_zero_unpaired": UnpairedLoss(uses_kl=False),
 }
 
 
@@ -94,11 +97,14 @@ class CustomLoss:
         return torch.where(mask_BK, policy_logps_BK - reference_logps_BK, 0)
 
 
-def preference_loss(name: str, **settings: object) -> PreferenceLoss | CustomLoss:
+Loss = PreferenceLoss | UnpairedLoss | CustomLoss
+
+
+def preference_loss(name: str, **settings: object) -> Loss:
     """Return the loss called `name` in `LOSSES` with the given settings, or a user's loss.
 
     `name` may be a dotted path `package.module:factory`. The factory is called with the settings and returns a
-    `PreferenceLoss` or a function of the same arguments as `PreferenceLoss.__call__`.
+    `PreferenceLoss`, an `UnpairedLoss`, or a function of the same arguments as `PreferenceLoss.__call__`.
 
     Raises `InputError` for an unknown name, an unknown setting, or a value out of range.
 
@@ -120,7 +126,7 @@ def preference_loss(name: str, **settings: object) -> PreferenceLoss | CustomLos
         raise InputError(f"loss {name!r}: {error}") from None
 
 
-def _custom_loss(path: str, settings: dict[str, object]) -> PreferenceLoss | CustomLoss:
+def _custom_loss(path: str, settings: dict[str, object]) -> Loss:
     factory = import_dotted(path, "preference loss")
     try:
         inspect.signature(factory).bind(**settings)
@@ -130,7 +136,7 @@ def _custom_loss(path: str, settings: dict[str, object]) -> PreferenceLoss | Cus
     loss: Any = code.call(factory, **settings)
     if not callable(loss):
         raise InputError(f"preference loss {path!r} must return a function that returns loss_B, not {loss!r}")
-    if isinstance(loss, PreferenceLoss):
+    if isinstance(loss, PreferenceLoss | UnpairedLoss):
         return loss
     custom = loss if isinstance(loss, CustomLoss) else CustomLoss(loss)
     return replace(custom, function=partial(code.call, custom.function))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, cast
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from peft import PeftModel
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,12 +17,15 @@ from align.data.token_groups import TokenSequence
 from align.models.adapters.dropout import TokenDropout, install_dropout
 from align.models.tree import attention
 from align.models.tree.batch import TokenBatch
+from align.models.tree.parts import cut_batch, run_parts
 
 
 class Backbone(nn.Module, ABC):
     """A transformers model with a forward pass over a whole batch of sequences. Accelerate wraps this module."""
 
     output_unit: ClassVar[str]  # unit of what `forward` returns, for error messages
+    outputs_are_of: ClassVar[Literal["targets", "sequences"]]  # in the last dimension, or in the first one
+    has_fp32_head: ClassVar[bool] = False  # whether the head stays in fp32 where the other weights are in bf16
 
     def __init__(self, hf: PreTrainedModel | PeftModel) -> None:
         super().__init__()
@@ -29,16 +35,26 @@ class Backbone(nn.Module, ABC):
             # Under sdpa transformers 5.20 ignores soft-capping and 5.23 raises
             self.base.set_attn_implementation("eager")
         self._plain_attention: str = self._attention
+        self.max_rows: int | None = None  # rows of a forward pass over a tree; a larger one runs in parts
         self.records_routing = False  # whether a forward pass keeps the logits of the routers, which it then returns
         self._router_logits: tuple[Tensor, ...] | None = None
         self.auxiliary_loss: Tensor | None = None  # transformers' own, of the last forward pass over one sequence
 
-    def forward(self, batch: TokenBatch | TokenSequence) -> Tensor:
+    def forward(self, batch: TokenBatch | TokenSequence, **options: bool) -> Tensor:
         """Return the outputs for a batch, or those of transformers' own forward for one sequence.
 
-        Both run inside the module's forward, because that is where sharded weights are gathered.
+        Both run inside the module's forward, because that is where sharded weights are gathered. `options` are those of
+        `forward_batch`.
         """
-        return self.forward_sequence(batch) if isinstance(batch, TokenSequence) else self.forward_batch(batch)
+        if isinstance(batch, TokenSequence):
+            return self.forward_sequence(batch)
+        parts = cut_batch(batch, self.max_rows) if self.max_rows is not None and not self.records_routing else []
+        if not parts:
+            return self.forward_batch(batch, **options)
+        outputs = run_parts(parts, partial(self.forward_batch, **options))
+        place = torch.cat([part.targets if self.outputs_are_of == "targets" else part.sequences for part in parts])
+        dim = -1 if self.outputs_are_of == "targets" else 0
+        return torch.cat(outputs, dim=dim).index_select(dim, place.argsort())
 
     @abstractmethod
     def forward_batch(self, batch: TokenBatch) -> Tensor:
@@ -52,6 +68,12 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def head(self) -> nn.Module:
         """Return the module that maps hidden states to outputs."""
+
+    @property
+    def linear_head(self) -> nn.Module:
+        """Return the layer of the head itself; peft wraps a trained copy of the head."""
+        head = self.head
+        return head.modules_to_save[head.active_adapters[0]] if isinstance(head, ModulesToSaveWrapper) else head
 
     @property
     def base(self) -> PreTrainedModel:
@@ -84,6 +106,20 @@ class Backbone(nn.Module, ABC):
 
     def hidden_states(self, batch: TokenBatch) -> Tensor:
         """Return the last hidden states of all rows of the batch, shape [R, L, D]."""
+        output = self._decode(batch)
+        self._router_logits = output.router_logits if self.records_routing else None
+        return output.last_hidden_state
+
+    def layer_states(self, batch: TokenBatch, layers: Sequence[int]) -> Tensor:
+        """Return the mean of the hidden states after some layers, shape [R, L, D].
+
+        0 stands for the token embeddings, -1 for the last layer with the final norm.
+        """
+        states = self._decode(batch, output_hidden_states=True).hidden_states
+        return torch.stack([states[layer] for layer in layers]).mean(dim=0)
+
+    def _decode(self, batch: TokenBatch, **options: bool) -> Any:  # noqa: ANN401 - each architecture has its own type
+        """Return the decoder's output for all rows of the batch."""
         # The model's own attention would ignore the layout, and every token would attend to all earlier ones
         assert self.is_tree == (batch.layout is not None), "a tree batch needs use_forward('tree')"
         structure = {"attention_mask": batch.attention_mask} if batch.layout is None else {"tree": batch.layout}
@@ -92,9 +128,8 @@ class Backbone(nn.Module, ABC):
         decoder = cast(nn.Module, self.base.get_decoder())
         if decoder is self.base:  # Llama 4 returns the model itself
             decoder = cast(nn.Module, self.base.model)
-        output = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **structure)
-        self._router_logits = output.router_logits if self.records_routing else None
-        return output.last_hidden_state
+        ids, positions = batch.input_ids, batch.position_ids
+        return decoder(input_ids=ids, position_ids=positions, use_cache=False, **structure, **options)
 
     def take_router_logits(self) -> tuple[Tensor, ...]:
         """Return the logits of each layer's router in the last forward pass over a batch, [R * L, E], and drop them."""

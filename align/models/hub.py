@@ -26,6 +26,7 @@ MODEL_FILES = (
     "made_of.json",
     "*.safetensors",
     "*.safetensors.index.json",
+    "*.gguf",
     "tokenizer*.json",
     "tokenizer.model",
     "special_tokens_map.json",
@@ -104,9 +105,9 @@ def _check(folder: Path, repo: str) -> None:
         raise InputError(f"{folder}: no such folder")
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{folder} is not a model's folder: it has no config.json or adapter_config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{folder} has no weights (*.safetensors)")
     check_content(folder)
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.gguf")):
+        raise InputError(f"{folder} has no weights (*.safetensors or *.gguf)")
     try:
         validate_repo_id(repo)
     except HFValidationError as error:

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError, safe_dump
 
 from align.artifacts import write_text
-from align.models.settings import is_adapter
+from align.models.settings import exported_gguf, is_adapter
 
 README = "README.md"
 LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -67,8 +67,9 @@ def write_model_card(folder: Path, card: CardContent) -> Path:
     has the license of the base if the base is a folder whose README.md states one. Absolute paths are shortened to
     their last part.
     """
-    front_matter = _front_matter(card, adapters=is_adapter(str(folder)))
-    body = "\n".join(_body(card, license_of_base=front_matter.license, adapters=is_adapter(str(folder))))
+    form = "adapters" if is_adapter(str(folder)) else "gguf" if exported_gguf(str(folder)) else card.kind
+    front_matter = _front_matter(card, form)
+    body = "\n".join(_body(card, form, license_of_base=front_matter.license))
     content = f"---\n{front_matter.to_yaml()}\n---\n\n{body}"
     write_text(folder / README, str(ModelCard(content)))  # parsed once, so that what is written can be read
     return folder / README
@@ -97,7 +98,7 @@ def hub_id(name: str | None) -> str | None:
     return name
 
 
-def _front_matter(card: CardContent, *, adapters: bool) -> ModelCardData:
+def _front_matter(card: CardContent, form: str) -> ModelCardData:
     base: dict[str, Any] = read_front_matter(Path(card.base)) if card.base is not None else {}
     # The README of any other folder names the model that the folder's own model was trained from
     inherited = base.get("base_model") if TAG in (base.get("tags") or ()) else None
@@ -106,18 +107,18 @@ def _front_matter(card: CardContent, *, adapters: bool) -> ModelCardData:
     return ModelCardData(
         base_model=hub_id(card.base) or inherited,
         datasets=_distinct(name for name in card.datasets if hub_id(name)) or None,
-        library_name="peft" if adapters else "transformers",
+        library_name="peft" if form == "adapters" else "transformers",
         pipeline_tag=PIPELINES[card.kind],
-        tags=_distinct([TAG, *kinds, *losses]),
+        tags=_distinct([TAG, *kinds, *losses, *(["gguf"] if form == "gguf" else [])]),
         **{key: base[key] for key in LICENSE_KEYS if isinstance(base.get(key), str)},
     )
 
 
-def _body(card: CardContent, *, license_of_base: str | None, adapters: bool) -> list[str]:
+def _body(card: CardContent, form: str, *, license_of_base: str | None) -> list[str]:
     what = "reward model" if card.kind == "reward_model" else "policy"
     base = f"trained from {_code(_label(card.base))}" if card.base is not None else "trained from random weights"
     lines = [f"# {_escape(card.title)}", "", f"A {what} {base} with `align`.", ""]
-    lines += ["## How to load", "", *_fence(USAGE["adapters" if adapters else card.kind], "python"), ""]
+    lines += ["## How to load", "", *_fence(USAGE[form], "python"), ""]
     if card.attributes:
         lines += ["## Reward", "", "The reward is the weighted sum of the attribute scores.", ""]
         lines += [*_table(("attribute", "weight"), ((_code(k), f"{v:g}") for k, v in card.attributes.items())), ""]
@@ -222,6 +223,13 @@ from transformers import AutoTokenizer
 path = "."  # this folder, or its repository on the Hub
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoPeftModelForCausalLM.from_pretrained(path)  # also loads the base model
+{_GENERATE}""",
+    "gguf": f"""from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "."  # this folder; llama.cpp: llama-cli -m FILE.gguf
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path, gguf_file=next(Path(path).glob("*.gguf")).name)
 {_GENERATE}""",
     "reward_model": """from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,10 +18,13 @@ from align.models.adapters.attach import prepare_for_training
 from align.models.adapters.files import save_adapters
 from align.models.adapters.merging import merge_and_untie
 from align.models.backbone import Backbone
+from align.models.lm_head.logprobs import LogitTransform
+from align.models.lm_head.patch import patch_lm_head
+from align.models.lm_head.token_sets import top_tokens
+from align.models.loading.int8 import check_trainable
 from align.models.loading.pretrained import load_base
 from align.models.loading.quantization import NF4, is_quantized
 from align.models.loading.tokenizer import load_tokenizer_for
-from align.models.logprobs import LogitTransform, patch_lm_head
 from align.models.saving.folder import clean_generation_config, dtype_of, write_model, write_tokenizer
 from align.models.settings import PolicySettings, SaveDtype
 from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
@@ -37,12 +39,11 @@ class Policy(Backbone):
     """
 
     output_unit = "nats per token"
+    outputs_are_of = "targets"
 
     def __init__(self, hf: PreTrainedModel | PeftModel) -> None:
         super().__init__(hf)
-        head = self.base.get_output_embeddings()
-        if isinstance(head, ModulesToSaveWrapper):  # a trained copy of the head
-            head = head.modules_to_save[head.active_adapters[0]]
+        head = self.linear_head
         if type(head) is not nn.Linear:
             kind = type(self.base).__name__
             raise InputError(f"the LM head of {kind} is a {type(head).__name__}, not a plain linear layer")
@@ -53,10 +54,29 @@ class Policy(Backbone):
         """Return the LM head."""
         return cast(nn.Module, self.base.get_output_embeddings())
 
-    def forward_batch(self, batch: TokenBatch) -> Tensor:
-        """Return the log-probability of each target in nats, fp32, shape [N]."""
-        hidden = self.hidden_states(batch)
-        return self.head(hidden.flatten(0, 1)[batch.rows_N], targets=batch.targets_N)
+    def forward_batch(self, batch: TokenBatch, *, collisions: bool = False) -> Tensor:
+        """Return the log-probability of each target in nats, fp32, shape [N].
+
+        With `collisions` also log sum_v p(v)^2 at each target, without gradient: fp32, shape [2, N]. If the batch names
+        K tokens for each target, also their log-probabilities, and that of all others together: fp32, shape [K + 2, N].
+        """
+        hidden_ND = self._inputs_of_head(batch)
+        if batch.tokens_NK is not None:
+            return self.head(hidden_ND, targets=batch.targets_N, tokens=batch.tokens_NK).T
+        return self.head(hidden_ND, targets=batch.targets_N, collisions=collisions)
+
+    @torch.no_grad()
+    def top_logps(self, batch: TokenBatch, number: int) -> tuple[Tensor, Tensor]:
+        """Return the `number` most likely tokens at each target, [N, K], and their log-probabilities, [N, K + 1].
+
+        The last log-probability is that of all other tokens together. The weights must be whole in this process.
+        """
+        hidden_ND, head = self._inputs_of_head(batch), cast(nn.Linear, self.linear_head)
+        tokens_NK = top_tokens(hidden_ND, head.weight, head.bias, number, logit_transform(self.base.config))
+        return tokens_NK, self.head(hidden_ND, targets=batch.targets_N, tokens=tokens_NK)[:, 1:]
+
+    def _inputs_of_head(self, batch: TokenBatch) -> Tensor:
+        return self.hidden_states(batch).flatten(0, 1)[batch.rows_N]
 
     def forward_sequence(self, sequence: TokenSequence) -> Tensor:
         """Return the log-probabilities of the sequence's targets, computed from transformers' own logits."""
@@ -120,9 +140,11 @@ def save_policy(
     With `merge` adapters are merged into the weights in place, and the policy must not be trained afterwards; without
     it only the adapters are written. Generation stops at the model's previous stop tokens, at EOS, and at
     `end_of_turn`, the last token of trained responses. Weights are rounded to `dtype`.
-    Returns what identifies the written weights. Raises `InputError` on merging into weights in 4 bits.
+    Returns what identifies the written weights. Raises `InputError` on merging into weights in 4 bits, and for weights
+    in int8.
     """
     hf = policy.hf
+    check_trainable(policy.base)
     if isinstance(hf, PeftModel) and merge:
         if is_quantized(policy.base):
             raise InputError("adapters cannot be merged into weights in 4 bits", ("policy", "quantize"))

@@ -59,6 +59,8 @@ class RewardModel(Backbone):
     """
 
     output_unit = "score points"
+    outputs_are_of = "sequences"
+    has_fp32_head = True  # in bf16 a score of 4 has an error of up to 0.016
 
     def __init__(self, hf: PreTrainedModel | PeftModel, rating: Rating) -> None:
         super().__init__(hf)

@@ -132,7 +132,7 @@ class PolicySettings(Settings):
         default="original",
         description=(
             "Dtype of saved weights: that of the model's own files ('original'; fp32 for GGUF files, new models and "
-            "adapters), fp32 or bf16. Weights are trained in fp32."
+            "adapters), fp32 or bf16. `train.weights` is the dtype in training."
         ),
     )
     seed: int = Field(default=0, description="Seed of randomly initialized weights and adapters.")
@@ -155,7 +155,9 @@ class PolicySettings(Settings):
     def is_plain_checkpoint(self) -> bool:
         """Return whether `path` is a folder or Hub ID whose weights are loaded unchanged."""
         path = self.path
-        return path is not None and not path.startswith(GGUF) and not is_adapter(path) and self.quantize is None
+        if path is None or path.startswith(GGUF) or exported_gguf(path) is not None:
+            return False
+        return not is_adapter(path) and self.quantize is None
 
 
 class HeadSettings(Settings):
@@ -202,6 +204,14 @@ class Rating(NamedTuple):
 def is_adapter(path: str) -> bool:
     """Return whether the folder holds adapters only."""
     return os.path.isfile(Path(path) / "adapter_config.json")  # False for a name that is no path, too
+
+
+def exported_gguf(path: str) -> str | None:
+    """Return `gguf:FILE` for the folder of an exported policy: one GGUF file and no other weights; else None."""
+    files = (
+        [name for name in os.listdir(path) if name.endswith((".gguf", ".safetensors"))] if os.path.isdir(path) else []
+    )
+    return f"{GGUF}{Path(path) / files[0]}" if len(files) == 1 and files[0].endswith(".gguf") else None
 
 
 def resolve_rating(head: HeadSettings, saved: Rating | None, *, default: Sequence[str]) -> Rating:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from align.models.backbone import Backbone
 
@@ -30,6 +32,19 @@ def gathered_parameters(parameters: Sequence[Tensor]) -> Generator[None]:
 def full_tensor(value: Tensor) -> Tensor:
     """Return the full value of a parameter that FSDP2 shards, or the tensor itself; every process must call it."""
     return cast(Any, value).full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def castable_parameters(model: nn.Module, base: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and value of each parameter that `from_pretrained(dtype=...)` casts: those not kept in fp32.
+
+    `base` is the transformers model inside `model`, or the model itself.
+    """
+    fp32_patterns = base._keep_in_fp32_modules_strict or ()  # pyright: ignore[reportPrivateUsage] - no public name
+    for name, value in model.named_parameters():
+        # matched as in transformers' loader
+        is_kept = any(re.search(pattern.replace("*", ".*"), name) for pattern in fp32_patterns)
+        if value.is_floating_point() and not is_kept:
+            yield name, value
 
 
 def fingerprint(model: Backbone) -> str:

@@ -4,17 +4,10 @@ Knows nothing about machine learning. Each step fills one folder, whose manifest
 settings and inputs.
 """
 
+from align.pipeline.cleanup import Cleanup
 from align.pipeline.lock import LOCK_FILE, locked
-from align.pipeline.runner import (
-    FINISHED,
-    INTERRUPTED,
-    RUNNING,
-    WAITING,
-    Execute,
-    PlannedStep,
-    plan,
-    run,
-)
+from align.pipeline.planning import FINISHED, INTERRUPTED, RUNNING, WAITING, PlannedStep, plan
+from align.pipeline.runner import Execute, run
 from align.pipeline.steps import MAX_NAME, Step, check_name, dependents, fingerprints, order
 
 __all__ = [
@@ -24,6 +17,7 @@ __all__ = [
     "MAX_NAME",
     "RUNNING",
     "WAITING",
+    "Cleanup",
     "Execute",
     "PlannedStep",
     "Step",

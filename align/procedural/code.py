@@ -11,6 +11,7 @@ from align.sandbox.function_calls import Program, run_programs
 
 Spec = Mapping[str, Any]  # what a row asks for, as JSON values; stored in the row's metadata
 
+OPENING = "Write Python for a list x: "
 DIGITS = range(1, 10)
 # Step in words -> its Python source, and its meaning
 KEEP: dict[str, tuple[str, Callable[[int], bool]]] = {
@@ -29,15 +30,31 @@ RETURN: dict[str, tuple[str, Callable[[list[int]], Any]]] = {
     "return the length": ("len({})", len),
     "return the largest or 0": ("max({}, default=0)", lambda values: max(values, default=0)),
 }
+NUM_CHANGES = (1, 2)
 INPUTS = ([3, 8, 1, 6], [7, -2, 4, 9, 5], [2, 10], [0, 3, 3, 12, -7], [1, 5, 11, 8, 6, 4], [])
 BUG_RATE = 0.08  # share of answers in which one step is replaced by a wrong one
 
 
 def draw(rng: Random) -> Spec:
     """Return the steps of a random program, with examples of inputs and outputs as Python literals."""
-    changes = rng.choices(list(CHANGE), k=rng.randint(1, 2))
-    steps = [rng.choice(list(KEEP)), *changes, rng.choice(list(RETURN))]
+    changes = rng.choices(list(CHANGE), k=rng.randint(*NUM_CHANGES))
+    return _spec([rng.choice(list(KEEP)), *changes, rng.choice(list(RETURN))])
+
+
+def _spec(steps: list[str]) -> Spec:
     return {"steps": steps, "examples": [[repr(values), repr(_result(steps, values))] for values in INPUTS]}
+
+
+def parse(text: str) -> Spec | None:
+    """Return the specification of an instruction in words; None for a text that is no instruction of this task.
+
+    >>> parse("Write Python for a list x: keep the odd numbers, add 2 to each, return the sum.")["examples"][2]
+    ['[2, 10]', '0']
+    """
+    keep, *changes, last = text.removeprefix(OPENING).removesuffix(".").split(", ") if ", " in text else ("", "")
+    is_known = keep in KEEP and last in RETURN and len(changes) in NUM_CHANGES and CHANGE.keys() >= {*changes}
+    spec = _spec([keep, *changes, last]) if is_known else None
+    return spec if spec is not None and instruction(spec) == text else None
 
 
 def _result(steps: list[str], values: list[int]) -> Any:  # noqa: ANN401 - a number or a list, depending on the last step
@@ -60,7 +77,7 @@ def _program(steps: list[str]) -> str:
 
 def instruction(spec: Spec) -> str:
     """Return the instruction in words."""
-    return f"Write Python for a list x: {', '.join(spec['steps'])}."
+    return f"{OPENING}{', '.join(spec['steps'])}."
 
 
 def answer(spec: Spec, rng: Random) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from random import Random
 from typing import Any
 
 Spec = Mapping[str, Any]  # what a row asks for, as JSON values; stored in the row's metadata
 
+SPEC = ("task", "subject", "count", "constraints")  # keys of a specification
 OPENINGS = {
     "list": "List {count} {subject}",
     "repeat": "Repeat the word {subject} {count} times",
@@ -24,6 +26,8 @@ TOPICS: dict[str, list[str]] = {
     "colours": ["red", "blue", "white", "green", "black", "yellow", "pink", "grey", "brown"],
     "tools": ["saw", "hammer", "drill", "rope", "knife", "brush", "nail", "file", "ladder"],
 }
+MAX_CONSTRAINTS = 3
+WORDS = [word for words in TOPICS.values() for word in words]
 SEPARATORS = {"dashes": "-", "slashes": "/", "stars": "*"}
 MARKS = {"an exclamation mark": "!", "a question mark": "?", "a full stop": "."}
 CONSTRAINTS = {
@@ -33,6 +37,7 @@ CONSTRAINTS = {
     "order": "in alphabetical order",
     "without": "without the word {}",
 }
+LIST_ONLY = {"order", "without"}
 # Probability that an answer violates each requirement. A requirement violated more than half the time is also violated
 # by greedy decoding after SFT, which leaves room for preference optimization; rarer errors average out.
 ERROR_RATES = {"count": 0.05, "capitals": 0.15, "separator": 0.15, "without": 0.3, "ending": 0.6, "order": 0.6}
@@ -46,7 +51,9 @@ def draw(rng: Random) -> Spec:
     values = {"capitals": [""], "separator": list(SEPARATORS), "ending": list(MARKS)}
     if task == "list":
         values |= {"order": [""], "without": TOPICS[topic]}
-    constraints = [[name, rng.choice(values[name])] for name in rng.sample(list(values), rng.randint(1, 3))]
+    constraints = [
+        [name, rng.choice(values[name])] for name in rng.sample(list(values), rng.randint(1, MAX_CONSTRAINTS))
+    ]
     return {"task": task, "subject": rng.choice(subjects[task]), "count": count, "constraints": constraints}
 
 
@@ -54,6 +61,93 @@ def instruction(spec: Spec) -> str:
     """Return the instruction in words."""
     opening = OPENINGS[spec["task"]].format(count=NUMBERS[spec["count"] - 1], subject=spec["subject"])
     return ", ".join([opening, *(CONSTRAINTS[name].format(value) for name, value in spec["constraints"])]) + "."
+
+
+def parse(text: str) -> Spec | None:
+    """Return the specification of an instruction in words; None for a text that is no instruction of this task.
+
+    >>> parse("List three tools, ending with a full stop.")["constraints"]
+    [['ending', 'a full stop']]
+    """
+    opening, *phrases = text.removesuffix(".").split(", ")
+    constraints = [_constraints().get(phrase) for phrase in phrases]
+    if opening not in _openings() or None in constraints:
+        return None
+    spec = {**_openings()[opening], "constraints": [list(each) for each in constraints if each is not None]}
+    return spec if _can_be_drawn(spec) and instruction(spec) == text else None
+
+
+@cache
+def _openings() -> dict[str, Spec]:
+    """Return task, subject and count by the opening of an instruction."""
+    subjects = {
+        "list": list(TOPICS),
+        "repeat": sum(TOPICS.values(), []),
+        "count": NUMBERS[: len(NUMBERS) - max(COUNTS)],
+    }
+    return {
+        OPENINGS[task].format(count=NUMBERS[count - 1], subject=subject): {
+            "task": task,
+            "subject": subject,
+            "count": count,
+        }
+        for task in OPENINGS
+        for subject in subjects[task]
+        for count in COUNTS
+    }
+
+
+@cache
+def _constraints() -> dict[str, tuple[str, str]]:
+    """Return the name and value of each constraint by its words."""
+    values = {"separator": [*SEPARATORS], "ending": [*MARKS], "without": WORDS}
+    return {
+        phrase.format(value): (name, value) for name, phrase in CONSTRAINTS.items() for value in values.get(name, [""])
+    }
+
+
+@cache
+def _phrases() -> dict[str, list[str]]:
+    """Return the words of follow-ups by the requirement that they change."""
+    phrases = {"count": [NUMBERS[count - 1] for count in COUNTS]}
+    for phrase, (name, _) in _constraints().items():
+        phrases.setdefault(name, []).append(phrase)
+    return phrases
+
+
+def _can_be_drawn(spec: Spec) -> bool:
+    """Return whether `draw` may return a specification whose opening and constraints are known."""
+    named, is_list = dict(spec["constraints"]), spec["task"] == "list"
+    if not 1 <= len(named) == len(spec["constraints"]) <= MAX_CONSTRAINTS or (LIST_ONLY & named.keys() and not is_list):
+        return False
+    return "without" not in named or named["without"] in TOPICS[spec["subject"]]
+
+
+def draw_follow_up(spec: Spec, rng: Random) -> tuple[str, Spec]:
+    """Return what a user says next to change one requirement, and the specification of the revised request."""
+    while True:
+        text = f"Now {rng.choice(_phrases()[rng.choice(list(_phrases()))])}."
+        if (revised := revise(spec, text)) is not None:
+            return text, revised
+
+
+def revise(spec: Spec, text: str) -> Spec | None:
+    """Return the specification of a request after a user's follow-up; None for a text that is no follow-up to it.
+
+    >>> spec = {"task": "list", "subject": "tools", "count": 3, "constraints": [["order", ""]]}
+    >>> revise(spec, "Now in capitals.")["constraints"], revise(spec, "Now three.")
+    ([['order', ''], ['capitals', '']], None)
+    """
+    phrase = text.removeprefix("Now ").removesuffix(".")
+    if phrase in NUMBERS:
+        revised = {**spec, "count": NUMBERS.index(phrase) + 1}
+    elif phrase in _constraints():
+        constraints = dict([*spec["constraints"], _constraints()[phrase]])
+        revised = {**spec, "constraints": [list(each) for each in constraints.items()]}
+    else:
+        return None
+    can_be_asked = revised["count"] in COUNTS and _can_be_drawn(revised)
+    return revised if text == f"Now {phrase}." and can_be_asked and revised != spec else None
 
 
 def answer(spec: Spec, rng: Random) -> str:

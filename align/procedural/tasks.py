@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 from random import Random
 from typing import Any, NamedTuple
 
 from align.errors import InputError
-from align.procedural import code as code_tasks
-from align.procedural import general as general_tasks
+from align.procedural import code, code_prompting, dialogues, general, prompting, user_turns
+from align.procedural.splits import SPLITS, split_of
 from align.records import Comparison, Demonstration, Message, Prompt, Response
 from align.registry import pick
 
 Spec = Mapping[str, Any]  # what a row asks for, as JSON values; stored in the row's metadata
 
-SPLITS = {"train": range(2, 10), "validation": range(1, 2), "test": range(1)}  # tenths of all instructions
 MAX_DRAWS = 4  # instructions drawn for each distinct prompt
 MAX_RESPONSES = 6  # the instruction with the fewest distinct answers has six
 MAX_ATTRIBUTE = 4.0  # as in HelpSteer2; the minimum is 0
@@ -36,33 +36,32 @@ class Kind(NamedTuple):
     draw: Callable[[Random], Spec]
     instruction: Callable[[Spec], str]
     answer: Callable[[Spec, Random], str]
-    vocabulary_texts: Callable[[], Iterator[str]]
     check: Callable[[Sequence[SpecAndResponse]], list[Verdicts]]
+    vocabulary_texts: Callable[[], Iterable[str]] = lambda: ()  # none: its words are those of another kind
+    later_turns: Callable[[Spec, Random], Sequence[str]] = lambda _spec, _rng: ()  # of the user and of the assistant
+
+
+def _kind(module: Any, **more: Any) -> Kind:  # noqa: ANN401 - a module of this package, and more of its functions
+    return Kind(module.draw, module.instruction, module.answer, module.check, **more)
 
 
 KINDS = {
-    name: Kind(module.draw, module.instruction, module.answer, module.vocabulary_texts, module.check)
-    for name, module in (("general", general_tasks), ("code", code_tasks))
+    "general": _kind(general, vocabulary_texts=general.vocabulary_texts),
+    "code": _kind(code, vocabulary_texts=code.vocabulary_texts),
+    "prompting": _kind(prompting),
+    "code_prompting": _kind(code_prompting),
+    "user_turns": _kind(user_turns),
+    "dialogues": _kind(dialogues, later_turns=dialogues.later_turns),
 }
 
 COMPARED = ("general",)  # kinds whose demonstrations contain enough errors to be compared
-
-
-def split_of(instruction: str) -> str:
-    """Return the split of an instruction, a hash of its sorted words, so that all of its reorderings share a split.
-
-    >>> split_of("List three tools.") == split_of("tools, three List")
-    True
-    """
-    words = " ".join(sorted(re.findall(r"\w+", instruction)))
-    tenth = int.from_bytes(hashlib.sha256(words.encode()).digest()) % 10
-    return next(split for split, tenths in SPLITS.items() if tenth in tenths)
 
 
 class _Row(NamedTuple):
     spec: Spec
     prompt: tuple[Message, ...]
     answer: Callable[[], str]  # returns another answer on each call
+    later_turns: Callable[[], Sequence[str]]
 
 
 def _rows(kind: str, purpose: str, *, num_rows: int, seed: int, split: str) -> Iterator[_Row]:
@@ -77,7 +76,7 @@ def _rows(kind: str, purpose: str, *, num_rows: int, seed: int, split: str) -> I
             spec = functions.draw(rng)
         prompt = (Message("user", functions.instruction(spec)),)
         spec = {"kind": kind, **spec, "origin": f"align.procedural.tasks {place}"}
-        yield _Row(spec, prompt, partial(functions.answer, spec, rng))
+        yield _Row(spec, prompt, partial(functions.answer, spec, rng), partial(functions.later_turns, spec, rng))
 
 
 def prompts(kind: str, *, num_rows: int, seed: int, split: str) -> list[Prompt]:
@@ -96,9 +95,14 @@ def prompts(kind: str, *, num_rows: int, seed: int, split: str) -> list[Prompt]:
 
 
 def demonstrations(kind: str, *, num_rows: int, seed: int, split: str = "train") -> list[Demonstration]:
-    """Return instructions with one answer each; some answers contain deliberate errors."""
+    """Return instructions with one answer each, or dialogues; some answers contain deliberate errors."""
     rows = _rows(kind, "demonstrations", num_rows=num_rows, seed=seed, split=split)
-    return [Demonstration((*row.prompt, Message("assistant", row.answer())), row.spec) for row in rows]
+    return [Demonstration(_dialogue(row), row.spec) for row in rows]
+
+
+def _dialogue(row: _Row) -> tuple[Message, ...]:
+    roles = cycle(("assistant", "user"))
+    return (*row.prompt, *map(Message, roles, (row.answer(), *row.later_turns())))
 
 
 def comparisons(kind: str, *, num_rows: int, num_responses: int, seed: int, split: str = "train") -> list[Comparison]:

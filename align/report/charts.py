@@ -1,4 +1,4 @@
-"""Choose the charts of one run, or of two runs together."""
+"""Choose the charts of one run, or of several runs together."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 from align.report.curves import Line, curves
 from align.report.figures import Chart, histogram, score_dots
 from align.report.formatting import NATS, PLAIN, RATE
-from align.report.run_folder import MEMORY, SECOND, START, THROUGHPUT, Run, Step
+from align.report.run_folder import LABELS, MEMORY, START, THROUGHPUT, Run, Step
 from align.report.samples import GenerationSamples
 
 HELD_OUT = "held_out/"
+MAX_DASHED = 2  # runs in a chart whose colours tell metrics apart: solid and dashed
 CHARTS_PER_ROW = 4  # a step with fewer primary charts than this shows others beside them
 
 
@@ -119,11 +120,18 @@ def unit_of(task: str, runs: Iterable[Run]) -> str:
 def _chart(curve: Curve, steps: Mapping[str, Step], name: str) -> Chart | None:
     """Return the chart of a step in each run, or None where no run has any of the metrics."""
     lines: list[Line] = []
-    for run, step in steps.items():
+    by_colour = len(steps) > MAX_DASHED  # more runs than kinds of lines have a colour each
+    for number, (run, step) in enumerate(steps.items()):
         for colour, (metric, label) in enumerate(curve.metrics.items()):
-            points = _points(step, metric)
-            if points:
-                lines.append(Line(label, points, colour, dashed=run == SECOND, marked=metric.startswith(HELD_OUT)))
+            points, is_held_out = _points(step, metric), metric.startswith(HELD_OUT)
+            if points and by_colour:
+                is_second = colour > 0 and not is_held_out
+                lines.append(Line(f"{label}, {run}", points, number, dashed=is_second, marked=is_held_out))
+            elif points:
+                is_second = run == LABELS[1]
+                lines.append(
+                    Line(label, points, colour, dashed=is_second, marked=is_held_out, run=run if is_second else "")
+                )
     return curves(curve.title, lines, name=name, allow_log=curve.allow_log) if lines else None
 
 

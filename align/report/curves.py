@@ -12,13 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from align.report.figures import HEIGHT, STYLE, Chart, new_figure
-from align.report.formatting import plain
+from align.report.formatting import plain, scaled
 from align.report.svg import SERIES, Hover, svg_element
 
 MAX_POINTS = 600  # of a curve; longer ones are drawn as means of equal blocks of steps
 SMOOTH_FROM = 60  # points; shorter curves are drawn as they are
 SMOOTH_SHARE = 30  # a smoothed point is the mean over this fraction of the curve (1/30)
 LOG_RATIO = 30  # a positive metric whose largest value is this many times its smallest is drawn on a log scale
+STEPS = "optimizer step"  # what the horizontal axis shows
 MAX_HOVERS = 30  # parts of a curve with a tooltip
 
 Points = Sequence[tuple[float, float]]  # (optimizer step, value)
@@ -33,6 +34,7 @@ class Line:
     colour: int  # index into SERIES
     dashed: bool = False
     marked: bool = False  # draw each point with a marker
+    run: str = ""  # in tooltips
 
     @property
     def style(self) -> str:
@@ -40,8 +42,8 @@ class Line:
         return f"c{self.colour + 1}{' dashed' if self.dashed else ''}{' marked' if self.marked else ''}"
 
 
-def curves(title: str, lines: Sequence[Line], *, name: str, allow_log: bool = False) -> Chart:
-    """Draw metrics over optimizer steps, long ones smoothed with the unsmoothed values faint behind them.
+def curves(title: str, lines: Sequence[Line], *, name: str, allow_log: bool = False, axis: str = STEPS) -> Chart:
+    """Draw metrics over optimizer steps, or over what `axis` says; long ones are smoothed, their values faint behind.
 
     With `allow_log` the axis is logarithmic where the values are positive and span more than a factor of LOG_RATIO.
     """
@@ -51,8 +53,8 @@ def curves(title: str, lines: Sequence[Line], *, name: str, allow_log: bool = Fa
         figure, axes = new_figure(HEIGHT)
         for line, points in drawn:
             _plot(axes, line, points)
-        axes.set_xlabel("optimizer step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel(axis)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == STEPS))
         if is_log:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
@@ -61,7 +63,7 @@ def curves(title: str, lines: Sequence[Line], *, name: str, allow_log: bool = Fa
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(visible=True, axis="y")
-        svg = svg_element(figure, axes, name=name, title=title, hovers=list(_curve_hovers(drawn)))
+        svg = svg_element(figure, axes, name=name, title=title, hovers=list(_curve_hovers(drawn, axis)))
     # Each label once, in the style of the first run
     legend = {line.label: (line.label, line.style) for line in reversed(lines)}
     return Chart(title, svg, list(legend.values())[::-1], _note(lines, is_log=is_log))
@@ -130,7 +132,7 @@ def _note(lines: Sequence[Line], *, is_log: bool) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _curve_hovers(drawn: Sequence[tuple[Line, Points]]) -> Iterator[Hover]:
+def _curve_hovers(drawn: Sequence[tuple[Line, Points]], axis: str) -> Iterator[Hover]:
     """Yield a tooltip for each vertical part of the chart: the step and the value of each line."""
     longest = max((points for _, points in drawn), key=len)
     stride = math.ceil(len(longest) / MAX_HOVERS)
@@ -141,7 +143,8 @@ def _curve_hovers(drawn: Sequence[tuple[Line, Points]]) -> Iterator[Hover]:
         for line, points in drawn:
             inside = [(abs(x - step), y) for x, y in points if left < x <= right]
             if inside:
-                label = f"{line.label} (run B)" if line.dashed else line.label
+                label = f"{line.label} ({line.run})" if line.run else line.label
                 values[label] = plain(min(inside)[1])
         span = (max(left, steps[0] - 1e9), min(right, steps[-1] + 1e9))
-        yield Hover(f"step {step:,.0f}: " + ", ".join(f"{name} {value}" for name, value in values.items()), x=span)
+        place = f"step {step:,.0f}" if axis == STEPS else scaled(step)
+        yield Hover(f"{place}: " + ", ".join(f"{name} {value}" for name, value in values.items()), x=span)

@@ -60,11 +60,12 @@ def score_dots(
     """Draw the score and interval of each policy on one task; `runs` are (label, {policy: score})."""
     scale = 100 if unit == RATE else 1
     with rc_context(STYLE):
-        figure, axes = new_figure(0.6 + ROW_HEIGHT * len(rows) * (1 if len(runs) == 1 else 1.4))
+        figure, axes = new_figure(0.6 + ROW_HEIGHT * len(rows) * (1 + 0.4 * (len(runs) - 1)))
+        offset = min(0.22, 0.7 / max(1, len(runs) - 1))
         for number, (_, scores) in enumerate(runs):
             for position, row in enumerate(rows):
                 if row in scores:
-                    _dot(axes, scores[row], position + 0.22 * number, colour=SERIES[number], scale=scale)
+                    _dot(axes, scores[row], position + offset * number, colour=SERIES[number], scale=scale)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(6))

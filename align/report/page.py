@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from align.artifacts import write_text
 from align.errors import InputError
-from align.report import charts, ledger, samples, tables
+from align.report import charts, differences, ledger, samples, tables
 from align.report.formatting import (
     RATE,
     change_text,
@@ -26,7 +26,11 @@ from align.report.formatting import (
     size,
 )
 from align.report.markdown import markdown
-from align.report.run_folder import FINISHED, FIRST, MEMORY, MIB, RUNNING, SECOND, THROUGHPUT, Facts, Run, read_run
+from align.report.measures.section import made_data
+from align.report.pareto import section as pareto
+from align.report.run_folder import FINISHED, LABELS, MEMORY, MIB, RUNNING, THROUGHPUT, Facts, Run, read_run
+from align.report.search.section import searches
+from align.report.selection.section import selection_charts, selection_table
 from align.storage.disk_errors import disk_errors
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -38,7 +42,11 @@ GENERATION = {
     "gap_mean": "mean gap between best and worst of a group",
     "longer_wins": "pairs in which the longer response wins",
     "length_correlation": "correlation of reward and length within groups",
+    "pass_rate_mean": "mean pass rate of a prompt",
+    "never_passed": "prompts that no response passes",
+    "always_passed": "prompts that every response passes",
 }
+PERCENTAGES = ("longer_wins", "pass_rate_mean", "never_passed", "always_passed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +58,17 @@ class Tile:
     note: str
 
 
-def write_report(run: Path, out: Path | None = None, *, compare: Path | None = None, as_markdown: bool = False) -> Path:
-    """Write the page of a run folder, with `compare` beside it, and return its path.
+def write_report(
+    run: Path, out: Path | None = None, *, compare: Sequence[Path] = (), as_markdown: bool = False
+) -> Path:
+    """Write the page of a run folder, with other runs beside it, and return its path.
 
     The path is `out`, or `report.html` in the run folder; `report.md` for its tables as Markdown. The file is written
     atomically.
     """
-    found = [read_run(folder) for folder in ([run] if compare is None else [run, compare])]
+    if len(compare) >= len(LABELS):
+        raise InputError(f"a page compares at most {len(LABELS)} runs, not {1 + len(compare)}")
+    found = [read_run(folder) for folder in (run, *compare)]
     text = render_markdown(found) if as_markdown else render(found)
     target = run / (MARKDOWN if as_markdown else PAGE) if out is None else out
     if target.is_dir():
@@ -68,14 +80,24 @@ def write_report(run: Path, out: Path | None = None, *, compare: Path | None = N
 
 
 def render_markdown(found: Sequence[Run]) -> str:
-    """Return results, steps, ledger and rows of one run, or of two side by side, as Markdown."""
+    """Return results, costs, steps, made data, ledger and rows of one run, or of several side by side, as Markdown."""
     runs = _labelled(found)
-    tables_found = {
+    tables_found: dict[str, tables.Table | None] = {
         "Results by stage": tables.results_table(runs),
+        "Measures beside the scores": tables.measures_table(runs),
+        **{
+            f"Prompts of {each.task} on which the runs differ": each.table
+            for each in differences.prompt_differences(runs)
+        },
+        **dict(pareto.tables(pareto.pareto(runs, with_charts=False))),
         "Steps": tables.steps_table(runs),
+        **{each.title: each.table for each in searches(runs)},
+        "Selection": selection_table(runs),
+        **{f"Rows asked of {made.title}": made.yields for made in made_data(runs)},
+        **{f"Data made by {made.title}": made.table for made in made_data(runs)},
         "Ledger": ledger.ledger_table(runs),
         "Data rows": tables.rows_table(runs),
-        "Settings that differ": tables.differences_table(*found) if len(found) > 1 else None,
+        "Settings that differ": tables.differences_table(runs),
     }
     about = [f"{label} {run.name}: {_status(run)}" if label else _status(run) for label, run in runs.items()]
     shown = [(heading, table) for heading, table in tables_found.items() if table is not None and table.rows]
@@ -83,7 +105,7 @@ def render_markdown(found: Sequence[Run]) -> str:
 
 
 def render(found: Sequence[Run]) -> str:
-    """Return the page of one run, or of two side by side; the same runs give the same text."""
+    """Return the page of one run, or of several side by side; the same runs give the same text."""
     runs = _labelled(found)
     generated = {label: list(samples.generation_samples(run)) for label, run in runs.items()}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -95,20 +117,27 @@ def render(found: Sequence[Run]) -> str:
         tiles={label: list(_tiles(run)) for label, run in runs.items()},
         results=tables.results_table(runs),
         has_changes=any(run.changes for run in found),
+        measures=tables.measures_table(runs),
+        prompt_differences=list(differences.prompt_differences(runs)),
         score_charts=list(charts.score_charts(runs)),
+        pareto=pareto.pareto(runs),
         steps=tables.steps_table(runs),
         reward_models=list(tables.reward_model_tables(runs)),
         training=list(charts.training_curves(runs)),
+        searches=list(searches(runs)),
+        selection=selection_table(runs),
+        selection_charts=list(selection_charts(runs)),
         rewards=[
             (chart, [(label, step, _generation_statistics(step.report)) for label, step in steps])
             for chart, steps in charts.reward_histograms(generated)
         ],
-        evaluated=list(samples.evaluation_samples(found[0], found[1] if len(found) > 1 else None)),
+        made=list(made_data(runs)),
+        evaluated=list(samples.evaluation_samples(found[0], dict(list(runs.items())[1:]))),
         groups=[(label, step) for label, steps in generated.items() for step in steps if step.samples],
         ledger=ledger.ledger_table(runs),
         sources=ledger.sources(runs),
         rows=tables.rows_table(runs),
-        differences=tables.differences_table(*found) if len(found) > 1 else None,
+        differences=tables.differences_table(runs),
         recipes={label: _recipe(run) for label, run in runs.items()},
         versions={label: _versions(run) for label, run in runs.items()},
         environments={label: _environment(run) for label, run in runs.items()},
@@ -116,11 +145,12 @@ def render(found: Sequence[Run]) -> str:
 
 
 def _labelled(found: Sequence[Run]) -> dict[str, Run]:
-    return dict(zip([""] if len(found) == 1 else [FIRST, SECOND], found, strict=True))
+    return dict(zip([""] if len(found) == 1 else LABELS, found, strict=False))
 
 
 def _title(found: Sequence[Run]) -> str:
-    return " and ".join(run.name for run in found)
+    names = [run.name for run in found]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _status(run: Run) -> str:
@@ -176,7 +206,7 @@ def _generation_statistics(report: Facts) -> list[tuple[str, str]]:
     """Return what a step reports about the responses it generated, as (name, value)."""
     counts: Mapping[str, float] = report.get("counts") or {}
     statistics = [
-        (title, percent(report[name]) if name == "longer_wins" else plain(report[name]))
+        (title, percent(report[name]) if name in PERCENTAGES else plain(report[name]))
         for name, title in GENERATION.items()
         if report.get(name) is not None
     ]

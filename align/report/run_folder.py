@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from align.artifacts import MANIFEST, METRICS, read_json, read_manifest, working_folder
 from align.errors import InputError
+from align.registry import is_in_nats, lower_is_better
 
 try:
     import fcntl
@@ -17,9 +18,9 @@ except ImportError:  # Windows has no such module; a run is then never shown as 
     fcntl = None
 
 RECIPE, TABLE, CHANGES, LEDGER = "recipe.json", "table.json", "changes.json", "ledger.json"
-LIKELIHOOD = "nll"  # in the name of a metric or task: negative log-likelihood, for which lower is better
+SEARCH = "search.json"
 PARTIAL = ".partial"  # suffix of the working folder of a step that has not finished
-FIRST, SECOND = "run A", "run B"  # labels in a comparison of two runs
+LABELS = tuple(f"run {letter}" for letter in "ABCDEFGH")  # in a comparison of runs, which have a colour each
 FINISHED, RUNNING, UNFINISHED, NOT_STARTED = "finished", "running", "unfinished", "not started"  # states of a step
 LOCK = ".lock"  # held by the process that runs the steps
 START = "start/"  # prefix of a held-out metric before the first update, in the line of step 1
@@ -63,6 +64,7 @@ class Run:
     changes: Scores
     ledgers: Mapping[str, Facts]  # by step
     total: Facts  # of the ledgers
+    search: Facts = field(default_factory=dict[str, Any])  # by the step whose settings were searched
 
     @property
     def tasks(self) -> list[str]:
@@ -71,12 +73,24 @@ class Run:
 
     @property
     def in_nats(self) -> set[str]:
-        """Return the tasks whose metric or name is a negative log-likelihood."""
-        names: dict[str, str] = {task: task for task in self.tasks}
+        """Return the tasks whose metric or name is a negative log-likelihood or a KL divergence."""
+        columns = self._columns
+        names = {task: " ".join([task, *columns.get(task, ())]) for task in [*self.tasks, *columns]}
+        return {task for task, name in names.items() if is_in_nats(name)}
+
+    @property
+    def lower_is_better(self) -> set[str]:
+        """Return the tasks of whose scores the lower one is better."""
+        metrics = {task: task for task in self.tasks} | {task: names[-1] for task, names in self._columns.items()}
+        return self.in_nats | {task for task, metric in metrics.items() if lower_is_better(metric)}
+
+    @property
+    def _columns(self) -> dict[str, Sequence[str]]:
+        """Return the evaluation and the metric of each task that a manifest names."""
+        found: dict[str, Sequence[str]] = {}
         for step in self.steps:
-            columns: Mapping[str, Sequence[str]] = step.manifest.get("columns") or {}
-            names |= {task: " ".join([task, *metrics]) for task, metrics in columns.items()}
-        return {task for task, name in names.items() if LIKELIHOOD in name.lower()}
+            found |= step.manifest.get("columns") or {}
+        return found
 
     def step(self, name: str) -> Step | None:
         """Return the step with this name, or None."""
@@ -86,24 +100,25 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Return the content of a run folder; raise `InputError` where it is not one."""
     manifests = _manifests(folder)
-    recipe = _optional(folder / RECIPE)
+    recipe = read_optional(folder / RECIPE)
     planned: Mapping[str, Facts] = recipe.get("steps") or {name: {} for name in manifests}
     settings = {name: planned[name] or (manifests.get(name) or {}).get("settings") or {} for name in planned}
     names = _in_order(settings, manifests)
     is_running = _is_locked(folder / LOCK)
     steps = [_step(folder / name, settings[name], manifests.get(name), is_running=is_running) for name in names]
-    ledger = _optional(folder / LEDGER)
+    ledger = read_optional(folder / LEDGER)
     by_step: Mapping[str, Facts] = ledger.get("steps") or {}
     ledgers = {step.name: found for step in steps if (found := step.manifest.get("ledger") or by_step.get(step.name))}
-    table: Scores = _scores(steps) or _optional(folder / TABLE)
+    table: Scores = _scores(steps) or read_optional(folder / TABLE)
     return Run(
         name=str(recipe.get("run") or folder.resolve().name),
         recipe=recipe,
         steps=steps,
         table={name: table[name] for name in dict.fromkeys([*names, *table]) if name in table},
-        changes=_optional(folder / CHANGES),
+        changes=read_optional(folder / CHANGES),
         ledgers=ledgers,
         total=(ledger.get("total") or {}) if by_step.keys() == ledgers.keys() else {},
+        search=read_optional(folder / SEARCH),
     )
 
 
@@ -137,7 +152,8 @@ def _manifests(folder: Path) -> Mapping[str, Facts | None]:
     raise InputError(f"{folder}: not a run folder: it has neither {RECIPE} nor a step with a {MANIFEST}")
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def read_optional(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one where there is no file."""
     found = read_json(path) if path.is_file() else {}
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a JSON object, not a {type(found).__name__}")

@@ -18,8 +18,11 @@ DPI = 72  # SVG units per inch, so that a position on the canvas is a position i
 
 # Placeholder colours, replaced by CSS variables of the page, so that charts follow its light and dark themes.
 INK, FAINT = "#010203", "#040506"
-SERIES = ("#0a0b01", "#0a0b02")
-CSS = {INK: "var(--ink)", FAINT: "var(--line)", SERIES[0]: "var(--one)", SERIES[1]: "var(--two)"}
+SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06", "#0a0b07", "#0a0b08")
+VARIABLES = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+CSS = {INK: "var(--ink)", FAINT: "var(--line)"} | {
+    colour: f"var(--{name})" for colour, name in zip(SERIES, VARIABLES, strict=True)
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 from align.report.charts import all_policies, all_steps, all_tasks, unit_of
 from align.report.formatting import (
-    NATS,
     RATE,
     change_text,
     count,
@@ -22,18 +21,18 @@ from align.report.formatting import (
 )
 from align.report.run_folder import (
     FINISHED,
-    FIRST,
+    LABELS,
     NOT_STARTED,
     RUNNING,
-    SECOND,
     THROUGHPUT,
     UNFINISHED,
     Facts,
     Run,
     Step,
 )
+from align.report.svg import VARIABLES
 
-RUN_STYLES = {FIRST: "one", SECOND: "two"}  # CSS classes of the runs' labels
+RUN_STYLES = dict(zip(LABELS, VARIABLES, strict=True))  # CSS classes of the runs' labels
 STATE_STYLES = {FINISHED: "", RUNNING: "running", UNFINISHED: "worse", NOT_STARTED: "quiet"}
 MIN_EPOCHS = 2  # from here on the steps table compares whole epochs
 ROW_COUNTS = ("rows", "records", "trained", "held_out")
@@ -68,13 +67,17 @@ def results_table(runs: Mapping[str, Run]) -> Table | None:
     """Return policies by tasks: score, interval and change from the previous policy, with the best score marked."""
     tasks = all_tasks(runs.values())
     units = {task: unit_of(task, runs.values()) for task in tasks}
-    best = {task: _best(task, units[task], runs.values()) for task in tasks}
+    losses = {task for run in runs.values() for task in run.lower_is_better}
+    best = {task: _best(task, runs.values(), is_loss=task in losses) for task in tasks}
     rows: list[list[Cell]] = []
     for policy in all_policies(runs.values()):
         for label, run in runs.items():
             if policy in run.table:
-                other = runs[FIRST] if label == SECOND else None
-                cells = [_result(run, policy, task, unit=units[task], best=best[task], other=other) for task in tasks]
+                first = runs[LABELS[0]] if label not in ("", LABELS[0]) else None
+                cells = [
+                    _result(run, policy, task, unit=units[task], best=best[task], other=first, label=label)
+                    for task in tasks
+                ]
                 rows.append([row_name(policy, label, *stage_of(run.step(policy))), *cells])
     return Table("results", ["policy", *tasks], rows) if rows else None
 
@@ -140,12 +143,40 @@ def rows_table(runs: Mapping[str, Run]) -> Table | None:
     return Table("rows", columns, rows) if rows else None
 
 
-def differences_table(first: Run, second: Run) -> Table | None:
-    """Return the settings in which two recipes differ."""
-    one, two = dict(_leaves(first.recipe)), dict(_leaves(second.recipe))
-    names = [name for name in dict.fromkeys([*one, *two]) if one.get(name) != two.get(name)]
-    rows = [[Cell(name), Cell(one.get(name, "not set")), Cell(two.get(name, "not set"))] for name in names]
-    return Table("differences", ["setting", FIRST, SECOND], rows, is_text=True) if one or two else None
+def differences_table(runs: Mapping[str, Run]) -> Table | None:
+    """Return the settings in which the recipes of several runs differ; None for one run, or without any recipe."""
+    leaves = {label: dict(_leaves(run.recipe)) for label, run in runs.items()}
+    names = dict.fromkeys(name for own in leaves.values() for name in own)
+    differing = [name for name in names if len({own.get(name) for own in leaves.values()}) > 1]
+    rows = [[Cell(name), *(Cell(own.get(name, "not set")) for own in leaves.values())] for name in differing]
+    is_known = len(runs) > 1 and any(leaves.values())
+    return Table("differences", ["setting", *runs], rows, is_text=True) if is_known else None
+
+
+def measures_table(runs: Mapping[str, Run]) -> Table | None:
+    """Return what evaluations measured beside their scores: a row for each policy and task."""
+    found = [
+        (label, policy, task, measures)
+        for label, step in each_step(runs)
+        for task, measures in (step.manifest.get("measures") or {}).items()
+        for policy in step.manifest.get("scores") or {}
+        if measures
+    ]
+    names = list(dict.fromkeys(name for *_, measures in found for name in measures))
+    rates = {name: all(0 <= each[name]["value"] <= 1 for *_, each in found if name in each) for name in names}
+    rows = [
+        [row_name(policy, label, task), *(_measure(measures.get(name), rate=rates[name]) for name in names)]
+        for label, policy, task, measures in found
+    ]
+    return Table("answers", ["policy", *(name.replace("_", " ") for name in names)], rows) if rows else None
+
+
+def _measure(score: Facts | None, *, rate: bool) -> Cell:
+    if score is None:
+        return Cell()
+    if rate:
+        return Cell(score_text(score["value"], rate=True), below=[(interval_text(score, rate=True), "")])
+    return Cell(plain(score["value"]), below=[(f"{plain(score['low'])} to {plain(score['high'])}", "")])
 
 
 def reward_model_tables(runs: Mapping[str, Run]) -> Iterator[tuple[str, str, Table]]:
@@ -201,15 +232,15 @@ def stage_of(step: Step | None) -> list[str]:
     return [str(part) for part in (step.stage, name) if part] if step else []
 
 
-def _best(task: str, unit: str, runs: Iterable[Run]) -> float | None:
+def _best(task: str, runs: Iterable[Run], *, is_loss: bool) -> float | None:
     """Return the best score of a task, or None where all are equal."""
     found = [scores[task]["value"] for run in runs for scores in run.table.values() if task in scores]
     if min(found) == max(found):
         return None
-    return min(found) if unit == NATS else max(found)
+    return min(found) if is_loss else max(found)
 
 
-def _result(run: Run, policy: str, task: str, *, unit: str, best: float | None, other: Run | None) -> Cell:
+def _result(run: Run, policy: str, task: str, *, unit: str, best: float | None, other: Run | None, label: str) -> Cell:
     rate = unit == RATE
     score = run.table[policy].get(task)
     if score is None:
@@ -217,10 +248,10 @@ def _result(run: Run, policy: str, task: str, *, unit: str, best: float | None, 
     below = [(interval_text(score, rate=rate), "")]
     if change := run.changes.get(policy, {}).get(task):
         text = change_text(change["value"], rate=rate) + _baseline(run, policy, change)
-        below += [(text, _direction(change, is_loss=unit == NATS))]
+        below += [(text, _direction(change, is_loss=task in run.lower_is_better))]
         below += [(interval_text(change, rate=rate, signed=True), "")]
     if other is not None and (of_other := (other.table.get(policy) or {}).get(task)):
-        below += [(f"B − A {change_text(score['value'] - of_other['value'], rate=rate)}", "")]
+        below += [(f"{label[-1]} − A {change_text(score['value'] - of_other['value'], rate=rate)}", "")]
     style = "best" if score["value"] == best else ""
     return Cell(score_text(score["value"], rate=rate), style, [line for line in below if line[0]])
 

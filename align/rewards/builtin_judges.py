@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings
+from align.errors import InputError
+from align.inference.managed.kinds import KINDS
+from align.inference.managed.settings import Precision
 from align.inference.settings import EngineSettings
 from align.rewards.published_rows import ANSWER_KEYS, TEST_KEYS
 from align.rewards.thoughts import THINK, ThoughtSettings
@@ -91,7 +94,28 @@ class RewardModelSettings(BuiltinSettings):
     """Settings of the judge that is a reward model."""
 
     path: str = Field(description="Reward model: a Hub ID, a folder, or step:NAME for an earlier step of the recipe.")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Precision of matrix products.")
+    precision: Precision = Field(
+        default="fp32", description="Precision of matrix products; on a server also of the decoder's weights."
+    )
+    engine: EngineSettings = Field(
+        default=EngineSettings(),
+        description="What runs the model: this process by default, or a vLLM server (`vllm` or `server`).",
+    )
+
+    @field_validator("engine")
+    @classmethod
+    def _can_rate(cls, engine: EngineSettings) -> EngineSettings:
+        instead = "use vllm, or leave engine out to run the reward model in this process"
+        if engine.managed is not None and (reason := KINDS[engine.kind].cannot_rate):
+            raise InputError(f"{reason}; {instead}", (engine.kind,))
+        if engine.local is not None or engine.custom is not None:
+            raise InputError(f"a reward model has no settings of a {engine.kind} engine; {instead}", (engine.kind,))
+        return engine
+
+    def cache_key(self) -> dict[str, Any]:
+        """Return the settings that decide a verdict, as JSON: not where the engine runs."""
+        key = self.model_dump(mode="json", exclude={"engine"})
+        return key if self.engine.kind == "local" else {**key, "engine": self.engine.cache_key()}
 
 
 class LlmSettings(BuiltinSettings):
@@ -105,6 +129,13 @@ class LlmSettings(BuiltinSettings):
             "pairs: compare every two responses in both orders; rating: rate each response separately from 1 to 10."
         ),
     )
+    prompts: str | None = Field(
+        default=None,
+        description=(
+            "File of judge prompts in FastChat's form (judge_prompts.jsonl), used in place of the built-in ones: "
+            "single-v1, single-math-v1 and their -multi-turn forms to rate, pair-v2 and pair-math-v1 to compare."
+        ),
+    )
     attempts: int = Field(
         default=3, ge=1, description="Maximum number of requests per question, until an answer can be parsed."
     )
@@ -112,7 +143,7 @@ class LlmSettings(BuiltinSettings):
     temperature: float = Field(default=0.0, ge=0, description="Sampling temperature; 0 is greedy.")
     seed: int = Field(default=0, description="Seed of all answers.")
     thoughts: ThoughtSettings = Field(
-        default=THINK, description="Marks of the model's own thoughts, in which no verdict counts."
+        default=THINK, description="Delimiters of the judge model's reasoning; verdicts inside it are ignored."
     )
 
     def cache_key(self) -> dict[str, Any]:
@@ -123,7 +154,7 @@ class LlmSettings(BuiltinSettings):
 class JudgeSpec(Settings):
     """Base class of the specification of one judge: subclasses add its name and settings, and what it needs."""
 
-    name: Any  # narrowed by each subclass; declared here to be the first field
+    name: Any = Field(description="Name of the judge.")  # narrowed by each subclass; here to be the first field
     weight: float = Field(
         default=1.0, description="Factor of this judge's reward in a weighted sum (combine: weights)."
     )

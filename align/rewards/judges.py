@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from align.config import build, read_overrides
@@ -11,7 +12,7 @@ from align.errors import InputError
 from align.records import Prompt
 from align.rewards.settings import Combination, JudgeSettings, unique_judges
 from align.rewards.thoughts import THINK, ThoughtSettings, visible_text
-from align.rewards.verdicts import GROUPS_AT_ONCE, Group, Judge, Verdict
+from align.rewards.verdicts import GROUPS_AT_ONCE, Game, Group, Judge, Verdict
 
 
 def parse_judge(text: str) -> dict[str, Any]:
@@ -75,14 +76,16 @@ def check_known(judges: Sequence[JudgeSettings], prompts: Sequence[Prompt], *, c
     needs = "; ".join(
         f"{judge.name} needs {' or '.join(keys)}" for judge in judges if (keys := judge.root.metadata_keys)
     )
-    columns = ", ".join(sorted({name for prompt in prompts for name in prompt.metadata})) or "no further columns"
-    raise InputError(f"none of the {len(prompts)} prompts can be judged: {needs}; they have {columns}", ("judges",))
+    columns = ", ".join(sorted({name for prompt in prompts for name in prompt.metadata})) or "only the prompt"
+    raise InputError(
+        f"no judge can score any of the {len(prompts)} prompts: {needs}; columns found: {columns}", ("judges",)
+    )
 
 
 class Precedence:
-    """Rate each prompt's responses by the first judge with a reward for any of them; judges are never mixed.
+    """Rate each prompt's responses by the first judge that has a reward for any of them, or refuses the row.
 
-    As in the Nemotron-4 report (sec. 3.2.3): ground truth before verifiers before models.
+    Judges are never mixed, as in the Nemotron-4 report (sec. 3.2.3): ground truth before verifiers before models.
     """
 
     def __init__(self, judges: Mapping[str, Judge]) -> None:
@@ -94,16 +97,20 @@ class Precedence:
             part = groups[start : start + GROUPS_AT_ONCE]
             decided: dict[int, tuple[Verdict, ...]] = {}
             reasons: dict[int, list[str]] = {index: [] for index in range(len(part))}
+            games: dict[int, list[Sequence[Game]]] = {}  # of the last judge that compares
             for name, judge in self.judges.items():
                 open_groups = [index for index in range(len(part)) if index not in decided]
                 for index, verdicts in zip(open_groups, judge([part[index] for index in open_groups]), strict=True):
-                    if any(verdict.reward is not None for verdict in verdicts):
+                    if any(verdict.reward is not None or verdict.refused for verdict in verdicts):
                         decided[index] = tuple(_with_judge(verdict, name) for verdict in verdicts)
                     else:
                         reasons[index].append(f"{name}: {verdicts[0].why}")
+                        if any(verdict.games for verdict in verdicts):
+                            games[index] = [verdict.games for verdict in verdicts]
             for index, (_, responses) in enumerate(part):
-                abstained = Verdict(None, why="every judge abstains: " + "; ".join(reasons[index]))
-                yield decided.get(index, (abstained,) * len(responses))
+                why = "every judge abstains: " + "; ".join(reasons[index])
+                abstained = (Verdict(None, why=why, games=own) for own in games.get(index, [()] * len(responses)))
+                yield decided[index] if index in decided else tuple(abstained)
 
 
 class WeightedSum:
@@ -128,9 +135,11 @@ class WeightedSum:
         if len(weighted) == len(named):
             why = "; ".join(f"{name}: {verdict.why}" for name, _, verdict in named)
             return Verdict(sum(weighted), attributes, why, raw)
-        abstained = next((name, verdict) for name, _, verdict in named if verdict.reward is None)
-        return Verdict(None, attributes, f"{abstained[0]} abstains: {abstained[1].why}", raw)
+        without = [(name, verdict) for name, _, verdict in named if verdict.reward is None]
+        abstained = next((each for each in without if each[1].refused), without[0])
+        is_refused = any(verdict.refused for verdict in verdicts)
+        return Verdict(None, attributes, f"{abstained[0]} abstains: {abstained[1].why}", raw, is_refused)
 
 
 def _with_judge(verdict: Verdict, judge: str) -> Verdict:
-    return Verdict(verdict.reward, verdict.attributes, verdict.why, {"judge": judge, "raw": verdict.raw})
+    return replace(verdict, raw={"judge": judge, "raw": verdict.raw})

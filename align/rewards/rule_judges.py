@@ -16,7 +16,7 @@ from align.rewards.published_rows import known_answer
 from align.rewards.thoughts import visible_text
 from align.rewards.verdicts import Group, Verdict
 from align.rewards.verifiers.instructions import Instruction, instructions, with_custom
-from align.rewards.verifiers.patterns import SlowPatternError
+from align.rewards.verifiers.patterns import SlowPatternError, shared_limit
 
 Followed = Sequence[bool]  # one value per instruction
 
@@ -57,8 +57,9 @@ class VerifierJudge:
 
     def _check_instructions(self, given: Sequence[Instruction], response: str) -> Verdict:
         response = visible_text(response)
-        strict = [instruction.followed(response) for instruction in given]
-        loose = [instruction.followed(response, loose=True) for instruction in given]
+        with shared_limit():
+            strict = [instruction.followed(response) for instruction in given]
+            loose = [instruction.followed(response, loose=True) for instruction in given]
         verdict = self._verdict(strict, loose, [instruction.name for instruction in given])
         if (num_words := len(response.split())) < self.settings.min_words:
             why = f"{num_words} words, fewer than {self.settings.min_words}; {verdict.why}"

@@ -40,7 +40,7 @@ class CustomSpec(JudgeSpec):
     """Reward of a user's own judge."""
 
     name: str = Field(
-        description="A user's own judge: module:name of a callable that returns it.",
+        description="Custom judge: module:name of a callable that returns it.",
         json_schema_extra={"pattern": ":"},
     )
     settings: dict[str, Any] = Field(

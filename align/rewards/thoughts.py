@@ -8,17 +8,17 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from align.config import Settings
-from align.records import is_cut_off
+from align.records import ToolCall, is_cut_off, with_calls
 
 BLANK_LINES = re.compile(r"\A\s*\n|\A\s+(?=\S)")  # not the indentation of the first line of code
 
 
 class ThoughtSettings(Settings):
-    """How the thoughts of a response are told from its answer."""
+    """Delimiters of the reasoning in a response, and whether to remove it."""
 
-    strip: bool = Field(default=True, description="Remove thoughts before a response is graded or judged.")
-    start: str = Field(default="<think>", min_length=1, description="Mark at the start of a thought.")
-    end: str = Field(default="</think>", min_length=1, description="Mark at the end of a thought.")
+    strip: bool = Field(default=True, description="Remove reasoning before a response is graded or judged.")
+    start: str = Field(default="<think>", min_length=1, description="Opening tag of reasoning.")
+    end: str = Field(default="</think>", min_length=1, description="Closing tag of reasoning.")
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
@@ -31,14 +31,16 @@ THINK = ThoughtSettings()
 
 
 class ResponseText(str):
-    """A response with its thoughts. `is_cut`: sampling ended before the response did."""
+    """A response with its thoughts, followed by its tool calls as text. `is_cut`: sampling ended before it did."""
 
     is_cut: bool
+    content: str  # without the tool calls
+    tool_calls: tuple[ToolCall, ...]
 
-    def __new__(cls, text: str, *, is_cut: bool = False) -> Self:
+    def __new__(cls, content: str, *, is_cut: bool = False, tool_calls: tuple[ToolCall, ...] = ()) -> Self:
         """Return the text of a response."""
-        self = super().__new__(cls, text)
-        self.is_cut = is_cut
+        self = super().__new__(cls, with_calls(content, tool_calls) if tool_calls else content)
+        self.is_cut, self.content, self.tool_calls = is_cut, content, tool_calls
         return self
 
 
@@ -46,9 +48,9 @@ class VisibleText(ResponseText):
     """The part of a response that its reader sees, without thoughts."""
 
 
-def response_text(text: str, finish: str | None) -> ResponseText:
+def response_text(text: str, finish: str | None, tool_calls: tuple[ToolCall, ...] = ()) -> ResponseText:
     """Return the text of a response that ended for this reason."""
-    return ResponseText(text, is_cut=is_cut_off(finish))
+    return ResponseText(text, is_cut=is_cut_off(finish), tool_calls=tool_calls)
 
 
 def visible_text(response: str, thoughts: ThoughtSettings = THINK) -> VisibleText:
@@ -64,11 +66,12 @@ def visible_text(response: str, thoughts: ThoughtSettings = THINK) -> VisibleTex
     """
     if isinstance(response, VisibleText):
         return response
-    is_cut = isinstance(response, ResponseText) and response.is_cut
-    if not thoughts.strip or (thoughts.start not in response and thoughts.end not in response):
-        return VisibleText(response, is_cut=is_cut)
+    known = response if isinstance(response, ResponseText) else ResponseText(response)
+    content, is_cut, calls = known.content, known.is_cut, known.tool_calls
+    if not thoughts.strip or (thoughts.start not in content and thoughts.end not in content):
+        return VisibleText(content, is_cut=is_cut, tool_calls=calls)
     kept, depth = list[str](), 0
-    for part in re.split(f"({re.escape(thoughts.start)}|{re.escape(thoughts.end)})", response):
+    for part in re.split(f"({re.escape(thoughts.start)}|{re.escape(thoughts.end)})", content):
         if part == thoughts.start:
             depth = 1
         elif part == thoughts.end:
@@ -76,4 +79,4 @@ def visible_text(response: str, thoughts: ThoughtSettings = THINK) -> VisibleTex
         elif not depth:
             kept.append(part)
     text = "" if depth else BLANK_LINES.sub("", "".join(kept))
-    return VisibleText(text, is_cut=is_cut)
+    return VisibleText(text, is_cut=is_cut, tool_calls=calls)

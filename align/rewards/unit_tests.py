@@ -19,6 +19,7 @@ from align.errors import InputError
 from align.records import Prompt
 from align.rewards.builtin_judges import ExecutedTestsSettings
 from align.rewards.code_extraction import Candidates, candidates
+from align.rewards.evalplus_tests import without_numpy
 from align.rewards.published_rows import known_tests
 from align.rewards.verdicts import Group, Judge, Verdict
 from align.sandbox import framing
@@ -166,7 +167,7 @@ def grade_humaneval(row: Mapping[str, Any], completion: str, *, limits: Limits =
     with the tests too, so that a completion cannot replace them.
     """
     prompt, test, entry_point = _strings(row, ("prompt", "test", "entry_point"))
-    program, tests = candidates(completion, before=prompt), [_with_call(test, entry_point)]
+    program, tests = candidates(completion, before=prompt), [_with_call(without_numpy(test), entry_point)]
     try:
         outcomes = run_tests(program, tests, setup=prompt, entry_point=entry_point, limits=limits)
     except InvalidTests:  # a prompt without a docstring is not a complete function
@@ -175,15 +176,18 @@ def grade_humaneval(row: Mapping[str, Any], completion: str, *, limits: Limits =
     return combine_outcomes(outcomes, reward="all")
 
 
-def grade_mbpp(row: Mapping[str, Any], response: str, *, limits: Limits = LIMITS) -> Verdict:
+def grade_mbpp(row: Mapping[str, Any], response: str, *, plus: bool = False, limits: Limits = LIMITS) -> Verdict:
     """Return reward 1 if the response passes the row's `test_list`, else 0.
 
-    As in published figures, `challenge_test_list` is not used.
+    As in published figures, `challenge_test_list` is not used. A row of MBPP+ has a `test` with more inputs, which the
+    response must pass, too, with `plus`.
     """
     tests, imports = row.get("test_list"), row.get("test_imports", [])  # the second: in the sanitized rows
     if not tests or not isinstance(tests, list) or not isinstance(imports, list):
         raise InputError(f"an MBPP row has a test_list of strings; row {row.get('task_id')} has {tests!r:.60}")
     setup = "\n".join([*imports, row.get("test_setup_code") or ""])
+    if plus:
+        tests = [*tests, without_numpy(*_strings(row, ("test",)))]
     return combine_outcomes(run_tests(candidates(response), tests, setup=setup, limits=limits), reward="all")
 
 

@@ -145,7 +145,7 @@ class Sandbox:
             raise RunError("a sandbox failed; its error is printed above")
         if "missing" in report:
             missing = report["missing"]
-            raise InputError(f"code is executed in a sandbox only, and this system lacks {missing} ({FORBIDDEN})")
+            raise InputError(f"the code sandbox cannot start: this system lacks {missing} ({FORBIDDEN})")
         why = f"exceeded the time limit of {self._limits.wall_s:g} s" if self._late else self._why(report)
         return ExitReport(why, report["cpu_s"], report["memory_mb"])
 
@@ -197,7 +197,7 @@ def fork_server() -> socket.socket:
 @functools.cache
 def _start(_process: int) -> socket.socket:
     if not sys.platform.startswith("linux"):
-        raise InputError(f"code is executed in a sandbox of Linux namespaces, and this is {sys.platform}")
+        raise InputError(f"the code sandbox needs Linux namespaces, and this is {sys.platform}")
     channel, servers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with servers_end:
         server = subprocess.Popen(

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from align.config import Settings
 from align.errors import Location
+from align.inference.settings import EngineSettings
 from align.stages.inputs.opening import first_records
 from align.stages.inputs.sources import SourceSettings, source_key
 
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
 
 # What a step's folder holds, as errors name it
 POLICY, REWARD_MODEL, GROUPS, SCORES = "a policy", "a reward model", "groups of responses", "scores"
+SYNTHETIC = "synthetic rows"
+EMBEDDER = "an encoder of texts"
 SOURCE = "a source of data"
 TRACKING = "tracking"  # folder of the run with the files of experiment trackers
 REFERENCES = "references"  # folder of the run with the cached reference log-probabilities
+EMBEDDINGS = "embeddings"  # folder of the run with the cached vectors of texts
+RESPONSES = "responses"  # folder of the run with the answers of teachers, by step
 
 
 class Input(NamedTuple):
@@ -32,6 +37,7 @@ class Input(NamedTuple):
     name: str
     kinds: tuple[str, ...]  # what it must be: SOURCE, or what a step makes
     loc: Location  # the setting that names it, below the step
+    also: tuple[str, ...] = ()  # names of other things that the setting may have, for the error of a wrong one
 
 
 class Column(NamedTuple):
@@ -40,6 +46,16 @@ class Column(NamedTuple):
     name: str
     loc: Location  # of its settings, below the step
     asked: object  # equal for evaluations that ask the same in the same way
+    metric: str = ""  # as the task calls it
+
+
+class UsedEngine(NamedTuple):
+    """An engine of a step, and whom it samples."""
+
+    engine: EngineSettings
+    loc: Location  # of its settings, below the step
+    policies: Sequence[str]  # steps that make them
+    models: Sequence[str] = ()  # that no step makes
 
 
 class Placed(NamedTuple):
@@ -52,8 +68,9 @@ class Placed(NamedTuple):
 
 
 def latest_policy(before: Mapping[str, Stage]) -> str | None:
-    """Return the last of the steps that makes a policy."""
-    return next((name for name in reversed(list(before)) if before[name].makes == POLICY), None)
+    """Return the last of the steps that makes a policy, compressed copies left out."""
+    steps = reversed(list(before))
+    return next((name for name in steps if before[name].makes == POLICY and not before[name].is_compressed), None)
 
 
 class Stage(Settings, ABC):
@@ -63,12 +80,13 @@ class Stage(Settings, ABC):
     them. It gets a row in `STAGES`, or is named by a recipe as `stage: module:Class`.
     """
 
-    stage: Any  # each stage narrows it to its own name
+    stage: Any = Field(description="Kind of the step, or your own as `module:Class`.")  # narrowed by each stage
     launch: str | None = Field(
         default=None, description="A config file of `accelerate launch`; the step runs in one process without it."
     )
 
     makes: ClassVar[str]
+    is_compressed: ClassVar[bool] = False  # whether its policy is a smaller copy of another one
 
     def expand(self, name: str, before: Mapping[str, Stage], policies: Sequence[str]) -> list[Placed]:
         """Return the steps that this one becomes. `policies` are all policies that the recipe makes, in order."""
@@ -87,17 +105,39 @@ class Stage(Settings, ABC):
         """The step whose model this one starts from; None for the recipe's own policy, or for no model."""
         return None
 
+    @property
+    def training_precision(self) -> str | None:
+        """The precision in which the step's optimizer steps compute; None for a step that has none."""
+        return None
+
     def inputs(self) -> list[Input]:
         """Return every step and source that the step reads."""
         return []
+
+    def is_copy(self, inputs: StepInputs) -> bool:
+        """Return whether the step's model is a copy of one from outside of the run, whose weights are not removed."""
+        return False
 
     def shares(self) -> dict[str, float]:
         """Return the names of the rows that the step reads, each with its share of an epoch."""
         return {}
 
+    def tests(self) -> list[str]:
+        """Return the sources that the step tests policies on."""
+        return []
+
+    def with_tests(self, tested: Sequence[str]) -> Self:
+        """Return the step with the sources that the recipe tests policies on, where it asks for them."""
+        return self
+
     def rows(self, folder: Path) -> SourceSettings | None:
         """Return the rows that later steps read from this step's folder; None where it makes none."""
         return None
+
+    def files(self) -> list[str]:
+        """Return the files of rows in the step's folder, which a source names as `step:NAME/FILE`."""
+        source = self.rows(Path())
+        return [] if source is None else [Path(source.path).name]
 
     def needs_policy(self) -> bool:
         """Return whether the step starts from the recipe's own policy."""
@@ -111,6 +151,10 @@ class Stage(Settings, ABC):
 
     def named_models(self) -> list[tuple[str, Location]]:
         """Return the models that the step loads besides the recipe's policy and those of steps, with their settings."""
+        return []
+
+    def engines(self) -> list[UsedEngine]:
+        """Return the engines that sample policies and models, those of judges included."""
         return []
 
     def named_files(self) -> list[tuple[str, Location]]:

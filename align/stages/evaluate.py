@@ -8,31 +8,36 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from align.content_hash import STEP
 from align.distributed.launch import check_launch
 from align.errors import ErrorList, InputError, Location, within
 from align.evaluation.task import Task, TaskSize
+from align.evaluation.tasks.embeddings import EMBEDDING_TASKS
 from align.registry import suggest
-from align.stages.base import POLICY, SCORES, SOURCE, Column, Input, Placed, Stage
+from align.stages.base import EMBEDDER, POLICY, SCORES, SOURCE, Column, Input, Placed, Stage, UsedEngine
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers
 from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.inputs.sources import SourceSettings, check_unsplit, check_without_constraints
-from align.stages.responses.settings import judge_models
+from align.stages.responses.settings import judge_engines, judge_key, judge_models
 from align.stages.responses.tasks import TaskSettings, open_task_rows
 
 NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class Evaluate(Stage):
-    """Scores of policies on tasks. A step for several policies becomes one for each."""
+    """Scores of policies on tasks. A step for several policies is expanded into one step per policy."""
 
-    stage: Literal["evaluate"] = "evaluate"
+    stage: Literal["evaluate"] = Field(default="evaluate", description="Score policies on tasks.")
     policies: list[str] | Literal["all"] = Field(
-        default_factory=list[str], description="Steps whose policies are evaluated, or 'all' that the recipe makes."
+        default_factory=list[str],
+        description="Steps whose policies are evaluated; 'all' for every policy of the recipe.",
     )
     models: list[str] = Field(
-        default_factory=list[str], description="Further policies that no step makes: hub ids, folders, gguf:FILE."
+        default_factory=list[str], description="Additional models to evaluate: Hub ids, folders or gguf:FILE."
     )
-    tasks: dict[str, TaskSettings] = Field(min_length=1, description="Evaluations by the name of their column.")
+    tasks: dict[str, TaskSettings] = Field(
+        min_length=1, description="Evaluations; each name becomes a column of the results table."
+    )
 
     makes: ClassVar[str] = SCORES
 
@@ -40,7 +45,7 @@ class Evaluate(Stage):
         """Return one step for each policy, directly after the step that makes it."""
         asked = list(policies) if self.policies == "all" else list(self.policies)
         if self.policies == "all" and not asked:
-            raise InputError("'all', and no step makes a policy; import one first", ("policies",))
+            raise InputError("'all', but no step makes a policy; add a step with stage: import", ("policies",))
         if not asked and not self.models and not all(task.responses for task in self.tasks.values()):
             raise InputError("name at least one step, or 'all'", ("policies",))
         steps = [
@@ -60,11 +65,26 @@ class Evaluate(Stage):
     def inputs(self) -> list[Input]:
         """Return the policy, and the rows of each task."""
         rows = [Input(task.data, (SOURCE,), ("tasks", name, "data")) for name, task in self.tasks.items() if task.data]
-        return [*(Input(policy, (POLICY,), ("policies",)) for policy in self.policies), *rows]
+        steps = [
+            Input(path.removeprefix(STEP), (POLICY,), ("tasks", name, "reference"))
+            for name, path in self._references()
+            if path.startswith(STEP)
+        ]
+        only_embeds = all(task.task in EMBEDDING_TASKS for task in self.tasks.values())
+        kinds = (POLICY, EMBEDDER) if only_embeds else (POLICY,)
+        return [*(Input(policy, kinds, ("policies",)) for policy in self.policies), *rows, *steps]
+
+    def _references(self) -> list[tuple[str, str]]:
+        """Return the tasks with a reference policy, and its path."""
+        return [(name, task.reference) for name, task in self.tasks.items() if task.reference is not None]
 
     def shares(self) -> dict[str, float]:
         """Return the sources of the tasks."""
         return {task.data: 1.0 for task in self.tasks.values() if task.data}
+
+    def tests(self) -> list[str]:
+        """Return the sources of the tasks."""
+        return list(self.shares())
 
     def resolved(self, inputs: StepInputs) -> dict[str, Task]:
         """Return the task of each evaluation."""
@@ -83,7 +103,7 @@ class Evaluate(Stage):
             with errors.collect():
                 if "/" in name or name.startswith("."):
                     raise InputError(
-                        f"it names a file: no '/' in it and no '.' at its start, not {name!r}",
+                        f"{name!r} is used as a file name, so it must not contain '/' or start with '.'",
                         ("tasks", name),
                     )
         errors.raise_found()
@@ -93,7 +113,8 @@ class Evaluate(Stage):
         errors = ErrorList()
         for name, settings in self.tasks.items():
             with errors.collect(), within("tasks", name):
-                _check_task(settings, inputs.sources.get(settings.data))
+                has_policy = bool(self.policies or self.models)
+                _check_task(settings, inputs.sources.get(settings.data), has_policy=has_policy)
         errors.raise_found()
 
     def open_rows(self, name: str, source: SourceSettings) -> None:
@@ -103,11 +124,21 @@ class Evaluate(Stage):
                 open_task_rows(settings.resolve(source), source)
 
     def named_models(self) -> list[tuple[str, Location]]:
-        """Return the models that this process runs, and those of judges."""
-        is_here = any(task.engine is None or task.engine.kind == "local" for task in self.tasks.values())
+        """Return the models that are loaded here, and those of judges."""
+        is_here = any(task.engine is None or task.engine.loads_model for task in self.tasks.values())
         own = [(name, ("models", number)) for number, name in enumerate(self.models) if is_here]
+        own += [(path, ("tasks", name, "reference")) for name, path in self._references()]
         judges = [(name, task.judges) for name, task in self.tasks.items()]
         return [*own, *((path, ("tasks", name, *loc)) for name, each in judges for path, loc in judge_models(each))]
+
+    def engines(self) -> list[UsedEngine]:
+        """Return the engine of each task, and those of its judges."""
+        found: list[UsedEngine] = []
+        for name, task in self.tasks.items():
+            if task.engine is not None:
+                found.append(UsedEngine(task.engine, ("tasks", name, "engine"), self.policies, self.models))
+            found += [used._replace(loc=("tasks", name, *used.loc)) for used in judge_engines(task.judges)]
+        return found
 
     def named_files(self) -> list[tuple[str, Location]]:
         """Return the files of responses and the folders of tasks."""
@@ -115,6 +146,7 @@ class Evaluate(Stage):
         for name, task in self.tasks.items():
             found += [(path, ("tasks", name, "responses", number)) for number, path in enumerate(task.responses)]
             found += [(task.tasks_folder, ("tasks", name, "tasks_folder"))] if task.tasks_folder else []
+            found += [(task.reference_answers, ("tasks", name, "reference_answers"))] if task.reference_answers else []
         return found
 
     def columns(self, inputs: StepInputs) -> list[Column]:
@@ -123,10 +155,10 @@ class Evaluate(Stage):
         for name, task in self.resolved(inputs).items():
             settings = self.tasks[name]
             asked = name, settings.model_copy(update={"data": "", "metrics": None}), inputs.sources.get(settings.data)
-            known = task.metrics_of(settings.num_responses)
-            metrics = [each for each in known if settings.metrics is None or each in settings.metrics]
-            columns = [task.column(name, metric, is_only=len(metrics) == 1) for metric in metrics]
-            found += [Column(column, ("tasks", name), asked) for column in columns]
+            metrics = task.selected(settings.metrics, settings.num_responses)
+            for metric in metrics:
+                column = task.column(name, metric, is_only=len(metrics) == 1)
+                found.append(Column(column, ("tasks", name), asked, metric))
         return found
 
     def decisive(self) -> dict[str, Any]:
@@ -140,16 +172,23 @@ class Evaluate(Stage):
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the scores, with the content of models and of files of responses."""
         tasks = self.tasks.values()
-        files = [path for task in tasks for path in task.responses]
+        files = [path for task in tasks for path in task.answer_files]
         code = [name for task in tasks for name in (task.code, *(task.engine.code if task.engine else ())) if name]
-        return [*super().cache_key(inputs), *map(inputs.content, [*self.models, *files, *code])]
+        models = [*self.models, *(path for _, path in self._references())]
+        judges = judge_key([judge for task in tasks for judge in task.judges], inputs)
+        return [*super().cache_key(inputs), *map(inputs.content, [*models, *files, *code]), *judges]
 
     def estimate(self, planning: Planning) -> Estimate:
         """Return an upper bound: all responses as long as they may be."""
-        from align.stages.responses.evaluation import planned_size  # noqa: PLC0415 - imports torch
+        from align.stages.responses.task_sizes import planned_size  # noqa: PLC0415 - imports torch
 
         tasks = self.resolved(planning.inputs)
-        sizes = [planned_size(self.tasks[name], task, planning) for name, task in tasks.items()]
+        sizes = [
+            _size_of_made(self.tasks[name], task, planning.made[self.tasks[name].data])
+            if self.tasks[name].data in planning.made
+            else planned_size(self.tasks[name], task, planning)
+            for name, task in tasks.items()
+        ]
         rows, tokens, sampled = (sum(part) for part in zip(*sizes, strict=True)) if sizes else TaskSize(0, 0, 0)
         precision = next(iter(self.tasks.values())).precision
         return estimate_answers(self.stage, planning, rows, tokens, sampled, precision=precision)
@@ -162,9 +201,18 @@ class Evaluate(Stage):
         return evaluate_policy(tasks, next(iter([*self.policies, *self.models]), None), context)
 
 
-def _check_task(settings: TaskSettings, source: SourceSettings | None) -> None:
+def _size_of_made(settings: TaskSettings, task: Task, made: Estimate) -> TaskSize:
+    """Return an upper bound where an earlier step makes the rows."""
+    sampled = made.rows * settings.max_new_tokens if "sampling" in task.options else 0
+    return TaskSize(made.rows, made.tokens, sampled)
+
+
+def _check_task(settings: TaskSettings, source: SourceSettings | None, *, has_policy: bool) -> None:
     """Raise for an unknown task or metric, a setting without effect, or a source that the task cannot read."""
     task = settings.resolve(source)
+    if has_policy and not task.options & {"policy", "judges"}:
+        command = f"align evaluate --task {task.name} --data FILE"
+        raise InputError(f"{task.name} evaluates no policy; run `{command}` in place of a step", ("task",))
     settings.check_used(task)
     _check_metrics(settings, task)
     if source is None:
@@ -178,7 +226,9 @@ def _check_task(settings: TaskSettings, source: SourceSettings | None) -> None:
 def _check_metrics(settings: TaskSettings, task: Task) -> None:
     if settings.metrics is not None and not settings.metrics:
         raise InputError("name at least one, or leave it out for all", ("metrics",))
-    known = task.metrics_of(settings.num_responses)
+    known, measures = task.metrics_of(settings.num_responses), task.measures
     for metric in settings.metrics or ():
-        if known and metric not in known:
-            raise InputError(f"{task.name} has no metric {metric!r}; {suggest(metric, known)}", ("metrics",))
+        if known and metric not in (*known, *measures):
+            raise InputError(
+                f"{task.name} has no metric {metric!r}; {suggest(metric, [*known, *measures])}", ("metrics",)
+            )

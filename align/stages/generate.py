@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,15 +11,16 @@ from pydantic import Field
 
 from align.distributed.launch import check_launch
 from align.errors import InputError, Location, within
-from align.records import Message, Prompt
+from align.records import Prompt
 from align.registry import pick
-from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
+from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, UsedEngine, latest_policy
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers, prompt_tokens
 from align.stages.inputs.context import RunContext, StepInputs
-from align.stages.inputs.sources import SourceSettings, check_unsplit, prompts
+from align.stages.inputs.sources import SourceSettings, check_unsplit, prompts, rows_of
 from align.stages.responses.settings import (
     GenerationSettings,
     groups_source,
+    judge_engines,
     judge_inputs,
     judge_key,
     judge_models,
@@ -31,7 +32,7 @@ from align.synth.group_statistics import GroupStatistics
 class Generate(GenerationSettings, Stage):
     """Responses of policies to prompts, judged, as scored groups."""
 
-    stage: Literal["generate"] = "generate"
+    stage: Literal["generate"] = Field(default="generate", description="Sample responses and judge them.")
     policies: list[str] = Field(
         default_factory=list[str],
         description="Steps whose policies respond; the last policy before this step if `models` is empty, too.",
@@ -79,7 +80,7 @@ class Generate(GenerationSettings, Stage):
         return groups_source(folder, held_out=self.held_out, max_length=self.max_length)
 
     def validate_inputs(self, inputs: StepInputs) -> None:
-        """Raise where nobody answers, or where it is not clear which prompts are answered."""
+        """Raise if the step has no policy, or if it is not clear which prompts are answered."""
         check_launch(self.launch)
         if not self.policies and not self.models:
             raise InputError(
@@ -92,7 +93,7 @@ class Generate(GenerationSettings, Stage):
             raise InputError("a round needs the number of prompts that it takes of each source", ("prompts",))
         for name, source in inputs.sources.items():
             if source.limit is None and source.is_procedural and not self.prompts:
-                raise InputError(f"{name} has no end; give its limit, or prompts: {{{name}: NUMBER}}", ("data",))
+                raise InputError(f"{name} is unlimited; set its limit, or prompts: {{{name}: NUMBER}}", ("data",))
             check_unsplit(name, source, ("data",))
 
     def open_rows(self, name: str, source: SourceSettings) -> None:
@@ -101,10 +102,13 @@ class Generate(GenerationSettings, Stage):
             super().open_rows(name, source)
 
     def named_models(self) -> list[tuple[str, Location]]:
-        """Return the models that this process runs, and those of judges."""
-        is_here = self.engine.kind == "local"
-        own = [(name, ("models", number)) for number, name in enumerate(self.models) if is_here]
+        """Return the models that are loaded here, and those of judges."""
+        own = [(name, ("models", number)) for number, name in enumerate(self.models) if self.engine.loads_model]
         return [*own, *judge_models(self.judges)]
+
+    def engines(self) -> list[UsedEngine]:
+        """Return the engine of the policies, and those of judges."""
+        return [UsedEngine(self.engine, ("engine",), self.policies, self.models), *judge_engines(self.judges)]
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the groups."""
@@ -120,7 +124,7 @@ class Generate(GenerationSettings, Stage):
         self,
         inputs: StepInputs,
         counts: Counter[str] | None = None,
-        check: Callable[[Sequence[Message]], None] | None = None,
+        check: Callable[[Prompt], None] | None = None,
     ) -> list[Prompt]:
         """Return the prompts of the step's round; `counts` receives the rows that were left out, by reason.
 
@@ -130,12 +134,14 @@ class Generate(GenerationSettings, Stage):
         for name in self.sources:
             source, number = inputs.sources[name], (self.prompts or {}).get(name)
             if number is None:
-                found += prompts(source, seed=inputs.seed, counts=counts, check=check)
+                with rows_of(name):
+                    found += prompts(source, seed=inputs.seed, counts=counts, check=check)
                 continue
             first, last = self.round * number, (self.round + 1) * number
             if source.limit is None and source.constraints is None and (source.on_error == "error" or check is None):
                 source = source.model_copy(update={"limit": last})
-            known = prompts(source, seed=inputs.seed, counts=counts, check=check)
+            with rows_of(name):
+                known = prompts(source, seed=inputs.seed, counts=counts, check=check)
             if len(known) < last:
                 raise InputError(
                     f"round {self.round + 1} takes prompts {first + 1} to {last}, and {name} has {len(known)}",
@@ -149,14 +155,26 @@ class Generate(GenerationSettings, Stage):
         """Return whether rows with an error are skipped, which takes a check of every prompt."""
         return any(inputs.sources[name].on_error == "skip" for name in self.sources)
 
+    @property
+    def _responses_per_prompt(self) -> int:
+        return self.sampling.num_responses * len([*self.policies, *self.models])
+
     def estimate(self, planning: Planning) -> Estimate:
         """Return an upper bound: all responses as long as they may be."""
         from align.data.chat_encoder import ChatEncoder  # noqa: PLC0415 - imports transformers
 
+        if made := [planning.made[name] for name in self.sources if name in planning.made]:
+            responses = (
+                sum(each.rows for each in made) * self.sampling.num_responses * len([*self.policies, *self.models])
+            )
+            tokens = sum(each.tokens for each in made)
+            drawn = responses * self.sampling.max_new_tokens
+            rows = sum(each.rows for each in made)
+            return estimate_answers(self.stage, planning, rows, tokens, drawn, precision=local_precision(self.engine))
         check = ChatEncoder(planning.tokenizer).check_prompt if self._skips_rows(planning.inputs) else None
         asked = self.asked(planning.inputs, check=check)
-        responses = len(asked) * self.sampling.num_responses * len([*self.policies, *self.models])
-        tokens, drawn = prompt_tokens(asked, planning.tokenizer), responses * self.sampling.max_new_tokens
+        drawn = len(asked) * self._responses_per_prompt * self.sampling.max_new_tokens
+        tokens = prompt_tokens(asked, planning.tokenizer)
         return estimate_answers(self.stage, planning, len(asked), tokens, drawn, precision=local_precision(self.engine))
 
     def run(self, context: RunContext) -> dict[str, Any]:

@@ -13,30 +13,35 @@ from align.stages.inputs.context import ModelSpec, RunContext, StepInputs, polic
 
 
 class ImportModel(Stage):
-    """Put a policy into a folder: one that exists, or a randomly initialized one with a new tokenizer."""
+    """Import a pretrained model, or initialize one randomly, as the policy of a step."""
 
-    stage: Literal["import"] = "import"
+    stage: Literal["import"] = Field(default="import", description="Put a model into a folder.")
     path: str | None = Field(
         default=None,
-        description="Model to import in place of the recipe's policy, as for weak-to-strong.",
+        description="Model to import in place of the recipe's policy, such as a larger student.",
+    )
+    from_config: dict[str, Any] | None = Field(
+        default=None, description="Configuration of a randomly initialized model in place of the recipe's policy."
     )
     vocab_size: int | None = Field(
-        default=None, ge=1, description="Train a tokenizer of this size on the texts of the procedural tasks."
+        default=None, ge=1, description="Train a tokenizer of this size on the texts of the built-in tasks."
     )
 
     makes: ClassVar[str] = POLICY
 
     def needs_policy(self) -> bool:
         """Return whether the step reads the recipe's own policy."""
-        return self.path is None
+        return self.path is None and self.from_config is None
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise where the step cannot run, or where a new tokenizer would replace one that the model needs."""
         if self.launch is not None:
             raise InputError("a step of the stage import runs in one process; leave launch out", ("launch",))
+        if self.path is not None and self.from_config is not None:
+            raise InputError("give either path or from_config (a configuration), not both", ("from_config",))
         if self.vocab_size is None:
             return
-        if (path := self.path or inputs.policy.path) is not None:
+        if (path := self._path(inputs)) is not None:
             raise InputError(
                 f"vocab_size trains a new tokenizer for policy.from_config; {path} already has a tokenizer",
                 ("vocab_size",),
@@ -54,19 +59,30 @@ class ImportModel(Stage):
 
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the imported policy: settings, and the content of the model, tokenizer and template."""
-        path = self.path or inputs.policy.path
+        path = self._path(inputs)
         return [*super().cache_key(inputs), *policy_key(inputs), *([inputs.content(path)] if path else [])]
+
+    def is_copy(self, inputs: StepInputs) -> bool:
+        """Return whether a model is imported; a new one is made from its seed."""
+        return self._path(inputs) is not None
+
+    def _path(self, inputs: StepInputs) -> str | None:
+        """Return the model that is imported; None for a new one."""
+        return None if self.from_config is not None else self.path or inputs.policy.path
 
     def model(self, before: ModelSpec) -> ModelSpec:
         """Return the policy as it will be in the step's folder: whole, without adapters or quantization."""
         changes: dict[str, Any] = {"lora": None, "quantize": None}
         if self.path is not None:
             changes |= {"path": self.path, "from_config": None, "tokenizer": None}
+        if self.from_config is not None:
+            changes |= {"path": None, "from_config": self.from_config}
         return ModelSpec(before.settings.model_copy(update=changes), self.vocab_size)
 
     def estimate(self, planning: Planning) -> Estimate:
         """Return the disk space of the policy."""
-        return Estimate(name=planning.name, stage=self.stage, rows=0, disk=planning.model_bytes)
+        weights, disk = planning.num_weights, planning.model_bytes
+        return Estimate(name=planning.name, stage=self.stage, rows=0, weights=weights, disk=disk)
 
     def disk(self, model_bytes: int) -> tuple[int, int]:
         """Return the bytes of the policy, and of what is written beside it."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class RewardModel(TrainingStage):
     """Train a reward model on responses with rated attributes, or on preference pairs."""
 
-    stage: Literal["reward_model"] = "reward_model"
+    stage: Literal["reward_model"] = Field(default="reward_model", description="Train a reward model.")
     data: str = Field(description="Name under `data`, or a step that makes groups.")
     loss: RewardLoss = Field(
         default="regression", description="Regression of attributes, or Bradley-Terry: plain, with margin, or scaled."

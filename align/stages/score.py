@@ -11,24 +11,31 @@ from align.distributed.launch import check_launch
 from align.errors import Location
 from align.rewards.settings import Combination
 from align.rewards.thoughts import THINK, ThoughtSettings
-from align.stages.base import GROUPS, SOURCE, Input, Stage
+from align.stages.base import GROUPS, SOURCE, Input, Stage, UsedEngine
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers
 from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.inputs.sources import SourceSettings, check_without_constraints
-from align.stages.responses.settings import Judges, groups_source, judge_inputs, judge_key, judge_models
+from align.stages.responses.settings import (
+    Judges,
+    groups_source,
+    judge_engines,
+    judge_inputs,
+    judge_key,
+    judge_models,
+)
 from align.synth.settings import GroupSettings
 
 
 class Score(Stage):
     """Rate existing responses with judges; the step runs again when a judge changes."""
 
-    stage: Literal["score"] = "score"
+    stage: Literal["score"] = Field(default="score", description="Judge existing responses.")
     data: str = Field(description="Name under `data`, or a step that makes groups.")
-    judges: Judges = Field(min_length=1, description="Who rates the responses.")
+    judges: Judges = Field(min_length=1, description="Judges that rate the responses.")
     combine: Combination = Field(
-        default="precedence", description="Several judges: the first that knows the prompt, or a weighted sum."
+        default="precedence", description="Several judges: the first that does not abstain, or a weighted sum."
     )
-    thoughts: ThoughtSettings = Field(default=THINK, description="Thoughts of the responses, which judges do not see.")
+    thoughts: ThoughtSettings = Field(default=THINK, description="Delimiters of reasoning, which judges do not see.")
     groups: GroupSettings = Field(default=GroupSettings(), description="Which responses become a group to train on.")
     every_row: bool = Field(
         default=False,
@@ -65,6 +72,10 @@ class Score(Stage):
         """Return the models of judges."""
         return judge_models(self.judges)
 
+    def engines(self) -> list[UsedEngine]:
+        """Return the engines of judges."""
+        return judge_engines(self.judges)
+
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the groups."""
         return {**super().decisive(), "judges": [judge.cache_key() for judge in self.judges]}
@@ -80,8 +91,7 @@ class Score(Stage):
         from align.models.tree.batch import count_tokens  # noqa: PLC0415
         from align.stages.responses.tasks import likelihood_rows  # noqa: PLC0415 - imports torch
 
-        source = planning.inputs.sources[self.data]
-        groups, _ = likelihood_rows(source, planning.tokenizer, model_limit=None, seed=planning.inputs.seed)
+        groups, _ = likelihood_rows(self.data, planning.inputs, planning.tokenizer, model_limit=None)
         tokens = sum(count_tokens(group.sequences) for group in groups)
         return estimate_answers(self.stage, planning, len(groups), tokens, 0, precision="bf16")
 
@@ -90,4 +100,4 @@ class Score(Stage):
         from align.stages.responses.generation import score_every_row, score_rows  # noqa: PLC0415 - imports torch
 
         score = score_every_row if self.every_row else score_rows
-        return score(context.inputs.sources[self.data], self, context)
+        return score(self.data, self, context)

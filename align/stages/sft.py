@@ -33,11 +33,12 @@ class ReplaySettings(Settings):
 class SFT(TrainingStage):
     """Supervised fine-tuning of a policy on demonstrations of one source, or of several by weight."""
 
-    stage: Literal["sft"] = "sft"
+    stage: Literal["sft"] = Field(default="sft", description="Train a policy on demonstrations.")
     data: str | dict[str, float] = Field(description="Name under `data`, or several names with their weights.")
     stopping_strategy: StoppingStrategy = Field(
         default="first_exhausted",
-        description="When an epoch over several sources ends; as in datasets.interleave_datasets.",
+        description="When an epoch over several sources ends; first_exhausted and all_exhausted as in "
+        "datasets.interleave_datasets; down_weight uses every row exactly once.",
     )
     replay: ReplaySettings | None = Field(default=None, description="Replay of an earlier step's rows.")
 

@@ -8,9 +8,15 @@ from typing import Annotated, Any
 from pydantic import Discriminator, SerializeAsAny, Tag, WrapValidator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
-from align.errors import InputError
-from align.registry import import_dotted, pick
+from align.registry import pick_class
 from align.stages.base import Stage
+from align.stages.compression.average import Average, AverageRewardModels
+from align.stages.compression.distill import Distill
+from align.stages.compression.drop_layers import DropLayers
+from align.stages.compression.export import Export
+from align.stages.compression.quantize import Quantize
+from align.stages.curate import Curate
+from align.stages.embedder import Embedder
 from align.stages.evaluate import Evaluate
 from align.stages.generate import Generate
 from align.stages.import_model import ImportModel
@@ -18,6 +24,7 @@ from align.stages.preference import Preference
 from align.stages.reward_model import RewardModel
 from align.stages.score import Score
 from align.stages.sft import SFT
+from align.stages.synthesize import Synthesize
 
 STAGES: dict[str, type[Stage]] = {
     "import": ImportModel,
@@ -27,17 +34,21 @@ STAGES: dict[str, type[Stage]] = {
     "score": Score,
     "preference": Preference,
     "evaluate": Evaluate,
+    "synthesize": Synthesize,
+    "curate": Curate,
+    "embedder": Embedder,
+    "export": Export,
+    "average": Average,
+    "average_reward_models": AverageRewardModels,
+    "drop_layers": DropLayers,
+    "quantize": Quantize,
+    "distill": Distill,
 }
 
 
 def stage_class(name: str) -> type[Stage]:
     """Return the stage of a name in STAGES, or a user's own by its dotted path `module:Class`."""
-    if ":" not in name:
-        return pick(STAGES, name, "stage")
-    found = import_dotted(name, "stage")
-    if not (isinstance(found, type) and issubclass(found, Stage)):
-        raise InputError(f"{name} is not a subclass of align.stages.base.Stage")
-    return found
+    return pick_class(STAGES, name, Stage, "stage")
 
 
 def _tag(value: object) -> str:
@@ -59,6 +70,15 @@ AnyStage = Annotated[
     | Annotated[Score, Tag("Score")]
     | Annotated[Preference, Tag("Preference")]
     | Annotated[Evaluate, Tag("Evaluate")]
+    | Annotated[Synthesize, Tag("Synthesize")]
+    | Annotated[Curate, Tag("Curate")]
+    | Annotated[Embedder, Tag("Embedder")]
+    | Annotated[Export, Tag("Export")]
+    | Annotated[Average, Tag("Average")]
+    | Annotated[AverageRewardModels, Tag("AverageRewardModels")]
+    | Annotated[DropLayers, Tag("DropLayers")]
+    | Annotated[Quantize, Tag("Quantize")]
+    | Annotated[Distill, Tag("Distill")]
     | Annotated[SerializeAsAny[Stage], WrapValidator(_user_stage), Tag("Stage")],
     Discriminator(_tag),
 ]

@@ -1,1 +1,1 @@
-"""What files hold on the disk: checksums of their contents, and errors of the disk in one line."""
+"""Checksums of files, and errors of the disk in one line."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 FileRecords = Mapping[str, Mapping[str, Any]]  # name relative to the folder -> {"bytes": size, "sha256": hex digits}
 CHUNK = 1 << 20  # bytes read at a time
+DAMAGED = "damaged: its content has changed since it was written"
 
 
 def sha256_of(file: Path, length: int | None = None) -> str:
@@ -77,4 +78,4 @@ def _size_problem(file: Path, record: Mapping[str, Any]) -> str | None:
 def _digest_problem(file: Path, record: Mapping[str, Any]) -> str | None:
     if sha256_of(file) == record["sha256"]:
         return None
-    return f"{file}: damaged: its content has changed since it was written"
+    return f"{file}: {DAMAGED}"

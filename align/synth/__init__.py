@@ -1,1 +1,1 @@
-"""Synthetic data: verifiable constraints on real prompts, and scored groups of responses."""
+"""Synthetic data: families of made rows, verifiable constraints on prompts, and scored groups of responses."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any, NamedTuple
@@ -90,9 +90,26 @@ def constrain(prompts: Sequence[Prompt], settings: ConstraintSettings, *, seed: 
     fewer instructions than were drawn if no further kind is compatible. Raises `InputError` for a prompt that has
     instructions already.
     """
-    kinds = sorted(set(settings.kinds or TEMPLATES))
     chosen = [prompt for prompt in prompts if settings.split in (None, split_of(prompt))]
-    return [_append(prompt, list(_draw(prompt, kinds, settings.max_constraints, seed=seed))) for prompt in chosen]
+    return [_append(prompt, draw_constraints(prompt, settings, seed=seed)) for prompt in chosen]
+
+
+def draw_constraints(
+    prompt: Prompt, settings: ConstraintSettings, *, seed: int, without: Collection[str] = ()
+) -> list[Constraint]:
+    """Return the instructions of a prompt, drawn from the kinds of the settings except those in `without`."""
+    kinds = sorted(set(settings.kinds or TEMPLATES) - set(without))
+    return list(_draw(prompt, kinds, settings.max_constraints, seed=seed))
+
+
+def instruction_columns(prompt: Prompt, text: str, constraints: Sequence[Constraint]) -> dict[str, Any]:
+    """Return the columns of IFEval for a prompt whose last message has become `text`, with these instructions."""
+    return {
+        "key": prompt_key(prompt),
+        "prompt": text,
+        "instruction_id_list": [each.kind for each in constraints],
+        "kwargs": [each.settings for each in constraints],
+    }
 
 
 def split_of(prompt: Prompt) -> Split:
@@ -153,10 +170,5 @@ def _append(prompt: Prompt, constraints: Sequence[Constraint]) -> Prompt:
         raise InputError(f"prompt {text[:MAX_SHOWN]!r} already has {taken.pop()}; remove `constraints`")
     text = "\n\n".join([text.rstrip(), " ".join(each.wording for each in constraints)])
     messages = (*prompt.messages[:index], Message("user", text), *prompt.messages[index + 1 :])
-    columns = {
-        "key": prompt_key(prompt),
-        "prompt": text,
-        "instruction_id_list": [each.kind for each in constraints],
-        "kwargs": [each.settings for each in constraints],
-    }
-    return replace(prompt, messages=messages, metadata={**prompt.metadata, **columns})
+    metadata = {**prompt.metadata, **instruction_columns(prompt, text, constraints)}
+    return replace(prompt, messages=messages, metadata=metadata)

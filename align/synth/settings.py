@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from align.config import Settings
+from align.errors import InputError
 from align.registry import pick
 from align.synth.constraint_templates import TEMPLATES
 
@@ -19,12 +20,13 @@ def _known(kinds: list[str] | None) -> list[str] | None:
     return kinds
 
 
+Kinds = Annotated[list[str], Field(min_length=1), AfterValidator(_known)] | None  # of instructions; all for None
+
+
 class ConstraintSettings(Settings):
     """Verifiable instructions to append to prompts."""
 
-    kinds: Annotated[list[str], Field(min_length=1), AfterValidator(_known)] | None = Field(
-        default=None, description="Kinds of IFEval instructions to draw from; all if left out."
-    )
+    kinds: Kinds = Field(default=None, description="Kinds of IFEval instructions to draw from; all if left out.")
     max_constraints: int = Field(
         default=1,
         ge=1,
@@ -40,8 +42,10 @@ class ConstraintSettings(Settings):
 class GroupSettings(Settings):
     """Which responses to a prompt become a comparison, and which prompts are dropped."""
 
-    keep: Literal["all", "best_worst"] = Field(
-        default="all", description="Keep all responses of a group, or the best and the worst."
+    keep: Literal["all", "best_worst", "best"] = Field(
+        default="all",
+        description="Keep all responses of a group, the best and the worst, or only the best as a demonstration for "
+        "SFT (rejection sampling; set min_best).",
     )
     max_responses: int | None = Field(
         default=None,
@@ -59,3 +63,10 @@ class GroupSettings(Settings):
         default=None,
         description="Reward of a response that was truncated at max_new_tokens; the judge's own if left out.",
     )
+
+    @model_validator(mode="after")
+    def _check_best(self) -> Self:
+        for name in sorted({"max_responses", "min_gap"} & self.model_fields_set):
+            if self.keep == "best":
+                raise InputError("has no effect with keep: best, which keeps one response; remove it", (name,))
+        return self

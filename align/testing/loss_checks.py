@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from align.losses.preference import PreferenceLoss
+from align.losses.unpaired import UnpairedLoss
 from align.testing.loss_inputs import LossInputs, shrink
 from align.testing.loss_properties import Check, Property, loss_properties
 from align.testing.loss_training import NUM_STEPS, train_tiny_policy
 
 # What a user's function may raise when an input does not suit it; reported as a failure of the property.
 LOSS_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+REFERENCE_POINT = 0.5  # nats, of a loss that needs an estimate of the KL divergence
+LOG_WEIGHT = -0.25  # of every response, for a loss with weights
 LEAST_CHANGE = 1e-6  # of a held-out mean, to count as a change
 
 LEARNS = ("learns", f"{NUM_STEPS} steps on a tiny policy lower the held-out loss")
@@ -41,9 +47,10 @@ class PropertyResult:
 def check_loss(loss: Callable[..., Tensor]) -> list[PropertyResult]:
     """Check every property that `align` and its trainer rely on, one result each; takes about a second.
 
-    `loss` is a `PreferenceLoss` or any function `(policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK, mask_BK)
-    -> loss_B`, with log-probabilities in nats summed over a response's tokens, and `mask_BK` False where a prompt has
-    fewer than K responses. Its tensors are in float64, as in training. If the shape is wrong, nothing else is checked.
+    `loss` is made by `preference_loss`, or any function
+    `(policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK, mask_BK) -> loss_B`, with log-probabilities in nats
+    summed over a response's tokens, and `mask_BK` False where a prompt has fewer than K responses. Its tensors are in
+    float64, as in training. If the shape is wrong, nothing else is checked.
 
     >>> from align.losses.table import preference_loss
     >>> [result.name for result in check_loss(preference_loss("rpo_bwd_kl")) if result.status != "passed"]
@@ -53,6 +60,7 @@ def check_loss(loss: Callable[..., Tensor]) -> list[PropertyResult]:
     """
     results: list[PropertyResult] = []
     properties = loss_properties(uses_rewards=bool(getattr(loss, "uses_rewards", True)))
+    loss = _with_constants(loss)
     for each in properties:
         results.append(_checked(loss, each))
         if each.name == "shape" and results[-1].status == "failed":
@@ -76,6 +84,19 @@ def assert_loss(loss: Callable[..., Tensor]) -> None:
     failed = [str(result) for result in check_loss(loss) if result.status != "passed"]
     if failed:
         raise AssertionError("\n".join(failed))
+
+
+def _with_constants(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a loss that also takes what the trainer computes without gradient, as constants."""
+    if isinstance(loss, UnpairedLoss) and loss.uses_kl:
+        return partial(loss, kl=REFERENCE_POINT)
+    if isinstance(loss, PreferenceLoss) and loss.uses_weights:
+        return partial(_weighted, loss)
+    return loss
+
+
+def _weighted(loss: PreferenceLoss, policy_BK: Tensor, *rest: Tensor) -> Tensor:
+    return loss(policy_BK, *rest, log_weights_BK=torch.full_like(policy_BK, LOG_WEIGHT))
 
 
 def _checked(loss: Callable[..., Tensor], each: Property) -> PropertyResult:

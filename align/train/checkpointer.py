@@ -13,7 +13,7 @@ from torch import Tensor
 from align.artifacts import METRICS
 from align.distributed.processes import Processes
 from align.distributed.signals import StopRequest, defer_stop
-from align.errors import SIGTERM, RunError, Stopped
+from align.errors import RunError, Stopped, how_to_resume
 from align.train.checkpoint import (
     check_metrics,
     has_checkpoint,
@@ -79,7 +79,7 @@ class Checkpointer:
             save_best(self._run.folder, step, sharding=self._sharding, processes=self._processes)
 
     def save_if_due(self, lines: Sequence[Mapping[str, float]], num_steps: int, stop: StopRequest) -> None:
-        """Save a checkpoint if one is due after the last of the steps; then raise `Stopped` if a signal asks for it.
+        """Save a checkpoint if one is due after the last of the steps; then raise `Stopped` if any process asks for it.
 
         The main process decides by its clock, as those of the others may differ. No checkpoint is saved after the
         final step, unless the run was stopped.
@@ -92,17 +92,17 @@ class Checkpointer:
         if stopped or (step < num_steps and (late or by_steps)):
             self._save(lines, moments=True)
         if stopped:
-            by = stop.by or SIGTERM  # another process may have received it
+            by = next(by for by in self._processes.all_gather_object(stop.by) if by)  # of the first process with one
             saved = f"saved a checkpoint after step {step} of {num_steps}"
-            raise Stopped(f"stopped by {by}: {saved}; rerun the same command to resume there", by)
+            raise Stopped(f"stopped by {by}: {saved}; {how_to_resume(by)} to resume there", by)
 
     def save_trained(self, lines: Sequence[Mapping[str, float]]) -> None:
-        """Save the weights after the last step, unless a checkpoint has them.
+        """Save the weights after the last step, unless a checkpoint has them; with `until_step` also the moments.
 
         If the model cannot be saved after that, the next call begins at its saving.
         """
         if not has_checkpoint(self._run.folder, int(lines[-1]["step"])):
-            self._save(lines, moments=False)
+            self._save(lines, moments=self._run.settings.until_step is not None)
 
     def load_kept(self, lines: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
         """Load the weights to keep and return the metrics of their step."""

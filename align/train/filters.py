@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from align.data.group_columns import sequence_key
-from align.data.readers.pairs import LIKED
+from align.data.readers.pairs import LABELLED_RESPONSE, LIKED
 from align.data.rejections import DROPPED, Rejections
 from align.data.token_groups import TokenGroup
 from align.errors import InputError
-from align.records import Comparison, Demonstration, Located, Message, Prompt, Record
+from align.losses.unpaired import DESIRABLE, lack_of_labels
+from align.records import Comparison, Demonstration, Located, Prompt, Record
 from align.train.objectives.reward import BradleyTerryObjective
 from align.train.settings import RewardLoss
 
@@ -68,8 +69,8 @@ def best_demonstration(comparison: Comparison, counts: Counter[str]) -> Demonstr
         return None
     if len(responses) > 1:
         counts["best of a comparison"] += 1
-    answer = Message("assistant", responses[best].content)
-    return Demonstration((*comparison.prompt, answer), comparison.metadata, responses[best].finish)
+    messages = (*comparison.prompt, responses[best].message)
+    return Demonstration(messages, comparison.metadata, responses[best].finish, comparison.tools)
 
 
 def distinct(groups: Groups, counts: Counter[str], *, identical: Identical = "drop") -> Iterator[Located[TokenGroup]]:
@@ -98,23 +99,44 @@ def comparable(
     """Yield the groups that contribute to a preference loss; the others are counted by reason.
 
     `reward_loss` is the name of a loss that uses rewards, or None for a loss that needs only a preferred response.
-    Groups whose best response has a reward below `min_chosen` are dropped.
+    Groups whose best response has a reward below `min_chosen` are dropped. A single response with a label is an error.
     """
     counts = rejections.counts
     for located in groups:
         group = located.record
-        if len(group.sequences) < 2:  # noqa: PLR2004 - a comparison takes two
+        if len(group.sequences) < 2 and LIKED in located.metadata:  # noqa: PLR2004 - a comparison takes two
+            with rejections.at(located.place):
+                raise InputError(f"the row is {LABELLED_RESPONSE}")
+        elif len(group.sequences) < 2:  # noqa: PLR2004
             counts["dropped:one response"] += 1
         elif group.rewards is None and (reward_loss is not None or min_chosen is not None):
             with rejections.at(located.place):
                 reader = reward_loss if reward_loss is not None else "min_chosen"
                 raise InputError(f"the row has no rewards, and {reader} needs them")
         elif min_chosen is not None and _best_reward(group) < min_chosen:
-            counts["dropped:best response too bad"] += 1
+            counts["dropped:best reward below min_chosen"] += 1
         elif reward_loss is None and group.chosen is None and len(set(group.rewards or ())) < 2:  # noqa: PLR2004
             counts["dropped:no response is preferred"] += 1
         else:
             yield located
+
+
+def with_labels(groups: Groups, rejections: Rejections, *, loss: str) -> Iterator[Located[TokenGroup]]:
+    """Yield the groups whose responses all have a label, a reward of 1 or 0, and count the responses of each kind.
+
+    `loss` is the name of the loss, for errors. Any other group is an error of its row.
+    """
+    for located in groups:
+        rewards = located.record.rewards
+        lack = lack_of_labels(rewards, loss)
+        if lack is not None:
+            with rejections.at(located.place):
+                raise InputError(lack)
+            continue
+        num_desirable = sum(reward > DESIRABLE for reward in rewards or ())
+        rejections.counts["desirable"] += num_desirable
+        rejections.counts["undesirable"] += len(rewards or ()) - num_desirable
+        yield located
 
 
 def _best_reward(group: TokenGroup) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from dataclasses import replace
+from functools import cached_property, lru_cache
 
 import torch
 from accelerate import Accelerator
@@ -15,26 +17,33 @@ from align.artifacts import METRICS, append_line
 from align.data.batching import groups_of_step, steps_per_epoch
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
-from align.errors import InputError, RunError
+from align.errors import InputError
 from align.models.backbone import Backbone
-from align.models.probe import choose_forward
+from align.models.probe import Forward, choose_forward
 from align.models.saving.comparison import ModelOutputs, model_outputs
 from align.models.weights import fingerprint
 from align.train.callbacks import Callbacks
 from align.train.checkpoint import latest_checkpoint
 from align.train.checkpointer import Checkpointer
-from align.train.indexed_groups import ROWS, GroupView
+from align.train.distillation.teacher import teacher_targets
+from align.train.indexed_groups import GroupView
 from align.train.objectives.base import ObjectiveOutput
 from align.train.objectives.batch import GroupBatch
+from align.train.objectives.unpaired import uses_kl
 from align.train.passes.evaluator import Evaluator
-from align.train.passes.micro_batches import COLLATE, MicroBatcher
+from align.train.passes.kl_pass import make_kl_pass
+from align.train.passes.large_groups import limit_rows
+from align.train.passes.micro_batches import COLLATE
 from align.train.passes.router_pass import router_passes
-from align.train.passes.step_statistics import StepStatistics
-from align.train.references.cache import ReferenceCache, References, ReferenceWork, check_initial_gap
-from align.train.references.compute import REFERENCE_WORK, fill_cache, read_work
+from align.train.passes.step_flops import StepFlops
+from align.train.passes.step_statistics import DivergedError, StepStatistics
+from align.train.references.cache import ReferenceCache, ReferenceWork, check_initial_gap
+from align.train.references.compute import REFERENCE_WORK, read_work
+from align.train.references.run_passes import RunPasses
+from align.train.selection.selector import make_selector
 from align.train.sharding.accelerator import make_accelerator
-from align.train.sharding.optimizer import make_optimizer
-from align.train.sharding.prepare import prepare_sharding
+from align.train.sharding.bf16_weights import round_weights
+from align.train.sharding.prepare import describe, prepare_sharding
 from align.train.tracking import Tracking, check_trackers, start_trackers
 from align.train.training_run import HELD_OUT, START, TrainingResult, TrainingRun, evaluations_without_gain
 
@@ -46,75 +55,102 @@ class Loop:
         self, policy: Backbone, training_run: TrainingRun, progress: Progress, accelerator: Accelerator | None = None
     ) -> None:
         run, settings = training_run, training_run.settings
-        for name, is_set in {"keep": settings.keep == "best", "early_stopping": settings.early_stopping}.items():
-            if is_set and not run.held_out:
-                raise InputError("needs held-out rows: set held_out of the source", ("train", name))
+        _check_held_out(run)
         check_trackers(settings.trackers)
         self.policy, self.training_run, self.progress = policy, run, progress
-        self.num_steps = settings.num_steps(run.num_rows)
+        self.num_steps = run.num_steps
         self.epoch = lru_cache(maxsize=2)(run.epoch)  # permuting a large epoch for each of its steps would be slow
         self.accelerator = accelerator or make_accelerator(settings)
         self.processes = Processes(self.accelerator)
+        if settings.weights != "fp32":
+            round_weights(policy)
         self.initial_weights = fingerprint(policy)
-        optimizer = make_optimizer(policy, settings, run.head_lr_multiplier)
-        self.sharding = prepare_sharding(self.accelerator, policy, optimizer, settings)
+        self.sharding = prepare_sharding(self.accelerator, policy, settings, run.head_lr_multiplier)
         self.model = self.sharding.model
         self.groups = GroupView(run.train, run.held_out)
-        self.forward = choose_forward(policy, self.groups.probe_sequences(), run.forward, precision=settings.precision)
-        if self.forward.name == "plain":
-            progress.note(f"plain padded forward: {self.forward.reason}")
-        progress.note(self._described())
+        self.forward = self._choose_forward()
+        progress.note(describe(self.sharding, settings))
         self.sharding.use_precision()
         self.sharding.warm_up(COLLATE[self.forward.name](self.groups[0].sequences).to(self.accelerator.device))
         self.reference_cache = ReferenceCache(
-            run.references, weights=self.initial_weights, precision=settings.precision
+            run.references, weights=self.initial_weights, precision=settings.forward_precision
         )
-        self.references = self._compute_references() if run.objective.needs_reference else None
-        self.batcher = MicroBatcher(
-            self.groups,
+        self.passes = RunPasses(
+            run=run,
+            model=self.model,
             forward=self.forward.name,
-            token_budget=settings.tokens_per_micro_batch,
-            references=self.references,
+            cache=self.reference_cache,
             accelerator=self.accelerator,
+            processes=self.processes,
+            progress=progress,
         )
+        self.references = self.passes.references(self.groups, REFERENCE_WORK) if run.objective.needs_reference else None
+        teacher = teacher_targets(self.passes, self.groups, policy)
+        self.batcher = self.passes.batcher(self.groups, self.references, teacher)
+        self.kl_pass = make_kl_pass(self.passes, self.groups, self.epoch) if uses_kl(run.objective) else None
         self.router_pass = router_passes(policy, self.groups, self.forward, self.accelerator, progress)
-        self.evaluator = (
-            Evaluator(self.model, run.objective, self.groups, self.batcher, self.router_pass) if run.held_out else None
-        )
+        evaluated = (self.model, run.objective, self.groups, self.batcher, self.router_pass, self.kl_pass)
+        self.evaluator = Evaluator(*evaluated) if run.held_out else None
         self.callbacks = Callbacks(run, self.num_steps, policy, self.accelerator)
-        self.settings_hash = run.settings_hash(self.groups, self.initial_weights, policy.dropout_rates)
+        self.settings_hash = run.settings_hash(self.groups, self.initial_weights, policy.dropout_rates, teacher)
+        self.selector = make_selector(
+            self.passes, self.groups, self.references, super_batch=self.super_batch, settings_hash=self.settings_hash
+        )
         self.checkpointer = Checkpointer(
             run, self.settings_hash, self.sharding, self.processes, initial_weights=self.initial_weights
         )
 
+    def _choose_forward(self) -> Forward:
+        """Choose the policy's forward pass, and note why it is padded, or how it runs large groups."""
+        is_rounded = self.sharding.gathers_per_layer and self.sharding.in_bf16
+        run, sequences = self.training_run, self.groups.probe_sequences()
+        precision = run.settings.precision
+        forward = choose_forward(self.policy, sequences, run.forward, precision=precision, is_rounded=is_rounded)
+        if forward.name == "plain":
+            self.progress.note(f"plain padded forward: {forward.reason}")
+        if note := limit_rows(self.sharding, self.groups, forward):
+            self.progress.note(note)
+        return forward
+
     def run(self) -> TrainingResult:
         """Train to the end, from the latest checkpoint if there is one."""
-        step = latest_checkpoint(self.training_run.folder)
+        run, step = self.training_run, latest_checkpoint(self.training_run.folder)
         if self.references is not None and (step or not self._is_checked_in_training):
             self._check_references(min(step, self.num_steps - 1))
         lines = self.checkpointer.resume()
         if lines:
             self.progress.note(f"resumed after step {len(lines)} of {self.num_steps}")
         self._start_trackers()
-        self.progress.phase("train", self.num_steps, len(lines))
-        with self.checkpointer.stops(self.progress.note, self.num_steps) as stop:
-            for number in range(len(lines), self.num_steps):
+        last_step, diverged = run.last_step, None
+        self.progress.phase("train", last_step, len(lines))
+        with self.checkpointer.stops(self.progress.note, last_step) as stop, self.selector or nullcontext():
+            for number in range(len(lines), last_step):
                 if self._stops(lines):
                     break
                 with self.processes.activity(f"step {number + 1}"):
                     before = self._start_metrics() if number == 0 else {}
-                    metrics = self.step(number) | before
+                    try:
+                        metrics = self.step(number) | before
+                    except DivergedError as error:
+                        if run.settings.on_divergence == "error" or not lines:
+                            raise
+                        diverged = str(error)
+                        self.progress.note(f"stopped after step {len(lines)} of {self.num_steps}: {diverged}")
+                        break
                     self._evaluate_and_log(metrics, lines)
-                    self.checkpointer.save_if_due(lines, self.num_steps, stop)
+                    self.checkpointer.save_if_due(lines, last_step, stop)
+        if run.settings.until_step is not None:
+            self.checkpointer.save_trained(lines)  # the last weights, before the best ones replace them
         if self.accelerator.trackers:
             self.accelerator.end_training()
-        work_file = self.training_run.folder / REFERENCE_WORK
         return TrainingResult(
             metrics=lines,
             kept_metrics=self.checkpointer.load_kept(lines),
             forward=self.forward,
             initial_weights=self.initial_weights,
-            references=read_work(work_file) if self.training_run.objective.needs_reference else ReferenceWork(),
+            references=read_work(run.folder) if run.objective.needs_reference else ReferenceWork(),
+            num_resumed=run.num_resumed,
+            diverged=diverged,
         )
 
     def _start_trackers(self) -> None:
@@ -144,38 +180,34 @@ class Loop:
         """Whether the first step compares policy and reference; with dropout it takes a pass of its own."""
         return self.references is not None and self.policy.dropout is None
 
-    def _described(self) -> str:
-        """Return the device, processes, threads and precision of the training."""
-        number, way = self.accelerator.num_processes, type(self.sharding).__name__
-        way = f"ZeRO-{self.sharding.stage}" if way.startswith("Zero") else {"Replicated": "DDP"}.get(way, way)
-        processes = f"{number} processes ({way})" if number > 1 else "1 process"
-        threads, precision = torch.get_num_threads(), self.training_run.settings.precision
-        return f"training on {self.accelerator.device}: {processes}, {threads} thread(s) each, {precision}"
-
     def outputs(self) -> ModelOutputs:
         """Return the trained model's outputs on a few rows in fp32; all processes call it together."""
+        self.sharding.finish()
         with self.sharding.full_precision():
-            return model_outputs(self.policy, self.groups.probe_sequences())
+            outputs = model_outputs(self.policy, self.groups.probe_sequences())
+        has_base = not all(value.requires_grad for value in self.policy.parameters())  # saved without rounding
+        return replace(outputs, is_rounded=self.sharding.in_bf16 and (self.sharding.gathers_per_layer or has_base))
 
     def step(self, number: int) -> dict[str, float]:
         """Take optimizer step `number`, counted from 0, and return its metrics.
 
-        Raises `RunError`, and leaves the weights unchanged, if the loss or the gradient norm is not finite.
+        Raises `DivergedError`, and leaves the weights unchanged, if the loss or the gradient norm is not finite.
         """
         start_s = time.monotonic()
         run, settings = self.training_run, self.training_run.settings
-        indices = groups_of_step(number, run.num_rows, settings.prompts_per_step, epoch_of=self.epoch)
+        indices, choice = self._choose(number)
         groups, plan = self.groups.select(indices), self.batcher.plan(indices)
         denominator = run.objective.denominator(groups)
         learning_rate = settings.learning_rate_at(number, self.num_steps)
         self.sharding.set_learning_rate(learning_rate)
         statistics = StepStatistics(self.accelerator)
+        estimate = self.kl_pass.of_step(number, groups) if self.kl_pass is not None else None
         router = self.router_pass() if self.router_pass is not None else None
         if router is not None and len(plan.ranks[0]) > 1:
             with self._dropout(number):
                 router.count(self.model, self.batcher.micro_batches(plan))
         with self._dropout(number), self.sharding.accumulate_gradients():
-            for micro in self.batcher.micro_batches(plan):
+            for micro in self.batcher.micro_batches(plan, kl=estimate and estimate.kl):
                 with self.sharding.micro_batch(micro.is_last):
                     output = run.objective(self.model, micro.batch)
                     statistics.add(micro, output)
@@ -188,14 +220,17 @@ class Loop:
                     self.sharding.backward(loss)
                 if number == 0 and micro.weight and self._is_checked_in_training:
                     self._check_gap(output, micro.batch, number)
-        grad_norm = self.sharding.step()
+        grad_norm = self.sharding.step((run.seed, number))
         if not math.isfinite(grad_norm):
-            raise RunError(f"step {number + 1}: the gradient norm is {grad_norm}; the weights are unchanged")
+            message = f"optimizer step {number + 1}: the gradient norm is {grad_norm}; the weights are unchanged"
+            raise DivergedError(message)
         reduced = statistics.reduce(denominator)
         return {
             "step": number + 1,
-            "epoch": (number + 1) / steps_per_epoch(run.num_rows, settings.prompts_per_step),
+            "epoch": (number + 1) / steps_per_epoch(run.num_rows, run.rows_per_step),
             **(reduced if router is None else router.metrics(reduced)),
+            **(estimate.metrics if estimate is not None else {}),
+            **choice,
             "grad_norm": grad_norm,
             "lr": learning_rate,
             "groups": len(groups),
@@ -205,6 +240,14 @@ class Loop:
             "peak_memory_bytes": peak_memory(self.accelerator.device),
         }
 
+    def _choose(self, number: int) -> tuple[Sequence[int], Mapping[str, float]]:
+        """Return the groups of an optimizer step, and what is logged of their choice."""
+        return (self.super_batch(number), {}) if self.selector is None else self.selector.choose(number)
+
+    def super_batch(self, number: int) -> tuple[int, ...]:
+        """Return the groups that optimizer step `number`, from 0, takes from the epoch."""
+        return groups_of_step(number, self.training_run.num_rows, self.training_run.rows_per_step, epoch_of=self.epoch)
+
     def _start_metrics(self) -> dict[str, float]:
         """Return the metrics on the held-out rows before the first update."""
         if self.evaluator is None:
@@ -213,18 +256,22 @@ class Loop:
 
     def _evaluate_and_log(self, metrics: dict[str, float], lines: list[dict[str, float]]) -> None:
         """Evaluate if that is due after the step, then add its metrics to the log, the trackers and `lines`."""
-        step, every = int(metrics["step"]), self.training_run.settings.evaluate_every
-        is_due = step == self.num_steps or (every is not None and step % every == 0)
-        if self.evaluator is not None and is_due:
+        if self.evaluator is not None and self.training_run.is_evaluated(int(metrics["step"])):
             metrics |= {HELD_OUT + name: value for name, value in self.evaluator.evaluate().items()}
             self.checkpointer.save_if_best([*lines, metrics])
             self.callbacks("evaluation", metrics)
         self.callbacks("step", metrics)
         if self.accelerator.is_main_process:
             append_line(self.training_run.folder / METRICS, metrics)
-        self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step)
+        self.accelerator.log(
+            {name: value for name, value in metrics.items() if name != "step"}, step=int(metrics["step"])
+        )
         lines.append(metrics)
-        self.progress.advance(1, metrics)
+        self.progress.advance(1, metrics | self._flops.of(metrics))
+
+    @cached_property
+    def _flops(self) -> StepFlops:
+        return StepFlops(self.policy, self.sharding.trainable, self.training_run)
 
     @torch.no_grad()
     def _check_references(self, number: int) -> None:
@@ -233,7 +280,7 @@ class Loop:
         It is called before a checkpoint is loaded; a run that starts anew checks its first step.
         """
         run = self.training_run
-        indices = groups_of_step(number, run.num_rows, run.settings.prompts_per_step, epoch_of=self.epoch)
+        indices = self.super_batch(number)[: run.settings.prompts_per_step]
         with self.processes.activity("checking references"):
             for micro in self.batcher.micro_batches(self.batcher.plan(indices)):
                 output = run.objective(self.model, micro.batch)
@@ -243,25 +290,9 @@ class Loop:
         precision = self.training_run.settings.precision
         check_initial_gap(output, batch, step=number + 1, precision=precision, cache=self.reference_cache)
 
-    def _compute_references(self) -> References:
-        """Compute the reference log-probabilities that are not in the cache and return those of all groups."""
-        run, column = self.training_run, self.training_run.folder / ROWS / "references.bin"
-        work = fill_cache(
-            self.reference_cache,
-            self.model,
-            self.groups,
-            column=column,
-            work_file=run.folder / REFERENCE_WORK,
-            forward=self.forward.name,
-            token_budget=run.settings.tokens_per_micro_batch,
-            accelerator=self.accelerator,
-        )
-        with self.processes.activity("computing references"):
-            num_missing = next(work)
-            num_known = len(self.groups) - num_missing
-            self.progress.note(f"references: {num_missing} groups to compute, {num_known} cached or repeated")
-            if num_missing:
-                self.progress.phase("reference", num_missing)
-            for num_done in work:
-                self.progress.advance(num_done)
-        return References(self.groups, column)
+
+def _check_held_out(run: TrainingRun) -> None:
+    """Raise `InputError` for settings that need held-out rows if there are none."""
+    for name, is_set in {"keep": run.settings.keep == "best", "early_stopping": run.settings.early_stopping}.items():
+        if is_set and not run.held_out:
+            raise InputError("requires held-out rows: set held_out of the source", ("train", name))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Annotated, Literal, cast
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from align.config import Settings
 from align.data.batching import steps_per_epoch
-from align.errors import InputError
-from align.registry import DOTTED_PATH, suggest
+from align.errors import InputError, within
+from align.registry import DOTTED_PATH, import_dotted, suggest
 
 # Losses whose papers add the negative log-likelihood of the better response -> (weight, whether per token)
 SFT_TERMS = {
@@ -18,33 +19,41 @@ SFT_TERMS = {
     "orpo": (1.0, True),  # Hong et al. 2024, arXiv:2403.07691, eq. 6
 }
 
+NO_SFT_TERM = "a loss on labels has no SFT term; leave it out"
+# Prompts of an optimizer step that the KL estimate of kto takes: each with the responses to another one
+MIN_KL_PROMPTS = 2
+TOO_FEW_PROMPTS = (
+    f"kto estimates its reference point from the other prompts of a step: use at least {MIN_KL_PROMPTS}, or the loss "
+    "apo_zero_unpaired"
+)
+
 Decay = Annotated[float, Field(ge=0, lt=1)]  # decay rate of a moving average
 RewardLoss = Literal["regression", "bt", "bt_margin", "bt_scaled"]
 
 # Settings that determine only how or when something is computed or stored, not the trained weights
-WITHOUT_EFFECT = {"tokens_per_micro_batch", "reduce", "checkpoint_steps", "checkpoint_minutes", "trackers"}
+WITHOUT_EFFECT = {
+    *("tokens_per_micro_batch", "reduce", "checkpoint_steps", "checkpoint_minutes", "trackers", "on_divergence")
+}
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
+OPTIMIZER_LOC = ("train", "optimizer")  # location in a step
+# Why the result of an optimizer would depend on how parameters are sharded
+UNSHARDED = {
+    "adafactor": "averages squared gradients over rows and columns of whole matrices",
+    "adamw_8bit": "quantizes its state in blocks of whole parameters",
+}
 # Settings added since 0.2; with their defaults they are left out, so that steps finished before stay finished
-ADDED = ("optimizer", "optimizer_settings", "early_stopping", "callbacks")
+ADDED = ("optimizer", "optimizer_settings", "early_stopping", "callbacks", "weights", "until_step")
 
 
-class TrackingSettings(Settings):
-    """Experiment trackers of all training steps of a recipe."""
-
-    trackers: list[str] = Field(
-        default_factory=list[str], description="Experiment trackers of accelerate: tensorboard, wandb, trackio, …"
-    )
-    project: str = Field(default="align", min_length=1, description="Project in which runs are tracked.")
-    entity: str | None = Field(default=None, description="User or team of the project, for wandb.")
-    tags: list[str] = Field(default_factory=list[str], description="Tags of every tracked run, for wandb.")
-
-    @model_validator(mode="after")
-    def _check_wandb(self) -> TrackingSettings:
-        for name in ("entity", "tags"):
-            if getattr(self, name) and "wandb" not in self.trackers:
-                raise InputError("is for wandb, which is not among the trackers", (name,))
-        return self
+def check_optimizer(name: str) -> None:
+    """Raise `InputError` for an optimizer whose package is missing, or for a user's own that cannot be imported."""
+    if name == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        message = "adamw_8bit needs bitsandbytes, which is not installed: pip install bitsandbytes"
+        raise InputError(message, OPTIMIZER_LOC)
+    if ":" in name:
+        with within(*OPTIMIZER_LOC):
+            import_dotted(name, "optimizer")
 
 
 class EarlyStopping(Settings):
@@ -69,13 +78,21 @@ class TrainSettings(Settings):
     )
     epochs: float = Field(default=1.0, gt=0, description="Passes over the training rows; may be a fraction.")
     max_steps: int | None = Field(default=None, ge=1, description="Upper limit of optimizer steps; none by default.")
+    until_step: int | None = Field(
+        default=None,
+        ge=1,
+        description="Stop after this optimizer step, with a checkpoint that a later step can `resume`.",
+    )
     prompts_per_step: int = Field(
-        default=64, ge=1, description="Rows per optimizer step over all processes, whatever their number of responses."
+        default=64,
+        ge=1,
+        description="Global batch size: prompts per optimizer step. A pair or a group of K responses is one prompt.",
     )
     tokens_per_micro_batch: int = Field(
         default=2048,
         ge=1,
-        description="Token budget of one forward and backward pass of a process; affects memory and speed only.",
+        description="Token budget of one forward and backward pass of a process; affects memory and speed only. A "
+        "larger group of responses runs in parts; its shared prefixes are computed once.",
     )
     optimizer: str = Field(
         default="adamw",
@@ -97,17 +114,30 @@ class TrainSettings(Settings):
     )
     epsilon: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
     max_grad_norm: float = Field(
-        default=1.0,
-        ge=0,
-        description="Gradients are clipped to this norm; 0 only logs the norm.",
+        default=1.0, ge=0, description="Gradients are clipped to this norm; 0 only logs the norm."
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="Precision of matrix products; weights and optimizer state are always fp32."
+    precision: Literal["fp32", "bf16", "bf16-products"] = Field(
+        default="fp32",
+        description="Precision of matrix products. bf16 over fp32 weights: autocast. bf16-products: only the inputs of "
+        "products are rounded to bf16, on CPUs with AMX or AVX512-BF16; everything else stays in fp32.",
+    )
+    weights: Literal["fp32", "bf16_master", "bf16_stochastic"] = Field(
+        default="fp32",
+        description=(
+            "Weights in training: fp32; bf16 with fp32 master weights, which the optimizer updates (bf16_master; "
+            "Micikevicius et al. 2018); or bf16 alone with stochastically rounded updates (bf16_stochastic; Zamirai et "
+            "al. 2020). Gradients and optimizer state are always fp32. bf16 needs `precision: bf16`, and one process, "
+            "DDP or, for bf16_master, FSDP2."
+        ),
     )
     reduce: Literal["once", "each"] = Field(
         default="once",
         description="Reduce gradients over processes once per step, or after each micro-batch, which under ZeRO-2 and "
         "ZeRO-3 saves the memory of unsharded gradients.",
+    )
+    on_divergence: Literal["error", "stop"] = Field(
+        default="error",
+        description="At a loss or gradient norm that is not finite: fail, or stop with the weights before that step.",
     )
     evaluate_every: int | None = Field(
         default=None,
@@ -155,7 +185,28 @@ class TrainSettings(Settings):
     def _check_adam(self) -> TrainSettings:
         if not self.optimizer.startswith("adamw"):
             for name in sorted({"betas", "epsilon"} & self.model_fields_set):
-                raise InputError(f"is for AdamW; {self.optimizer} takes its own in optimizer_settings", (name,))
+                raise InputError(
+                    f"applies to AdamW only; give the settings of {self.optimizer} in optimizer_settings", (name,)
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> TrainSettings:
+        if self.weights != "fp32" and self.precision != "bf16":
+            raise InputError(f"{self.weights} needs precision: bf16, in which its matrix products run", ("weights",))
+        if self.weights == "bf16_stochastic" and ":" in self.optimizer:
+            raise InputError(
+                "bf16_stochastic updates one parameter at a time, which your own optimizer may not allow; use "
+                "bf16_master",
+                ("weights",),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_until(self) -> TrainSettings:
+        every = self.evaluate_every
+        if self.until_step is not None and self.is_evaluation_decisive and (every is None or self.until_step % every):
+            raise InputError("evaluations decide the weights: use a multiple of evaluate_every", ("until_step",))
         return self
 
     @field_validator("min_lr_ratio")
@@ -165,6 +216,26 @@ class TrainSettings(Settings):
             raise InputError(f"{ratio} has no effect with a constant schedule; use cosine or linear, or leave it out")
         return ratio
 
+    def check_kind(self, kind: str) -> None:
+        """Raise `InputError` for settings that a kind of launch, by accelerate's name, does not support."""
+        if self.optimizer != "adamw" and kind in ("DEEPSPEED", "FSDP"):
+            reason = UNSHARDED.get(self.optimizer, "may need whole parameters")
+            message = f"{self.optimizer} {reason}, and {kind} gives each process slices of them"
+            raise InputError(f"{message}; launch with DDP, or use adamw", ("train", "optimizer"))
+        loc = ("train", "weights")
+        if self.weights != "fp32" and kind == "DEEPSPEED":
+            raise InputError(f"{self.weights} is not supported under DeepSpeed; launch with FSDP2 or DDP", loc)
+        if self.weights == "bf16_stochastic" and kind == "FSDP":
+            raise InputError(f"{self.weights} is not supported under FSDP2; use bf16_master, or launch with DDP", loc)
+        if self.weights != "fp32" and self.reduce == "each" and kind.startswith("MULTI_"):
+            message = f"with {self.weights}, DDP reduces gradients once per step; leave it out"
+            raise InputError(message, ("train", "reduce"))
+
+    @property
+    def forward_precision(self) -> str:
+        """What decides how log-probabilities are rounded: the dtype of matrix products, or of all of the forward."""
+        return self.precision if self.weights == "fp32" else "bf16-weights"
+
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """Return the learning rate of optimizer step `step`, counted from 0; warm-up starts at 1/warmup_steps of it."""
         if step < self.warmup_steps:
@@ -173,17 +244,24 @@ class TrainSettings(Settings):
         decay = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress}
         return self.learning_rate * (self.min_lr_ratio + (1 - self.min_lr_ratio) * decay[self.schedule])
 
-    def num_steps(self, num_groups: int) -> int:
-        """Return the optimizer steps of a run over `num_groups` groups."""
-        steps = self.epochs * steps_per_epoch(num_groups, self.prompts_per_step)
+    def num_steps(self, num_groups: int, groups_per_step: int | None = None) -> int:
+        """Return the optimizer steps of a run over `num_groups` groups, of which each takes `prompts_per_step`.
+
+        `groups_per_step` is the number of groups that a step chooses from, if it chooses.
+        """
+        steps = self.epochs * steps_per_epoch(num_groups, groups_per_step or self.prompts_per_step)
         # Rounding: 1.1 epochs of 50 steps are 55 steps, although 1.1 * 50 is slightly more in floating point
         num_steps = math.ceil(steps * (1 - 1e-12))
         return min(num_steps, self.max_steps) if self.max_steps is not None else num_steps
 
+    @property
+    def is_evaluation_decisive(self) -> bool:
+        """Whether evaluations during training decide the weights to keep."""
+        return self.keep == "best" or self.early_stopping is not None or bool(self.callbacks)
+
     def cache_key(self) -> dict[str, object]:
         """Return the settings that determine the trained weights."""
-        evaluation_counts = self.keep == "best" or self.early_stopping is not None or self.callbacks
-        excluded = WITHOUT_EFFECT | (set() if evaluation_counts else {"keep", "evaluate_every"})
+        excluded = WITHOUT_EFFECT | (set() if self.is_evaluation_decisive else {"keep", "evaluate_every"})
         found = self.model_dump(mode="json", exclude=excluded)
         defaults = {name: TrainSettings.model_fields[name].get_default(call_default_factory=True) for name in ADDED}
         return {name: value for name, value in found.items() if name not in ADDED or value != defaults[name]}
@@ -203,7 +281,7 @@ class PreferenceSettings(Settings):
         default=0.0,
         ge=0,
         description="Weight of the negative log-likelihood of the best response, added to the loss; "
-        "1.0 by default for `orpo` and `cpo`.",
+        "1.0 by default for `orpo` and `cpo`; losses on labels (`kto`) have none.",
     )
     sft_per_token: bool = Field(
         default=False,

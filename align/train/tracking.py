@@ -5,16 +5,49 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from pydantic import Field, model_validator
 
-from align.config import stable_hash
+from align.config import Settings, stable_hash
 from align.errors import InputError
 from align.registry import suggest
-from align.train.settings import TrackingSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Trackers of accelerate (accelerate.tracking.LOGGER_TYPE_TO_CLASS) and the modules one of which each needs
+MODULES = {
+    "aim": ("aim",),
+    "clearml": ("clearml",),
+    "comet_ml": ("comet_ml",),
+    "dvclive": ("dvclive",),
+    "mlflow": ("mlflow",),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+
+
+class TrackingSettings(Settings):
+    """Experiment trackers of all training steps of a recipe."""
+
+    trackers: list[str] = Field(
+        default_factory=list[str], description="Experiment trackers of accelerate: tensorboard, wandb, trackio, …"
+    )
+    project: str = Field(default="align", min_length=1, description="Project in which runs are tracked.")
+    entity: str | None = Field(default=None, description="User or team of the project, for wandb.")
+    tags: list[str] = Field(default_factory=list[str], description="Tags of every tracked run, for wandb.")
+
+    @model_validator(mode="after")
+    def _check_wandb(self) -> TrackingSettings:
+        for name in ("entity", "tags"):
+            if getattr(self, name) and "wandb" not in self.trackers:
+                raise InputError("applies to wandb only, which is not among the trackers", (name,))
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +68,21 @@ class Tracking:
 
 def check_trackers(names: Sequence[str], loc: tuple[str, ...] = ("train", "trackers")) -> None:
     """Raise `InputError` for a tracker that is not installed."""
-    installed = [str(name) for name in get_available_trackers()]
+    installed = installed_trackers()
     missing = [name for name in names if name not in installed]
     if missing:
         raise InputError(f"no tracker called {missing[0]!r} is installed; {suggest(missing[0], installed)}", loc)
 
 
+def installed_trackers() -> list[str]:
+    """Return the trackers whose modules are installed; none is imported."""
+    return [name for name, modules in MODULES.items() if any(find_spec(module) for module in modules)]
+
+
 def start_trackers(accelerator: Accelerator, names: Sequence[str], tracking: Tracking, settings_hash: str) -> None:
     """Start trackers, which `accelerator.log` then writes to; a resumed step goes on in the same tracked run."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # noqa: PLC0415 - imports torch, and names are checked before
+
     config = flattened(tracking.config)
     for name in names:
         kind: Any = LOGGER_TYPE_TO_CLASS[name]

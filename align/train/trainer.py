@@ -18,15 +18,15 @@ from align.data.store import TokenStore
 from align.data.token_groups import TokenGroup
 from align.distributed.progress import Progress, SilentProgress
 from align.errors import InputError
-from align.losses.preference import PreferenceLoss
-from align.losses.table import CustomLoss
+from align.losses.table import Loss as PreferenceLosses
+from align.losses.unpaired import UnpairedLoss
 from align.models.loading.config import max_positions
 from align.models.policy import Policy, load_policy, save_policy
 from align.models.reward_model import RewardModel, load_reward_model, save_reward_model, set_pad_token
 from align.models.saving.comparison import ModelOutputs, compare_saved
 from align.models.settings import PolicySettings
 from align.records import Comparison, Demonstration, Located
-from align.train.filters import comparable, distinct, labelled, of_kind, with_pairs
+from align.train.filters import comparable, distinct, labelled, of_kind, with_labels, with_pairs
 from align.train.indexed_groups import end_of_turn
 from align.train.loop import Loop
 from align.train.objectives.base import Objective
@@ -38,7 +38,7 @@ from align.train.training_run import TrainingResult, TrainingRun
 
 Row = Demonstration | Comparison | TokenGroup
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-Loss = str | PreferenceSettings | PreferenceLoss | CustomLoss | LossFunction | Objective
+Loss = str | PreferenceSettings | PreferenceLosses | LossFunction | Objective
 
 
 class Trainer:
@@ -48,8 +48,8 @@ class Trainer:
     maximum length, or token groups that are encoded already. `counts` holds the number of rows by what became of them.
 
     `loss` is `"sft"`; the name of a preference loss or a user's `module:name`; `PreferenceSettings`, for other settings
-    or an SFT term; a `PreferenceLoss`; a function of (policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK,
-    mask_BK) that returns the loss of each group, shape [B]; or an objective, such as `RegressionObjective`.
+    or an SFT term; a loss made by `preference_loss`; a function of (policy_logps_BK, reference_logps_BK, rewards_BK,
+    lengths_BK, mask_BK) that returns the loss of each group, shape [B]; or an objective, such as `RegressionObjective`.
 
     `folder` receives metrics.jsonl, checkpoints and the reference cache. A new `Trainer` with the same arguments
     resumes from its latest checkpoint, the last of which holds the trained weights. Under `accelerate launch` all
@@ -110,6 +110,7 @@ class Trainer:
         """
         result = self.loop.run()
         self.loop.checkpointer.save_trained(result.metrics)
+        self.loop.sharding.finish()
         self.policy.use_forward("plain")  # so that generation with transformers works
         return result
 
@@ -156,8 +157,11 @@ class Trainer:
     def _filter(self, groups: list[Located[TokenGroup]], name: str) -> Iterable[Located[TokenGroup]]:
         objective, rejections = self.objective, Rejections(counts=self.counts)
         if isinstance(objective, PreferenceObjective):
+            different = distinct(groups, self.counts)
+            if isinstance(objective.loss, UnpairedLoss):
+                return with_labels(different, rejections, loss=objective.name)
             reward_loss = objective.name if objective.loss.uses_rewards else None
-            return comparable(distinct(groups, self.counts), rejections, reward_loss=reward_loss, min_chosen=None)
+            return comparable(different, rejections, reward_loss=reward_loss, min_chosen=None)
         if isinstance(objective, RegressionObjective) and groups:
             return labelled(groups, self.counts, attributes=objective.names, path=name)
         if isinstance(objective, BradleyTerryObjective):
@@ -173,8 +177,8 @@ def make_objective(loss: Loss) -> Objective:
         return PreferenceObjective(PreferenceSettings(name=loss))
     if isinstance(loss, PreferenceSettings):
         return PreferenceObjective(loss)
-    if isinstance(loss, PreferenceLoss | CustomLoss) or not hasattr(loss, "denominator"):
-        return PreferenceObjective(PreferenceSettings(), cast(PreferenceLoss | CustomLoss | LossFunction, loss))
+    if isinstance(loss, PreferenceLosses) or not hasattr(loss, "denominator"):
+        return PreferenceObjective(PreferenceSettings(), cast(PreferenceLosses | LossFunction, loss))
     return cast(Objective, loss)
 
 

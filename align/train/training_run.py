@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from align.accounting.flops import Work, sum_work
+from align.accounting.flops import Decoder, Work, sum_work
 from align.config import stable_hash
 from align.data.batching import order
 from align.data.mixing import Mixture
 from align.data.token_groups import TokenGroup
 from align.models.probe import Forward
+from align.train.distillation.cache import TeacherTargets
 from align.train.indexed_groups import GroupView
 from align.train.objectives.base import Objective
 from align.train.references.cache import ReferenceWork
+from align.train.selection.selection import Selection
 from align.train.settings import TrainSettings
 from align.train.tracking import Tracking
+
+if TYPE_CHECKING:
+    from align.models.policy import Policy
 
 WORK_METRICS = ("tokens_computed", "pairs_attended", "targets")  # names of the fields of `Work` in the metrics
 HELD_OUT = "held_out/"  # prefix of the metrics on held-out rows
 START = f"start/{HELD_OUT}"  # the same before the first update, in the metrics of step 1
 ROUTING = "routing/"  # prefix of the work of counting the choices of a mixture of experts before a step
-FORWARD_ONLY = (START, HELD_OUT, ROUTING)
+KL = "kl/"  # prefix of the work of estimating the KL divergence before a step or an evaluation
+SELECTION = "selection/"  # prefix of what a step's selection did, and of the work of scoring
+FORWARD_ONLY = (START, HELD_OUT, ROUTING, KL, START + KL, HELD_OUT + KL, SELECTION)
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The policy whose distributions a run learns."""
+
+    load: Callable[[], Policy]
+    top_k: int  # tokens of each of its distributions that are kept
+    size: Decoder | str = "the dimensions were not given"  # or why they are unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +58,39 @@ class TrainingRun:
     head_lr_multiplier: float = 1.0  # learning rate of the head over that of the other weights
     folder: Path  # metrics and checkpoints
     references: Path  # folder of the reference cache
+    selection: Selection | None = None  # of the rows of each step; None to train on all
+    teacher: Teacher | None = None  # of an objective that needs one
     tracking: Tracking | None = None  # where it is tracked, for trackers other than those of the settings
+    num_resumed: int = 0  # optimizer steps of another step, whose checkpoint the folder begins with
 
     @property
     def num_rows(self) -> int:
         """Return the number of groups in an epoch."""
         return self.mixture.num_rows if self.mixture is not None else len(self.train)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Return the number of groups that a step takes from the epoch, which may be more than it trains on."""
+        return self.settings.prompts_per_step if self.selection is None else self.selection.rows_per_step(self.settings)
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of optimizer steps; raise `InputError` for a pool that is too small to select from."""
+        if self.selection is None:
+            return self.settings.num_steps(self.num_rows)
+        return self.selection.num_steps(self.settings, self.num_rows)
+
+    @property
+    def last_step(self) -> int:
+        """Return the last optimizer step that is taken; later ones are left to a step that resumes this one."""
+        return min(self.num_steps, self.settings.until_step or self.num_steps)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Return whether the held-out rows are evaluated after a step: the last one, and those that settings name."""
+        every, found = self.settings.evaluate_every, {self.last_step}
+        if self.selection is not None:  # a uniform run, where the run that it is compared with ends
+            found |= self.selection.compared_steps(self.settings, self.num_rows)
+        return step in found or (every is not None and step % every == 0)
 
     def epoch(self, number: int) -> array[int]:
         """Return the groups of an epoch in their order, as indices into `train`."""
@@ -54,16 +98,24 @@ class TrainingRun:
             return self.mixture.epoch(number)
         return order(len(self.train), seed=self.seed, epoch=number)
 
-    def settings_hash(self, groups: GroupView, initial_weights: str, dropout: Sequence[float] = ()) -> str:
+    def settings_hash(
+        self,
+        groups: GroupView,
+        initial_weights: str,
+        dropout: Sequence[float] = (),
+        teacher: TeacherTargets | None = None,
+    ) -> str:
         """Return a hash of everything that determines the trained weights; a checkpoint resumes only the same run."""
         content = [
-            self.settings.cache_key(),
+            self.settings.model_copy(update={"until_step": None}).cache_key(),
             self.objective.cache_key(),
             self.head_lr_multiplier,
             initial_weights,
             self.seed,
             *dropout,
             *([] if self.mixture is None else [asdict(self.mixture)]),
+            *([] if self.selection is None else [self.selection.settings.cache_key()]),
+            *([] if teacher is None else [teacher.weights]),
             *groups.digests(held_out=self.settings.keep == "best"),
         ]
         return stable_hash(content)
@@ -78,6 +130,8 @@ class TrainingResult:
     forward: Forward
     initial_weights: str  # fingerprint of the policy before the first step
     references: ReferenceWork  # computing reference log-probabilities that were not in the cache
+    num_resumed: int = 0  # optimizer steps that were taken in the step that this one resumes
+    diverged: str | None = None  # why the training ended early, where a loss or gradient norm was not finite
 
     @property
     def num_steps(self) -> int:
@@ -96,7 +150,7 @@ class TrainingResult:
 
     @property
     def tokens_trained(self) -> int:
-        """Return the number of trained tokens over all steps."""
+        """Return the number of trained tokens over all steps, without those of a step that this one resumes."""
         return int(self._sum("tokens_trained"))
 
     @property
@@ -107,12 +161,15 @@ class TrainingResult:
     @property
     def trained(self) -> Work:
         """Return the work of all ranks with a backward pass."""
-        return sum_work(work_of(line) for line in self.metrics)
+        return sum_work(work_of(line) for line in self._own)
 
     @property
     def forward_only(self) -> Work:
-        """Return the work of all ranks without a backward pass: references, evaluations and the routing of experts."""
-        works = [work_of(line, prefix) for line in self.metrics for prefix in FORWARD_ONLY]
+        """Return the work of all ranks without a backward pass.
+
+        References, evaluations, estimates of the KL divergence and the routing of experts.
+        """
+        works = [work_of(line, prefix) for line in self._own for prefix in FORWARD_ONLY]
         return sum_work([self.references.work, *works])
 
     @property
@@ -126,8 +183,13 @@ class TrainingResult:
         passes = [int(self._sum(f"{prefix}micro_batches")) for prefix in FORWARD_ONLY]
         return self.references.num_forward_passes + sum(passes)
 
+    @property
+    def _own(self) -> Sequence[Mapping[str, float]]:
+        """The metrics of the optimizer steps that this step has computed itself."""
+        return self.metrics[self.num_resumed :]
+
     def _sum(self, name: str) -> float:
-        return sum(line.get(name, 0) for line in self.metrics)
+        return sum(line.get(name, 0) for line in self._own)
 
 
 def work_of(metrics: Mapping[str, float], prefix: str = "") -> Work:

@@ -1,4 +1,4 @@
-"""Where, when and from what a step was computed, for its manifest."""
+"""Provenance of a step for its manifest: host, time, versions, command, git commit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from align.redaction import redact
+from align.redaction import SECRET_NAME, redact
 
 CPU_INFO = Path("/proc/cpuinfo")  # Linux
-SECRET = re.compile(r"((?:key|token|password|secret)[^=\s]*=)\S+", re.IGNORECASE)  # in an argument of a command
+SECRET = re.compile(rf"((?:{SECRET_NAME.pattern})[^=\s]*=)\S+", re.IGNORECASE)  # in an argument of a command
 
 
 def environment() -> dict[str, Any]:

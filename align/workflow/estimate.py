@@ -10,9 +10,10 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from align.accounting.communication import FP32
+from align.models.loading.config import dimensions
 from align.models.loading.pretrained import count_weights, silence_transformers
-from align.stages.costs.estimates import Estimate, Planning
-from align.stages.costs.measured import dimensions
+from align.pipeline.steps import Step, order
+from align.stages.costs.estimates import Estimate, PlannedModel, Planning
 from align.stages.inputs.context import ModelSpec
 from align.stages.training.models import planned_config, planned_tokenizer
 from align.workflow.recipe.schema import Recipe
@@ -44,15 +45,17 @@ class ModelPlans:
 
     def planning(self, name: str) -> Planning:
         """Return what the estimate of a step is made from."""
-        tokenizer, config = self.loaded(name)
+
+        def load() -> PlannedModel:
+            tokenizer, config = self.loaded(name)
+            return PlannedModel(tokenizer, config, dimensions(config), self.num_weights(name))
+
         return Planning(
             name=name,
             inputs=self._recipe.resolved(name),
             spec=self.start(name),
-            tokenizer=tokenizer,
-            config=config,
-            decoder=dimensions(config),
-            num_weights=self.num_weights(name),
+            load=load,
+            dimensions_of=lambda other: dimensions(self.loaded(other)[1]),
         )
 
     def num_weights(self, name: str) -> int:
@@ -63,12 +66,17 @@ class ModelPlans:
 
 
 def estimate(recipe: Recipe) -> Iterator[Estimate]:
-    """Yield the estimate of each step in turn; raise for the first thing that is wrong with the recipe."""
+    """Yield the estimate of each step in the order in which they run; raise for the first thing that is wrong."""
     silence_transformers()
     plans, made = ModelPlans(recipe), dict[str, Estimate]()
-    for name, step in recipe.steps.items():
-        made[name] = step.estimate(replace(plans.planning(name), made=made))
+    for name in (each.name for each in order([Step(name, recipe.inputs(name), "") for name in recipe.steps])):
+        with recipe.locating(name):
+            made[name] = recipe.steps[name].estimate(replace(plans.planning(name), made=made))
         yield made[name]
+        for source, each in recipe.data.items():
+            if each.made_by is not None and each.made_by[0] == name:
+                rows = made[name].rows
+                made[source] = replace(made[name], rows=rows if each.limit is None else min(rows, each.limit))
 
 
 def disk_need(recipe: Recipe) -> tuple[int, int]:

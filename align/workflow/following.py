@@ -1,4 +1,4 @@
-"""Following a launched step from the process that launched it: its phases, its metrics, and why it failed."""
+"""Forward the progress, metrics and error of a step that runs in `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.artifacts import METRICS, read_json, write_json
-from align.distributed.progress import Progress
+from align.distributed.progress import RESOURCES, Progress
 
 PHASES = "phases.json"  # in the working folder: the phases of a launched step, and the units done in the last
 WRITE_EVERY_S = 1.0
@@ -26,6 +26,7 @@ class WrittenProgress:
         self._progress, self._path = progress, working / PHASES
         self._phases: list[dict[str, Any]] = []
         self._done, self._written_s = 0, 0.0
+        self._metrics: dict[str, float] = {}  # the last ones of the phase
 
     def note(self, text: str) -> None:
         """Forward to the progress."""
@@ -38,19 +39,20 @@ class WrittenProgress:
         """Forward to the progress, and write."""
         self._progress.phase(name, total, done)
         self._phases.append({"name": name, "total": total, "done": done})
-        self._done = done
+        self._done, self._metrics = done, {}
         self._write()
 
     def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
         """Forward to the progress, and write about once a second."""
         self._progress.advance(units, metrics)
         self._done += units
+        self._metrics |= metrics or {}
         if time.monotonic() - self._written_s > WRITE_EVERY_S:
             self._write()
 
     def _write(self) -> None:
         self._written_s = time.monotonic()
-        write_json(self._path, {"phases": self._phases, "done": self._done})
+        write_json(self._path, {"phases": self._phases, "done": self._done, "metrics": self._metrics})
 
 
 class Follower:
@@ -60,12 +62,14 @@ class Follower:
         self._phases, self._metrics, self._progress = working / PHASES, working / METRICS, progress
         self._phases.unlink(missing_ok=True)  # of an earlier attempt
         self._num_phases, self._name, self._done = 0, "", 0
+        self._resources: dict[str, float] = {}  # the last ones that the step has written
 
     def look(self) -> None:
         """Pass on what was written since the last look: every phase, and in training every line of metrics."""
         if not self._phases.is_file():
             return
         written = read_json(self._phases)
+        self._resources = {name: value for name, value in written["metrics"].items() if name in RESOURCES}
         self._pass_on_metrics()
         for phase in written["phases"][self._num_phases :]:
             self._progress.phase(phase["name"], phase["total"], phase["done"])
@@ -73,7 +77,7 @@ class Follower:
             self._num_phases += 1
             self._pass_on_metrics()
         if self._name != TRAIN and written["done"] > self._done:
-            self._progress.advance(written["done"] - self._done)
+            self._progress.advance(written["done"] - self._done, written.get("metrics"))
             self._done = written["done"]
 
     def _pass_on_metrics(self) -> None:
@@ -81,7 +85,7 @@ class Follower:
             return
         lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
         for line in [line for line in lines[self._done :] if line.endswith("\n")]:
-            self._progress.advance(1, json.loads(line))
+            self._progress.advance(1, {**self._resources, **json.loads(line)})
             self._done += 1
 
 

@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from align.artifacts import read_json
+from align.config import located
 from align.distributed.progress import Progress
 from align.distributed.signals import defer_stop
-from align.errors import SIGTERM, InputError, RunError, Stopped
+from align.errors import BUDGET, SIGTERM, InputError, RunError, Stopped
 from align.workflow.following import Follower, failure_in
-from align.workflow.recipe.load import load_recipe
+from align.workflow.recipe.load import load_recipe, validated_recipe
 from align.workflow.recipe.schema import Recipe
 
 INSIDE_RUN = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint in its pipeline
 LAUNCH_LOCK = ".lock-launched"  # beside the pipeline's own lock
 CONTENT = "content.json"  # what a launched child leaves for the pipeline to complete its step with
+CAPPED = re.compile(rf"align: stopped by ({re.escape(BUDGET)}\w+ \([^)]*\))")  # a launched child by its budget
 POLL_S = 0.5  # seconds between two looks at a launched child
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Command:
     """A recipe's path and overrides, as child processes are given them."""
 
     recipe: Path
     overrides: tuple[str, ...] = ()
+    values: Mapping[str, Any] | None = field(default=None, compare=False)  # of the recipe, where it has been read
 
-    def load(self) -> Recipe:
-        """Return the validated recipe."""
-        return load_recipe(self.recipe, self.overrides)
+    @cached_property
+    def loaded(self) -> Recipe:
+        """The validated recipe, as it was when it was first read."""
+        if self.values is None:
+            return load_recipe(self.recipe, self.overrides)
+        with located(self.recipe, self.overrides):
+            return validated_recipe(self.values)
+
+    @contextmanager
+    def located(self) -> Generator[None]:
+        """Prefix errors about a key of the recipe with the line of the file, or the override, that has set it."""
+        try:
+            yield
+        except InputError as error:
+            if not any(part.loc for part in error.parts):
+                raise
+            with located(self.recipe, self.overrides):
+                raise
 
 
 def launch_step(
@@ -56,6 +76,8 @@ def launch_step(
             if stopped_by is not None:  # the child was sent SIGTERM, whatever this process received
                 what = reason.removeprefix("align: ").replace(f"stopped by {SIGTERM}", f"stopped by {stopped_by}")
                 raise Stopped(f"{name}: {what}", stopped_by)
+            if (capped := CAPPED.match(reason)) is not None:
+                raise Stopped(f"{name}: {reason.removeprefix('align: ')}", capped[1])
             raise RunError(f"{name}: accelerate launch exited with status {status}: {reason}; see {log}")
     return read_json(content)
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel, RootModel
 from pydantic.fields import FieldInfo
 
+from align.accounting.budget import BudgetSettings
 from align.accounting.settings import AccountingSettings
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.models.settings import PolicySettings
@@ -27,9 +28,14 @@ from align.stages.base import Stage
 from align.stages.inputs.sources import SourceSettings
 from align.stages.responses.settings import GenerationSettings
 from align.stages.table import STAGES
+from align.synth.families.family import ChildFamily, Family
+from align.synth.families.listing import ListFamily
+from align.synth.families.table import FAMILIES
 from align.synth.scored_groups import GroupSettings
+from align.train.selection.settings import SelectionSettings
 from align.train.settings import TrainSettings
 from align.workflow.recipe.schema import WrittenRecipe
+from align.workflow.search.settings import SearchSettings
 
 REQUIRED = "required"
 MAX_DEFAULT = 60  # characters of a default value in the table
@@ -51,15 +57,21 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "recipe": ("Top level", WrittenRecipe),
     "policy": ("policy: the model that the recipe starts from", PolicySettings),
     "data": ("data: a source of rows", SourceSettings),
+    "search": ("search: settings of a step that are searched", SearchSettings),
     "accounting": ("accounting: cost and energy", AccountingSettings),
+    "budget": ("budget: caps on what a run may use", BudgetSettings),
     **{name: (f"Stage {name}", stage) for name, stage in STAGES.items()},
     "train": ("train: settings of the training loop", TrainSettings),
+    "selection": ("selection: choice of the rows of each optimizer step", SelectionSettings),
     "sampling": ("sampling: how responses are sampled", SamplingSettings),
     "engine": ("engine: what runs a policy", EngineSettings),
     "judges": ("judges: what rates responses", JudgeSettings),
+    "families": ("families: what a synthesize step makes", Family),
     "groups": ("groups: which responses are trained on", GroupSettings),
 }
+FAMILY_BASES = (Family, ChildFamily, ListFamily)  # whose keys several families have
 SHARED: dict[type[BaseModel], str] = {
+    **dict.fromkeys(FAMILIES.values(), "families"),
     **{settings: name for name, (_, settings) in SECTIONS.items() if name != "recipe"},
     GenerationSettings: "generate",
 }
@@ -71,7 +83,19 @@ def keys(section: str) -> list[Key]:
     if issubclass(settings, RootModel):  # a union: the keys of each member, common ones once
         members = _inner(settings.model_fields["root"].annotation)
         return list(dict.fromkeys(key for member, _ in members for key in _keys(member, "")))
-    return list(_keys(settings, ""))
+    return _family_keys() if settings is Family else list(_keys(settings, ""))
+
+
+def _family_keys() -> list[Key]:
+    """Return the keys that every family has, then those of each."""
+    names = ", ".join(FAMILIES)
+    found = [Key("family", "string", REQUIRED, f"What is made: {names}; or module:Class for your own.")]
+    bases = [key for base in FAMILY_BASES for key in _keys(base, "")]
+    found += list(dict.fromkeys(bases))
+    for name, family in FAMILIES.items():
+        own = (key for key in _keys(family, "") if key not in bases)
+        found += [key._replace(meaning=f"Of {name}: {key.meaning}") for key in own]
+    return found
 
 
 def markdown() -> str:
@@ -110,7 +134,7 @@ def with_reference(guide: str) -> str:
 
 def _keys(settings: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in settings.model_fields.items():
-        if name == "stage":
+        if name in ("stage", "family"):  # which settings these are
             continue
         nested = [each for each in _inner(field.annotation) if not issubclass(each[0], Stage)]
         section = next((SHARED[inner] for inner, _ in nested if inner in SHARED), None)

@@ -11,6 +11,7 @@ from align.workflow.estimate import disk_need
 from align.workflow.launcher import Command
 from align.workflow.recipe.inputs import check_inputs
 from align.workflow.runner import RunProgress, run_recipe
+from align.workflow.search.calls import assumed, calls
 
 
 class SilentRunProgress(SilentProgress):
@@ -38,7 +39,10 @@ def run(
         manifests = align.run("recipes/quickstart.yaml", ["run=mine", "seed=1"], until="dpo")
     """
     command = Command(Path(recipe), tuple(overrides))
-    loaded = command.load()
-    check_inputs(loaded, command.recipe, overrides, until=until)
-    disk = disk_need(loaded)
-    return run_recipe(command, progress or SilentRunProgress(), disk=disk, until=until, rerun_from=rerun_from)
+    check_inputs(command.loaded, command.recipe, overrides, until=until)
+    disk, found = disk_need(assumed(command)[0].loaded), dict[str, dict[str, Any]]()
+    progress = progress or SilentRunProgress()
+    with command.located():
+        for call in calls(command, until=until, rerun_from=rerun_from):
+            found = run_recipe(call.command, progress, disk=disk, until=call.until, rerun_from=call.rerun_from)
+    return found

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,32 +16,35 @@ import torch
 
 from align import artifacts, pipeline
 from align.accounting.energy import EnergyMeter
-from align.accounting.ledger import Ledger, sum_ledgers
 from align.content_hash import content_of
 from align.data.chat_clock import BEGAN, began_at, pinned_time
 from align.distributed.launch_files import check_gpus
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
 from align.errors import InputError, within
+from align.models.loading.pretrained import default_device
 from align.redaction import as_written
 from align.registry import UserCode
-from align.stages.base import REFERENCES, Stage
-from align.stages.costs.measured import Meter, remove_spent
+from align.stages.base import REFERENCES
+from align.stages.costs.measured import matrix_rate
+from align.stages.costs.meter import Meter, remove_spent
 from align.stages.inputs.context import RunContext
 from align.stages.responses.sampling import remove_journals
 from align.stages.training.rows import remove_rows
 from align.train.checkpoint import remove_checkpoints
-from align.train.references.compute import REFERENCE_WORK
+from align.train.references.compute import WORK_FILES
 from align.workflow.environment import device_name, environment
 from align.workflow.following import PHASES, WrittenProgress
 from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, launch_step
 from align.workflow.recipe.expansion import RUN_FILES
 from align.workflow.recipe.schema import Recipe
 from align.workflow.results.cards import write_cards
-from align.workflow.results.changes import changes, results_table
+from align.workflow.results.written import PageWriter, write_results
+from align.workflow.retention import unneeded_weights
+from align.workflow.search.outcomes import check_chosen
+from align.workflow.spending import allowance, check_budget, energy_meter, record_abandoned, record_replaced
 
 MIB = 2**20
-MAX_PAGE_SHARE = 0.05  # of the run's time that may go into rewriting the page after steps
 
 
 class RunProgress(Progress, Protocol):
@@ -64,7 +67,8 @@ class _Executor:
     seconds: list[float] = field(default_factory=list[float])  # of each step that ran
 
     def __call__(self, step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
-        began, settings = time.monotonic(), self.recipe.steps[step.name]
+        record_replaced(self.recipe, step.name)
+        began, settings, allowed = time.monotonic(), self.recipe.steps[step.name], allowance(self.recipe)
         if settings.launch is not None and self.command is not None:
             self.progress.phase(settings.stage, 0)
             mark = pipeline.fingerprints(self.recipe.pipeline(self.content))[step.name]
@@ -72,8 +76,9 @@ class _Executor:
             launched = launch_step(self.command, step.name, settings.launch, mark, working, self.progress)
             self.seconds.append(time.monotonic() - began)
             return launched
-        meter = Meter(working, self.progress, self.energy)
-        with pinned_time(began_at(working)), _errors_of(settings):
+        peak = _peak_flops(settings.training_precision)
+        meter = Meter(working, self.progress, self.energy, allowed, peak_flops=peak)
+        with meter, pinned_time(began_at(working)), _errors_of(self.recipe, step.name):
             content = settings.run(run_context(self.recipe, step.name, working, meter, self.content))
         done = content.pop("done")
         ledger = meter.ledger(done, self.recipe.accounting).to_json()
@@ -91,16 +96,29 @@ class _Executor:
         }
 
 
-def _errors_of(stage: Stage) -> AbstractContextManager[None]:
-    """Return what reports the exceptions of a user's own stage."""
-    return UserCode("stage", stage.stage) if ":" in stage.stage else nullcontext()
+def _peak_flops(precision: str | None) -> float | None:
+    """Return the FLOP/s of a device for the display of a training step.
+
+    None where no optimizer step computes, and where processes share the processor while it would be measured.
+    """
+    device = default_device()
+    is_shared = device == "cpu" and os.environ.get("WORLD_SIZE", "1") != "1"
+    return None if precision is None or is_shared else matrix_rate(device, precision)
+
+
+@contextmanager
+def _errors_of(recipe: Recipe, name: str) -> Generator[None]:
+    """Locate the errors of a step in the recipe, and report the exceptions of a user's own stage."""
+    stage = recipe.steps[name].stage
+    with recipe.locating(name), UserCode("stage", stage) if ":" in stage else nullcontext():
+        yield
 
 
 def run_context(
     recipe: Recipe, name: str, folder: Path, progress: Progress, content: Callable[[str], str] | None = None
 ) -> RunContext:
     """Return what a step's `run` is given besides its settings. `content` are the hashes that its key has."""
-    inputs = recipe.resolved(name)
+    inputs = recipe.resolved(name, content or content_of)
     own = [source.path for source_name, source in inputs.sources.items() if source_name in recipe.data]
     hashed = {path: content(path) for path in own} if content is not None else {}
     return RunContext(name=name, folder=folder, inputs=replace(inputs, hashed=hashed), progress=progress)
@@ -118,13 +136,15 @@ def run_recipe(
 
     `disk` is what `disk_need` returns. The run's folder then also holds RUN_FILES.
     """
-    began, recipe = time.monotonic(), command.load()
+    began, recipe = time.monotonic(), command.loaded
     last, rerun = _ends(recipe, until, rerun_from)
     content = cache(content_of)
-    _check_gpus(recipe, planned(recipe, until, rerun_from, content))
-    gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
-    with pipeline.locked(recipe.root, progress.note), EnergyMeter(recipe.accounting, gpus) as energy:
+    plans = planned(recipe, until, rerun_from, content)
+    _check_gpus(recipe, plans)
+    with pipeline.locked(recipe.root, progress.note), energy_meter(recipe) as energy:
+        check_budget(recipe, energy)
         _remove_leftovers(recipe, progress)
+        record_abandoned(recipe, plans)
         progress.note(f"device: {device_name()}, {torch.get_num_threads()} thread(s) in a process")
         _report_disk(recipe.root, *disk, progress=progress)
         artifacts.write_json(recipe.root / "recipe.json", as_written(recipe.model_dump(mode="json")), sort_keys=False)
@@ -134,12 +154,12 @@ def run_recipe(
             recipe.root,
             execute=execute,
             log=progress.note,
-            on_state=_PageWriter(recipe, progress).watch,
-            cleanup=_cleanup,
+            on_state=PageWriter(recipe, progress.watch).watch,
+            cleanup=pipeline.Cleanup(_cleanup, partial(unneeded_weights, recipe)),
             until=last,
             rerun=rerun,
         )
-        ledger = _write_results(recipe, manifests)
+        ledger = write_results(recipe, manifests)
         write_cards(recipe, manifests)
         wall_s = time.monotonic() - began
         ledger["last_call"] = {"wall_seconds": wall_s, "overhead_seconds": wall_s - sum(execute.seconds)}
@@ -169,42 +189,47 @@ def planned(
 
 def run_step(command: Command, name: str, progress: RunProgress) -> None:
     """Run one step whose inputs are finished. Every process of a launch calls it, and the first writes."""
-    recipe = command.load()
+    recipe = command.loaded
     (name,) = recipe.expanded(name)[-1:]
+    check_chosen(recipe, name)
     content = cache(content_of)
     steps = {step.name: step for step in recipe.pipeline(content)}
     marks = pipeline.fingerprints(list(steps.values()))
     needed = _ancestors(steps, name)
     chosen = [steps[other] for other in steps if other in needed or other == name]
-    states = {each.step.name: each.state for each in pipeline.plan(chosen, recipe.root)}
-    for other in (each.name for each in chosen if each.name != name):
-        if states[other] != pipeline.FINISHED:
+    plans = {each.step.name: each for each in pipeline.plan(chosen, recipe.root)}
+    state = plans[name].state
+    for other in plans.values():
+        if other.state != pipeline.FINISHED and other.step.name != name:
             raise InputError(
-                f"step {name!r} needs {other!r}, which is not finished with these settings: align run first"
+                f"step {name!r} needs {other.step.name!r}, which has to run first ({other.reason}): align run"
             )
     is_first, is_launched = int(os.environ.get("RANK", "0")) == 0, os.environ.get(INSIDE_RUN) == marks[name]
-    if states[name] == pipeline.FINISHED and not is_launched:
-        progress.note(f"{name}: finished before, skipped")
+    if state == pipeline.FINISHED and not is_launched:
+        progress.note(f"{name}: {plans[name].reason}")
         return
     target, inputs = recipe.root / name, {other: recipe.root / other for other in steps[name].inputs}
     working = artifacts.working_folder(target)
     if not is_first:
         is_complete = "step" in (artifacts.read_manifest(working) or {})  # only renaming it is left, for the first
-        if not (states[name] == pipeline.INTERRUPTED and is_complete):
-            with pinned_time(began_at(working, write=False)), _errors_of(recipe.steps[name]):
+        if not (state == pipeline.INTERRUPTED and is_complete):
+            with pinned_time(began_at(working, write=False)), _errors_of(recipe, name):
                 recipe.steps[name].run(run_context(recipe, name, working, progress, content))
             shutdown_processes()
         return
     lock = LAUNCH_LOCK if is_launched else pipeline.LOCK_FILE  # a launched child may outlive a killed pipeline
-    with pipeline.locked(recipe.root, progress.note, lock=lock), EnergyMeter(recipe.accounting) as energy:
+    with pipeline.locked(recipe.root, progress.note, lock=lock), energy_meter(recipe) as energy:
+        check_budget(recipe, energy)
         execute = _Executor(
             recipe, WrittenProgress(progress, working) if is_launched else progress, energy, None, content
         )
         if is_launched:
             artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
         else:
+            record_abandoned(recipe, plans.values())
+            cleanup = pipeline.Cleanup(_cleanup)  # the other steps of the recipe may read what the chosen ones made
             pipeline.run(
-                chosen, recipe.root, execute=execute, log=progress.note, on_state=progress.watch, cleanup=_cleanup
+                chosen, recipe.root, execute=execute, log=progress.note, on_state=progress.watch, cleanup=cleanup
             )
     shutdown_processes()
 
@@ -235,51 +260,13 @@ def _report_disk(root: Path, models: int, checkpoints: int, *, progress: Progres
         progress.note("insufficient disk space: the run will stop when the disk is full, and resumes when it is rerun")
 
 
-@dataclass(slots=True)
-class _PageWriter:
-    """Rewrites the results and the page after each step, as often as MAX_PAGE_SHARE allows."""
-
-    recipe: Recipe
-    progress: RunProgress
-    running: str = ""
-    next_s: float = field(default_factory=time.monotonic)
-
-    def watch(self, step: str, state: str) -> None:
-        """Show the state of a step, and rewrite the page when a step that ran has finished."""
-        self.progress.watch(step, state)
-        if state == pipeline.RUNNING:
-            self.running = step
-        elif state == pipeline.FINISHED and step == self.running and time.monotonic() >= self.next_s:
-            began = time.monotonic()
-            found = {name: artifacts.read_manifest(self.recipe.root / name) for name in self.recipe.steps}
-            current = {name: manifest for name, manifest in found.items() if manifest and manifest.get("fingerprint")}
-            _write_results(self.recipe, current)
-            ended = time.monotonic()
-            self.next_s = ended + (ended - began) / MAX_PAGE_SHARE
-
-
-def _write_results(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Write the results table, paired changes, ledger and page of the finished steps; return the ledger."""
-    from align.report import write_report  # noqa: PLC0415 - imports matplotlib, which no launched child needs
-
-    root, ledgers = recipe.root, {name: Ledger.from_json(each["ledger"]) for name, each in manifests.items()}
-    artifacts.write_json(root / "table.json", results_table(manifests))
-    artifacts.write_json(root / "changes.json", changes(recipe, manifests))
-    steps = {name: ledger.to_json() for name, ledger in ledgers.items()}
-    ledger: dict[str, Any] = {"steps": steps, "total": sum_ledgers(list(ledgers.values())).to_json()}
-    artifacts.write_json(root / "ledger.json", ledger)
-    write_report(root)
-    return ledger
-
-
 def _cleanup(working: Path) -> None:
     """Remove what only resuming a step needs."""
     remove_checkpoints(working)
     remove_rows(working)
     remove_journals(working)
     remove_spent(working)
-    (working / REFERENCE_WORK).unlink(missing_ok=True)
-    for name in (CONTENT, PHASES, BEGAN):
+    for name in (*WORK_FILES, CONTENT, PHASES, BEGAN):
         (working / name).unlink(missing_ok=True)
 
 

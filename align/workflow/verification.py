@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from align.artifacts import MANIFEST, recorded_files
+from align.artifacts import MANIFEST, recorded_files, removal_of
 from align.errors import InputError
 from align.stages.base import REFERENCES
-from align.storage.checksums import FileRecords, content_problems
+from align.storage.checksums import DAMAGED, FileRecords, content_problems
 from align.storage.disk_errors import reading
 from align.train.checkpoint import saved_records
 from align.train.references.cache import is_damaged
@@ -24,6 +24,7 @@ class Verified:
     num_bytes: int
     problems: list[str] = field(default_factory=list[str])
     num_unverified: int = 0  # files, or folders of unknown files, that were written without checksums
+    removed: str = ""  # what was removed on purpose, and why
 
 
 def verify_run(folder: Path) -> Iterator[Verified]:
@@ -40,7 +41,9 @@ def verify_run(folder: Path) -> Iterator[Verified]:
             for path, records in saved_records(step).items():
                 yield _verified(f"{step.name}/{path.name}", path, records)
         elif not step.name.startswith("."):
-            yield _verified(step.name, step, recorded_files(step))
+            removal = removal_of(step)
+            part = _verified(step.name, step, recorded_files(step))
+            yield part if removal is None else replace(part, removed=str(removal))
     for cache in sorted(path for path in (folder / REFERENCES).glob("*") if path.is_dir()):
         yield _verified_cache(cache)
 
@@ -55,12 +58,12 @@ def _verified(name: str, folder: Path, records: FileRecords | None) -> Verified:
 def _verified_cache(folder: Path) -> Verified:
     """Return the files of a reference cache, which are named by their SHA-256."""
     num_bytes, num_unverified, problems = 0, 0, list[str]()
-    files = sorted(folder.glob("*.json"))
+    files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
     for file in files:
         with reading(file):
             content = file.read_bytes()
         num_bytes += len(content)
         damaged = is_damaged(file, content)
         num_unverified += damaged is None
-        problems += [f"{file}: damaged: its content has changed since it was written"] if damaged else []
+        problems += [f"{file}: {DAMAGED}"] if damaged else []
     return Verified(f"{REFERENCES}/{folder.name}", len(files) - num_unverified, num_bytes, problems, num_unverified)

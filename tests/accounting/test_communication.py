@@ -122,6 +122,13 @@ def test_large_models_send_what_the_zero_paper_states():
     assert many == pytest.approx({0: 2, 3: 3}, rel=2e-3)
 
 
+def test_weights_that_are_gathered_in_bf16_send_half_of_their_bytes():
+    """An fp32 gradient is reduced once, and bf16 weights are gathered in the forward and in the backward pass."""
+    traffic = Traffic(weights=7_000_000_000, gathered_bytes=2)
+    sent = communication_bytes(Sharding(stage=3, processes=1024, reuse=0, cpu=False), traffic)
+    assert sent / traffic.weights == pytest.approx(4 + 2 * 2, rel=2e-3)
+
+
 def test_invalid_sharding_is_rejected():
     with pytest.raises(InputError, match="not 4"):
         Sharding(stage=4, processes=2)

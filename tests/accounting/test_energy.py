@@ -142,7 +142,7 @@ def test_without_codecarbon_energy_is_unknown(monkeypatch):
     with EnergyMeter(AccountingSettings(country="FRA", grid_g_per_kwh=50)) as meter:
         used = meter.reading - meter.reading
     assert (used.kwh, used.co2_kg, used.measured) == (None, None, False)
-    assert used.source == "not measured: codecarbon is not installed; pip install 'align[energy]'"
+    assert used.source == "not measured: codecarbon is not installed: pip install codecarbon"
     assert meter.reading == used
 
 

@@ -13,6 +13,7 @@ from align.accounting.communication import Sharding
 from align.accounting.flops import Decoder, decoder_from_config
 from align.accounting.memory import MicroBatch, activation_bytes, adapter_weights, training_memory
 from align.data.token_groups import TokenSequence
+from align.models.lm_head import logprobs
 from align.models.policy import Policy
 from align.models.tree.batch import plain_batch, tree_batch
 
@@ -27,13 +28,20 @@ GPT2 = transformers.GPT2Config(
 TOKENS = 64
 
 
+@pytest.fixture(autouse=True)
+def kept(monkeypatch):
+    """Let the LM head keep no tiles, which are counted apart, or as many as a test asks for."""
+    monkeypatch.setattr(logprobs, "KEPT_CPU", 0)
+    return lambda elements: monkeypatch.setattr(logprobs, "KEPT_CPU", elements)
+
+
 def causal_model(config):
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
 def stored_bytes(model, micro):
     """Return the bytes that autograd stores for one sequence, each storage once, without weights."""
-    policy = Policy(model).train()
+    policy = Policy(model.bfloat16() if micro.bf16_weights else model).train()
     if micro.checkpointing:
         policy.base.gradient_checkpointing_enable({"use_reentrant": False})
     ids = np.random.default_rng(0).integers(131, size=micro.tokens).astype(np.int32)
@@ -58,6 +66,9 @@ STORED = [  # with the relative tolerance of the formula
     (LLAMA, {"tree": False}, 0.03),
     (LLAMA, {"targets": 16}, 0.03),
     (LLAMA, {"bf16": True}, 0.05),
+    (LLAMA, {"bf16": True, "bf16_weights": True}, 0.05),
+    (LLAMA, {"bf16": True, "bf16_weights": True, "tree": False}, 0.05),
+    (GPT2, {"bf16": True, "bf16_weights": True}, 0.15),
     (SHORT, {}, 0.04),
     (GEMMA, {}, 0.05),
     (GPT2, {}, 0.15),
@@ -69,6 +80,17 @@ def test_activation_bytes_equal_what_autograd_stores(config, how, tolerance):
     micro = MicroBatch(**({"tokens": TOKENS, "targets": TOKENS - 1} | how))
     estimate = activation_bytes(decoder_from_config(config.to_dict()), micro)
     assert estimate == pytest.approx(stored_bytes(causal_model(config), micro), rel=tolerance)
+
+
+@pytest.mark.parametrize("elements", [TOKENS * 131, 1 << 20])
+def test_tiles_that_the_head_keeps_are_counted_apart(kept, elements):
+    micro, model = MicroBatch(tokens=TOKENS, targets=TOKENS), decoder_from_config(LLAMA.to_dict())
+    sizes = [training_memory(model, micro, tile=1 << 16, kept=each).head for each in (0, elements)]
+    stored = [stored_bytes(causal_model(LLAMA), replace(micro, targets=TOKENS - 1))]
+    kept(elements)
+    stored.append(stored_bytes(causal_model(LLAMA), replace(micro, targets=TOKENS - 1)))
+    assert sizes[1] - sizes[0] == 4 * TOKENS * 131
+    assert stored[1] - stored[0] == 4 * (TOKENS - 1) * 131
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -103,6 +125,23 @@ def test_weights_gradients_and_moments_equal_their_tensors():
     assert estimate.gradients == sum(weight.grad.nbytes for weight in matrices)
     moments = [optimizer.state[weight][key] for weight in matrices for key in ("exp_avg", "exp_avg_sq")]
     assert estimate.moments == sum(moment.nbytes for moment in moments)
+
+
+@pytest.mark.parametrize("master", [False, True])
+def test_bf16_weights_take_half_and_master_weights_are_additional(master):
+    """Rajbhandari et al. 2020, sec. 3.1: 2 bytes a weight, 4 its master, 8 its moments; the gradient is fp32 here."""
+    micro, model = MicroBatch(tokens=1, targets=1, bf16=True, bf16_weights=True), replace(LARGE, tied=True)
+    for processes in (1, 8):  # without a copy in DDP's buckets
+        sharding = Sharding(processes=processes)
+        found = training_memory(model, micro, tile=1, master=master, sharding=sharding)
+        assert found.weights == (2 + 4 * master) * model.num_weights
+        assert (found.moments, found.gradients) == (8 * model.num_weights, 4 * model.num_weights)
+    shard = Sharding(stage=3, processes=8, bucket=0, prefetch=0, reuse=0, fp32_copy=False)
+    halves, whole = (
+        training_memory(model, MicroBatch(tokens=1, targets=1, bf16=True, bf16_weights=each), tile=1, sharding=shard)
+        for each in (True, False)
+    )
+    assert whole.weights - halves.weights == pytest.approx(2 * shard.gathered(model), rel=1e-6)
 
 
 LARGE = Decoder(hidden=1000, layers=10, query_width=1000, kv_width=500, intermediate=4000, vocab=2000, tied=False)

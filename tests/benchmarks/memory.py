@@ -39,11 +39,11 @@ from align.accounting.memory import MicroBatch, adapter_weights, training_memory
 from align.accounting.peak_memory import peak_memory
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.models.adapters.attach import prepare_for_training
+from align.models.lm_head.logprobs import TILE_CPU
 from align.models.loading.pretrained import load_base, silence_transformers
-from align.models.logprobs import TILE_CPU
 from align.models.policy import Policy
 from align.models.settings import LoraSettings, PolicySettings
-from align.stages.costs.measured import reset_peak_memory
+from align.stages.costs.meter import reset_peak_memory
 from tests.train import tiny_training
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,7 @@ class Case:
     rank: int = 0  # of adapters
     checkpointing: bool = False
     precision: str = "fp32"
+    weights: str = "fp32"
     responses: int = 1  # 1: supervised; more: a preference
 
     def policy(self, path: str | None) -> PolicySettings:
@@ -101,6 +102,9 @@ CASES = {
     "wide": Case(hidden=1024, intermediate=2816, heads=16, vocab=16384, tokens=1024),
     "bf16": Case(precision="bf16", tokens=2048),
     "bf16 lora": Case(precision="bf16", rank=16, tokens=4096, micro_batches=1, tied=False),
+    "bf16 master": Case(precision="bf16", weights="bf16_master", tokens=2048),
+    "bf16 stochastic": Case(precision="bf16", weights="bf16_stochastic", tokens=2048),
+    "bf16 stochastic lora": Case(precision="bf16", weights="bf16_stochastic", rank=16, tokens=4096, tied=False),
     "bf16 checkpointing": Case(precision="bf16", checkpointing=True, tokens=2048),
 }
 
@@ -158,6 +162,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             prompts_per_step=len(groups),
             tokens_per_micro_batch=tokens,
             precision=case.precision,
+            weights=case.weights,
             epochs=float(STEPS),
         )
         reset_peak_memory()
@@ -167,11 +172,13 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     micro = MicroBatch(
         tokens=tokens,
         bf16=case.precision == "bf16",
+        bf16_weights=case.weights != "fp32",
         checkpointing=case.checkpointing,
         only=case.micro_batches == 1,
     )
     trained = adapter_weights(model, case.rank) if case.rank else None
-    parts = training_memory(model, micro, tile=TILE_CPU, trained=trained)
+    master = case.weights == "bf16_master"
+    parts = training_memory(model, micro, tile=TILE_CPU, trained=trained, master=master)
     measured = peak_memory(torch.device("cpu")) - before
     return {"measured": measured, "estimated": sum(parts), **parts._asdict()}
 

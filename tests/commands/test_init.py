@@ -98,6 +98,17 @@ def test_values_fit_the_rows_and_the_model(in_folder):
     assert recipe.policy.chat_template == "chatml"  # the tokenizer has none
 
 
+@pytest.mark.parametrize(("labels", "stage"), [((True, False), "preference"), ((True,), "sft")])
+def test_single_responses_with_both_labels_are_for_kto(in_folder, labels, stage):
+    rows = [{"prompt": "q", "completion": f"a {label}", "label": label} for label in labels]
+    (in_folder / "liked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    init(["liked.jsonl"], "./model", in_folder / "liked.yaml", lora=False)
+    (settings,) = load_recipe(in_folder / "liked.yaml").steps.values()
+    assert settings.stage == stage
+    if stage == "preference":
+        assert (settings.loss.name, settings.train.prompts_per_step) == ("kto", 2)
+
+
 def test_every_key_of_the_recipe_has_a_comment_or_says_what_it_is(in_folder):
     init(["trl_pairs.jsonl"], "./model", in_folder / "r.yaml", lora=True)
     text = (in_folder / "r.yaml").read_text()

@@ -9,20 +9,10 @@ from rich.console import Console
 from align.commands import progress as module
 from align.commands.progress import FINISHED, RUNNING, LineProgress, TerminalProgress
 from align.commands.run import shown_progress
+from align.distributed.progress import RESOURCES
 from align.redaction import add_secret
 
-STEP_S = 2.0  # of the clock below, for every unit
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Time that passes only when a test says so."""
-
-    class Clock:
-        now = 100.0
-
-    monkeypatch.setattr(module.time, "monotonic", lambda: Clock.now)
-    return Clock
+STEP_S = 2.0  # of the clock, for every unit
 
 
 def printed(clock, *, units, every_s, total=None, held_out_at=()):
@@ -74,6 +64,43 @@ def test_the_remaining_time_counts_the_units_of_this_call_only(clock):
 def test_a_phase_of_unknown_length_has_no_remaining_time(clock):
     assert printed(clock, units=2, every_s=0, total=0)[0].startswith("sft: train 1, loss")
     assert "ETA" not in printed(clock, units=2, every_s=0, total=0)[0]
+
+
+def test_resources_stand_behind_the_metrics_with_a_dash_for_what_is_unknown(clock):
+    assert set(module.RESOURCES) == set(RESOURCES)
+    out = io.StringIO()
+    shown = LineProgress(Console(file=out), 0)
+    shown.watch("sft", RUNNING)
+    shown.phase("train", 2)
+    used = {"mfu": 0.3125, "peak_memory_bytes": 3 * 2**29, "energy_wh": 1234.5}
+    shown.advance(1, {"loss": 1.0, "tokens_computed": 3000, "seconds": 2.0, **used})
+    shown.advance(1, {"loss": 0.5, "tokens_computed": 4000, "seconds": 2.0})  # not read again
+    shown.watch("sft", FINISHED)
+    shown.watch("score", RUNNING)
+    shown.phase("judge", 1)
+    shown.advance(0)
+    shown.advance(1, {"requests_per_s": 2.0, "money": 0.0})
+    behind = "MFU 31.2%, peak memory 1.50 GiB, energy 1,234 Wh, cost so far –"
+    assert out.getvalue().splitlines() == [
+        f"sft: train 1/2, loss 1.0000, 1,500 tokens/s, {behind}, ETA 0 s",
+        f"sft: train 2/2, loss 0.5000, 2,000 tokens/s, {behind}",
+        f"sft: finished in 0 s, loss 0.5000, 2,000 tokens/s, {behind}",
+        "score: judge 0/1, ETA 0 s",
+        "score: judge 1/1, requests/s 2.0, MFU –, peak memory –, energy –, cost so far 0",
+    ]
+
+
+def test_the_terminal_shows_the_resources_below_the_bar():
+    out = io.StringIO()
+    shown = TerminalProgress(Console(file=out, width=120))
+    shown.watch("sft", RUNNING)
+    shown.phase("train", 2)
+    shown.advance(1, {"loss": 1.0, "peak_memory_bytes": 2**30})
+    shown.advance(1, {"loss": 1.0, "money": 0.25})
+    shown.console.print(shown.live.get_renderable())
+    *_, last = out.getvalue().splitlines()
+    assert last.rstrip() == "MFU –  peak memory 1.00 GiB  energy –  cost so far 0.25"
+    assert out.getvalue().count("loss 1.0000") == 2  # in the table and beside the bar
 
 
 @pytest.mark.parametrize("display", [LineProgress, TerminalProgress])

@@ -1,11 +1,11 @@
 """Rows in the exact columns of public data sets, with own wording: format, rows, records, and columns not read."""
 
+import json
 from typing import NamedTuple
 
 from format_rows import chat, demonstration, talk
 
-from align.data.readers import tool_calls
-from align.records import Comparison, Prompt, Record, Response
+from align.records import Comparison, Demonstration, Message, Prompt, Record, Response, ToolCall
 
 
 class Public(NamedTuple):
@@ -20,6 +20,11 @@ class Public(NamedTuple):
 def two(first, second, chosen, *, prompt=("ask",), rewards=(None, None), metadata=None):
     responses = (Response(first, rewards[0]), Response(second, rewards[1]))
     return Comparison(talk(*prompt), responses, chosen, metadata or {})
+
+
+def tool(name, properties):
+    parameters = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": name, "description": "d", "parameters": parameters}}
 
 
 def liked(text, reward, metadata):
@@ -59,7 +64,204 @@ NECTAR = "\n\nHuman: ask\n\nAssistant: "
 OPEN_MATH = {"question": "ask", "expected_answer": "4", "predicted_answer": "4", "dataset": "gsm8k"}
 OPEN_MATH_METADATA = {key: OPEN_MATH[key] for key in ("expected_answer", "predicted_answer", "dataset")}
 
+LMSYS = {"conversation_id": "c", "model": "m", "turn": 2, "language": "English", "redacted": False}
+DISTRACTORS = [{"bot turn": "say", "distractor": "off"}, {"bot turn": "yes", "distractor": "away"}]
+TOPIC = {"domain": "d", "scenario": "s", "system_instruction": "stay"}
+TOPIC_METADATA = {"domain": "d", "scenario": "s", "distractors": DISTRACTORS}
+REPORT = {
+    "id": "r",
+    "pre_text": ["sales grew .", "all in dollars ."],
+    "post_text": ["see note 3 ."],
+    "table": [["", "2020", "2019"], ["sales", "150", "100"]],
+}
+REPORT_TEXT = (
+    "sales grew .\nall in dollars .\n\n|  | 2020 | 2019 |\n| --- | --- | --- |\n| sales | 150 | 100 |\n\n"
+    "see note 3 .\n\nby how much ?"
+)
+PRM = {"labeler": "l", "timestamp": "t", "generation": 3}
+PRM_PROBLEM = {"problem": "ask", "ground_truth_answer": "4", "pre_generated_answer": "5", "ground_truth_solution": "x"}
+
+
+def rated(text, rating):
+    return {"text": text, "rating": rating, "flagged": None}
+
+
+def moderation(*flags):
+    return [{"categories": {"hate": flag}, "category_scores": {"hate": 0.5}, "flagged": flag} for flag in flags]
+
+
 PUBLIC = {
+    "LMSYS-Chat-1M": Public(
+        "moderated",
+        [
+            {**LMSYS, "conversation": chat("ask", "say", "more", "yes"), "openai_moderation": moderation(*flags)}
+            for flags in ((False, True, False, False), (False, False, True, False))
+        ],
+        [demonstration("ask", "say", "more", "yes", **LMSYS, flagged=flagged) for flagged in (False, True)],
+        {"conversation_id", "model", "turn", "language", "redacted"},
+    ),
+    "WildChat-1M": Public(
+        "moderated",
+        [
+            {
+                "model": "m",
+                "conversation": [{**turn, "country": "x", "redacted": False} for turn in chat("ask", "say")],
+                "openai_moderation": moderation(True, False),
+                "toxic": True,
+            }
+        ],
+        [demonstration("ask", "say", model="m", toxic=True, flagged=True)],
+        {"model", "toxic", "conversation.country"},
+    ),
+    "ShareGPT": Public(
+        "sharegpt",
+        [
+            {
+                "id": "i_0",
+                "conversations": [{"from": who, "value": who} for who in ("human", "gpt", "user", "bing", "human")],
+            },
+            {"id": "i_1", "conversations": [{"from": "human", "value": "ask"}, {"from": "chatgpt", "value": "say"}]},
+        ],
+        [Prompt(talk("human", "gpt", "user", "bing", "human"), {"id": "i_0"}), demonstration("ask", "say", id="i_1")],
+        {"id"},
+    ),
+    "CantTalkAboutThis": Public(
+        "topic_following",
+        [
+            {
+                **TOPIC,
+                "conversation": chat("ask", "say", "more", "yes"),
+                "distractors": DISTRACTORS,
+                "conversation_with_distractors": [
+                    chat("ask", "say", "off", "let us go on", "more", "yes"),
+                    chat("ask", "say", "more", "yes", "away", "let us go on"),
+                ],
+            },
+            {**TOPIC, "conversation": chat("ask", "say"), "distractors": DISTRACTORS},
+        ],
+        [
+            demonstration("=stay", "ask", "say", "off", "let us go on", "more", "yes", **TOPIC_METADATA),
+            demonstration("=stay", "ask", "say", "more", "yes", "away", "let us go on", **TOPIC_METADATA),
+            demonstration("=stay", "ask", "say", **TOPIC_METADATA),
+        ],
+        {"domain", "scenario", "distractors"},
+    ),
+    "CantTalkAboutThis as CSV": Public(
+        "topic_following",
+        [{**TOPIC, "conversation_json": json.dumps(chat("ask", "say")), "distractors": str(DISTRACTORS)}],
+        [demonstration("=stay", "ask", "say", **TOPIC_METADATA)],
+        {"domain", "scenario", "distractors"},
+    ),
+    "Open-Platypus": Public(
+        "alpaca",
+        [{"input": "", "output": "say", "instruction": "ask", "data_source": "scibench"}],
+        [demonstration("ask", "say", data_source="scibench")],
+        {"data_source"},
+    ),
+    "FinQA": Public(
+        "finqa",
+        [
+            {
+                **REPORT,
+                "filename": "f",
+                "qa": {
+                    **{"question": "by how much ?", "answer": "50%", "program": "subtract(150, 100), divide(#0, 100)"},
+                    **{"exe_ans": 0.5, "gold_inds": {"table_1": "the sales"}, "explanation": ""},
+                },
+            }
+        ],
+        [
+            Prompt(
+                talk(REPORT_TEXT),
+                {
+                    **{"id": "r", "filename": "f", "program": "subtract(150, 100), divide(#0, 100)"},
+                    **{"written_answer": "50%", "answer": 0.5},
+                },
+            )
+        ],
+        {"id", "filename", "qa.gold_inds"},
+    ),
+    "FinQA on the Hub": Public(
+        "finqa",
+        [{**REPORT, "question": "by how much ?", "answer": "50%", "final_result": "0.5", "gold_inds": []}],
+        [
+            Prompt(
+                talk(REPORT_TEXT),
+                {"id": "r", "gold_inds": [], "written_answer": "50%", "answer": "0.5"},
+            )
+        ],
+        {"id"},
+    ),
+    "WikiTableQuestions": Public(
+        "wiki_table_questions",
+        [
+            {
+                "id": "nt-0",
+                "question": "who won ?",
+                "answers": answers,
+                "table": {"header": ["year", "winner"], "rows": [["2001", "a|b"], ["2002", "c\nd"]], "name": "t"},
+            }
+            for answers in (["a|b"], ["a|b", "c d"])
+        ],
+        [
+            Prompt(
+                talk("| year | winner |\n| --- | --- |\n| 2001 | a\\|b |\n| 2002 | c d |\n\nwho won ?"),
+                {"id": "nt-0", "answer": answer},
+            )
+            for answer in ("a|b", "{a|b; c d}")
+        ],
+        {"id"},
+    ),
+    "MATH": Public(
+        "question_answer",
+        [{"problem": "ask", "level": "Level 5", "type": "Algebra", "solution": "So it is $\\boxed{4}$."}],
+        [demonstration("ask", "So it is $\\boxed{4}$.", level="Level 5", type="Algebra")],
+        {"level", "type"},
+    ),
+    "PRM800K": Public(
+        "prm800k",
+        [
+            {
+                **PRM,
+                "question": {**PRM_PROBLEM, "pre_generated_steps": ["a", "# Answer\n\n5"]},
+                "label": {
+                    "finish_reason": "solution",
+                    "total_time": 9,
+                    "steps": [
+                        {
+                            "completions": [rated("z", -1), rated("a", 1)],
+                            "human_completion": None,
+                            "chosen_completion": 1,
+                        },
+                        {"completions": [rated("y", -1)], "human_completion": {"text": "b"}, "chosen_completion": None},
+                        {"completions": [rated("# Answer\n\n4", 0)], "human_completion": None, "chosen_completion": 0},
+                    ],
+                },
+            },
+            {
+                **PRM,
+                "question": {**PRM_PROBLEM, "pre_generated_steps": ["a", "# Answer\n\n5"]},
+                "label": {
+                    "finish_reason": "found_error",
+                    "total_time": 9,
+                    "steps": [{"completions": [rated("a", -1)], "human_completion": None, "chosen_completion": None}],
+                },
+            },
+        ],
+        [
+            liked("a\nb\n# Answer\n\n4", 1.0, {**PRM, "answer": "4"}),
+            liked("a\n# Answer\n\n5", 0.0, {**PRM, "answer": "4"}),
+        ],
+        {*PRM, "question.pre_generated_answer", "question.ground_truth_solution"},
+    ),
+    "Math-Shepherd in TRL's form": Public(
+        "labelled_steps",
+        [
+            {"prompt": "ask", "completions": ["Step 1: a", "Step 2: The answer is: 4"], "labels": [True, right]}
+            for right in (True, False)
+        ],
+        [liked("Step 1: a\nStep 2: The answer is: 4", float(right), {}) for right in (True, False)],
+    ),
     "PKU-SafeRLHF": Public(
         "pku_saferlhf",
         [{**PKU, "better_response_id": 0}, {**PKU, "better_response_id": 1}],
@@ -373,19 +575,144 @@ PUBLIC = {
                 "id": 0,
                 "query": "ask",
                 "answers": '[{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]',
-                "tools": '[{"name": "f", "description": "d", "parameters": {}}]',
+                "tools": '[{"name": "f", "description": "d", "parameters": '
+                '{"x": {"type": "int", "description": "n"}}}]',
             }
         ],
         [
-            demonstration(
-                "=" + tool_calls.system_text("", [{"name": "f", "description": "d", "parameters": {}}]),
-                "ask",
-                '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
-                '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>',
-                id=0,
+            Demonstration(
+                (*talk("ask"), Message("assistant", "", (ToolCall("f", '{"x": 1}'), ToolCall("g")))),
+                {"id": 0},
+                tools=(tool("f", {"x": {"type": "int", "description": "n"}}),),
             )
         ],
         {"id"},
+    ),
+    "glaive-function-calling-v2": Public(
+        "glaive",
+        [
+            {
+                "system": "SYSTEM: You are a helpful assistant with access to the following functions. "
+                'Use them if required -\n{\n    "name": "f",\n    "description": "d",\n    "parameters": '
+                '{"type": "object", "properties": {"x": {"type": "string"}}}\n}\n\n{"name": "g", "description": "d", '
+                '"parameters": {}}\n',
+                "chat": "USER: ask\n\n\nASSISTANT: <functioncall> "
+                '{"name": "f", "arguments": \'{"x": "it\\\'s"}\'} <|endoftext|>\n\n\n'
+                'FUNCTION RESPONSE: {"y": 1}\n\n\nASSISTANT: say <|endoftext|>\n\n\nUSER: more\n\n\n'
+                'ASSISTANT: I will. <functioncall> {"name": "g", "arguments": {}} <|endoftext|>\n\n\n',
+            },
+            {
+                "system": "SYSTEM: You are a helpful assistant, with no access to external functions.\n",
+                "chat": "USER: ask\n\n\nASSISTANT: say <|endoftext|>\n\n\n",
+            },
+        ],
+        [
+            Demonstration(
+                (
+                    *talk("=You are a helpful assistant.", "ask"),
+                    Message("assistant", "", (ToolCall("f", '{"x": "it\'s"}'),)),
+                    Message("tool", '{"y": 1}'),
+                    Message("assistant", "say"),
+                    Message("user", "more"),
+                    Message("assistant", "I will.", (ToolCall("g"),)),
+                ),
+                tools=(tool("f", {"x": {"type": "string"}}), tool("g", {})),
+            ),
+            demonstration("=You are a helpful assistant, with no access to external functions.", "ask", "say"),
+        ],
+    ),
+    "glaive_toolcall_en_demo of LLaMA-Factory": Public(
+        "sharegpt",
+        [
+            {
+                "conversations": [
+                    {"from": "human", "value": "ask"},
+                    {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                    {"from": "observation", "value": '{"y": 1}'},
+                    {"from": "gpt", "value": "say"},
+                ],
+                "tools": '[{"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}]',
+            }
+        ],
+        [
+            Demonstration(
+                (
+                    *talk("ask"),
+                    Message("assistant", "", (ToolCall("f", '{"x": 1}'),)),
+                    Message("tool", '{"y": 1}'),
+                    Message("assistant", "say"),
+                ),
+                tools=(tool("f", {}),),
+            )
+        ],
+    ),
+    "hermes-function-calling-v1": Public(
+        "hermes",
+        [
+            {
+                "id": "1",
+                "conversations": [
+                    {
+                        "from": "system",
+                        "value": "Be brief. You are a function calling AI model. You are provided with function "
+                        "signatures within <tools> </tools> XML tags.\n<tools>\n"
+                        "[{'type': 'function', 'function': {'name': 'f', 'description': 'd', 'parameters': "
+                        "{'type': 'object', 'properties': {}}}}]\n</tools>\nFor each function call return a JSON "
+                        "object, enclosed within tags:\n<tool_call>\n{tool_call}\n</tool_call>\n",
+                    },
+                    {"from": "human", "value": "ask"},
+                    {
+                        "from": "gpt",
+                        "value": 'Both:\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
+                        "<tool_call>\n{'name': 'f', 'arguments': {}}\n</tool_call>\n",
+                    },
+                    {
+                        "from": "tool",
+                        "value": "<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>\n",
+                    },
+                    {"from": "gpt", "value": "say"},
+                ],
+                "category": "c",
+            }
+        ],
+        [
+            Demonstration(
+                (
+                    *talk("=Be brief.", "ask"),
+                    Message("assistant", "Both:", (ToolCall("f", '{"x": 1}'), ToolCall("f"))),
+                    Message("tool", "1"),
+                    Message("tool", "2"),
+                    Message("assistant", "say"),
+                ),
+                {"id": "1", "category": "c"},
+                tools=(tool("f", {}),),
+            )
+        ],
+        {"id", "category"},
+    ),
+    "tool rows of TRL": Public(
+        "preference",
+        [
+            {
+                "prompt": chat("ask"),
+                "chosen": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}],
+                    }
+                ],
+                "rejected": [{"role": "assistant", "content": "bad"}],
+                "tools": [tool("f", {})],
+            }
+        ],
+        [
+            Comparison(
+                talk("ask"),
+                (Response("", tool_calls=(ToolCall("f", '{"x": 1}'),)), Response("bad")),
+                0,
+                tools=(tool("f", {}),),
+            )
+        ],
     ),
     "Multilingual-Thinking": Public(
         "messages",

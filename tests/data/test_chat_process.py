@@ -202,7 +202,7 @@ def test_work_begins_when_its_first_attempt_did(tmp_path):
     (tmp_path / "a" / BEGAN).write_text("2026-07-01T12:00:00")
     assert began_at(tmp_path / "a") == datetime(2026, 7, 1, 12)
     (tmp_path / "a" / BEGAN).write_text("noon")
-    with pytest.raises(InputError, match="holds no time"):
+    with pytest.raises(InputError, match="not a valid time"):
         began_at(tmp_path / "a")
 
 

@@ -105,9 +105,13 @@ THOUGHT = "<think>\nhm\n</think>\n\nyes"
 @pytest.mark.parametrize(
     ("template", "record", "words"),
     [
-        (MOVED_SYSTEM, Comparison(dialogue("1", system="be"), (Response("yes"),)), ["rewrites the prompt", "'be"]),
-        (FORCED_THINKING, pair(), ["rewrites the prompt", "assistant\\n<think>\\n' becomes", "the thought that the"]),
-        (FORCED_THINKING, Demonstration(dialogue("1", "no", "2", THOUGHT)), ["rewrites the prompt", "row of its own"]),
+        (MOVED_SYSTEM, Comparison(dialogue("1", system="be"), (Response("yes"),)), ["is not the beginning of", "'be"]),
+        (FORCED_THINKING, pair(), ["is not the beginning of", "assistant\\n<think>\\n' becomes", "its <think> block"]),
+        (
+            FORCED_THINKING,
+            Demonstration(dialogue("1", "no", "2", THOUGHT)),
+            ["is not the beginning of", "one row per answer"],
+        ),
         (QWEN3, Demonstration(dialogue("1", THOUGHT, "2", THOUGHT)), ["alters an assistant message", "'yes<|im_end|>"]),
         (
             GEMMA,

@@ -98,7 +98,7 @@ def test_a_wrong_name_is_reported_with_the_columns_of_the_file(lines, reader):
 def test_a_later_row_without_a_named_column_is_an_error_or_counted(lines):
     path = lines(PAIR, {"question": "ask", "good": "good"}, PAIR)
     with pytest.raises(
-        InputError, match="row 2: preference needs chosen and rejected, .* has the columns prompt, chosen"
+        InputError, match=r"row 2: columns\.rejected names 'bad', and the row has the columns question, good$"
     ):
         read(path, columns=NAMES)
     found = read(path, columns=NAMES, on_error="skip")
@@ -109,3 +109,84 @@ def test_an_optional_named_column_may_be_missing_in_later_rows(lines):
     path = lines({"q": "ask", "a": "say", "sys": "s"}, {"q": "ask", "a": "say"})
     found = read(path, columns={"prompt": "q", "completion": "a", "system": "sys"})
     assert found.records == [demonstration("=s", "ask", "say"), demonstration("ask", "say")]
+
+
+CHAT = {
+    "conversation": [{"role": "user", "content": "ask", "id": 1}, {"role": "assistant", "content": "other"}],
+    "chosen": {"text": "good", "model": "m"},
+    "rejected": {"text": "bad"},
+    "turns": 2,
+}
+NESTED = {"prompt": "conversation.0.content", "chosen": "chosen.text", "rejected": "rejected.text"}
+
+
+def test_a_dotted_path_reads_objects_and_indices_of_lists(lines):
+    found = stream(lines(CHAT, CHAT), columns=NESTED)
+    left = {
+        "conversation": [{"role": "user", "id": 1}, {"role": "assistant", "content": "other"}],
+        "chosen": {"model": "m"},
+        "turns": 2,
+    }
+    assert found.read().records == [pair("ask", metadata=left)] * 2
+    assert (found.format, found.found_columns) == ("preference", ("chosen", "rejected"))
+    # What a nested value leaves in its column is not read, and told; of `rejected`, nothing is left
+    assert found.statistics.unused_columns == {"conversation": 2, "chosen": 2, "turns": 2}
+
+
+def test_a_negative_index_counts_from_the_end(lines):
+    row = {"chat": [{"text": "x"}, {"text": "ask"}, {"text": "say"}]}
+    found = read(lines(row), columns={"prompt": "chat.-2.text", "completion": "chat.-1.text"})
+    assert found.records == [demonstration("ask", "say", chat=[{"text": "x"}])]
+
+
+def test_a_column_whose_own_name_has_a_dot_comes_before_a_path(lines):
+    row = {"a.b": "ask", "a": {"b": "other"}, "c": "say"}
+    found = read(lines(row), columns={"prompt": "a.b", "completion": "c"})
+    assert found.records == [demonstration("ask", "say", a={"b": "other"})]
+
+
+def test_several_paths_may_read_one_list_and_one_path_two_names(lines):
+    row = {"x": ["ask", "say", 3], "y": {"z": {"system": "s"}}}
+    found = read(lines(row), columns={"prompt": "x.0", "completion": "x.1", "system": "y.z.system", "id": "x.2"})
+    assert found.records == [demonstration("=s", "ask", "say", id=3)]
+
+
+WRONG_PATHS = {
+    "conversation.2.content": "'conversation' is a list of 2",
+    "conversation.first.content": "'conversation' is a list of 2",
+    "conversation.0.text": "'conversation.0' has the keys role, content, id",
+    "chosen.text.0": "'chosen.text' is of type str",
+    "turns.0": "'turns' is of type int",
+    "talk.0.content": "the row has the columns conversation, chosen, rejected, turns",
+    "conversation.-3.content": "'conversation' is a list of 2",
+}
+
+
+@pytest.mark.parametrize("path", WRONG_PATHS)
+@pytest.mark.parametrize("reader", [read, lambda path, columns: list(read_rows(path, columns=columns))])
+def test_a_path_that_ends_too_early_names_the_row_and_what_there_is(lines, path, reader):
+    with pytest.raises(InputError) as caught:
+        reader(lines(CHAT), columns={**NESTED, "prompt": path})
+    assert str(caught.value).endswith(f"rows.jsonl: row 1: columns.prompt names {path!r}, and {WRONG_PATHS[path]}")
+
+
+def test_a_later_row_without_a_nested_value_is_named_or_counted_with_what_it_has(lines):
+    short = {**CHAT, "chosen": {"texts": "good"}}
+    path = lines(CHAT, short, CHAT)
+    with pytest.raises(
+        InputError, match=r"row 2: columns\.chosen names 'chosen\.text', and 'chosen' has the keys texts$"
+    ):
+        read(path, columns=NESTED)
+    found = read(path, columns=NESTED, on_error="skip")
+    assert (len(found.records), list(found.dropped.values())) == (2, [1])
+
+
+def test_nested_values_are_read_from_parquet_and_for_tasks(tmp_path):
+    import pyarrow  # noqa: PLC0415
+    import pyarrow.parquet  # noqa: PLC0415
+
+    path = str(tmp_path / "rows.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([CHAT]), path)
+    assert [response.content for response in read(path, columns=NESTED).records[0].responses] == ["good", "bad"]
+    (row,) = read_rows(path, columns={"question": "conversation.0.content"})
+    assert row["question"] == "ask"

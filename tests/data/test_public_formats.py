@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
-from public_rows import ARENA, PKU, PUBLIC, STEER2, two
+from public_rows import ARENA, LMSYS, PKU, PRM_PROBLEM, PUBLIC, REPORT, STEER2, moderation, rated, two
 
+from align.data.readers.cells import MAX_LITERAL
 from align.data.readers.table import READERS
 from align.data.readers.verdicts import JudgedPair
 from align.data.reading import read, stream
 from align.errors import InputError
+from align.rewards.judges import load_judge
+from align.synth.scored_groups import prompt_of
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -95,6 +98,48 @@ WRONG = {
         },
         "response_a has 1 turns, and prompt has 2",
     ),
+    "moderation of another dialogue": (
+        {**LMSYS, "conversation": turns("ask", "a"), "openai_moderation": moderation(False)},
+        "openai_moderation has 1 entries, and conversation has 2 messages",
+    ),
+    "moderation without a verdict": (
+        {**LMSYS, "conversation": turns("ask", "a"), "openai_moderation": moderation(False, None)},
+        "flagged of openai_moderation is None; true or false is needed",
+    ),
+    "a distractor without its place": (
+        {"conversation": turns("ask", "a"), "distractors": [{"distractor": "x"}]},
+        "bot turn of a distractor is None; text is needed",
+    ),
+    "distractors that are no literal": (
+        {"conversation_json": turns("ask", "a"), "distractors": "[open('x')]"},
+        "distractors is \"[open('x')]\"; a list is needed, as JSON or as a Python literal",
+    ),
+    "a table question without an answer": (
+        {"question": "ask", "answers": [], "table": {"header": ["a"], "rows": []}},
+        "answers is empty; a text is needed",
+    ),
+    "a report without a question": (
+        {**REPORT, "qa": {"question": " ", "exe_ans": 1}},
+        "question is empty",
+    ),
+    "a solution that the labeler gave up": (
+        {"question": PRM_PROBLEM, "label": {"finish_reason": "give_up", "steps": []}},
+        "finish_reason is 'give_up'; a judged solution has solution or found_error",
+    ),
+    "a chosen step that is wrong": (
+        {
+            "question": PRM_PROBLEM,
+            "label": {
+                "finish_reason": "solution",
+                "steps": [{"completions": [rated("a", -1)], "chosen_completion": 0}],
+            },
+        },
+        "the chosen solution has a step that is rated as wrong",
+    ),
+    "right steps that solve nothing": (
+        {"prompt": "ask", "completions": ["a", "b"], "labels": [True, True]},
+        "the solution ends before a final answer",
+    ),
     "too few ratings": (
         {"instruction": "ask", "generations": ["a", "b"], "ratings": [5]},
         "ratings has 1 items, and generations has 2",
@@ -107,6 +152,26 @@ def test_rows_without_a_clear_verdict_are_rejected_with_their_place(lines, row, 
     with pytest.raises(InputError) as caught:
         read(lines(row))
     assert f"rows.jsonl: row 1: {message}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("FinQA", ["so it is 0.5", "The answer is 50%."], ["The answer is 5%."]),
+        ("WikiTableQuestions", ["The answer is c d and a|b.", "The answer is a|b, c d"], ["The answer is a|b"]),
+        ("MATH", ["\\boxed{4}"], ["\\boxed{5}"]),
+    ],
+)
+def test_the_known_answers_of_public_rows_are_those_that_the_judge_expects(lines, name, right, wrong):
+    prompt = prompt_of(read(lines(*PUBLIC[name].rows)).records[-1])
+    (verdicts,) = load_judge("ground_truth")([(prompt, [*right, *wrong])])
+    assert [verdict.reward for verdict in verdicts] == [1.0] * len(right) + [0.0] * len(wrong)
+
+
+def test_a_long_python_literal_is_refused_before_it_is_parsed(lines):
+    row = {"conversation_json": turns("ask", "a"), "distractors": "[" + "'x', " * (MAX_LITERAL // 5 + 1) + "]"}
+    with pytest.raises(InputError, match=r"distractors has 1,048,5\d\d characters and is not JSON; a Python"):
+        read(lines(row))
 
 
 def test_a_verdict_in_a_csv_file_is_text(tmp_path):

@@ -228,7 +228,10 @@ WRONG = {
         {"messages": [{"role": "narrator", "content": "a"}]},
         "unknown role 'narrator'; known roles are: system,",
     ),
-    "a masked assistant": ({"conversations": sharegpt("a", "b"), "mask": "Assistant"}, "mask is 'Assistant'"),
+    "a masked assistant": (
+        {"conversations": sharegpt("a", "b"), "mask": "Assistant"},
+        "mask 'Assistant' is not supported",
+    ),
     "answers in the prompt": (
         {"prompt": chat("a", "b", "c"), "completion": "d"},
         "the prompt contains assistant messages",

@@ -114,7 +114,7 @@ def test_a_custom_reader_is_imported_by_dotted_path(lines, tmp_path, monkeypatch
 BAD_LINES = {
     "not valid JSON (Unterminated string starting at, column 12)": '{"prompt": "a',
     "the key 'prompt' occurs twice in one object": '{"prompt": "a", "prompt": "b"}',
-    "score is nan, which JSON lacks; write null for a missing one": '{"prompt": "a", "score": NaN}',
+    "score is nan, which is not valid JSON; use null for a missing value": '{"prompt": "a", "score": NaN}',
     "the row is of type int; it must be an object with named columns": "3",
     "nested too deeply": "[" * 100_000,
     "id contains '\\udfff', an unpaired surrogate; write the whole character or remove it": '{"id": "\\udfff"}',
@@ -135,3 +135,11 @@ def test_lines_that_are_no_rows_are_an_error_or_dropped_and_counted(tmp_path, pl
     path.write_text("\n".join(bad[1:2]))
     with pytest.raises(InputError, match="none of the 1 rows can be read: the key 'prompt' occurs twice"):
         read(str(path), on_error="skip")
+
+
+def test_the_reasons_of_dropped_rows_are_few_and_short(lines):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    bad = [{"messages": [{"role": f"role {number} {'x' * 500}", "content": "a"}, *turns]} for number in range(50)]
+    found = read(lines({"messages": turns}, *bad), on_error="skip")
+    assert (len(found.records), sum(found.dropped.values())) == (1, 50)
+    assert 1 < len(found.dropped) <= 21 and max(map(len, found.dropped)) <= 200

@@ -162,9 +162,9 @@ BROKEN = {
     "twice_lines.json": (b'{"a": 1, "a": 2}\n{"a": 1}', "line 1: the key 'a' occurs twice in one object"),
     "nan.jsonl": (
         b'{"a": 1}\n{"a": {"b": [NaN]}}',
-        "line 2: a.b.0 is nan, which JSON lacks; write null for a missing one",
+        "line 2: a.b.0 is nan, which is not valid JSON; use null for a missing value",
     ),
-    "infinity.json": (b'[{"a": -Infinity}]', "row 1: a is -inf, which JSON lacks"),
+    "infinity.json": (b'[{"a": -Infinity}]', "row 1: a is -inf, which is not valid JSON"),
     "surrogate.jsonl": (b'{"id": ["\\ud800"]}', "line 1: id.0 contains '\\ud800', an unpaired surrogate"),
     "low_surrogate.json": (b'[{"a": 1}, {"id": "\\uDC00 x"}]', "row 2: id contains '\\udc00', an unpaired surrogate"),
     "surrogate_key.jsonl": (b'{"\\ud800": 1}', "line 1: a key contains '\\ud800', an unpaired surrogate"),

@@ -1,16 +1,21 @@
-"""Thoughts, tool calls and tools: their text is what the templates of Qwen render of the structured messages."""
+"""Rows with thoughts, tool calls and tools, in the forms of data sets."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from format_rows import chat, demonstration, sharegpt
+from format_rows import chat, demonstration, sharegpt, talk
+from pyarrow import ipc, parquet
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from align.data.readers.native import native_row
 from align.data.reading import read, stream
-from align.records import Message
+from align.data.writing import write
+from align.errors import InputError
+from align.records import Comparison, Demonstration, Message, Prompt, Response, ToolCall
 
 TEMPLATES = Path(find_spec("trl").origin).parent / "chat_templates"
 WEATHER = {
@@ -49,21 +54,22 @@ def rendered(template, messages, tools=None):
 @pytest.mark.parametrize("template", ["qwen3.jinja", "qwen2_5.jinja"])
 @pytest.mark.parametrize("dialogue", [AGENT, SILENT], ids=["with content", "without content"])
 @pytest.mark.parametrize("tools", [None, [WEATHER], json.dumps([WEATHER])], ids=["no tools", "tools", "tools as JSON"])
-def test_a_tool_call_is_the_text_that_qwen_renders(lines, template, dialogue, tools):
+def test_a_row_that_is_read_and_written_is_rendered_as_it_was(lines, template, dialogue, tools):
     messages = [SYSTEM, *dialogue]
     (record,) = read(lines({"messages": messages, "tools": tools})).records
-    defined = None if tools is None else [WEATHER]
-    assert rendered(template, native_row(record)["messages"]) == rendered(template, messages, defined)
+    row, defined = native_row(record), None if tools is None else [WEATHER]
+    assert row.get("tools") == defined
+    assert rendered(template, row["messages"], defined) == rendered(template, messages, defined)
 
 
 @pytest.mark.parametrize("dialogue", [THINKING, [*chat("How is it?"), THINKING[-1]]], ids=["agent", "answer"])
 @pytest.mark.parametrize("tools", [None, [WEATHER]], ids=["no tools", "tools"])
 def test_a_thought_is_the_text_that_qwen_renders(lines, dialogue, tools):
     (record,) = read(lines({"messages": dialogue, "tools": tools})).records
-    assert rendered("qwen3.jinja", native_row(record)["messages"]) == rendered("qwen3.jinja", dialogue, tools)
+    assert rendered("qwen3.jinja", native_row(record)["messages"], tools) == rendered("qwen3.jinja", dialogue, tools)
 
 
-CALLED = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
+CALLED = ToolCall("weather", '{"city": "Zürich"}')
 FORMS = {
     "OpenAI": {"role": "assistant", "content": None, "tool_calls": [CALL]},
     "arguments as JSON": {
@@ -79,9 +85,82 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_a_tool_call_becomes_the_same_text(lines, form):
+def test_every_form_of_a_tool_call_is_read_alike(lines, form):
     (record,) = read(lines({"messages": [*chat("ask"), FORMS[form]]})).records
-    assert record == demonstration("ask", CALLED)
+    (call,) = record.messages[1].tool_calls
+    assert replace(call, id=None) == CALLED and call.id == ("1" if form in ("OpenAI", "as JSON") else None)
+    assert record.messages[1].content == ""
+
+
+BROKEN = {
+    "no JSON": ({"function": {"name": "weather", "arguments": '{"city": '}}, "which is not JSON"),
+    "a repeated key": ({"name": "weather", "arguments": '{"city": 1, "city": 2}'}, "the key 'city' occurs twice"),
+    "a list": ({"name": "weather", "arguments": "[1]"}, "an object with named fields is needed"),
+    "NaN": ({"name": "weather", "arguments": '{"city": NaN}'}, "city is nan"),
+    "no name": ({"function": {"arguments": "{}"}}, "a tool call has the name None"),
+    "an empty name": ({"name": " ", "arguments": {}}, "a tool call has no name"),
+    "an unpaired surrogate": ({"name": "weather", "arguments": '{"city": "\\ud800"}'}, "unpaired surrogate"),
+    "deep nesting": ({"name": "weather", "arguments": '{"a":' * 3000 + "1" + "}" * 3000}, "which is not JSON"),
+}
+
+
+@pytest.mark.parametrize("form", BROKEN)
+def test_a_malformed_tool_call_is_an_error_of_its_row(lines, form):
+    call, reason = BROKEN[form]
+    good = {"messages": chat("ask", "say")}
+    path = lines(good, {"messages": [*chat("ask"), {"role": "assistant", "tool_calls": [call]}]})
+    with pytest.raises(InputError, match=f"row 2: .*{reason}") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    reading = read(path, on_error="skip")
+    assert reading.records == [demonstration("ask", "say")] and sum(reading.dropped.values()) == 1
+
+
+@pytest.mark.parametrize("tools", ['[{"name": "weather"', [{"type": "function", "function": {}}], [{"name": 3}]])
+def test_a_malformed_definition_of_a_tool_is_an_error_of_its_row(lines, tools):
+    with pytest.raises(InputError, match="row 1: .*tool"):
+        read(lines({"messages": chat("ask", "say"), "tools": tools}))
+
+
+GLAIVE = {"system": "SYSTEM: Help.", "chat": "USER: ask\n\n\nASSISTANT: say <|endoftext|>"}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("chat", "Hello", "chat begins with"),
+        ("chat", 'USER: ask\n\n\nASSISTANT: <functioncall> {"name": "f", "arguments": \'{"x": \'}', "not JSON"),
+        ("chat", "USER: ask\n\n\nASSISTANT: <functioncall> f(x) <|endoftext|>", "not JSON"),
+        ("system", 'SYSTEM: Use these -\n{"name": "f"', "not JSON"),
+    ],
+)
+def test_a_malformed_row_of_glaive_is_counted(lines, column, value, reason):
+    path = lines(GLAIVE, {**GLAIVE, column: value})
+    with pytest.raises(InputError, match=f"row 2: .*{reason}"):
+        read(path)
+    reading = read(path, on_error="skip")
+    assert reading.records == [demonstration("=Help.", "ask", "say")] and sum(reading.dropped.values()) == 1
+
+
+RESULT = Message("tool", '{"sky": "blue"}', name="weather", tool_call_id="1")
+CALLING = Message("assistant", "I look.", (CALLED, ToolCall("add", '{"a": [1, 2.5], "b": null}', "2")))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Demonstration((*talk("ask"), CALLING, RESULT, Message("assistant", "Fine.")), {"a": 1}, "stop", (WEATHER,)),
+        Prompt((*talk("ask"), CALLING, RESULT), {}, (WEATHER,)),
+        Comparison(
+            (*talk("ask"), CALLING, RESULT),
+            (Response("Fine.", 1.0), Response("", 0.0, finish="stop", tool_calls=(CALLED,))),
+            tools=(WEATHER,),
+        ),
+    ],
+)
+def test_records_with_tools_are_read_back_as_they_were_written(tmp_path, record):
+    write(tmp_path / "rows.jsonl", [record])
+    assert read(str(tmp_path / "rows.jsonl")).records == [record]
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking", "thought"])
@@ -112,13 +191,51 @@ def test_a_column_without_definitions_of_tools_changes_no_message(lines, tools):
 def test_tools_are_part_of_the_prompt_of_a_pair(lines):
     row = {"prompt": chat("ask"), "chosen": [FORMS["OpenAI"]], "rejected": chat("x", "bad")[1:], "tools": [WEATHER]}
     (record,) = read(lines(row)).records
-    assert [message.role for message in record.prompt] == ["system", "user"] and "weather" in record.prompt[0].content
-    assert [response.content for response in record.responses] == [CALLED, "bad"]
+    assert record.prompt == talk("ask") and record.tools == (WEATHER,)
+    assert [response.content for response in record.responses] == ["", "bad"]
+    assert record.responses[0].tool_calls == (replace(CALLED, id="1"),)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_columns_add_no_nulls_to_tools_and_calls(tmp_path, suffix):
+    """Arrow gives every object the fields of all rows."""
+    tools = [[WEATHER], [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]]
+    calls = [ToolCall("weather", '{"city": "Zürich"}'), ToolCall("add", '{"a": [1, 2]}')]
+    rows = [
+        {"messages": [*chat("ask"), Message("assistant", "", (call,)).to_json()], "tools": defined}
+        for call, defined in zip(calls, tools, strict=True)
+    ]
+    table = pa.Table.from_pylist(rows)
+    (stored,) = table.to_pylist()[0]["messages"][1]["tool_calls"]
+    assert stored["function"]["arguments"] == {
+        "city": "Zürich",
+        "a": None,
+    }
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with ipc.new_stream(path, table.schema) as stream_of_rows:
+            stream_of_rows.write_table(table)
+    records = read(str(path)).records
+    assert [record.messages[1].tool_calls for record in records] == [(call,) for call in calls]
+    assert [list(record.tools) for record in records] == tools
+
+
+def test_text_in_the_form_of_qwen_stays_text(lines):
+    """So earlier files of this project keep their keys, and their responses are trained as they were sampled."""
+    text = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
+    row = {"messages": chat("=# Tools\n<tools>\n{}\n</tools>", "ask", text), "metadata": {}}
+    assert read(lines(row)).records == [demonstration("=# Tools\n<tools>\n{}\n</tools>", "ask", text)]
 
 
 def test_fields_of_messages_that_are_not_read_are_counted(lines):
-    turns = [*chat("ask"), FORMS["OpenAI"], {"role": "tool", "name": "weather", "content": {"sky": "blue"}}]
+    turns = [
+        *chat("ask"),
+        FORMS["OpenAI"],
+        {"role": "tool", "name": "weather", "content": {"sky": "blue"}, "mood": "x"},
+    ]
     found = stream(lines({"messages": [*turns, *chat("", "say")[1:]]}))
     (located,) = found.records
-    assert located.record.messages[2] == Message("tool", '{"sky": "blue"}')
-    assert found.statistics.unused_columns == {"messages.name": 1}
+    assert located.record.messages[2] == Message("tool", '{"sky": "blue"}', name="weather")
+    assert found.statistics.unused_columns == {"messages.mood": 1}

@@ -65,7 +65,7 @@ def test_a_journal_made_with_other_settings_is_an_error_with_the_difference(tmp_
 def test_a_file_that_is_not_a_journal_is_not_overwritten(tmp_path, content):
     path = tmp_path / "data.jsonl"
     path.write_text(content)
-    with pytest.raises(InputError, match="not a journal of finished items"):
+    with pytest.raises(InputError, match="exists and was not written by this command"):
         Journal(path, MADE_WITH)
     assert path.read_text() == content
 

@@ -1,5 +1,7 @@
 import json
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -29,12 +31,38 @@ SUM = {"question": "What is 6 times 7?", "answer": "It is 6*7.\n#### 42"}
 ADDED = {"prompt": "Write Python for a list x.", "kind": "code", "examples": [["[1, 2]", "[3, 4]"], ["[]", "[]"]]}
 OWN = {"prompt": "List two animals.", "kind": "general"}
 
+# In the form of evalplus/mbppplus: what the tests take from NumPy must be there
+EVALPLUS = """
+import numpy as np
+
+def assertion(out, exp, atol):
+    if isinstance(exp, float) or isinstance(out, np.ndarray):
+        assert np.allclose(out, exp, rtol=1e-07, atol=1e-6)
+    else:
+        assert out == exp
+
+inputs = [[1, 2], [0.1, 0.2], [[1.0], [2.0]]]
+results = [3, 0.3, [1.0, 2.0]]
+for i, (inp, exp) in enumerate(zip(inputs, results)):
+    assertion(add(*inp), exp, 0)
+"""
+SUM_WORDS = {
+    "ID": "chal-1",
+    "Body": "Ann has 3 pens. She buys 4 more",
+    "Question": "How many are there?",
+    "Answer": 7.0,
+}
+PROBLEM = {"problem": "Halve one.", "solution": "It is $\\boxed{\\frac{1}{2}}$.", "level": "Level 1", "type": "Algebra"}
+
 # task -> (row, a response that is right, one that is wrong)
 CASES = {
     "ifeval": (IFEVAL, "all of this is written in small letters", "Here, now"),
     "gsm8k": (SUM, "6 * 7 = 42, so the answer is 42.", "The answer is 41."),
     "humaneval": (HUMANEVAL, "    return a + b\n", "    return a - b\n"),
     "mbpp": (CODE, "```python\ndef add(a, b):\n    return a + b\n```", "def add(a, b):\n    return 4"),
+    "mbpp_plus": ({**CODE, "test": EVALPLUS}, "def add(a, b): return a + b", "def add(a, b): return int(a + b)"),
+    "svamp": (SUM_WORDS, "3 + 4 = 7, so #### 7", "#### 12"),
+    "math": (PROBLEM, "Half of it is \\boxed{0.5}", "It is \\boxed{2}"),
     "code": (ADDED, "lambda x: [v + 2 for v in x]", "lambda x: [v * 3 for v in x]"),
 }
 
@@ -63,7 +91,8 @@ def test_right_and_wrong_responses_are_distinguished(task):
 
 
 def test_every_sampled_task_has_a_case():
-    assert set(CASES) == {name for name, task in TASKS.items() if isinstance(task, SampledTask)} - {"general"}
+    with_own_tests = {"general", "dialogues", "mmlu", "topic_following"}
+    assert set(CASES) == {name for name, task in TASKS.items() if isinstance(task, SampledTask)} - with_own_tests
 
 
 def test_verdicts_have_the_published_form():
@@ -74,6 +103,15 @@ def test_verdicts_have_the_published_form():
     (grade,) = graded("mbpp", [CODE], [(0, CASES["mbpp"][2])])
     assert grade.line["correct"] is False
     assert grade.line["why"]
+
+
+def test_checks_name_what_they_found_in_the_response():
+    (grade,) = graded("ifeval", [IFEVAL], [(0, "All, of this")])
+    assert grade.checks == [
+        ("punctuation:no_comma", False, (",",)), ("change_case:english_lowercase", False, ("All",))
+    ]  # fmt: skip
+    (grade,) = graded("gsm8k", [SUM], [(0, "So it is 41.")])
+    assert grade.checks == [("final answer 41, expected 42", False, ("41",))]
 
 
 def test_instruction_and_prompt_accuracy_differ():
@@ -123,6 +161,34 @@ def test_a_row_without_a_required_column_is_rejected():
 def test_a_row_without_a_final_answer_is_rejected(answer):
     with pytest.raises(InputError, match="no final answer"):
         graded("gsm8k", [{"question": "Why?", "answer": answer}], [(0, "42")])
+
+
+def test_a_row_of_math_has_its_answer_in_a_box_or_a_column():
+    (grade,) = graded("math", [{"problem": "Double 4.", "answer": "8"}], [(0, "\\boxed{8}")])
+    assert grade.reward == 1
+    with pytest.raises(InputError, match="no \\\\boxed answer"):
+        graded("math", [{"problem": "Double 4.", "solution": "It is 8."}], [(0, "8")])
+    with pytest.raises(InputError, match=r"file: row 1 has neither an answer nor a solution"):
+        TASKS["math"].check_rows([{"problem": "Double 4."}], "file")
+
+
+def test_the_base_tests_of_mbpp_plus_are_those_of_mbpp():
+    row, _, only_base = CASES["mbpp_plus"]
+    assert [graded(task, [row], [(0, only_base)])[0].reward for task in ("mbpp", "mbpp_plus")] == [1, 0]
+
+
+def test_tests_that_need_more_of_numpy_are_rejected():
+    row = {**CODE, "test": "import numpy as np\nassert np.zeros(2).sum() == add(0, 0)"}
+    with pytest.raises(InputError, match=r"numpy\.zeros"):
+        graded("mbpp_plus", [row], [(0, "def add(a, b): return a + b")])
+
+
+def test_pass_at_k_is_the_mean_over_all_choices_of_samples():
+    right, wrong = CASES["humaneval"][1:]
+    answers = [(0, wrong)] * 8 + [(0, right)] * 4
+    found = scores("humaneval", answers, graded("humaneval", [HUMANEVAL], answers))["pass@10"].value
+    outcomes = [False] * 8 + [True] * 4
+    assert found == pytest.approx(fmean(any(each) for each in combinations(outcomes, 10)))
 
 
 @pytest.mark.parametrize("answer", [42, 42.0, "42", "forty-two", "#### 42"])

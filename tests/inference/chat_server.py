@@ -6,7 +6,9 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
+
+from json_handler import JsonHandler
 
 SLOW_S = 0.6  # longer than the time-out that tests set
 
@@ -21,15 +23,24 @@ class ChatServer(ThreadingHTTPServer):
     """`script` lists the outcomes of the next requests, in order of arrival; later ones succeed.
 
     A step is ok, half, reset, slow, odd (no choices), empty, a status, and with it perhaps a Retry-After, or a function
-    of the handler that says something else.
+    of the handler that says something else. `answer` returns the text and finish reason of a request that succeeds.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, script=(), *, always="ok", key=None):
+    def __init__(
+        self,
+        script=(),
+        *,
+        always="ok",
+        key=None,
+        models=None,
+        answer=lambda request: (answer_to(request), "length"),
+    ):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.always, self.key = list(script), always, key
+        self.script, self.always, self.key, self.models, self.answer = list(script), always, key, models, answer
+        self.refuses = None  # a text whose requests get HTTP 400, as of a chat template that raises an exception
         self.requests, self.steps, self.times = [], Counter(), []
         self.lock = threading.Lock()
         self.under_way = self.most_under_way = 0
@@ -42,29 +53,17 @@ class ChatServer(ThreadingHTTPServer):
         """Print nothing when a client disconnects."""
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def say(self, status, body, headers=()):
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in headers:
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
+class Handler(JsonHandler):
     def do_GET(self):
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
             self.say(401, {"error": "who are you?"})
-        else:
+        elif self.server.models is None:
             self.say(404, {"error": "this server lists no models"})
+        else:
+            self.say(200, {"object": "list", "data": [{"id": name} for name in self.server.models]})
 
     def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = self.body()
         server = self.server
         with server.lock:
             step = server.script.pop(0) if server.script else server.always
@@ -80,11 +79,13 @@ class Handler(BaseHTTPRequestHandler):
                 server.under_way -= 1
 
     def act(self, step, request):
-        text = answer_to(request)
-        choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": text}}
+        text, finish = self.server.answer(request)
+        choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
         answer = {"choices": [choice], "usage": {"completion_tokens": len(text)}}
         whole = json.dumps(answer).encode()
-        if callable(step):
+        if self.server.refuses and self.server.refuses in request["messages"][-1]["content"]:
+            self.say(400, {"message": "roles must alternate"})
+        elif callable(step):
             step(self)
         elif isinstance(step, tuple):
             status, *told = step

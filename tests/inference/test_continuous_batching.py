@@ -9,11 +9,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from align.inference.continuous_batching import (
-    BF16_ROWS,
-    FP32_ROWS,
+    CPU_ROWS,
     WIDTH,
     ContinuousBatch,
     enable_continuous_batching,
+    forward_sizes,
+    padded_length,
     prefill,
 )
 from align.inference.transformers_engine import cast_weights
@@ -69,11 +70,12 @@ def sequences(lengths, vocabulary, seed=0):
 def logits_of(model, rows, num_steps, size):
     """The last `num_steps` logits of each sequence, decoded in a batch of `size` rows."""
     waiting = [row for row in rows]
-    batch, found = ContinuousBatch(model, size), {number: [] for number, _ in waiting}
+    batch = ContinuousBatch(model, size, forward_sizes(model, size))
+    found = {number: [] for number, _ in waiting}
     while waiting or batch.rows:
         while waiting and len(batch.rows) < size:
             number, ids = waiting.pop(0)
-            batch.add((number, ids), prefill(model, ids[:-num_steps])[0], len(ids) - num_steps)
+            batch.add([(number, ids)], prefill(model, [ids[:-num_steps]])[0][0], len(ids) - num_steps)
         going = list(batch.sort())
         logits = batch.step([ids[len(ids) - num_steps + len(found[number])] for number, ids in going])
         for (number, ids), row in zip(going, logits, strict=True):
@@ -90,7 +92,8 @@ def test_logits_of_a_row_are_bit_identical_in_any_batch(heads, num_threads, prec
     model = wide_model(heads, precision, num_layers=2 if alone else 1)
     assert enable_continuous_batching(model) == ""
     wider = [WIDTH + 3, 9, 2 * WIDTH + 1, WIDTH + 1, 30, 3 * WIDTH - 2]  # three come to see more keys on the way
-    rows = list(enumerate(sequences([*wider, *range(6, 6 + FP32_ROWS - 3)], 512)))  # more than one fp32 forward takes
+    num_more = (CPU_ROWS[3] if alone else CPU_ROWS[0]) - 3  # more than the smallest forward takes
+    rows = list(enumerate(sequences([*wider, *(6 + number % 20 for number in range(num_more))], 512)))
     num_compared = 0
     with threads(num_threads):
         together = logits_of(model, rows, 4, len(rows))
@@ -118,10 +121,58 @@ def test_logits_over_a_large_vocabulary_do_not_depend_on_the_batch_size():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
     assert enable_continuous_batching(model) == ""
-    rows = list(enumerate(sequences(range(6, 6 + BF16_ROWS + 8), 512)))
+    rows = list(enumerate(sequences(range(6, 6 + CPU_ROWS[1] + 8), 512)))
     with threads(1):
         together, few = logits_of(model, rows, 4, len(rows)), logits_of(model, rows, 4, 4)
     assert all(torch.equal(torch.stack(few[number]), torch.stack(together[number])) for number, _ in rows)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
+def test_prompts_computed_together_are_bit_identical_to_each_alone_and_equal_the_models_own(name):
+    kind, settings = tiny_models.TREE.get(name) or SLIDING["some layers"]
+    model = tiny_models.tiny_model(kind, settings)
+    assert enable_continuous_batching(model) == ""
+    prompts = sequences([9, 16, 3, 12, 1, 14, 8, 2], tiny_models.VOCABULARY)
+    for together in (prompts[:4], prompts):  # 64 rows, and 128
+        for ids, (cache, logits), (alone,) in zip(
+            together, prefill(model, together), [prefill(model, [ids]) for ids in together], strict=True
+        ):
+            assert torch.equal(logits, alone[1])
+            for layer, other in zip(cache.layers, alone[0].layers, strict=True):
+                assert layer.keys.shape[2] == len(ids)
+                assert torch.equal(layer.keys, other.keys) and torch.equal(layer.values, other.values)
+            with torch.no_grad():
+                own = model(input_ids=torch.tensor([ids])).logits[:, -1]
+            assert (logits - own).abs().max() < 1e-4
+
+
+def test_a_prompt_is_padded_only_where_the_model_has_the_positions():
+    model = tiny_models.tiny_model("llama")
+    model.config.max_position_embeddings = 50
+    assert [padded_length(model, length) for length in (1, 16, 17, 48, 49)] == [16, 16, 32, 48, 49]
+    model.config.max_position_embeddings = 500
+    assert [padded_length(model, length) for length in (49, 64, 65, 200)] == [64, 64, 65, 200]
+
+
+def test_a_forward_pass_has_only_as_many_rows_as_leave_the_logits_alone():
+    class Changing(type(tiny_models.tiny_model("llama"))):
+        """Changes the last bits of large batches, as a matrix product does whose kernel depends on its rows."""
+
+        def forward(self, input_ids, **kwargs):
+            output = super().forward(input_ids, **kwargs)
+            if len(input_ids) > self.most_rows:
+                output.logits *= 1 + 1e-6
+            return output
+
+    model = tiny_models.tiny_model("llama")
+    enable_continuous_batching(model)
+    model.__class__ = Changing
+    for most_rows in (16, 40, 64, 200):
+        model.most_rows = most_rows
+        assert forward_sizes(model, 1000) == [rows for rows in CPU_ROWS if rows <= most_rows]
+    assert forward_sizes(model, 1) == forward_sizes(model, 16) == [16]
+    assert forward_sizes(model, 17) == forward_sizes(model, 32) == [16, 32]  # no larger than the batch
+    assert forward_sizes(model, 100) == [16, 32, 48, 64, 112]  # and the batch as a whole
 
 
 def agreement(model, lengths=(9, 14, 20)):

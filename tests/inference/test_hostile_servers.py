@@ -12,8 +12,8 @@ from test_openai_engine import PROMPTS, SETTINGS, engine
 
 from align.config import build
 from align.errors import InputError, RunError
-from align.inference import connection
-from align.inference.retries import parse_retry_after
+from align.inference.requests import connection
+from align.inference.requests.retries import parse_retry_after
 from align.inference.settings import ServerSettings
 
 KEY = "sk-0123456789abcdef"

@@ -1,17 +1,14 @@
 """The engine for OpenAI-compatible servers, against a local HTTP server that misbehaves."""
 
+import asyncio
 import email.utils
 import importlib.util
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
-import httpx2
 import pytest
 from chat_server import SLOW_S, answer_to, serving
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,10 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from align.config import build
 from align.data.tokenizer import train_tokenizer
 from align.distributed.journal import Journal
-from align.errors import InputError, RunError
+from align.errors import InputError, RowOrigin, RunError
+from align.inference.engines import load_engine
+from align.inference.managed.settings import TransformersServeSettings
 from align.inference.openai_engine import OpenAIEngine
-from align.inference.samples import prompt_key, respond, sample_with_journal
-from align.inference.settings import SamplingSettings, ServerSettings
+from align.inference.samples import TOO_LONG, prompt_key, respond, sample_with_journal
+from align.inference.settings import EngineSettings, SamplingSettings, ServerSettings
 from align.records import Message, Prompt
 
 PROMPTS = [
@@ -143,6 +142,24 @@ def test_rejected_requests_are_not_retried(status):
     assert len(server.requests) == 3
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens",  # vLLM
+        "Requested token count exceeds the model's maximum context length of 4096 tokens.",  # SGLang
+        "context_length_exceeded",  # OpenAI's code
+    ],
+)
+def test_prompts_that_are_too_long_for_the_server_are_not_answered_and_the_others_are(said):
+    def refuse(handler):
+        handler.say(400, {"error": {"message": said, "code": 400}})
+
+    with serving([refuse, "ok", refuse]) as server:
+        samples = list(engine(server, concurrency=1).sample(PROMPTS, SETTINGS))
+    assert len(samples) == len(server.requests) == len(ALL)
+    assert [(one.text, one.finish, one.num_tokens) for one in samples if not one.text] == [("", TOO_LONG, 0)] * 2
+
+
 def test_empty_responses_are_returned():
     with serving(["empty"]) as server:
         samples = list(engine(server).sample(PROMPTS, SETTINGS))
@@ -249,32 +266,6 @@ list(engine.sample([Prompt((Message("user", "q"),))], SamplingSettings(num_respo
                 assert time.monotonic() - start < 10
 
 
-SAMPLES = {"generation_config": '{"do_sample": true}'}  # the server heeds no temperature otherwise
-
-
-@contextmanager
-def transformers_serve(folder, log):
-    """The base URL of `transformers serve` while it runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("transformers"), "serve", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "HF_HOME": str(folder.parent / "home")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    try:
-        for _ in range(600):
-            with suppress(httpx2.RequestError):
-                if httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                    break
-            assert process.poll() is None, log.read_text()[-2000:]
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn", "openai")),
@@ -289,13 +280,42 @@ def test_sampling_from_transformers_serve(tmp_path):
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    with transformers_serve(tmp_path / "model", tmp_path / "log") as url:
-        asked = engine(url, model=str(tmp_path / "model"), timeout_s=60.0, concurrency=2, body=SAMPLES)
+    serve = EngineSettings(transformers_serve=TransformersServeSettings(ready_s=120.0))
+    with load_engine(str(tmp_path / "model"), serve, name="m") as asked:
         short = SETTINGS.model_copy(update={"max_new_tokens": 8})
-        samples = by_place(asked.sample(PROMPTS, short))
+        samples, again = (by_place(asked.sample(PROMPTS, short)) for _ in range(2))
         assert samples.keys() == ALL
+        assert samples == again  # one request at a time, each with its seed
         assert all(0 <= one.num_tokens <= 8 for one in samples.values())
         assert len({one.text for one in samples.values()}) > len(ALL) // 2
         greedy = SamplingSettings(temperature=0, max_new_tokens=8)
         first, again = (by_place(asked.sample(PROMPTS, greedy)) for _ in range(2))
         assert first == again
+
+
+def test_a_prompt_that_the_server_refuses_is_skipped_or_named_by_its_row():
+    def asked(text, skips):
+        return Prompt((Message("user", text),), origin=RowOrigin(f"{text}.jsonl: row 2", skips))
+
+    with serving() as server:
+        server.refuses = "odd"
+        found = list(engine(server).sample([asked("even", True), asked("odd", True)], SETTINGS))
+        assert len(found) == 2 * SETTINGS.num_responses
+        refused = {one.finish for one in found if one.key == prompt_key(asked("odd", True))}
+        assert refused == {'refused: HTTP 400: {"message": "roles must alternate"}'}
+        assert all(one.text for one in found if one.key == prompt_key(asked("even", True)))
+        with pytest.raises(InputError, match=r"^odd\.jsonl: row 2: .* rejects a request for 'm' with HTTP 400: .*alt"):
+            list(engine(server).sample([asked("odd", False)], SETTINGS))
+
+
+def test_a_key_that_is_wrong_is_an_error_even_where_rows_may_be_skipped():
+    with serving(always=(401,)) as server, pytest.raises(InputError, match="HTTP 401"):
+        list(engine(server).sample([Prompt(PROMPTS[0].messages, origin=RowOrigin("a", skips=True))], SETTINGS))
+
+
+def test_a_server_is_asked_while_an_event_loop_runs_as_in_jupyter():
+    async def cell(server):
+        return by_place(engine(server).sample(PROMPTS, SETTINGS))
+
+    with serving() as server:
+        assert asyncio.run(cell(server)) == by_place(engine(server).sample(PROMPTS, SETTINGS))

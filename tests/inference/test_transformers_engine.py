@@ -320,3 +320,45 @@ def test_the_text_of_a_sample_keeps_special_marks_of_a_thought_and_no_other_spec
     ids = tokenizer("<|tool|><think>far</think>yes<|im_end|>", add_special_tokens=False)["input_ids"]
     assert engine._text(ids) == "faryes"  # of a tokenizer that had no marks when the engine was made
     assert TransformersEngine(model, tokenizer, name="marked")._text(ids) == "<think>far</think>yes"
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def greedy(model, ids, number):
+    """Tokens by definition: the most likely one, computed from everything before it each time."""
+    for _ in range(number):
+        ids = [*ids, int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+    return ids
+
+
+def test_an_open_user_turn_continues_the_template_where_the_user_would_speak():
+    engine, model, tokenizer = tiny_engine(template=CHAT)
+    asked = [Prompt((Message("user", ""),)), Prompt((Message("system", "Be odd."), Message("user", "")))]
+    settings = SamplingSettings(temperature=0, max_new_tokens=12)
+    found = {sample.key: sample for sample in engine.open_user_turns().sample(asked, settings)}
+    for prompt, head in zip(asked, ["<user>", "<system>Be odd.</><user>"], strict=True):
+        ids = tokenizer(head, add_special_tokens=False)["input_ids"]
+        expected = greedy(model, ids, found[prompt_key(prompt)].num_tokens)[len(ids) :]
+        text = tokenizer.decode([each for each in expected if each != tokenizer.eos_token_id], skip_special_tokens=True)
+        assert found[prompt_key(prompt)].text == text
+    (answer,) = engine.sample(asked[:1], settings)
+    assert answer.text != found[prompt_key(asked[0])].text  # the engine itself still answers
+    strict, _, _ = tiny_engine(template="{% for m in messages %}{{ m.content | lower }}{% endfor %}")
+    with pytest.raises(InputError, match="the chat template alters a user's message"):
+        list(strict.open_user_turns().sample(asked[:1], settings))
+
+
+def test_likelihoods_of_choices_are_those_of_their_first_tokens():
+    engine, model, tokenizer = tiny_engine(template=CHAT)
+    for prompt, logps in zip(PROMPTS, engine.choice_logps(PROMPTS, ("Yes", "No")), strict=True):
+        head = f"<user>{prompt.messages[0].content}</><assistant>"
+        ids = torch.tensor([tokenizer(head, add_special_tokens=False)["input_ids"]])
+        expected = model(input_ids=ids).logits[0, -1].double().log_softmax(-1)
+        firsts = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No")]
+        torch.testing.assert_close(torch.tensor(logps, dtype=torch.float64), expected[firsts], atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="'Yes' and 'Yeah' begin with the same token"):
+        list(engine.choice_logps(PROMPTS[:1], ("Yes", "Yeah")))

@@ -18,6 +18,7 @@ from align.errors import InputError, RunError
 from align.integrations import trl_checks
 from align.integrations.trl import RPOTrainer
 from align.losses.table import LOSSES, CustomLoss, preference_loss
+from align.losses.unpaired import UnpairedLoss
 from align.models.policy import response_logps
 from align.models.tree.batch import tree_batch
 from align.train.objectives.batch import group_batch
@@ -119,7 +120,8 @@ def cubic(beta=0.1):
     )
 
 
-CASES = {name: (loss, 0.0, False) for name, loss in LOSSES.items()} | {
+PAIRED = {name: loss for name, loss in LOSSES.items() if not isinstance(loss, UnpairedLoss)}
+CASES = {name: (loss, 0.0, False) for name, loss in PAIRED.items()} | {
     "rpo_bwd_kl with a supervised term": (LOSSES["rpo_bwd_kl"], 0.01, False),
     "dpo with a supervised term per token": (LOSSES["dpo"], 0.5, True),
     "a loss of the user": (CustomLoss(cubic()), 0.0, False),
@@ -300,6 +302,12 @@ def test_a_loss_of_the_wrong_shape_is_rejected(tmp_path):
     one = trainer(tmp_path, loss=lambda *inputs: preference_loss("dpo")(*inputs).mean())
     with pytest.raises(InputError, match=r"returned shape \[\] for 4 prompts; it must return one value a prompt"):
         one.train()
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - PAIRED.keys()))
+def test_a_loss_on_labels_is_rejected(name, tmp_path):
+    with pytest.raises(InputError, match="for a loss on labels use TRL's KTOTrainer"):
+        trainer(tmp_path, loss=name)
 
 
 def test_a_negative_weight_is_rejected(tmp_path):

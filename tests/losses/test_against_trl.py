@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
@@ -109,6 +110,57 @@ def test_losses_and_gradients_equal_trls(trl_name, trl_settings, name, settings,
     assert min(margins) < -1 < 1 < max(margins)  # margins of both signs occurred
 
 
+def log_weight(model, prompt, response):
+    """Return the mean over the tokens of a response of log p(token) - log sum_v p(v)^2, from all logits."""
+    prompt_ids = [WORDS.index(word) for word in prompt.split()]
+    response_ids = [WORDS.index(word) for word in [*response.split(), "<eos>"]]
+    with torch.no_grad():
+        p_TV = model(torch.tensor([prompt_ids + response_ids])).logits[0].softmax(dim=-1)
+    p_TV = p_TV[len(prompt_ids) - 1 :]
+    aligned = [p_TV[at, token].log() - p_TV[at].square().sum().log() for at, token in enumerate(response_ids)]
+    return sum(aligned) / len(aligned)
+
+
+@pytest.mark.parametrize(("trl_name", "name"), [("sigmoid", "dpo"), ("ipo", "ipo_norm"), ("apo_zero", "apo_zero")])
+def test_wpo_weights_equal_trls_up_to_their_cap(trl_name, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("CI", "1")
+    trl = importlib.import_module("trl")
+    ours, reference, policy = tiny_llama(1), tiny_llama(2), tiny_llama(1)
+    config = trl.DPOConfig(
+        output_dir=str(tmp_path),
+        loss_type=[trl_name],
+        beta=0.3,
+        use_weighting=True,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+    )
+    trainer = trl.DPOTrainer(
+        model=policy,
+        ref_model=tiny_llama(2),
+        args=config,
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=word_tokenizer(),
+    )
+    loss, weights = preference_loss(name, beta=0.3, weighting="wpo"), []
+    for row, tokens in zip(ROWS, trainer.train_dataset, strict=True):
+        trl_loss = trainer.compute_loss(policy, trainer.data_collator([tokens]))
+        lengths_BK = torch.tensor([[len(row[side].split()) + 1 for side in ("chosen", "rejected")]])
+        policy_BK, reference_BK = row_logps(ours, row), row_logps(reference, row).detach()
+        log_weights_BK = torch.stack([log_weight(ours, row["prompt"], row[side]) for side in ("chosen", "rejected")])[
+            None
+        ]
+        weights.append(log_weights_BK.sum().exp().item())
+        labels_BK = torch.tensor([[1.0, 0.0]])
+        loss_B = loss(policy_BK, reference_BK, labels_BK, lengths_BK, log_weights_BK=log_weights_BK)
+        # TRL 1.16 has no cap; its releases before had one, as the authors' code
+        torch.testing.assert_close(loss_B[0], trl_loss * min(1, 1 / weights[-1]), rtol=1e-5, atol=1e-5)
+        gradients = torch.autograd.grad(loss_B.sum(), list(ours.parameters()))
+        trl_gradients = torch.autograd.grad(trl_loss * min(1, 1 / weights[-1]), list(policy.parameters()))
+        torch.testing.assert_close(gradients, trl_gradients, rtol=1e-4, atol=1e-5)
+    assert min(weights) < 0.5
+
+
 @pytest.mark.filterwarnings("ignore")  # the modules of trl.experimental announce that they may change
 def test_orpo_and_cpo_equal_the_methods_of_trls_experimental_trainers():
     generator = torch.Generator().manual_seed(0)
@@ -127,3 +179,48 @@ def test_orpo_and_cpo_equal_the_methods_of_trls_experimental_trainers():
         expected_B, *_ = cpo(settings, *logps_BK.unbind(1))
         loss = preference_loss("cpo", beta=0.3, label_smoothing=smoothing)
         torch.testing.assert_close(loss(logps_BK, logps_BK * 0, rewards_BK, lengths_BK), expected_B)
+
+
+@pytest.mark.parametrize("labels", [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+@pytest.mark.parametrize("shift", [-2.0, 2.0])  # of the mismatched log-ratios, whose mean is clamped at 0
+@pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired"])
+def test_losses_on_labels_and_their_gradients_equal_those_of_trls_kto_trainer(name, shift, labels):
+    generator = torch.Generator().manual_seed(0)
+    policy_B, reference_B, other_B, other_reference_B = -9 * torch.rand(4, 4, generator=generator, dtype=torch.float64)
+    other_B = other_reference_B + shift + (other_B - other_B.mean()) / 9
+    policy_B.requires_grad_()
+    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.75}
+    # A batch of two tokens each: the second is the completion
+    model = lambda **inputs: SimpleNamespace(  # noqa: E731
+        log_probs=policy_B[:, None], entropy=torch.zeros(4, 1), mean_logits=torch.zeros(4, 1)
+    )
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda values: values),
+        _compute_kl_logps=lambda model, batch: other_B,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
+        _tp_size=1,
+        aux_loss_enabled=False,
+        precompute_ref_logps=True,
+        calculate_KL=name == "kto",
+        loss_type=name,
+        beta=0.3,
+        **weights,
+    )
+    batch = {
+        "input_ids": torch.ones(4, 2, dtype=torch.long),
+        "attention_mask": torch.ones(4, 2, dtype=torch.long),
+        "completion_mask": torch.tensor([[0, 1]] * 4),
+        "label": torch.tensor(labels).bool(),
+        "ref_logps": reference_B,
+        "ref_KL_logps": other_reference_B,
+    }
+    expected = importlib.import_module("trl").KTOTrainer._compute_loss(trainer, model, batch, return_outputs=False)
+    kl = max(0.0, (other_B - other_reference_B).mean().item())
+    assert (kl > 1) == (shift > 0)
+    columns = (policy_B[:, None], reference_B[:, None], torch.tensor(labels).double()[:, None], torch.ones(4, 1))
+    found = preference_loss(name, beta=0.3, **weights)(*columns, kl=kl).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (gradient_B,), (expected_B,) = (torch.autograd.grad(loss, policy_B) for loss in (found, expected))
+    torch.testing.assert_close(gradient_B, expected_B, rtol=1e-12, atol=1e-12)

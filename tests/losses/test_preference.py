@@ -9,8 +9,11 @@ import torch
 from align.errors import InputError
 from align.losses.comparisons import PAIRS
 from align.losses.preference import PreferenceLoss
-from align.losses.table import LOSSES, CustomLoss, preference_loss
+from align.losses.table import LOSSES as ALL_LOSSES
+from align.losses.table import CustomLoss, preference_loss
+from align.losses.unpaired import UnpairedLoss
 
+LOSSES = {name: loss for name, loss in ALL_LOSSES.items() if not isinstance(loss, UnpairedLoss)}
 NAN, INF = math.nan, math.inf
 
 
@@ -285,6 +288,51 @@ def test_a_length_penalty_asks_less_of_a_longer_winner():
     )
     assert longer_B.item() == pytest.approx(softplus(-0.1 * 10))
     assert shorter_B.item() == pytest.approx(softplus(0.1 * 10))
+
+
+@pytest.mark.parametrize("num_responses", [2, 4])
+@pytest.mark.parametrize(("name", "pairs"), [form for form in EVERY_FORM if form[0] in LABEL and form[1] != "none"])
+def test_weights_multiply_each_pair_by_the_product_of_its_responses_capped_at_one(name, pairs, num_responses):
+    groups = random_groups(5, num_responses)
+    log_weights_BK = torch.linspace(-2, 1, 5 * num_responses, dtype=torch.float64).reshape(5, -1)
+    loss = preference_loss(name, pairs=pairs, weighting="wpo")
+    policy_BK = groups[0].clone().requires_grad_()
+    found_B = loss(policy_BK, *groups[1:], log_weights_BK=log_weights_BK)
+    expected, capped = [], 0
+    for row in range(5):
+        ranked = sorted(range(num_responses), key=lambda k, row=row: -groups[2][row, k].item())
+        compared = list(combinations(ranked, 2)) if pairs == "all" else [(ranked[0], ranked[-1])]
+        costs = []
+        for pair in compared:
+            one = [tensor_BK[row : row + 1, list(pair)] for tensor_BK in groups]
+            weight = math.exp(sum(log_weights_BK[row, k].item() for k in pair))
+            capped += weight > 1
+            costs.append(min(1, weight) * preference_loss(name)(*one).item())
+        expected.append(mean(costs))
+    torch.testing.assert_close(found_B.tolist(), expected)
+    assert capped > 0
+    (gradient_BK,) = torch.autograd.grad(found_B.sum(), policy_BK)
+    assert gradient_BK.any()
+
+
+def test_weights_have_no_gradient_and_masked_ones_do_not_count():
+    policy_BK, *rest = random_groups(3, 3)
+    log_weights_BK = torch.full((3, 3), -0.5, dtype=torch.float64, requires_grad=True)
+    mask_BK = torch.tensor([[1, 1, 0]] * 3).bool()
+    loss = preference_loss("dpo", weighting="wpo")
+    found_B = loss(policy_BK.requires_grad_(), *rest, mask_BK, log_weights_BK=log_weights_BK)
+    unweighted_B = preference_loss("dpo")(policy_BK, *rest, mask_BK)
+    torch.testing.assert_close(found_B, math.exp(-1) * unweighted_B)
+    assert torch.autograd.grad(found_B.sum(), log_weights_BK, allow_unused=True) == (None,)
+
+
+def test_weights_are_for_losses_on_labels_and_must_be_given():
+    with pytest.raises(InputError, match="loss 'rpo_bwd_kl' has no setting 'weighting'"):
+        preference_loss("rpo_bwd_kl", weighting="wpo")
+    with pytest.raises(InputError, match="weighting must be none or wpo, not 'on'"):
+        preference_loss("dpo", weighting="on")
+    with pytest.raises(InputError, match="weighting: wpo needs log_weights_BK"):
+        preference_loss("dpo", weighting="wpo")(*random_groups(2, 2))
 
 
 def test_ipo_is_the_squared_loss_to_a_gap_of_one_half_over_beta_squared():

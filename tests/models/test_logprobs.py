@@ -7,8 +7,8 @@ import torch
 from tiny_models import random_sequences, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from align.models import logprobs
-from align.models.logprobs import LogitTransform, token_logps
+from align.models.lm_head import logprobs
+from align.models.lm_head.logprobs import LogitTransform, token_logps, token_logps_and_collisions
 from align.models.policy import Policy
 from align.models.tree.batch import tree_batch
 
@@ -73,11 +73,67 @@ def test_tiled_logps_and_gradients_equal_dense_ones(shape, with_bias, transform,
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_collisions_are_the_log_probability_that_two_samples_are_equal(shape, transform, tiles):
+    inputs = drawn(*shape)
+    found = with_gradients(lambda *given: token_logps_and_collisions(*given)[0], inputs, transform)
+    for one, other in zip(found, with_gradients(token_logps, inputs, transform), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    _, collision_N = token_logps_and_collisions(*inputs, transform)
+    hidden, weight, bias, _ = inputs
+    p_NV = torch.nn.functional.linear(hidden, weight, bias)
+    p_NV = transform.forward(p_NV.detach().clone()).softmax(dim=-1)
+    torch.testing.assert_close(collision_N, p_NV.square().sum(dim=-1).log(), rtol=1e-10, atol=1e-11)
+    assert not collision_N.requires_grad
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_gradients_are_those_of_finite_differences(transform, monkeypatch):
     monkeypatch.setattr(logprobs, "TILE_CPU", 8)
     monkeypatch.setattr(logprobs, "MAX_ROWS", 2)
     hidden, weight, bias, targets = drawn(3, 4, 10)
     assert torch.autograd.gradcheck(lambda *inputs: token_logps(*inputs, targets, transform), (hidden, weight, bias))
+
+
+class ProductCounter(TorchDispatchMode):
+    """Count matrix products."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_tiles_save_products_and_change_no_bit(dtype, transform, monkeypatch):
+    monkeypatch.setattr(logprobs, "TILE_CPU", 4 * 64)
+    monkeypatch.setattr(logprobs, "MAX_ROWS", 4)
+    inputs = drawn(12, 16, 200, dtype=dtype)
+    num_tiles, found, counted = 3 * 4, [], []  # of 4 rows and 64 columns; the last ones of a block have 8
+    for kept in (0, 5 * 4 * 64 - 1, 1 << 20):
+        monkeypatch.setattr(logprobs, "KEPT_CPU", kept)
+        with ProductCounter() as products:
+            found.append(with_gradients(token_logps, inputs, transform))
+        counted.append(products.number)
+    assert all(torch.equal(one, other) for run in found[1:] for one, other in zip(run, found[0], strict=True))
+    # The fourth tile is small, so five fit in a little less than five whole ones
+    saved = [0, 5, num_tiles] if not transform.softcap else [0, 0, 0]
+    assert counted == [4 * num_tiles - each for each in saved]
+
+
+def test_a_pass_without_gradients_keeps_no_tile():
+    inputs, kept = drawn(5, 8, 33), []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.shape) or tensor, lambda each: each
+    ):
+        token_logps(*inputs, LogitTransform())
+        assert (5, 33) in kept
+        kept.clear()
+        with torch.no_grad():
+            token_logps(*inputs, LogitTransform())
+    assert kept == []
 
 
 @pytest.mark.parametrize("sure", [0.0, 1.0, 3.0], ids=["unsure", "sure", "very sure"])

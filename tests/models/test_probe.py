@@ -8,8 +8,9 @@ from tiny_models import MORE_TREE, PLAIN, SEQUENCES, TREE, random_sequences, sto
 from transformers import AttentionInterface
 
 from align.errors import InputError, RunError
-from align.models import logprobs, probe
-from align.models.logprobs import LogitTransform
+from align.models import probe
+from align.models.lm_head.logprobs import LogitTransform
+from align.models.lm_head.patch import patch_lm_head
 from align.models.policy import Policy
 from align.models.probe import Forward, choose_forward
 from align.models.tree import attention
@@ -170,7 +171,7 @@ def test_wrong_positions_raise(monkeypatch):
 )
 def test_an_unknown_logit_transform_raises(kind, settings, believed):
     policy = Policy(tiny_model(kind, settings))
-    logprobs.patch_lm_head(policy.base.get_output_embeddings(), believed)
+    patch_lm_head(policy.base.get_output_embeddings(), believed)
     with pytest.raises(RunError, match="the plain forward differs from transformers' by"):
         choose_forward(policy, GROUPS, "auto")
 

@@ -181,9 +181,11 @@ def test_quantize_must_match_the_base_of_the_adapters(base, tmp_path):
     for name, quantize in (("four", "nf4"), ("full_tensor", None)):
         policy, tokenizer = load(base, quantize=quantize)
         save_policy(policy, tokenizer, tmp_path / name, merge=False)
-    with pytest.raises(InputError, match=r"policy\.quantize: .* trained on a base in nf4; set it to nf4"):
+    with pytest.raises(InputError, match=r"policy\.quantize: .* trained on an nf4 base; set nf4"):
         load(tmp_path / "four", quantize=None)
-    with pytest.raises(InputError, match=r"policy\.quantize: .* trained on a base in full precision; leave it out"):
+    with pytest.raises(
+        InputError, match=r"policy\.quantize: .* trained on a base in full precision; remove this setting"
+    ):
         load(tmp_path / "full_tensor")
     policy, _ = load(tmp_path / "four", "merged", quantize=None)  # new adapters on the merged ones
     assert {value.dtype for value in policy.parameters()} == {torch.float32}
@@ -217,9 +219,9 @@ def test_conv1d_layers_are_rejected(tmp_path, tokenizer_folder):
         load(tmp_path)
 
 
-def test_a_missing_bitsandbytes_names_the_extra(base, monkeypatch):
+def test_a_missing_bitsandbytes_is_named(base, monkeypatch):
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"^policy\.quantize: bitsandbytes is not installed; .*align\[qlora\]"):
+    with pytest.raises(InputError, match=r"^policy\.quantize: bitsandbytes is not installed: pip install bitsandbytes"):
         load(base)
 
 

@@ -8,6 +8,7 @@ from sandbox_mark import needs_sandbox
 
 from align.errors import InputError
 from align.models.settings import PUBLISHED_WEIGHTS
+from align.procedural.general import parse
 from align.procedural.tasks import (
     KINDS,
     attributes,
@@ -205,6 +206,32 @@ def test_the_first_row_is_the_same_on_every_machine():
     ]
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_instruction_is_parsed_to_what_it_was_written_from(split):
+    for row in prompts("general", num_rows=300, seed=0, split=split):
+        spec = {name: row.metadata[name] for name in ("task", "subject", "count", "constraints")}
+        assert parse(asked(row)) == spec
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "List three animals.",
+        "List three animals, in capitals",
+        "List three animals, in capitals, in capitals.",
+        "List three planets, in capitals.",
+        "List two animals, in capitals.",
+        "List three animals, without the word saw.",
+        "Count three numbers from one, in alphabetical order.",
+        "List three animals, in capitals. Please.",
+        "List three tools, in capitals, in alphabetical order, separated by stars, ending with a full stop.",
+    ],
+)
+def test_other_texts_are_no_instructions(text):
+    assert parse(text) is None
+
+
 def failures(rows):
     """Share of demonstrations that fail each check, by its name."""
     asked_for, failed = Counter(), Counter()
@@ -317,7 +344,7 @@ def test_the_corpus_contains_every_word_of_the_tasks():
         (lambda: prompts("general", num_rows=1, seed=0, split="valid"), "did you mean 'validation'"),
         (lambda: comparisons("general", num_rows=1, num_responses=7, seed=0), "num_responses is 7; it must be 2 to 6"),
         (lambda: comparisons("code", num_rows=1, num_responses=4, seed=0), "choose one of: general"),
-        (lambda: grade({}, "cat"), "available: code, general"),
+        (lambda: grade({}, "cat"), "available: code, code_prompting, dialogues, general, prompting, user_turns"),
         (lambda: grade({"kind": "code"}, "cat"), "a code task needs `examples`"),
     ],
 )

@@ -157,7 +157,11 @@ def evaluated(folder, name, policies, *, passes, prompt, response):
             lines.append({"policy": policy, "prompt": f"{prompt} ({number})", "response": text, "parts": parts})
     write_lines(folder / name / "general.jsonl", lines)
     write_lines(folder / name / "nll.jsonl", [{"policy": policies[0], "row": 0, "parts": {"nll": [31.5, 12]}}])
-    return {"scores": {policy: row(policy, passes) for policy in policies}}
+    measured = {
+        "repetition": {"value": 0.05, "low": 0.0, "high": 0.1, "n": NUM_PROMPTS},
+        "length": {"value": 123.4, "low": 110.0, "high": 130.0, "n": NUM_PROMPTS},
+    }
+    return {"scores": {policy: row(policy, passes) for policy in policies}, "measures": {"general": measured}}
 
 
 def row(policy, passes):

@@ -2,29 +2,16 @@
 
 import json
 import re
-import shutil
-import subprocess
 from html import escape, unescape
 
 import pytest
+from browser import dumped, needs_browser
 from run_folders import make_run
 
 from align.report import write_report
+from align.synth.measures import write_measures
+from align.synth.measures.written import Yields
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",  # root may not have one
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-dev-shm-usage",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--no-first-run",
-)
 PHONE, DESKTOP = 360, 1200  # CSS pixels of width
 MIN_FONT_SIZE = 8  # CSS pixels, of text in charts
 HOSTILE = "<script>document.body.dataset.hacked = 1</script><img src=x onerror='document.body.dataset.hacked = 1'>"
@@ -51,7 +38,7 @@ addEventListener("load", () => {
 })
 </script></body>"""
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
+pytestmark = needs_browser
 
 
 def measured(page, tmp_path, *, width, flags=()):
@@ -69,21 +56,23 @@ def measured(page, tmp_path, *, width, flags=()):
     return json.loads(unescape(re.search(r'data-measured="([^"]*)"', dumped(frame, tmp_path, flags))[1]))
 
 
-def dumped(page, tmp_path, flags=()):
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    call = [BROWSER, *FLAGS, *flags, profile, "--window-size=1400,900", "--dump-dom", page.as_uri()]
-    return subprocess.run(call, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     one = make_run(folder / "one", run="a-name-of-a-run-that-goes-on-and-on", prompt=HOSTILE, response=LONG_WORD)
     two = make_run(folder / "two", run="other", seed=8, response=HOSTILE)
     part = make_run(folder / "part", done=("base", "code_sft"))
+    for run in (one, two):
+        rows = [
+            {"id": f"{family} {number}", "family": family, "text": f"{HOSTILE} {number} {LONG_WORD}", "reward": number}
+            for family in ("code", LONG_WORD[:40], HOSTILE)
+            for number in range(9)
+        ]
+        yields = Yields(asked={"code": 20}, dropped={"code": {HOSTILE: 5, LONG_WORD[:80]: 6}})
+        write_measures(run / "answers1", rows, yields=yields)
     return {
         "one": write_report(one),
-        "both": write_report(one, folder / "both.html", compare=two),
+        "both": write_report(one, folder / "both.html", compare=[two]),
         "part": write_report(part),
     }
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import yaml
@@ -7,6 +8,7 @@ from run_folders import LEDGER, PASSES, POLICIES, STEPS, make_run, outcomes, row
 
 from align.errors import InputError
 from align.report import write_report
+from align.report.samples import line_value
 
 HOSTILE = '</pre><script>document.body.dataset.hacked = 1</script><img src=x onerror="alert(1)"> & {{ 7 * 7 }}'
 EVALUATIONS = tuple(f"evaluate-{name}" for name in POLICIES)
@@ -75,8 +77,12 @@ def test_a_likelihood_is_recognized_by_its_metric(tmp_path):
     for name, value in values.items():
         path = folder / f"evaluate-{name}" / "manifest.json"
         manifest = json.loads(path.read_text())
-        scores = {"chat": {"value": value, **score}, "same": {"value": 0.5, **score}}
-        columns = {"chat": ["chat", "nll"], "same": ["same", "correct"]}
+        scores = {
+            "chat": {"value": value, **score},
+            "same": {"value": 0.5, **score},
+            "choice": {"value": value, **score},
+        }
+        columns = {"chat": ["chat", "nll"], "same": ["same", "correct"], "choice": ["choice", "unparsable"]}
         write(path, {**manifest, "scores": {name: scores}, "columns": columns})
     text = write_report(folder).read_text()
     found = Page(text)
@@ -89,7 +95,13 @@ def test_a_likelihood_is_recognized_by_its_metric(tmp_path):
     ]
     assert [cell[0] for cell in found.column("results", "same").values()] == ["50.0%"] * 5
     best = [part.partition("</span>")[0] for part in text.split('<td class="best"><span>')[1:]]
-    assert best == ["0.500", "0.500"]  # lower is better, and no score is best where all are equal
+    assert sorted(best) == ["0.500", "0.500", "50.0%", "50.0%"]  # the lower of both; none where all are equal
+
+
+def test_a_metric_of_which_less_is_better_is_no_part_of_a_mean_with_others():
+    wrong, right = ({"parts": {"generated": [value, 1], "unparsable": [1 - value, 1]}} for value in (0, 1))
+    assert (line_value(wrong), line_value(right)) == (0, 1)
+    assert line_value({"parts": {"nll": [6, 4]}}) == 1.5
 
 
 def test_a_change_names_its_baseline_unless_it_is_the_row_above(tmp_path):
@@ -216,7 +228,7 @@ def test_the_same_run_gives_the_same_page(tmp_path):
 def test_two_runs_are_shown_side_by_side(tmp_path):
     one = make_run(tmp_path / "one")
     two = make_run(tmp_path / "two", run="other", seed=8, passes=BETTER)
-    found = page(one, out=tmp_path / "new" / "both.html", compare=two)
+    found = page(one, out=tmp_path / "new" / "both.html", compare=[two])
     rows = [cells[0] for cells in found.tables["results"][1:]]
     assert [tuple(cell[:2]) for cell in rows] == [(name, f"run {letter}") for name in POLICIES for letter in "AB"]
     by_run = {tuple(cells[0][:2]): cells[1] for cells in found.tables["results"][1:]}
@@ -234,7 +246,7 @@ def test_two_runs_are_shown_side_by_side(tmp_path):
 def test_two_runs_with_different_steps_are_compared(tmp_path):
     one = make_run(tmp_path / "one", done=("base", "sft", *EVALUATIONS))
     two = make_run(tmp_path / "two", done=("base", "sft"))
-    found = page(one, out=tmp_path / "both.html", compare=two)
+    found = page(one, out=tmp_path / "both.html", compare=[two])
     assert {cells[0][1] for cells in found.tables["results"][1:]} == {"run A"}
     assert [cells[0][1] for cells in found.tables["rows"][1:]][:2] == ["run A", "run B"]
 
@@ -247,3 +259,48 @@ def test_an_older_page_is_kept_when_rendering_fails(tmp_path):
         write_report(folder)
     assert (folder / "report.html").read_text() == before
     assert [path.name for path in folder.glob(".*")] == []
+
+
+def test_several_runs_are_shown_side_by_side(tmp_path):
+    runs = [
+        make_run(tmp_path / name, run=name, seed=at, passes={**PASSES, "rpo2": 0.9 - 0.2 * at})
+        for at, name in enumerate("xyz")
+    ]
+    found = page(runs[0], out=tmp_path / "all.html", compare=runs[1:])
+    by_run = {(cells[0][0], cells[0][1]): cells for cells in found.tables["results"][1:]}
+    assert {label for _, label in by_run} == {"run A", "run B", "run C"}
+    first, last = (number(by_run["rpo2", label][1][0]) for label in ("run A", "run C"))
+    assert any(line.startswith("C − A") for line in by_run["rpo2", "run C"][1])
+    assert first > last
+    header, *rows = found.tables["differences_by_prompt"]
+    assert [cell[0] for cell in header] == ["prompt", "run A", "run B", "run C", "change"]
+    changes = [number(cells[-1][0]) for cells in rows]
+    assert changes == sorted(changes, reverse=True) and changes[-1] < 0
+    assert [cell[0] for cell in found.tables["differences"][0]] == ["setting", "run A", "run B", "run C"]
+    with pytest.raises(InputError, match="at most 8 runs, not 9"):
+        write_report(runs[0], compare=runs[:1] * 8)
+
+
+def test_measures_stand_beside_the_scores(finished):
+    header, *rows = finished[1].tables["answers"]
+    assert [cell[0] for cell in header] == ["policy", "repetition", "length"]
+    assert [row[1][0] for row in rows] == ["5.0%"] * len(POLICIES)
+    assert rows[0][2] == ["123.4", "110 to 130"]
+
+
+def test_verdicts_are_marked_in_the_text(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for policy in POLICIES:
+        file = folder / f"evaluate-{policy}" / "general.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for line in lines:
+            line["response"] = "red <b>sea</b>, seas"
+            line["checks"] = [
+                {"name": "forbidden <words>", "passed": False, "found": ["sea", ","]},
+                {"name": "existence", "passed": True, "found": ["red"]},
+            ]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write_report(folder).read_text("utf-8")
+    assert '<mark class="passed">red</mark> &lt;b&gt;<mark class="failed">sea</mark>' in text
+    assert '<li class="failed">forbidden &lt;words&gt;</li><li class="passed">existence</li>' in text
+    assert "<pre>red &lt;b&gt;sea&lt;/b&gt;, seas</pre>" in re.sub(r"</?mark[^>]*>", "", text)

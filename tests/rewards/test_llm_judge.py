@@ -5,7 +5,8 @@ import pytest
 from align.inference.samples import Sample, Throughput, prompt_key
 from align.records import Message, Prompt
 from align.rewards.builtin_judges import LlmSettings
-from align.rewards.llm_judge import LlmJudge, parse_preference, parse_rating
+from align.rewards.judge_prompts.parsing import parse_preference, parse_rating
+from align.rewards.llm_judge import LlmJudge
 
 PROMPT = Prompt((Message("user", "Name a colour {of} the flag."),))
 BLOCK = re.compile(r"<answer(?:_a|_b)?>\n(.*?)\n</answer", re.DOTALL)
@@ -143,7 +144,7 @@ def test_groups_keep_their_order_over_several_batches():
     ],
 )
 def test_the_last_decision_is_the_preference(answer, value):
-    assert parse_preference(answer) == value
+    assert (parse_preference(answer) or [None])[0] == value
 
 
 @pytest.mark.parametrize(
@@ -159,4 +160,4 @@ def test_the_last_decision_is_the_preference(answer, value):
     ],
 )
 def test_ratings_are_numbers_from_one_to_ten(answer, value):
-    assert parse_rating(answer) == value
+    assert (parse_rating(answer) or [None])[0] == value

@@ -97,15 +97,15 @@ def test_judges_that_know_no_prompt_are_refused_with_what_they_need():
     with pytest.raises(InputError) as caught:
         check_known(settings("ground_truth", "verifier"), [asked(id=1), asked(answer="")], combine="precedence")
     assert str(caught.value) == (
-        "judges: none of the 2 prompts can be judged: ground_truth needs answer or ground_truth or reward_model; "
-        "verifier needs instructions or instruction_id_list or kind; they have answer, id"
+        "judges: no judge can score any of the 2 prompts: ground_truth needs answer or ground_truth or reward_model; "
+        "verifier needs instructions or instruction_id_list or kind; columns found: answer, id"
     )
 
 
 def test_one_known_prompt_is_enough_by_precedence_and_all_judges_must_know_it_in_a_sum():
     known = [asked(), asked(answer=4)]
     check_known(settings("ground_truth", "executed_tests"), known, combine="precedence")
-    with pytest.raises(InputError, match="none of the 2 prompts"):
+    with pytest.raises(InputError, match="can score any of the 2 prompts"):
         check_known(settings("ground_truth", "executed_tests"), known, combine="weights")
     check_known(settings("ground_truth", "executed_tests"), [asked(answer=4, tests="x")], combine="weights")
     check_known([], known, combine="precedence")

@@ -1,8 +1,14 @@
 """The reward model as a judge: order of verdicts, abstentions, and independence of the batch."""
 
+import threading
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
+
 import pytest
 import torch
+from json_handler import JsonHandler
 from saved_models import NAMES, SMALL_LLAMA, WEIGHTS, save_reward_and_policy
+from transformers import AutoModelForSequenceClassification
 
 from align.content_hash import content_of
 from align.errors import InputError
@@ -53,8 +59,9 @@ def test_a_verdict_is_the_models_output_for_the_rendered_dialogue(folders):
     ((verdict,),) = judge([(prompt("hello"), ["well met"])])
     text = "<|im_start|>user\nhello<|im_end|><|im_start|>assistant\nwell met<|im_end|>"
     ids = judge.judge.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    judge.judge.model.use_forward("plain")
-    expected = judge.judge.model.hf(input_ids=ids.to(judge.judge.model.device)).logits[0].cpu()
+    model = judge.judge.scorer.model
+    model.use_forward("plain")
+    expected = model.hf(input_ids=ids.to(model.device)).logits[0].cpu()
     torch.testing.assert_close(torch.tensor([verdict.attributes[name] for name in NAMES]), expected, rtol=0, atol=1e-5)
 
 
@@ -78,7 +85,7 @@ def test_groups_longer_than_a_sliding_window_leave_the_others_unchanged(folders,
     groups = [(prompt("word " * (1 + number % 4)), [f"{number} a", f"{number} b"]) for number in range(12)]
     judge = load_judge("reward_model", path=str(tmp_path / "windowed"))
     together = list(judge(groups))
-    assert judge.judge.forwards == {False: "tree", True: "plain"}
+    assert judge.judge.scorer.forwards == {False: "tree", True: "plain"}
     for first in range(1, 12):
         assert list(load_judge("reward_model", path=str(tmp_path / "windowed"))(groups[first:])) == together[first:]
 
@@ -106,7 +113,7 @@ def test_only_the_needed_groups_are_computed(folders):
     judge = load_judge("reward_model", path=str(folders / "reward"))
     list(judge(GROUPS[:1]))  # the first time the forward is compared with that of transformers
     seen = []
-    judge.judge.model.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    judge.judge.scorer.model.register_forward_hook(lambda module, args, output: seen.append(len(output)))
     verdicts = judge(GROUPS)
     for number in range(1, len(GROUPS) + 1):
         next(verdicts)
@@ -142,3 +149,78 @@ def test_bf16_gives_nearly_the_same_rewards(folders):
     assert keys[0] != keys[1]
     with pytest.raises(InputError, match="precision: Input should be 'fp32' or 'bf16'"):
         load_judge("reward_model", path=str(folders / "reward"), precision="bf61")
+
+
+@contextmanager
+def classifier_server(path):
+    """A server that answers /classify as vLLM does, with the values of transformers."""
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+
+    class Handler(JsonHandler):
+        def do_GET(self):
+            self.say(200, {"data": [{"id": "rater"}]})
+
+        def do_POST(self):
+            request = self.body()
+            asked = (self.path, request["model"], request["use_activation"], request["add_special_tokens"])
+            if asked != ("/classify", "rater", False, False):
+                self.say(404, {"error": f"{asked}"})
+                return
+            with torch.no_grad():
+                found = [model(torch.tensor([ids])).logits[0].tolist() for ids in request["input"]]
+            self.say(200, {"data": [{"probs": values} for values in found]})
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_server_gives_the_verdicts_of_the_model_in_this_process(folders):
+    path = str(folders / "reward")
+    groups = [*GROUPS, (prompt("a"), ["b", "c" * 200]), (prompt("a"), ["b", " ", "d"]), (prompt("a"), ["", ""])]
+    expected = list(load_judge("reward_model", path=path)(groups))
+    with classifier_server(path) as url:
+        engine = {"server": {"base_url": url, "models": {path: "rater"}}}
+        served = list(load_judge("reward_model", path=path, engine=engine)(groups))
+    assert [[each.why for each in verdicts] for verdicts in served] == [[each.why for each in one] for one in expected]
+    compared = 0
+    for ours, theirs in zip(served, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.reward == (None if other.reward is None else pytest.approx(other.reward, abs=1e-5))
+            assert one.attributes == pytest.approx(other.attributes, abs=1e-5)
+            compared += one.reward is not None
+    assert compared > 100
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        (
+            {"transformers_serve": {}},
+            "transformers serve has no scores of reward models; use vllm, or leave engine",
+        ),
+        (
+            {"sglang": {}},
+            "SGLang gives the reward models of several architectures a head with random",
+        ),
+        ({"local": {"precision": "bf16"}}, "a reward model has no settings of a local engine; use vllm, or leave"),
+    ],
+)
+def test_engines_that_cannot_rate_are_refused_in_one_line(engine, said):
+    with pytest.raises(InputError, match=said) as caught:
+        load_judge("reward_model", path="org/rater", engine=engine)
+    assert caught.value.loc[-2:] == ("engine", *engine)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_engine_is_part_of_what_decides_a_verdict_where_there_is_one():
+    plain, served, faster = (
+        JudgeSettings(name="reward_model", settings={"path": "org/rater", "engine": engine}).cache_key()
+        for engine in ({}, {"vllm": {}}, {"vllm": {"gpu_share": 0.3}})
+    )
+    assert plain["settings"] == {"path": "org/rater", "precision": "fp32"}
+    assert served == faster != plain

@@ -12,8 +12,9 @@ from align.inference.samples import Sample, Throughput, prompt_key
 from align.records import Message, Prompt
 from align.rewards.answers.extraction import final_answer
 from align.rewards.builtin_judges import LlmSettings
+from align.rewards.judge_prompts.parsing import parse_preference, parse_rating
 from align.rewards.judges import load_judge, make_judge
-from align.rewards.llm_judge import LlmJudge, parse_preference, parse_rating
+from align.rewards.llm_judge import LlmJudge
 from align.rewards.settings import JudgeSettings
 from align.rewards.thoughts import ThoughtSettings, VisibleText, response_text, visible_text
 from align.rewards.verdicts import Verdict
@@ -146,7 +147,7 @@ def test_a_verdict_in_a_thought_or_of_a_cut_answer_does_not_count():
     assert ratings("I would say [[3]], but", finish="length") == [None, None]
     assert ratings("<t>[[3]]</t>[[4]]", thoughts={"start": "<t>", "end": "</t>"}) == [4, 4]
     assert parse_rating("<think>[[3]]") is parse_preference("<think>[[A]]") is None
-    assert parse_preference("<think>[[A]]</think> [[B]]") == 0
+    assert parse_preference("<think>[[A]]</think> [[B]]").value == 0
 
 
 def test_a_chat_model_is_not_shown_thoughts():

@@ -165,9 +165,7 @@ def test_a_missing_layer_is_reported_before_anything_runs(command, missing):
         pytest.skip("the limit on threads has an effect for users other than root")
     output, error = run_python(*command, code=TRY)
     assert output == ""
-    assert error.startswith(
-        f"align.errors.InputError: code is executed in a sandbox only, and this system lacks {missing}"
-    )
+    assert error.startswith(f"align.errors.InputError: the code sandbox cannot start: this system lacks {missing}")
 
 
 def test_an_unprivileged_user_has_the_same_sandbox():

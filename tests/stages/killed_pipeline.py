@@ -1,4 +1,4 @@
-"""A recipe whose pipeline is killed at moments of chance: python killed_pipeline.py FOLDER SEED NUMBER.
+"""A recipe whose pipeline is killed at moments of chance: python killed_pipeline.py FOLDER SEED NUMBER RECIPE.
 
 FOLDER/whole holds an undisturbed run, FOLDER/killed-1 and so on those that were killed, NUMBER times in all, and then
 resumed to their end. Prints a JSON object of the kills, and of every finished step that a later life began again.
@@ -24,6 +24,7 @@ from align.accounting.counters import NoCounter
 from align.stages.costs import measured as costs
 from align.workflow.launcher import Command
 from align.workflow.runner import run_recipe
+from align.workflow.search.calls import calls
 
 RECIPE = """
 run: small
@@ -59,7 +60,26 @@ steps:
     train: *train
   evaluate: {stage: evaluate, policies: [dpo, rpo], tasks: {general: {data: test, max_new_tokens: 6}}}
 """
-
+MORE_DATA = """
+  pairs: {path: "tasks:general", limit: 12, responses: 2}
+  val: {path: "tasks:general", split: validation, limit: 4}
+steps:"""
+SEARCHED = """
+  dpo: {stage: preference, data: pairs, loss: {name: dpo}, train: {<<: *train, epochs: 2, schedule: cosine}}
+  validation: {stage: evaluate, policies: [general], tasks: {chat: {task: nll, data: val}}}
+  evaluate: {stage: evaluate, policies: [dpo], tasks: {general: {data: test, max_new_tokens: 6}}}
+search:
+  dpo:
+    space: {loss.settings.beta: {log: [0.01, 1]}, train.learning_rate: {log: [1.0e-4, 1.0e-2]}}
+    evaluation: validation
+    metric: chat.nll
+    budget: {trials: 4}
+    rungs: [2, 4]
+    halving: 2
+"""
+# With a search in place of the later stages
+SEARCH = RECIPE[: RECIPE.index("  rate:")].replace("\nsteps:", MORE_DATA) + SEARCHED
+RECIPES = {"pipeline": RECIPE, "search": SEARCH}
 
 MOST_STEPS = 3  # that a life may begin before it is killed in the last of them
 LONGEST = 1.5  # times the undisturbed run's mean seconds of a step: from the beginning of that step to the kill
@@ -96,7 +116,8 @@ def live(folder, log):
     costs.matrix_rate = lambda device, precision: 1e9
     energy.machine_counter = lambda: NoCounter("not measured in this test")
     try:
-        run_recipe(Command(Path("small.yaml"), ()), Log(log), disk=(0, 0))
+        for call in calls(Command(Path("small.yaml"), ())):
+            run_recipe(call.command, Log(log), disk=(0, 0), until=call.until)
     except BaseException as error:
         print(f"{folder}: {error!r}", file=sys.stderr)
         os._exit(1)
@@ -125,22 +146,29 @@ def kill(child, num_steps, delay_s, log):
     return os.WIFSIGNALED(status)
 
 
-def begin(folder):
+def begin(folder, name="pipeline"):
     """The folder of a run with its recipe."""
     folder.mkdir(parents=True)
-    (folder / "small.yaml").write_text(RECIPE)
+    (folder / "small.yaml").write_text(RECIPES[name])
     return folder
 
 
 def finished(run):
-    """Return a digest of each finished step's files, without the model card, which is written at the end of the run."""
+    """Return a digest of each finished step's files.
+
+    Model cards are left out, which are written at the end of the run, and checkpoints that a search removes.
+    """
     steps = [path.parent for path in run.glob("runs/small/*/manifest.json")]
     return {step.name: _digest(step) for step in steps if step.suffix != ".partial"}
 
 
 def _digest(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
-    lines = [f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    left_out = ("README.md", "manifest.json")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in left_out)
+    kept = [path for path in files if "resume" not in path.relative_to(folder).parts]
+    lines = [f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in kept]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    lines.append(json.dumps({name: value for name, value in manifest.items() if name != "removed"}, sort_keys=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -175,14 +203,14 @@ def lives(run, draw, number, steps_s):
 
 
 if __name__ == "__main__":
-    root, seed, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    if os.waitpid(live(begin(root / "whole"), root / "whole" / "life.log"), 0)[1]:
+    root, seed, number, recipe = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    if os.waitpid(live(begin(root / "whole", recipe), root / "whole" / "life.log"), 0)[1]:
         sys.exit("the undisturbed run failed")
     ledgers = json.loads((root / "whole/runs/small/ledger.json").read_text())
     steps_s = ledgers["total"]["seconds"]
     draw, kills, twice = random.Random(seed), [], []
     while len(kills) < number:
-        run = begin(root / f"killed-{len(list(root.glob('killed-*'))) + 1}")
+        run = begin(root / f"killed-{len(list(root.glob('killed-*'))) + 1}", recipe)
         more, again = lives(run, draw, number - len(kills), steps_s)
         kills, twice = kills + more, twice + again
     print(json.dumps({"steps_s": steps_s, "kills": kills, "twice": twice}))

@@ -1,9 +1,17 @@
 """Rows and tokenizers of a recipe's steps before any of them has run."""
 
-from align.stages.inputs.context import ModelSpec
+from pathlib import Path
+
+from align.models.settings import PolicySettings
+from align.stages.inputs.context import ModelSpec, StepInputs
 from align.stages.training import rows
 from align.stages.training.models import planned_tokenizer
 from align.workflow.estimate import ModelPlans
+
+
+def inputs_of(source):
+    """What a step reads whose one source is called rows."""
+    return StepInputs(seed=0, policy=PolicySettings(), sources={"rows": source}, folders={}, run=Path())
 
 
 def tokenizer_of(recipe, name, folder):

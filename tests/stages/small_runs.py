@@ -11,13 +11,17 @@ from align.workflow.runner import run_recipe
 
 ROOT = Path(__file__).parents[2]
 
-RECIPE = """
+SMALL_POLICY = """
 run: small
 runs: {runs}
 policy:
   from_config: {{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
           num_attention_heads: 2, max_position_embeddings: 256, initializer_range: 0.05}}
   chat_template: chatml
+"""
+RECIPE = (
+    SMALL_POLICY
+    + """\
 data:
   shown: {{path: "tasks:general", limit: 24}}
   pairs: {{path: "tasks:general", limit: 12, responses: 2}}
@@ -26,6 +30,7 @@ steps:
   sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}}}
   dpo: {{stage: preference, data: pairs, loss: {{name: dpo}}, train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}}}
 """
+)
 
 
 class Told:

@@ -172,13 +172,18 @@ WRONG = {
     ),
     "samples for rounds of given rows": (
         [("    on_policy: true\n", "")],
-        "is for on_policy: true",
+        "requires on_policy: true",
         "steps rpo generate",
     ),
     "a step and a source of one name": (
         [("  test:", "  samples:\n    path: tasks:general\n    limit: 3\n  test:")],
         "'samples' is both a step and a source of data",
         "steps rescored data",
+    ),
+    "a model that is both loaded and new": (
+        [("    vocab_size: 300", "    path: runs/other\n    from_config: {{model_type: llama}}")],
+        "give either path or from_config",
+        "steps base from_config",
     ),
     "a launch of what runs in one process": (
         [("    vocab_size: 300", "    vocab_size: 300\n    launch: launch/cpu-1.yaml")],
@@ -254,6 +259,15 @@ WRONG = {
         "cannot infer the task from test",
         "steps evaluate tasks general",
     ),
+    "a task without a policy": (
+        [
+            ("    split: test\n    limit: 5", "    limit: 5"),
+            ("  test:\n    path: tasks:general", "  test:\n    path: a.csv"),
+            ("        data: test\n        max_new_tokens: 8\n", "        data: test\n        task: alpaca_eval\n"),
+        ],
+        "alpaca_eval evaluates no policy; run `align evaluate --task alpaca_eval",
+        "steps evaluate tasks general task",
+    ),
     "a setting that the task does not use": (
         [("        data: test\n", "        data: test\n        tasks_folder: own\n")],
         "has no effect on task general",
@@ -281,7 +295,7 @@ WRONG = {
     ),
     "an evaluation whose name is no file's": (
         [("      general:\n        data: test\n", "      in/general:\n        data: test\n")],
-        "no '/' in it and no '.' at its start, not 'in/general'",
+        "'in/general' is used as a file name, so it must not contain '/'",
         None,
     ),
     "a step's groups to be evaluated": ([("        data: test", "        data: samples")], "no source of data", None),
@@ -293,7 +307,7 @@ WRONG = {
                 "  evaluate:\n",
             )
         ],
-        "its column 'general' of the table is that of steps.",
+        "results column 'general' is also used by steps.",
         None,
     ),
     "prompts that training splits": (
@@ -400,7 +414,7 @@ WRONG = {
         "'table.json' is the name of another file of a run",
         None,
     ),
-    "a round without a number of prompts": ([("      prompts:\n        prompts: 8\n", "")], "has no end", None),
+    "a round without a number of prompts": ([("      prompts:\n        prompts: 8\n", "")], "is unlimited", None),
 }
 
 

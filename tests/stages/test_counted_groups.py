@@ -37,7 +37,7 @@ def test_rows_that_are_dropped_and_prompts_of_another_split_are_counted(tmp_path
         (tmp_path / "runs" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made, told = run(tmp_path, text=DROPPING)
     counts = made["samples"]["report"]["counts"]
-    assert counts["prompts:of another split"] == len(asked) - len(left)
+    assert counts["prompts:not in constraints.split"] == len(asked) - len(left)
     assert sum(number for name, number in counts.items() if name.startswith("rows:dropped ")) == 2
     assert counts["prompts"] + counts.get("prompts:duplicate", 0) == 3 + 2
     counts = made["rescored"]["report"]["counts"]

@@ -16,6 +16,7 @@ from align.workflow.estimate import estimate as check
 from align.workflow.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
+SMALL_BUDGET = "steps.dpo.train.tokens_per_micro_batch=1"
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}  # by the first part of a file's name; the rest has none
 FILES = sorted(path.name for path in (ROOT / "launch").glob("*.yaml") if path.name != "skypilot.yaml")
 
@@ -51,8 +52,8 @@ def memory_of(folder, *overrides):
 def test_check_tells_the_memory_of_the_launch_and_of_other_ways(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = memory_of(tmp_path, "steps.dpo.launch=launch/zero2-cpu-2.yaml")
-    assert "in one process, the process itself included" in found["sft"].describe()
-    assert "in each of 2 processes under ZeRO-2, the process itself included" in found["dpo"].describe()
+    assert "in one process, including the Python process" in found["sft"].describe()
+    assert "in each of 2 processes under ZeRO-2, including the Python process" in found["dpo"].describe()
     for each in found.values():
         assert each.many == 8
         whole, *sharded = each.by_stage
@@ -63,7 +64,7 @@ def test_check_tells_the_memory_of_the_launch_and_of_other_ways(tmp_path, monkey
 def test_on_a_gpu_the_process_itself_is_not_in_the_devices_memory(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = memory_of(tmp_path, "steps.sft.launch=launch/gpu-1.yaml")["sft"]
-    assert "in one process, estimated" in found.describe()
+    assert "GiB at the peak in one process;" in found.describe()
     assert found.peak < 600 * 2**20  # of which most are the tiles of logits, larger than on a CPU
 
 
@@ -83,6 +84,17 @@ def test_what_spares_memory_is_seen_to(tmp_path):
     assert peak("steps.sft.train.tokens_per_micro_batch=1000000") == peak()  # as much as a step has
 
 
+def test_groups_above_the_token_budget_are_in_memory_in_parts_unless_weights_are_gathered(tmp_path):
+    def found(*overrides):
+        deep = "policy.from_config.num_hidden_layers=16"
+        return memory_of(tmp_path, deep, "steps.dpo.train.prompts_per_step=1", *overrides)["dpo"]
+
+    at_once, parts = found("steps.dpo.train.tokens_per_micro_batch=100000"), found(SMALL_BUDGET)
+    assert parts.peak < at_once.peak
+    assert parts.by_stage[3] == at_once.by_stage[3]  # ZeRO-3
+    assert found(SMALL_BUDGET, "policy.forward=plain").peak > parts.peak
+
+
 @pytest.mark.parametrize(
     ("libc", "threshold", "told"),
     [(("glibc", "2.36"), None, True), (("glibc", "2.36"), "1048576", False), (("glibc", "2.38"), None, False)]
@@ -93,4 +105,4 @@ def test_what_an_older_allocator_adds_is_told_where_nothing_keeps_it_from_that(m
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
     if threshold is not None:
         monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", threshold)
-    assert (libc[1] in holes() and "times that" in holes()) if told else holes() == ""
+    assert (libc[1] in holes() and "times as much" in holes()) if told else holes() == ""

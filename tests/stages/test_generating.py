@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from planned import inputs_of
 from test_cli import SMALL, align
 
 from align.data.reading import read
@@ -71,6 +72,25 @@ def test_prompts_become_scored_groups_that_the_readers_know(policy, tmp_path):
         assert rewards == sorted(rewards, reverse=True)
         assert rewards[0] > rewards[-1]
         assert [origin["policy"] for origin in group.metadata["origins"]] == [policy] * len(rewards)
+
+
+def test_columns_are_named_on_the_command_lines_of_generate_and_evaluate(policy, tmp_path):
+    theirs = rows(
+        tmp_path / "theirs.jsonl", [{"chat": [{"text": each["question"]}], "a": each["answer"]} for each in SUMS]
+    )
+    out, more = tmp_path / "groups.jsonl", ("--column", "prompt=chat.0.text", "sampling.num_responses=2", *SHORT)
+    ended = generate(policy, out, *more, data=theirs)
+    assert ended.returncode == 0, ended.stderr
+    asked = {group.prompt[0].content for group in read(str(out)).records}
+    assert asked and asked <= {each["question"] for each in SUMS}
+    given = rows(tmp_path / "given.jsonl", [{"prompt": each["question"], "response": "#### 42"} for each in SUMS])
+    columns = ("--column", "question=chat.0.text", "--column", "answer=a")
+    graded = summary_of(evaluate("gsm8k", "--data", theirs, "--responses", given, *columns))
+    assert graded["scores"]["correct"]["value"] == 0.5
+    both = evaluate("gsm8k", "--data", theirs, "--responses", given, *columns[:2], "rows.columns.answer=a")
+    assert summary_of(both)["scores"] == graded["scores"]
+    ignored = evaluate("general", "--data", "tasks:general", "--limit", "2", "--policy", policy, *columns)
+    assert ignored.returncode == 2 and "does not use --column: leave it out" in ignored.stderr
 
 
 def test_a_prompt_that_the_chat_template_refuses_is_skipped_and_counted_or_named(policy, tmp_path):
@@ -263,7 +283,9 @@ ASKED, ANSWERED = ("--data", "DATA", "--policy", "nowhere"), ("--data", "DATA", 
         ("preference", (*ASKED, "--judge", "ground_truth"), "does not use --judge"),
         ("preference", (*ASKED, "sampling.max_new_tokens=4"), "does not use sampling"),
         ("win_rate", (*ANSWERED, "--responses", "b", "--judge", "verifier", "--policy", "p"), "does not use --policy"),
-        ("win_rate", (*ANSWERED, "--responses", "b", "--judge", "verifier", "--out", "o"), "does not use --out"),
+        ("alpaca_eval", ASKED, "does not use --policy"),
+        ("alpaca_eval", (), "--data"),
+        ("alpaca_eval", ("--data", "DATA"), "has no 'id'"),
         ("harness:x", ASKED, "does not use --data"),
         ("harness:x", (*ASKED[2:], "--out", "o.jsonl"), "does not use --out"),
     ],
@@ -378,14 +400,14 @@ def test_a_row_that_is_too_long_to_be_answered_is_left_out_of_groups_and_ends_an
 def test_the_default_length_of_responses_fits_a_model_of_256_positions(policy, tmp_path):
     ended = generate(policy, tmp_path / "groups.jsonl", "engine.local.precision=fp32", "sampling.num_responses=1")
     assert ended.returncode == 0, ended.stderr
-    assert "responses end after 128 tokens, half of the policy's positions" in ended.stderr
+    assert "sampling.max_new_tokens is 128, half of the model's context length" in ended.stderr
     assert json.loads(ended.stdout.splitlines()[-1])["counts"]["responses"] == 6
 
 
 def test_judges_that_know_no_prompt_are_refused_before_anything_is_sampled(policy, tmp_path):
     ended = generate(policy, tmp_path / "groups.jsonl", *SHORT, "--judge", "executed_tests")
     assert ended.returncode == 2
-    assert "align: judges: none of the 6 prompts can be judged: executed_tests needs tests or" in ended.stderr
+    assert "align: judges: no judge can score any of the 6 prompts: executed_tests needs tests or" in ended.stderr
     assert not list(tmp_path.rglob(".*.samples"))
 
 
@@ -423,9 +445,10 @@ def test_a_row_whose_likelihood_cannot_be_told_is_named_by_its_place_in_the_file
     data = rows(tmp_path / "data.jsonl", [{**row, "metadata": {}} for row in content])
     source = SourceSettings(path=data, format="native", max_length=60, overlong="error")
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    with pytest.raises(InputError, match=rf"^{re.escape(data)}: row 3: .*60"):
-        likelihood_rows(source, tokenizer, model_limit=None)
-    groups, row_counts = likelihood_rows(source.model_copy(update={"limit": 2}), tokenizer, model_limit=None)
+    with pytest.raises(InputError, match=rf"^data\.rows\.path: {re.escape(data)}: row 3: .*60"):
+        likelihood_rows("rows", inputs_of(source), tokenizer, model_limit=None)
+    two = inputs_of(source.model_copy(update={"limit": 2}))
+    groups, row_counts = likelihood_rows("rows", two, tokenizer, model_limit=None)
     assert (len(groups), row_counts["rows"], row_counts["left_out"]) == (1, 2, {"prompts without a response": 1})
 
 
@@ -440,7 +463,7 @@ def test_rows_that_are_dropped_and_prompts_of_another_split_are_told(policy, tmp
         (summary_of(evaluate("ifeval", "--data", data, "--policy", policy, *how)), "left_out"),
     ):
         counts = summary[told]
-        assert counts["prompts:of another split"] == len(texts) - len(of_test)
+        assert counts["prompts:not in constraints.split"] == len(texts) - len(of_test)
         assert [number for name, number in counts.items() if name.startswith("rows:dropped ")] == [1]
     assert summary["rows"] == len(of_test)
 
@@ -453,7 +476,7 @@ def longer():
 
 def test_a_win_rate_counts_what_both_have_answered(tmp_path):
     prompts = [{"prompt": f"Question {number}"} for number in range(5)]
-    data = rows(tmp_path / "data.jsonl", prompts)
+    data = rows(tmp_path / "data.jsonl", [*prompts, prompts[0]])
     ours = rows(tmp_path / "a.jsonl", [{**row, "response": "long answer"} for row in prompts[:4]])
     theirs = rows(
         tmp_path / "b.jsonl", [{**row, "response": "short" * (1 + 3 * (n > 2))} for n, row in enumerate(prompts)]
@@ -462,6 +485,26 @@ def test_a_win_rate_counts_what_both_have_answered(tmp_path):
     summary = summary_of(
         evaluate("win_rate", "--data", data, "--responses", ours, "--responses", theirs, "--judge", judge)
     )
-    assert summary["scores"]["win_rate"]["value"] == 3 / 4
-    assert (summary["undecided"], summary["unanswered"]) == (0, 1)
-    assert summary["scores"]["win_rate_length_controlled"]["value"] < 3 / 4
+    rates = {name: found["value"] for name, found in summary["scores"].items()}
+    assert rates.pop("win_rate_equal_length.both_games") < 3 / 4
+    assert rates == dict.fromkeys(("win_rate.consistent", "win_rate.both_games", "win_rate.tie_if_inconsistent"), 3 / 4)
+    assert (summary["pairs"], summary["void_games"], summary["unanswered"]) == (4, 0, 1)
+    assert summary["left_out"] == {"prompts with the last message of an earlier one": 1}
+    assert summary["position_bias"] is None  # the judge has no order
+    assert (summary["length"]["shorter"], summary["length"]["longer"]) == (1 / 4, 3 / 4)
+
+
+def test_annotations_of_alpaca_eval_are_scored_without_a_policy_or_a_judge(tmp_path):
+    preferences = [1.9, 1.2, 1.5, None]
+    content = [
+        {"instruction": f"Question {n}", "output_1": "long answer", "output_2": "short", "preference": value}
+        for n, value in enumerate(preferences)
+    ]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    summary = summary_of(evaluate("alpaca_eval", "--data", path))
+    rates = {name: found["value"] for name, found in summary["scores"].items()}
+    assert rates["win_rate"] == pytest.approx((0.9 + 0.2 + 0.5) / 3)
+    assert rates["discrete_win_rate"] == 0.5
+    assert rates["win_rate_equal_length"] > rates["win_rate"]
+    assert (summary["pairs"], summary["void"], summary["length"]["shorter"]) == (4, {"no mark": 1}, 1)

@@ -7,6 +7,7 @@ import pytest
 from middle_recipe import MIDDLE, recipe_in
 from pydantic import ValidationError
 
+from align.accounting.budget import BudgetSettings
 from align.accounting.settings import AccountingSettings
 from align.content_hash import content_of
 from align.pipeline import fingerprints
@@ -194,6 +195,7 @@ def edits(recipe):
         yield ("policy", *place), changed and recipe.model_copy(update={"policy": changed}), again
     yield ("seed",), recipe.model_copy(update={"seed": 4}), set(READ_BY)
     yield ("accounting",), recipe.model_copy(update={"accounting": AccountingSettings(currency="USD")}), set()
+    yield ("budget",), recipe.model_copy(update={"budget": BudgetSettings(hours=1)}), set()
     yield ("run",), recipe.model_copy(update={"run": "other"}), set()
 
 

@@ -2,20 +2,26 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from chat_server import serving
 from saved_models import save_reward_and_policy
+from small_runs import Told
 from test_cli import ROOT, align
 
 from align.data.reading import read
 from align.data.writing import write
+from align.errors import InputError
 from align.models.reward_model import load_reward_model
 from align.models.settings import PolicySettings
 from align.records import Comparison, Demonstration, Message, Response
+from align.workflow.launcher import Command
+from align.workflow.runner import run_recipe
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,23 @@ def data(tmp_path):
 def score(models, data, out, *more, model="reward0"):
     ended = align("score", "--model", str(models / model), "--data", str(data), "--out", str(out), *more)
     return ended, json.loads(ended.stdout.splitlines()[-1]) if ended.returncode == 0 else None
+
+
+def test_rows_of_rewardbench_get_its_sections(models, tmp_path):
+    rows = [
+        {"id": str(row), "prompt": f"ask {row}", "chosen": f"one {row}", "rejected": f"two {row}", "subset": subset}
+        for row, subset in enumerate(["hep-go", "math-prm", "hep-go", "donotanswer", "pku-safer"])
+    ]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended, summary = score(models, tmp_path / "bench.jsonl", tmp_path / "out.jsonl")
+    rated = read(str(tmp_path / "out.jsonl")).records
+    won = [float(one.responses[0].reward > one.responses[1].reward) for one in rated]
+    found = summary["reward_bench"]
+    assert {name: each["value"] for name, each in found["sections"].items()} == pytest.approx(
+        {"Safety": won[3], "Reasoning": (984 * won[1] + 164 * (won[0] + won[2]) / 2) / (984 + 164)}
+    )
+    assert found["overall"] is None and "Reasoning" in ended.stdout
+    assert found["other_rows"] == 1 and "1 rated rows are of none" in ended.stderr
 
 
 def test_every_response_is_rated_and_the_rows_read_back(models, data, tmp_path):
@@ -210,3 +233,115 @@ def test_a_demonstration_that_begins_with_its_answer_is_named(models, tmp_path):
     ended, _ = score(models, tmp_path / "data.jsonl", tmp_path / "out.jsonl")
     assert ended.returncode == 2
     assert "data.jsonl: row 1: a comparison needs a prompt" in ended.stderr
+
+
+def test_columns_of_a_file_are_named_on_the_command_line(models, tmp_path):
+    one = {"chat": [{"text": "question"}], "best": "answer a", "other": {"text": "answer b"}}
+    (tmp_path / "theirs.jsonl").write_text(json.dumps(one) + "\n")
+    (tmp_path / "ours.jsonl").write_text(
+        json.dumps({"prompt": "question", "chosen": "answer a", "rejected": "answer b"})
+    )
+    named = ("--column", "prompt=chat.0.text", "--column", "chosen=best", "--column", "rejected=other.text")
+    ended, _ = score(models, tmp_path / "theirs.jsonl", tmp_path / "out.jsonl", *named)
+    assert ended.returncode == 0, ended.stderr
+    assert score(models, tmp_path / "ours.jsonl", tmp_path / "same.jsonl")[0].returncode == 0
+    (theirs,), (ours,) = (read(str(tmp_path / name)).records for name in ("out.jsonl", "same.jsonl"))
+    assert (theirs.prompt, theirs.responses) == (ours.prompt, ours.responses)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("prompt",), "--column 'prompt' is not of the form NAME=COLUMN"),
+        (("prompt=",), "--column 'prompt=' is not of the form NAME=COLUMN"),
+        (("prompt=a", "prompt=b"), "--column 'prompt=b': prompt is 'a' already"),
+        (("prompt=a",), "rows.jsonl: row 1: columns.prompt names 'a', and the row has the columns prompt, chosen"),
+    ],
+)
+def test_a_wrong_column_option_is_one_line(models, tmp_path, options, said):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}))
+    named = [part for option in options for part in ("--column", option)]
+    ended, _ = score(models, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", *named)
+    assert ended.returncode == 2
+    assert said in ended.stderr and len(ended.stderr.splitlines()) == 1
+
+
+STRICT = (
+    "{% for m in messages %}{% if 'odd' in m.content %}{{ raise_exception('odd words') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+ODD_ROWS = [
+    {"prompt": "first", "chosen": "good", "rejected": "bad"},
+    {"prompt": "an odd one", "chosen": "good", "rejected": "bad"},
+    {"prompt": "last", "chosen": "good", "rejected": "bad"},
+]
+
+
+@pytest.fixture(scope="module")
+def strict(models):
+    """A reward model whose chat template refuses some words."""
+    folder = models / "strict"
+    shutil.copytree(models / "reward0", folder)
+    (folder / "chat_template.jinja").write_text(STRICT)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    return folder
+
+
+def test_a_row_that_a_reward_models_template_refuses_is_skipped_and_counted_or_named(strict, models, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ODD_ROWS))
+    ended, summary = score(models, data, tmp_path / "out.jsonl", "--on-error", "skip", model="strict")
+    assert ended.returncode == 0, ended.stderr
+    assert (summary["rows"], summary["rated"]) == (3, 2)
+    assert summary["left_out"] == {"the reward model's chat template refuses the row": 1}
+    kept = read(str(tmp_path / "out.jsonl")).records
+    assert [each.prompt[0].content for each in kept] == ["first", "last"]
+    ended, _ = score(models, data, tmp_path / "stopped.jsonl", model="strict")
+    assert ended.returncode == 2 and ended.stderr.count("align: ") == 1
+    assert f"{data}: row 2: the reward model's chat template refuses the row: " in ended.stderr.splitlines()[-1]
+    assert "odd words" in ended.stderr
+
+
+@pytest.mark.parametrize("combine", ["precedence", "weights"])
+def test_generation_skips_the_rows_that_a_server_or_a_judge_refuses(strict, tmp_path, combine):
+    data = tmp_path / "prompts.jsonl"
+    texts = ["first", "an odd one", "a strange one", "last"]
+    data.write_text("".join(json.dumps({"prompt": text, "answer": "x"}) + "\n" for text in texts))
+    with serving() as server:
+        server.refuses = "strange"
+        judges = ("--judge", f"reward_model path={strict}", "--judge", "ground_truth", f"combine={combine}")
+        call = ("generate", "--policy", "m", "--data", str(data), *judges, f"engine.server.base_url={server.url}")
+        ended = align(*call, "--out", str(tmp_path / "out.jsonl"), "sampling.num_responses=2", "rows.on_error=skip")
+        assert ended.returncode == 0, ended.stderr
+        counts = json.loads(ended.stdout.splitlines()[-1])["counts"]
+        dropped = {name: number for name, number in counts.items() if name.startswith("rows:dropped")}
+        assert sorted(dropped.values()) == [1, 1] and counts["prompts"] == 4
+        assert any("HTTP 400" in name for name in dropped)
+        assert any("chat template refuses the row" in name for name in dropped)
+        server.refuses = None
+        stopped = align(*call, "--out", str(tmp_path / "stopped.jsonl"), "sampling.num_responses=2")
+        assert stopped.returncode == 2
+        assert f"{data}: row 2: " in stopped.stderr and "refuses the row" in stopped.stderr
+        server.refuses = "strange"
+        refused = align(*call, "--out", str(tmp_path / "refused.jsonl"), "sampling.num_responses=2")
+        assert refused.returncode == 2 and f"{data}: row 3: " in refused.stderr and "HTTP 400" in refused.stderr
+
+
+@pytest.mark.parametrize("on_error", ["error", "skip"])
+def test_a_row_is_not_graded_by_the_answer_of_another_row_with_its_prompt(tmp_path, on_error):
+    rows = [("2+2?", "4", ["4", "5"]), ("2+2?", "11", ["11", "4"]), ("3+3?", "6", ["6", "7"])]
+    lines = [{"prompt": ask, "responses": [{"content": text} for text in texts], "answer": a} for ask, a, texts in rows]
+    data, recipe = tmp_path / "rows.jsonl", tmp_path / "recipe.yaml"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe.write_text(
+        f"run: graded\nruns: {tmp_path}/runs\npolicy: {{}}\ndata:\n  rows: {{path: {data}, on_error: {on_error}}}\n"
+        "steps:\n  graded: {stage: score, data: rows, judges: [{name: ground_truth}]}\n"
+    )
+    if on_error == "error":
+        with pytest.raises(InputError, match=r"row 2: the row has the prompt of an earlier row, and another answer"):
+            run_recipe(Command(recipe, ()), Told(), disk=(0, 0))
+        return
+    run_recipe(Command(recipe, ()), Told(), disk=(0, 0))
+    made = {row.prompt[0].content: row for row in read(str(tmp_path / "runs/graded/graded/groups.jsonl")).records}
+    assert {name: made[name].responses[0].content for name in made} == {"2+2?": "4", "3+3?": "6"}
+    assert all([one.reward for one in row.responses] == [1.0, 0.0] for row in made.values())

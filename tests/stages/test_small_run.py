@@ -8,23 +8,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_runs import RECIPE, ROOT, EndsInDpo, Told, metrics, run, written
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from typer.testing import CliRunner
 
 from align import artifacts
 from align.cli import app
 from align.data import chat_clock
 from align.data.chat_templates import TEMPLATES
+from align.data.reading import read
 from align.errors import InputError
 from align.pipeline import FINISHED, RUNNING, fingerprints
 from align.procedural import tasks
-from align.stages.costs import measured as costs
+from align.stages.costs import meter
 from align.stages.preference import Preference
 from align.stages.sft import SFT
 from align.train.indexed_groups import ROWS
 from align.workflow import runner as running
 from align.workflow.launcher import Command
 from align.workflow.recipe.load import load_recipe
+from align.workflow.results import written as writing
 from align.workflow.runner import planned, run_recipe
 
 REPLAY = RECIPE.replace(
@@ -108,7 +110,7 @@ class Ends(Told):
 
 
 def test_the_seconds_of_a_resumed_step_are_those_of_all_its_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(costs, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(meter, "SAVE_EVERY_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "steps.sft.train.checkpoint_steps=1", told=Ends())
     working = tmp_path / "runs/small/sft.partial"
@@ -207,7 +209,7 @@ def test_one_step_is_trained_again_whose_inputs_were_made_again(tmp_path, monkey
         with pytest.raises(pytest.fail.Exception):
             running.run_step(Command(path, ()), "dpo", Told())
     assert trained == ["dpo", "dpo"]
-    with pytest.raises(InputError, match="needs 'sft', which is not finished with these settings"):
+    with pytest.raises(InputError, match="needs 'sft', which has to run first"):
         running.run_step(Command(path, (other,)), "dpo", Told())
 
 
@@ -226,6 +228,40 @@ def test_a_dry_run_lists_every_step_with_its_rows_and_does_nothing(tmp_path, mon
     rows = {name: told[name][:2] for name in ("sft", "more", "dpo")}
     assert rows == {"sft": ["sft", "24"], "more": ["sft", "25"], "dpo": ["preference", "12"]}
     assert not (tmp_path / "runs").exists()
+
+
+TWO_BASES = """
+run: bases
+runs: {runs}
+policy: {{chat_template: chatml}}
+data:
+  shown: {{path: "tasks:general", limit: 8}}
+  test: {{path: "tasks:general", split: test, limit: 2}}
+steps:
+  small: {{stage: import, vocab_size: 300, from_config: &small {{model_type: llama, hidden_size: 16,
+          intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 256}}}}
+  large: {{stage: import, vocab_size: 300, from_config: {{<<: *small, num_hidden_layers: 2}}}}
+  sft: {{stage: sft, policy: large, data: answers, train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}}}
+  answers:
+    stage: generate
+    policies: [small]
+    data: test
+    sampling: {{num_responses: 2, max_new_tokens: 4}}
+    judges: [{{name: "small_runs:longer"}}]
+    groups: {{keep: best}}
+"""
+
+
+def test_a_larger_base_learns_from_the_best_responses_of_a_smaller_one(tmp_path):
+    path = tmp_path / "bases.yaml"
+    path.write_text(TWO_BASES.format(runs=tmp_path / "runs"))
+    made = run_recipe(Command(path, ()), Told(), disk=(0, 0))
+    root = tmp_path / "runs/bases"
+    layers = {name: AutoConfig.from_pretrained(root / name).num_hidden_layers for name in ("small", "large", "sft")}
+    assert layers == {"small": 1, "large": 2, "sft": 2}
+    groups = read(str(root / "answers/groups.jsonl")).records
+    assert [len(group.responses) for group in groups] == [1] * len(groups)
+    assert made["sft"]["rows"]["trained"] == len(groups) == 2
 
 
 WEAK_TO_STRONG = """
@@ -285,7 +321,7 @@ def test_evaluations_that_one_step_stands_for_are_all_run_again(tmp_path):
 
 
 def test_the_page_is_rewritten_after_a_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "MAX_PAGE_SHARE", 1e9)  # after every step, however long the page takes
+    monkeypatch.setattr(writing, "MAX_PAGE_SHARE", 1e9)  # after every step, however long the page takes
     seen = {}
 
     class Watching(Told):

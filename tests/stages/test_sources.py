@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cache
 
 import pytest
-from planned import step_rows, tokenizer_of
+from planned import inputs_of, step_rows, tokenizer_of
 
 from align.content_hash import content_of
 from align.data.chat_clock import pinned_time
@@ -194,7 +194,7 @@ def test_every_prompt_that_is_not_asked_is_counted_by_why(tmp_path):
         )
         assert counts.pop("prompts") == 3
         assert counts.pop("rows:dropped prompt is empty") == 10
-        assert counts == {"prompts:of another split": 90 - len(asked[split])}
+        assert counts == {"prompts:not in constraints.split": 90 - len(asked[split])}
     assert sum(map(len, asked.values())) == 90
     everything = Counter()
     assert len(prompts(SourceSettings(path=str(rows), on_error="skip"), seed=0, counts=everything)) == 90
@@ -209,7 +209,8 @@ def test_a_source_without_a_prompt_of_the_split_is_named(tmp_path):
         try:
             prompts(SourceSettings(path=str(rows), constraints=ConstraintSettings(split=split)), seed=0)
         except InputError as error:
-            said.append(str(error) == f"data: {rows}: none of its 1 prompts is in constraints.split {split!r}")
+            named = f"constraints.split: {rows}: none of its 1 prompts is in the split {split!r}"
+            said.append(str(error) == named)
     assert said == [True, True], "a prompt is of one split of three"
 
 
@@ -235,7 +236,7 @@ def test_no_row_is_held_out_for_an_evaluation_and_trained_on_because_it_was_cut(
         source, *cut, counts = sides(**limits)
         assert counts["cut:prompt"] > 20
         assert cut == [trained, held_out]
-        groups, _ = likelihood_rows(source, tokenizer, model_limit=256, best=True)
+        groups, _ = likelihood_rows("rows", inputs_of(source), tokenizer, model_limit=256, best=True)
         assert {group.row for group in groups} == held_out
 
 
@@ -328,7 +329,7 @@ def test_a_row_is_named_by_its_file_and_its_line_whatever_was_passed_over(step, 
         source = recipe.source("rows").model_copy(update=shapes)
         steps = {**recipe.steps, "prefer": recipe.steps["prefer"].model_copy(update={"loss": RPO})}
         asked = recipe.model_copy(update={"data": {**recipe.data, "rows": source}, "steps": steps})
-        with pytest.raises(InputError, match=f"^data: {re.escape(str(path))}: row 342: {said}"):
+        with pytest.raises(InputError, match=rf"^data\.rows\.path: {re.escape(str(path))}: row 342: {said}"):
             step_rows(asked, name, tokenizer, tmp_path / "work", model_limit=256)
 
 
@@ -363,7 +364,7 @@ def test_a_row_is_skipped_and_counted_whatever_is_wrong_with_it(step, tmp_path):
     assert len(data.train) + len(data.held_out) == len(GOOD)
     dropped = {name.removeprefix("dropped:"): n for name, n in data.counts.items() if name.startswith("dropped:")}
     assert dropped == dict.fromkeys(BAD, 2)
-    groups, counts = likelihood_rows(source, tokenizer, model_limit=256)
+    groups, counts = likelihood_rows("rows", inputs_of(source), tokenizer, model_limit=256)
     assert (len(groups), counts["rows"]) == (len(data.held_out), 50)
     with pytest.raises(InputError, match=r"rows\.jsonl: row 21: "):
         alone(recipe, tokenizer, tmp_path / "error", on_error="error", held_out=source.held_out)
@@ -403,12 +404,12 @@ def test_pairs_that_are_trained_on_as_the_same_tokens_are_dropped_and_counted(st
 def test_a_row_of_the_wrong_kind_is_named_too(step, tmp_path):
     recipe, tokenizer, path = step
     path.write_text(as_lines([demonstration(0), demonstration(1)]))
-    said = f"data: {path}: row 1: the row is a demonstration, but training needs comparisons of responses"
+    said = f"data.rows.path: {path}: row 1: the row is a demonstration, but training needs comparisons of responses"
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         step_rows(recipe, "prefer", tokenizer, tmp_path / "work", model_limit=256)
     words = {"words": recipe.source("words").model_copy(update={"max_length": 20, "overlong": "error"})}
     asked = recipe.model_copy(update={"data": {**recipe.data, **words}})
-    with pytest.raises(InputError, match="^data: tasks:general: row 1: a sequence has "):
+    with pytest.raises(InputError, match=r"^data\.\w+\.path: tasks:general: row 1: a sequence has "):
         step_rows(asked, "sft", tokenizer, tmp_path / "work", model_limit=256)
 
 

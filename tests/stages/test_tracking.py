@@ -1,11 +1,11 @@
 """Trackers of a recipe: one tracked run for each training step, with its configuration, outside of its folder."""
 
 import pytest
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from small_runs import run
 
 from align.errors import InputError
-from align.train.tracking import flattened
+from align.train.tracking import MODULES, flattened, installed_trackers
 
 
 class FakeTracker:
@@ -34,7 +34,7 @@ class FakeTracker:
 @pytest.fixture
 def wandb(monkeypatch):
     FakeTracker.made.clear()
-    monkeypatch.setattr("align.train.tracking.get_available_trackers", lambda: ["wandb"])
+    monkeypatch.setattr("align.train.tracking.installed_trackers", lambda: ["wandb"])
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", FakeTracker)
     return FakeTracker.made
 
@@ -68,12 +68,17 @@ def test_tensorboard_writes_outside_of_the_model_folder(tmp_path):
     ("override", "message"),
     [
         ("tracking={trackers: [tensorbord]}", r"tracking\.trackers: no tracker called 'tensorbord' is installed"),
-        ("tracking={trackers: [tensorboard], tags: [a]}", r"tracking\.tags: is for wandb"),
+        ("tracking={trackers: [tensorboard], tags: [a]}", r"tracking\.tags: applies to wandb only"),
     ],
 )
 def test_wrong_tracking_is_refused_before_the_first_step(tmp_path, override, message):
     with pytest.raises(InputError, match=message):
         run(tmp_path, override)
+
+
+def test_the_trackers_are_those_of_accelerate_and_the_installed_ones_are_found_without_importing_it():
+    assert set(MODULES) == set(LOGGER_TYPE_TO_CLASS)
+    assert set(installed_trackers()) == set(map(str, get_available_trackers()))
 
 
 def test_flattened_values_keep_their_types():

@@ -3,6 +3,7 @@ from collections import Counter
 
 import pytest
 
+from align.config import build
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import apply_template
 from align.data.reading import read
@@ -13,7 +14,7 @@ from align.errors import InputError
 from align.inference.samples import TOO_LONG, Sample, prompt_key
 from align.records import Comparison, Demonstration, Message, Prompt, Response
 from align.rewards.verdicts import Verdict
-from align.synth.group_statistics import GroupStatistics
+from align.synth.group_statistics import GroupStatistics, pass_rate
 from align.synth.scored_groups import comparisons, evenly_spaced, prompt_of, score_groups, unscored_comparisons
 from align.synth.settings import GroupSettings
 from align.train.filters import best_demonstration
@@ -149,8 +150,27 @@ def test_only_best_and_worst_can_be_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [(("bb", "a", "ccc"), ["ccc"]), (("aa", "bb"), ["aa"]), (("aa",), ["aa"]), (("a", "b"), []), (("a?", "bb?"), [])],
+)
+def test_the_best_response_alone_is_kept_with_ties_and_single_responses(tmp_path, given, expected):
+    groups, statistics = made(tmp_path, [Q], samples(Q, *given), GroupSettings(keep="best", min_best=2.0))
+    assert [text for group in groups for text in texts(group)] == expected
+    dropped = {name: count for name, count in statistics.counts.items() if name.startswith("groups:") and count}
+    assert sum(dropped.values()) == 1 - len(expected)
+    assert statistics.report()["gap_mean"] == (0.0 if expected else None)
+
+
+@pytest.mark.parametrize("setting", [{"min_gap": 1.0}, {"max_responses": 3}])
+def test_settings_of_several_responses_are_refused_where_one_is_kept(setting):
+    (name,) = setting
+    with pytest.raises(InputError, match=rf"^{name}: has no effect with keep: best"):
+        build(GroupSettings, {"keep": "best", **setting})
+
+
+@pytest.mark.parametrize(
     ("size", "most", "places"),
-    [(5, 5, [0, 1, 2, 3, 4]), (5, 2, [0, 4]), (5, 3, [0, 2, 4]), (2, 8, [0, 1]), (9, 3, [0, 4, 8])],
+    [(5, 1, [0]), (5, 5, [0, 1, 2, 3, 4]), (5, 2, [0, 4]), (5, 3, [0, 2, 4]), (2, 8, [0, 1]), (9, 3, [0, 4, 8])],
 )
 def test_evenly_spaced_keeps_first_last_and_between(size, most, places):
     assert evenly_spaced(size, most) == places
@@ -230,6 +250,34 @@ def test_a_judge_of_short_responses_has_negative_correlation(tmp_path):
     report = made(tmp_path, [Q], samples(Q, "a", "bb", "cc"), judge=short)[1].report()
     assert report["longer_wins"] == 0
     assert report["counts"]["pairs:tied"] == 1
+
+
+def test_pass_rates_are_of_all_samples_and_also_of_prompts_whose_groups_are_dropped(tmp_path):
+    def right(groups):
+        return [tuple(Verdict(float("yes" in text)) for text in responses) for _, responses in groups]
+
+    third, fourth = prompt("T", key=3), prompt("U", key=4)
+    given = [
+        *samples(Q, "yes", "yes", "no", "well"),  # half, with a duplicate
+        *samples(R, "no", "well"),  # a tie
+        *samples(third, "yes", "oh yes"),  # a tie
+        *samples(fourth, "no", "never", "yes", "well"),  # a quarter
+    ]
+    groups, statistics = made(tmp_path, [Q, R, third, fourth], given, judge=right)
+    report = statistics.report()
+    assert len(groups) == 2
+    assert report["pass_rate_mean"] == pytest.approx((1 / 2 + 0 + 1 + 1 / 4) / 4)
+    assert (report["never_passed"], report["always_passed"]) == (1 / 4, 1 / 4)
+
+
+def test_rewards_that_are_no_verdicts_have_no_pass_rate(tmp_path):
+    report = made(tmp_path, [Q], samples(Q, "a", "bb"))[1].report()
+    assert "pass_rate_mean" not in report
+
+
+def test_the_pass_rate_counts_responses_at_the_threshold():
+    assert pass_rate([1.0, 0.99, 0.0, 2.0]) == 0.5
+    assert pass_rate([3.0, 4.0], threshold=3.5) == 0.5
 
 
 def test_the_report_of_no_groups_has_no_values():

@@ -21,6 +21,8 @@ from tiny_training import (
     Recorder,
     comparisons,
     demonstrations,
+    distillation,
+    labelled,
     loop,
     mixture_policy,
     numbers,
@@ -35,7 +37,10 @@ from tiny_training import settings as training_settings
 
 from align.distributed.launch import launched_with
 from align.train.objectives.reward import reward_objective
+from align.train.selection.selection import FixedModel, Selection
+from align.train.selection.settings import SelectionSettings
 from align.train.sharding.accelerator import make_accelerator
+from align.train.training_run import Teacher
 
 # Clocks differ: the first rank finds it time for a checkpoint when the other does not.
 OFTEN = 1e-9 if os.environ.get("RANK", "0") == "0" else 1e9
@@ -58,6 +63,9 @@ CASES = {
         rated(33),
         {"tokens_per_micro_batch": 200, "keep": "best", "evaluate_every": 1, "learning_rate": 2e-2},
     ),
+    # Ranks without a prompt whose responses they could pair, and a last step of an epoch of one prompt
+    "kto": (preference("kto"), labelled(33, sizes=(1, 1, 3)), {"tokens_per_micro_batch": 100}),
+    "weighted": (preference("dpo", beta=1.0, weighting="wpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     "mixture": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3}),
     "bf16": (
@@ -65,8 +73,16 @@ CASES = {
         comparisons(33, sizes=(1, 2, 5), longest=60),
         {"tokens_per_micro_batch": 200, "precision": "bf16"},
     ),
+    # Rows chosen by the loss of a policy that was trained for it, in 20 steps of the 4 epochs
+    "selected": (supervised(), demonstrations(160), {"tokens_per_micro_batch": 90}),
+    "distilled": (distillation(beta=0.5, top_k=8, sft_weight=1.0), demonstrations(36), {"tokens_per_micro_batch": 90}),
     # Gradients reduced in each micro-batch, to the shares where they are shared out
     "each": (supervised(), demonstrations(36), {"tokens_per_micro_batch": 90, "reduce": "each"}),
+}
+# With weights in bf16; killed and resumed, too, which must be exact
+BF16_WEIGHTS = {
+    mode: (preference("dpo"), comparisons(36), {"precision": "bf16", "weights": mode, "checkpoint_steps": 3})
+    for mode in ("bf16_master", "bf16_stochastic")
 }
 
 
@@ -92,7 +108,7 @@ def run_case(folder, name):
 
     With a checkpoint it is killed on the way and goes on, and must be what a run that nobody kills is, bit for bit.
     """
-    objective, train, settings = CASES[name]
+    objective, train, settings = (CASES | BF16_WEIGHTS)[name]
     killed = "checkpoint_steps" in settings
 
     def make(folder, stop_after=None):
@@ -103,11 +119,18 @@ def run_case(folder, name):
         }.get(name, policy)()
         if name == "rpo":
             model.base.gradient_checkpointing_enable({"use_reentrant": False})
-        held_out = rated(3, seed=9) if name == "reward" else comparisons(3, sizes=(2, 3), seed=9)
+        made = {"reward": rated, "kto": labelled}.get(name, partial(comparisons, sizes=(2, 3)))
+        held_out = made(3, seed=9)
         changes = {"epochs": 4, "evaluate_every": 3} | settings
         join_fsdp()
         joined = cut_everything(make_accelerator(training_settings(**changes)))
         report, job = Recorder(stop_after), {"held_out": held_out}
+        if name == "selected":
+            chosen = SelectionSettings(score="learnability", reference="step:other", filter=0.75, chunks=4)
+            fixed = {"reference": FixedModel(loads=[partial(policy, seed=5)])}
+            job["selection"] = Selection(settings=chosen, fixed=fixed)
+        if name == "distilled":
+            job["teacher"] = Teacher(partial(policy, seed=5), 8)
         return loop(folder, objective, train, model=model, progress=report, accelerator=joined, job=job, **changes)
 
     if killed:

@@ -144,7 +144,7 @@ def test_where_the_last_weights_stay_none_are_kept_beside(tmp_path):
 
 
 def test_the_best_of_no_held_out_rows_is_refused(tmp_path):
-    with pytest.raises(InputError, match="train.keep: needs held-out rows"):
+    with pytest.raises(InputError, match="train.keep: requires held-out rows"):
         start(tmp_path, held_out=())
 
 

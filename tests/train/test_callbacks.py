@@ -47,7 +47,7 @@ def test_training_stops_when_the_held_out_loss_no_longer_improves(tmp_path):
 
 
 def test_early_stopping_needs_held_out_rows(tmp_path):
-    with pytest.raises(InputError, match=r"train\.early_stopping: needs held-out rows"):
+    with pytest.raises(InputError, match=r"train\.early_stopping: requires held-out rows"):
         loop(tmp_path, supervised(), demonstrations(4), early_stopping=EarlyStopping(patience=1))
 
 

@@ -8,15 +8,21 @@ import pytest
 from distributed_runs import CASES, STEPS, run_case
 from launching import LAUNCH, finish, fsdp_on_a_cpu, start, told
 from safetensors.torch import load_file
-from tiny_training import gap, metrics
+from tiny_training import chosen, gap, metrics
 
 pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install align[deepspeed]")
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 # What the cut into micro-batches of two processes decides, of training and of the held-out rows
 WORK = ("tokens_computed", "pairs_attended", "targets", "micro_batches")
-PREFIXES = ("", "held_out/", "start/held_out/", "routing/")
-CHANGING = {"seconds", "peak_memory_bytes", "imbalance", *(prefix + name for name in WORK for prefix in PREFIXES)}
+PREFIXES = ("", "held_out/", "start/held_out/", "routing/", "kl/", "held_out/kl/", "start/held_out/kl/", "selection/")
+CHANGING = {
+    "seconds",
+    "selection/seconds",
+    "peak_memory_bytes",
+    "imbalance",
+    *(prefix + name for name in WORK for prefix in PREFIXES),
+}
 
 # How the model is wrapped, the class that says how its weights lie, and whether all of them are cut
 WAYS = {
@@ -66,24 +72,34 @@ def test_three_processes_go_on_from_a_kill_bit_for_bit(tmp_path, way):
     compare("resumed", tmp_path / "resumed")
 
 
+def compare_rounded(name, folder):
+    """The losses and final weights against those of one process: sums in another order are rounded to 1 in 256."""
+    lines, of_one = alone(name)
+    gaps = [abs(line["loss"] - other["loss"]) for line, other in zip(lines, metrics(folder), strict=True)]
+    trained, trained_by_two = (load_file(where / "trained.safetensors") for where in (of_one, folder))
+    assert max(gaps) <= 1e-2 and gap(trained, trained_by_two) <= 1e-2, (max(gaps), gap(trained, trained_by_two))
+
+
 def compare(name, folder):
     """Every number of every step, and the final weights, against those of one process."""
     lines, of_one = alone(name)
     lines_of_two = metrics(folder)
     assert len(lines) == len(lines_of_two) == STEPS
     trained, trained_by_two = (load_file(where / "trained.safetensors") for where in (of_one, folder))
-    if name == "bf16":  # sums in another order are rounded otherwise, to 1 in 256
-        gaps = [abs(line["loss"] - line_of_two["loss"]) for line, line_of_two in zip(lines, lines_of_two, strict=True)]
-        assert max(gaps) <= 1e-2 and gap(trained, trained_by_two) <= 1e-2
+    if name == "bf16":
+        compare_rounded(name, folder)
         return
     for line, line_of_two in zip(lines, lines_of_two, strict=True):
         assert line.keys() - CHANGING == line_of_two.keys() - CHANGING
         for part in line.keys() - CHANGING:
-            if part == "rewards/accuracies" and line["step"] == 1:
+            if part == "start/held_out/rewards/accuracies" or (part == "rewards/accuracies" and line["step"] == 1):
                 continue  # every margin is 0 but for rounding, and so its sign is chance
             assert line[part] == pytest.approx(line_of_two[part], rel=1e-5, abs=1e-5), (name, part)
         assert line["loss"] == pytest.approx(line_of_two["loss"], rel=0, abs=2e-6), name
         if name == "alone":  # the rank without a group runs that of the other, for nothing
             assert line_of_two["tokens_computed"] == 2 * line["tokens_computed"]
+    if name == "selected":  # the rows, not only the numbers
+        groups, groups_by_two = (chosen(where) for where in (of_one, folder))
+        assert groups == groups_by_two and len(groups) == STEPS
     assert gap(trained, trained_by_two) <= 5e-5
     assert name in ("adapters", "mixture") or max(line["grad_norm"] for line in lines) > 1  # clipped

@@ -22,7 +22,7 @@ LONG = ["steps.sft.train.epochs=3", "steps.sft.train.checkpoint_steps=2"]  # 18 
 # the step in which the fault comes, and the last one with a checkpoint
 FAULTS = {
     "killed": ("zero3", r"process 0 of 2: step 8: process 1 has died", "zero1", 8, 6),
-    "nan": ("ddp", r"step 8: the loss is nan on process 1 of 2; the weights are unchanged", "zero3", 8, 6),
+    "nan": ("ddp", r"optimizer step 8: the loss is nan on process 1 of 2; the weights are unchanged", "zero3", 8, 6),
     "torn": ("zero2", r"process 0 of 2: step 8: writing checkpoint-8: process 1 has died", "cpu-1", 8, 6),
     "full": ("zero3", r"step 8: writing checkpoint-8: process 1 of 2: .*shard-00001.*: no space left on", "ddp", 8, 6),
     "silent": ("ddp", r"process 0 of 2: step 8: process 1 on .* sent no heartbeat for \d+ s", "zero2", 8, 6),

@@ -6,8 +6,9 @@ from tiny_training import comparisons, demonstrations, group
 
 from align.data.store import TokenStore, writing_store
 from align.data.token_groups import TokenGroup, TokenSequence
-from align.models.tree.batch import count_tokens
+from align.models.tree.batch import count_tokens, tree_batch
 from align.train.indexed_groups import GroupView, end_of_turn
+from align.train.objectives.batch import group_batch
 
 
 def stored(folder, made):
@@ -39,6 +40,18 @@ def test_an_index_leads_to_the_same_group_and_numbers_in_a_list_and_in_a_store(t
     assert len(groups.sequence_keys()) == sum(len(each.sequences) for each in both)
     with pytest.raises(IndexError):
         groups[len(both)]
+
+
+def test_a_micro_batch_decodes_each_group_once(monkeypatch):
+    train, decoded = comparisons(5, sizes=(2, 3)), []
+    groups = GroupView(train)
+    read = GroupView.__getitem__
+    monkeypatch.setattr(GroupView, "__getitem__", lambda self, index: decoded.append(index) or read(self, index))
+    batch = group_batch(
+        groups.select([3, 1, 4]), [(0.0,) * len(train[index].sequences) for index in (3, 1, 4)], tree_batch
+    )
+    assert batch.sizes == tuple(len(train[index].sequences) for index in (3, 1, 4))
+    assert [index for index in decoded if index < 3] == [0, 1, 2]
 
 
 def test_a_forward_is_chosen_by_the_first_groups_and_one_with_the_longest_sequence():

@@ -24,6 +24,7 @@ from align.data.batching import groups_of_step
 from align.errors import InputError, RunError
 from align.train.objectives.base import ObjectiveOutput
 from align.train.references.cache import ReferenceCache
+from align.train.sharding import replicated
 
 BIG = 10**6  # a token budget that takes a step at once
 # What the way of computing decides
@@ -152,10 +153,10 @@ def steep(loss):
 
 
 NOT_FINITE = [
-    (lambda loss: loss * math.nan, "step 3: the loss is nan; the weights are unchanged"),
-    (lambda loss: loss / 0, "step 3: the loss is inf; the weights are unchanged"),
-    (lambda loss: -loss / 0, "step 3: the loss is -inf; the weights are unchanged"),
-    (steep, "step 3: the gradient norm is nan; the weights are unchanged"),
+    (lambda loss: loss * math.nan, "optimizer step 3: the loss is nan; the weights are unchanged"),
+    (lambda loss: loss / 0, "optimizer step 3: the loss is inf; the weights are unchanged"),
+    (lambda loss: -loss / 0, "optimizer step 3: the loss is -inf; the weights are unchanged"),
+    (steep, "optimizer step 3: the gradient norm is nan; the weights are unchanged"),
 ]
 
 
@@ -349,6 +350,16 @@ def test_without_a_limit_the_gradient_is_measured_and_not_clipped(tmp_path):
     assert values(free, "loss") == values(high, "loss")
 
 
+@pytest.mark.parametrize("limit", [0.0, 1.0, 1.4])
+def test_only_gradients_above_the_limit_are_multiplied(tmp_path, monkeypatch, limit):
+    clipped, clip = [], torch.nn.utils.clip_grads_with_norm_
+    monkeypatch.setattr(replicated, "clip_grads_with_norm_", lambda *given: clipped.append(given[2]) or clip(*given))
+    lines, _ = run(tmp_path, "dpo", max_grad_norm=limit)
+    norms = values(lines, "grad_norm")
+    assert [float(norm) for norm in clipped] == [norm for norm in norms if limit and norm > limit]
+    assert min(norms) < 1 and max(norms) > 1.4
+
+
 @pytest.mark.parametrize("name", ["sft", "rpo"])
 def test_held_out_rows_are_measured_and_change_nothing(tmp_path, at_once, name):
     lines, trained = at_once(name)
@@ -462,7 +473,10 @@ def test_a_run_says_how_it_goes(tmp_path):
     outcome = loop(tmp_path, objective, train, progress=recorder, max_steps=2, tokens_per_micro_batch=100).run()
     assert recorder.phases == [("reference", 36, 0), ("train", 2, 0)]
     assert any("36 groups to compute" in note for note in recorder.notes)
-    assert recorder.steps == metrics(tmp_path) == [outcome.first_metrics, outcome.last_metrics]
+    reported = [{name: value for name, value in line.items() if "flops" not in name} for line in recorder.steps]
+    assert reported == metrics(tmp_path) == [outcome.first_metrics, outcome.last_metrics]
     assert (outcome.num_steps, outcome.forward.name) == (2, "tree")
+    first, second = recorder.steps  # the references of all groups are computed before the first step
+    assert first["flops"] > first["timed_flops"] and second["flops"] == second["timed_flops"]
     loop(tmp_path / "plain", objective, train, progress=recorder, job={"forward": "plain"})
     assert "plain padded forward: as set" in recorder.notes

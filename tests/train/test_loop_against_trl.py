@@ -44,6 +44,26 @@ def rows():
 
 
 OURS = {"learning_rate": 3e-3, "betas": (0.9, 0.98), "epsilon": 1e-7, "weight_decay": 0.1, "max_grad_norm": 0.7}
+TRL_OPTIONS = {  # of a trainer's configuration, as `OURS`; one step a batch, in the given order
+    "precompute_ref_log_probs": True,
+    "train_sampling_strategy": "sequential",
+    "num_train_epochs": 1,
+    "learning_rate": OURS["learning_rate"],
+    "lr_scheduler_type": "constant",
+    "adam_beta1": OURS["betas"][0],
+    "adam_beta2": OURS["betas"][1],
+    "adam_epsilon": OURS["epsilon"],
+    "weight_decay": OURS["weight_decay"],
+    "max_grad_norm": OURS["max_grad_norm"],
+    "gradient_checkpointing": False,
+    "max_length": None,
+    "bf16": False,
+    "use_cpu": True,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": [],
+    "disable_tqdm": True,
+}
 
 
 def train_with_trl(folder, ordered):
@@ -52,25 +72,8 @@ def train_with_trl(folder, ordered):
         output_dir=str(folder),
         beta=0.2,
         loss_type=["sigmoid"],
-        precompute_ref_log_probs=True,
+        **TRL_OPTIONS,
         per_device_train_batch_size=PER_STEP,
-        train_sampling_strategy="sequential",
-        num_train_epochs=1,
-        learning_rate=OURS["learning_rate"],
-        lr_scheduler_type="constant",
-        adam_beta1=OURS["betas"][0],
-        adam_beta2=OURS["betas"][1],
-        adam_epsilon=OURS["epsilon"],
-        weight_decay=OURS["weight_decay"],
-        max_grad_norm=OURS["max_grad_norm"],
-        gradient_checkpointing=False,
-        max_length=None,
-        bf16=False,
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
     )
     told = [{"prompt": text(a), "chosen": " " + text(b), "rejected": " " + text(c)} for a, b, c in ordered]
     trainer = trl.DPOTrainer(

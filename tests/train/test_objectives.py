@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_training import VOCABULARY, comparisons, group, preference, supervised
+from tiny_training import VOCABULARY, comparisons, group, policy, preference, supervised
 
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
+from align.losses.preference import PreferenceLoss
 from align.losses.table import LOSSES
 from align.models.tree.batch import plain_batch, tree_batch
 from align.train.indexed_groups import GroupView
@@ -143,7 +144,7 @@ def test_losses_whose_papers_have_a_supervised_term_have_it_by_default(name):
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_a_group_costs_the_same_beside_others_of_other_sizes(name, make):
     groups = [*comparisons(4, sizes=(2, 3, 5), seed=1), *comparisons(2, sizes=(1,)), *comparisons(2, sizes=(4,))]
-    objective = preference(name, sft_weight=0.1)
+    objective = preference(name, sft_weight=0.1 if isinstance(LOSSES[name], PreferenceLoss) else 0.0)
     references = [[-float(len(each.ids)) for each in one.sequences] for one in groups]
 
     def run(chosen):
@@ -207,6 +208,30 @@ def test_a_step_shows_what_the_policy_says_of_every_response():
     torch.testing.assert_close(
         preference("dpo")(tenths, batch).logps_BK, torch.tensor([[-0.5, -0.4], [-0.6, 0.0]], dtype=torch.float64)
     )
+
+
+def test_wpo_weighs_a_pair_by_what_the_policy_would_sample():
+    pairs = [group([1, 2], [[2, 3], [4]], rewards=[1.0, 0.0]), group([3], [[5], [6, 7, 7]], rewards=[0.0, 1.0])]
+    references = [[-9.0, -5.0], [-4.0, -12.0]]
+    model = policy().eval()
+    model.use_forward("tree")
+    batch = group_batch(pairs, references, tree_batch)
+    plain, weighted = (preference("dpo", **settings)(model, batch) for settings in ({}, {"weighting": "wpo"}))
+    model.use_forward("plain")
+    costs, weights = [], []
+    for index, pair in enumerate(pairs):
+        alone = preference("dpo")(model, group_batch([pair], [references[index]], plain_batch)).loss.item()
+        log_weight = 0.0
+        for one in pair.sequences:
+            p_TV = model.hf(torch.from_numpy(one.ids.astype("int64"))[None]).logits[0].double().softmax(dim=-1)
+            tokens = [(at - 1, one.ids[at]) for at in np.flatnonzero(one.loss_mask)]
+            log_weight += np.mean([(p_TV[at, token] / p_TV[at].square().sum()).log().item() for at, token in tokens])
+        weights.append(min(1.0, math.exp(log_weight)))
+        costs.append(weights[-1] * alone)
+    assert weighted.loss.item() == pytest.approx(sum(costs), rel=1e-5)
+    assert weighted.tallies["weights"].total.item() == pytest.approx(sum(weights), rel=1e-5)
+    assert "weights" not in plain.tallies and min(weights) < 0.9
+    torch.testing.assert_close(weighted.logps_BK, plain.logps_BK)
 
 
 def shifted(shift=0.0):

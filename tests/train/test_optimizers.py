@@ -79,7 +79,7 @@ def test_adafactor_is_that_of_transformers_with_a_learning_rate_of_its_own(tmp_p
 
 
 def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.train.sharding.optimizer.find_spec", lambda name: None)
+    monkeypatch.setattr("align.train.settings.find_spec", lambda name: None)
     with pytest.raises(InputError, match="adamw_8bit needs bitsandbytes, which is not installed: pip install") as error:
         loop(tmp_path, supervised(), demonstrations(4), optimizer="adamw_8bit")
     assert error.value.loc == ("train", "optimizer")
@@ -89,7 +89,7 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     ("values", "message"),
     [
         ({"optimizer": "adam"}, "optimizer: no optimizer is called 'adam'; did you mean 'adamw'"),
-        ({"optimizer": "adafactor", "betas": [0.9, 0.99]}, "betas: is for AdamW"),
+        ({"optimizer": "adafactor", "betas": [0.9, 0.99]}, "betas: applies to AdamW only"),
     ],
 )
 def test_a_wrong_optimizer_is_refused_where_the_recipe_is_read(values, message):
@@ -112,7 +112,7 @@ def test_an_optimizer_that_cannot_be_made_is_one_line(tmp_path, name, settings, 
 
 def test_earlier_settings_keep_their_hash():
     assert (
-        not {"optimizer", "optimizer_settings", "early_stopping", "callbacks"}
+        not {"optimizer", "optimizer_settings", "early_stopping", "callbacks", "weights"}
         & TrainSettings(learning_rate=1e-3).cache_key().keys()
     )
     assert TrainSettings(learning_rate=1e-3, optimizer=OWN).cache_key()["optimizer"] == OWN
@@ -138,4 +138,22 @@ def test_sharded_parameters_are_refused_for_optimizers_that_need_whole_ones(tmp_
     script = tmp_path / "script.py"
     script.write_text(SHARDED)
     output, errors = finish(start(LAUNCH / "zero2-cpu-2.yaml", "--main_process_port", "0", script, tmp_path))
-    assert "train.optimizer: Adafactor needs whole parameters" in output, errors[-2000:]
+    assert "train.optimizer: adafactor averages squared gradients over rows" in output, errors[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("adafactor", "averages squared gradients over rows and columns of whole matrices"),
+        ("adamw_8bit", "quantizes its state in blocks of whole parameters"),
+        (OWN, "may need whole parameters"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP"])
+def test_sharding_is_refused_with_a_reason_where_the_recipe_is_checked(name, reason, kind):
+    settings = TrainSettings(learning_rate=1e-3, optimizer=name)
+    with pytest.raises(InputError, match=f"train.optimizer: {name} {reason}, and {kind} gives each process slices"):
+        settings.check_kind(kind)
+    for other in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        settings.check_kind(other)
+    TrainSettings(learning_rate=1e-3).check_kind(kind)

@@ -60,7 +60,8 @@ def filling(cache, policy, groups, folder, *, budget, forward="tree"):
     accelerator = make_accelerator(TrainSettings(learning_rate=1.0))
     column = folder / "column.bin"
     more = {"forward": forward, "token_budget": budget, "accelerator": accelerator, "work_file": folder / "computed"}
-    return fill_cache(cache, policy, GroupView(groups), column=column, **more)
+    outputs = lambda tokens: tokens.sum_by_sequence(policy(tokens)).tolist()  # noqa: E731
+    return fill_cache(cache, outputs, GroupView(groups), column=column, **more)
 
 
 @pytest.mark.parametrize("budget", [1, 100, 10**6])
@@ -121,7 +122,7 @@ def test_another_rate_loss_or_order_computes_no_reference(tmp_path, what):
     again = loop(tmp_path / "again", objective, train, model=model, references=tmp_path / "cache", job=job, **settings)
     assert len(calls) == len(without)
     assert [name for name, *_ in again.progress.phases] == []
-    assert any("references: 0 groups to compute" in note for note in again.progress.notes)
+    assert any("reference log-probabilities: 0 groups to compute" in note for note in again.progress.notes)
 
 
 def test_other_weights_or_precision_have_a_folder_of_their_own(tmp_path):
@@ -229,7 +230,9 @@ def test_a_folder_that_keeps_nothing_is_told_of(tmp_path):
             pass  # as the writes of another node would be seen on a folder that is not shared
 
     cache = Forgetful(tmp_path, weights="abc", precision="fp32")
-    with pytest.raises(RunError, match="3 references are missing after all processes wrote theirs; do all nodes share"):
+    with pytest.raises(
+        RunError, match="3 reference log-probabilities are missing after all processes wrote theirs; do all nodes share"
+    ):
         list(filling(cache, Counting(), groups, tmp_path, budget=9))
 
 
@@ -355,7 +358,7 @@ def test_what_several_processes_had_stored_before_a_kill_is_not_computed_again(t
         counting = Counting()
         work = fill_cache(
             cache,
-            counting,
+            lambda tokens: tokens.sum_by_sequence(counting(tokens)).tolist(),
             GroupView(groups),
             column=tmp_path / "column.bin",
             work_file=tmp_path / "computed",

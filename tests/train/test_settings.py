@@ -87,7 +87,7 @@ WRONG = [
     ({"learning_rate": 1, "betas": [0.9, 1.0]}, "train.betas.1: Input should be less than 1 (got 1.0)"),
     ({"learning_rate": 1, "betas": [0.9]}, "train.betas"),
     ({"learning_rate": 1, "schedule": "cosin"}, "train.schedule: Input should be 'constant', 'cosine' or 'linear'"),
-    ({"learning_rate": 1, "precision": "fp16"}, "train.precision: Input should be 'fp32' or 'bf16'"),
+    ({"learning_rate": 1, "precision": "fp16"}, "train.precision: Input should be 'fp32', 'bf16' or 'bf16-products'"),
     ({"learning_rate": 1, "warmup_steps": -1}, "train.warmup_steps"),
     ({"learning_rate": 1, "warmup_steps": 0.5}, "train.warmup_steps"),
     ({"learning_rate": 1, "min_lr_ratio": 2}, "train.min_lr_ratio"),
@@ -100,6 +100,10 @@ WRONG = [
     ({"learning_rate": 1, "max_steps": 0}, "train.max_steps"),
     ({"learning_rate": 1, "checkpoint_minutes": 0}, "train.checkpoint_minutes"),
     ({"learning_rate": 1, "max_grad_norm": -1}, "train.max_grad_norm"),
+    (
+        {"learning_rate": 1, "keep": "best", "evaluate_every": 4, "until_step": 6},
+        "train.until_step: evaluations decide the weights: use a multiple of evaluate_every",
+    ),
 ]
 
 
@@ -112,7 +116,7 @@ def test_a_wrong_setting_is_named_in_one_line(values, said):
 
 
 def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
-    base = {"learning_rate": 1.0, "schedule": "linear"}
+    base = {"learning_rate": 1.0, "schedule": "linear", "precision": "bf16"}
     changed = {
         "schedule": "cosine",
         "warmup_steps": 1,
@@ -128,7 +132,8 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "betas": (0.1, 0.2),
         "epsilon": 0.1,
         "max_grad_norm": 7.0,
-        "precision": "bf16",
+        "precision": "fp32",
+        "weights": "bf16_master",
         "tokens_per_micro_batch": 7,
         "evaluate_every": 7,
         "keep": "best",
@@ -136,6 +141,8 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "checkpoint_minutes": 7.0,
         "reduce": "each",
         "trackers": ["tensorboard"],
+        "until_step": 7,
+        "on_divergence": "stop",
     }
     assert {"learning_rate", *changed} == set(TrainSettings.model_fields)  # each setting was thought of
     identity = TrainSettings(**base).cache_key()
@@ -149,6 +156,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "checkpoint_minutes",
         "reduce",
         "trackers",
+        "on_divergence",
     }
     # Where the best of the evaluated weights are kept, it matters which are evaluated.
     best = [TrainSettings(**base, keep="best", evaluate_every=every).cache_key() for every in (None, 7)]

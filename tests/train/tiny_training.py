@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.models.policy import Policy
 from align.models.weights import full_tensor, gathered_parameters
+from align.train.distillation.objective import DistillationObjective
+from align.train.distillation.settings import DistillationSettings
 from align.train.loop import Loop
 from align.train.objectives.preference import PreferenceObjective
 from align.train.objectives.supervised import SupervisedObjective
@@ -129,6 +132,12 @@ def comparisons(number, *, sizes=(2,), longest=24, seed=0):
     return groups
 
 
+def labelled(number, *, sizes=(1,), longest=24, seed=0):
+    """Groups whose responses have labels, rewards of 1 and 0, in any numbers."""
+    groups = comparisons(number, sizes=sizes, longest=longest, seed=seed)
+    return [replace(each, rewards=tuple(float(reward > 0) for reward in each.rewards)) for each in groups]
+
+
 def demonstrations(number, *, longest=40, seed=0):
     """One sequence a row, without rewards; from one supervised token to `longest`."""
     return [
@@ -172,6 +181,10 @@ def loop(
     return Loop(model or policy(), made, progress or Recorder(), accelerator)
 
 
+def distillation(**settings):
+    return DistillationObjective(DistillationSettings(**settings))
+
+
 def supervised():
     return SupervisedObjective()
 
@@ -184,6 +197,12 @@ def metrics(folder):
 def numbers(folder):
     """The lines without what a clock or a meter has put there."""
     return [{name: value for name, value in line.items() if name not in NOT_NUMBERS} for line in metrics(folder)]
+
+
+def chosen(folder):
+    """The groups that each step of a run with a selection chose."""
+    lines = [json.loads(line) for line in (folder / "selection.jsonl").read_text().splitlines()[1:]]
+    return [groups for _, steps, _ in lines for groups, _ in steps]
 
 
 def weights(trained):

@@ -75,6 +75,19 @@ def test_a_line_that_is_being_written_is_passed_on_when_it_is_whole(tmp_path):
     assert told.steps == [1, 2]
 
 
+def test_the_resources_that_the_step_has_read_last_are_passed_on_with_its_metrics(tmp_path):
+    seen = []
+    told = SilentProgress()
+    told.advance = lambda units, metrics=None: seen.append(metrics)
+    follower, child = Follower(tmp_path, told), WrittenProgress(SilentProgress(), tmp_path)
+    child.phase("train", 2)
+    append_line(tmp_path / "metrics.jsonl", {"step": 1, "peak_memory_bytes": 5})
+    child._written_s = 0.0
+    child.advance(1, {"step": 1, "loss": 2.0, "flops": 3.0, "energy_wh": 4.0, "peak_memory_bytes": 6})
+    follower.look()
+    assert seen == [{"step": 1, "peak_memory_bytes": 5, "energy_wh": 4.0}]
+
+
 PROGRAMS = {
     "an exception": ("int('x')", "ValueError: invalid literal for int() with base 10: 'x'"),
     "an exception with its cause": (

@@ -64,7 +64,10 @@ MEANT = {  # key where someone may write it -> where it belongs
     "steps.dpo.train.lr_scheduler_type": "steps.dpo.train.schedule",
     "steps.dpo.train.warmup_ratio": "steps.dpo.train.warmup_steps",
     "steps.dpo.train.bf16": "steps.dpo.train.precision",
-    "steps.dpo.train.report_to": "steps.dpo.train.trackers",
+    "steps.dpo.train.report_to": "tracking.trackers",
+    "steps.dpo.train.wandb_project": "tracking.project",
+    "wandb_entity": "tracking.entity",
+    "report_to": "tracking.trackers",
     "steps.dpo.train.gradient_checkpointing": "policy.gradient_checkpointing",
     "steps.dpo.train.max_seq_length": "data.NAME.max_length",
     "steps.dpo.train.max_length": "data.NAME.max_length",
@@ -121,7 +124,7 @@ def test_no_hint_is_for_a_key_that_is_right_everywhere():
     """A key of the recipe itself may still be in the wrong place; then the nearest place is worked out, not written."""
     own = {key.rpartition(".")[2] for key in keys_of(None)}
     both = own & FOREIGN_KEYS.keys()
-    assert both <= {"batch_size", "model"}, both  # of an engine, and of a judge
+    assert both <= {"batch_size", "beta", "model", "warmup_ratio"}, both  # of engine, distill, judge, embedder
 
 
 def test_the_common_settings_of_trl_and_peft_have_a_hint_or_the_same_name():
@@ -225,7 +228,9 @@ def test_every_error_of_settings_is_raised(tmp_path):
 
 @pytest.mark.parametrize("command", ["check", "run", "preview"])
 def test_an_error_in_a_recipe_does_not_wait_for_torch(tmp_path, command):
-    (tmp_path / "r.yaml").write_text(RIGHT)
+    settings = "{learning_rate: 1.0e-6, optimizer: adafactor, trackers: [tensorboard]}"
+    recipe = RIGHT.replace("{learning_rate: 1.0e-6}", settings)
+    (tmp_path / "r.yaml").write_text(f"{recipe}tracking: {{trackers: [tensorboard]}}\n")
     code = (
         "import sys, atexit, json\n"
         f"sys.argv = ['align', {command!r}, 'r.yaml', *{['--step', 'dpo'] if command == 'preview' else []}, 'sede=1']\n"
@@ -239,3 +244,16 @@ def test_an_error_in_a_recipe_does_not_wait_for_torch(tmp_path, command):
     loaded = set(json.loads(done.stdout))
     assert "pydantic" in loaded
     assert not HEAVY & loaded
+
+
+def test_a_hint_names_the_place_that_the_stage_has(tmp_path):
+    """`beta` is a setting of the loss of preferences, and one of distillation, at different places."""
+    steps = "base: {stage: sft, data: a, train: {learning_rate: 1.0, prompts_per_step: 1}}\n"
+    for stage, place in (("distill, teacher: base", "loss.beta"), ("preference", "loss.settings.beta")):
+        own = f"  d: {{stage: {stage}, data: a, beta: 0.1, train: {{learning_rate: 1.0, prompts_per_step: 1}}}}\n"
+        path = tmp_path / "recipe.yaml"
+        path.write_text(
+            f"run: x\npolicy: {{path: a/b}}\ndata: {{a: {{path: 'tasks:general'}}}}\nsteps:\n  {steps}{own}"
+        )
+        with pytest.raises(InputError, match=rf"steps\.d\.beta: unknown key.*; write steps\.d\.{place}"):
+            load_recipe(path, ())

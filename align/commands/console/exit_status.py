@@ -39,7 +39,7 @@ class Commands(TyperGroup):
 def exit_with(app: typer.Typer) -> None:
     """Run the command line. Errors are one line on stderr.
 
-    The exit status is 2 for bad input, 130 after Ctrl-C, and 1 for a failed run.
+    The exit status is 2 for bad input, 130 after Ctrl-C, 3 for a spent budget, and 1 for a failed run.
     """
     sys.excepthook = _unexpected
     sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked up last
@@ -59,8 +59,8 @@ def exit_with(app: typer.Typer) -> None:
         if not isinstance(error, InputError | RunError):
             raise
         lines = map(str, error.parts) if isinstance(error, InputError) else [str(error)]
-        by_keyboard = isinstance(error, Stopped) and error.by == CTRL_C
-        _fail(*lines, status=2 if isinstance(error, InputError) else INTERRUPTED if by_keyboard else 1)
+        stopped = error.exit_status if isinstance(error, Stopped) else 1
+        _fail(*lines, status=2 if isinstance(error, InputError) else stopped)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # typer's own status, too

@@ -1,4 +1,4 @@
-"""Warnings and progress bars of libraries, which the command line does not show; what matters in them, it says."""
+"""Hide warnings and progress bars of libraries; print one line for those that matter."""
 
 from __future__ import annotations
 

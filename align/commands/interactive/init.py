@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from align.artifacts import atomic_file
-from align.commands.interactive.suggestion import DPO, KINDS, RATE, RPO, SAMPLES, SFT, Rows, look_at
+from align.commands.interactive.suggestion import DPO, KINDS, KTO, RATE, RPO, SAMPLES, SFT, Rows, look_at
 from align.content_hash import GGUF
 from align.errors import InputError
 from align.stages.inputs.opening import open_model
@@ -19,17 +19,20 @@ LEARNING_RATES = {  # of adapters, and of all weights
     SFT: ("2.0e-4", "1.0e-5"),
     RATE: ("2.0e-4", "1.0e-5"),
     DPO: ("2.0e-5", "1.0e-6"),
+    KTO: ("2.0e-5", "1.0e-6"),
     RPO: ("2.0e-5", "1.0e-6"),
 }
-STAGES = {SFT: "sft", RATE: "reward_model", DPO: "preference", RPO: "preference"}  # that train
+STAGES = {SFT: "sft", RATE: "reward_model", DPO: "preference", KTO: "preference", RPO: "preference"}  # that train
 LOSSES = {
     DPO: "{name: dpo, settings: {beta: 0.1}}  # sft_weight adds an SFT term",
+    KTO: "{name: kto, settings: {beta: 0.1}}  # desirable_weight and undesirable_weight balance the labels",
     RPO: "{name: rpo_bwd_kl, settings: {beta: 0.2, eta: 1.0}}  # eta scales the rewards",
 }
 DESCRIPTIONS = {
     SFT: "supervised fine-tuning: the responses are imitated",
     RATE: "a reward model, which learns to rate responses; it starts from the policy before it",
     DPO: "preference optimization: the chosen response becomes more likely than the rejected one",
+    KTO: "preference optimization from labels: good responses become more likely, the others less",
     RPO: "reward-aware preference optimization: how much better a response is counts, too",
     SAMPLES: "responses of the policy to the prompts; judges would rate them (align keys generate)",
 }

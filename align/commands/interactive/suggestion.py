@@ -9,7 +9,9 @@ from pathlib import Path
 
 from align.data.reading import stream
 from align.errors import InputError
+from align.losses.unpaired import LABELS
 from align.records import Comparison, Demonstration, Record
+from align.train.settings import MIN_KL_PROMPTS
 
 LOOKED_AT = 1000  # rows
 HELD_OUT_FROM = 20  # rows from which a tenth is held out
@@ -17,8 +19,8 @@ STEPS_AN_EPOCH = 4  # at least, where a file has few rows
 PROMPTS_PER_STEP = 16
 
 # Kinds of steps in the order in which they follow each other
-SFT, RATE, DPO, RPO, SAMPLES = "sft", "rate", "dpo", "rpo", "samples"
-KINDS = (SFT, RATE, DPO, RPO, SAMPLES)
+SFT, RATE, DPO, KTO, RPO, SAMPLES = "sft", "rate", "dpo", "kto", "rpo", "samples"
+KINDS = (SFT, RATE, DPO, KTO, RPO, SAMPLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Rows:
     @property
     def prompts_per_step(self) -> int:
         """Rows of an optimizer step: fewer where the file is small."""
-        return max(1, min(PROMPTS_PER_STEP, self.num_rows // STEPS_AN_EPOCH))
+        fewest = MIN_KL_PROMPTS if self.kind == KTO else 1
+        return max(fewest, min(PROMPTS_PER_STEP, self.num_rows // STEPS_AN_EPOCH))
 
     @property
     def is_held_out(self) -> bool:
@@ -75,6 +78,8 @@ def _kind_of(path: str, records: Sequence[Record]) -> tuple[str, str]:
     if any(_attributes(record) for record in comparisons):
         return RATE, "responses with rated attributes"
     sizes = sorted({len(record.responses) for record in comparisons})
+    if sizes == [1] and {record.responses[0].reward for record in comparisons} == set(LABELS):
+        return KTO, "single responses, labelled as good or not"
     if sizes == [1]:
         return SFT, "single responses, of which the good ones are imitated"
     rewarded = all(response.reward is not None for record in comparisons for response in record.responses)

@@ -17,9 +17,19 @@ DataOption = Annotated[
     str, typer.Option(help="Rows: a file, a folder or a Hugging Face dataset id.", show_default=False)
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Read this many rows only.", show_default=False)]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="A column with another name than the format's, as prompt=question or prompt=chat.0.content. Repeat it.",
+        metavar="NAME=COLUMN",
+    ),
+]
 JudgeOption = Annotated[
     list[str] | None,
-    typer.Option(help="A judge as 'NAME key=value ...'. Repeat it; the first that knows a prompt judges it."),
+    typer.Option(
+        help="Judge, as 'NAME key=value ...'; may be repeated. The first that does not abstain scores a prompt."
+    ),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The commands that work on models: score, generate, evaluate, chat, push."""
+"""The commands that work on models: score, generate, evaluate, chat, export, push."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from align.commands.parsing.arguments import DataOption, JudgeOption, LimitOption, Settings, example
+from align.commands.parsing.arguments import ColumnOption, DataOption, JudgeOption, LimitOption, Settings, example
 
 models = typer.Typer()
 
@@ -19,6 +19,7 @@ def score(
     model: Annotated[str, typer.Option(help="A reward model: folder or hub id.", show_default=False)],
     data: DataOption,
     out: Annotated[Path, typer.Option(help="File for the rated rows, .jsonl.", show_default=False)],
+    column: ColumnOption = None,
     limit: LimitOption = None,
     format: Annotated[str, typer.Option(help="Name of a row format; auto detects it by the columns.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Split of a folder or dataset.", show_default=False)] = None,
@@ -26,10 +27,12 @@ def score(
 ) -> None:
     """Rate every response of a file by a reward model. The same command resumes an interrupted one."""
     from align.commands import run as command  # noqa: PLC0415 - imports torch
+    from align.commands.one_step import parse_columns  # noqa: PLC0415
     from align.commands.score import score as score_file  # noqa: PLC0415
     from align.workflow.results.tables import scored_tables  # noqa: PLC0415
 
     options: dict[str, Any] = {"format": format, "split": split, "limit": limit, "on_error": on_error}
+    options["columns"] = parse_columns(column or ())
     with command.shown_progress() as progress:
         summary = score_file(model, data, out, progress=progress, **options)
     command.conclude(scored_tables(summary), summary)
@@ -44,13 +47,16 @@ def score(
 def generate(
     policy: Annotated[
         list[str],
-        typer.Option(help="A policy: folder, hub id, gguf:FILE or a server's model. Repeat it.", show_default=False),
+        typer.Option(
+            help="Policy: folder, Hub id, gguf:FILE or a server's model; may be repeated.", show_default=False
+        ),
     ],
     data: Annotated[
         str, typer.Option(help="Prompts: a file, a folder, a dataset id, or tasks:KIND.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="File for the scored groups, .jsonl.", show_default=False)],
     judge: JudgeOption = None,
+    column: ColumnOption = None,
     limit: LimitOption = None,
     overrides: Settings = None,
 ) -> None:
@@ -60,7 +66,7 @@ def generate(
     from align.commands.one_step import settings_of  # noqa: PLC0415
     from align.workflow.results.tables import generated_tables  # noqa: PLC0415
 
-    settings = settings_of(implementation.GenerateSettings, judge or (), overrides or ())
+    settings = settings_of(implementation.GenerateSettings, judge or (), overrides or (), column or ())
     with command.shown_progress() as progress:
         summary = implementation.generate(policy, data, out, settings=settings, limit=limit, progress=progress)
     command.conclude(generated_tables(summary), summary)
@@ -72,7 +78,7 @@ def generate(
         "align evaluate --task ifeval --data ifeval.jsonl --responses answers.jsonl --out verdicts.jsonl",
     )
 )
-def evaluate(
+def evaluate(  # noqa: PLR0913 - one argument for each option
     task: Annotated[
         str, typer.Option(help="Name of a task, harness:NAME of lm-evaluation-harness, or module:NAME of your own.")
     ],
@@ -81,8 +87,11 @@ def evaluate(
     responses: Annotated[
         list[Path] | None, typer.Option(help="File of responses to grade in place of a policy's.", show_default=False)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File for each verdict, .jsonl.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all verdicts to this .jsonl file.", show_default=False)
+    ] = None,
     judge: JudgeOption = None,
+    column: ColumnOption = None,
     limit: LimitOption = None,
     overrides: Settings = None,
 ) -> None:
@@ -92,11 +101,24 @@ def evaluate(
     from align.commands.one_step import settings_of  # noqa: PLC0415
     from align.workflow.results.tables import evaluated_tables  # noqa: PLC0415
 
-    settings = settings_of(implementation.EvaluateSettings, judge or (), overrides or ())
+    settings = settings_of(implementation.EvaluateSettings, judge or (), overrides or (), column or ())
     request = implementation.Request(task, data, policy, tuple(map(str, responses or ())), limit)
     with command.shown_progress() as progress:
         summary = implementation.evaluate(request, out, settings=settings, progress=progress)
     command.conclude(evaluated_tables(summary), summary)
+
+
+@models.command("convert-pairs", epilog=example("align convert-pairs judged.jsonl --to fastchat --out judgments.jsonl"))
+def convert_pairs(
+    pairs: Annotated[str, typer.Argument(help="File of judged pairs, in any known form.", show_default=False)],
+    to: Annotated[str, typer.Option(help="align, alpaca_eval, arena_hard, arena_hard_2024 or fastchat.")],
+    out: Annotated[Path, typer.Option(help="New file, .jsonl, or .json for one list.", show_default=False)],
+) -> None:
+    """Write the verdicts of a file of judged pairs in the form of another tool."""
+    from align.commands.run import conclude  # noqa: PLC0415 - imports pydantic
+    from align.evaluation.pairs.forms.convert import convert_pairs as convert  # noqa: PLC0415
+
+    conclude([], convert(pairs, to, out))
 
 
 @models.command(epilog=example("align chat runs/my-run/dpo", "align chat runs/my-run/dpo sampling.temperature=0"))
@@ -112,6 +134,23 @@ def chat(
     from align.commands.interactive.chat import chat_settings  # noqa: PLC0415
 
     command(policy, system, chat_settings(overrides or ()))
+
+
+@models.command(epilog=example("align export runs/my-run/rpo-3 --gguf Q4_0", "align export my-org/my-model --out gguf"))
+def export(
+    policy: Annotated[str, typer.Argument(help="A policy: RUN/STEP, another folder or a Hub id.", metavar="RUN/STEP")],
+    gguf: Annotated[
+        str, typer.Option(help="Type of the matrices: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, F16 or BF16.")
+    ] = "Q8_0",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; RUN/STEP-TYPE by default.", show_default=False)
+    ] = None,
+    overrides: Settings = None,
+) -> None:
+    """Write a policy as a GGUF file for llama.cpp, Ollama and LM Studio. Adapters are merged first."""
+    from align.commands.export import export as command  # noqa: PLC0415 - imports torch
+
+    command(policy, out, [f"gguf={gguf}", *(overrides or ())])
 
 
 @models.command(epilog=example("align push runs/my-run/rpo-3 my-org/my-model --dry-run"))

@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from align.data.rows import Row
+from align.data.columns import Row
 from align.errors import InputError, one_line
 
 MISSING = (None, "", "N/A")  # how datasets write a number that is missing
 MAX_SHOWN = 60  # characters of a value in an error
 MAX_NESTING = 3  # how often a list may be quoted: a Python literal may have been written as a JSON string
+MAX_LITERAL = 1 << 20  # characters of a Python literal; parsing takes hundreds of times as many bytes of memory
 FINISH_KEYS = ("finish", "finish_reason")
 RATING_KEYS = ("score", "Rating")  # keys of the number in an object that has a rating and its rationale
 
@@ -57,6 +58,10 @@ def _unquoted(text: str, name: str) -> Any:  # noqa: ANN401 - any literal
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
+        if len(text) > MAX_LITERAL:
+            raise InputError(
+                f"{name} has {len(text):,} characters and is not JSON; a Python literal may have {MAX_LITERAL:,}"
+            ) from None
         with_commas = re.sub(r"\}\s*\n\s*\{", "}, {", text)  # NumPy prints the items of an array without commas
     try:
         return ast.literal_eval(with_commas)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+from align.data.columns import Row
 from align.data.readers.cells import FINISH_KEYS, as_finish, as_list, as_object, metadata_of, shortened
 from align.data.readers.messages import answer_messages, as_messages, check_trained, unread_fields
-from align.data.readers.prompts import check_not_half_a_pair, row_prompt, system_columns, with_system
+from align.data.readers.prompts import SYSTEM_COLUMNS, check_not_half_a_pair, row_prompt, with_system
 from align.data.readers.roles import role_of
-from align.data.readers.tool_calls import calls_text
-from align.data.rows import Row
+from align.data.readers.tool_calls import as_calls
 from align.errors import InputError
 from align.records import Demonstration, Message, Prompt, Record
 
@@ -32,13 +32,15 @@ def dialogue(row: Row) -> Iterator[Record]:
     column = next(name for name in DIALOGUE_COLUMNS if name in row)
     turns = as_list(row[column], column)
     messages = with_system(row, as_messages(turns, column))
-    metadata = metadata_of(row, {column, "mask", *system_columns(row), *FINISH_KEYS})
+    metadata = metadata_of(row, {column, "mask", *SYSTEM_COLUMNS, *FINISH_KEYS})
     if not messages or messages[-1].role != "assistant":
         yield Prompt(messages, metadata)
         return
     check_trained(turns)
     if row.get("mask") and role_of(str(row["mask"])) == "assistant":  # NeMo-Aligner's name for who is not trained
-        raise InputError(f"mask is {shortened(row['mask'])}, and a demonstration trains every assistant message")
+        raise InputError(
+            f"mask {shortened(row['mask'])} is not supported: the loss is computed on every assistant message"
+        )
     yield Demonstration(messages, metadata, as_finish(row))
 
 
@@ -51,7 +53,7 @@ def unread_in_dialogue(row: Row) -> set[str]:
 def function_calls(row: Row) -> Iterator[Record]:
     """Yield a query with the function calls that answer it; Liu et al. 2024 (xLAM)."""
     prompt = row_prompt(row, ("query",))
-    answer = Message("assistant", calls_text(row["answers"]))
+    answer = Message("assistant", "", as_calls(row["answers"]))
     yield Demonstration((*prompt.messages, answer), metadata_of(row, {*prompt.columns, "answers"}))
 
 
@@ -59,7 +61,7 @@ def demonstration(row: Row) -> Iterator[Record]:
     """Yield a request with its answer."""
     pairs = [(name, key) for name, keys in ANSWER_COLUMNS.items() for key in keys if {name, key} <= row.keys()]
     if not pairs:
-        raise InputError(f"no column is an answer: {shortened(list(row))}")
+        raise InputError(f"no answer column found; columns: {shortened(list(row))}")
     request, reply = pairs[0]
     prompt = row_prompt(row, (request,))
     if not row.get("history") and any(message.role == "assistant" for message in prompt.messages):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 from itertools import islice
 
+from align.data.columns import Row, describe_columns
 from align.data.readers.reader import Reader
 from align.data.readers.table import READERS
-from align.data.rows import Row, describe_columns
 from align.errors import InputError
 from align.records import Located
 

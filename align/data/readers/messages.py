@@ -8,13 +8,15 @@ from typing import Any, cast
 
 from align.data.readers.cells import as_list, as_object, as_text, shortened
 from align.data.readers.markup import messages_from_markup, without_end_marker
-from align.data.readers.roles import role_of
-from align.data.readers.tool_calls import THOUGHT_FIELDS, answer_text, function_call_text
+from align.data.readers.roles import ROLES, role_of
+from align.data.readers.tool_calls import THOUGHT_FIELDS, as_calls, calls_of, with_thought
 from align.errors import InputError
 from align.records import Message
 
 LOSS_FIELDS = ("loss_weight", "weight", "train")  # whether a turn is trained: LLaMA-Factory, OpenAI, Axolotl
 OF_ANSWERS = (*THOUGHT_FIELDS, "tool_calls", "function_call")  # fields that only an assistant message has
+CALLING_ROLES = ("function_call", "tool_call")
+OF_RESULTS = ("name", "tool_call_id")  # fields that are read of a tool's message
 UNSUPPORTED_FIELDS = (  # fields of a message with content that would be lost
     *("refusal", "image", "images", "image_url", "audio", "audios", "video", "videos", "documents", "attachments"),
 )
@@ -29,19 +31,19 @@ def as_messages(value: Any, name: str) -> Messages:  # noqa: ANN401 - a cell of 
 
 
 def as_message(turn: Any) -> Message:  # noqa: ANN401 - an item of a chat list
-    """Return the message of `role` and `content`, or of `from` and `value`. Only text is supported.
+    """Return the message of `role` and `content`, or of `from` and `value`. Only text and tool calls are supported.
 
-    Thoughts and tool calls become part of the text of an assistant message.
+    A thought becomes part of the text of an assistant message.
 
-    >>> as_message({"from": "human", "value": "Hello"})
-    Message(role='user', content='Hello')
+    >>> as_message({"from": "human", "value": "Hello"}) == Message("user", "Hello")
+    True
     """
     fields = as_object(turn, "a message")
-    name = str(fields.get("role") or fields.get("from"))
+    role_name = str(fields.get("role") or fields.get("from"))
     content = fields["content"] if fields.get("content") is not None else fields.get("value")
-    if name == "function_call":  # a turn of ShareGPT's
-        return Message("assistant", function_call_text(content))
-    role = role_of(name)
+    if role_name in CALLING_ROLES:  # a turn of ShareGPT's
+        return Message("assistant", "", as_calls(content))
+    role = role_of(role_name)
     filled = [field for field in fields if _is_filled(fields[field])]
     of_answers = [field for field in OF_ANSWERS if field in filled]
     unsupported = [field for field in UNSUPPORTED_FIELDS if field in filled] or of_answers
@@ -49,12 +51,23 @@ def as_message(turn: Any) -> Message:  # noqa: ANN401 - an item of a chat list
         raise InputError(
             f"a message of the {role} has {unsupported[0]} besides its content; move it into the content, or remove it"
         )
-    if role == "tool" and isinstance(content, Mapping):
+    if role == "tool" and _is_json(content):
         content = json.dumps(content, ensure_ascii=False)
     if content is None and of_answers:
         content = ""
-    text = as_text(content, f"the content of a {name} message")
-    return Message(role, answer_text({field: fields[field] for field in of_answers}, text) if of_answers else text)
+    text = as_text(content, f"the content of a {role_name} message")
+    if role == "tool":
+        name, call_id = (as_text(fields[field], field) if field in filled else None for field in OF_RESULTS)
+        return Message(role, text, name=name, tool_call_id=call_id)
+    return Message(role, with_thought(fields, text), calls_of(fields)) if of_answers else Message(role, text)
+
+
+def _is_json(content: object) -> bool:
+    """Return whether the result of a tool is an object, or a list that is not one of text parts."""
+    if not isinstance(content, list):
+        return isinstance(content, Mapping)
+    parts = cast(list[Any], content)
+    return not all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts)
 
 
 def unread_fields(turns: Any, column: str) -> set[str]:  # noqa: ANN401 - a cell of any type
@@ -62,7 +75,14 @@ def unread_fields(turns: Any, column: str) -> set[str]:  # noqa: ANN401 - a cell
     if not isinstance(turns, list):
         return set()
     objects = [cast("Mapping[str, Any]", turn) for turn in cast(list[Any], turns) if isinstance(turn, Mapping)]
-    return {f"{column}.{field}" for turn in objects for field in turn.keys() - READ_FIELDS if _is_filled(turn[field])}
+    unread = ((turn, turn.keys() - READ_FIELDS - _of_results(turn)) for turn in objects)
+    return {f"{column}.{field}" for turn, fields in unread for field in fields if _is_filled(turn[field])}
+
+
+def _of_results(turn: Mapping[str, Any]) -> set[str]:
+    """Return the fields that are read of a turn because it is a tool's result."""
+    role = str(turn.get("role") or turn.get("from")).lower()
+    return set(OF_RESULTS) if ROLES.get(role) == "tool" else set()
 
 
 def _is_filled(value: Any) -> bool:  # noqa: ANN401 - a cell of any type
@@ -103,5 +123,6 @@ def check_trained(turns: list[Any]) -> None:
         partial = [f"{name} {shortened(value)}" for name, value in marks.items() if value != 1]
         if partial and as_message(turn).role == "assistant":
             raise InputError(
-                f"an assistant message has {partial[0]}, and a demonstration trains every assistant message in full"
+                f"an assistant message has {partial[0]}, which is not supported: "
+                "the loss is computed on every assistant message"
             )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from align.data.columns import Row
 from align.data.readers.demonstrations import dialogue
 from align.data.readers.prompts import prompt_only
 from align.data.readers.response_groups import group
-from align.data.rows import Row
 from align.errors import InputError
 from align.records import Demonstration, Message, Prompt, Record, Response
 
@@ -27,22 +27,29 @@ def native_row(record: Record) -> dict[str, Any]:
     {'prompt': [{'role': 'user', 'content': 'Hello'}], 'metadata': {}}
     """
     metadata = dict(record.metadata)
+    tools: dict[str, Any] = {"tools": list(record.tools)} if record.tools else {}
     if isinstance(record, Prompt):
-        return {"prompt": _chat(record.messages), "metadata": metadata}
+        return {"prompt": _chat(record.messages), **tools, "metadata": metadata}
     if isinstance(record, Demonstration):
         if record.messages[-1].role != "assistant":
             raise InputError("a demonstration that ends with a prompt would be read back as a prompt")
-        return {"messages": _chat(record.messages), **_finish(record), "metadata": metadata}
+        return {"messages": _chat(record.messages), **tools, **_finish(record), "metadata": metadata}
     responses = [
-        {"content": one.content, "reward": one.reward, "attributes": dict(one.attributes), **_finish(one)}
+        {
+            **{name: value for name, value in one.message.to_json().items() if name != "role"},
+            "reward": one.reward,
+            "attributes": dict(one.attributes),
+            **_finish(one),
+        }
         for one in record.responses
     ]
-    return {"prompt": _chat(record.prompt), "responses": responses, "chosen": record.chosen, "metadata": metadata}
+    shown = {"prompt": _chat(record.prompt), **tools, "responses": responses, "chosen": record.chosen}
+    return {**shown, "metadata": metadata}
 
 
 def _finish(record: Demonstration | Response) -> dict[str, str]:
     return {} if record.finish is None else {"finish": record.finish}
 
 
-def _chat(messages: Iterable[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def _chat(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    return [message.to_json() for message in messages]

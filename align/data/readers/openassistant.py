@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any
 
+from align.data.columns import Row
 from align.data.readers.cells import as_list, as_number, as_object, as_text
 from align.data.readers.messages import Messages, as_message
-from align.data.rows import Row
 from align.errors import InputError
 from align.records import Comparison, Record, Response
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from align.data.columns import Row
 from align.data.readers.cells import as_list, as_number, as_text, metadata_of, shortened
-from align.data.readers.prompts import RowPrompt, row_prompt, split_answer, system_columns, with_system
-from align.data.rows import Row
+from align.data.readers.prompts import SYSTEM_COLUMNS, RowPrompt, row_prompt, split_answer, with_system
 from align.errors import InputError
 from align.records import Comparison, Record, Response
 
@@ -28,6 +28,8 @@ REWARD_COLUMNS = frozenset({"margin", *(name for names in PAIR_REWARDS for name 
 LABELS = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}
 LIKED_COLUMNS = ("messages", "conversations", "completion", "output", "generated_solution")
 LIKED = "liked"  # key of the metadata: whether a single response was liked
+# Why such a row is no comparison, for errors
+LABELLED_RESPONSE = "one response with a label, and a comparison needs two; the loss kto takes such rows"
 
 
 def preference(row: Row) -> Iterator[Record]:
@@ -43,7 +45,7 @@ def preference(row: Row) -> Iterator[Record]:
     if chosen_prompt != rejected_prompt:
         raise InputError("chosen and rejected have different prompts; they may differ in their last message only")
     chosen_reward, rejected_reward = pair_rewards(row)
-    responses = (Response(chosen, chosen_reward), Response(rejected, rejected_reward))
+    responses = (Response.of(chosen, chosen_reward), Response.of(rejected, rejected_reward))
     yield Comparison(chosen_prompt, responses, 0, metadata_of(row, {*prompt.columns, *columns}))
 
 
@@ -99,8 +101,8 @@ def unpaired(row: Row) -> Iterator[Record]:
         raise InputError(f"{label} is {shortened(row[label])}; true or false is needed")
     column = next(name for name in LIKED_COLUMNS if name in row)
     is_dialogue = column in ("messages", "conversations")
-    prompt = RowPrompt(with_system(row, ()), system_columns(row)) if is_dialogue else row_prompt(row)
+    prompt = RowPrompt(with_system(row, ()), SYSTEM_COLUMNS) if is_dialogue else row_prompt(row)
     value = as_list(row[column], column) if is_dialogue else row[column]
-    before, content = split_answer(prompt.messages, value, column)
+    before, answer = split_answer(prompt.messages, value, column)
     metadata = {**metadata_of(row, {*prompt.columns, column, label}), LIKED: bool(reward)}
-    yield Comparison(before, (Response(content, reward),), None, metadata)
+    yield Comparison(before, (Response.of(answer, reward),), None, metadata)

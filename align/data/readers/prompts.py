@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from align.data.columns import Row
 from align.data.readers.cells import as_list, as_text, metadata_of
 from align.data.readers.messages import Messages, answer_messages, prompt_messages
-from align.data.readers.tool_calls import system_text, tool_definitions
-from align.data.rows import Row
 from align.errors import InputError
 from align.records import Message, Prompt, Record
 
@@ -48,7 +47,7 @@ def row_prompt(row: Row, columns: Sequence[str] = PROMPT_COLUMNS) -> RowPrompt:
     if not any(message.content.strip() for message in messages):
         raise InputError(f"{column} is empty")
     used = (name for name in candidates if name not in unused)
-    return RowPrompt(with_system(row, (*_history(row), *messages)), (column, *used, "history", *system_columns(row)))
+    return RowPrompt(with_system(row, (*_history(row), *messages)), (column, *used, "history", *SYSTEM_COLUMNS))
 
 
 def _history(row: Row) -> Messages:
@@ -62,28 +61,17 @@ def _history(row: Row) -> Messages:
     return tuple(messages)
 
 
-def system_columns(row: Row) -> tuple[str, ...]:
-    """Return the columns that become the system message."""
-    return (*SYSTEM_COLUMNS, "tools") if tool_definitions(row.get("tools")) else SYSTEM_COLUMNS
-
-
 def with_system(row: Row, messages: Messages) -> Messages:
-    """Return the messages after the row's system message, if it has one that they do not repeat, with its tools."""
+    """Return the messages after the row's system message, if it has one that they do not repeat."""
     texts = {as_text(row[name], "the system message") for name in SYSTEM_COLUMNS if row.get(name)}
     own = {message.content for message in messages if message.role == "system"}
     if texts and len({text.strip() for text in texts | own}) > 1:
         raise InputError("the row has two system messages; keep one, in a column or as the first message")
-    if texts and not own:
-        messages = (Message("system", texts.pop()), *messages)
-    tools = tool_definitions(row.get("tools"))
-    if not tools:
-        return messages
-    first, *others = messages if messages and messages[0].role == "system" else (Message("system", ""), *messages)
-    return (Message("system", system_text(first.content, tools)), *others)
+    return (Message("system", texts.pop()), *messages) if texts and not own else messages
 
 
-def split_answer(prompt: Messages, value: Any, name: str) -> tuple[Messages, str]:  # noqa: ANN401 - a cell of any type
-    """Return the prompt and the text of an answer. A dialogue with a user message brings its own prompt."""
+def split_answer(prompt: Messages, value: Any, name: str) -> tuple[Messages, Message]:  # noqa: ANN401 - any cell
+    """Return the prompt and the message of an answer. A dialogue with a user message brings its own prompt."""
     messages = answer_messages(value, name)
     has_prompt = any(message.role == "user" for message in messages)
     system = tuple(message for message in prompt if message.role == "system" and message not in messages)
@@ -92,7 +80,7 @@ def split_answer(prompt: Messages, value: Any, name: str) -> tuple[Messages, str
         raise InputError(f"{name} has another system message than the row; keep one, in {name} or in a column")
     if not has_prompt and not before:
         raise InputError(f"no prompt, neither in a column nor in {name}")
-    return (*before, *messages[:-1]), messages[-1].content
+    return (*before, *messages[:-1]), messages[-1]
 
 
 def check_not_half_a_pair(row: Row) -> None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from itertools import groupby
 from typing import cast
 
+from align.data.columns import Row
 from align.data.readers.cells import as_list, as_ratings, as_text, metadata_of
 from align.data.readers.prompts import row_prompt, split_answer
-from align.data.rows import Row
 from align.errors import InputError
 from align.records import Comparison, Located, Record, Response
 
@@ -44,16 +44,16 @@ def steerlm(row: Row) -> Iterator[Record]:
     label = as_list(row["label"], "label")
     if len(label) != len(STEERLM):
         raise InputError(f"label has {len(label)} numbers; {len(STEERLM)} are needed: {', '.join(STEERLM)}")
-    prompt, content = split_answer((), row["text"], "text")
+    prompt, answer = split_answer((), row["text"], "text")
     labels = {name: value for name, value in zip(STEERLM, label, strict=True) if value != MISSING_LABEL}
-    response = Response(content, None, as_ratings(labels))
+    response = Response(answer.content, None, as_ratings(labels))
     yield Comparison(prompt, (response,), None, metadata_of(row, {"text", "label"}))
 
 
 def merged(comparisons: Iterable[Located[Record]]) -> Iterator[Located[Record]]:
     """Merge consecutive comparisons of one prompt into one, at the place of the first."""
     found = cast(Iterable[Located[Comparison]], comparisons)
-    for prompt, group_of_prompt in groupby(found, key=lambda located: located.record.prompt):
+    for (prompt, tools), group_of_prompt in groupby(found, key=lambda each: (each.record.prompt, each.record.tools)):
         members = list(group_of_prompt)
         responses = tuple(response for member in members for response in member.record.responses)
-        yield replace(members[0], record=Comparison(prompt, responses, None, members[0].record.metadata))
+        yield replace(members[0], record=Comparison(prompt, responses, None, members[0].record.metadata, tools))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from align.data.rows import Row
+from align.data.columns import Row
 from align.records import Located, Record
 
 
@@ -34,6 +34,10 @@ class Reader:
     def matches(self, row: Row) -> bool:
         """Return whether the row has the columns that this format needs."""
         return any(set(columns) <= row.keys() for columns in self.alternatives)
+
+    def found_columns(self, row: Row) -> tuple[str, ...]:
+        """Return the columns of the row by which it matches; none if it does not."""
+        return next((columns for columns in self.alternatives if set(columns) <= row.keys()), ())
 
     def describe(self) -> str:
         """Return the columns that this format needs, for an error."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from align.data.columns import Row
 from align.data.readers.cells import (
     FINISH_KEYS,
     as_finish,
@@ -18,9 +19,9 @@ from align.data.readers.cells import (
 )
 from align.data.readers.messages import as_messages
 from align.data.readers.prompts import row_prompt
-from align.data.rows import Row
+from align.data.readers.tool_calls import calls_of
 from align.errors import InputError
-from align.records import Comparison, Record, Response
+from align.records import Comparison, Message, Record, Response
 
 GROUP_COLUMNS = ("responses", "completions", "inferences", "answers", "responses_and_scores")
 CONTENT_KEYS = ("content", "completion", "response", "output", "answer")
@@ -29,6 +30,7 @@ ATTRIBUTE_KEYS = ("attributes", "annotations", "ratings")
 MODEL_KEYS = ("model", "generator", "model_name", "source", "sampling_config")
 RATING_COLUMNS = ("ratings", "rating")  # of distilabel
 GENERATOR_COLUMNS = ("generation_models", "model_names", "generation_model")
+CALL_KEYS = ("tool_calls", "function_call")
 READ_KEYS = (CONTENT_KEYS, REWARD_KEYS, ATTRIBUTE_KEYS, MODEL_KEYS)  # of each, the first that a response has is read
 EMPTY = (None, "", [], {})
 
@@ -59,7 +61,7 @@ def group(row: Row) -> Iterator[Record]:
     chosen = row["chosen"] if row.get("chosen") is not None else best_ranked(items)
     if chosen is not None and (not isinstance(chosen, int) or isinstance(chosen, bool)):
         raise InputError(f"chosen is {shortened(chosen)}; the index of a response is needed")
-    filled = [item for item in items if content_of(item).strip()]
+    filled = [item for item in items if _has_answer(item)]
     if len(filled) == len(items) or chosen is not None or len(filled) < 2:
         yield Comparison(prompt.messages, tuple(map(as_response, items)), chosen, metadata)
     else:
@@ -82,7 +84,7 @@ def unread_fields(row: Row) -> set[str]:
 
 def _read_keys(item: Row) -> set[str]:
     keys = {next((key for key in keys if item.get(key) is not None), "") for keys in READ_KEYS}
-    return {*keys, *FINISH_KEYS, "rank"}
+    return {*keys, *FINISH_KEYS, *CALL_KEYS, "rank"}
 
 
 def has_answer_objects(row: Row) -> bool:
@@ -124,15 +126,21 @@ def sampling_report(row: Row) -> Iterator[Record]:
     yield from group({**{name: row[name] for name in row if name != "results"}, "responses": outputs})
 
 
-def content_of(item: Mapping[str, Any]) -> str:
-    """Return the text of a response, which may be a chat list of one assistant message."""
+def _has_answer(item: Mapping[str, Any]) -> bool:
+    message = answer_of(item)
+    return bool(message.tool_calls or message.content.strip())
+
+
+def answer_of(item: Mapping[str, Any]) -> Message:
+    """Return a response as a message; it may be a chat list of one assistant message, and have tool calls."""
     value = next((item[key] for key in CONTENT_KEYS if item.get(key) is not None), None)
     if isinstance(value, list) and any("role" in as_object(part, "a message") for part in cast(list[Any], value)):
         messages = as_messages(cast(list[Any], value), "a response")
         if [message.role for message in messages] != ["assistant"]:
             raise InputError(f"a response has {len(messages)} messages; it must be one assistant message")
-        return messages[0].content
-    return as_text(value, "a response")
+        return messages[0]
+    calls = calls_of(item)
+    return Message("assistant", "" if value is None and calls else as_text(value, "a response"), calls)
 
 
 def as_response(item: Mapping[str, Any]) -> Response:
@@ -141,7 +149,7 @@ def as_response(item: Mapping[str, Any]) -> Response:
     rank = as_number(item.get("rank"), "rank")
     reward = next((value for value in rewards if value is not None), None if rank is None else 0 - rank)
     attributes = next((item[key] for key in ATTRIBUTE_KEYS if item.get(key)), {})
-    return Response(content_of(item), reward, as_ratings(attributes), as_finish(item))
+    return Response.of(answer_of(item), reward, as_ratings(attributes), as_finish(item))
 
 
 def best_ranked(items: Sequence[Mapping[str, Any]]) -> int | None:

@@ -14,11 +14,16 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "bot": "assistant",
     "model": "assistant",
     "tool": "tool",
     "observation": "tool",
     "function": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "ipython": "tool",
 }
 
 

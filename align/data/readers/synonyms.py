@@ -12,6 +12,7 @@ BETTER = frozenset({"chosen", "chosen_response", "chosen_messages", "completion_
 WORSE = frozenset({"rejected", "rejected_response", "rejected_messages", "completion_b"})
 GROUP = frozenset({"responses", "completions", "inferences", "answers", "generations", "responses_and_scores"})
 DIALOGUE = frozenset({"messages", "conversations", "conversation", "conversation_json"})
+ESSENTIAL = REQUEST | BETTER | WORSE | GROUP | DIALOGUE  # where named, every row needs them
 # Meaning of a named column -> the row's own columns that are then not read; a `conversations` can be a pair's prompt
 TAKES_THE_PLACE_OF = {
     REQUEST: REQUEST,

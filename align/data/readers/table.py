@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from align.data.readers import verdicts
+from align.data.readers import steps, verdicts
+from align.data.readers.conversations import moderated, topic_following, unread_in_topic_following
 from align.data.readers.demonstrations import demonstration, dialogue, function_calls, seed_tasks, unread_in_dialogue
+from align.data.readers.documents import finqa, unread_in_finqa, wiki_table_questions
+from align.data.readers.glaive import glaive
+from align.data.readers.hermes import hermes, is_hermes
 from align.data.readers.native import native
 from align.data.readers.openassistant import openassistant
 from align.data.readers.pairs import (
@@ -64,6 +68,19 @@ READERS = {
         keeps=frozenset({LIKED}),
     ),
     "xlam": Reader(("query tools answers",), function_calls),
+    "prm800k": Reader(
+        ("question label",),
+        steps.prm800k,
+        keeps=frozenset({LIKED}),
+        detects=steps.has_judged_solution,
+        unread=steps.unread_in_prm800k,
+    ),
+    "labelled_steps": Reader(
+        ("prompt completions labels",),
+        steps.labelled_steps,
+        keeps=frozenset({LIKED}),
+        detects=steps.has_labelled_steps,
+    ),
     "steerlm": Reader(("text label",), steerlm, merge=True),
     "helpsteer": Reader(("prompt response helpfulness",), helpsteer, merge=True),
     "just_eval": Reader(("prompt response ratings", "input output_cand parsed_result"), rated),
@@ -81,13 +98,25 @@ READERS = {
     "open_math_instruct": Reader(("problem generated_solution", "question generated_solution"), demonstration),
     "alpaca": Reader(("instruction output", "instruction response", "instruction generation"), demonstration),
     "mbpp": Reader(("text code", "prompt code"), demonstration),
+    "finqa": Reader(
+        ("pre_text post_text table qa", "pre_text post_text table question"),
+        finqa,
+        keeps=frozenset({"answer"}),
+        unread=unread_in_finqa,
+    ),
+    "wiki_table_questions": Reader(("question answers table",), wiki_table_questions),
     "question_answer": Reader(("question answer", "problem solution"), demonstration),
     "prompt_completion": Reader(
         ("prompt completion", "prompt response", "prompt output", "input output", "query response"), demonstration
     ),
     "native": Reader(("prompt responses", "messages metadata", "prompt metadata"), native, unread=unread_fields),
+    "moderated": Reader(("conversation openai_moderation",), moderated, unread=unread_in_dialogue),
+    "topic_following": Reader(
+        ("conversation_json", "conversation distractors"), topic_following, unread=unread_in_topic_following
+    ),
     "messages": Reader(("messages", "conversation"), dialogue, unread=unread_in_dialogue),
+    "glaive": Reader(("system chat",), glaive),
+    "hermes": Reader(("conversations",), hermes, detects=is_hermes, unread=unread_in_dialogue),
     "sharegpt": Reader(("conversations",), dialogue, unread=unread_in_dialogue),
-    "topic_following": Reader(("conversation_json",), dialogue),
     "prompt": Reader(("prompt",), prompt_only, detects=has_no_responses),
 }

@@ -1,7 +1,4 @@
-"""Thoughts, tool calls and tools as text, in the form of Hermes 2 Pro and of the templates of Qwen 2.5 and 3.
-
-A message holds text only, so that judges, journals and servers see what is trained.
-"""
+"""Tools, tool calls and thoughts of rows, in the forms in which datasets write them."""
 
 from __future__ import annotations
 
@@ -9,33 +6,20 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+from align.data.columns import Row
 from align.data.readers.cells import as_list, as_object, as_text, shortened
+from align.data.strict_json import parse_json
 from align.errors import InputError
+from align.records import ToolCall, Tools
 
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 CLOSED_THOUGHT = "</think>"
-TOOLS_TAG = "<tools>"
-TOOLS_HEAD = (
-    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
-)
-TOOLS_END = (
-    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
-    '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n'
-    "</tool_call>"
-)
+TOOLS_COLUMN = "tools"
+TOOLS_TAG = "<tools>"  # in a system message that has the tools as text
 
 
-def answer_text(fields: Mapping[str, Any], content: str) -> str:
-    """Return the thought, the content and the tool calls of an assistant message as one text."""
-    calls = fields.get("tool_calls") or []
-    if fields.get("function_call"):
-        calls = [*as_list(calls, "tool_calls"), fields["function_call"]]
-    body = "\n".join(text for text in (content, calls_text(calls)) if text)
-    return _with_thought(fields, body)
-
-
-def _with_thought(fields: Mapping[str, Any], body: str) -> str:
+def with_thought(fields: Mapping[str, Any], body: str) -> str:
+    """Return the content of an assistant message after the thought that the message has beside it."""
     thoughts = {as_text(fields[name], name).strip("\n") for name in THOUGHT_FIELDS if fields.get(name)}
     if not thoughts:
         return body
@@ -50,61 +34,91 @@ def _with_thought(fields: Mapping[str, Any], body: str) -> str:
     return f"<think>\n{thought}\n{CLOSED_THOUGHT}\n\n{body.lstrip(chr(10))}"
 
 
-def calls_text(calls: Any) -> str:  # noqa: ANN401 - a cell of any type
-    """Return tool calls as text. A call is an object with a name and arguments, alone or as OpenAI's `function`."""
-    return "\n".join(f"<tool_call>\n{_call(each)}\n</tool_call>" for each in as_list(calls or [], "tool_calls"))
+def calls_of(fields: Mapping[str, Any]) -> tuple[ToolCall, ...]:
+    """Return the tool calls of an assistant message, also one in OpenAI's older `function_call`."""
+    calls = as_list(fields.get("tool_calls") or [], "tool_calls")
+    return as_calls([*calls, fields["function_call"]] if fields.get("function_call") else calls)
 
 
-def _call(item: Any) -> str:  # noqa: ANN401 - a cell of any type
-    call = as_object(_parsed(item), "a tool call")
-    call = as_object(_parsed(call["function"]), "a tool call") if call.get("function") else call
+def as_calls(value: Any) -> tuple[ToolCall, ...]:  # noqa: ANN401 - a cell of any type
+    """Return one call or a list of them, also as JSON.
+
+    A call is an object with a name and arguments, alone or as OpenAI's `function`; either may be JSON in a string.
+    """
+    found = parsed(value, "a tool call")
+    return tuple(map(_call, cast(list[Any], found) if isinstance(found, list) else [found]))
+
+
+def _call(item: Any) -> ToolCall:  # noqa: ANN401 - a cell of any type
+    whole = as_object(parsed(item, "a tool call"), "a tool call")
+    call = as_object(parsed(whole["function"], "a tool call"), "a tool call") if whole.get("function") else whole
     if not isinstance(call.get("name"), str):
         raise InputError(f"a tool call has the name {shortened(call.get('name'))}; text is needed")
-    arguments = call.get("arguments", call.get("parameters"))
-    if isinstance(arguments, str):
-        as_object(_parsed(arguments), "arguments of a tool call")
-    else:
-        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
-    return f'{{"name": {json.dumps(call["name"], ensure_ascii=False)}, "arguments": {arguments}}}'
+    value = parsed(call.get("arguments", call.get("parameters")), "arguments of a tool call")
+    arguments = as_object({} if value is None else value, "arguments of a tool call")
+    call_id = None if whole.get("id") is None else as_text(whole["id"], "the id of a tool call")
+    return ToolCall(call["name"], _json(arguments, "arguments of a tool call"), call_id or None)
 
 
-def _parsed(value: Any) -> Any:  # noqa: ANN401 - JSON holds any type
-    """Return an object, also one that is written as JSON."""
+def parsed(value: Any, name: str) -> Any:  # noqa: ANN401 - JSON holds any type
+    """Return a value, also one that is written as JSON. Raise `InputError` for text that is not JSON."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
+    except InputError as error:
+        raise InputError(f"{name} is not JSON: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"a tool call contains {shortened(value)}, which is not JSON") from error
+        raise InputError(f"{name} contains {shortened(value)}, which is not JSON") from error
 
 
-def function_call_text(value: Any) -> str:  # noqa: ANN401 - a cell of any type
-    """Return the text of a ShareGPT turn of a function call: one call or a list of them, also as JSON."""
-    found = _parsed(value)
-    return calls_text(found if isinstance(found, list) else [found])
+def _json(value: object, name: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{name} are {shortened(value)}, which JSON cannot represent") from error
 
 
-def tool_definitions(value: Any) -> list[Mapping[str, Any]]:  # noqa: ANN401 - a cell of any type
-    """Return a `tools` column as a list of objects, also one that is written as JSON; empty for anything else."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return []
-    items = cast(list[Any], value) if isinstance(value, list) else []
-    objects = [_object_or_none(each) for each in items]
-    return [each for each in objects if each is not None] if None not in objects else []
+def tools_of(row: Row) -> Tools:
+    """Return the tools that the column `tools` of a row defines, in OpenAI's form; none where it defines none.
+
+    The column is a list of objects, or JSON of one: functions in OpenAI's form, or alone, as in xLAM. Raise
+    `InputError` for JSON that is malformed and for an object that is no definition.
+    """
+    return tool_definitions(row.get(TOOLS_COLUMN))
 
 
-def _object_or_none(item: Any) -> Mapping[str, Any] | None:  # noqa: ANN401 - a cell of any type
-    if isinstance(item, str) and item.lstrip().startswith("{"):
-        item = _parsed(item)
-    return cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
+def tool_definitions(value: Any) -> Tools:  # noqa: ANN401 - a cell of any type
+    """Return definitions of tools, also as JSON, in OpenAI's form; none for text and for a list of names."""
+    if isinstance(value, str) and value.lstrip().startswith(("[{", "{", "[\n")):
+        value = parsed(value, "tools")
+    items = [value] if isinstance(value, Mapping) else value
+    if not isinstance(items, list):
+        return ()
+    objects = [parsed(each, "a tool") if _is_object_text(each) else each for each in cast(list[Any], items)]
+    if not objects or not all(isinstance(each, Mapping) for each in objects):
+        return ()
+    return tuple(_definition(cast("Mapping[str, Any]", each)) for each in objects)
 
 
-def system_text(system: str, tools: list[Mapping[str, Any]]) -> str:
-    """Return the system message with the definitions of tools, unless it already has them."""
-    if not tools or TOOLS_TAG in system:
-        return system
-    listed = "".join(f"\n{json.dumps(tool, ensure_ascii=False)}" for tool in tools)
-    return "\n\n".join(text for text in (system, f"{TOOLS_HEAD}{listed}{TOOLS_END}") if text)
+def _is_object_text(value: object) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("{")
+
+
+def _definition(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return one tool in OpenAI's form."""
+    is_alone = not isinstance(tool.get("function"), Mapping)
+    function: Mapping[str, Any] = tool if is_alone else tool["function"]
+    if not isinstance(function.get("name"), str):
+        raise InputError(f"a tool has the name {shortened(function.get('name'))}; text is needed")
+    if not is_alone:
+        return {"type": "function", **tool}
+    parameters = function.get("parameters")
+    if isinstance(parameters, Mapping) and _is_properties(cast("Mapping[str, Any]", parameters)):
+        function = {**function, "parameters": {"type": "object", "properties": parameters}}
+    return {"type": "function", "function": function}
+
+
+def _is_properties(parameters: Mapping[str, Any]) -> bool:
+    """Return whether parameters are given without the object of JSON Schema around them, as in xLAM."""
+    return "properties" not in parameters and all(isinstance(each, Mapping) for each in parameters.values())

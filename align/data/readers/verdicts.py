@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from align.data.columns import Row
 from align.data.readers.cells import as_list, as_number, as_object, metadata_of, shortened
 from align.data.readers.prompts import PROMPT_COLUMNS, row_prompt, split_answer
-from align.data.rows import Row
 from align.errors import InputError
 from align.records import Comparison, Record, Response
 
@@ -38,7 +38,7 @@ class JudgedPair:
         if first_prompt != second_prompt:
             names = " and ".join(self.responses)
             raise InputError(f"{names} have different prompts; they may differ in their last message only")
-        responses = tuple(map(Response, (first, second), self.rewards(row)))
+        responses = tuple(map(Response.of, (first, second), self.rewards(row)))
         metadata = metadata_of(row, {*prompt.columns, *self.responses, *self.judged_by})
         yield Comparison(first_prompt, responses, self.verdict(row), metadata)
 

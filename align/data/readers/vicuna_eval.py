@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from statistics import mean
 
+from align.data.columns import Row
 from align.data.readers.cells import as_list, as_number, metadata_of, shortened
-from align.data.rows import Row
 from align.errors import InputError
 from align.records import Located, at_place
 

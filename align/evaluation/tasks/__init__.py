@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from align.errors import InputError
 from align.evaluation.task import Task
-from align.evaluation.tasks import gsm8k, humaneval, ifeval, mbpp, nll, preference, procedural, win_rate
+from align.evaluation.tasks import embeddings, ifeval, mmlu, nll, preference, procedural, topic_following
+from align.evaluation.tasks.code import humaneval, mbpp
+from align.evaluation.tasks.fidelity import DRIFT, FIDELITY
+from align.evaluation.tasks.judged import alpaca_eval, arena_hard, judged_pairs, mt_bench, win_rate
 from align.evaluation.tasks.lm_eval import PREFIX, HarnessTask
+from align.evaluation.tasks.mathematics import gsm8k, math, svamp
 from align.registry import import_dotted, suggest
 
 __all__ = ["TASKS", "Task", "pick_task"]
@@ -15,13 +19,29 @@ TASKS: dict[str, Task] = {
     for task in (
         ifeval.TASK,
         gsm8k.TASK,
+        svamp.TASK,
+        math.TASK,
         humaneval.TASK,
         mbpp.TASK,
+        mbpp.PLUS,
         procedural.GENERAL,
         procedural.CODE,
+        procedural.DIALOGUES,
+        topic_following.TASK,
+        mmlu.TASK,
         nll.TASK,
         preference.TASK,
         win_rate.TASK,
+        judged_pairs.TASK,
+        alpaca_eval.TASK,
+        alpaca_eval.PUBLISHED_TASK,
+        arena_hard.TASK,
+        FIDELITY,
+        DRIFT,
+        mt_bench.TASK,
+        embeddings.STS,
+        embeddings.ALIGNMENT,
+        embeddings.UNIFORMITY,
     )
 }
 # A recipe gives a task its rows and a policy

@@ -70,7 +70,7 @@ def harness(
         from lm_eval.evaluator import simple_evaluate  # noqa: PLC0415 - an extra, and slow to import
         from lm_eval.tasks import TaskManager  # noqa: PLC0415
     except ImportError as error:
-        raise InputError('lm-evaluation-harness is not installed: pip install "align[harness]"') from error
+        raise InputError("lm-evaluation-harness is not installed: pip install 'lm-eval[hf]'") from error
     from align.models.loading.pretrained import default_device  # noqa: PLC0415 - imports torch
 
     manager: Any = TaskManager(include_path=str(folder.resolve()) if folder else None)

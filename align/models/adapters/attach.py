@@ -97,7 +97,8 @@ def stack_adapters(model: PreTrainedModel, path: str, lora: LoraSettings, *, see
     options = {"use_dora": frozen.use_dora, "bias": frozen.bias != "none", "modules_to_save": frozen.modules_to_save}
     if unsupported := [name for name, value in options.items() if value]:
         raise InputError(
-            f"adapters with {unsupported[0]}, such as those in {path}, cannot be stacked on", (*LORA, "adapters")
+            f"the adapters in {path} use {unsupported[0]}, which adapters: stacked does not support",
+            (*LORA, "adapters"),
         )
     # With the seed of the frozen adapters the new ones would start from nearly the same directions
     with seeded(int(stable_hash([seed, frozen.r])[:8], 16)), _target_errors():

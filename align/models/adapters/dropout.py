@@ -70,13 +70,13 @@ def keep_mask(key_T: Tensor, width: int, rate: float, place: tuple[int | str, ..
     digest = hashlib.sha256(repr(place).encode()).digest()
     salt = int.from_bytes(digest[:8], "little", signed=True)
     salted_T = key_T ^ salt
-    seed_T = _mixed(_low_bits(salted_T ^ (salted_T >> 32)))
+    seed_T = mixed_bits(_low_bits(salted_T ^ (salted_T >> 32)))
     columns_D = torch.arange(width, dtype=torch.int32, device=key_T.device) * GOLDEN
-    hash_TD = _mixed(seed_T[:, None] + columns_D)
+    hash_TD = mixed_bits(seed_T[:, None] + columns_D)
     return ((hash_TD >> (32 - BITS)) & ((1 << BITS) - 1)) >= round(rate * (1 << BITS))
 
 
-def _mixed(values: Tensor) -> Tensor:
+def mixed_bits(values: Tensor) -> Tensor:
     """Return MurmurHash3's finalizer of int32 values."""
     mixed = (values ^ ((values >> 16) & 0xFFFF)) * MIX_1
     mixed = (mixed ^ ((mixed >> 13) & 0x7FFFF)) * MIX_2

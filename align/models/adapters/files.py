@@ -94,6 +94,9 @@ def save_adapters(
         config.use_rslora, config.rank_pattern, config.alpha_pattern = False, {}, {}
         config.target_modules = adapted_modules(hf, *names)
     config.inference_mode = True
+    for name, value in dict(vars(config)).items():
+        if isinstance(value, set):  # the order of a set differs between processes
+            setattr(config, name, sorted(cast("set[str]", value)))
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in parts[0].items()}
     assert all(value.numel() for value in tensors.values()), "weights of a sharded model must be gathered"

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from align.accounting.flops import Decoder, decoder_from_config
 from align.errors import InputError, one_line
 from align.models.adapters.files import adapter_base
 from align.models.loading.errors import LOAD_ERRORS, MAX_SHOWN, loading
@@ -69,3 +70,11 @@ def gguf_file(path: str) -> Path:
     if not os.path.isfile(file):  # unlike Path.is_file it also answers for names that are no paths
         raise InputError(f"no such GGUF file: {str(file)[:MAX_SHOWN]}", ("policy",))
     return file
+
+
+def dimensions(config: PretrainedConfig) -> Decoder | str:
+    """Return the dimensions that a model's cost depends on, or why they are unknown."""
+    try:
+        return decoder_from_config(config.to_dict())
+    except InputError as error:
+        return str(error)

@@ -17,23 +17,27 @@ from align.models.loading.files import check_loaded
 from align.models.loading.origin import remove_randomness, set_origin
 from align.models.settings import GGUF
 
+READ_AS_LLAMA = ("mistral",)  # the same weights; GGUF files have no name of their own for it
 
-def load_gguf(file: Path) -> PreTrainedModel:
-    """Load a GGUF file as a causal language model in fp32.
+
+def load_gguf(file: Path, config: PretrainedConfig | None = None) -> PreTrainedModel:
+    """Load a GGUF file as a causal language model in fp32; `config` replaces what the file says of it.
 
     The weights are copied to a new model, because transformers marks the loaded one as quantized and cannot save it.
     Raises `InputError` for a file with more weights than the model, or with fewer.
     """
     auto: Any = AutoModelForCausalLM
-    options = {"gguf_file": file.name, "trust_remote_code": False, "dtype": torch.float32}
+    options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False, "dtype": torch.float32}
+    if config is not None and config.model_type not in READ_AS_LLAMA:
+        options["config"] = config
     with _without_bar():
         loaded, info = auto.from_pretrained(str(file.parent), output_loading_info=True, **options)
     check_loaded(f"{GGUF}{file}", info["missing_keys"], [*info["unexpected_keys"], *_unused(file, loaded.config)])
     values = loaded.config.to_dict()
     plain = {key: value for key, value in values.items() if key not in ("quantization_config", "_name_or_path")}
-    config = type(loaded.config).from_dict(plain)
-    origin = remove_randomness(config)._replace(dtype=torch.float32)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    new: PretrainedConfig = type(loaded.config).from_dict(plain) if config is None else config
+    origin = remove_randomness(new)._replace(dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(new, dtype=torch.float32, trust_remote_code=False)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     model.name_or_path = f"{GGUF}{file}"  # recorded as the base of adapters that are saved without it

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from align.artifacts import check_not_removed
 from align.errors import InputError, one_line
 from align.models.adapters.files import adapter_base, base_quantization
 from align.models.loading.config import (
@@ -21,10 +22,11 @@ from align.models.loading.config import (
 from align.models.loading.errors import LOAD_ERRORS, MAX_SHOWN, loading
 from align.models.loading.files import check_loaded, check_weight_index, load_generation_config
 from align.models.loading.gguf import load_gguf
+from align.models.loading.int8 import check_torchao, is_int8
 from align.models.loading.origin import remove_randomness, set_origin
 from align.models.loading.quantization import dequantize, patch_quantized_layers, quantization_options
 from align.models.loading.seeding import seeded
-from align.models.settings import GGUF, PolicySettings, is_adapter
+from align.models.settings import GGUF, PolicySettings, exported_gguf, is_adapter
 
 QUANTIZE = ("policy", "quantize")
 
@@ -44,6 +46,7 @@ def load_base(settings: PolicySettings) -> PreTrainedModel:
     path = str(settings.path)
     if not is_adapter(path):
         return _load(path, settings.quantize)
+    check_not_removed(path)
     base_quantize = _quantization_of_base(path, settings)
     model = _load(adapter_base(path), base_quantize)
     # Stop tokens may have been set when the adapters were trained
@@ -54,10 +57,11 @@ def load_base(settings: PolicySettings) -> PreTrainedModel:
 def load_pretrained(path: str, auto_class: type[Any], *, quantize: Literal["nf4"] | None = None) -> PreTrainedModel:
     """Load a folder or Hub ID with one of transformers' Auto classes, in fp32 and without dropout.
 
-    Raises `InputError` if weights are missing, if the model does not use all of them, or if they are quantized.
+    Raises `InputError` if weights are missing or were removed, if the model does not use all, or if they are quantized.
     """
     options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
     options |= quantization_options() if quantize else {}
+    check_not_removed(path)
     check_weight_index(path)
     generation_config = load_generation_config(path)
     with loading("a model", path, "policy"):
@@ -67,6 +71,8 @@ def load_pretrained(path: str, auto_class: type[Any], *, quantize: Literal["nf4"
             raise InputError(f"{path!r} is a reward model, not a policy", ("policy",))
         if quantize and getattr(config, "quantization_config", None):
             raise _already_quantized(path)
+        if is_int8(config):
+            check_torchao(("policy",))
         if (limit := max_positions(config)) is not None and limit < 1:
             raise InputError(f"{path!r}: max_position_embeddings is {limit}, so no sequence fits", ("policy",))
         loaded: Any = auto_class.from_pretrained(path, output_loading_info=True, config=config, **options)
@@ -77,6 +83,8 @@ def load_pretrained(path: str, auto_class: type[Any], *, quantize: Literal["nf4"
     set_origin(model, origin)
     if quantize:
         return patch_quantized_layers(model, path)
+    if is_int8(config):
+        return model.requires_grad_(False)
     # Quantized weights would silently not be trained
     if not all(value.is_floating_point() for value in model.parameters()):
         raise _already_quantized(path)
@@ -103,12 +111,18 @@ def silence_transformers() -> None:
 
 def _load(path: str, quantize: Literal["nf4"] | None) -> PreTrainedModel:
     """Load the causal language model of a Hub ID, a folder or a GGUF file."""
-    if not path.startswith(GGUF):
+    exported = None if path.startswith(GGUF) else exported_gguf(path)
+    if exported is None and not path.startswith(GGUF):
         return load_pretrained(path, AutoModelForCausalLM, quantize=quantize)
     if quantize:
         raise InputError(f"{path} is already quantized; give a Hub ID or a folder in full precision", QUANTIZE)
     with loading("a model", path, "policy"):
-        return load_gguf(gguf_file(path))
+        if exported is None:
+            return load_gguf(gguf_file(path))
+        check_not_removed(path)
+        model = load_gguf(gguf_file(exported), AutoConfig.from_pretrained(path, trust_remote_code=False))
+        model.generation_config = load_generation_config(path) or model.generation_config
+        return model
 
 
 def _quantization_of_base(path: str, settings: PolicySettings) -> Literal["nf4"] | None:
@@ -121,7 +135,7 @@ def _quantization_of_base(path: str, settings: PolicySettings) -> Literal["nf4"]
         raise InputError(f"unknown quantization {base_quantize!r} of the base of {path}; known: nf4", ("policy",))
     keeps_adapters = settings.lora is not None and not settings.lora.merge
     if (keeps_adapters or settings.quantize) and base_quantize != settings.quantize:
-        trained_on = "a base in nf4; set it to nf4" if base_quantize else "a base in full precision; leave it out"
+        trained_on = "an nf4 base; set nf4" if base_quantize else "a base in full precision; remove this setting"
         raise InputError(f"the adapters in {path} were trained on {trained_on}", QUANTIZE)
     return base_quantize
 

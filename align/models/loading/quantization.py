@@ -31,7 +31,7 @@ def quantization_options() -> dict[str, Any]:
     Raises `InputError` if bitsandbytes is missing or finds no device, and under ZeRO-3 initialization or FSDP.
     """
     if find_spec("bitsandbytes") is None:
-        raise InputError("bitsandbytes is not installed; pip install 'align[qlora]'", LOC)
+        raise InputError("bitsandbytes is not installed: pip install bitsandbytes", LOC)
     if is_deepspeed_zero3_enabled():  # transformers then creates layers without a device, which bitsandbytes needs
         raise InputError(
             "weights in 4 bits cannot be partitioned while they are loaded; set zero3_init_flag to false in the launch "

@@ -63,6 +63,7 @@ def tree_attention(  # noqa: PLR0913 - the signature of transformers' AttentionI
         )
     check_supported(module, tree, attention_mask, dropout, kwargs)
     _calls["tree"] += 1
+    key, value = _with_shared(module, key, value, tree)
     query, key, value = (_kernel_input(each) for each in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     softcap = cast("float | None", kwargs.get("softcap"))
@@ -72,7 +73,7 @@ def tree_attention(  # noqa: PLR0913 - the signature of transformers' AttentionI
         if query.device.type == "cpu":
             blocks = cast("Callable[..., Tensor]", BlockAttention.apply)
             return blocks(query, key, value, tree, scale).transpose(1, 2), None
-    is_small = query.device.type != "cpu" and query.shape[1] * tree.num_rows**2 <= DENSE_SCORES
+    is_small = query.device.type != "cpu" and query.shape[1] * query.shape[2] * tree.num_rows <= DENSE_SCORES
     matrices = dense_attention if is_small else span_attention
     return matrices(query, key, value, tree, scale, softcap).transpose(1, 2), None
 
@@ -95,6 +96,16 @@ def check_supported(
         reason = "attention that is not causal"
     if reason:
         raise InputError(f"{type(module).__name__}: the tree forward does not support {reason}; use 'plain'", FORWARD)
+
+
+def _with_shared(module: nn.Module, key: Tensor, value: Tensor, tree: TreeLayout) -> tuple[Tensor, Tensor]:
+    """Return the keys and values, after those of the shared rows if the layout is that of a part of a tree."""
+    if tree.record is not None:
+        tree.record(module, key, value)
+    if tree.shared is None:
+        return key, value
+    shared_key, shared_value = tree.shared[module]
+    return torch.cat([shared_key, key], dim=2), torch.cat([shared_value, value], dim=2)
 
 
 def _kernel_input(heads: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class TokenBatch:
     key_T: Tensor  # int64 hash of the prefix that each position of the flattened [R * L] ends; 0 for padding
     num_sequences: int
     num_tokens: int  # tokens computed, without padding
+    tokens_NK: Tensor | None = None  # K tokens at each target whose log-probabilities are needed, too
 
     def work(self) -> Work:
         """Return the work of a forward pass without padding: tokens, attended pairs and targets."""
@@ -58,7 +59,8 @@ class TokenBatch:
         moved = {name: getattr(self, name).to(device) for name in names}
         mask = self.attention_mask.to(device) if self.attention_mask is not None else None
         layout = self.layout.to(device) if self.layout is not None else None
-        return replace(self, attention_mask=mask, layout=layout, **moved)
+        tokens_NK = self.tokens_NK.to(device) if self.tokens_NK is not None else None
+        return replace(self, attention_mask=mask, layout=layout, tokens_NK=tokens_NK, **moved)
 
 
 def tree_batch(sequences: Sequence[TokenSequence]) -> TokenBatch:

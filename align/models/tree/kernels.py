@@ -5,7 +5,8 @@
 - `varlen_attention`: variable-length flash attention on CUDA over gathered root paths.
 - `span_attention`, `dense_attention`: plain matrices, one for each span or one for all rows.
 
-Shape legend: H query heads, G key heads, T rows, D head width, M rows of a root path. Inputs are [1, H or G, T, D].
+Shape legend: H query heads, G key heads, T rows, Q rows with queries, D head width, M rows of a root path. Inputs are
+[1, H, Q, D] and [1, G, T, D]; Q is T except in a part of a tree (`align.models.tree.parts`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
-from align.models.tree.layout import Span, TreeLayout
+from align.models.tree.layout import TreeLayout
 
 # PyTorch 2.11 always supports grouped heads; later versions require a keyword
 _GROUPED_HEADS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
@@ -31,16 +32,15 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scale: float) -> Tensor:  # noqa: ANN401
-        """Return [1, H, T, D]: the blocks' outputs weighted by their share of each row's sum of exponentials."""
+        """Return [1, H, Q, D]: the blocks' outputs weighted by their share of each row's sum of exponentials."""
         groups = query.shape[1] // key.shape[1]
         keys, values = _repeat(key, groups), _repeat(value, groups)
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
         lse = torch.empty(query.shape[:3], dtype=_accumulation_dtype(query))
-        for span in tree.spans:
-            own = slice(span.start, span.stop)
-            output[:, :, own], lse[:, :, own] = _flash(query, keys, values, own, own, scale)
-        for span, below in _branching_spans(tree):
-            part, part_lse = _flash(query, keys, values, below, slice(span.start, span.stop), scale)
+        for own, columns in _own_blocks(tree):
+            output[:, :, own], lse[:, :, own] = _flash(query, keys, values, own, columns, scale, is_causal=True)
+        for below, columns in _blocks_below(tree):
+            part, part_lse = _flash(query, keys, values, below, columns, scale)
             joined = torch.logaddexp(lse[:, :, below], part_lse)
             weight = (part_lse - joined).exp_().unsqueeze(-1)
             output[:, :, below] = torch.lerp(output[:, :, below].to(weight.dtype), part.to(weight.dtype), weight)
@@ -60,8 +60,10 @@ class BlockAttention(torch.autograd.Function):
         keys, values, grad = _repeat(key, groups), _repeat(value, groups), grads[0].contiguous()
         d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
         d_key, d_value = torch.empty_like(keys), torch.empty_like(values)
+        for total in (d_key, d_value):  # shared rows have no block of their own
+            total[:, :, : ctx.tree.num_shared] = 0
 
-        def block(rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
+        def block(rows: slice, columns: slice, *, is_causal: bool = False) -> tuple[Tensor, Tensor, Tensor]:
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 grad[:, :, rows],
                 query[:, :, rows],
@@ -70,16 +72,15 @@ class BlockAttention(torch.autograd.Function):
                 output[:, :, rows],
                 lse[:, :, rows],
                 0.0,
-                rows == columns,
+                is_causal,
                 scale=ctx.scale,
             )
 
-        for span in ctx.tree.spans:
-            own = slice(span.start, span.stop)
-            d_query[:, :, own], d_key[:, :, own], d_value[:, :, own] = block(own, own)
-        for span, below in _branching_spans(ctx.tree):
-            own = slice(span.start, span.stop)
-            for total, rows, part in zip((d_query, d_key, d_value), (below, own, own), block(below, own), strict=True):
+        for own, columns in _own_blocks(ctx.tree):
+            d_query[:, :, own], d_key[:, :, columns], d_value[:, :, columns] = block(own, columns, is_causal=True)
+        for below, columns in _blocks_below(ctx.tree):
+            parts = zip((d_query, d_key, d_value), (below, columns, columns), block(below, columns), strict=True)
+            for total, rows, part in parts:
                 total[:, :, rows] += part
         return d_query, _fold(d_key, groups), _fold(d_value, groups), None, None
 
@@ -92,7 +93,7 @@ def varlen_attention(
     scale: float,
     kernel: Callable[..., Any] = varlen_attn,
 ) -> Tensor:
-    """Return [1, T, H, D]: each span's queries attend to its gathered root path.
+    """Return [1, Q, H, D]: each span's queries attend to its gathered root path.
 
     The queries of a span are the last rows of its path, and causal masks are aligned at the bottom right, so each row
     attends to its path up to itself.
@@ -117,17 +118,18 @@ def varlen_attention(
 def span_attention(
     query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scale: float, softcap: float | None
 ) -> Tensor:
-    """Return [1, H, T, D], computed with one score matrix for each span."""
+    """Return [1, H, Q, D], computed with one score matrix for each span."""
     groups = query.shape[1] // key.shape[1]
     keys, values = _repeat(key, groups), _repeat(value, groups)
     outputs: list[Tensor] = []
     lengths = [span.stop - span.start for span in tree.spans]
-    path_lengths = [sum(lengths[node] for node in span.ancestors) + span.stop - span.start for span in tree.spans]
+    path_lengths = [sum(lengths[node] for node in span.ancestors) + span.stop - span.start for span in tree.own_spans]
     rows_of_span = tree.paths.kv_rows.split(path_lengths)
-    for span, length, rows_M in zip(tree.spans, lengths, rows_of_span, strict=True):
+    for (rows, _), rows_M in zip(_own_blocks(tree), rows_of_span, strict=True):
+        length = rows.stop - rows.start
         future = torch.ones(length, len(rows_M), dtype=torch.bool, device=query.device)
         future = future.triu(len(rows_M) - length + 1)
-        own = query[:, :, span.start : span.stop]
+        own = query[:, :, rows]
         outputs.append(_masked_attention(own, keys[:, :, rows_M], values[:, :, rows_M], future, scale, softcap))
     return torch.cat(outputs, dim=2)
 
@@ -135,16 +137,16 @@ def span_attention(
 def dense_attention(
     query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scale: float, softcap: float | None
 ) -> Tensor:
-    """Return [1, H, T, D], computed with one score matrix of all rows, which the backward pass recomputes."""
+    """Return [1, H, Q, D], computed with one score matrix of all rows, which the backward pass recomputes."""
     groups = query.shape[1] // key.shape[1]
-    rows_T = torch.arange(tree.num_rows, device=query.device)
-    # The root path of a row: the earlier rows whose subtree has not ended
-    off_path_TT = (rows_T > rows_T[:, None]) | (tree.paths.subtree_stops <= rows_T[:, None])
+    queries_Q1 = torch.arange(tree.num_shared, tree.num_rows, device=query.device)[:, None]
+    # The root path of a row: the rows whose subtree it is in
+    off_path_QT = (tree.paths.subtree_starts > queries_Q1) | (tree.paths.subtree_stops <= queries_Q1)
     heads = (query, _repeat(key, groups), _repeat(value, groups))
     return cast(
         Tensor,
         checkpoint(
-            _masked_attention, *heads, off_path_TT, scale, softcap, use_reentrant=False, preserve_rng_state=False
+            _masked_attention, *heads, off_path_QT, scale, softcap, use_reentrant=False, preserve_rng_state=False
         ),
     )
 
@@ -160,17 +162,29 @@ def _masked_attention(  # noqa: PLR0913 - the terms of a formula
     return weights.to(query.dtype) @ values
 
 
-def _branching_spans(tree: TreeLayout) -> list[tuple[Span, slice]]:
-    """Return every span that has descendants, with their rows."""
-    return [(span, slice(span.stop, span.subtree_stop)) for span in tree.spans if span.subtree_stop > span.stop]
+def _own_blocks(tree: TreeLayout) -> list[tuple[slice, slice]]:
+    """Return the causal blocks: the queries of every span that has queries, and its keys."""
+    return [
+        (slice(span.start - tree.num_shared, span.stop - tree.num_shared), slice(span.start, span.stop))
+        for span in tree.own_spans
+    ]
 
 
-def _flash(
-    query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice, scale: float
+def _blocks_below(tree: TreeLayout) -> list[tuple[slice, slice]]:
+    """Return the unmasked blocks: the queries below every span that has descendants, and the keys of the span."""
+    return [
+        (slice(span.subtree_start - tree.num_shared, span.subtree_stop - tree.num_shared), slice(span.start, span.stop))
+        for span in tree.spans
+        if span.subtree_stop > span.subtree_start
+    ]
+
+
+def _flash(  # noqa: PLR0913 - the terms of a block
+    query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice, scale: float, *, is_causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the output and log-sum-exp of one block; a diagonal block is causal."""
+    """Return the output and log-sum-exp of one block."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query[:, :, rows], key[:, :, columns], value[:, :, columns], 0.0, rows == columns, scale=scale
+        query[:, :, rows], key[:, :, columns], value[:, :, columns], 0.0, is_causal, scale=scale
     )
 
 

@@ -49,7 +49,7 @@ def begin_comparison() -> None:
 def same_formula(given: str, expected: str) -> bool:
     """Compare texts and their units: piece by piece where there are words, else by math-verify.
 
-    Both are wrong for what the other is for: math-verify ignores units, and takes words for products of their letters.
+    Neither handles the other's inputs: math-verify ignores units, and takes words for products of their letters.
     """
     (value, unit), (other, other_unit) = _split_unit(given), _split_unit(expected)
     if unit and other_unit and not (same_kind(unit, other_unit) and unit.factor == other_unit.factor):

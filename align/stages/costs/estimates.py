@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from align.accounting.communication import FP32
 from align.accounting.flops import Decoder, Work, forward_flops
@@ -48,11 +48,23 @@ class Estimate:
     tokens: int = 0  # computed (in one epoch, where it trains), each distinct (prefix, token) of a group once
     flops: float | None = 0.0  # of the whole step, reference pass included; None where they are unknown
     seconds: float | None = 0.0
+    weights: int | None = None  # of the model that it trains or asks; None where there is none or it is unknown
     unknown: str = ""  # why FLOPs, time and memory are unknown
     disk: int = 0  # bytes that it leaves behind
     spare: int = 0  # bytes of its checkpoints, while it runs
     bound: bool = False  # whether rows and tokens are upper bounds
+    until_step: int | None = None  # of its training, which a later step may resume
     training: TrainingEstimate | None = None
+    parts: Mapping[str, str] = field(default_factory=dict[str, str])  # of the step, by name, as text
+
+
+class PlannedModel(NamedTuple):
+    """The model that a step makes, trains or asks, before any step has run."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    decoder: Decoder | str  # its dimensions, or why they are unknown
+    num_weights: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +74,29 @@ class Planning:
     name: str
     inputs: StepInputs
     spec: ModelSpec  # the model that the step starts from or asks
-    tokenizer: PreTrainedTokenizerBase
-    config: PretrainedConfig
-    decoder: Decoder | str  # the model's dimensions, or why they are unknown
-    num_weights: int
+    load: Callable[[], PlannedModel]  # called on first use: a step that asks a server needs no model of the recipe
+    dimensions_of: Callable[[str], Decoder | str]  # of the model that a step makes, or why they are unknown
     made: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])  # estimates of the steps before
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the model."""
+        return self.load().tokenizer
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Configuration of the model."""
+        return self.load().config
+
+    @property
+    def decoder(self) -> Decoder | str:
+        """The model's dimensions, or why they are unknown."""
+        return self.load().decoder
+
+    @property
+    def num_weights(self) -> int:
+        """Number of the model's weights."""
+        return self.load().num_weights
 
     @property
     def model_bytes(self) -> int:
@@ -79,12 +109,17 @@ def model_disk(model_bytes: int, *, keeps_best: bool) -> tuple[int, int]:
     return model_bytes, (CHECKPOINTS + (BEST if keeps_best else 0)) * model_bytes
 
 
-def estimate_answers(stage: str, planning: Planning, rows: int, tokens: int, drawn: int, *, precision: str) -> Estimate:
-    """Return the estimate of a step that answers or judges `rows` prompts of `tokens`, with `drawn` tokens at most."""
+def estimate_answers(
+    stage: str, planning: Planning, rows: int, tokens: int, drawn: int, *, precision: str, unknown: str = ""
+) -> Estimate:
+    """Return the estimate of a step that answers or judges `rows` prompts of `tokens`, with `drawn` tokens at most.
+
+    `unknown` says why the dimensions of the model are not known; those of the recipe's if empty.
+    """
     from align.models.loading.pretrained import default_device  # noqa: PLC0415 - imports torch
     from align.stages.costs.measured import matrix_rate  # noqa: PLC0415
 
-    total, model = tokens + drawn, planning.decoder
+    total, model = tokens + drawn, unknown or planning.decoder
     flops = None if isinstance(model, str) else float(forward_flops(model, equal_rows(total, rows)))
     rate = matrix_rate(default_device(), precision) * SAMPLING_EFFICIENCY
     return Estimate(
@@ -94,6 +129,7 @@ def estimate_answers(stage: str, planning: Planning, rows: int, tokens: int, dra
         tokens=total,
         flops=flops,
         seconds=None if flops is None else flops / rate,
+        weights=None if isinstance(model, str) else model.num_weights,
         unknown=model if isinstance(model, str) else "",
         disk=total * TEXT_BYTES,
         bound=drawn > 0,
@@ -110,4 +146,4 @@ def prompt_tokens(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase)
     from align.data.chat_encoder import ChatEncoder  # noqa: PLC0415 - imports transformers
 
     encoder = ChatEncoder(tokenizer)
-    return sum(len(encoder.prompt_ids(prompt.messages, row)) for row, prompt in enumerate(prompts))
+    return sum(len(encoder.prompt_ids(prompt.messages, row, prompt.tools)) for row, prompt in enumerate(prompts))

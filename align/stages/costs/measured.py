@@ -1,30 +1,22 @@
-"""Costs of a step over all of its attempts: from the work computed to a ledger."""
+"""The work that a step computed, and the rate of this device."""
 
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
 
-from align.accounting.energy import EnergyMeter, EnergyReading
-from align.accounting.flops import Decoder, Work, decoder_from_config, forward_flops, training_flops
-from align.accounting.ledger import Ledger, Usage, step_ledger
-from align.accounting.peak_memory import peak_memory
-from align.accounting.settings import AccountingSettings
-from align.artifacts import read_json, write_json
-from align.distributed.progress import Progress
-from align.errors import InputError
+from align.accounting.flops import Decoder, Work, forward_flops, total_flops
+from align.inference.samples import Throughput
+from align.models.loading.config import dimensions, load_config
+from align.models.loading.pretrained import default_device
 
 NOTHING = Work(0, 0, 0)
-SPENT = "spent-{}.json"  # what one attempt of a step has used so far
-SAVE_EVERY_S = 10.0  # seconds between two writes of it: what a kill may lose
-RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: reset this process's peak memory
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-products": torch.bfloat16}
 # Side of the square matrices whose product measures the device's rate; a smaller one leaves a large GPU half idle
 PRODUCT_SIDE, PRODUCT_SIDE_CUDA = 2048, 4096
 SMALLEST_SIDE, SLOW_PRODUCT_S = 256, 0.2  # the side doubles until a product takes this long
@@ -41,6 +33,7 @@ class Done:
     tokens_trained: int = 0
     trained: Work = NOTHING  # forward and backward
     observed: Work = NOTHING  # forward alone
+    others: tuple[tuple[Decoder | str, Work], ...] = ()  # forward passes of other models, with their dimensions
     devices: int = 1
     precision: str = "fp32"
     wire_bytes: int | None = 0
@@ -53,19 +46,28 @@ class Done:
             return None, self.dimensions
         if self.dimensions is None:
             return 0.0, "no model ran"
-        trained = training_flops(self.dimensions, self.trained)
-        if self.frozen:
-            trained -= forward_flops(self.dimensions, self.trained)
         formula = "2 per weight and token, 4 per attended pair and unit of width; a backward pass is two forward passes"
-        return float(trained + forward_flops(self.dimensions, self.observed)), formula
+        flops = total_flops(self.dimensions, trained=self.trained, observed=self.observed, frozen=self.frozen)
+        for size, work in self.others:
+            if isinstance(size, str):
+                return None, size
+            flops += forward_flops(size, work)
+        return float(flops), formula
 
 
-def dimensions(config: PretrainedConfig) -> Decoder | str:
-    """Return the dimensions that a model's cost depends on, or why they are unknown."""
-    try:
-        return decoder_from_config(config.to_dict())
-    except InputError as error:
-        return str(error)
+def sampling_done(folder: Path | str, speeds: Sequence[Throughput], precision: str, more: Work = NOTHING) -> Done:
+    """Return the work of sampling from a policy, and of a forward pass over `more`."""
+    tokens = sum(speed.processed_tokens for speed in speeds) + more.tokens
+    pairs = sum(speed.attended_pairs for speed in speeds) + more.attended_pairs
+    targets = sum(speed.sampled_tokens for speed in speeds) + more.targets
+    size = dimensions(load_config(str(folder)))
+    return Done(
+        dimensions=size,
+        weights=None if isinstance(size, str) else size.num_weights,
+        observed=Work(tokens, pairs, targets),
+        precision=precision,
+        device=default_device(),
+    )
 
 
 @cache
@@ -90,82 +92,3 @@ def _product_s(side: int, device: str, precision: str) -> float:
     if matrix.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-class Meter:
-    """Progress that is forwarded, while the time and energy of this attempt of the step are saved every few seconds."""
-
-    def __init__(self, working: Path, progress: Progress, energy: EnergyMeter) -> None:
-        reset_peak_memory()
-        self._progress, self._energy, self._working = progress, energy, working
-        earlier = sorted(working.glob(SPENT.format("*")))
-        self._path = working / SPENT.format(len(earlier) + 1)
-        self._earlier = [read_json(path) for path in earlier]
-        self._began = self._saved = time.monotonic()
-        self._before = energy.reading
-        self.attempts = len(earlier) + 1
-
-    def note(self, text: str) -> None:
-        """Forward to the progress."""
-        self._progress.note(text)
-
-    def phase(self, name: str, total: int, done: int = 0) -> None:
-        """Forward to the progress."""
-        self._progress.phase(name, total, done)
-
-    def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
-        """Forward to the progress."""
-        self._progress.advance(units, metrics)
-        if time.monotonic() - self._saved > SAVE_EVERY_S:
-            self._saved = time.monotonic()
-            self._save_spent()
-
-    def _spent(self) -> tuple[float, EnergyReading]:
-        return time.monotonic() - self._began, self._energy.reading - self._before
-
-    def _save_spent(self) -> None:
-        seconds, energy = self._spent()
-        write_json(self._path, {"seconds": seconds, "kwh": energy.kwh, "co2_kg": energy.co2_kg})
-
-    def ledger(self, done: Done, settings: AccountingSettings) -> Ledger:
-        """Return the cost of the step, including earlier attempts as far as they saved it."""
-        seconds, energy = self._spent()
-        for attempt in self._earlier:
-            seconds += attempt["seconds"]
-            kwh, co2_kg = _plus(energy.kwh, attempt["kwh"]), _plus(energy.co2_kg, attempt["co2_kg"])
-            energy = EnergyReading(kwh=kwh, co2_kg=co2_kg, source=energy.source, measured=energy.measured)
-        flops, source = done.flops
-        peak = peak_memory(torch.device(done.device))  # before the matrix product below, which needs some
-        usage = Usage(
-            tokens_trained=done.tokens_trained,
-            tokens_computed=done.trained.tokens + done.observed.tokens,
-            flops=flops,
-            flops_source=source,
-            seconds=seconds,
-            devices=done.devices,
-            peak_flops=matrix_rate(done.device, done.precision),
-            peak_memory_bytes=peak,
-            wire_bytes=done.wire_bytes,
-            weights=done.weights,
-        )
-        self._save_spent()
-        return step_ledger(usage, energy, settings)
-
-
-def remove_spent(working: Path) -> None:
-    """Remove the saved costs of a step's attempts once its ledger is written."""
-    for path in working.glob(SPENT.format("*")):
-        path.unlink()
-
-
-def _plus(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
-
-
-def reset_peak_memory() -> None:
-    """Reset the peak memory of this process, where the system can."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    path, word = RESET_PEAK
-    with suppress(OSError):
-        path.write_text(word)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from align.content_hash import content_of
+from align.content_hash import STEP, content_of
 from align.distributed.progress import Progress
 from align.errors import RunError
 from align.models.settings import PolicySettings, Rating
 from align.stages.inputs.sources import SourceSettings
-from align.train.settings import TrackingSettings
+from align.train.tracking import TrackingSettings
 
 if TYPE_CHECKING:
     from align.distributed.processes import Processes
@@ -47,6 +47,10 @@ class StepInputs:
                     f"{source.path}: changed after the run had begun and before the step had read it; rerun the same "
                     "command, which reads it again"
                 )
+
+    def path_of(self, model: str) -> str:
+        """Return the folder of the step that `step:NAME` names; a path or Hub ID is returned as it is."""
+        return str(self.folders[model.removeprefix(STEP)]) if model.startswith(STEP) else model
 
     def policy_from(self, start: str | None) -> PolicySettings:
         """Return the policy in an earlier step's folder, run as the recipe says; the recipe's own for None."""

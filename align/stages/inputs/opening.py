@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from align.artifacts import check_not_removed
 from align.content_hash import GGUF, STEP
-from align.errors import InputError, one_line, within
+from align.data.readers.pairs import LABELLED_RESPONSE, LIKED
+from align.errors import InputError, one_line
 from align.records import Comparison, Demonstration, Located, Prompt, Record
-from align.stages.inputs.sources import SourceSettings, streamed
+from align.stages.inputs.sources import SourceSettings, check_end, streamed
 
 FIRST_ROWS = 8  # that every step must be able to read
 SEARCHED_ROWS = 1000  # among which one at least must be of use
@@ -21,11 +23,9 @@ KINDS = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "
 def first_records(source: SourceSettings, number: int = FIRST_ROWS) -> Iterator[Located[Record]]:
     """Yield the first records of rows that are read; none of procedural rows, which only need an end."""
     if source.is_procedural:
-        if source.limit is None:
-            raise InputError(f"{source.path} has no end; set limit, the number of rows to generate", ("limit",))
+        check_end(source)
         return
-    with within("path"):
-        yield from islice(streamed(source, kind=Prompt, seed=0).records, number)
+    yield from islice(streamed(source, kind=Prompt, seed=0).records, number)
 
 
 def check_kind(located: Located[Record], kind: type[Demonstration | Comparison], stage: str) -> None:
@@ -37,14 +37,16 @@ def check_kind(located: Located[Record], kind: type[Demonstration | Comparison],
         Demonstration: "demonstrations: messages, or a prompt with a completion",
         Comparison: "comparisons of responses: a prompt with chosen and rejected, or with scored responses",
     }
-    raise InputError(f"{located.place}: the row is {KINDS[type(record)]}, and {stage} needs {needs[kind]}", ("path",))
+    raise InputError(f"{located.place}: the row is {KINDS[type(record)]}, and {stage} needs {needs[kind]}")
 
 
 def lack_of_preference(record: Record, *, needs_rewards: bool) -> str | None:
     """Return why no response of a comparison is known to be better than another; None where one is."""
     assert isinstance(record, Comparison)
     rewards = {response.reward for response in record.responses}
-    if len(record.responses) < 2:  # noqa: PLR2004 - a comparison takes two
+    if len(record.responses) < 2 and LIKED in record.metadata:  # noqa: PLR2004 - a comparison takes two
+        return f"the row is {LABELLED_RESPONSE}"
+    if len(record.responses) < 2:  # noqa: PLR2004
         return "the row has one response, and a comparison needs two"
     if record.chosen is not None or len(rewards) > 1 or (needs_rewards and None not in rewards):
         return None
@@ -69,7 +71,8 @@ def open_model(path: str) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise for a folder that holds no model."""
+    """Raise for a folder that holds no model, or whose weights were removed."""
+    check_not_removed(folder)
     configs = [folder / name for name in MODEL_FILES if (folder / name).is_file()]
     if not configs:
         raise InputError(f"{folder} holds no model: it has no {' and no '.join(MODEL_FILES)}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Literal
@@ -12,18 +13,26 @@ from typing import Any, Literal
 from pydantic import Field
 
 from align.config import Settings
-from align.content_hash import PROCEDURAL, code_of
+from align.content_hash import PROCEDURAL, STEP, code_of
 from align.data.reading import RowStatistics, Stream, find_reader, stream
 from align.data.rejections import DROPPED, Rejections
-from align.errors import InputError, within
+from align.data.where import Scalar
+from align.errors import InputError, RowOrigin, within
 from align.procedural import tasks
-from align.records import Comparison, Demonstration, Located, Message, Prompt, Record
+from align.records import Comparison, Demonstration, Located, Prompt, Record
 from align.registry import pick
 from align.synth.constraints import constrain
 from align.synth.scored_groups import prompt_of
 from align.synth.settings import ConstraintSettings
 
-COLUMNS = "Columns with other names than the format's: `{prompt: question}` reads the column `question` as `prompt`."
+WHERE = (
+    "Keep the rows in which a column of the file, or an entry of the metadata that the format adds, has a value or one "
+    "of several: `{data_source: [PRM800K, ARB], flagged: false}`. The others are counted as dropped."
+)
+COLUMNS = (
+    "Columns with other names than the format's: `{prompt: question}` reads the column `question` as `prompt`. A "
+    "dotted path reads a value in a column, as in `{prompt: chat.0.content}`."
+)
 Overlong = Literal["drop", "cut_prompt", "cut_response", "error"]
 
 
@@ -31,20 +40,22 @@ class SourceSettings(Settings):
     """Where rows come from and how they become tokens."""
 
     path: str = Field(
-        description="File, folder or Hugging Face dataset id, or tasks:KIND for rows that the project generates."
+        description="File, folder or Hugging Face dataset id; tasks:KIND for rows that the project generates; or "
+        "step:NAME/FILE for a file of rows that a step makes."
     )
     format: str = Field(
         default="auto", description="Name of a row format, or module:name of your own reader; auto detects by column."
     )
     columns: dict[str, str] = Field(default_factory=dict[str, str], description=COLUMNS)
-    split: str | None = Field(default=None, description="Split of a folder or dataset, or of procedural rows.")
+    where: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict[str, Scalar | list[Scalar]], description=WHERE)
+    split: str | None = Field(default=None, description="Split of a folder or dataset, or of a built-in task.")
     skip: int = Field(default=0, ge=0, description="Rows to skip first.")
     limit: int | None = Field(default=None, ge=1, description="Rows to read after those; all by default.")
-    responses: int = Field(default=4, ge=1, description="Responses to each prompt of procedural comparisons.")
+    responses: int = Field(default=4, ge=1, description="Responses per prompt, for comparisons of a built-in task.")
     on_error: Literal["error", "skip"] = Field(
         default="error", description="Stop at a row that cannot be read or encoded, or skip it and count it."
     )
-    seed: int = Field(default=0, description="Seed of procedural rows and of constraints, added to the recipe's seed.")
+    seed: int = Field(default=0, description="Seed of a built-in task and of constraints, added to the recipe's seed.")
     constraints: ConstraintSettings | None = Field(
         default=None, description="Verifiable instructions to append to the prompts."
     )
@@ -52,9 +63,9 @@ class SourceSettings(Settings):
         default=0.0, ge=0, lt=1, description="Share of the prompts that training keeps for evaluation."
     )
     max_length: int | None = Field(
-        default=None, ge=2, description="Most tokens of a row; the model's own limit by default."
+        default=None, ge=2, description="Maximum length of a row in tokens; the model's own limit by default."
     )
-    max_prompt_length: int | None = Field(default=None, ge=1, description="Most tokens of a prompt.")
+    max_prompt_length: int | None = Field(default=None, ge=1, description="Maximum length of a prompt in tokens.")
     overlong: Overlong = Field(default="drop", description="What happens to a row that exceeds these limits.")
     identical: Literal["drop", "keep"] = Field(
         default="drop",
@@ -67,9 +78,26 @@ class SourceSettings(Settings):
         return self.path.startswith(PROCEDURAL)
 
     @property
+    def made_by(self) -> tuple[str, str] | None:
+        """The step that makes the rows, and its file of them; None for rows that no step makes."""
+        name, _, file = self.path.removeprefix(STEP).partition("/")
+        return (name, file) if self.path.startswith(STEP) else None
+
+    @property
     def kind(self) -> str | None:
         """The kind of procedural task; None for rows that are read."""
         return self.path.removeprefix(PROCEDURAL) if self.is_procedural else None
+
+
+@contextmanager
+def rows_of(name: str) -> Generator[None]:
+    """Locate the errors of this block, which reads a source of data, at the source's `path`, or at their own key."""
+    try:
+        yield
+    except InputError as error:
+        for part in error.parts:
+            part.loc = ("data", name, *(part.loc or ("path",)))
+        raise
 
 
 def check_source(source: SourceSettings) -> None:
@@ -86,6 +114,7 @@ def check_source(source: SourceSettings) -> None:
     without_effect = {
         "format": source.is_procedural and "procedural rows are not read from a file",
         "columns": source.is_procedural and "procedural rows are not read from a file",
+        "where": source.is_procedural and "procedural rows are not read from a file",
         "responses": not source.is_procedural and f"it is only for {PROCEDURAL}KIND",
         "seed": not source.is_procedural
         and source.constraints is None
@@ -105,17 +134,17 @@ def source_key(share: float, source: SourceSettings, content: Callable[[str], st
 
 def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream:
     """Return the records of a source one at a time; procedural rows are generated as `kind`."""
-    last = None if source.limit is None else source.skip + source.limit
     if source.is_procedural:
-        found = _generated(source, last, kind, seed)
+        found = _generated(source, kind, seed)
     else:
         found = stream(
             source.path,
             format=source.format,
             split=source.split,
-            limit=last,
+            limit=None if source.limit is None else source.skip + source.limit,
             on_error=source.on_error,
             columns=source.columns,
+            where=source.where,
         )
     return replace(found, records=_after_skipped(found, source)) if source.skip else found
 
@@ -123,17 +152,23 @@ def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream
 def _after_skipped(found: Stream, source: SourceSettings) -> Iterator[Located[Record]]:
     first = next(islice(found.records, min(source.skip, sys.maxsize), None), None)
     if first is None:
-        raise InputError(f"{source.path}: skip is {source.skip}, and the source has no more rows")
+        raise InputError(f"{source.path}: skip is {source.skip}, and the source has no more rows", ("skip",))
     for located in chain([first], found.records):
         yield replace(located, row=located.row - source.skip)
     found.statistics.num_rows -= source.skip
 
 
-def _generated(source: SourceSettings, last: int | None, kind: type[Record], seed: int) -> Stream:
+def check_end(source: SourceSettings) -> int:
+    """Return the number of procedural rows, those to skip included; raise `InputError` if there is no limit."""
+    if source.limit is None:
+        raise InputError(f"{source.path} is unlimited; set limit, the number of rows to generate", ("limit",))
+    return source.skip + source.limit
+
+
+def _generated(source: SourceSettings, kind: type[Record], seed: int) -> Stream:
     """Return procedural rows of a kind of record."""
     task, split = source.path.removeprefix(PROCEDURAL), source.split or "train"
-    if last is None:
-        raise InputError(f"{source.path} has no end; set limit, the number of rows to generate", ("data",))
+    last = check_end(source)
     seed += source.seed
     made: Sequence[Record]
     if kind is Demonstration:
@@ -153,7 +188,7 @@ def prompts(
     *,
     seed: int,
     counts: Counter[str] | None = None,
-    check: Callable[[Sequence[Message]], None] | None = None,
+    check: Callable[[Prompt], None] | None = None,
 ) -> list[Prompt]:
     """Return the prompts of a source, with verifiable instructions appended where the source has constraints.
 
@@ -167,8 +202,8 @@ def prompts(
         with rejections.at(located.place):
             prompt = prompt_of(located.record)
             if check is not None:
-                check(prompt.messages)
-            found.append(prompt)
+                check(prompt)
+            found.append(replace(prompt, origin=RowOrigin(located.place, skips=source.on_error == "skip")))
     counts.update({f"rows:dropped {reason}": number for reason, number in reading.statistics.dropped.items()})
     counts.update({f"rows:dropped {name.removeprefix(DROPPED)}": n for name, n in rejections.counts.items()})
     if source.constraints is None:
@@ -177,9 +212,10 @@ def prompts(
     if not joined:
         split = source.constraints.split
         raise InputError(
-            f"{source.path}: none of its {len(found)} prompts is in constraints.split {split!r}", ("data",)
+            f"{source.path}: none of its {len(found)} prompts is in the split {split!r}",
+            ("constraints", "split"),
         )
-    counts.update({"prompts:of another split": len(found) - len(joined)} if len(joined) < len(found) else {})
+    counts.update({"prompts:not in constraints.split": len(found) - len(joined)} if len(joined) < len(found) else {})
     return joined
 
 
@@ -197,7 +233,7 @@ def check_without_constraints(name: str, has_constraints: bool, loc: tuple[str, 
     """Raise for a source with constraints whose responses were written without them."""
     if has_constraints:
         raise InputError(
-            f"{name} has constraints, which are appended to prompts that a policy is asked; its responses were "
-            "written without them: use a source without constraints",
+            f"{name} has constraints, and its responses were written without them: constraints are for sampling and "
+            "evaluation; use a source without them",
             loc,
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.accounting.flops import Work, sum_work
 from align.config import stable_hash
+from align.curate.embeddings.cache import Vectors
 from align.data.chat_templates import apply_template
 from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
@@ -20,30 +22,29 @@ from align.distributed.progress import Progress
 from align.distributed.work_split import split_work
 from align.errors import InputError
 from align.evaluation.answers import answers_from_file, answers_from_policy, responses_by_prompt, write_lines
-from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task, TaskResult, TaskSize
-from align.inference.engines import load_engine
-from align.inference.samples import Engine
-from align.inference.settings import EngineSettings, LocalSettings
+from align.evaluation.choices import choice_groups
+from align.evaluation.given_responses import row_id_of
+from align.evaluation.likelihood import likelihoods
+from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task, TaskResult
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.models.policy import Policy, load_policy
 from align.models.settings import PolicySettings
-from align.records import at_place
+from align.records import Message, Prompt, at_place
 from align.registry import UserCode, suggest
 from align.rewards.judges import make_judge
 from align.rewards.thoughts import ThoughtSettings, visible_text
 from align.rewards.verdicts import Judge
-from align.stages.costs.estimates import Planning, prompt_tokens
-from align.stages.costs.measured import Done
 from align.stages.inputs.context import RunContext
-from align.stages.inputs.sources import SourceSettings, prompts
-from align.stages.responses.generation import sampling_done
+from align.stages.inputs.sources import SourceSettings, prompts, rows_of
+from align.stages.responses.engines import PolicyEngines, engine_identity, engine_settings
+from align.stages.responses.judging import need_gpu_alone, serving_judges
+from align.stages.responses.references import reference_answers
 from align.stages.responses.sampling import open_journal
 from align.stages.responses.tasks import TaskSettings, likelihood_rows, task_rows
 
 T = TypeVar("T")
 R = TypeVar("R")
-
 
 Tasks = Mapping[str, tuple[TaskSettings, Task]]  # by name
 
@@ -54,27 +55,27 @@ def evaluate_policy(tasks: Tasks, policy: str | None, context: RunContext) -> di
     found: dict[str, dict[str, float]] = {}
     columns: dict[str, tuple[str, str]] = {}
     counts: dict[str, dict[str, Any]] = {}
+    measures: dict[str, dict[str, Any]] = {}
     work = Work(0, 0, 0)
     for name, result, read in evaluate_tasks(tasks, context, engines):
         settings, task = tasks[name]
         lines = [{"policy": engines.name, **line} for line in result.lines]
-        out = context.folder / f"{name}.jsonl"
-        context.processes.run_on_main(partial(write_lines, out, lines), f"writing {name}")
+        context.processes.run_on_main(partial(write_lines, context.folder / f"{name}.jsonl", lines), f"writing {name}")
         work = sum_work([work, result.work])
         counts[name] = {**read, **result.counts}
-        asked = settings.metrics
-        metrics = [metric for metric in result.scores if asked is None or metric in asked]
-        if unknown := [metric for metric in asked or () if metric not in result.scores]:
-            raise InputError(
-                f"{unknown[0]!r}; {suggest(unknown[0], result.scores)}",
-                ("steps", context.name, "tasks", name, "metrics"),
-            )
+        measures[name] = {measure: score._asdict() for measure, score in result.measures.items()}
+        asked, known = settings.metrics, {**result.scores, **result.measures}
+        metrics = [metric for metric in known if metric in (result.scores if asked is None else asked)]
+        if unknown := [metric for metric in asked or () if metric not in known]:
+            is_declared = unknown[0] in task.selected(asked, settings.num_responses)
+            reason = " counts none of the rows" if is_declared else f"; {suggest(unknown[0], known)}"
+            raise InputError(f"{unknown[0]!r}{reason}", ("steps", context.name, "tasks", name, "metrics"))
         for metric in metrics:
             column = task.column(name, metric, is_only=len(metrics) == 1)
-            found[column] = result.scores[metric]._asdict()
+            found[column] = known[metric]._asdict()
             columns[column] = (name, task.part(metric))
     done = engines.done(context.processes, work)
-    return {"scores": {engines.name: found}, "columns": columns, "counts": counts, "done": done}
+    return {"scores": {engines.name: found}, "columns": columns, "counts": counts, "measures": measures, "done": done}
 
 
 class Evaluated(NamedTuple):
@@ -88,50 +89,15 @@ class Evaluated(NamedTuple):
 def evaluate_tasks(tasks: Tasks, context: RunContext, engines: PolicyEngines) -> Iterator[Evaluated]:
     """Yield each task with its result."""
     silence_transformers()
-    for name, (settings, task) in tasks.items():
-        inputs = _TaskInputs(context, name, settings, engines)
-        is_users = not type(task).__module__.startswith("align.")
-        result = UserCode("task", settings.task or name).call(task.run, inputs) if is_users else task.run(inputs)
-        inputs.claim_responses()
-        yield Evaluated(name, result, inputs.counts)
-
-
-class PolicyEngines:
-    """The engines of the policy that a step evaluates, each loaded once."""
-
-    def __init__(self, policy: str | None, context: RunContext) -> None:
-        self.name = policy or ""
-        folder = context.inputs.folders.get(self.name)
-        self.path = self.name if folder is None else str(folder)
-        self._loaded: dict[str, Engine] = {}
-        self._used: list[EngineSettings] = []
-
-    def engine(self, settings: EngineSettings) -> Engine:
-        """Return the engine with these settings."""
-        key = settings.model_dump_json()
-        if key not in self._loaded:
-            self._loaded[key] = load_engine(self.path, settings, name=self.name)
-            self._used.append(settings)
-        return self._loaded[key]
-
-    def done(self, processes: Processes, more: Work) -> Done:
-        """Return the work of all engines, and of forward passes over `more`."""
-        speeds = [
-            speed
-            for part in processes.all_gather_object([each.throughput for each in self._loaded.values()])
-            for speed in part
-        ]
-        if not self.path or any(each.kind != "local" for each in self._used):
-            return Done(devices=processes.world_size)
-        precision = next((each.local.precision for each in self._used if each.local is not None), "fp32")
-        return replace(sampling_done(self.path, speeds, precision, more), devices=processes.world_size)
-
-
-def engine_settings(settings: TaskSettings) -> EngineSettings:
-    """Return the engine of a task: its own, or this process in the task's precision."""
-    if settings.engine is not None:
-        return settings.engine
-    return EngineSettings(local=LocalSettings(precision=settings.precision))
+    with engines:
+        for name, (settings, task) in tasks.items():
+            with ExitStack() as servers:
+                inputs = _TaskInputs(context, name, settings, engines, servers)
+                is_users = not type(task).__module__.startswith("align.")
+                run = partial(UserCode("task", settings.task or name).call, task.run) if is_users else task.run
+                result = run(inputs)
+            inputs.claim_responses()
+            yield Evaluated(name, result, inputs.counts)
 
 
 @dataclass
@@ -142,6 +108,7 @@ class _TaskInputs:
     name: str
     settings: TaskSettings
     engines: PolicyEngines
+    servers: ExitStack  # of judges, until the task ends
     counts: dict[str, Any] = field(default_factory=dict[str, Any])
     _rows: Sequence[Row] = ()
 
@@ -178,12 +145,25 @@ class _TaskInputs:
         return self.settings.chat_template
 
     @property
+    def response_files(self) -> Sequence[str]:
+        return self.settings.responses
+
+    @property
+    def reference_answers(self) -> str | None:
+        return self.settings.reference_answers
+
+    @property
+    def judge_name(self) -> str:
+        models = [(judge.name, judge.values.get("model", "")) for judge in self.settings.judges]
+        return ", ".join(" ".join(filter(None, each)) for each in models)
+
+    @property
     def _source(self) -> SourceSettings:
         return self.context.inputs.sources[self.settings.data]
 
     def rows(self, task: Task) -> Sequence[Row]:
         left_out = Counter[str]()
-        rows = task_rows(task, self._source, seed=self.context.inputs.seed, counts=left_out)
+        rows = task_rows(task, self.settings.data, self.context.inputs, counts=left_out)
         self.context.inputs.check_unchanged(self._source)
         self.counts["left_out"] = dict(left_out)
         for reason, number in left_out.items():
@@ -199,25 +179,55 @@ class _TaskInputs:
     def policy(self) -> Policy:
         return self._loaded[0]
 
+    @property
+    def metrics(self) -> Sequence[str] | None:
+        return self.settings.metrics
+
+    @property
+    def measures_likelihood(self) -> bool:
+        engine = self.settings.engine
+        return bool(self.policy_path) and not self.settings.responses and (engine is None or engine.kind == "local")
+
+    def choice_logps(
+        self, prompts: Sequence[str] | Sequence[Sequence[Message]], answers: Sequence[str]
+    ) -> list[tuple[float, ...]]:
+        policy, tokenizer = self._loaded
+        self.progress.phase("choices", len(prompts))
+        groups = choice_groups(tokenizer, prompts, answers)
+        found = likelihoods(policy, groups, precision=self.precision, processes=self.processes)
+        return [tuple(each.logp for each in group) for group in found]
+
     def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
         policy, tokenizer = self._loaded
-        limit, seed = max_positions(policy.base.config), self.context.inputs.seed
-        groups, counts = likelihood_rows(self._source, tokenizer, model_limit=limit, seed=seed, best=preferred_only)
+        name, inputs, limit = self.settings.data, self.context.inputs, max_positions(policy.base.config)
+        groups, counts = likelihood_rows(name, inputs, tokenizer, model_limit=limit, best=preferred_only)
         left_out = counts["left_out"] or "none"
         self.progress.note(f"{self.name}: {counts['rows']} rows read, {len(groups)} measured, {left_out} left out")
         self.counts |= counts
         return groups
 
-    def answers(self, rows: Sequence[Row], next_turn: NextTurn) -> Sequence[Answer]:
+    def reference(self, *, own_answers: bool) -> tuple[Policy, Sequence[TokenGroup]]:
+        by = self.policy_path if own_answers else None
+        return reference_answers(self.name, self.settings, self.context, self.counts, by=by)
+
+    def answers(
+        self, rows: Sequence[Row], next_turn: NextTurn, *, temperature: float | None = None
+    ) -> Sequence[Answer]:
         self._rows = rows
         if self.settings.responses:
             if self._journal.exists():
                 self.claim_responses()
             return answers_from_file(rows, next_turn, self.settings.responses[0])
-        engine, sampling = engine_settings(self.settings), self.settings.sampling
-        made_with = {**self._identity, "sampling": sampling.model_dump(), "engine": engine.cache_key()}
+        engine, sampling, journal_file = engine_settings(self.settings), self.settings.sampling, self._journal
+        if temperature is not None:
+            if sampling.temperature:
+                raise InputError(f"{self.settings.task} has its own temperatures; remove it", ("temperature",))
+            sampling = sampling.model_copy(update={"temperature": temperature})
+            journal_file = self.context.folder / f".{self.name}-{temperature}.samples"
+        of_engine = engine_identity(engine, self.processes)
+        made_with = {**self._identity, "sampling": sampling.model_dump(), "engine": of_engine}
         place = self.settings.task or self.name
-        with open_journal(self._journal, made_with, self.processes) as journal, at_place(place):
+        with open_journal(journal_file, made_with, self.processes) as journal, at_place(place):
             return answers_from_policy(
                 rows,
                 next_turn,
@@ -242,23 +252,38 @@ class _TaskInputs:
             with open_journal(self._journal, self._identity, self.processes):
                 pass
 
+    @property
+    def has_judge(self) -> bool:
+        return bool(self.settings.judges)
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        return self.settings.embed(texts, self.policy_path, self.context.inputs)
+
     def judge(self) -> Judge:
-        return make_judge(self.settings.judges, combine=self.settings.combine, thoughts=self.thoughts)
+        if need_gpu_alone(self.settings.judges):
+            self.engines.release()
+        judges = self.servers.enter_context(serving_judges(self.settings.judges, self.context))
+        return make_judge(judges, combine=self.settings.combine, thoughts=self.thoughts)
 
     def paired_responses(self) -> PairedResponses:
         left_out = Counter[str]()
-        source = self._source
-        known = {prompt.messages[-1].content: prompt for prompt in prompts(source, seed=0, counts=left_out)}
-        self.counts["left_out"] = dict(left_out)
+        with rows_of(self.settings.data):
+            asked = list(prompts(self._source, seed=0, counts=left_out))
+        known: dict[str, Prompt] = {}
+        for prompt in asked:
+            known.setdefault(prompt.messages[-1].content, prompt)
+        left_out["prompts with the last message of an earlier one"] = len(asked) - len(known)
+        self.counts["left_out"] = dict(+left_out)
         if len(self.settings.responses) != 2:  # noqa: PLR2004 - the policy's and the baseline's
             raise InputError(
                 f"task {self.settings.task} compares two files of responses, not {len(self.settings.responses)}",
                 ("responses",),
             )
-        ours, theirs = (responses_by_prompt(path) for path in self.settings.responses)
+        ids = {row_id: text for text, prompt in known.items() if (row_id := row_id_of(prompt.metadata)) is not None}
+        ours, theirs = (responses_by_prompt(path, ids) for path in self.settings.responses)
         both = [text for text in known if text in ours and text in theirs]
         if not both:
-            raise InputError(f"task {self.settings.task}: no prompt of {source.path} is answered in both files")
+            raise InputError(f"task {self.settings.task}: no prompt of {self._source.path} is answered in both files")
         self.progress.note(f"{len(both)} of {len(known)} prompts are answered in both files")
         visible = [tuple(visible_text(of[text], self.thoughts) for of in (ours, theirs)) for text in both]
         pairs = [(known[text], (one, two)) for text, (one, two) in zip(both, visible, strict=True)]
@@ -266,34 +291,3 @@ class _TaskInputs:
 
     def split(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]], *, activity: str) -> list[R]:
         return split_work(items, work, processes=self.processes, activity=activity)
-
-
-class _EstimateInputs(NamedTuple):
-    """What a task needs to estimate its size (`align.evaluation.task.EstimateInputs`)."""
-
-    settings: TaskSettings
-    planning: Planning
-
-    @property
-    def max_new_tokens(self) -> int:
-        return self.settings.max_new_tokens
-
-    @property
-    def rows_source(self) -> SourceSettings:
-        return self.planning.inputs.sources[self.settings.data]
-
-    def rows(self, task: Task) -> Sequence[Row]:
-        return task_rows(task, self.rows_source, seed=self.planning.inputs.seed)
-
-    def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
-        seed, tokenizer = self.planning.inputs.seed, self.planning.tokenizer
-        groups, _ = likelihood_rows(self.rows_source, tokenizer, model_limit=None, seed=seed, best=preferred_only)
-        return groups
-
-    def num_prompt_tokens(self, prompts: Sequence[Any]) -> int:
-        return prompt_tokens(prompts, self.planning.tokenizer)
-
-
-def planned_size(settings: TaskSettings, task: Task, planning: Planning) -> TaskSize:
-    """Return how much a task computes."""
-    return task.size(_EstimateInputs(settings, planning))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,13 +17,17 @@ from align.distributed.progress import Progress
 from align.distributed.work_split import WorkShard
 from align.errors import RunError
 from align.inference.engines import load_engine
+from align.inference.managed.served_model import remove_merged
+from align.inference.managed.serving import serving
 from align.inference.samples import Sample, Throughput, journal_samples, prompt_key, sample_with_journal, unique_prompts
 from align.inference.settings import EngineSettings, LocalSettings
 from align.models.loading.tokenizer import load_tokenizer
 from align.models.settings import PolicySettings
-from align.records import Message, Prompt
+from align.records import Prompt
 from align.stages.inputs.context import RunContext
-from align.stages.responses.settings import GenerationSettings, Judging
+from align.stages.responses.engines import engine_place
+from align.stages.responses.judging import Judging
+from align.stages.responses.settings import GenerationSettings
 from align.synth.group_statistics import GroupStatistics
 from align.synth.scored_groups import comparisons, score_groups
 
@@ -43,26 +47,27 @@ def open_journal(path: Path, made_with: Mapping[str, Any], processes: Processes)
 
 
 def remove_journals(folder: Path) -> None:
-    """Remove the journals of a finished step."""
+    """Remove the journals of a finished step, and what a killed server left."""
+    remove_merged(folder)
     for what in JOURNALS:
         for path in folder.glob(f".*.{what}"):
             remove_journal(path)
 
 
-def prompt_check(policies: Sequence[str], engine: EngineSettings) -> Callable[[Sequence[Message]], None] | None:
-    """Return a check that the chat template of every policy can render a prompt; None where no model is local."""
-    local = engine.chosen
-    if not isinstance(local, LocalSettings):
+def prompt_check(policies: Sequence[str], engine: EngineSettings) -> Callable[[Prompt], None] | None:
+    """Return a check that the chat template of every policy can render a prompt; None where no model is loaded here."""
+    if not engine.loads_model:
         return None
+    local = engine.local or LocalSettings()
     encoders: list[ChatEncoder] = []
     for policy in policies:
         tokenizer = load_tokenizer(PolicySettings(path=policy, tokenizer=local.tokenizer))
         apply_template(tokenizer, local.chat_template)
         encoders.append(ChatEncoder(tokenizer))
 
-    def check(messages: Sequence[Message]) -> None:
+    def check(prompt: Prompt) -> None:
         for encoder in encoders:
-            encoder.check_prompt(messages)
+            encoder.check_prompt(prompt)
 
     return check
 
@@ -86,22 +91,29 @@ def sample_policies(
     Each process samples its own part of the prompts. A response does not depend on which process draws it.
     """
     processes, progress = context.processes, context.progress
-    own = WorkShard.of(processes).select(unique_prompts(asked))
+    distinct = unique_prompts(asked)
+    own = WorkShard.of(processes).select(distinct)
     speeds: dict[str, Throughput] = {}
 
-    def work() -> None:
-        for name, path in policies.items():
-            engine = load_engine(path, settings.engine, name=name)
-            progress.phase("sample", len(own) * settings.sampling.num_responses)
-            for _ in sample_with_journal(engine, own, settings.sampling, journal):
-                progress.advance(1)
-            speeds[name] = engine.throughput
+    def sample(name: str, path: str, engine_settings: EngineSettings) -> Throughput:
+        engine = load_engine(path, engine_settings, name=name)
+        progress.phase("sample", len(own) * settings.sampling.num_responses)
+        for _ in sample_with_journal(engine, own, settings.sampling, journal):
+            progress.advance(1, engine.throughput.metrics())
+        return engine.throughput
 
-    run_with_journal(journal, processes, work, "sampling")
+    for name, path in policies.items():
+        num_done = len(journal_samples(journal, name, distinct))
+        asks_server = settings.engine.managed is not None or settings.engine.server is not None
+        if asks_server and num_done == len(distinct) * settings.sampling.num_responses:
+            speeds[name] = Throughput()  # nothing is left that a server would have to be started for
+            continue
+        with serving(path, settings.engine, name=name, place=engine_place(context)) as reachable:
+            speeds[name] = run_with_journal(journal, processes, partial(sample, name, path, reachable), "sampling")
     of_all = processes.all_gather_object(speeds)
     together = {name: reduce(Throughput.merge, (each[name] for each in of_all)) for name in policies}
     for name, speed in together.items():
-        if speed.seconds:
+        if speed.new_tokens:
             progress.note(f"{name}: {speed.tokens_per_s:,.0f} tokens/s")
     return Sampled([one for name in policies for one in journal_samples(journal, name, asked)], together)
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 from pydantic import AfterValidator, Field, field_validator
 
 from align.config import Settings
 from align.content_hash import STEP, code_of
 from align.errors import Location
+from align.inference.managed.settings import Precision
 from align.inference.settings import EngineSettings, LocalSettings, SamplingSettings
 from align.rewards.builtin_judges import LlmSettings, RewardModelSettings
-from align.rewards.judges import WithoutThoughts, make_judge
 from align.rewards.settings import Combination, JudgeSettings, unique_judges
 from align.rewards.thoughts import THINK, ThoughtSettings
-from align.stages.base import POLICY, REWARD_MODEL, Input
+from align.stages.base import POLICY, REWARD_MODEL, Input, UsedEngine
 from align.stages.inputs.context import StepInputs
 from align.stages.inputs.sources import SourceSettings
 from align.synth.settings import GroupSettings
@@ -31,7 +30,7 @@ class GenerationSettings(Settings):
 
     models: list[str] = Field(
         default_factory=list[str],
-        description="Further policies that no step makes: hub ids, folders, gguf:FILE, or a server's model names.",
+        description="Additional policies: Hub ids, folders, gguf:FILE, or a server's model names.",
     )
     prompts: dict[str, int] | None = Field(
         default=None, description="How many prompts of each source to answer; all by default."
@@ -42,9 +41,9 @@ class GenerationSettings(Settings):
     engine: EngineSettings = Field(default=EngineSettings(), description="What runs the policies.")
     judges: Judges = Field(description="Judges that rate the responses; an empty list leaves them without rewards.")
     combine: Combination = Field(
-        default="precedence", description="Several judges: the first that knows the prompt, or a weighted sum."
+        default="precedence", description="Several judges: the first that does not abstain, or a weighted sum."
     )
-    thoughts: ThoughtSettings = Field(default=THINK, description="Thoughts of the responses, which judges do not see.")
+    thoughts: ThoughtSettings = Field(default=THINK, description="Delimiters of reasoning, which judges do not see.")
     groups: GroupSettings = Field(default=GroupSettings(), description="Which responses become a group to train on.")
     held_out: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the prompts that training on the groups keeps for evaluation."
@@ -69,8 +68,8 @@ class RoundGeneration(GenerationSettings):
     )
 
 
-class JudgingSettings(Protocol):
-    """Settings of the judges, and of the groups that are kept."""
+class JudgeChoice(Protocol):
+    """Settings of the judges."""
 
     @property
     def judges(self) -> list[JudgeSettings]:
@@ -87,28 +86,42 @@ class JudgingSettings(Protocol):
         """Which part of a response judges do not see."""
         ...
 
+
+class JudgingSettings(JudgeChoice, Protocol):
+    """Settings of the judges, and of the groups that are kept."""
+
     @property
     def groups(self) -> GroupSettings:
         """Which responses are kept."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Judging:
-    """The judge of a step, and which responses become a group."""
+class JudgeModel(NamedTuple):
+    """The model of a judge, and what runs it."""
 
-    judge: WithoutThoughts
-    groups: GroupSettings
-    identity: dict[str, Any]  # everything that decides a verdict
+    path: str
+    key: str  # of the setting
+    engine: EngineSettings
+    rates: Precision | None  # of a reward model; None for a chat model
 
-    @classmethod
-    def load(cls, settings: JudgingSettings, inputs: StepInputs) -> Judging:
-        """Load the judges, with the folders of the steps that they name."""
-        judges = with_folders(settings.judges, inputs)
-        keys = [{**judge.cache_key(), "content": judge_key([judge], inputs)} for judge in judges]
-        judge = make_judge(judges, combine=settings.combine, thoughts=settings.thoughts)
-        identity = {"judges": keys, "combine": settings.combine, "thoughts": settings.thoughts.model_dump()}
-        return cls(judge, settings.groups, identity)
+
+def judge_model(judge: JudgeSettings) -> JudgeModel | None:
+    """Return the model of a judge that has one."""
+    settings = judge.root.settings
+    if isinstance(settings, RewardModelSettings):
+        return JudgeModel(settings.path, "path", settings.engine, settings.precision)
+    return JudgeModel(settings.model, "model", settings.engine, None) if isinstance(settings, LlmSettings) else None
+
+
+def judge_engines(judges: list[JudgeSettings]) -> list[UsedEngine]:
+    """Return the engines of judges that are models."""
+    found: list[UsedEngine] = []
+    for number, judge in enumerate(judges):
+        if (model := judge_model(judge)) is not None:
+            is_step, name = model.path.startswith(STEP), model.path.removeprefix(STEP)
+            policies, models = ((name,), ()) if is_step else ((), (name,))
+            found.append(UsedEngine(model.engine, ("judges", number, "settings", "engine"), policies, models))
+    return found
 
 
 def groups_source(folder: Path, *, held_out: float, max_length: int | None) -> SourceSettings:
@@ -125,14 +138,12 @@ def judge_inputs(judges: list[JudgeSettings]) -> list[Input]:
 
 
 def judge_models(judges: list[JudgeSettings]) -> list[tuple[str, Location]]:
-    """Return the models that judges run in this process, with the settings that name them."""
+    """Return the models whose files judges read, with the settings that name them; of a reward model always some."""
     found: list[tuple[str, Location]] = []
     for number, judge in enumerate(judges):
-        settings = judge.root.settings
-        if isinstance(settings, RewardModelSettings):
-            found.append((settings.path, ("judges", number, "settings", "path")))
-        if isinstance(settings, LlmSettings) and settings.engine.kind == "local":
-            found.append((settings.model, ("judges", number, "settings", "model")))
+        model = judge_model(judge)
+        if model is not None and (model.rates or model.engine.loads_model):
+            found.append((model.path, ("judges", number, "settings", model.key)))
     return found
 
 
@@ -155,12 +166,19 @@ def _texts(value: Any) -> list[str]:  # noqa: ANN401 - any JSON value
 def with_folders(judges: list[JudgeSettings], inputs: StepInputs) -> list[JudgeSettings]:
     """Return the judges with a folder in place of each step that they name."""
 
-    def resolved(value: object) -> object:
-        if isinstance(value, str) and value.startswith(STEP):
-            return str(inputs.folders[value.removeprefix(STEP)])
-        return value
+    def resolved(judge: JudgeSettings) -> JudgeSettings:
+        values = judge.values
+        for key, value in values.items():
+            if isinstance(value, str) and value.startswith(STEP):
+                name = value.removeprefix(STEP)
+                values[key] = folder = str(inputs.folders[name])
+                model = judge_model(judge)
+                server = None if model is None else model.engine.server
+                if server is not None and name in server.models:  # the judge knows the model by its folder
+                    values["engine"]["server"]["models"][folder] = server.models[name]
+        return judge.with_values(values)
 
-    return [judge.with_values({key: resolved(value) for key, value in judge.values.items()}) for judge in judges]
+    return [resolved(judge) for judge in judges]
 
 
 def local_precision(engine: EngineSettings) -> str:

@@ -11,6 +11,7 @@ from align.models.settings import HeadSettings
 from align.records import Comparison, Demonstration, Located
 from align.stages.inputs.context import ModelSpec
 from align.stages.inputs.sources import SourceSettings
+from align.train.selection.settings import SelectionSettings
 from align.train.settings import RewardLoss, TrainSettings
 
 if TYPE_CHECKING:
@@ -38,8 +39,18 @@ class TrainingSettings(Protocol):
         ...
 
     @property
+    def resume(self) -> str | None:
+        """The step whose training this one continues; None to start anew."""
+        ...
+
+    @property
     def train(self) -> TrainSettings:
         """Optimizer, schedule, batch and checkpoints."""
+        ...
+
+    @property
+    def selection(self) -> SelectionSettings | None:
+        """How the rows of each optimizer step are chosen; None to use all."""
         ...
 
     @property
@@ -55,6 +66,11 @@ class TrainingSettings(Protocol):
     @property
     def needs_reference(self) -> bool:
         """Whether the loss needs reference log-probabilities."""
+        ...
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether the loss needs an estimate of the KL divergence from the reference before every step."""
         ...
 
     def shares(self) -> dict[str, float]:

@@ -14,8 +14,8 @@ from align.accounting.flops import Decoder
 from align.accounting.memory import DEEPSPEED, PROCESS, MicroBatch, adapter_weights, training_memory
 from align.config import read_recipe
 from align.errors import InputError
+from align.models.lm_head.logprobs import KEPT_CPU, TILE_CPU, TILE_GPU
 from align.models.loading.pretrained import default_device
-from align.models.logprobs import TILE_CPU, TILE_GPU
 from align.models.settings import PolicySettings
 from align.stages.training.contract import TrainingSettings
 
@@ -40,19 +40,19 @@ class Footprint:
     sharding: Sharding  # as in the step's launch file
     peak: int
     many: int  # processes of a larger launch
-    by_stage: list[int]  # the peak in each of those: under DDP, ZeRO-1, 2 and 3
+    by_stage: list[int]  # the peak in each of those: under DDP, ZeRO-1, 2 and 3; with bf16 weights, under DDP
 
     def describe(self) -> str:
         """Return one line: for the step's launch, and for DDP and each ZeRO stage on more processes."""
         ways, gib = self.sharding, 2**30
         name = f"under ZeRO-{ways.stage}" if ways.stage else "under DDP"
         where = f"in each of {ways.processes} processes {name}" if ways.processes > 1 else "in one process"
-        base = ", the process itself included" if ways.cpu else ""
-        whole, *others = (f"{peak / gib:.1f}" for peak in self.by_stage)
-        shared = ", ".join(f"ZeRO-{stage} {size}" for stage, size in enumerate(others, start=1))
+        base = ", including the Python process" if ways.cpu else ""
+        names = ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3")
+        shared = ", ".join(f"{name} {peak / gib:.1f}" for name, peak in zip(names, self.by_stage, strict=False))
         return (
-            f"{self.peak / gib:.1f} GiB at the peak {where}{base}, estimated{allocator_note() if ways.cpu else ''}; "
-            f"in each of {self.many}: DDP {whole}, {shared}"
+            f"about {self.peak / gib:.1f} GiB at the peak {where}{base}; with {self.many} processes, GiB in each: "
+            f"{shared}{allocator_note() if ways.cpu else ''}"
         )
 
 
@@ -61,7 +61,10 @@ def allocator_note() -> str:
     name, version = platform.libc_ver()
     if name != "glibc" or tuple(map(int, version.split("."))) >= FIXED_IN or THRESHOLD in os.environ:
         return ""
-    return f", and up to {ALLOCATOR_OVERHEAD:g} times that as glibc {version} keeps holes ({THRESHOLD}=1048576 ends it)"
+    return (
+        f". glibc {version} may need up to {ALLOCATOR_OVERHEAD:g} times as much, as its heap fragments; "
+        f"set {THRESHOLD}=1048576 to avoid this"
+    )
 
 
 def sharding_of(launch: str | None, reduce: Literal["once", "each"] = "once") -> Sharding:
@@ -95,27 +98,43 @@ def _zero(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return read_recipe(Path(file)).get("zero_optimization") or {}
 
 
-def footprint(step: TrainingSettings, policy: PolicySettings, model: Decoder, sizes: Sequence[int]) -> Footprint:
-    """Return the memory of a step whose groups have these sizes in tokens."""
+def footprint(
+    step: TrainingSettings, policy: PolicySettings, model: Decoder, sizes: Sequence[int], *, held: int
+) -> Footprint:
+    """Return the memory of a step whose groups have these sizes in tokens.
+
+    `held` is the largest number of tokens that a group has in memory at once if it may run in parts.
+    """
     settings, ways = step.train, sharding_of(step.launch, step.train.reduce)
     largest, budget = sum(sorted(sizes)[-settings.prompts_per_step :]), settings.tokens_per_micro_batch
     if not step.has_lm_head:  # but one vector for each attribute
         model = replace(model, tied=True)
     micro = MicroBatch(
-        tokens=max(min(budget, largest), max(sizes)),
+        tokens=max(min(budget, largest), max(sizes)),  # at once
         targets=None if step.has_lm_head else 0,
         tree=policy.forward != "plain",
         bf16=settings.precision == "bf16",
+        bf16_weights=settings.weights != "fp32",
         checkpointing=policy.gradient_checkpointing,
-        only=largest <= budget,
+        only=largest <= budget or settings.prompts_per_step == 1,
     )
-
+    in_parts = micro
+    if micro.tree and held < max(sizes):
+        in_parts = replace(micro, tokens=max(min(budget, largest), held), in_parts=True)
     lora, quantized = policy.lora, policy.quantize is not None
     trained = None if lora is None else adapter_weights(model, lora.rank)
 
     def peak(ways: Sharding) -> int:
-        tile = TILE_CPU if ways.cpu else TILE_GPU
-        parts = training_memory(model, micro, tile=tile, trained=trained, quantized=quantized, sharding=ways)
+        parts = training_memory(
+            model,
+            micro if ways.stage == 3 else in_parts,
+            tile=TILE_CPU if ways.cpu else TILE_GPU,
+            kept=KEPT_CPU if ways.cpu else 0,
+            trained=trained,
+            quantized=quantized,
+            master=settings.weights == "bf16_master",
+            sharding=ways,
+        )
         itself = PROCESS + (DEEPSPEED if ways.stage and ways.fp32_copy else 0)
         return sum(parts) + (itself if ways.cpu else 0)
 
@@ -124,5 +143,5 @@ def footprint(step: TrainingSettings, policy: PolicySettings, model: Decoder, si
         sharding=ways,
         peak=peak(ways),
         many=many.processes,
-        by_stage=[peak(replace(many, stage=stage)) for stage in range(4)],
+        by_stage=[peak(replace(many, stage=stage)) for stage in range(4 if settings.weights == "fp32" else 1)],
     )

@@ -7,17 +7,18 @@ from typing import Any, TypeVar
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from align.artifacts import discard_attempt
 from align.data.chat_templates import apply_template
 from align.data.tokenizer import train_tokenizer
 from align.models.backbone import Backbone
-from align.models.loading.config import build_config, load_config
+from align.models.loading.config import build_config, dimensions, load_config
 from align.models.loading.pretrained import silence_transformers
 from align.models.loading.tokenizer import load_tokenizer
 from align.models.policy import load_policy, save_policy
 from align.models.saving.comparison import compare_saved, model_outputs, random_groups
 from align.models.settings import PolicySettings
 from align.procedural import tasks
-from align.stages.costs.measured import Done, dimensions
+from align.stages.costs.measured import Done
 from align.stages.inputs.context import ModelSpec, RunContext
 
 B = TypeVar("B", bound=Backbone)
@@ -26,6 +27,7 @@ B = TypeVar("B", bound=Backbone)
 def import_policy(spec: ModelSpec, context: RunContext) -> dict[str, Any]:
     """Write a policy as a plain folder, with a tokenizer trained for it where `spec` asks for one."""
     silence_transformers()
+    discard_attempt(context.folder)
     settings = with_tokenizer(spec, context.folder)
     policy, tokenizer = load_policy(settings)
     apply_template(tokenizer, settings.chat_template)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.accounting.flops import Decoder, Work, forward_flops, sum_work, training_flops
+from align.accounting.flops import Decoder, Work, forward_flops, sum_work, total_flops
 from align.data.balance import Balance, balance
 from align.data.batching import Indices, order, steps_per_epoch
 from align.data.token_groups import TokenGroup
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import default_device
 from align.models.tree.batch import tree_batch
+from align.models.tree.parts import rows_held
 from align.stages.costs.estimates import CHECKPOINTS, Estimate, Planning, TrainingEstimate, equal_rows
-from align.stages.costs.measured import matrix_rate
+from align.stages.costs.measured import NOTHING, matrix_rate
 from align.stages.training.contract import TrainingSettings
 from align.stages.training.footprint import footprint
 from align.stages.training.rows import RowRequest, StepRows, step_rows
+from align.stages.training.selecting import selection_of
+from align.train.selection.selection import FixedModel, Selection
+from align.train.selection.settings import UNIFORM
 
 # Shares of a large matrix product's rate that training reaches: measured on a Xeon and on an H100 (tests/README.md)
 EFFICIENCY = {"cpu": 0.6, "cuda": 0.37}
@@ -52,8 +57,12 @@ def preview_groups(step: TrainingSettings, planning: Planning, number: int) -> l
 def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Estimate:
     settings, model = step.train, planning.decoder
     num_rows = data.mixture.num_rows if data.mixture is not None else len(data.train)
-    num_steps = settings.num_steps(num_rows)
-    epochs = num_steps / steps_per_epoch(num_rows, settings.prompts_per_step)
+    names = step.selection.fixed_steps if step.selection is not None else dict[str, list[str]]()
+    fixed = {key: FixedModel(size=planning.dimensions_of(steps[0])) for key, steps in names.items()}
+    selection = selection_of(step, data, model, fixed, frozen=_is_frozen(planning))
+    num_steps = settings.num_steps(num_rows) if selection is None else selection.num_steps(settings, num_rows)
+    start, num_steps = _taken(step, planning), min(num_steps, settings.until_step or num_steps)
+    epochs = max(0, num_steps - start) / steps_per_epoch(num_rows, settings.prompts_per_step)
     seed = planning.inputs.seed
     epoch = data.mixture.epoch(0) if data.mixture is not None else order(num_rows, seed=seed, epoch=0)
     works = [_work(group, head=step.has_lm_head) for group in data.train]
@@ -64,16 +73,23 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
         stage=step.stage,
         rows=num_rows,
         tokens=work.tokens,
-        **_costs(step, model, work, epochs=epochs, reference=step.needs_reference),
+        **_costs(
+            step, planning, work, epochs=epochs, reference=step.needs_reference and not start, selection=selection
+        ),
+        weights=planning.num_weights,
+        until_step=settings.until_step,
         disk=planning.model_bytes,
         spare=CHECKPOINTS * planning.model_bytes,
+        parts=_selection_lines(selection, settings.prompts_per_step),
         training=TrainingEstimate(
             counts=data.counts,
             format=data.format,
             optimizer_steps=num_steps,
             longest=max(len(each.ids) for group in data.train for each in group.sequences),
             unshared=sum(len(each.ids) for index in epoch for each in data.train[index].sequences),
-            memory=None if isinstance(model, str) else footprint(step, planning.inputs.policy, model, sizes),
+            memory=None
+            if isinstance(model, str)
+            else footprint(step, planning.inputs.policy, model, sizes, held=_tokens_held(step, data.train, sizes)),
             balances=_balances(step, sizes, epoch),
         ),
     )
@@ -81,33 +97,98 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
 
 def estimate_bound(step: TrainingSettings, planning: Planning, made: Estimate) -> Estimate:
     """Return an upper bound where an earlier step makes the rows: every prompt, with the longest responses."""
-    work = equal_rows(made.tokens, made.rows)
+    work, per_epoch = equal_rows(made.tokens, made.rows), steps_per_epoch(made.rows, step.train.prompts_per_step)
+    start, num_steps = _taken(step, planning), step.train.num_steps(made.rows)
+    epochs = max(0, min(num_steps, step.train.until_step or num_steps) - start) / per_epoch
     return Estimate(
         name=planning.name,
         stage=step.stage,
         rows=made.rows,
         tokens=made.tokens,
-        **_costs(step, planning.decoder, work, epochs=step.train.epochs, reference=True),
+        **_costs(step, planning, work, epochs=epochs, reference=not start),
+        weights=planning.num_weights,
+        until_step=step.train.until_step,
         disk=planning.model_bytes,
         spare=CHECKPOINTS * planning.model_bytes,
         bound=True,
     )
 
 
+def with_forward_pass(found: Estimate, size: Decoder | str, precision: str) -> Estimate:
+    """Return the estimate of a training with a forward pass of another model over its rows."""
+    if found.flops is None or found.seconds is None:
+        return found
+    if isinstance(size, str):
+        return replace(found, flops=None, seconds=None, unknown=size)
+    flops = forward_flops(size, equal_rows(found.tokens, found.rows))
+    return replace(found, flops=found.flops + flops, seconds=found.seconds + flops / _training_rate(precision))
+
+
+def _taken(step: TrainingSettings, planning: Planning) -> int:
+    """Return the optimizer steps of the step that this one resumes, which also has its references."""
+    return 0 if step.resume is None else planning.made[step.resume].until_step or 0
+
+
 def _costs(
-    step: TrainingSettings, model: Decoder | str, work: Work, *, epochs: float, reference: bool
+    step: TrainingSettings,
+    planning: Planning,
+    work: Work,
+    *,
+    epochs: float,
+    reference: bool,
+    selection: Selection | None = None,
 ) -> dict[str, Any]:
     """Return the FLOPs and seconds of an estimate, or why they are unknown."""
+    model = planning.decoder
     if isinstance(model, str):
         return {"flops": None, "seconds": None, "unknown": model}
-    flops = epochs * training_flops(model, work) + (forward_flops(model, work) if reference else 0)
+    training = epochs * total_flops(model, trained=work, observed=NOTHING, frozen=_is_frozen(planning))
+    # The KL estimate takes a forward pass of policy and reference over the mismatched pairs of every step
+    num_forward_passes = reference + step.needs_kl * 2 * epochs
+    flops = training + num_forward_passes * forward_flops(model, work)
+    if selection is not None and selection.settings.score != UNIFORM:
+        flops += (selection.cost_factor - 1) * training
+        unknown = [each.size for each in selection.fixed.values() if isinstance(each.size, str)]
+        if unknown:
+            return {"flops": None, "seconds": None, "unknown": unknown[0]}
+        flops += selection.cost.once
     return {"flops": flops, "seconds": flops / _training_rate(step.train.precision)}
+
+
+def _is_frozen(planning: Planning) -> bool:
+    """Return whether only adapters are trained."""
+    return planning.inputs.policy.lora is not None
+
+
+def _selection_lines(selection: Selection | None, prompts_per_step: int) -> dict[str, str]:
+    """Return what is predicted of a selection, for the estimate."""
+    if selection is None:
+        return {}
+    settings, cost = selection.settings, f"{selection.cost_factor:.2f}"
+    if settings.score == UNIFORM:
+        passed = f" and a pass of the {' and the '.join(selection.fixed)}" if selection.fixed else ""
+        equal = "" if settings.equal == "steps" else f", for the FLOPs of {cost} times as many optimizer steps{passed}"
+        return {"selection": f"uniform, beside a step with filter {settings.filter:g}{equal}"}
+    once = "".join(f"; the {key}'s losses are computed once for each row" for key in selection.fixed)
+    size = settings.super_batch(prompts_per_step)
+    return {
+        "selection": f"{settings.score}: {prompts_per_step} of {size} rows per step, {cost} times the FLOPs of uniform "
+        f"training of as many rows{once}"
+    }
 
 
 def _work(group: TokenGroup, *, head: bool) -> Work:
     """Return the work of a forward pass over the group's own tree, with or without an LM head."""
     batch = tree_batch(group.sequences)
     return Work(batch.num_tokens, int(batch.position_ids.sum()) + batch.num_tokens, len(batch.targets_N) if head else 0)
+
+
+def _tokens_held(step: TrainingSettings, groups: Sequence[TokenGroup], sizes: Sequence[int]) -> int:
+    """Return the largest number of tokens of a group that are in memory at once if it may run in parts."""
+    budget = step.train.tokens_per_micro_batch
+    above = (group for group, size in zip(groups, sizes, strict=True) if size > budget)
+    held = (rows_held(tree_batch(group.sequences), budget) for group in above)
+    return max(held, default=max(sizes))
 
 
 def _balances(step: TrainingSettings, sizes: Sequence[int], epoch: Indices) -> list[Balance]:

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.accounting.communication import Sharding, Traffic, communication_bytes
+from align.accounting.communication import FP32, Sharding, Traffic, communication_bytes
+from align.accounting.memory import BF16
 from align.config import Settings
 from align.data.chat_templates import apply_template
 from align.distributed.processes import Processes
-from align.models.loading.config import max_positions
+from align.models.loading.config import dimensions, max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.policy import Policy, load_policy, save_policy
 from align.models.settings import PolicySettings
 from align.models.weights import WrittenWeights
 from align.stages.base import REFERENCES, TRACKING
-from align.stages.costs.measured import Done, dimensions
+from align.stages.costs.measured import Done
 from align.stages.inputs.context import RunContext
 from align.stages.training.contract import TrainingSettings
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
 from align.stages.training.saving import check_before_training, load_saved_policy, save_trained
+from align.stages.training.selecting import fixed_models, selection_of, selection_report
 from align.train.indexed_groups import end_of_turn
 from align.train.loop import Loop
 from align.train.objectives.base import Objective
+from align.train.passes.step_flops import work_of_others
+from align.train.resuming import adopt_checkpoint
+from align.train.selection.selection import Selection
 from align.train.sharding.accelerator import make_accelerator, zero3_init
 from align.train.sharding.replicated import num_parameters
 from align.train.tracking import Tracking
-from align.train.training_run import TrainingResult, TrainingRun
+from align.train.training_run import Teacher, TrainingResult, TrainingRun
+
+MakeTeacher = Callable[[PreTrainedTokenizerBase], Teacher]  # of the tokenizer of the policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +68,13 @@ class PolicyTraining:
             save=save,
             load_saved=lambda: load_saved_policy(folder, settings),
         )
-        return {**training_report(self.rows, result), **saved, "done": work_done(self.loop, result)}
+        return {**training_report(self.loop, self.rows, result), **saved, "done": work_done(self.loop, result)}
 
 
-def prepare(step: TrainingSettings, objective: Objective, context: RunContext) -> PolicyTraining:
-    """Load the step's policy and tokenize its rows."""
+def prepare(
+    step: TrainingSettings, objective: Objective, context: RunContext, make_teacher: MakeTeacher | None = None
+) -> PolicyTraining:
+    """Load the step's policy and tokenize its rows. The teacher must have the policy's tokenizer."""
     silence_transformers()
     settings = context.inputs.policy_from(step.start)
     accelerator = make_accelerator(step.train)
@@ -75,8 +85,23 @@ def prepare(step: TrainingSettings, objective: Objective, context: RunContext) -
     request = RowRequest(step, tokenizer, context.inputs, max_positions(policy.base.config))
     rows = step_rows(request, context.folder, run_on_main=Processes(accelerator).run_on_main)
     context.progress.note(describe(rows.counts, rows.format))
-    loop = Loop(policy, training_run(step, objective, rows, context), context.progress, accelerator)
+    fixed = fixed_models(step, context.inputs, tokenizer)
+    frozen = not all(value.requires_grad for value in policy.parameters())
+    selection = selection_of(step, rows, dimensions(policy.base.config), fixed, frozen=frozen)
+    resumed = begin(step, context, Processes(accelerator))
+    run = training_run(step, objective, rows, context, num_resumed=resumed, selection=selection)
+    if make_teacher is not None:
+        run = replace(run, teacher=make_teacher(tokenizer))
+    loop = Loop(policy, run, context.progress, accelerator)
     return PolicyTraining(loop, rows, settings, tokenizer)
+
+
+def begin(step: TrainingSettings, context: RunContext, processes: Processes) -> int:
+    """Begin with the checkpoint of the step that this one resumes, if any; return its number of optimizer steps."""
+    if step.resume is None:
+        return 0
+    earlier = context.inputs.folders[step.resume]
+    return processes.run_on_main(lambda: adopt_checkpoint(earlier, context.folder), f"resuming {step.resume}")
 
 
 def training_run(
@@ -86,6 +111,8 @@ def training_run(
     context: RunContext,
     *,
     head_lr_multiplier: float = 1.0,
+    num_resumed: int = 0,
+    selection: Selection | None = None,
 ) -> TrainingRun:
     """Return what the training loop is given."""
     run = TrainingRun(
@@ -99,9 +126,11 @@ def training_run(
         head_lr_multiplier=head_lr_multiplier,
         folder=context.folder,
         references=context.inputs.run / REFERENCES,
+        selection=selection,
         tracking=_tracking(step, context),
+        num_resumed=num_resumed,
     )
-    warmup, num_steps = step.train.warmup_steps, step.train.num_steps(run.num_rows)
+    warmup, num_steps = step.train.warmup_steps, run.num_steps
     if warmup and warmup >= num_steps:
         context.progress.note(f"warmup_steps is {warmup}, and the run has {num_steps} steps: all of it is warm-up")
     return run
@@ -140,10 +169,11 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
         weights=weights,
         trained=trained,
         unpartitioned=num_parameters(small),
-        steps=outcome.num_steps,
+        steps=outcome.num_steps - outcome.num_resumed,
         micro_batches=outcome.num_micro_batches,
         regathered=outcome.num_micro_batches,  # the probe of the forward comes first, without a backward pass
         forward_only=outcome.num_forward_passes,
+        gathered_bytes=BF16 if loop.sharding.in_bf16 else FP32,
     )
     return Done(
         dimensions=dimensions(loop.policy.base.config),
@@ -152,6 +182,7 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
         tokens_trained=outcome.tokens_trained,
         trained=outcome.trained,
         observed=outcome.forward_only,
+        others=work_of_others(loop.training_run),
         devices=processes,
         precision=loop.training_run.settings.precision,
         wire_bytes=communication_bytes(ways, traffic),
@@ -159,12 +190,14 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
     )
 
 
-def training_report(rows: StepRows, outcome: TrainingResult) -> dict[str, Any]:
+def training_report(loop: Loop, rows: StepRows, outcome: TrainingResult) -> dict[str, Any]:
     """Return what the manifest says of the training."""
     return {
         "rows": rows.counts,
         "format": rows.format,
         "optimizer_steps": outcome.num_steps,
+        "planned_steps": loop.num_steps,
+        **({"diverged": outcome.diverged} if outcome.diverged is not None else {}),
         "imbalance": {"mean": sum(outcome.imbalance) / len(outcome.imbalance), "worst": max(outcome.imbalance)},
         "forward": {"name": outcome.forward.name, "reason": outcome.forward.reason},
         "reference": outcome.initial_weights,
@@ -172,4 +205,5 @@ def training_report(rows: StepRows, outcome: TrainingResult) -> dict[str, Any]:
         "last": dict(outcome.last_metrics),
         "kept": dict(outcome.kept_metrics),
         "threads": torch.get_num_threads(),
+        **selection_report(loop, outcome, dimensions(loop.policy.base.config)),
     }

@@ -19,7 +19,7 @@ from align.errors import InputError
 from align.evaluation import score
 from align.evaluation.pair_accuracy import pair_accuracy, preference_pairs
 from align.models.head_init import init_head
-from align.models.loading.config import max_positions
+from align.models.loading.config import dimensions, max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.reward_model import RewardModel, load_rating, load_reward_model, save_reward_model, set_pad_token
 from align.models.reward_scoring import last_hidden_states, score_groups
@@ -27,9 +27,10 @@ from align.models.settings import PolicySettings
 from align.models.weights import WrittenWeights, full_tensor, gathered_parameters
 from align.stages.inputs.context import RunContext
 from align.stages.training.contract import RewardSettings
-from align.stages.training.policy_training import training_report, training_run, work_done
+from align.stages.training.policy_training import begin, training_report, training_run, work_done
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
 from align.stages.training.saving import check_before_training, save_trained
+from align.stages.training.selecting import fixed_models, selection_of
 from align.train.checkpoint import has_checkpoint
 from align.train.loop import Loop
 from align.train.objectives.reward import BradleyTerryObjective, RewardObjective, label_table, reward_objective
@@ -42,7 +43,8 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     """Train a reward model, report on the held-out rows, and write it as a plain Hugging Face folder."""
     silence_transformers()
     settings = context.inputs.policy_from(step.start)
-    accelerator, is_resumed = make_accelerator(step.train), has_checkpoint(context.folder)
+    accelerator = make_accelerator(step.train)
+    num_resumed, is_resumed = begin(step, context, Processes(accelerator)), has_checkpoint(context.folder)
     has_head = load_rating(settings.path) is not None
     with zero3_init(accelerator) if has_head else nullcontext():
         model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
@@ -58,7 +60,13 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     aggregate = dict(zip(rating.names, rating.weights, strict=True))
     context.progress.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in aggregate.items())}")
     objective = reward_objective(step.loss, rating.names, rating.weights)
-    run = training_run(step, objective, rows, context, head_lr_multiplier=step.head.lr_multiplier)
+    fixed = fixed_models(step, context.inputs, tokenizer, rating.names)
+    frozen = not all(value.requires_grad for value in model.parameters())
+    selection = selection_of(step, rows, dimensions(model.base.config), fixed, frozen=frozen)
+    head_lr = step.head.lr_multiplier
+    run = training_run(
+        step, objective, rows, context, head_lr_multiplier=head_lr, num_resumed=num_resumed, selection=selection
+    )
     loop = Loop(model, run, context.progress, accelerator)
     if not has_head and not is_resumed:
         _init_head(loop, model, rows, objective)
@@ -79,7 +87,7 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
         load_saved=lambda: load_reward_model(PolicySettings(path=str(context.folder)))[0],
     )
     return {
-        **training_report(rows, outcome),
+        **training_report(loop, rows, outcome),
         **saved,
         "done": work_done(loop, outcome),
         "aggregate": aggregate,

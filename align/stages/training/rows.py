@@ -6,11 +6,12 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from align.artifacts import atomic_folder, fingerprint, read_json, remove_leftovers, write_json
@@ -20,13 +21,14 @@ from align.data.mixing import Mixture
 from align.data.rejections import Rejections
 from align.data.store import StoreWriter, TokenStore, writing_store
 from align.data.token_groups import TokenGroup
-from align.errors import InputError, one_line, within
+from align.errors import InputError, one_line
 from align.models.tree.batch import count_tokens
 from align.stages.inputs.context import StepInputs
-from align.stages.inputs.sources import SourceSettings, source_key, streamed
+from align.stages.inputs.sources import SourceSettings, rows_of, source_key, streamed
 from align.stages.training.contract import TrainingSettings
 from align.train.filters import of_kind
 from align.train.indexed_groups import ROWS
+from align.train.selection.folds import SomeGroups, folds_of
 
 TRAIN, HELD_OUT, PARTS, SEAL = "train", "held_out", "parts.json", "seal.json"  # in the folder ROWS
 HASH_SPACE = 1 << 32
@@ -38,11 +40,12 @@ SUMMARY = {"rows", "records", "trained", "held_out"}  # counts that every line o
 class StepRows:
     """Token groups of a step in its store, with row statistics."""
 
-    train: TokenStore
+    train: Sequence[TokenGroup]
     held_out: TokenStore
     counts: dict[str, int]
     format: str
     mixture: Mixture | None = None  # of several sources, which follow each other in `train`
+    sources: Mapping[str, int] = field(default_factory=dict[str, int])  # training rows of each source, in order
 
 
 class RowRequest(NamedTuple):
@@ -83,14 +86,28 @@ def step_rows(
     run_on_main(lambda: _write_once(store, request, sources), "tokenizing rows")
     parts: list[dict[str, Any]] = read_json(store / PARTS)
     train, held_out = TokenStore(store / TRAIN), TokenStore(store / HELD_OUT)
-    if len(parts) == 1:
-        return StepRows(train, held_out, parts[0]["counts"], parts[0]["format"])
     sizes = tuple(part["counts"]["trained"] for part in parts)
-    mixture = step.mixture(sizes, request.inputs.seed)
-    counts = Counter({"epoch": mixture.num_rows})
+    counts = Counter[str]()
+    if step.selection is not None and step.selection.fold is not None:
+        train, sizes = _fold(train, sizes, step.selection.fold)
+        counts["in_fold"] = len(train)
     for part in parts:
         counts.update(part["counts"])
-    return StepRows(train, held_out, dict(counts), mixture.describe(list(shares)), mixture)
+    named = dict(zip(shares, sizes, strict=True))
+    if len(parts) == 1:
+        return StepRows(train, held_out, dict(counts), parts[0]["format"], None, named)
+    mixture = step.mixture(sizes, request.inputs.seed)
+    counts["epoch"] = mixture.num_rows
+    return StepRows(train, held_out, dict(counts), mixture.describe(list(shares)), mixture, named)
+
+
+def _fold(train: TokenStore, sizes: Sequence[int], fold: int) -> tuple[Sequence[TokenGroup], tuple[int, ...]]:
+    """Return one half of the training rows, and how many are of each source; raise if one has none."""
+    indices = np.flatnonzero(folds_of(train) == fold)
+    counts = np.histogram(indices, bins=np.cumsum([0, *sizes]))[0]
+    if not counts.all():
+        raise InputError("a source has too few prompts for two halves", ("selection", "reference"))
+    return SomeGroups(train, indices.tolist()), tuple(counts.tolist())
 
 
 def remove_rows(folder: Path) -> None:
@@ -118,7 +135,7 @@ def _write_once(target: Path, request: RowRequest, sources: Mapping[str, SourceS
     if (target / SEAL).is_file() and (target / SEAL).read_bytes() == _seal(target, keys):
         return
     with atomic_folder(target) as folder:
-        _write(folder, request, list(sources.values()))
+        _write(folder, request, sources)
         request.inputs.check_unchanged(*sources.values())
         (folder / SEAL).write_bytes(_seal(folder, keys))
 
@@ -129,16 +146,17 @@ def _seal(folder: Path, keys: list[Any]) -> bytes:
     return json.dumps([stable_hash(keys), files]).encode()
 
 
-def _write(folder: Path, request: RowRequest, sources: Sequence[SourceSettings]) -> None:
+def _write(folder: Path, request: RowRequest, sources: Mapping[str, SourceSettings]) -> None:
     """Write the stores of trained and of held-out rows, and the statistics of each source."""
     parts: list[dict[str, Any]] = []
     with (
         writing_store(folder / TRAIN, count_tokens) as train,
         writing_store(folder / HELD_OUT, count_tokens) as held_out,
     ):
-        for source in sources:
+        for name, source in sources.items():
             before = sum(part["counts"]["records"] for part in parts)
-            parts.append(_write_source(request, source, train, held_out, before))
+            with rows_of(name):
+                parts.append(_write_source(request, source, train, held_out, before))
     write_json(folder / PARTS, parts)
 
 
@@ -167,10 +185,9 @@ def _write_source(
         source=source,
     )
     trained, kept = train.num_groups, held_out.num_groups
-    with within("data"):
-        for located in groups:
-            store = held_out if is_held_out(located.record, source.held_out) else train
-            store.add(replace(located.record, row=before + located.row), located.metadata)
+    for located in groups:
+        store = held_out if is_held_out(located.record, source.held_out) else train
+        store.add(replace(located.record, row=before + located.row), located.metadata)
     counts = Counter({"rows": found.statistics.num_rows})
     counts += Counter({f"dropped:{reason}": number for reason, number in found.statistics.dropped.items()})
     counts += Counter({name: number for name, number in encoder.counts.items() if name != "rows"})
@@ -179,7 +196,7 @@ def _write_source(
     counts["trained"], counts["held_out"] = train.num_groups - trained, held_out.num_groups - kept
     if not counts["trained"]:
         reasons = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
-        raise InputError(f"{source.path}: no row is left to train on ({reasons})", ("data",))
+        raise InputError(f"{source.path}: no row is left to train on ({reasons})")
     return {"counts": dict(counts), "format": found.format}
 
 

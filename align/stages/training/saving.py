@@ -12,12 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.models.backbone import Backbone
+from align.models.loading.int8 import check_trainable
 from align.models.policy import load_policy
 from align.models.saving.comparison import compare_saved
 from align.models.saving.folder import check_saveable
 from align.models.settings import LoraSettings, PolicySettings
 from align.models.weights import WrittenWeights
 from align.train.loop import Loop
+from align.train.resuming import keep_checkpoint
 from align.train.sharding.gather import complete_model
 from align.train.training_run import TrainingResult
 
@@ -42,6 +44,8 @@ def save_trained(
     before the saved one is loaded, and weights in fp32 are mapped from the file.
     """
     loop.checkpointer.save_trained(result.metrics)
+    if loop.training_run.settings.until_step is not None:
+        loop.processes.run_on_main(lambda: keep_checkpoint(folder), "keeping the checkpoint")
     expected = loop.outputs()
     trained = complete_model(loop.sharding, loop.processes, load)
     written = loop.processes.run_on_main(partial(save, trained), "writing the model")
@@ -56,6 +60,7 @@ def check_before_training(
     model: Backbone, tokenizer: PreTrainedTokenizerBase, processes: Processes, progress: Progress
 ) -> None:
     """Raise for whatever a save would refuse after the training, and report what it will leave out."""
+    check_trainable(model.base)
     activity = "checking that the model can be saved"
     if left_out := processes.run_on_main(lambda: check_saveable(model, tokenizer), activity):
         names = ", ".join(left_out)

@@ -10,21 +10,36 @@ from pydantic import Field
 from align.content_hash import code_of
 from align.data.mixing import Mixture
 from align.data.rejections import Rejections
-from align.distributed.launch_files import check_training_launch
+from align.distributed.launch_files import check_training_launch, launch_kind
 from align.errors import ErrorList, InputError, within
 from align.models.settings import GGUF, kept_adapters_error
 from align.records import Comparison, Demonstration, Record
-from align.registry import import_dotted
-from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, latest_policy
+from align.registry import import_dotted, pick
+from align.stages.base import GROUPS, POLICY, SOURCE, Input, Placed, Stage, latest_policy
 from align.stages.costs.estimates import Estimate, Planning, model_disk
 from align.stages.inputs.context import ModelSpec, StepInputs, policy_key
 from align.stages.inputs.opening import FIRST_ROWS, SEARCHED_ROWS, check_kind, first_records
 from align.stages.inputs.sources import SourceSettings, check_without_constraints
 from align.stages.training.contract import Groups
-from align.train.settings import TrainSettings
+from align.stages.training.uniform import check_selection, reference_names, uniform_names, with_uniform
+from align.train.selection.settings import SelectionSettings
+from align.train.settings import TrainSettings, check_optimizer
+from align.train.tracking import check_trackers
 
 if TYPE_CHECKING:
     from align.data.token_groups import TokenGroup
+
+
+def different_settings(step: TrainingStage, earlier: Stage) -> list[str]:
+    """Return the settings of two steps, by their first key, of which one could not resume the training of the other."""
+
+    def keys(stage: Stage) -> dict[str, Any]:
+        train = {f"train.{name}": value for name, value in stage.decisive().get("train", {}).items()}
+        found = {**stage.decisive(), **train}
+        return {name: found[name] for name in found if name not in ("train", "resume", "train.until_step")}
+
+    own, others = keys(step), keys(earlier)
+    return [name for name in {**own, **others} if own.get(name) != others.get(name)]
 
 
 class TrainingStage(Stage):
@@ -35,15 +50,55 @@ class TrainingStage(Stage):
         description="Step whose model this one starts from; by default the last policy before it, else the recipe's.",
     )
     train: TrainSettings = Field(description="Optimizer, schedule, batch and checkpoints.")
+    selection: SelectionSettings | None = Field(
+        default=None, description="Choose the rows of each optimizer step from a larger batch; null trains on all rows."
+    )
+
+    resume: str | None = Field(
+        default=None,
+        description="Earlier step whose training this one continues; it has the same settings and `train.until_step`.",
+    )
+
+    def made(self, name: str) -> list[str]:
+        """Return the step, after its cross-fitted references and the uniform one that it is compared with."""
+        return [*reference_names(self, name), *uniform_names(self, name), name]
+
+    def expand(self, name: str, before: Mapping[str, Stage], policies: Sequence[str]) -> list[Placed]:
+        """Return the step, after its cross-fitted references and the uniform one that it is compared with."""
+        step = self.resolve(before)
+        step.check_resumed(before)
+        return with_uniform(name, step, before)
 
     def resolve(self, before: Mapping[str, Stage]) -> Self:
-        """Return the step with the policy that it starts from."""
-        return self if self.policy is not None else self.model_copy(update={"policy": latest_policy(before)})
+        """Return the step with the policy that it starts from: that of the step that it resumes, else the last one."""
+        if self.policy is not None:
+            return self
+        with within("resume"):
+            last = latest_policy(before) if self.resume is None else pick(before, self.resume, "earlier step").start
+        return self.model_copy(update={"policy": last})
+
+    def check_resumed(self, before: Mapping[str, Stage]) -> None:
+        """Raise unless the step that this one resumes has the same settings and keeps a checkpoint."""
+        if self.resume is None:
+            return
+        with within("resume"):
+            earlier = pick(before, self.resume, "earlier step")
+            if different := different_settings(self, earlier):
+                raise InputError(f"step {self.resume!r} has another {', '.join(different)}; it has to be the same")
+            if not isinstance(earlier, TrainingStage) or earlier.train.until_step is None:
+                raise InputError(f"step {self.resume!r} keeps no checkpoint: set its train.until_step")
+            if self.train.until_step is not None and self.train.until_step < earlier.train.until_step:
+                raise InputError(f"step {self.resume!r} has a later train.until_step, {earlier.train.until_step}")
 
     @property
     def start(self) -> str | None:
         """The step whose model this one starts from."""
         return self.policy
+
+    @property
+    def training_precision(self) -> str:
+        """The precision in which the step's optimizer steps compute."""
+        return self.train.precision
 
     @property
     def start_kinds(self) -> tuple[str, ...]:
@@ -61,16 +116,24 @@ class TrainingStage(Stage):
     def inputs(self) -> list[Input]:
         """Return the policy that the step starts from, and its rows."""
         start = [Input(self.policy, self.start_kinds, ("policy",))] if self.policy is not None else []
+        for key, names in self.selection.fixed_steps.items() if self.selection is not None else ():
+            start += [Input(name, (self.makes,), ("selection", key)) for name in names]
+        if self.resume is not None:
+            start.append(Input(self.resume, (self.makes,), ("resume",)))
         return [*start, *(Input(name, (SOURCE, GROUPS), self.data_loc(name)) for name in self.shares())]
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the trained weights."""
-        return {**super().decisive(), "train": self.train.cache_key()}
+        found = {**super().decisive(), "train": self.train.cache_key()}
+        # So that steps finished before there were these settings stay finished
+        found = {name: found[name] for name in found if name not in ("selection", "resume") or found[name] is not None}
+        return found if self.selection is None else {**found, "selection": self.selection.cache_key()}
 
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the trained model: settings, rows, and the model that it starts from."""
         path = inputs.policy.path if self.policy is None else None
-        own = [code_of(name) for name in (self.train.optimizer, *self.train.callbacks) if ":" in name]
+        score = [] if self.selection is None else [self.selection.score]
+        own = [code_of(name) for name in (self.train.optimizer, *self.train.callbacks, *score) if ":" in name]
         return [*super().cache_key(inputs), *policy_key(inputs), *([inputs.content(path)] if path else []), *own]
 
     def validate_settings(self) -> None:
@@ -78,14 +141,12 @@ class TrainingStage(Stage):
         for name in self.train.callbacks:
             with within("train", "callbacks"):
                 import_dotted(name, "callback")
-        if self.train.optimizer != "adamw":
-            from align.train.sharding.optimizer import check_installed  # noqa: PLC0415 - imports torch
-
-            check_installed(self.train.optimizer)
-        if self.train.trackers:
-            from align.train.tracking import check_trackers  # noqa: PLC0415 - imports torch
-
-            check_trackers(self.train.trackers)
+        check_optimizer(self.train.optimizer)
+        if self.selection is not None:
+            check_selection(self.selection, self.train, needs_kl=self.needs_kl)
+            if self.resume is not None or self.train.until_step is not None:
+                raise InputError("a step that chooses its rows cannot be resumed by another step", ("selection",))
+        check_trackers(self.train.trackers)
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise where a setting needs held-out rows and there are none, or where rows cannot be trained on."""
@@ -93,6 +154,7 @@ class TrainingStage(Stage):
             ("train", "keep"): self.train.keep == "best",
             ("train", "evaluate_every"): self.train.evaluate_every,
             ("train", "early_stopping"): self.train.early_stopping,
+            ("selection", "compare"): self.selection is not None and self.selection.compare,
         }
         errors = ErrorList()
         lora, path = inputs.policy.lora, inputs.policy.path or ""
@@ -108,6 +170,8 @@ class TrainingStage(Stage):
                 check_training_launch(
                     self.launch, precision=self.train.precision, max_grad_norm=self.train.max_grad_norm
                 )
+            with errors.collect():
+                self.train.check_kind(launch_kind(self.launch))
         for name, source in inputs.sources.items():
             with errors.collect():
                 check_without_constraints(name, source.constraints is not None, self.data_loc(name))
@@ -123,7 +187,7 @@ class TrainingStage(Stage):
             lacks.append(self.lack(located.record))
         if lacks and None not in lacks:
             message = f"none of the first {len(lacks)} rows can be trained on: {lacks[0]}"
-            raise InputError(f"{source.path}: {message}", ("path",))
+            raise InputError(f"{source.path}: {message}")
 
     def lack(self, record: Record) -> str | None:
         """Return why the step cannot train on a record of its kind; None where it can."""
@@ -146,6 +210,11 @@ class TrainingStage(Stage):
     @property
     def needs_reference(self) -> bool:
         """Whether the loss needs reference log-probabilities."""
+        return False
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether the loss needs an estimate of the KL divergence from the reference before every step."""
         return False
 
     def mixture(self, sizes: tuple[int, ...], seed: int) -> Mixture:
@@ -173,7 +242,8 @@ class TrainingStage(Stage):
 
     def disk(self, model_bytes: int) -> tuple[int, int]:
         """Return the bytes of the trained model, and of its checkpoints."""
-        return model_disk(model_bytes, keeps_best=self.train.keep == "best")
+        stays, spare = model_disk(model_bytes, keeps_best=self.train.keep == "best")
+        return (stays, spare) if self.train.until_step is None else (stays + spare // 2, spare)  # the checkpoint stays
 
     def preview(self, planning: Planning, number: int) -> list[tuple[TokenGroup, TokenGroup]] | None:
         """Return the first rows as they are trained on and as they are uncut."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from align.models.tree.batch import TokenBatch
 from align.train.indexed_groups import GroupView
 from align.train.objectives.batch import GroupBatch
 
@@ -50,4 +51,19 @@ class Objective(Protocol):
 
     def __call__(self, policy: nn.Module, batch: GroupBatch) -> ObjectiveOutput:
         """Return the summed loss and the metrics of one micro-batch."""
+        ...
+
+
+@runtime_checkable
+class ScoredObjective(Objective, Protocol):
+    """An objective whose loss of each group can be computed from stored outputs of a model, for online selection."""
+
+    output_shape: tuple[int, ...]  # of the outputs for one sequence: () or [A]
+
+    def outputs(self, policy: nn.Module, tokens: TokenBatch) -> Tensor:
+        """Return what the losses need of the model, for each sequence, shape [S] or [S, A]."""
+        ...
+
+    def group_losses(self, outputs_S: Tensor, batch: GroupBatch) -> Tensor:
+        """Return the loss of each group, shape [B], in fp64; of a group with more tokens or labels it is a mean."""
         ...

@@ -31,12 +31,15 @@ class GroupBatch:
     lengths_BK: Tensor  # fp64, trained tokens
     mask_BK: Tensor  # bool
     count_T: Tensor  # fp64, the number of groups that each row of the flattened model input counts for
+    kl: Tensor  # fp64 scalar: estimate of KL(policy || reference) of the whole step in nats; 0 if not estimated
+    teacher_NC: Tensor | None = None  # a teacher's log-probabilities of `tokens.tokens_NK`, and of all other tokens
 
     def to(self, device: torch.device) -> GroupBatch:
         """Return the batch with its tensors on `device`."""
-        names = ("rewards_BK", "labels_BK", "reference_BK", "lengths_BK", "mask_BK", "count_T")
+        names = ("rewards_BK", "labels_BK", "reference_BK", "lengths_BK", "mask_BK", "count_T", "kl")
         moved = {name: getattr(self, name).to(device) for name in names}
-        return replace(self, tokens=self.tokens.to(device), **moved)
+        teacher_NC = None if self.teacher_NC is None else self.teacher_NC.to(device)
+        return replace(self, tokens=self.tokens.to(device), teacher_NC=teacher_NC, **moved)
 
 
 def group_batch(
@@ -49,6 +52,7 @@ def group_batch(
     `references` holds the reference log-probability of each response of each group; `collate` is `tree_batch` or
     `plain_batch`.
     """
+    groups = tuple(groups)  # a view decodes a group each time it is read
     num_responses = max(len(group.sequences) for group in groups)
     zeros_BK = torch.zeros(len(groups), num_responses, dtype=torch.float64)
     rewards_BK, labels_BK, reference_BK, lengths_BK = (zeros_BK.clone() for _ in range(4))
@@ -74,6 +78,7 @@ def group_batch(
         lengths_BK=lengths_BK,
         mask_BK=mask_BK,
         count_T=count_rows(tokens, sequences, sizes),
+        kl=torch.zeros((), dtype=torch.float64),
     )
 
 
@@ -93,6 +98,19 @@ def pad_groups(values_S: Tensor, batch: GroupBatch) -> Tensor:
     return torch.stack(rows)
 
 
+def weighted_logps(policy: nn.Module, batch: GroupBatch) -> tuple[Tensor, Tensor]:
+    """Return `response_logps`, and the `log_weights_BK` of a `PreferenceLoss` with `weighting: wpo`; shapes [B, K]."""
+    logps_N, collision_N = policy(batch.tokens, collisions=True)
+    logps_BK = pad_groups(batch.tokens.sum_by_sequence(logps_N), batch)
+    aligned_BK = pad_groups(batch.tokens.sum_by_sequence(logps_N.detach() - collision_N), batch)
+    return logps_BK, aligned_BK / batch.lengths_BK.clamp(min=1)
+
+
+def sequence_logps(policy: nn.Module, tokens: TokenBatch) -> Tensor:
+    """Return the log-probability of each sequence in nats, summed over its trained tokens, in fp64, shape [S]."""
+    return tokens.sum_by_sequence(policy(tokens))
+
+
 def response_logps(policy: nn.Module, batch: GroupBatch) -> Tensor:
     """Return the log-probability of each response in nats, summed over its tokens, in fp64, shape [B, K]."""
-    return pad_groups(batch.tokens.sum_by_sequence(policy(batch.tokens)), batch)
+    return pad_groups(sequence_logps(policy, batch.tokens), batch)

@@ -1,4 +1,4 @@
-"""The preference objective: a preference loss plus a weighted SFT term on the best response.
+"""The preference objective: a preference loss plus a weighted SFT term on the best response; or a loss on labels.
 
 Shape legend: B groups of the micro-batch, K responses of the largest group.
 """
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from align.errors import InputError
-from align.losses.preference import PreferenceLoss
-from align.losses.table import CustomLoss, preference_loss
+from align.losses.preference import PreferenceLoss, pair_weights
+from align.losses.table import CustomLoss, Loss, preference_loss
+from align.losses.unpaired import UnpairedLoss
+from align.models.tree.batch import TokenBatch
 from align.train.indexed_groups import GroupView
 from align.train.objectives.base import ObjectiveOutput, Tally
-from align.train.objectives.batch import GroupBatch, response_logps
-from align.train.settings import PreferenceSettings
+from align.train.objectives.batch import GroupBatch, pad_groups, response_logps, sequence_logps, weighted_logps
+from align.train.objectives.unpaired import unpaired_output
+from align.train.settings import NO_SFT_TERM, PreferenceSettings
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -24,19 +27,22 @@ LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 class PreferenceObjective:
     """Preference loss plus `sft_weight` times the negative log-likelihood of the best response, averaged over groups.
 
-    The loss is built from the settings, unless `loss` is given: a `PreferenceLoss`, or a function of
-    (policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK, mask_BK) that returns the loss of each group.
+    The loss is built from the settings, unless `loss` is given: a `PreferenceLoss`, an `UnpairedLoss`, which has no SFT
+    term, or a function of (policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK, mask_BK) that returns the loss
+    of each group.
     """
 
-    def __init__(
-        self, settings: PreferenceSettings, loss: PreferenceLoss | CustomLoss | LossFunction | None = None
-    ) -> None:
+    output_shape = ()
+
+    def __init__(self, settings: PreferenceSettings, loss: Loss | LossFunction | None = None) -> None:
         self.settings = settings
         if loss is None:
             self.loss, self._key = preference_loss(settings.name, **settings.settings), settings.model_dump()
         else:
-            self.loss = loss if isinstance(loss, PreferenceLoss | CustomLoss) else CustomLoss(loss)
+            self.loss = loss if isinstance(loss, Loss) else CustomLoss(loss)
             self._key = {**settings.model_dump(), **_key_of(self.loss)}
+        if isinstance(self.loss, UnpairedLoss) and settings.sft_weight:
+            raise InputError(NO_SFT_TERM, ("sft_weight",))
         self.name = str(self._key["name"])
         self.needs_reference = self.loss.uses_reference
 
@@ -50,15 +56,16 @@ class PreferenceObjective:
 
     def __call__(self, policy: nn.Module, batch: GroupBatch) -> ObjectiveOutput:
         """Return preference loss and SFT term, summed over groups."""
-        logps_BK = response_logps(policy, batch)
-        # A loss that uses only the order of the rewards ranks the chosen response first, whatever its reward
-        rewards_BK = batch.rewards_BK if self.loss.uses_rewards else batch.labels_BK
-        preference_B = self.loss(logps_BK, batch.reference_BK, rewards_BK, batch.lengths_BK, batch.mask_BK)
-        if preference_B.shape != (len(batch.sizes),):
-            raise InputError(
-                f"preference loss {self.name!r} returned shape {list(preference_B.shape)} for "
-                f"{len(batch.sizes)} groups; it must return one value per group"
-            )
+        if isinstance(self.loss, UnpairedLoss):
+            return unpaired_output(self.loss, response_logps(policy, batch), batch)
+        weights: dict[str, Tensor] = {}
+        if isinstance(self.loss, PreferenceLoss) and self.loss.uses_weights:
+            logps_BK, weights["log_weights_BK"] = weighted_logps(policy, batch)
+        else:
+            logps_BK = response_logps(policy, batch)
+        rewards_BK = self._rewards(batch)
+        preference_B = self.loss(logps_BK, batch.reference_BK, rewards_BK, batch.lengths_BK, batch.mask_BK, **weights)
+        self._check_shape(preference_B, batch)
         best_B = first_argmax(rewards_BK.masked_fill(~batch.mask_BK, -torch.inf))
         worst_B = first_argmax((-rewards_BK).masked_fill(~batch.mask_BK, -torch.inf))
         nll_B = -select(logps_BK, best_B)
@@ -78,16 +85,51 @@ class PreferenceObjective:
             "rewards/margins": margins_B,
             "rewards/accuracies": (margins_B > 0).double(),
         }
+        for log_weights_BK in weights.values():
+            extremes_B2 = torch.stack([select(log_weights_BK, best_B), select(log_weights_BK, worst_B)], dim=1)
+            values_B["weights"] = pair_weights(extremes_B2, torch.ones_like(extremes_B2, dtype=torch.bool))
         num_groups = loss.new_tensor(len(batch.sizes))
         tallies = {name: Tally(value_B.detach().sum(), num_groups) for name, value_B in values_B.items()}
         return ObjectiveOutput(loss, tallies, logps_BK.detach())
 
+    def outputs(self, policy: nn.Module, tokens: TokenBatch) -> Tensor:
+        """Return the log-probability of each response, shape [S]."""
+        return sequence_logps(policy, tokens)
 
-def _key_of(loss: PreferenceLoss | CustomLoss) -> dict[str, object]:
+    def group_losses(self, outputs_S: Tensor, batch: GroupBatch) -> Tensor:
+        """Return the preference loss of each group without the SFT term and without WPO's weights, shape [B]."""
+        given = (
+            pad_groups(outputs_S, batch),
+            batch.reference_BK,
+            self._rewards(batch),
+            batch.lengths_BK,
+            batch.mask_BK,
+        )
+        losses_B = self.loss(*given, kl=batch.kl) if isinstance(self.loss, UnpairedLoss) else self.loss(*given)
+        self._check_shape(losses_B, batch)
+        return losses_B
+
+    def _check_shape(self, losses_B: Tensor, batch: GroupBatch) -> None:
+        """Raise `InputError` unless there is one loss for each group; a user's own function may return others."""
+        if losses_B.shape != (len(batch.sizes),):
+            raise InputError(
+                f"preference loss {self.name!r} returned shape {list(losses_B.shape)} for {len(batch.sizes)} groups; "
+                "it must return one value per group"
+            )
+
+    def _rewards(self, batch: GroupBatch) -> Tensor:
+        """Return the rewards, or for a loss that uses only their order one with the chosen response first, [B, K]."""
+        uses_rewards = isinstance(self.loss, UnpairedLoss) or self.loss.uses_rewards
+        return batch.rewards_BK if uses_rewards else batch.labels_BK
+
+
+def _key_of(loss: Loss) -> dict[str, object]:
     """Return plain values that identify a loss object."""
     if isinstance(loss, CustomLoss):
         return {"name": _qualified_name(loss.function), "settings": {}}
     settings = {name: getattr(loss, name) for name in loss.settings}
+    if isinstance(loss, UnpairedLoss):
+        return {"name": "kto" if loss.uses_kl else "apo_zero_unpaired", "settings": settings}
     return {"name": _qualified_name(loss.distance.function), "settings": settings}
 
 

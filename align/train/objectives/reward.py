@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from align.data.token_groups import TokenGroup
 from align.losses.supervised import BRADLEY_TERRY, attribute_squared_error
+from align.models.tree.batch import TokenBatch
 from align.train.indexed_groups import GroupView
 from align.train.objectives.base import ObjectiveOutput, Tally
 from align.train.objectives.batch import GroupBatch, pad_groups, preference_order
@@ -44,6 +46,22 @@ class RegressionObjective:
         columns = zip(self.names, total_A.detach(), count_A, strict=True)
         return ObjectiveOutput(total_A.sum(), {f"mse/{name}": Tally(total, count) for name, total, count in columns})
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Return the shape of the scores of one sequence."""
+        return (len(self.names),)
+
+    def outputs(self, policy: nn.Module, tokens: TokenBatch) -> Tensor:
+        """Return the scores of each sequence, shape [S, A]."""
+        return policy(tokens).double()
+
+    def group_losses(self, outputs_S: Tensor, batch: GroupBatch) -> Tensor:
+        """Return the mean squared error over the labels of each group, shape [B]; 0 for a group without labels."""
+        label_SA = label_table(batch.attributes, self.names).to(outputs_S.device)
+        error_S = (outputs_S - label_SA).where(label_SA.isfinite(), 0).square().sum(dim=1)
+        count_S = label_SA.isfinite().sum(dim=1)
+        return pad_groups(error_S, batch).sum(dim=1) / pad_groups(count_S, batch).sum(dim=1).clamp(min=1)
+
 
 class BradleyTerryObjective:
     """Bradley-Terry loss of the aggregate reward: the mean over the pairs of a group, averaged over groups with a pair.
@@ -53,6 +71,7 @@ class BradleyTerryObjective:
     """
 
     needs_reference = False
+    output_shape = ()
 
     def __init__(self, name: str, weights: Sequence[float]) -> None:
         self.name, self.weights = name, tuple(weights)
@@ -77,25 +96,50 @@ class BradleyTerryObjective:
 
     def __call__(self, policy: nn.Module, batch: GroupBatch) -> ObjectiveOutput:
         """Return the loss summed over groups; margins and accuracies are means over groups with a pair."""
-        scores_SA: Tensor = policy(batch.tokens).double()
-        reward_BK = pad_groups(scores_SA @ scores_SA.new_tensor(self.weights), batch)
+        reward_BK = pad_groups(self.outputs(policy, batch.tokens), batch)
+        pairs = self._pairs(reward_BK, batch)
+        num_groups = (pairs.number_B > 0).sum()
+        tallies = {
+            "rewards/margins": Tally(pairs.mean(pairs.margin_BKK.detach()).sum(), num_groups),
+            "rewards/accuracies": Tally(pairs.mean((pairs.margin_BKK > 0).double()).sum(), num_groups),
+            "rewards/mean": Tally(reward_BK.detach().sum(), batch.mask_BK.sum()),
+        }
+        return ObjectiveOutput(self._losses(pairs).sum(), tallies)
+
+    def outputs(self, policy: nn.Module, tokens: TokenBatch) -> Tensor:
+        """Return the aggregate reward of each response, shape [S]."""
+        scores_SA: Tensor = policy(tokens).double()
+        return scores_SA @ scores_SA.new_tensor(self.weights)
+
+    def group_losses(self, outputs_S: Tensor, batch: GroupBatch) -> Tensor:
+        """Return the mean loss over the pairs of each group, shape [B]; 0 for a group without pairs."""
+        return self._losses(self._pairs(pad_groups(outputs_S, batch), batch))
+
+    def _losses(self, pairs: _Pairs) -> Tensor:
+        return pairs.mean(BRADLEY_TERRY[self.name](pairs.margin_BKK, pairs.strength_BKK))
+
+    def _pairs(self, reward_BK: Tensor, batch: GroupBatch) -> _Pairs:
         order_BK = batch.labels_BK if self.ranks_chosen_first else batch.rewards_BK
         strength_BKK = order_BK[:, :, None] - order_BK[:, None, :]
         is_pair_BKK = (strength_BKK > 0) & batch.mask_BK[:, :, None] & batch.mask_BK[:, None, :]
-        margin_BKK = reward_BK[:, :, None] - reward_BK[:, None, :]
-        num_pairs_B = is_pair_BKK.sum(dim=(1, 2))
+        return _Pairs(is_pair_BKK, reward_BK[:, :, None] - reward_BK[:, None, :], strength_BKK)
 
-        def mean_B(values_BKK: Tensor) -> Tensor:
-            """Return the mean over the pairs of each group; 0 for a group without pairs."""
-            return torch.where(is_pair_BKK, values_BKK, 0).sum(dim=(1, 2)) / num_pairs_B.clamp(min=1)
 
-        num_groups = (num_pairs_B > 0).sum()
-        tallies = {
-            "rewards/margins": Tally(mean_B(margin_BKK.detach()).sum(), num_groups),
-            "rewards/accuracies": Tally(mean_B((margin_BKK > 0).double()).sum(), num_groups),
-            "rewards/mean": Tally(reward_BK.detach().sum(), batch.mask_BK.sum()),
-        }
-        return ObjectiveOutput(mean_B(BRADLEY_TERRY[self.name](margin_BKK, strength_BKK)).sum(), tallies)
+class _Pairs(NamedTuple):
+    """The pairs of responses of each group that its row ranks."""
+
+    is_pair_BKK: Tensor
+    margin_BKK: Tensor  # difference of the model's rewards
+    strength_BKK: Tensor  # difference of the row's rewards
+
+    @property
+    def number_B(self) -> Tensor:  # noqa: N802 - the shape
+        """Return the number of pairs of each group."""
+        return self.is_pair_BKK.sum(dim=(1, 2))
+
+    def mean(self, values_BKK: Tensor) -> Tensor:
+        """Return the mean over the pairs of each group; 0 for a group without pairs."""
+        return torch.where(self.is_pair_BKK, values_BKK, 0).sum(dim=(1, 2)) / self.number_B.clamp(min=1)
 
 
 RewardObjective = RegressionObjective | BradleyTerryObjective

@@ -9,6 +9,7 @@ from torch import nn
 
 from align.train.indexed_groups import GroupView
 from align.train.objectives.base import Objective
+from align.train.passes.kl_pass import KLPass
 from align.train.passes.micro_batches import MicroBatcher
 from align.train.passes.router_pass import RouterPass
 from align.train.passes.step_statistics import StepStatistics
@@ -24,20 +25,23 @@ class Evaluator:
         groups: GroupView,
         batcher: MicroBatcher,
         router_pass: Callable[[], RouterPass] | None = None,
+        kl_pass: KLPass | None = None,
     ) -> None:
-        self._model, self._objective, self._batcher, self._router_pass = model, objective, batcher, router_pass
+        self._model, self._objective, self._batcher = model, objective, batcher
+        self._router_pass, self._kl_pass = router_pass, kl_pass
         held_out = range(groups.num_train, len(groups))
-        self._plan = batcher.plan(held_out)
-        self._denominator = objective.denominator(groups.select(held_out))
+        self._plan, self._groups = batcher.plan(held_out), groups.select(held_out)
+        self._denominator = objective.denominator(self._groups)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return the loss, the metrics and the computed work over all held-out groups; all ranks call it together."""
         statistics = StepStatistics(self._batcher.accelerator)
+        estimate = self._kl_pass.of_held_out(self._groups) if self._kl_pass is not None else None
         router = self._router_pass() if self._router_pass is not None else None
-        for micro in self._batcher.micro_batches(self._plan):
+        for micro in self._batcher.micro_batches(self._plan, kl=estimate and estimate.kl):
             statistics.add(micro, self._objective(self._model, micro.batch))
             if router is not None:
                 router.add(micro)
-        metrics = statistics.reduce(self._denominator)
+        metrics = statistics.reduce(self._denominator) | (estimate.metrics if estimate is not None else {})
         return metrics if router is None else router.metrics(metrics)

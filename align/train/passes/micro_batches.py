@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from align.data.balance import imbalance
 from align.data.batching import StepPlan, plan_step
 from align.data.token_groups import TokenSequence
 from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
+from align.train.distillation.cache import TeacherTargets
 from align.train.indexed_groups import GroupView
 from align.train.objectives.batch import GroupBatch, group_batch
 from align.train.references.cache import References
@@ -38,9 +41,11 @@ class MicroBatcher:
         token_budget: int,
         references: References | None,
         accelerator: Accelerator,
+        teacher: TeacherTargets | None = None,
     ) -> None:
         self.accelerator = accelerator
         self._groups, self._references, self._collate = groups, references, COLLATE[forward]
+        self._teacher = teacher
         self._sizes, self._token_budget = groups.column(forward), token_budget
 
     def plan(self, indices: Sequence[int]) -> StepPlan:
@@ -52,11 +57,16 @@ class MicroBatcher:
         """Return the tokens of the fullest rank over the mean of all ranks."""
         return imbalance(plan, self._sizes)
 
-    def micro_batches(self, plan: StepPlan) -> Iterator[MicroBatch]:
-        """Yield the micro-batches of this rank on its device."""
+    def micro_batches(self, plan: StepPlan, *, kl: Tensor | None = None) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of this rank on its device, with the estimate `kl` of the whole step, if given."""
         micros = plan.ranks[self.accelerator.process_index]
         for number, micro in enumerate(micros, start=1):
             members = micro or plan.groups[:1]
             references = None if self._references is None else [self._references.of(index) for index in members]
             batch = group_batch(self._groups.select(members), references, self._collate)
-            yield MicroBatch(batch.to(self.accelerator.device), int(bool(micro)), number == len(micros))
+            if self._teacher is not None:
+                tokens_NK, teacher_NC = self._teacher.of(members)
+                batch = replace(batch, tokens=replace(batch.tokens, tokens_NK=tokens_NK), teacher_NC=teacher_NC)
+            batch = batch.to(self.accelerator.device)
+            batch = batch if kl is None else replace(batch, kl=kl)
+            yield MicroBatch(batch, int(bool(micro)), number == len(micros))

@@ -16,6 +16,10 @@ from align.train.passes.micro_batches import MicroBatch
 from align.train.training_run import WORK_METRICS
 
 
+class DivergedError(RunError):
+    """The loss or the gradient norm of an optimizer step is not finite; the weights are unchanged."""
+
+
 class StepStatistics:
     """Sums over the micro-batches of this rank; `reduce` adds them up over ranks and divides once."""
 
@@ -35,18 +39,19 @@ class StepStatistics:
         self._num_micro_batches += 1
 
     def check_finite(self, step: int) -> None:
-        """Raise `RunError` on all ranks if the loss of any rank is not finite."""
+        """Raise `DivergedError` on all ranks if the loss of any rank is not finite."""
         losses = cast(Tensor, self._accelerator.gather(self._loss.reshape(1))).tolist()
         not_finite = [(rank, loss) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
         if not_finite:
             rank, loss = not_finite[0]
             where = f" on process {rank} of {len(losses)}" if len(losses) > 1 else ""
-            raise RunError(f"step {step}: the loss is {loss}{where}; the weights are unchanged")
+            raise DivergedError(f"optimizer step {step}: the loss is {loss}{where}; the weights are unchanged")
 
     def reduce(self, denominator: float) -> dict[str, float]:
         """Return the loss over `denominator`, the mean of each metric and the computed work of all ranks.
 
-        Every rank has the same metrics, because every rank ran a micro-batch.
+        A metric that nothing counts for, such as the reward of undesirable responses in a step without any, is left
+        out. Every rank has the same metrics, because every rank ran a micro-batch.
         """
         names = sorted(self._tallies)
         totals = [self._tallies[name].total for name in names]
@@ -54,11 +59,10 @@ class StepStatistics:
         work = [self._loss.new_tensor(float(part)) for part in self._work]
         sums = torch.stack([self._loss / denominator, *totals, *counts, *work]).double()
         loss, *rest = cast(Tensor, self._accelerator.reduce(sums, reduction="sum")).tolist()
-        pairs = zip(rest[: len(names)], rest[len(names) : 2 * len(names)], strict=True)
-        means = [total / count if count else 0.0 for total, count in pairs]
+        sums_and_counts = zip(names, rest[: len(names)], rest[len(names) : 2 * len(names)], strict=True)
         return {
             "loss": loss,
-            **dict(zip(names, means, strict=True)),
+            **{name: total / count for name, total, count in sums_and_counts if count},
             **dict(zip(WORK_METRICS, map(int, rest[2 * len(names) :]), strict=True)),
             "micro_batches": self._num_micro_batches,
         }

@@ -19,6 +19,7 @@ from align.accounting.flops import Work
 from align.artifacts import atomic_file, fingerprint_bytes, write_text
 from align.data.group_columns import KEY, KEY_BYTES, memory_map
 from align.errors import RunError
+from align.storage.checksums import DAMAGED
 from align.storage.disk_errors import disk_errors, reading
 from align.train.indexed_groups import GroupView
 from align.train.objectives.base import ObjectiveOutput
@@ -31,9 +32,10 @@ SUM = np.dtype("<f8")  # of a column: sum of log-probabilities, in nats
 
 # Largest mean difference between policy and reference before the first update, in nats per token: rounding, as their
 # micro-batches differ. The loss itself would not reveal a wrong reference: with a beta of 1e-3 it hardly depends on it.
-MAX_INITIAL_GAP = {"fp32": 1e-3, "bf16": 5e-2}
+MAX_INITIAL_GAP = {"fp32": 1e-3, "bf16": 5e-2, "bf16-products": 5e-2}
 
 Indices = NDArray[np.int64]
+Value = float | list[float]  # of a response
 
 
 class Pass(NamedTuple):
@@ -51,18 +53,18 @@ class ReferenceWork(NamedTuple):
 
 
 class References:
-    """Reference log-probabilities of the groups of a run: a memory-mapped column with one sum per response."""
+    """Reference values of the groups of a run: a memory-mapped column, by default with one sum per response."""
 
-    def __init__(self, groups: GroupView, column: Path) -> None:
-        self._groups, self._sums = groups, memory_map(column, SUM)
+    def __init__(self, groups: GroupView, column: Path, shape: tuple[int, ...] = ()) -> None:
+        self._groups, self._sums = groups, memory_map(column, SUM).reshape(-1, *shape)
 
     def of(self, index: int) -> list[float]:
         """Return the reference log-probability of each response of a group, in nats; MISSING if not known."""
         return self._sums[self._groups.sequence_span(index)].tolist()
 
     def missing(self) -> NDArray[np.bool_]:
-        """Return which responses have no reference log-probability yet."""
-        return self._sums == MISSING
+        """Return which responses have no reference value yet."""
+        return _is_missing(self._sums)
 
 
 class ReferenceCache:
@@ -72,26 +74,35 @@ class ReferenceCache:
     damaged file is found. Files of older versions have random names and are not verified.
     """
 
-    def __init__(self, folder: Path, *, weights: str, precision: str) -> None:
+    max_pending = 1 << 20  # trained tokens whose values may wait in memory for the next write
+
+    def __init__(self, folder: Path, *, weights: str, precision: str, shape: tuple[int, ...] = ()) -> None:
         self.folder = folder / f"{weights}-{precision}"
+        self.shape = shape  # of the values of a response: () for a log-probability, [A] for A attributes
 
     @property
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, Value]:
         """Return all stored values by `sequence_key`."""
         return {key.hex(): total for file in self._files() for key, total in file.items()}
 
-    def _files(self) -> Iterator[dict[bytes, float]]:
+    def _files(self) -> Iterator[dict[bytes, Value]]:
         for path in sorted(self.folder.glob("*.json")):
             with reading(path):
                 content = path.read_bytes()
             if is_damaged(path, content):
-                raise RunError(f"{path}: damaged: its content has changed since it was written; delete it")
+                raise RunError(f"{path}: {DAMAGED}; delete it")
             try:
-                yield {_key_bytes(key): float(total) for key, (total, _) in json.loads(content).items()}
+                yield {_key_bytes(key): self._checked(total) for key, (total, _) in json.loads(content).items()}
             except (ValueError, TypeError, AttributeError) as error:
                 raise RunError(f"{path}: not a valid file of cached reference log-probabilities; delete it") from error
 
-    def store(self, values: Mapping[str, tuple[float, int]]) -> None:
+    def _checked(self, value: Any) -> Value:  # noqa: ANN401 - JSON holds any type
+        numbers = np.asarray(value, np.float64)
+        if numbers.shape != self.shape:
+            raise ValueError(f"{value} is not of the shape {self.shape}")
+        return numbers.tolist()
+
+    def store(self, values: Mapping[str, tuple[Any, int]]) -> None:
         """Store (sum in nats, length in tokens) by `sequence_key`, as one new file that is named by its SHA-256."""
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -104,14 +115,14 @@ class ReferenceCache:
         Of several groups with the same responses only the first is returned.
         """
         keys, inverse = np.unique(groups.sequence_keys(), return_inverse=True)
-        sums = np.full(len(keys), MISSING, SUM)
+        sums = np.full((len(keys), *self.shape), MISSING, SUM)
         for file in self._files():
             known = np.frombuffer(b"".join(file), KEY)
             position = np.minimum(np.searchsorted(keys, known), len(keys) - 1)
             is_used = keys[position] == known
-            sums[position[is_used]] = np.fromiter(file.values(), SUM, len(file))[is_used]
+            sums[position[is_used]] = np.array(list(file.values()), SUM)[is_used]
         _write(column, sums[inverse])
-        is_incomplete = np.logical_or.reduceat((sums == MISSING)[inverse], groups.sequence_starts())
+        is_incomplete = np.logical_or.reduceat(_is_missing(sums)[inverse], groups.sequence_starts())
         incomplete = np.flatnonzero(is_incomplete)
         _, first = np.unique(_group_keys(groups, incomplete), return_index=True)
         return incomplete[np.sort(first)]
@@ -175,6 +186,11 @@ def check_initial_gap(
             f"step {step}: policy and reference differ by {gap:.2g} nats per token before the first update; the values "
             f"in {cache.folder} are not of this policy: delete it"
         )
+
+
+def _is_missing(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which responses have no value, shape [S]."""
+    return (sums == MISSING).reshape(len(sums), -1).any(axis=1)
 
 
 def _group_keys(groups: GroupView, indices: Indices) -> NDArray[np.bytes_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,6 +19,7 @@ from align.accounting.flops import Work, sum_work
 from align.artifacts import read_json, write_json
 from align.data.batching import plan_step
 from align.data.group_columns import sequence_key
+from align.data.token_groups import TokenSequence
 from align.errors import RunError
 from align.models.tree.batch import TokenBatch
 from align.train.indexed_groups import GroupView
@@ -27,15 +28,22 @@ from align.train.references.cache import Pass, ReferenceCache, References, Refer
 
 FLUSH_S = 60.0  # seconds between writes to the cache: how much computation a kill may lose
 GROUPS_PER_PLAN = 1 << 14  # groups that are cut into micro-batches together
-REFERENCE_WORK = "references.computed"  # file in the working folder of a step: the work of its pass
+# Files in the working folder of a step with the work of its passes: over its groups, over mismatched pairs, and over
+# groups cut for scoring; of another model over the groups that it scores; and of a teacher
+REFERENCE_WORK, KL_REFERENCE_WORK, CUT_REFERENCE_WORK = (f"{name}references.computed" for name in ("", "kl-", "cut-"))
+# Of the models besides the policy that score rows for selection; a cross-fitted reference is two models
+SCORE_WORK = {"reference": ("scores.computed", "scores-2.computed"), "scorer": ("scorer-scores.computed",)}
+TEACHER_WORK = "teacher.computed"
+OWN_WORK = (REFERENCE_WORK, KL_REFERENCE_WORK, CUT_REFERENCE_WORK)  # of the step's own policy
+WORK_FILES = (*OWN_WORK, *SCORE_WORK["reference"], *SCORE_WORK["scorer"], TEACHER_WORK)
 
-Model = Callable[[TokenBatch], Tensor]  # -> log-probability of each target
+Outputs = Callable[[TokenBatch], Sequence[Any]]  # -> what the cache stores for each sequence
 
 
 @torch.no_grad()
 def fill_cache(
     cache: ReferenceCache,
-    model: Model,
+    outputs: Outputs,
     groups: GroupView,
     *,
     column: Path,
@@ -54,7 +62,7 @@ def fill_cache(
     (plan,) = broadcast_object_list([cache.begin_pass(groups, column) if is_main else nothing])
     yield plan.num_missing
     to_store = first_occurrences(groups, plan.groups)
-    to_compute = to_store & References(groups, column).missing()
+    to_compute = to_store & References(groups, column, cache.shape).missing()
     writer, work, num_forward_passes = _Writer(cache), Work(0, 0, 0), 0
     sizes, num_ranks = groups.column(forward), accelerator.num_processes
     for micros, filler in _micro_batches(plan, sizes, token_budget=token_budget, num_ranks=num_ranks):
@@ -70,13 +78,12 @@ def fill_cache(
         if not any(to_compute[span].any() for span in spans):
             continue
         batch = batch.to(accelerator.device)
-        totals = batch.sum_by_sequence(model(batch)).tolist()
+        totals = outputs(batch)
         if own:
             is_new = np.concatenate([to_compute[groups.sequence_span(index)] for index in own])
-            new = ((sequence, total) for sequence, total, keep in zip(sequences, totals, is_new, strict=True) if keep)
-            writer.values.update(
-                (sequence_key(sequence), (total, int(sequence.loss_mask.sum()))) for sequence, total in new
-            )
+            for sequence, total, keep in zip(sequences, totals, is_new, strict=True):
+                if keep:
+                    writer.add(sequence, total)
         writer.flush_if_due()
         yield len(own)
     writer.flush()
@@ -95,8 +102,8 @@ def _write_column(cache: ReferenceCache, groups: GroupView, column: Path, accele
     (num_missing,) = broadcast_object_list([num_missing])
     if num_missing:
         raise RunError(
-            f"{cache.folder}: {num_missing} references are missing after all processes wrote theirs; do all nodes "
-            "share the folder?"
+            f"{cache.folder}: {num_missing} reference log-probabilities are missing after all processes wrote "
+            "theirs; do all nodes share the folder?"
         )
 
 
@@ -115,19 +122,26 @@ class _Writer:
     """Collects values and stores them in the cache from time to time."""
 
     cache: ReferenceCache
-    values: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
+    values: dict[str, tuple[Any, int]] = field(default_factory=dict[str, tuple[Any, int]])
     flushed_at: float = field(default_factory=time.monotonic)
+    num_pending: int = 0  # trained tokens
+
+    def add(self, sequence: TokenSequence, value: Any) -> None:  # noqa: ANN401 - what the cache stores
+        """Add the value of a sequence."""
+        length = int(sequence.loss_mask.sum())
+        self.values[sequence_key(sequence)] = (value, length)
+        self.num_pending += length
 
     def flush_if_due(self) -> None:
-        """Store the values if the last flush was long ago."""
-        if time.monotonic() - self.flushed_at > FLUSH_S:
+        """Store the values if there are many, or if the last flush was long ago."""
+        if self.num_pending > self.cache.max_pending or time.monotonic() - self.flushed_at > FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
         """Store the values."""
         if self.values:
             self.cache.store(self.values)
-        self.values, self.flushed_at = {}, time.monotonic()
+        self.values, self.flushed_at, self.num_pending = {}, time.monotonic(), 0
 
 
 def _store_work(path: Path, work: Work, num_forward_passes: int, accelerator: Accelerator) -> None:
@@ -138,9 +152,8 @@ def _store_work(path: Path, work: Work, num_forward_passes: int, accelerator: Ac
         write_json(path, [*map(int, total), num_forward_passes])
 
 
-def read_work(path: Path) -> ReferenceWork:
-    """Return the work that `fill_cache` stored; no work if the file does not exist."""
-    if not path.is_file():
-        return ReferenceWork()
-    *work, num_forward_passes = read_json(path)
-    return ReferenceWork(Work(*work), num_forward_passes)
+def read_work(folder: Path, names: Sequence[str] = OWN_WORK) -> ReferenceWork:
+    """Return the work of the passes of a step's own policy, which `fill_cache` stored in its folder."""
+    files = (folder / name for name in names)
+    stored: list[list[int]] = [read_json(file) for file in files if file.is_file()]
+    return ReferenceWork(sum_work(Work(*work) for *work, _ in stored), sum(number for *_, number in stored))

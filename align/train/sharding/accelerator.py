@@ -77,9 +77,7 @@ def _prepare_deepspeed() -> None:
     try:
         from deepspeed import ops  # noqa: PLC0415 - optional, and seconds to import
     except ImportError as error:
-        raise InputError(
-            "the launch file enables DeepSpeed, which is not installed: pip install align[deepspeed]"
-        ) from error
+        raise InputError("the launch file enables DeepSpeed, which is not installed: pip install deepspeed") from error
     # DeepSpeed 0.19 calls functions that torch 2.13 deprecates, about forty times per step
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecated", FutureWarning)
     if not torch.cuda.is_available():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
+import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
+from align.errors import InputError
 from align.models.weights import full_tensor
 from align.train.sharding.replicated import ParameterShard, Replicated, local
 
@@ -21,6 +24,11 @@ class Fsdp2(Replicated):
 
     def _prepare(self) -> None:
         base: Any = self.policy.base
+        if self.in_bf16:  # the fp32 shards are the master weights
+            if self.policy.has_fp32_head:
+                raise InputError("FSDP2 would run the head in bf16; launch with DDP, or use fp32", ("train", "weights"))
+            plugin: Any = self.accelerator.state.fsdp_plugin
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         cast(Any, self.policy)._no_split_modules = base._no_split_modules  # names of the layers that accelerate shards
         self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
         self.trainable = [value for value in self.policy.parameters() if value.requires_grad]
@@ -30,6 +38,10 @@ class Fsdp2(Replicated):
         """Return a context for one forward and backward pass; gradients are reduced in the last one of a step."""
         cast(Any, self.model).set_requires_gradient_sync(is_last or self.settings.reduce == "each")
         return nullcontext()
+
+    def _clip(self) -> float:
+        norm = self.accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm or math.inf)
+        return float(full_tensor(torch.as_tensor(norm)))
 
     def _optimized(self, names: Collection[str]) -> Sequence[Tensor]:
         """Return the sharded parameters."""
@@ -58,4 +70,5 @@ class Fsdp2(Replicated):
         self._reshard()
         for name, value in self.policy.named_parameters():
             if value.requires_grad:
-                yield name, full_tensor(value.detach())
+                full = full_tensor(value.detach())
+                yield name, full.bfloat16() if self.in_bf16 else full

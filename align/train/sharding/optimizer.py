@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,30 +12,35 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from transformers.optimization import Adafactor
 
-from align.errors import InputError, RunError, one_line, within
+from align.errors import InputError, RunError, one_line
 from align.models.backbone import Backbone
 from align.registry import DOTTED_PATH, UserCode, import_dotted, pick
-from align.train.settings import TrainSettings
+from align.train.settings import OPTIMIZER_LOC, TrainSettings, check_optimizer
 
-LOC = ("train", "optimizer")
 Groups = list[dict[str, Any]]
 
 
-def make_optimizer(model: Backbone, settings: TrainSettings, head_lr_multiplier: float = 1.0) -> Optimizer:
+def make_optimizer(
+    model: Backbone,
+    settings: TrainSettings,
+    head_lr_multiplier: float = 1.0,
+    copies: Mapping[str, Tensor] | None = None,
+) -> Optimizer:
     """Return the optimizer over the trainable parameters; weight decay applies to matrices only.
 
-    Each parameter group has an `lr_multiplier` for the step's learning rate. If `head_lr_multiplier` is not 1, the
-    head has its own parameter groups. Raises `InputError` for an optimizer that is unknown or not installed, or for
-    settings that it does not take.
+    `copies` are tensors that it updates in place of the parameters of these names. Each parameter group has an
+    `lr_multiplier` for the step's learning rate. If `head_lr_multiplier` is not 1, the head has its own parameter
+    groups. Raises `InputError` for an optimizer that is unknown or not installed, or for settings that it does not
+    take.
     """
     head = {id(value) for value in model.head.parameters()} if head_lr_multiplier != 1 else set[int]()
     groups: dict[tuple[bool, bool], list[Tensor]] = {
         (is_head, is_matrix): [] for is_head in (False, True) for is_matrix in (True, False)
     }
-    for value in model.parameters():
+    for name, value in model.named_parameters():
         if value.requires_grad:
             shape = getattr(value, "ds_shape", value.shape)  # ZeRO-3 flattens parameters and keeps their shape here
-            groups[id(value) in head, len(shape) > 1].append(value)
+            groups[id(value) in head, len(shape) > 1].append((copies or {}).get(name, value))
     parameters: Groups = [
         {
             "params": values,
@@ -52,9 +56,9 @@ def make_optimizer(model: Backbone, settings: TrainSettings, head_lr_multiplier:
     try:
         made = make(parameters, settings)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} does not take these settings: {one_line(error)}", LOC) from error
+        raise InputError(f"{name} does not take these settings: {one_line(error)}", OPTIMIZER_LOC) from error
     if not isinstance(made, Optimizer):
-        raise InputError(f"{name} returned a {type(made).__name__}, not a torch.optim.Optimizer", LOC)
+        raise InputError(f"{name} returned a {type(made).__name__}, not a torch.optim.Optimizer", OPTIMIZER_LOC)
     return made
 
 
@@ -64,20 +68,11 @@ def _adamw(groups: Groups, settings: TrainSettings) -> Optimizer:
 
 
 def _adamw_8bit(groups: Groups, settings: TrainSettings) -> Optimizer:
-    check_installed(settings.optimizer)
+    check_optimizer(settings.optimizer)
     with warnings.catch_warnings():  # deprecations between libraries
         warnings.simplefilter("ignore", DeprecationWarning)
         bitsandbytes: Any = import_module("bitsandbytes.optim")
     return bitsandbytes.AdamW8bit(groups, **_adam_settings(settings), **settings.optimizer_settings)
-
-
-def check_installed(name: str) -> None:
-    """Raise `InputError` for an optimizer whose package is missing, or for a user's own that cannot be imported."""
-    if name == "adamw_8bit" and find_spec("bitsandbytes") is None:
-        raise InputError("adamw_8bit needs bitsandbytes, which is not installed: pip install 'align[qlora]'", LOC)
-    if ":" in name:
-        with within(*LOC):
-            import_dotted(name, "optimizer")
 
 
 def _adam_settings(settings: TrainSettings) -> dict[str, Any]:
@@ -161,13 +156,3 @@ class OptimizerState:
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self._optimizer.zero_grad()
-
-
-def check_sharded(optimizer: Optimizer, kind: str) -> None:
-    """Raise `InputError` for an optimizer whose result would depend on how its state is sharded."""
-    if type(optimizer) is not AdamW:
-        raise InputError(
-            f"{type(optimizer).__name__} needs whole parameters, and {kind} gives each process slices of them; launch "
-            "with DDP, or use adamw",
-            LOC,
-        )

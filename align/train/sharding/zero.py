@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align.errors import RunError
 from align.models.weights import gathered_parameters
-from align.train.sharding.replicated import ParameterShard, Replicated
+from align.train.sharding.replicated import ParameterShard, Place, Replicated
 
 
 class Zero12(Replicated):
@@ -51,11 +51,10 @@ class Zero12(Replicated):
         self.engine.set_gradient_accumulation_boundary(is_last and self.settings.reduce == "each")
         return nullcontext()
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of the loss; gradients are averaged over processes."""
+    def _backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
 
-    def step(self) -> float:
+    def step(self, place: Place) -> float:
         """Take an optimizer step and return the gradient norm; DeepSpeed skips the step if it is not finite."""
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.step()

@@ -10,14 +10,22 @@ from align.content_hash import STEP
 from align.errors import ErrorList, InputError, Location, within
 from align.pipeline import check_name
 from align.registry import suggest
-from align.stages.base import POLICY, REFERENCES, TRACKING, Placed, Stage
+from align.stages.base import POLICY, REFERENCES, RESPONSES, TRACKING, Placed, Stage
 from align.stages.table import STAGES, stage_class
 from align.workflow.recipe.hints import stage_hint
 
 # Files of a run beside the folders of its steps
-RUN_FILES = ("recipe.json", "table.json", "changes.json", "ledger.json", "report.html")
-RESERVED = (*RUN_FILES, REFERENCES, TRACKING)
-NAMES_STEPS = ("policy", "policies", "data", "step")  # keys whose values may be the names of steps
+RUN_FILES = ("recipe.json", "search.json", "table.json", "changes.json", "ledger.json", "report.html")
+RESERVED = (*RUN_FILES, REFERENCES, RESPONSES, TRACKING)
+NAMES_STEPS = (
+    "policy",
+    "policies",
+    "data",
+    "step",
+    "of",
+    "base",
+    "toward",
+)  # keys whose values may be the names of steps
 
 
 class Expanded(NamedTuple):

@@ -14,11 +14,11 @@ from align.losses.table import LOSSES
 from align.stages.table import STAGES
 from align.workflow.recipe.schema import WrittenRecipe
 
-PROMPTS_PER_STEP = "rows of an optimizer step over all processes, without accumulation"
+PROMPTS_PER_STEP = "the global batch size; gradient accumulation is automatic"
 EVERY_STEP = "every optimizer step is logged to metrics.jsonl"
 LAUNCH = "a config file of accelerate launch"
 REFERENCE = "the reference is the policy that enters the step, and needs no key"
-NO_PADDING = "rows are never padded, so that packing is not needed"
+NO_PADDING = "the default forward pass does not pad, so that packing is not needed"
 
 # Keys of TRL, transformers, peft, Axolotl and LLaMA-Factory -> (key of a recipe or None, what else to know). NAME
 # stands for the name of a source or a step.
@@ -43,7 +43,8 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
     "adam_epsilon": ("steps.NAME.train.epsilon", ""),
     "gradient_clipping": ("steps.NAME.train.max_grad_norm", ""),
     **dict.fromkeys(
-        ("bf16", "fp16", "dtype", "torch_dtype", "mixed_precision"), ("steps.NAME.train.precision", "fp32 or bf16")
+        ("bf16", "fp16", "dtype", "torch_dtype", "mixed_precision"),
+        ("steps.NAME.train.precision", "fp32, bf16 or, on some CPUs, bf16-products"),
     ),
     **dict.fromkeys(("eval_steps", "evals_per_epoch"), ("steps.NAME.train.evaluate_every", "in optimizer steps")),
     **dict.fromkeys(
@@ -86,15 +87,20 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
     ),
     **dict.fromkeys(("truncation_mode", "max_completion_length"), ("data.NAME.overlong", "")),
     **dict.fromkeys(
-        ("beta", "label_smoothing", "gamma", "eta", "reference_free"), ("steps.NAME.loss.settings.KEY", "")
+        ("beta", "label_smoothing", "gamma", "eta", "reference_free", "desirable_weight", "undesirable_weight"),
+        ("steps.NAME.loss.settings.KEY", ""),
     ),
+    "kto_chosen_weight": ("steps.NAME.loss.settings.desirable_weight", ""),
+    "kto_rejected_weight": ("steps.NAME.loss.settings.undesirable_weight", ""),
     "simpo_gamma": ("steps.NAME.loss.settings.gamma", ""),
     "pref_beta": ("steps.NAME.loss.settings.beta", ""),
     **dict.fromkeys(("loss_type", "pref_loss", "rl"), ("steps.NAME.loss.name", "")),
     **dict.fromkeys(("rpo_alpha", "pref_ftx"), ("steps.NAME.loss.sft_weight", "")),
     "output_dir": ("run", "the run is written to runs/RUN, and a step to runs/RUN/STEP"),
     "run_name": ("run", ""),
-    **dict.fromkeys(("report_to", "use_wandb", "wandb_project"), ("steps.NAME.train.trackers", "")),
+    **dict.fromkeys(("report_to", "use_wandb"), ("tracking.trackers", "a list of names, for all steps")),
+    "wandb_project": ("tracking.project", "with wandb among tracking.trackers"),
+    "wandb_entity": ("tracking.entity", "with wandb among tracking.trackers"),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "ddp_find_unused_parameters"), ("steps.NAME.launch", LAUNCH)),
     **dict.fromkeys(("logging_steps", "logging_strategy", "logging_first_step"), (None, EVERY_STEP)),
     **dict.fromkeys(
@@ -107,7 +113,7 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
     ),
     **dict.fromkeys(
         ("assistant_only_loss", "completion_only_loss", "train_on_inputs", "train_on_prompt"),
-        (None, "responses are trained, and prompts are not"),
+        (None, "the loss is computed on responses only"),
     ),
     "per_device_eval_batch_size": (None, "steps.NAME.train.tokens_per_micro_batch is the limit here, too"),
     "dataset_text_field": (None, "the columns are detected; data.NAME.format names a format"),
@@ -122,7 +128,10 @@ FOREIGN_STAGES: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("eval", "evaluation", "test"), ("evaluate", "stage: evaluate")),
     **dict.fromkeys(("sample", "inference", "predict"), ("generate", "stage: generate")),
     **dict.fromkeys(("judge", "rate"), ("score", "stage: score")),
-    **dict.fromkeys(("grpo", "kto", "ppo", "rloo"), ("preference", "stage: preference; TRL has this method")),
+    **dict.fromkeys(
+        ("grpo", "ppo", "rloo"),
+        ("preference", "stage: preference with on_policy: true for preference optimization on samples of the policy"),
+    ),
 }
 
 
@@ -159,14 +168,16 @@ def _hint(loc: Location, steps: Mapping[str, str]) -> Hint | None:
     """Return the hint for an unknown key; None for one that no table has."""
     section, *names, key = map(str, loc if len(loc) > 1 else ("", *loc))
     name = names[0] if names else None
+    stage = steps.get(name) if section == "steps" and name is not None else None
+    places = [_filled(place, section, name) for place in keys_of(stage) if place.rpartition(".")[2] == key]
     if key in FOREIGN_KEYS:
         target, note = FOREIGN_KEYS[key]
         if target is None:
             return Hint(None, f"unknown key, and not needed: {note}")
-        place = _filled(target.replace("KEY", key), section, name)
-        return Hint(place, f"unknown key; write {dotted_loc(place)}{f' ({note})' if note else ''}")
-    stage = steps.get(name) if section == "steps" and name is not None else None
-    places = [_filled(place, section, name) for place in keys_of(stage) if place.rpartition(".")[2] == key]
+        is_elsewhere = target.rpartition(".")[0] not in keys_of(stage)  # in another kind of stage
+        if not (is_elsewhere and places):
+            place = _filled(target.replace("KEY", key), section, name)
+            return Hint(place, f"unknown key; write {dotted_loc(place)}{f' ({note})' if note else ''}")
     if not 1 <= len(places) <= 2:
         return None
     return Hint(places[0], f"unknown key here; write {' or '.join(map(dotted_loc, places))}")
@@ -182,10 +193,10 @@ def _filled(target: str, section: str, name: str | None) -> Location:
 @cache
 def keys_of(stage: str | None) -> list[str]:
     """Return the dotted keys of a recipe, with those of the steps of one stage; of every stage for None."""
-    found = [f"{name}" for name in WrittenRecipe.model_fields]
+    found = list(WrittenRecipe.model_fields)
     for name, field in WrittenRecipe.model_fields.items():
         for model in models_in(field.annotation) if name != "steps" else ():
-            found += _below(f"{name}.NAME" if name == "data" else name, model)
+            found += _below(f"{name}.NAME" if name in ("data", "search") else name, model)
     for name, kind in STAGES.items():
         if stage in (None, name):
             found += _below("steps.NAME", kind)

@@ -9,7 +9,9 @@ from align.config import located
 from align.data.rows import hub_dataset
 from align.errors import ErrorList, within
 from align.stages.inputs.opening import open_file, open_model
+from align.stages.inputs.sources import rows_of
 from align.workflow.recipe.schema import Recipe
+from align.workflow.recipe.servers import check_commands
 
 
 def check_inputs(recipe: Recipe, path: Path, overrides: Sequence[str] = (), *, until: str | None = None) -> None:
@@ -35,6 +37,7 @@ def _open_inputs(recipe: Recipe, until: str | None) -> None:
     for name in opened:
         _open_named(recipe, name, here)
         _open_sources(recipe, name, here, from_hub=False)
+    check_commands(recipe, opened, here)
     here.raise_found()
     for name in opened:
         _open_sources(recipe, name, hub, from_hub=True)
@@ -64,6 +67,8 @@ def _open_sources(recipe: Recipe, name: str, errors: ErrorList, *, from_hub: boo
     step = recipe.steps[name]
     for source in step.shares():
         settings = recipe.data.get(source)
-        if settings is not None and (hub_dataset(settings.path) is not None) == from_hub:
-            with errors.collect(), within("data", source):
+        if settings is None or settings.made_by is not None:
+            continue
+        if (hub_dataset(settings.path) is not None) == from_hub:
+            with errors.collect(), rows_of(source):
                 step.open_rows(source, settings)

@@ -9,10 +9,10 @@ from typing import Any
 from align.config import build, located, read_recipe
 from align.errors import ErrorList, InputError, InputErrors
 from align.pipeline import Step, order
-from align.workflow.recipe.expansion import expand
 from align.workflow.recipe.hints import with_hints
 from align.workflow.recipe.schema import Recipe, WrittenRecipe
 from align.workflow.recipe.validation import validate
+from align.workflow.search.trials import expand_with_trials
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -51,10 +51,13 @@ def _expanded(values: Mapping[str, Any], errors: ErrorList, broken: set[str]) ->
         message = f"a mapping from a step's name to its settings is needed, not {given!r}"
         errors.found.append(InputError(message, ("steps",)))
         given = {}
-    placed = expand(given, errors, broken)
+    placed = expand_with_trials(given, written.search, written.seed, errors, broken)
+    sources = written.data
+    tested = [name for each in placed for name in each.step.tests() if name in sources and not sources[name].made_by]
+    tested = list(dict.fromkeys(tested))
     recipe = Recipe(
         **{name: getattr(written, name) for name in WrittenRecipe.model_fields if name != "steps"},
-        steps={each.name: each.step for each in placed},
+        steps={each.name: each.step.with_tests(tested) for each in placed},
         written={each.name: (each.origin, *map(str, each.below)) for each in placed},
     )
     with errors.collect():

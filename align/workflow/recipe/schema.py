@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
+from align.accounting.budget import BudgetSettings
 from align.accounting.settings import AccountingSettings
 from align.config import Settings, stable_hash
 from align.content_hash import content_of
-from align.errors import Location
+from align.errors import InputError, Location
 from align.models.settings import PolicySettings
 from align.pipeline import MAX_NAME, Step
 from align.registry import pick
 from align.stages.inputs.context import StepInputs
 from align.stages.inputs.sources import SourceSettings
 from align.stages.table import AnyStage
-from align.train.settings import TrackingSettings
+from align.train.tracking import TrackingSettings
+from align.workflow.recipe.retention import Keep
+from align.workflow.search.settings import SearchSettings
 
 
 class WrittenRecipe(Settings):
@@ -30,16 +34,33 @@ class WrittenRecipe(Settings):
         description="Name of the run's folder below `runs`.",
     )
     runs: str = Field(default="runs", description="Folder of all runs.")
-    seed: int = Field(default=0, description="Seed of data order, procedural rows and samples.")
+    seed: int = Field(default=0, description="Seed of data order, of built-in tasks and of sampling.")
     accounting: AccountingSettings = Field(
         default=AccountingSettings(), description="Price of a device-hour, currency, and electricity grid."
+    )
+    budget: BudgetSettings = Field(
+        default=BudgetSettings(),
+        description="Caps on FLOPs, hours, money and energy of the whole run, which stops at a checkpoint.",
     )
     tracking: TrackingSettings = Field(
         default=TrackingSettings(), description="Experiment trackers of the training steps."
     )
+    keep: Keep = Field(
+        default="all",
+        description=(
+            "Which policies keep their weights once every step that reads them has finished: all of them, the last one "
+            "of the recipe, or the best one, as {best: TASK.METRIC, greater_is_better: true | false}. By default the "
+            "highest value is the best; the lowest for nll, kl, perplexity, unparsable, repetition, calibration error, "
+            "alignment and uniformity."
+        ),
+    )
     policy: PolicySettings = Field(description="The model that the recipe starts from, and how policies run.")
     data: dict[str, SourceSettings] = Field(
         default_factory=dict[str, SourceSettings], description="Sources of rows, by name."
+    )
+    search: dict[str, SearchSettings] = Field(
+        default_factory=dict[str, SearchSettings],
+        description="Searches of settings, by the name of the searched step.",
     )
     steps: dict[str, AnyStage] = Field(description="Steps by name, in the order in which they run.")
 
@@ -49,7 +70,7 @@ class Recipe(WrittenRecipe):
 
     written: dict[str, tuple[str, ...]] = Field(
         default_factory=dict[str, tuple[str, ...]],
-        description="Of each step the written step that it comes from, and the setting there that holds its own.",
+        description="Maps each expanded step to the step and setting of the recipe file that define it.",
     )
 
     @property
@@ -77,10 +98,44 @@ class Recipe(WrittenRecipe):
             return ("steps", origin, "policy", *loc[1:])
         return ("steps", origin, *below, *loc)
 
+    @contextmanager
+    def locating(self, name: str) -> Generator[None]:
+        """Locate the errors that a step raises in the recipe as it is written.
+
+        Locations that begin with a section of the recipe are kept; others are those of the step's own settings. Rows
+        that a step has made are not written in the recipe, and their errors name the file alone.
+        """
+        try:
+            yield
+        except InputError as error:
+            for part in error.parts:
+                part.loc = self._written(name, part.loc)
+            raise
+
+    def _written(self, name: str, loc: Location) -> Location:
+        if loc[:1] == ("steps",) and loc[1:2] and loc[1] in self.steps:
+            return self.location(str(loc[1]), loc[2:])
+        if loc[:1] == ("data",) and len(loc) > 1:
+            return loc if loc[1] in self.data else ()
+        is_own = bool(loc) and (loc == ("data",) or loc[0] not in WrittenRecipe.model_fields)
+        return self.location(name, loc) if is_own else loc
+
     def inputs(self, name: str) -> tuple[str, ...]:
         """Return the steps whose folders the step reads."""
-        names = [each.name for each in self.steps[name].inputs() if each.name in self.steps]
-        return tuple(dict.fromkeys(names))
+        names: list[str] = []
+        for each in self.steps[name].inputs():
+            made_by = self.data[each.name].made_by if each.name in self.data else None
+            names.append(each.name if made_by is None else made_by[0])
+        return tuple(dict.fromkeys(other for other in names if other in self.steps))
+
+    def metric_columns(self) -> dict[str, str]:
+        """Return the metrics that policies of the recipe are evaluated by: TASK.METRIC -> column of the table."""
+        found: dict[str, str] = {}
+        for name, step in self.steps.items():
+            if step.start is not None:
+                columns = step.columns(self.resolved(name))
+                found |= {f"{column.loc[-1]}.{column.metric}": column.name for column in columns}
+        return found
 
     def source(self, name: str) -> SourceSettings:
         """Return the rows called `name`: a source, or what a step makes."""
@@ -88,23 +143,35 @@ class Recipe(WrittenRecipe):
         rows = None if step is None else step.rows(self.root / name)
         return rows if rows is not None else pick(self.data, name, "source of data")
 
-    def resolved(self, name: str, content: Any = content_of) -> StepInputs:  # noqa: ANN401 - a cached content_of
-        """Return what the step reads: settings of its sources, and folders of earlier steps."""
+    def _located(self, source: SourceSettings) -> SourceSettings:
+        """Return a source with the file of its rows in place of the step that makes them."""
+        if source.made_by is None:
+            return source
+        name, file = source.made_by
+        format_ = "native" if source.format == "auto" else source.format
+        return source.model_copy(update={"path": str(self.root / name / file), "format": format_})
+
+    def resolved(self, name: str, content: Callable[[str], str] = content_of, *, located: bool = True) -> StepInputs:
+        """Return what the step reads: settings of its sources, and folders of earlier steps.
+
+        Sources keep `step:NAME/FILE` as their path if not `located`: a key does not depend on the folder of the run.
+        """
         step = self.steps[name]
+        sources = {source: self.source(source) for source in step.shares()}
         return StepInputs(
             seed=self.seed,
             policy=self.policy,
-            sources={source: self.source(source) for source in step.shares()},
+            sources={key: self._located(source) for key, source in sources.items()} if located else sources,
             folders={other: self.root / other for other in self.inputs(name)},
             run=self.root,
             tracking=self.tracking,
             content=content,
         )
 
-    def pipeline(self, content: Any = None) -> list[Step]:  # noqa: ANN401 - a cached content_of
+    def pipeline(self, content: Callable[[str], str] | None = None) -> list[Step]:
         """Return the steps for the scheduler, each with the hash of everything that decides its content."""
         content = content or cache(content_of)  # a file that several steps read is hashed once
         return [
-            Step(name, self.inputs(name), stable_hash(step.cache_key(self.resolved(name, content))))
+            Step(name, self.inputs(name), stable_hash(step.cache_key(self.resolved(name, content, located=False))))
             for name, step in self.steps.items()
         ]

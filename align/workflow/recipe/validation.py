@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from align.errors import ErrorList, InputError, dotted_loc, within
-from align.registry import suggest
-from align.stages.base import GROUPS, SOURCE
-from align.stages.inputs.sources import check_source
+from align.registry import pick, suggest
+from align.stages.base import GROUPS, SOURCE, SYNTHETIC, Input
+from align.stages.inputs.sources import SourceSettings, check_source
+from align.train.tracking import check_trackers
+from align.workflow.recipe.retention import KeepBest
 from align.workflow.recipe.schema import Recipe
+from align.workflow.recipe.servers import check_servers
 
 
 def validate(recipe: Recipe, broken: Collection[str] = ()) -> None:
@@ -22,22 +25,24 @@ def validate(recipe: Recipe, broken: Collection[str] = ()) -> None:
         with errors.collect():
             _check_policy(recipe)
         broken |= {"policy"} if errors.found else set()
-    if recipe.tracking.trackers:
-        from align.train.tracking import check_trackers  # noqa: PLC0415 - imports torch
-
-        with errors.collect():
-            check_trackers(recipe.tracking.trackers, ("tracking", "trackers"))
+    with errors.collect():
+        check_trackers(recipe.tracking.trackers, ("tracking", "trackers"))
+    if recipe.budget.money is not None and recipe.accounting.price_per_device_hour is None:
+        message = "the cost of a run is unknown without a price: set accounting.price_per_device_hour"
+        errors.found.append(InputError(message, ("budget", "money")))
     for name, source in recipe.data.items():
         with errors.collect(), within("data", name):
             check_source(source)
+            _check_maker(recipe, source, broken)
     for name in recipe.steps:
         origin = recipe.written[name][0]
         found = _step_errors(recipe, name, broken) if origin not in wrong else []  # rounds repeat their errors
         errors.found += found
         wrong |= {origin} if found else set()
     if not errors.found and not broken:
-        with errors.collect():
-            check_columns(recipe)
+        for check in (check_columns, check_servers, check_keep, check_search):
+            with errors.collect():
+                check(recipe)
     errors.found = _merged(errors.found)
     errors.raise_found()
 
@@ -79,7 +84,7 @@ def _step_errors(recipe: Recipe, name: str, broken: Collection[str]) -> list[Inp
     whole = [each for each in step.inputs() if not _is_of(each.name, broken)]
     for each in whole:
         with inputs.collect(), within(*each.loc):
-            _check_input(recipe, each.name, each.kinds)
+            _check_input(recipe, each)
     is_known = len(whole) == len(step.inputs()) and not (step.needs_policy() and "policy" in broken)
     if is_known and not inputs.found:
         with errors.collect():
@@ -91,13 +96,25 @@ def _step_errors(recipe: Recipe, name: str, broken: Collection[str]) -> list[Inp
     return found
 
 
+def _check_maker(recipe: Recipe, source: SourceSettings, broken: Collection[str]) -> None:
+    """Raise unless the step and the file that a source names exist."""
+    if source.made_by is None or _is_of(source.made_by[0], broken):
+        return
+    name, file = source.made_by
+    with within("path"):
+        step = pick(recipe.steps, name, "step")
+        if file not in step.files():
+            raise InputError(f"step {name!r} makes no file {file!r}; {suggest(file, step.files())}")
+
+
 def _is_of(name: str, broken: Collection[str]) -> bool:
     """Return whether a name is that of a broken source or step, or of one of its rounds."""
     return any(name == each or name.startswith(f"{each}-") for each in broken)
 
 
-def _check_input(recipe: Recipe, name: str, kinds: tuple[str, ...]) -> None:
-    """Raise unless `name` is a source or a step of one of these kinds."""
+def _check_input(recipe: Recipe, wanted: Input) -> None:
+    """Raise unless the input is a source or a step of one of its kinds."""
+    name, kinds = wanted.name, wanted.kinds
     if name in recipe.steps and name in recipe.data:
         raise InputError(f"{name!r} is both a step and a source of data; rename one of them")
     if name in recipe.data and SOURCE in kinds:
@@ -105,8 +122,11 @@ def _check_input(recipe: Recipe, name: str, kinds: tuple[str, ...]) -> None:
     made = recipe.steps[name].makes if name in recipe.steps else None
     if made in kinds:
         return
+    if made == SYNTHETIC and SOURCE in kinds:
+        files = ", ".join(recipe.steps[name].files())
+        raise InputError(f"step {name!r} makes {made}: name a source with the path step:{name}/FILE; files: {files}")
     if SOURCE in kinds and (made is None or GROUPS not in kinds):
-        raise InputError(f"no source of data is called {name!r}; {suggest(name, recipe.data)}")
+        raise InputError(f"no source of data is called {name!r}; {suggest(name, [*wanted.also, *recipe.data])}")
     if made is None:
         raise InputError(f"no step is called {name!r}; {suggest(name, recipe.steps)}")
     steps = " or ".join(kind for kind in kinds if kind != SOURCE)
@@ -117,13 +137,32 @@ def check_columns(recipe: Recipe) -> None:
     """Raise where two evaluations would write different things into one column of the table."""
     seen: dict[str, tuple[str, object]] = {}
     for name, step in recipe.steps.items():
-        for column, loc, asked in step.columns(recipe.resolved(name)):
+        for column, loc, asked, _ in step.columns(recipe.resolved(name)):
             at = recipe.location(name, loc)
             place = ".".join(map(str, at))
             other, same = seen.setdefault(column, (place, asked))
             if same != asked:
                 raise InputError(
-                    f"its column {column!r} of the table is that of {other} too, which asks something else; rename one "
-                    "of them",
+                    f"results column {column!r} is also used by {other} with different settings; rename one of the "
+                    "two tasks",
                     at,
                 )
+
+
+def check_keep(recipe: Recipe) -> None:
+    """Raise unless policies of the recipe are evaluated by the metric that `keep` names."""
+    if isinstance(recipe.keep, KeepBest) and recipe.keep.best not in (known := recipe.metric_columns()):
+        nearest = suggest(recipe.keep.best, known) if known else "no step of the stage evaluate has a known metric"
+        raise InputError(f"no policy is evaluated by {recipe.keep.best!r}; {nearest}", ("keep", "best"))
+
+
+def check_search(recipe: Recipe) -> None:
+    """Raise unless each search ranks trials by a metric of its evaluation, and can know the cost that it limits."""
+    for name, search in recipe.search.items():
+        step = next(step for step, (origin, *_) in recipe.written.items() if origin == search.evaluation)
+        known = [f"{column.loc[-1]}.{column.metric}" for column in recipe.steps[step].columns(recipe.resolved(step))]
+        with within("search", name, "metric"):
+            pick(dict.fromkeys(known), search.metric, f"metric of step {search.evaluation!r}")
+        if search.budget.money is not None and recipe.accounting.price_per_device_hour is None:
+            message = "the cost of trials is unknown: set accounting.price_per_device_hour"
+            raise InputError(message, ("search", name, "budget", "money"))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.evaluation.statistics import Score, bootstrap_interval
+from align.evaluation.statistics import Score, bootstrap_interval, ratio
 from align.workflow.recipe.schema import Recipe
 
 Manifests = Mapping[str, Mapping[str, Any]]
@@ -72,21 +72,22 @@ class _Parts(NamedTuple):
 
 def _parts_in(column: _Column) -> _Parts:
     lines = [json.loads(line) for line in column.file.read_text("utf-8").splitlines()]
-    known = [line for line in lines if column.part in line["parts"]]
-    prompts = [line["row"] if "row" in line else line["prompt"] for line in known]
-    return _Parts(prompts, [(line["parts"][column.part][0], line["parts"][column.part][1]) for line in known])
+    parts = [{**line["parts"], **line.get("measures", {})} for line in lines]
+    known = [(line, own[column.part]) for line, own in zip(lines, parts, strict=True) if column.part in own]
+    prompts = [line["row"] if "row" in line else line["prompt"] for line, _ in known]
+    return _Parts(prompts, [(part[0], part[1]) for _, part in known])
 
 
 def _change(then: _Parts, now: _Parts) -> dict[str, Any] | None:
-    """Return the paired difference with its interval; None where the prompts differ."""
-    if then.prompts != now.prompts:
+    """Return the paired difference with its interval; None where the prompts differ, or without any."""
+    if then.prompts != now.prompts or not then.prompts:  # a calibration error has no parts
         return None
     pairs = list(zip(then.passed, now.passed, strict=True))
     values = np.asarray(pairs, dtype=np.float64)  # [prompts, then or now, passed or of]
 
     def difference(chosen: np.ndarray) -> float:
         (passed, of), (passed_now, of_now) = values[chosen].sum(axis=0)
-        return float(passed_now / of_now - passed / of)
+        return ratio(float(passed_now), float(of_now)) - ratio(float(passed), float(of))
 
     low, high = bootstrap_interval(difference, len(values))
     return Score(difference(np.arange(len(values))), low, high, len(values))._asdict()

@@ -11,6 +11,8 @@ from rich.table import Table
 
 from align.artifacts import read_json
 from align.pipeline import FINISHED, PlannedStep
+from align.registry import is_in_nats
+from align.report.run_folder import SEARCH
 from align.stages.costs.estimates import Estimate
 
 PLAN = ("step", "stage", "rows", "tokens", "FLOPs", "minutes", "MiB kept", "status")
@@ -21,12 +23,16 @@ Made = Mapping[str, Mapping[str, Any]]  # manifest by step
 def run_tables(made: Made, root: Path) -> Iterator[Table]:
     """Yield the tables of a run: training, samples, reward models, costs, and results."""
     yield _training_table(made)
+    yield _selection_table({step: each["selection"] for step, each in made.items() if "selection" in each})
+    yield _curation_table({step: each["curation"] for step, each in made.items() if "curation" in each})
     yield _sampling_table({step: each for step, each in made.items() if "counts" in each.get("report", {})})
     reports = {step: manifest["report"] for step, manifest in made.items() if "pairs" in manifest.get("report", {})}
     yield _attribute_table(reports)
     yield _pair_table({step: report["pairs"] for step, report in reports.items()})
     yield _cost_table(made, read_json(root / "ledger.json"))
     scores = read_json(root / "table.json")  # sorted by name; shown in the order of the steps
+    if (root / SEARCH).is_file():
+        yield from _search_tables(read_json(root / SEARCH), scores)
     yield _score_table({step: scores[step] for step in made if step in scores}, read_json(root / "changes.json"))
 
 
@@ -65,6 +71,19 @@ def scored_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         means.add_row(name, f"{value:.3f}")
     yield means
     yield _pair_table({"": summary["agreement"]})
+    yield _benchmark_table(summary.get("reward_bench", {}))
+
+
+def _benchmark_table(found: Mapping[str, Any]) -> Table:
+    """Return the scores of RewardBench or RewardBench 2: overall, sections, subsets."""
+    table = _table(f"{found.get('benchmark')}: share of right preferences, in %", "", "value", "95 % interval", "rows")
+    overall = {"overall": found["overall"]} if found.get("overall") else {}
+    for name, each in {**overall, **found.get("sections", {}), **found.get("subsets", {})}.items():
+        value, low, high = (f"{100 * each[key]:.1f}" for key in ("value", "low", "high"))
+        table.add_row(name, value, f"{low} to {high}", f"{each['n']:,}")
+    if others := found.get("other_rows"):
+        table.caption = f"{others:,} rated rows are of none of the benchmark's subsets, and left out here"
+    return table
 
 
 def generated_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
@@ -79,6 +98,9 @@ def generated_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         "mean gap between best and worst": summary["gap_mean"],
         "share of pairs won by the longer response": summary["longer_wins"],
         "correlation of reward and length within groups": summary["length_correlation"],
+        "mean pass rate of a prompt": summary.get("pass_rate_mean"),
+        "share of prompts that no response passes": summary.get("never_passed"),
+        "share of prompts that every response passes": summary.get("always_passed"),
     }
     rewards = _table("Rewards of the kept groups", "figure", "value")
     for name, value in figures.items():
@@ -127,8 +149,42 @@ def _sampling_table(made: Made) -> Table:
     return table
 
 
+def _selection_table(found: Made) -> Table:
+    from align.report.selection.section import COLUMNS, comparison_cells, comparisons  # noqa: PLC0415 - imports matplotlib
+
+    title = "Selection beside uniform training: held-out loss, uniform after as many steps and as many FLOPs, and cost"
+    columns = ("loss", "equal steps", "equal FLOPs", "FLOPs of uniform", "effective", "chosen")
+    table = _table(title, "step", "score, filter", *columns)
+    for compared in comparisons(found):
+        cells = comparison_cells(compared)
+        table.add_row(compared.step, *(cells[column] for column in COLUMNS if column != "rows"))
+    return table
+
+
+def _search_tables(found: Made, scores: Made) -> Iterator[Table]:
+    from align.report.search.section import summary, trial_rows  # noqa: PLC0415 - imports matplotlib
+
+    _, rates = _columns_and_rates(scores)
+    for step, search in found.items():
+        columns, rows = trial_rows(search, rates)
+        table = _table(f"Search of {step}", *columns)
+        for row in rows:
+            table.add_row(*row)
+        table.caption = summary(search, rates)
+        yield table
+
+
+def _curation_table(found: Made) -> Table:
+    reasons = ("rows", "test items", "exact duplicates", "near-duplicates", "merged", "kept")
+    table = _table("Curated rows, by what became of them", "step", "source", *reasons)
+    for step, report in found.items():
+        for source, counts in report["sources"].items():
+            table.add_row(step, source, *(f"{counts.get(reason, 0):,}" for reason in reasons))
+    return table
+
+
 def _cost_table(made: Made, whole: Mapping[str, Any]) -> Table:
-    title = "Cost: tokens computed, FLOPs and their share of this machine's peak, memory, energy, money"
+    title = "Cost: tokens computed, FLOPs, MFU (of a matrix product's rate on this machine), memory, energy, money"
     table = _table(title, "step", "tokens", "FLOPs", "MFU", "seconds", "memory, GiB", "kWh", "CO2, kg", "cost")
     for step, each in [*((step, whole["steps"][step]) for step in made), ("all", whole["total"])]:
         flops = "" if each["flops"] is None else f"{each['flops']:.1e}"
@@ -179,19 +235,34 @@ def _training_table(made: Made) -> Table:
 
 def _score_table(scores: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return policies x evaluations, as in table 6 of the Nemotron-4 report: value, interval, and paired change."""
-    columns = list(dict.fromkeys(column for row in scores.values() for column in row))
+    columns, rates = _columns_and_rates(scores)
     table = _table("Results with 95 % intervals, and paired changes against the policy before", "policy", *columns)
     table.show_lines = True
     for policy, row in scores.items():
-        cells = [_cell(row.get(column), changes.get(policy, {}).get(column), column) for column in columns]
+        changed = changes.get(policy, {})
+        cells = [_cell(row.get(column), changed.get(column), is_rate=column in rates) for column in columns]
         table.add_row(policy, *cells)
     return table
 
 
-def _cell(found: Mapping[str, Any] | None, change: Mapping[str, Any] | None, column: str) -> str:
+def _columns_and_rates(scores: Made) -> tuple[list[str], set[str]]:
+    """Return the columns of the results table, and those of them that are shown in %."""
+    values: dict[str, list[Mapping[str, Any]]] = {}
+    for row in scores.values():
+        for column, found in row.items():
+            values.setdefault(column, []).append(found)
+    return list(values), {column for column, found in values.items() if _is_rate(column, found)}
+
+
+def _is_rate(column: str, found: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the values of a column are shares, which are shown in %, unlike lengths or log-probabilities."""
+    return not is_in_nats(column) and all(0 <= each["value"] <= 1 for each in found)
+
+
+def _cell(found: Mapping[str, Any] | None, change: Mapping[str, Any] | None, *, is_rate: bool) -> str:
     if found is None:
         return ""
-    scale, form = (1, ".3f") if "nll" in column else (100, ".1f")
+    scale, form = (100, ".1f") if is_rate else (1, ".3f")
     value, low, high = (f"{scale * found[name]:{form}}" for name in ("value", "low", "high"))
     text = f"{value} [{low}, {high}]"
     if change is not None:

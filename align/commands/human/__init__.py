@@ -1,0 +1,1 @@
+"""A human evaluation: export of blinded forms, import of filled ones."""

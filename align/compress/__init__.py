@@ -1,0 +1,1 @@
+"""Smaller, merged and exported copies of trained models."""

@@ -1,0 +1,1 @@
+"""Human evaluation: blinded forms, and the results of filled ones."""

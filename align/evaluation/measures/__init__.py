@@ -1,0 +1,1 @@
+"""What is measured of responses and decisions: loops and refusals, calibration, RewardBench."""

@@ -1,0 +1,45 @@
+"""What is measured of any responses beside their grades: endless loops, length, refusals.
+
+A policy can win a judge's or a program's grade and still be worse to use. These measures need no judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from align.evaluation.task import Parts
+from align.rewards.verifiers.refusals import is_refusal
+
+MEASURES = ("repetition", "length", "refusals")
+MAX_PERIOD = 300  # characters that a loop repeats
+MIN_REPEATS = 4
+MIN_LOOP = 40  # characters; a shorter repetition, such as "ha ha ha ha", ends ordinary texts
+
+
+def measure_parts(responses: Sequence[str]) -> Parts:
+    """Return (sum, count) of each measure over the responses to one row.
+
+    `repetition` is the share of responses that end in a loop, `length` the mean number of characters, and `refusals`
+    the share that declines near the beginning (`align.rewards.verifiers.refusals`: English phrases).
+    """
+    number = len(responses)
+    return {
+        "repetition": (sum(map(ends_in_loop, responses)), number),
+        "length": (sum(map(len, responses)), number),
+        "refusals": (sum(map(is_refusal, responses)), number),
+    }
+
+
+def ends_in_loop(text: str) -> bool:
+    """Return whether a text ends with the same characters, at most MAX_PERIOD, at least MIN_REPEATS times.
+
+    >>> ends_in_loop("It is red. " + "And it is blue. " * 5), ends_in_loop("ha ha ha ha")
+    (True, False)
+    """
+    text = text.rstrip()
+    for period in range(1, min(MAX_PERIOD, len(text) // MIN_REPEATS) + 1):
+        span = max(MIN_REPEATS * period, MIN_LOOP)
+        end = text[-span:]
+        if len(end) == span and end[period:] == end[:-period]:
+            return True
+    return False

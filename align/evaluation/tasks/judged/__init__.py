@@ -1,0 +1,1 @@
+"""Tasks whose verdicts are a judge's."""

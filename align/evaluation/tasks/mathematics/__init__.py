@@ -1,0 +1,1 @@
+"""Tasks with a final answer that a program compares: GSM8K, SVAMP, MATH."""

@@ -1,0 +1,50 @@
+r"""MATH: competition problems with a final answer in \boxed (Hendrycks et al. 2021, arXiv:2103.03874).
+
+Rows are {problem, solution}, with the answer in the last \boxed of the solution, or {problem, answer} as in MATH-500.
+Answers are compared by math-verify, so figures that rest on comparison of strings are lower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from align.errors import InputError
+from align.evaluation.sampled_task import CORRECT, SampledTask, single_turn
+from align.evaluation.task import Row
+from align.evaluation.tasks.mathematics.final_answers import answer_in, grade_final_answers
+
+
+def prompt(row: Row) -> str:
+    """Return the problem and the expected form of the answer."""
+    return f"{row['problem']}\n\nReason step by step, and put the final answer in \\boxed{{}}."
+
+
+def expected(row: Row) -> str:
+    """Return the known answer: the column `answer`, else the last box of the solution."""
+    if row.get("answer") is not None:
+        return str(row["answer"])
+    solution = str(row["solution"])
+    if "\\boxed" not in solution and "\\fbox" not in solution:
+        raise InputError(f"solution {solution[-40:]!r}: has no \\boxed answer")
+    return answer_in(solution, example="\\boxed{42}")
+
+
+class MathTask(SampledTask):
+    """A task whose rows have a solution or an answer."""
+
+    def check_rows(self, rows: Sequence[Row], path: str, *, skipped: int = 0) -> None:
+        """Raise `InputError` for the first row without a problem, or without both a solution and an answer."""
+        super().check_rows(rows, path, skipped=skipped)
+        for number, row in enumerate(rows, start=skipped + 1):
+            if row.get("solution") is None and row.get("answer") is None:
+                raise InputError(f"{path}: row {number} has neither an answer nor a solution; math rows have one")
+
+
+TASK = MathTask(
+    name="math",
+    metrics=(CORRECT,),
+    columns=("problem",),
+    id_column="unique_id",
+    next_turn=single_turn(prompt),
+    grade=grade_final_answers(expected),
+)

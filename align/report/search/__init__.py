@@ -1,0 +1,1 @@
+"""The trials of searches of settings."""

@@ -1,0 +1,1 @@
+"""Steps that choose their rows, beside uniform training."""

@@ -1,0 +1,128 @@
+"""Steps that select their rows, beside the uniform runs that they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from align.report.curves import Line, curves
+from align.report.figures import Chart
+from align.report.formatting import fixed, percent, scaled
+from align.report.run_folder import Facts, Run
+from align.report.svg import SERIES
+from align.report.tables import Cell, Table
+
+STEP = "step:"
+EQUAL_STEPS = "-steps"  # after the name of a uniform run: one that ends with as many steps
+FLOPS_TOLERANCE = 1.02  # of "equal FLOPs": a run ends with a whole step, and rows differ in length
+COLUMNS = ("score", "loss", "uniform, equal steps", "uniform, equal FLOPs", "cost", "rows", "effective", "chosen")
+HEADINGS = {
+    "score": "score, filter",
+    "loss": "held-out loss",
+    "cost": "FLOPs of uniform",
+    "rows": "rows scored per step",
+    "effective": "effective sample size",
+    "chosen": "share of each source",
+}
+
+
+class Comparison(NamedTuple):
+    """A selecting step: its last held-out loss, and the uniform run's after as many steps and as many FLOPs."""
+
+    step: str
+    beside: str | None  # the uniform run
+    selected: Facts
+    loss: float | None
+    equal_steps: float | None
+    equal_flops: float | None
+
+    @property
+    def verdict(self) -> str:
+        """Return whether the selection has the lower loss at equal FLOPs."""
+        if self.loss is None or self.equal_flops is None:
+            return "not compared"
+        return "won" if self.loss < self.equal_flops else "lost"
+
+    @property
+    def cost(self) -> float:
+        """Return the FLOPs of training and scoring over those of training."""
+        return (self.selected["training_flops"] + self.selected["scoring_flops"]) / self.selected["training_flops"]
+
+
+def comparisons(selections: Mapping[str, Facts]) -> Iterator[Comparison]:
+    """Yield each selecting step; `selections` maps steps to what their manifests say of their selection."""
+    for name, found in selections.items():
+        if found["score"] == "uniform" or found["training_flops"] is None:
+            continue
+        beside = None if found["compare"] is None else found["compare"].removeprefix(STEP)
+        other, same = selections.get(beside or ""), selections.get(f"{beside}{EQUAL_STEPS}")
+        curve, steps = found["curve"], (same or other or {}).get("curve", [])
+        used = found["training_flops"] + found["scoring_flops"] + found["reference_flops"]
+        yield Comparison(
+            name,
+            beside if other is not None else None,
+            found,
+            curve[-1][2] if curve else None,
+            _last(point for point in steps if point[0] <= found["steps"]),
+            _last(point for point in (other or {}).get("curve", []) if point[1] <= used * FLOPS_TOLERANCE),
+        )
+
+
+def _last(points: Iterator[Sequence[float]]) -> float | None:
+    return next((loss for *_, loss in reversed(list(points))), None)
+
+
+def comparison_cells(compared: Comparison) -> dict[str, str]:
+    """Return what is shown of a selecting step, by column."""
+    found = compared.selected
+    shares = {name.removeprefix("share/"): found[name] for name in found if name.startswith("share/")}
+    parts = [f"{name} {percent(share)} of {percent(found[f'pool_share/{name}'])}" for name, share in shares.items()]
+    size = found.get("effective_sample_size")
+    return {
+        "score": f"{found['score']}, {found['filter']:g}",
+        "loss": fixed(compared.loss) if compared.loss is not None else "",
+        "uniform, equal steps": fixed(compared.equal_steps) if compared.equal_steps is not None else "",
+        "uniform, equal FLOPs": f"{fixed(compared.equal_flops)} ({compared.verdict})"
+        if compared.equal_flops is not None
+        else compared.verdict,
+        "cost": f"{compared.cost:.2f} × ({found['predicted_cost']:.2f} predicted)",
+        "rows": f"{found['rows']:,.0f}" if "rows" in found else "",
+        "effective": f"{size:,.1f}" if size is not None else "",
+        "chosen": ", ".join(parts),
+    }
+
+
+def selection_table(runs: Mapping[str, Run]) -> Table | None:
+    """Return the selecting steps of the runs; None if there are none."""
+    rows: list[list[Cell]] = []
+    for label, run in runs.items():
+        for compared in comparisons(_selections(run)):
+            cells = comparison_cells(compared)
+            name = f"{compared.step} of {label}" if label else compared.step
+            reference = compared.selected["reference_flops"]
+            below = [(f"fixed models: {scaled(reference)} FLOPs, once", "quiet")] if reference else []
+            rows.append([Cell(name, below=below), *(Cell(cells[column]) for column in COLUMNS)])
+    return Table("selection", ["step", *(HEADINGS.get(column, column) for column in COLUMNS)], rows) if rows else None
+
+
+def selection_charts(runs: Mapping[str, Run]) -> Iterator[Chart]:
+    """Yield the held-out loss over FLOPs of the steps that are compared with one uniform run."""
+    for number, (label, run) in enumerate(runs.items()):
+        found = _selections(run)
+        together: dict[str, list[str]] = {}
+        for compared in comparisons(found):
+            together.setdefault(compared.beside or compared.step, []).append(compared.step)
+        for beside, names in together.items():
+            shown = list(dict.fromkeys([beside, *names]))
+            lines = [
+                Line(name, [(flops, loss) for _, flops, loss in found[name]["curve"]], place % len(SERIES), marked=True)
+                for place, name in enumerate(shown)
+                if found[name]["curve"]
+            ]
+            if lines:
+                title = "Held-out loss over training FLOPs" + (f", {label}" if label else "")
+                yield curves(title, lines, name=f"sel{number}-{beside}", allow_log=True, axis="FLOPs, scoring included")
+
+
+def _selections(run: Run) -> dict[str, Facts]:
+    return {step.name: step.manifest["selection"] for step in run.steps if step.manifest.get("selection")}

@@ -1,0 +1,1 @@
+"""Stages that make smaller or merged copies of trained models."""

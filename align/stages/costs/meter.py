@@ -1,0 +1,176 @@
+"""The meter of a step: what all of its attempts use, saved while it runs, for its ledger and the budget of the run."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from align.accounting.budget import Allowance, Spent
+from align.accounting.energy import EnergyMeter
+from align.accounting.flops import sum_work
+from align.accounting.ledger import Ledger, Usage, step_ledger, sum_if_known
+from align.accounting.peak_memory import peak_memory
+from align.accounting.settings import AccountingSettings
+from align.artifacts import SPENT, read_json, write_json
+from align.distributed.progress import Progress
+from align.distributed.signals import stop_run
+from align.models.loading.pretrained import default_device
+from align.stages.costs.measured import Done, matrix_rate
+
+SAVE_EVERY_S = 10.0  # seconds between two writes of it: what a kill may lose
+READ_EVERY_S = 1.0  # seconds between two readings of the energy counters
+RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: reset this process's peak memory
+
+
+class Meter:
+    """Progress that is forwarded, while what this attempt of the step uses is saved every few seconds.
+
+    What the run has used so far is added to the metrics (`RESOURCES`); `peak_flops` is the peak of a device, for the
+    utilization. Where the run has used up its budget, it is stopped: `stop_run` of
+    `align.distributed.signals`.
+    """
+
+    def __init__(
+        self,
+        working: Path,
+        progress: Progress,
+        energy: EnergyMeter,
+        allowance: Allowance,
+        *,
+        peak_flops: float | None = None,
+    ) -> None:
+        reset_peak_memory()
+        self._progress, self._energy, self._allowance = progress, energy, allowance
+        self._earlier = read_spent(working)
+        self.attempts = len(self._earlier) + 1
+        self._path = working / SPENT.format(self.attempts)
+        self._began = self._saved = time.monotonic()
+        self._read = -math.inf
+        self._before = self._last = energy.reading
+        self._flops = 0.0  # as far as they are known while the step runs
+        self._devices = int(os.environ.get("WORLD_SIZE", "1"))
+        self._peak_flops = None if peak_flops is None else peak_flops * self._devices
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._save_spent()
+
+    def note(self, text: str) -> None:
+        """Forward to the progress."""
+        self._progress.note(text)
+
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        """Forward to the progress."""
+        self._progress.phase(name, total, done)
+
+    def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
+        """Forward to the progress, and stop the run if its budget is spent."""
+        self._flops += (metrics or {}).get("flops", 0.0)
+        now = time.monotonic()
+        if now - self._read > READ_EVERY_S:
+            self._read, self._last = now, self._energy.reading
+        self._progress.advance(units, metrics and {**metrics, **self._resources(metrics)})
+        if now - self._saved > SAVE_EVERY_S:
+            self._save_spent()
+        if (cap := self._allowance.reached(self._spent)) is not None:
+            stop_run(cap)
+
+    @property
+    def _spent(self) -> Spent:
+        return spent_by(self._state(), self._allowance.accounting)
+
+    def _resources(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return what is known of the resources that the optimizer step, this process and the run have used."""
+        run, mfu = self._allowance.before + self._spent, None
+        if self._peak_flops is not None and "timed_flops" in metrics:
+            mfu = metrics["timed_flops"] / (metrics["seconds"] * self._peak_flops)
+        found = {
+            "mfu": mfu,
+            "peak_memory_bytes": peak_memory(torch.device(default_device())),
+            "energy_wh": run.energy_wh,
+            "money": run.money,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _state(self) -> dict[str, Any]:
+        """Return what this attempt has used so far, its energy at the last reading of the counters."""
+        energy = self._last - self._before
+        return {
+            "seconds": time.monotonic() - self._began,
+            "kwh": energy.kwh,
+            "co2_kg": energy.co2_kg,
+            "devices": self._devices,
+            "flops": self._flops,
+        }
+
+    def _save_spent(self) -> None:
+        self._saved, self._last = time.monotonic(), self._energy.reading
+        write_json(self._path, self._state())
+
+    def ledger(self, done: Done, settings: AccountingSettings) -> Ledger:
+        """Return the cost of the step, including earlier attempts as far as they saved it."""
+        self._save_spent()
+        attempts = [*self._earlier, self._state()]
+        used = {name: sum_if_known(attempt[name] for attempt in attempts) for name in ("kwh", "co2_kg")}
+        energy = replace(self._last - self._before, **used)
+        flops, source = done.flops
+        peak = peak_memory(torch.device(done.device))  # before the matrix product below, which needs some
+        usage = Usage(
+            tokens_trained=done.tokens_trained,
+            tokens_computed=sum_work([done.trained, done.observed, *(work for _, work in done.others)]).tokens,
+            flops=flops,
+            flops_source=source,
+            seconds=sum(attempt["seconds"] for attempt in attempts),
+            devices=done.devices,
+            peak_flops=matrix_rate(done.device, done.precision),
+            peak_memory_bytes=peak,
+            wire_bytes=done.wire_bytes,
+            weights=done.weights,
+        )
+        return step_ledger(usage, energy, settings)
+
+
+def read_spent(working: Path) -> list[dict[str, Any]]:
+    """Return what each attempt of an unfinished step has used."""
+    return [read_json(path) for path in sorted(working.glob(SPENT.format("*")))]
+
+
+def spent_unfinished(working: Path, accounting: AccountingSettings) -> Spent:
+    """Return what all attempts of an unfinished step have used."""
+    return sum((spent_by(attempt, accounting) for attempt in read_spent(working)), Spent())
+
+
+def spent_by(attempt: Mapping[str, Any], accounting: AccountingSettings) -> Spent:
+    """Return what an attempt has used."""
+    return Spent.of(
+        accounting,
+        flops=attempt["flops"],
+        seconds=attempt["seconds"],
+        devices=attempt["devices"],
+        kwh=attempt["kwh"],
+    )
+
+
+def remove_spent(working: Path) -> None:
+    """Remove the saved costs of a step's attempts once its ledger is written."""
+    for path in working.glob(SPENT.format("*")):
+        path.unlink()
+
+
+def reset_peak_memory() -> None:
+    """Reset the peak memory of this process, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    path, word = RESET_PEAK
+    with suppress(OSError):
+        path.write_text(word)

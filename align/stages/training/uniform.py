@@ -1,0 +1,103 @@
+"""The uniform runs that a step with selection is compared with, its references, and the check of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from align.content_hash import STEP
+from align.errors import InputError, within
+from align.registry import import_dotted, pick
+from align.stages.base import Placed, Stage
+from align.train.selection.settings import CROSS_FIT, SCORES, UNIFORM, SelectionSettings, fold_names
+from align.train.settings import TrainSettings
+
+EQUAL_STEPS = "-steps"  # after the name of a uniform run, for one that ends with as many steps
+
+
+class SelectingStage(Protocol):
+    """What is asked here of a step that trains."""
+
+    train: TrainSettings
+    selection: SelectionSettings | None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - a stage of the same kind
+        """Return the step with other settings."""
+        ...
+
+
+def uniform_names(step: SelectingStage, name: str) -> list[str]:
+    """Return the names of the uniform runs beside a step.
+
+    Under a schedule that decays to the end, a run of another length is no comparison at equal steps, so there are two.
+    """
+    if step.selection is None or step.selection.score == UNIFORM or step.selection.compare != UNIFORM:
+        return []
+    beside = f"{name}-{UNIFORM}"
+    return [beside] if step.train.schedule == "constant" else [beside, beside + EQUAL_STEPS]
+
+
+def reference_names(step: SelectingStage, name: str) -> list[str]:
+    """Return the names of the steps that train the cross-fitted references of a step."""
+    return fold_names(name) if step.selection is not None and step.selection.reference == CROSS_FIT else []
+
+
+def with_uniform(name: str, step: SelectingStage, before: Mapping[str, Stage]) -> list[Placed]:
+    """Return a training step after its cross-fitted references and the uniform runs beside it.
+
+    Raise for an unknown step to compare with.
+    """
+    folds: list[Placed] = []
+    for fold, reference in enumerate(reference_names(step, name), start=1):
+        half = SelectionSettings.model_validate({"score": UNIFORM, "filter": 0, "compare": None, "fold": fold})
+        folds.append(Placed(reference, step.model_copy(update={"selection": half})))
+    selection = step.selection
+    if folds and selection is not None:
+        selection = selection.model_copy(update={"reference": f"{CROSS_FIT}:{name}"})
+        step = step.model_copy(update={"selection": selection})
+    if selection is not None and selection.compare not in (None, UNIFORM):
+        with within("selection", "compare"):
+            pick(before, selection.compare.removeprefix(STEP), "earlier step")
+    names = uniform_names(step, name)
+    found = folds
+    for beside in names:
+        assert selection is not None
+        is_longer = not beside.endswith(EQUAL_STEPS)
+        changes = {
+            "score": UNIFORM,
+            "coupling": selection.coupling if is_longer else "none",
+            "reference": selection.reference if is_longer else None,
+            "scorer": selection.scorer if is_longer else None,
+            "compare": None,
+            "equal": "flops" if is_longer else "steps",
+        }
+        found.append(Placed(beside, step.model_copy(update={"selection": selection.model_copy(update=changes)})))
+    last: Any = step
+    if names and selection is not None:
+        changes = {"compare": STEP + names[0]}
+        last = step.model_copy(update={"selection": selection.model_copy(update=changes)})
+    return [*found, Placed(name, last)]
+
+
+def check_selection(selection: SelectionSettings, train: TrainSettings, *, needs_kl: bool) -> None:
+    """Raise located `InputError`s for settings of a selection that cannot work with the training."""
+    if selection.score not in SCORES:
+        with within("selection", "score"):
+            import_dotted(selection.score, "score")
+    is_given = "chunks" in selection.model_fields_set
+    if is_given and selection.score != UNIFORM and selection.chunks > train.prompts_per_step:
+        raise InputError(
+            f"{selection.chunks} is more than the {train.prompts_per_step} rows that a step chooses; use at most that",
+            ("selection", "chunks"),
+        )
+    if selection.coupling != "none" and min(selection.chunks, train.prompts_per_step) == 1:
+        raise InputError(
+            "needs chunks and prompts_per_step of 2 or more: rows that are drawn together do not affect each other",
+            ("selection", "coupling"),
+        )
+    if needs_kl:
+        raise InputError(
+            "kto estimates its reference point from the rows of a step, which are not known before they are scored; "
+            "use apo_zero_unpaired, or leave selection out",
+            ("selection",),
+        )

@@ -1,0 +1,130 @@
+"""Prediction of what a recipe will use, from its estimates and the ledgers of earlier steps on this machine."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple, Self
+
+from align.accounting.budget import WH_PER_KWH
+from align.accounting.ledger import SECONDS_PER_HOUR, Ledger
+from align.artifacts import read_manifest
+from align.errors import InputError
+from align.stages.costs.estimates import Estimate
+from align.stages.training.footprint import sharding_of
+from align.workflow.environment import device_name
+from align.workflow.recipe.schema import Recipe
+
+SAME_SIZE = 0.01  # relative difference of the numbers of weights of one model
+
+
+class Interval(NamedTuple):
+    """A value predicted from earlier steps: their lowest, median and highest."""
+
+    low: float
+    typical: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self | None:
+        """Return the range and the median of the values; None where there are none."""
+        return cls(min(values), median(values), max(values)) if values else None
+
+    def plus(self, other: Interval) -> Interval:
+        """Return the interval of the sum where both are low or high together."""
+        return Interval(*(one + another for one, another in zip(self, other, strict=True)))
+
+    def highest(self, other: Interval) -> Interval:
+        """Return the interval of the maximum."""
+        return Interval(*(max(pair) for pair in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a step will use; None for what no earlier step tells. An upper bound where the estimate is one."""
+
+    name: str
+    stage: str
+    num_earlier: int  # comparable steps on this machine
+    seconds: Interval | None
+    money: Interval | None
+    energy_wh: Interval | None
+    wire_bytes: Interval | None  # sent by each device
+    peak_memory_bytes: Interval | None  # of a process; by formula for a training step
+
+
+class Total(NamedTuple):
+    """A resource over the steps of a recipe."""
+
+    value: Interval | None
+    unknown: list[str]  # steps of which it is unknown, which the value leaves out
+
+
+def earlier_ledgers(runs: Path) -> dict[str, list[Ledger]]:
+    """Return the ledgers of the finished steps below a folder of runs, by stage.
+
+    Those of other hosts and devices are left out, and those that another version wrote with other fields.
+    """
+    here, found = (platform.node(), device_name()), dict[str, list[Ledger]]()
+    for path in sorted(runs.glob("*/*/manifest.json")):
+        manifest = read_manifest(path.parent) or {}
+        environment, ledger = manifest.get("environment") or {}, manifest.get("ledger")
+        if ledger is not None and (environment.get("host"), environment.get("device")) == here:
+            with suppress(InputError):
+                found.setdefault(str(manifest["stage"]), []).append(Ledger.from_json(ledger))
+    return found
+
+
+def predict(recipe: Recipe, estimate: Estimate, earlier: Sequence[Ledger]) -> Prediction:
+    """Predict what a step uses from its FLOPs and what earlier steps of its stage used for each of theirs.
+
+    Steps in which no model runs count as equally long.
+    """
+    launch, price = recipe.steps[estimate.name].launch, recipe.accounting.price_per_device_hour
+    devices = sharding_of(launch).processes
+    work, alike = estimate.flops or 1.0, [each for each in earlier if bool(each.flops) == bool(estimate.flops)]
+    if estimate.flops is None:
+        alike = []
+
+    def learned(value: Callable[[Ledger], float | None], ledgers: Iterable[Ledger], scale: float) -> Interval | None:
+        known = [(each.flops or 1.0, value(each)) for each in ledgers]
+        return Interval.of([scale * used / flops for flops, used in known if used is not None])
+
+    device_hours = learned(lambda each: each.seconds * each.devices / SECONDS_PER_HOUR, alike, work)
+    same_devices = [each for each in alike if each.devices == devices]
+    formula = estimate.training.memory if estimate.training is not None else None
+    of_weights = [each.peak_memory_bytes for each in same_devices if _is_same_size(each.weights, estimate.weights)]
+    peaks = [float(peak) for peak in of_weights if peak is not None] if formula is None else [float(formula.peak)]
+    return Prediction(
+        name=estimate.name,
+        stage=estimate.stage,
+        num_earlier=len(alike),
+        seconds=device_hours and _scaled(device_hours, SECONDS_PER_HOUR / devices),
+        money=None if price is None or device_hours is None else _scaled(device_hours, price),
+        energy_wh=learned(lambda each: each.energy_kwh, alike, work * WH_PER_KWH),
+        wire_bytes=learned(lambda each: each.wire_bytes, same_devices, work) if devices > 1 else Interval(0, 0, 0),
+        peak_memory_bytes=Interval.of(peaks),
+    )
+
+
+def total(predictions: Sequence[Prediction], resource: str) -> Total:
+    """Return the sum of a resource over the steps of a recipe; of the peak memory, the maximum."""
+    values = {each.name: getattr(each, resource) for each in predictions}
+    known = [value for value in values.values() if value is not None]
+    together = Interval.highest if resource == "peak_memory_bytes" else Interval.plus
+    unknown = [name for name, value in values.items() if value is None]
+    return Total(reduce(together, known) if known else None, unknown)
+
+
+def _is_same_size(one: int | None, other: int | None) -> bool:
+    """Return whether two numbers of weights are those of one model; estimates leave out norms and biases."""
+    return one == other if one is None or other is None else abs(one - other) <= SAME_SIZE * one
+
+
+def _scaled(interval: Interval, factor: float) -> Interval:
+    return Interval(*(factor * each for each in interval))

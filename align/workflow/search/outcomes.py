@@ -1,0 +1,163 @@
+"""Outcomes of trials, from the manifests of their steps: their rank, who goes on, and what the search costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.errors import InputError, RunError
+from align.workflow.recipe.schema import Recipe
+from align.workflow.search.settings import SearchSettings
+from align.workflow.search.trials import evaluation_name, trial_name
+
+Manifests = Mapping[str, Mapping[str, Any]]
+COSTS = ("flops", "seconds", "cost")  # names in a ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a trial reached at a rung, and what that rung took; costs are None where they are unknown."""
+
+    trial: int
+    score: Mapping[str, Any]  # value, low, high and n
+    diverged: str | None  # why its training ended early
+    first_step: int  # optimizer steps of the rung before
+    last_step: int
+    num_steps: int  # of the whole training
+    training: Mapping[str, float | None]
+    evaluation: Mapping[str, float | None]
+
+    def sort_key(self, *, is_greater_better: bool) -> tuple[bool, float, int]:
+        """Return a key by which the best outcome comes first: trials without a value last, of equal ones the first."""
+        value = float(self.score["value"]) if self.has_value else 0.0
+        return not self.has_value, -value if is_greater_better else value, self.trial
+
+    @property
+    def has_value(self) -> bool:
+        """Whether the trial can be chosen: its training did not diverge, and its metric is a number."""
+        return self.diverged is None and not math.isnan(self.score["value"])
+
+
+def base_name(recipe: Recipe, name: str) -> str:
+    """Return the step that a search is about: the first round of a step in rounds."""
+    return name if name in recipe.steps else f"{name}-1"
+
+
+def trial_names(recipe: Recipe, *, decided: bool) -> set[str]:
+    """Return the names of all trials of a recipe by rung, or only those of rungs after which it is decided who goes on.
+
+    These are all rungs but the latest one of a search that has not ended.
+    """
+    found: set[str] = set()
+    for name, search in recipe.search.items():
+        levels = search.levels if search.chosen is not None or not decided else search.levels[:-1]
+        for rung, trials in enumerate(levels, start=1):
+            found |= {trial_name(base_name(recipe, name), trial, rung) for trial in trials}
+    return found
+
+
+def check_chosen(recipe: Recipe, name: str) -> None:
+    """Raise `InputError` for a step whose settings a search has yet to choose."""
+    origin = recipe.written[name][0]
+    search = recipe.search.get(origin)
+    if search is not None and search.chosen is None and name not in trial_names(recipe, decided=False):
+        raise InputError(f"the settings of step {name!r} are searched, which only `align run` does", ("search", origin))
+
+
+def outcomes(recipe: Recipe, name: str, manifests: Manifests) -> list[list[Outcome]]:
+    """Return the outcomes of the finished trials of a search, by rung."""
+    search, base = recipe.search[name], base_name(recipe, name)
+    found: list[list[Outcome]] = []
+    for rung, trials in enumerate(search.levels, start=1):
+        names = {trial: trial_name(base, trial, rung) for trial in trials}
+        asked = {trial: evaluation_name(search.evaluation, names[trial]) for trial in trials}
+        finished = [trial for trial in trials if names[trial] in manifests and asked[trial] in manifests]
+        first = 0 if rung == 1 else search.rungs[rung - 2]
+        found.append(
+            [
+                _outcome(recipe, search, trial, first, manifests[names[trial]], manifests[asked[trial]])
+                for trial in finished
+            ]
+        )
+    return found
+
+
+def _outcome(
+    recipe: Recipe, search: SearchSettings, trial: int, first: int, trained: Mapping[str, Any], asked: Mapping[str, Any]
+) -> Outcome:
+    column = recipe.metric_columns()[search.metric]
+    ((_, scores),) = asked["scores"].items()
+    last = int(trained["optimizer_steps"])
+    return Outcome(
+        trial,
+        scores[column],
+        trained.get("diverged"),
+        min(first, last),
+        last,
+        int(trained["planned_steps"]),
+        {name: trained["ledger"][name] for name in COSTS},
+        {name: asked["ledger"][name] for name in COSTS},
+    )
+
+
+def ranked(found: Sequence[Outcome], search: SearchSettings) -> list[Outcome]:
+    """Return the outcomes of a rung, the best first."""
+    return sorted(found, key=lambda each: each.sort_key(is_greater_better=search.is_greater_better))
+
+
+def num_promoted(number: int, search: SearchSettings) -> int:
+    """Return how many of `number` trials of a rung go on.
+
+    >>> [num_promoted(number, SearchSettings.model_construct(halving=3.0)) for number in (1, 2, 9, 10)]
+    [1, 1, 3, 3]
+    """
+    return max(1, int(number / search.halving))
+
+
+def advanced(search: SearchSettings, found: Sequence[Sequence[Outcome]]) -> SearchSettings:
+    """Return the search with its next trial, its next rung, or the chosen trial; every started trial has an outcome.
+
+    Raises `RunError` where no trial has a value.
+    """
+    levels, last = search.levels, ranked(found[-1], search)
+    if len(levels) == 1 and _has_room(search, found[0]):
+        return search.model_copy(update={"started": [[*levels[0], len(levels[0]) + 1]]})
+    best = [each.trial for each in last if each.has_value][: num_promoted(len(levels[-1]), search)]
+    if not best:
+        reason = last[0].diverged or f"{search.metric} is {last[0].score['value']}"
+        raise RunError(f"no trial of the last rung can be chosen: {reason}; search lower learning rates")
+    if len(best) == 1 or len(levels) == len(search.rungs):
+        return search.model_copy(update={"started": levels, "chosen": best[0]})
+    return search.model_copy(update={"started": [*levels, sorted(best)]})
+
+
+def _has_room(search: SearchSettings, first: Sequence[Outcome]) -> bool:
+    """Return whether the budget allows one more trial, at the mean cost of those of the first rung so far."""
+    budget, number = search.budget, len(first) + 1
+    if budget.trials is not None and number > budget.trials:
+        return False
+    limits = {"flops": budget.flops, "cost": budget.money}
+    return all(limit is None or _predicted(search, first, number, name) <= limit for name, limit in limits.items())
+
+
+def _predicted(search: SearchSettings, first: Sequence[Outcome], number: int, name: str) -> float:
+    """Return what a search of `number` trials will have taken when the chosen one is trained to its end."""
+    training = sum(_known(each.training, name) for each in first)
+    evaluation = sum(_known(each.evaluation, name) for each in first)
+    per_step, end = training / sum(each.last_step for each in first), max(each.num_steps for each in first)
+    total, trials = (training + evaluation) / len(first) * number, number
+    before = min(search.rungs[0], end)
+    for rung in search.rungs[1:]:
+        trials, after = num_promoted(trials, search), min(rung, end)
+        total += trials * per_step * (after - before) + (trials > 1) * trials * evaluation / len(first)
+        before = after
+    return total + per_step * (end - before)
+
+
+def _known(costs: Mapping[str, float | None], name: str) -> float:
+    value = costs[name]
+    if value is None:
+        raise RunError(f"the {name} of a trial is unknown, so it cannot be limited; give budget.trials")
+    return value

@@ -1,0 +1,87 @@
+"""The results of the searches of a run, as `search.json` holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from align.accounting.ledger import sum_if_known
+from align.stages.evaluate import Evaluate
+from align.stages.inputs.sources import SourceSettings
+from align.workflow.recipe.schema import Recipe
+from align.workflow.search.outcomes import COSTS, Manifests, Outcome, base_name, outcomes
+from align.workflow.search.points import point
+from align.workflow.search.trials import trial_name
+
+
+def search_results(recipe: Recipe, manifests: Manifests) -> dict[str, Any]:
+    """Return every search of the recipe by the name of its step: its trials by rung, their costs, and what was chosen.
+
+    Costs are None where they are unknown. `estimate` holds the scores of the chosen policy on rows that no trial was
+    compared on; it is None before the policy is evaluated on such rows.
+    """
+    return {name: _search(recipe, name, manifests) for name in recipe.search}
+
+
+def _search(recipe: Recipe, name: str, manifests: Manifests) -> dict[str, Any]:
+    search, base = recipe.search[name], base_name(recipe, name)
+    found = outcomes(recipe, name, manifests)
+    trials: dict[int, dict[str, Any]] = {}
+    for rung, level in enumerate(found, start=1):
+        going_on = search.levels[rung] if len(search.levels) > rung else [search.chosen] if search.chosen else None
+        for each in level:
+            trial = trials.setdefault(each.trial, {"settings": point(search, recipe.seed, each.trial), "rungs": []})
+            goes_on = None if going_on is None else each.trial in going_on
+            trial["rungs"].append(_rung(each, trial_name(base, each.trial, rung), goes_on=goes_on))
+    every = [rung for trial in trials.values() for rung in trial["rungs"]]
+    is_finished = search.chosen is not None and base in manifests
+    return {
+        **search.model_dump(mode="json", exclude={"started"}),
+        "greater_is_better": search.is_greater_better,
+        "column": recipe.metric_columns()[search.metric],
+        "trials": {str(number): trials[number] for number in sorted(trials)},
+        "cost_of_trials": {cost: sum_if_known(rung[cost] for rung in every) for cost in COSTS},
+        "cost_of_chosen": {cost: manifests[base]["ledger"][cost] for cost in COSTS} if is_finished else None,
+        "estimate": _estimate(recipe, name, manifests) or None,
+    }
+
+
+def _rung(found: Outcome, step: str, *, goes_on: bool | None) -> dict[str, Any]:
+    return {
+        "step": step,
+        "optimizer_steps": found.last_step,
+        "score": dict(found.score),
+        "diverged": found.diverged,
+        "goes_on": goes_on,
+        **{cost: sum_if_known([found.training[cost], found.evaluation[cost]]) for cost in COSTS},
+    }
+
+
+def _estimate(recipe: Recipe, name: str, manifests: Manifests) -> dict[str, Mapping[str, Any]]:
+    """Return the scores of the searched step's last policy, by column, on sources that no trial was compared on."""
+    policy = recipe.expanded(name)[-1]
+    compared = _sources(recipe, recipe.search[name].evaluation)
+    found: dict[str, Mapping[str, Any]] = {}
+    for step, manifest in manifests.items():
+        for column in recipe.steps[step].columns(recipe.resolved(step)) if policy in manifest.get("scores", {}) else ():
+            evaluation = recipe.steps[step]
+            assert isinstance(evaluation, Evaluate)
+            source = recipe.data.get(evaluation.tasks[str(column.loc[-1])].data)
+            if source is not None and not any(_share_rows(source, other) for other in compared):
+                found[column.name] = manifest["scores"][policy][column.name]
+    return found
+
+
+def _sources(recipe: Recipe, evaluation: str) -> list[SourceSettings]:
+    """Return the sources of the tasks of an evaluation."""
+    steps = [recipe.steps[name] for name, (origin, *_) in recipe.written.items() if origin == evaluation]
+    names = {task.data for step in steps if isinstance(step, Evaluate) for task in step.tasks.values()}
+    return [recipe.data[name] for name in sorted(names) if name in recipe.data]
+
+
+def _share_rows(one: SourceSettings, other: SourceSettings) -> bool:
+    """Return whether two sources may have rows in common: those of one split, unless they are other parts of a file."""
+    if (one.path, one.split) != (other.path, other.split):
+        return False
+    first, second = sorted([one, other], key=lambda source: source.skip)
+    return one.is_procedural or first.limit is None or first.skip + first.limit > second.skip

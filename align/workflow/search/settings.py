@@ -1,0 +1,114 @@
+"""The key `search` of a recipe: settings that are searched, how trials are compared, and what they may cost."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from align.config import Settings
+from align.errors import InputError
+from align.workflow.recipe.retention import KeepBest
+
+Bounds = tuple[float, float]
+RANGES = ("log", "linear", "choices")
+
+
+class Range(Settings):
+    """Values of one setting: exactly one of log, linear and choices."""
+
+    log: Bounds | None = Field(
+        default=None, description="Lowest and highest value; log-uniform, rounded to 4 significant digits."
+    )
+    linear: Bounds | None = Field(
+        default=None, description="Lowest and highest value; uniform, rounded to 4 significant digits."
+    )
+    choices: list[Any] | None = Field(default=None, min_length=1, description="Values, with equal probabilities.")
+    integer: bool = Field(
+        default=False, description="Round values of log and linear to whole numbers; the bounds must be whole numbers."
+    )
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Range:
+        if sum(getattr(self, name) is not None for name in RANGES) != 1:
+            raise InputError(f"give one of {', '.join(RANGES)}")
+        for name, bounds in {"log": self.log, "linear": self.linear}.items():
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise InputError(f"{list(bounds)} are not a lowest and a highest value", (name,))
+        if self.log is not None and self.log[0] <= 0:
+            raise InputError(f"the lowest value is {self.log[0]:g}; a logarithmic range is above 0", ("log",))
+        if self.integer and self.choices is not None:
+            raise InputError("has no effect on choices; leave it out", ("integer",))
+        bounds = self.log or self.linear
+        if self.integer and bounds is not None and not all(bound.is_integer() for bound in bounds):
+            raise InputError(f"needs bounds that are whole numbers, not {list(bounds)}", ("integer",))
+        return self
+
+
+class TrialBudget(Settings):
+    """Limits of a whole search. They include the training of the chosen trial to the end."""
+
+    trials: int | None = Field(default=None, ge=1, description="Maximum number of trials.")
+    flops: float | None = Field(default=None, gt=0, description="Maximum FLOPs of the search.")
+    money: float | None = Field(default=None, gt=0, description="Maximum cost, in the currency of `accounting`.")
+
+    @model_validator(mode="after")
+    def _check_limit(self) -> TrialBudget:
+        if self.trials is None and self.flops is None and self.money is None:
+            raise InputError("give at least one of trials, flops and money")
+        return self
+
+
+class SearchSettings(Settings):
+    """A search of settings of one training step, by successive halving (Jamieson & Talwalkar 2016)."""
+
+    space: dict[str, Range] = Field(
+        min_length=1,
+        description="Searched keys of the step, such as `loss.settings.beta`, with their ranges.",
+    )
+    points: Literal["sobol", "random"] = Field(
+        default="sobol",
+        description="How the values of a trial are drawn: from a randomly shifted Sobol sequence, or independently. "
+        "They depend only on the recipe's seed and the number of the trial.",
+    )
+    evaluation: str = Field(description="Step with `stage: evaluate` that evaluates the trials; use validation rows.")
+    metric: str = Field(description="Metric of that step by which trials are ranked, as TASK.METRIC.")
+    greater_is_better: bool | None = Field(
+        default=None, description="Whether the highest value is the best; by default as for `keep`."
+    )
+    budget: TrialBudget = Field(
+        description="Limits of the whole search, including the training of the chosen trial to the end."
+    )
+    rungs: list[int] = Field(
+        min_length=1,
+        description="Optimizer steps after which trials are compared. The best trials continue to the next rung; the "
+        "best one of the last rung continues to the end of the step.",
+    )
+    halving: float = Field(
+        default=3.0,
+        gt=1,
+        description="Reduction factor: a share of 1 / halving of the trials, rounded down but at least one, continues "
+        "from each rung.",
+    )
+    started: list[list[int]] | None = Field(
+        default=None, description="Set by the search itself: the numbers of the trials started in each rung."
+    )
+    chosen: int | None = Field(
+        default=None, ge=1, description="Set by the search itself at its end: the trial whose settings the step takes."
+    )
+
+    @model_validator(mode="after")
+    def _check_rungs(self) -> SearchSettings:
+        if self.rungs[0] < 1 or any(after <= before for before, after in zip(self.rungs, self.rungs[1:], strict=False)):
+            raise InputError(f"{self.rungs} are not increasing numbers of optimizer steps", ("rungs",))
+        return self
+
+    @property
+    def is_greater_better(self) -> bool:
+        """Whether the highest value of the metric is the best."""
+        return KeepBest(best=self.metric, greater_is_better=self.greater_is_better).is_greater_better
+
+    @property
+    def levels(self) -> list[list[int]]:
+        """The numbers of the trials of each rung so far; before the search, all trials of the first rung."""
+        return self.started if self.started is not None else [list(range(1, (self.budget.trials or 1) + 1))]

@@ -1,0 +1,102 @@
+"""The budget of a run: whether its caps can be measured, and what the run has used so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.accounting.budget import Allowance, Spent, reached
+from align.accounting.energy import EnergyMeter
+from align.accounting.ledger import Ledger
+from align.artifacts import read_json, read_manifest, working_folder, write_json
+from align.distributed.signals import stop_run
+from align.errors import InputError
+from align.models.loading.config import dimensions
+from align.pipeline import INTERRUPTED, PlannedStep
+from align.stages.costs.meter import read_spent, remove_spent, spent_by, spent_unfinished
+from align.workflow.estimate import ModelPlans
+from align.workflow.recipe.schema import Recipe
+
+REPLACED = ".spent.json"  # in a run folder: what was used for folders of steps that were replaced or removed since
+
+
+def energy_meter(recipe: Recipe) -> EnergyMeter:
+    """Return a meter of this machine's GPUs, or of the whole machine where it has none."""
+    gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
+    return EnergyMeter(recipe.accounting, gpus)
+
+
+def check_budget(recipe: Recipe, energy: EnergyMeter) -> None:
+    """Raise `InputError` for a cap on what this machine cannot measure. `energy` is running."""
+    if recipe.budget.energy_wh is not None and energy.reading.kwh is None:
+        raise InputError(f"the energy of a run cannot be capped here: {energy.reading.source}", ("budget", "energy_wh"))
+    plans = ModelPlans(recipe)
+    for name, step in recipe.steps.items() if recipe.budget.flops is not None else ():
+        if step.disk(1) != (0, 0) and isinstance(reason := dimensions(plans.loaded(name)[1]), str):
+            message = f"the FLOPs of step {name!r} cannot be capped: {reason}"
+            raise InputError(message, ("budget", "flops"))
+
+
+def allowance(recipe: Recipe) -> Allowance:
+    """Return the caps of a run with what it has used: by finished steps, unfinished attempts, and replaced folders.
+
+    Stops the run if a cap is reached already. Raises `InputError` for a cap on what is unknown of an earlier step.
+    """
+    spent, budget, accounting = Spent(), recipe.budget, recipe.accounting
+    for name, used in _used(recipe):
+        spent = spent + used
+        for cap in type(budget).model_fields:
+            if getattr(budget, cap) is not None and getattr(spent, cap) is None:
+                message = f"step {name!r} ran without a measurement of it; remove the cap, or start another run"
+                raise InputError(message, ("budget", cap))
+    if (cap := reached(budget, spent, accounting.currency)) is not None:
+        stop_run(cap)
+    return Allowance(budget, accounting, spent)
+
+
+def record_replaced(recipe: Recipe, name: str) -> None:
+    """Record what a finished step has used that runs again, as its ledger is then replaced."""
+    records, ledger = _replaced(recipe.root), _ledger(recipe, name)
+    if ledger is not None and (record := _record(name, ledger)) not in records:
+        write_json(recipe.root / REPLACED, [*records, record])
+
+
+def record_abandoned(recipe: Recipe, planned: Iterable[PlannedStep]) -> None:
+    """Record what those unfinished attempts of planned steps have used that are not resumed: their folders go."""
+    for each in planned:
+        working = working_folder(recipe.root / each.step.name)
+        if each.state != INTERRUPTED and (attempts := read_spent(working)):
+            records = [{"step": each.step.name, **attempt} for attempt in attempts]
+            write_json(recipe.root / REPLACED, [*_replaced(recipe.root), *records])
+            remove_spent(working)
+
+
+def _used(recipe: Recipe) -> Iterator[tuple[str, Spent]]:
+    """Yield what the steps have used, each by its name."""
+    replaced = _replaced(recipe.root)
+    for each in replaced:
+        yield each["step"], spent_by(each, recipe.accounting)
+    for name in recipe.steps:
+        ledger = _ledger(recipe, name)
+        if ledger is not None and _record(name, ledger) not in replaced:
+            yield name, Spent.of_ledger(ledger, recipe.accounting)
+        yield name, spent_unfinished(working_folder(recipe.root / name), recipe.accounting)
+
+
+def _ledger(recipe: Recipe, name: str) -> Ledger | None:
+    """Return the ledger of a step's folder; None where it has not finished."""
+    manifest = read_manifest(recipe.root / name) or {}
+    return Ledger.from_json(manifest["ledger"]) if "ledger" in manifest else None
+
+
+def _record(name: str, ledger: Ledger) -> dict[str, Any]:
+    """Return what a step has used in the form of an attempt."""
+    used = {"flops": ledger.flops, "seconds": ledger.seconds, "devices": ledger.devices, "kwh": ledger.energy_kwh}
+    return {"step": name, **used}
+
+
+def _replaced(root: Path) -> list[dict[str, Any]]:
+    return read_json(root / REPLACED) if (root / REPLACED).is_file() else []

@@ -1,0 +1,95 @@
+"""MMLU: rows in both forms, letters in answers, and likelihoods of letters against a forward pass of transformers."""
+
+import pytest
+import torch
+
+from align.data.rows import read_rows
+from align.errors import InputError
+from align.evaluation.choices import choice_groups
+from align.evaluation.likelihood import likelihoods
+from align.evaluation.task import Answer
+from align.evaluation.tasks.mmlu import TASK, letter_in, plain_prompt, prompt, read_question
+from align.records import Message
+from align.testing import tiny_policy
+
+HUB = {"question": "What is 1 + 1?", "subject": "abstract_algebra", "choices": ["1", "2", "3", "4"], "answer": 1}
+CSV = {
+    "question": "What is 1 + 1?",
+    "A": "1",
+    "B": "2",
+    "C": "3",
+    "D": "4",
+    "answer": "B",
+    "subject": "abstract_algebra",
+}
+
+
+def test_both_forms_are_the_same_question():
+    assert read_question(HUB) == read_question(CSV) == read_question({**HUB, "choices": "['1', '2', '3', '4']"})
+    assert plain_prompt(HUB) == (  # lm-evaluation-harness, mmlu_abstract_algebra, zero-shot
+        "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
+        "What is 1 + 1?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
+    )
+
+
+def test_original_files_have_no_header(tmp_path):
+    (tmp_path / "college_physics_test.csv").write_text('"Which, if any?",x,y,z,w,C\nAnd now?,1,2,3,4,A\n')
+    rows = list(read_rows(str(tmp_path / "college_physics_test.csv")))
+    assert [(row["question"], row["answer"], row["subject"]) for row in rows] == [
+        ("Which, if any?", "C", "college_physics"), ("And now?", "A", "college_physics")
+    ]  # fmt: skip
+    (tmp_path / "with_header.csv").write_text("question,A,B,C,D,answer\nAnd now?,1,2,3,4,A\n")
+    assert len(list(read_rows(str(tmp_path / "with_header.csv")))) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**HUB, "choices": ["1"]}, "has 1 choices"),
+        ({**HUB, "answer": 4}, "has answer 4"),
+        ({"question": "?", "answer": "A"}, "A, B, C and D"),
+    ],
+)
+def test_other_rows_are_rejected(row, message):
+    with pytest.raises(InputError, match=f"file: row 1: .*{message}"):
+        TASK.check_rows([row], "file")
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        *[
+            (text, "B")
+            for text in ("B", " (B)", "B. 2", "**B**", "B) two", "b is wrong. The answer is B.", "\\boxed{B}")
+        ],
+        *[(text, "B") for text in ("Option A fails. So the correct choice is (B).", "B\nbecause", "Answer: B")],
+        *[(text, "B") for text in ("B is the correct answer.", "(B) is right", "The answer is B because of it")],
+        *[(text, "A") for text in ("The answer is A.", "Answer: A", "The answer is (A) two", "A is correct")],
+        *[(text, None) for text in ("", "A planet of the sun", "I do not know", "2", "E", "The answer is A planet.")],
+    ],
+)
+def test_letters_are_found(response, letter):
+    assert letter_in(response) == letter
+
+
+def test_an_answer_without_a_letter_is_wrong_and_counted():
+    answers = [Answer(0, "B"), Answer(1, "C"), Answer(2, "Two"), Answer(3, "Two")]
+    found = TASK.scores(answers, list(TASK.grade_answers([HUB] * 4, answers)))
+    assert {name: score.value for name, score in found.items()} == {"generated": 0.25, "unparsable": 0.5}
+
+
+def test_letters_are_one_token_branches_of_one_prompt():
+    (policy, tokenizer), (plain, _) = tiny_policy(), tiny_policy()
+    letters = [f" {letter}" for letter in "ABCD"]
+    (text,) = choice_groups(tokenizer, [plain_prompt(HUB)], letters)
+    (chat,) = choice_groups(tokenizer, [(Message("user", prompt(HUB)),)], list("ABCD"))
+    for group in (text, chat):
+        assert len({tuple(sequence.ids[: group.prompt_length]) for sequence in group.sequences}) == 1
+        (found,) = likelihoods(policy, [group])
+        for sequence, (logp, length) in zip(group.sequences, found, strict=True):
+            ids = torch.from_numpy(sequence.ids).long()
+            with torch.no_grad():
+                logps = plain.base(ids[None]).logits[0].log_softmax(dim=-1)
+            own = range(group.prompt_length, len(ids))
+            assert logp == pytest.approx(sum(float(logps[at - 1, ids[at]]) for at in own), abs=1e-4)
+            assert length == len(own)

@@ -1,0 +1,33 @@
+"""What the page says of steps that select their rows."""
+
+from align.report.selection.section import comparison_cells, comparisons
+
+FOUND = {"filter": 0.5, "predicted_cost": 1.667, "reference_flops": 5.0, "steps": 10}
+UNIFORM = FOUND | {"score": "uniform", "compare": None, "training_flops": 170.0, "scoring_flops": 0.0}
+UNIFORM["curve"] = [[5, 50.0, 3.0], [10, 100.0, 2.5], [17, 170.0, 2.0]]
+HARD = FOUND | {"score": "hard", "compare": "step:plain", "training_flops": 100.0, "scoring_flops": 67.0}
+HARD |= {"curve": [[10, 167.0, 2.25]], "share/a": 0.9, "pool_share/a": 0.5, "share/b": 0.1, "pool_share/b": 0.5}
+
+
+def test_a_selecting_step_is_compared_at_equal_steps_and_at_equal_flops():
+    (found,) = comparisons({"plain": UNIFORM, "hard": HARD})
+    assert (found.loss, found.equal_steps, found.equal_flops, found.verdict) == (2.25, 2.5, 2.0, "lost")
+    cells = comparison_cells(found)
+    assert cells["cost"] == "1.67 × (1.67 predicted)" and cells["chosen"] == "a 90.0% of 50.0%, b 10.0% of 50.0%"
+
+
+def test_the_pass_of_the_reference_counts_at_equal_flops():
+    easy = HARD | {"score": "easy", "scoring_flops": 0.0, "reference_flops": 67.0}
+    (found,) = comparisons({"plain": UNIFORM, "easy": easy})
+    assert (found.equal_steps, found.equal_flops, found.cost) == (2.5, 2.0, 1.0)
+
+
+def test_a_run_of_as_many_steps_takes_the_place_of_the_longer_one_at_equal_steps():
+    steps = UNIFORM | {"curve": [[10, 100.0, 2.1]]}
+    (found,) = comparisons({"plain": UNIFORM, "plain-steps": steps, "hard": HARD})
+    assert (found.equal_steps, found.equal_flops) == (2.1, 2.0)
+
+
+def test_a_step_without_a_uniform_run_says_so():
+    (found,) = comparisons({"hard": HARD | {"compare": None}})
+    assert found.verdict == "not compared" and found.equal_flops is None

@@ -1,0 +1,174 @@
+"""A step of a recipe that selects its rows: the uniform run beside it, its cost, and settings that cannot work."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from small_runs import SMALL_POLICY, run, written
+
+from align.accounting.flops import Decoder, Work
+from align.errors import InputError
+from align.models.policy import save_policy
+from align.models.reward_model import load_reward_model, save_reward_model, set_pad_token
+from align.models.settings import HeadSettings, LoraSettings, PolicySettings
+from align.stages.costs.measured import Done
+from align.stages.training.selecting import fixed_models
+from align.testing import tiny_policy
+from align.train.selection.settings import SelectionSettings
+from align.workflow.recipe.load import load_recipe
+
+RECIPE = (
+    SMALL_POLICY
+    + """\
+data:
+  pool: {{path: "tasks:general", limit: 60, held_out: 0.1}}
+  other: {{path: "tasks:code", limit: 60}}
+  curated: {{path: "tasks:general", limit: 16, seed: 5}}
+  pairs: {{path: "tasks:general", limit: 60, responses: 2, held_out: 0.1}}
+steps:
+  base: {{stage: import, vocab_size: 300}}
+  reference: {{stage: sft, policy: base, data: curated, train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}}}
+  chosen:
+    stage: sft
+    policy: base
+    data: {{pool: 1, other: 1}}
+    train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}
+    selection: {{reference: "step:reference", chunks: 2}}
+"""
+)
+PREFERENCE = """  dpo:
+    stage: preference
+    policy: base
+    data: pairs
+    loss: {{name: dpo}}
+    train: {{learning_rate: 1.0e-3, prompts_per_step: 4, schedule: cosine}}
+    selection: {{score: hard, chunks: 2}}
+"""
+
+
+def manifest(folder, step):
+    return json.loads((folder / "runs/small" / step / "manifest.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_selected_step_is_shown_beside_uniform_training_of_equal_flops(tmp_path):
+    run(tmp_path, text=RECIPE)
+    chosen, uniform = (manifest(tmp_path, name) for name in ("chosen", "chosen-uniform"))
+    selected, beside = chosen["selection"], uniform["selection"]
+    assert selected["compare"] == "step:chosen-uniform" and beside["score"] == "uniform"
+    steps, factor = chosen["optimizer_steps"], 1 + 1 / (3 * 0.5)
+    # Every row is scored once by the policy and once by the reference, which have the same dimensions
+    assert uniform["optimizer_steps"] == pytest.approx(steps * (factor + 1 / (3 * 0.5)), abs=1)
+    compared, longest = round(steps * (1 + 1 / (3 * 0.5))), uniform["optimizer_steps"]
+    assert [step for step, *_ in beside["curve"]] == pytest.approx([0, steps, compared, longest], abs=1)
+    assert beside["scoring_flops"] == 0 < selected["scoring_flops"] < selected["training_flops"]
+    flops = [each["training_flops"] + each["scoring_flops"] + each["reference_flops"] for each in (selected, beside)]
+    assert flops[0] == pytest.approx(flops[1], rel=0.2)  # a whole step of few rows, and rows of unequal lengths
+    # The held-out rows cost something, too; the reference's pass, 29 %, is estimated row by row
+    assert chosen["ledger"]["flops"] == pytest.approx(flops[0], rel=0.1)
+    assert selected["curve"][-1][1] == flops[0] and selected["curve"][0][1] == selected["reference_flops"]
+    assert beside["reference_flops"] == 0
+    assert selected["share/pool"] + selected["share/other"] == pytest.approx(1)
+    page = (tmp_path / "runs/small/report.html").read_text()
+    assert 'id="selection"' in page and "Held-out loss over training FLOPs" in page
+
+
+@pytest.mark.slow
+def test_cross_fitted_references_are_trained_on_two_halves_of_the_rows(tmp_path):
+    text = RECIPE.replace('reference: "step:reference"', "reference: cross_fit, compare: null")
+    run(tmp_path, text=text)
+    chosen, *halves = (manifest(tmp_path, name) for name in ("chosen", "chosen-fold-1", "chosen-fold-2"))
+    sizes = [half["rows"]["in_fold"] for half in halves]
+    assert sum(sizes) == chosen["rows"]["trained"] == halves[0]["rows"]["trained"] and min(sizes) > 30
+    work = [json.loads(path.read_text()) for path in (tmp_path / "runs/small").glob("references/*/*.json")]
+    keys = [set(each) for each in work]  # of the rows that each reference scored
+    assert sorted(map(len, keys)) == sorted(sizes) and not keys[0] & keys[1]
+
+
+def test_references_and_scorers_are_steps_that_other_steps_can_use(tmp_path):
+    text = RECIPE.replace('reference: "step:reference"', "reference: cross_fit")
+    other = """  easy:
+    stage: sft
+    policy: base
+    data: {{pool: 1, other: 1}}
+    train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}
+    selection: {{score: easy, reference: "cross_fit:chosen", compare: null}}
+"""
+    recipe = load_recipe(written(tmp_path, text + other))
+    folds = ["chosen-fold-1", "chosen-fold-2"]
+    assert list(recipe.steps)[-5:] == [*folds, "chosen-uniform", "chosen", "easy"]
+    assert [recipe.steps[name].selection.fold for name in folds] == [1, 2]
+    scored = load_recipe(written(tmp_path / "scorer", RECIPE), ("steps.chosen.selection.scorer=step:base",))
+    assert {"base", "reference"} <= set(scored.inputs("chosen")) & set(scored.inputs("chosen-uniform"))
+    for name in ("chosen", "chosen-uniform", "easy"):
+        assert set(folds) <= set(recipe.inputs(name))
+
+
+def test_under_a_decaying_schedule_a_second_uniform_run_has_as_many_steps(tmp_path):
+    recipe = load_recipe(written(tmp_path, RECIPE + PREFERENCE))
+    assert list(recipe.steps)[-3:] == ["dpo-uniform", "dpo-uniform-steps", "dpo"]
+    equal = [recipe.steps[name].selection.equal for name in ("dpo-uniform", "dpo-uniform-steps")]
+    assert equal == ["flops", "steps"]
+    assert recipe.steps["dpo-uniform"].start == recipe.steps["dpo"].start == "base"
+
+
+def test_a_reward_model_is_compared_with_one_of_the_same_attributes(tmp_path):
+    save_policy(*tiny_policy(), tmp_path / "policy")
+    for names in (("a", "b"), ("b", "a")):
+        model, tokenizer = load_reward_model(
+            PolicySettings(path=str(tmp_path / "policy")), HeadSettings(attributes=names, weights=(1.0, 1.0))
+        )
+        set_pad_token(model, tokenizer, ())
+        save_reward_model(model, tokenizer, tmp_path / "".join(names))
+    step = SimpleNamespace(selection=SelectionSettings(score="easy", reference="step:curated"), has_lm_head=False)
+    quantized = PolicySettings(path="base", quantize="nf4", lora=LoraSettings(adapters="continued"))
+
+    def load(name):
+        inputs = SimpleNamespace(policy=quantized, folders={"curated": tmp_path / name})
+        (load,) = fixed_models(step, inputs, tokenizer, ("a", "b"))["reference"].loads
+        return load()
+
+    assert load("ab").rating.names == ("a", "b")
+    with pytest.raises(InputError, match="the reference predicts b, a, and the step a, b"):
+        load("ba")
+
+
+def test_the_ledger_counts_the_reference_by_its_own_size():
+    own = Decoder(hidden=8, layers=1, query_width=8, kv_width=8, intermediate=16, vocab=10)
+    reference = replace(own, layers=3)
+    layer = 4 * 8 * 8 + 3 * 8 * 16  # weights; 2 FLOPs of each per token, and 4 of the width per attended pair
+    work, scored = Work(100, 0, 0), Work(50, 7, 20)
+    done = Done(dimensions=own, trained=work, others=((reference, scored),))
+    assert done.flops[0] == 3 * 2 * layer * 100 + 3 * (2 * layer * 50 + 4 * 8 * 7) + 2 * 8 * 10 * 20
+    assert replace(done, others=(("no known layers", scored),)).flops == (None, "no known layers")
+
+
+def test_fewer_rows_per_step_than_the_default_chunks_are_accepted(tmp_path):
+    load_recipe(written(tmp_path, RECIPE.replace(", chunks: 2", "")))
+
+
+WRONG = {
+    "kto": ("steps.dpo.loss.name=kto", "kto estimates"),
+    "chunks": ("steps.dpo.selection.chunks=5", "more than the 4 rows"),
+    "one draw": ("steps.dpo.selection={score: hard, chunks: 1, coupling: gradient}", "needs chunks and prompts"),
+    "held out": ("data.pairs.held_out=0", "needs held-out rows"),
+    "compare": ("steps.dpo.selection.compare=step:nowhere", "no earlier step is called 'nowhere'"),
+    "reference": ("steps.chosen.selection.reference=step:nowhere", "no step is called 'nowhere'"),
+    "cross-fitting": ("steps.chosen.selection.reference=cross_fit:reference", "no step is called 'reference-fold-1'"),
+    "score": ("steps.dpo.selection.score=tests:nothing", "nothing"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_settings_that_cannot_work_are_refused_where_they_are_written(tmp_path, name):
+    override, message = WRONG[name]
+    with pytest.raises(InputError, match=message):
+        load_recipe(written(tmp_path, RECIPE + PREFERENCE), (override,))
+
+
+def test_a_step_without_selection_has_the_content_hash_that_it_had_before(tmp_path):
+    recipe = load_recipe(written(tmp_path, RECIPE))
+    assert "selection" not in recipe.steps["reference"].decisive()
+    assert recipe.steps["chosen"].decisive()["selection"].keys() >= {"score", "filter"}
+    assert "compare" not in recipe.steps["chosen"].decisive()["selection"]

@@ -1,0 +1,240 @@
+"""A cap on the resources of a run stops it at a checkpoint, counts earlier attempts, and changes no number."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from small_runs import RECIPE, ROOT, metrics, run, written
+from tiny_training import NOT_NUMBERS, same
+
+from align.accounting import energy
+from align.accounting.budget import Allowance, BudgetSettings, Spent, reached
+from align.accounting.counters import NoCounter
+from align.accounting.energy import EnergyReading
+from align.accounting.settings import AccountingSettings
+from align.artifacts import discard_attempt
+from align.commands.check import check
+from align.distributed.progress import SilentProgress
+from align.distributed.signals import defer_stop
+from align.errors import InputError, Stopped
+from align.stages.costs import meter as module
+from align.stages.costs.meter import Meter, spent_unfinished
+from align.workflow.launcher import Command
+from align.workflow.spending import allowance
+
+PRICE = AccountingSettings(price_per_device_hour=36, currency="EUR")  # 0.01 EUR in a second
+
+
+class Energy:
+    """A meter that reads what a test says."""
+
+    kwh = 0.0
+
+    @property
+    def reading(self):
+        return EnergyReading(kwh=self.kwh, co2_kg=None, source="a test", measured=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run without caps, and its manifests."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder)[0]
+
+
+def numbers(folder, step):
+    return [{name: value for name, value in line.items() if name not in NOT_NUMBERS} for line in metrics(folder, step)]
+
+
+def weights(folder, step):
+    return load_file(folder / "runs/small" / step / "model.safetensors")
+
+
+def test_a_run_stopped_at_two_caps_equals_an_uninterrupted_one(tmp_path, whole):
+    reference, made = whole
+    flops = {name: manifest["ledger"]["flops"] for name, manifest in made.items()}
+    # More than half of the 6 optimizer steps of sft, which have about equally many tokens, and of the 3 of dpo
+    for cap, step, done in (
+        (0.55 * flops["sft"], "sft", "4 of 6"),
+        (flops["sft"] + 0.55 * flops["dpo"], "dpo", "2 of 3"),
+    ):
+        for attempt in ("stops", "stops at once"):
+            with pytest.raises(Stopped, match=r"stopped by budget\.flops .* raise budget\.flops and rerun") as stopped:
+                run(tmp_path, f"budget.flops={cap}")
+            assert stopped.value.exit_status == 3
+            assert (f"saved a checkpoint after step {done}" in str(stopped.value)) == (attempt == "stops")
+            assert [each.name for each in (tmp_path / f"runs/small/{step}.partial").glob("checkpoint-*")] == [
+                f"checkpoint-{done[0]}"
+            ]
+    continued, _ = run(tmp_path)
+    for name in ("sft", "dpo"):
+        assert continued[name]["ledger"]["flops"] == flops[name]
+        assert continued[name]["attempts"] == 2  # the attempt that stops at once does not begin
+        assert numbers(tmp_path, name) == numbers(reference, name)
+        assert same(weights(tmp_path, name), weights(reference, name))
+
+
+def test_a_cap_that_the_run_does_not_reach_changes_nothing(tmp_path, whole):
+    caps = ("budget.hours=1", "budget.flops=1e15", "budget.money=5", "accounting.price_per_device_hour=1")
+    run(tmp_path, *caps)
+    assert same(weights(tmp_path, "dpo"), weights(whole[0], "dpo"))
+
+
+def test_finished_steps_count_and_the_cap_may_lie_before_a_step(tmp_path, whole):
+    hours = run(tmp_path, until="base")[0]["base"]["ledger"]["seconds"] / 3600
+    with pytest.raises(Stopped) as stopped:
+        run(tmp_path, f"budget.hours={hours}")
+    said = f"stopped by budget.hours ({hours:.4g} of {hours:.4g} hours spent); raise budget.hours and rerun"
+    assert str(stopped.value).startswith(said)
+    assert not (tmp_path / "runs/small/sft.partial/metrics.jsonl").exists()
+
+
+def test_an_attempt_stops_between_two_items_once_money_is_spent_and_keeps_what_it_used(tmp_path, clock):
+    allowed = Allowance(BudgetSettings(money=1.5), PRICE, Spent(money=1.0))
+    meter = Meter(tmp_path, SilentProgress(), Energy(), allowed)
+    with pytest.raises(Stopped, match=r"budget\.money \(1\.5 of 1\.5 EUR spent\); raise budget\.money"), meter:
+        for number in range(10):
+            clock.now = 100.0 + 10 * number
+            meter.advance(1)
+    assert number == 5  # 50 s
+    clock.now = 0.0
+    assert spent_unfinished(tmp_path, PRICE) == Spent(flops=0, hours=50 / 3600, money=0.5, energy_wh=0)
+    assert Meter(tmp_path, SilentProgress(), Energy(), allowed).attempts == 2
+
+
+def test_in_a_training_step_the_cap_asks_to_stop_and_does_not_raise(tmp_path, clock):
+    used = Energy()
+    meter = Meter(tmp_path, SilentProgress(), used, Allowance(BudgetSettings(energy_wh=3), PRICE, Spent(energy_wh=1)))
+    with defer_stop() as stop:
+        meter.advance(1, {"flops": 7.0})
+        assert not stop.requested
+        used.kwh, clock.now = 0.002, 102.0
+        meter.advance(1, {"flops": 8.0})
+    assert stop.by == "budget.energy_wh (3 of 3 Wh spent)"
+    with meter:
+        pass
+    assert spent_unfinished(tmp_path, PRICE) == Spent(flops=15, hours=2 / 3600, money=0.02, energy_wh=2)
+
+
+def test_the_display_is_told_what_the_run_has_used_and_nothing_of_what_is_unknown(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(module, "peak_memory", lambda device: 77)
+    seen, used = [], Energy()
+
+    class Told(SilentProgress):
+        def advance(self, units, metrics=None):
+            seen.append(metrics)
+
+    allowed = Allowance(BudgetSettings(), PRICE, Spent(money=2.0, energy_wh=1.0))
+    meter = Meter(tmp_path, Told(), used, allowed, peak_flops=1e3)
+    used.kwh, clock.now = 0.5, 200.0
+    meter.advance(1, {"flops": 900.0, "timed_flops": 600.0, "seconds": 2.0})
+    meter.advance(1)
+    used.kwh, clock.now = None, 300.0
+    meter.advance(1, {"requests_per_s": 5.0})
+    of_run = {"peak_memory_bytes": 77, "money": 3.0, "energy_wh": 501.0}
+    assert seen[0] == {"flops": 900.0, "timed_flops": 600.0, "seconds": 2.0, "mfu": 0.3, **of_run}
+    assert seen[1:] == [None, {"requests_per_s": 5.0, "peak_memory_bytes": 77, "money": 4.0}]
+
+
+def test_what_an_attempt_has_used_outlasts_a_step_that_starts_anew(tmp_path, clock):
+    for attempt in (1, 2, 3):
+        meter = Meter(tmp_path, SilentProgress(), Energy(), Allowance(BudgetSettings(), PRICE))
+        assert meter.attempts == attempt
+        (tmp_path / "model.safetensors").touch()
+        discard_attempt(tmp_path)
+        with meter:
+            clock.now += 10
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"spent-{attempt}.json" for attempt in (1, 2, 3)]
+    assert spent_unfinished(tmp_path, PRICE).hours == pytest.approx(30 / 3600)
+
+
+def test_what_was_used_for_steps_that_run_again_counts(tmp_path):
+    def used(*overrides):
+        return allowance(Command(written(tmp_path), overrides).loaded).before
+
+    first = {name: made["ledger"] for name, made in run(tmp_path)[0].items()}
+    whole = sum(each["flops"] for each in first.values())
+    assert used().flops == whole
+    other = "steps.sft.train.learning_rate=2e-3"
+    again = run(tmp_path, other, until="sft")[0]["sft"]["ledger"]
+    assert used(other).flops == whole + again["flops"]
+    assert used(other).hours == pytest.approx(sum(each["seconds"] for each in (*first.values(), again)) / 3600)
+    # An attempt that is abandoned for other settings counts, too
+    third = "steps.sft.train.learning_rate=3e-3"
+    cap = f"budget.flops={whole + 1.5 * again['flops']}"
+    with pytest.raises(Stopped):
+        run(tmp_path, third, cap, until="sft")
+    spent = used(third)
+    assert spent.flops >= whole + 1.5 * again["flops"]
+    with pytest.raises(Stopped):
+        run(tmp_path, "steps.sft.train.learning_rate=4e-3", cap, until="sft")
+    assert used(third).flops == spent.flops
+
+
+def test_unknown_values_stay_unknown_in_sums_and_reach_no_cap():
+    one, other = Spent(hours=1, flops=None), Spent(hours=2, money=None, energy_wh=4)
+    assert one + other == Spent(hours=3, flops=None, money=None, energy_wh=4)
+    assert reached(BudgetSettings(flops=1, money=1), one + other, "USD") is None
+
+
+MESSAGES = {
+    "money": ("budget.money=1", "budget.money: the cost of a run is unknown without a price"),
+    "energy": ("budget.energy_wh=1", "budget.energy_wh: the energy of a run cannot be capped here: not measured: none"),
+    "FLOPs": ("budget.flops=1", "budget.flops: the FLOPs of step 'base' cannot be capped: the model's configuration"),
+    "zero": ("budget.hours=0", "budget.hours: Input should be greater than 0 (got 0)"),
+}
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+def test_a_cap_on_what_cannot_be_measured_is_refused_in_one_line(tmp_path, monkeypatch, what):
+    override, message = MESSAGES[what]
+    monkeypatch.setattr(energy, "machine_counter", lambda: NoCounter("none"))
+    text = RECIPE
+    if what == "FLOPs":
+        text = text.replace("model_type: llama", "model_type: mamba").replace("intermediate_size: 32, ", "")
+        text = text.replace("num_attention_heads: 2, max_position_embeddings: 256, ", "")
+    with pytest.raises(InputError) as refused:
+        check(written(tmp_path, text), (override,))
+    (error,) = refused.value.parts
+    assert message in str(error) and "\n" not in str(error)
+
+
+def test_energy_that_an_earlier_step_did_not_measure_is_not_taken_for_none(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(energy, "machine_counter", lambda: NoCounter("none"))
+        run(tmp_path, until="base")
+    with pytest.raises(InputError, match="step 'base' ran without a measurement of it"):
+        run(tmp_path, "budget.energy_wh=1000")
+
+
+def test_a_cap_is_not_part_of_what_a_step_is(tmp_path):
+    path = written(tmp_path)
+    keys = [[step.key for step in Command(path, caps).loaded.pipeline()] for caps in ((), ("budget.hours=1",))]
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_stop_together_and_continue_with_the_same_numbers(tmp_path, whole):
+    launch = "steps.sft.launch=launch/ddp-cpu-2.yaml"
+    flops = whole[1]["sft"]["ledger"]["flops"]
+    command = [sys.executable, "-m", "align", "run", str(written(tmp_path)), "--until", "sft", launch]
+    ended = subprocess.run(
+        [*command, f"budget.flops={0.55 * flops}"],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 3, ended.stderr
+    said = ended.stderr.splitlines()[-1]
+    assert said.startswith("align: sft: stopped by budget.flops (") and "checkpoint after step 4 of 6; raise" in said
+    log = (tmp_path / "runs/small/sft.partial/launch.log").read_text()
+    assert log.count("saved a checkpoint after step 4 of 6") == 2  # both processes
+    run(tmp_path, launch, until="sft")
+    straight = tmp_path / "straight"
+    run(straight, launch, until="sft")
+    assert same(weights(tmp_path, "sft"), weights(straight, "sft"))

@@ -1,0 +1,140 @@
+"""What `align check` predicts from planted ledgers equals what is computed by hand."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from small_runs import RECIPE, written
+
+from align.accounting.energy import EnergyReading
+from align.accounting.ledger import Usage, step_ledger
+from align.accounting.settings import AccountingSettings
+from align.commands.check import check
+from align.stages.costs.estimates import Estimate
+from align.workflow import prediction as module
+from align.workflow.launcher import Command
+from align.workflow.prediction import Interval, earlier_ledgers, predict, total
+
+HERE = {"host": "this", "device": "processor"}
+OLDER = {"stage": "sft", "environment": HERE}
+USED = Usage(
+    tokens_trained=0,
+    tokens_computed=0,
+    flops=1e12,
+    flops_source="",
+    seconds=100.0,
+    devices=1,
+    peak_flops=1e10,
+    peak_memory_bytes=1000,
+    wire_bytes=0,
+    weights=10_000,
+)
+
+
+def ledger(kwh=None, **values):
+    energy = EnergyReading(kwh=kwh, co2_kg=None, source="", measured=True)
+    return step_ledger(replace(USED, **values), energy, AccountingSettings())
+
+
+def plant(runs, run, step, stage, found, **environment):
+    folder = runs / run / step
+    folder.mkdir(parents=True)
+    manifest = {"stage": stage, "environment": {**HERE, **environment}, "ledger": found.to_json()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(module.platform, "node", lambda: HERE["host"])
+    monkeypatch.setattr(module, "device_name", lambda: HERE["device"])
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return Command(written(tmp_path), ("accounting.price_per_device_hour=6",)).loaded
+
+
+def test_only_steps_of_this_host_and_device_are_learned_from(tmp_path, here):
+    plant(tmp_path, "a", "one", "sft", ledger())
+    plant(tmp_path, "a", "two", "preference", ledger(seconds=7))
+    plant(tmp_path, "b", "three", "sft", ledger(seconds=200), host="other")
+    plant(tmp_path, "b", "four", "sft", ledger(seconds=300), device="other")
+    for name, content in (("begun.partial", {"fingerprint": None}), ("older", {"ledger": {"seconds": 5}, **OLDER})):
+        (tmp_path / "c" / name).mkdir(parents=True)
+        (tmp_path / "c" / name / "manifest.json").write_text(json.dumps(content))
+    found = earlier_ledgers(tmp_path)
+    assert {stage: [each.seconds for each in ledgers] for stage, ledgers in found.items()} == {
+        "sft": [100.0],
+        "preference": [7.0],
+    }
+    assert earlier_ledgers(tmp_path / "nothing") == {}
+
+
+def test_a_prediction_scales_what_earlier_steps_used_for_each_of_their_flops(recipe):
+    earlier = [
+        ledger(kwh=0.001, flops=1e12, seconds=100),  # 100 device-seconds and 1 Wh for 1e12 FLOPs
+        ledger(kwh=0.004, flops=2e12, seconds=160),  # 80 and 2 Wh
+        ledger(flops=1e12, seconds=75, devices=4),  # 300, and no meter
+        ledger(flops=None, seconds=9e9),
+        ledger(flops=0.0, seconds=9e9),
+    ]
+    found = predict(recipe, Estimate(name="sft", stage="sft", rows=1, flops=3e12, weights=10_000), earlier)
+    assert found.num_earlier == 3
+    assert found.seconds == pytest.approx((240, 300, 900))
+    assert found.money == pytest.approx((6 * 240 / 3600, 0.5, 6 * 900 / 3600))  # 6 for a device-hour
+    assert found.energy_wh == pytest.approx((3, 4.5, 6))
+    assert (found.wire_bytes, found.peak_memory_bytes) == ((0, 0, 0), (1000, 1000, 1000))
+
+
+def test_a_launched_step_divides_the_time_and_learns_the_network_from_as_many_processes(recipe, tmp_path):
+    launch = tmp_path / "four.yaml"
+    launch.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 4\n")
+    steps = {**recipe.steps, "sft": recipe.steps["sft"].model_copy(update={"launch": str(launch)})}
+    four = ledger(flops=2e12, seconds=50, devices=4, wire_bytes=600, peak_memory_bytes=700)
+    estimate = Estimate(name="sft", stage="sft", rows=1, flops=1e12, weights=9_999)
+    found = predict(recipe.model_copy(update={"steps": steps}), estimate, [ledger(), four])
+    assert found.seconds == pytest.approx((25, 25, 25))  # 100 device-seconds in both
+    assert found.money == pytest.approx([6 * 100 / 3600] * 3)
+    assert (found.wire_bytes, found.peak_memory_bytes) == ((300, 300, 300), (700, 700, 700))
+
+
+def test_steps_without_a_model_count_as_equally_long_and_unknown_flops_predict_nothing(recipe):
+    none = [ledger(flops=0.0, seconds=seconds, weights=None) for seconds in (2, 4, 9)]
+    found = predict(recipe, Estimate(name="base", stage="import", rows=0), [*none, ledger()])
+    assert (found.num_earlier, found.seconds) == (3, (2, 4, 9))
+    unknown = predict(recipe, Estimate(name="sft", stage="sft", rows=1, flops=None), [ledger()])
+    assert (unknown.num_earlier, unknown.seconds, unknown.money, unknown.energy_wh) == (0, None, None, None)
+
+
+def test_totals_sum_the_steps_or_take_their_maximum_and_name_what_is_unknown(recipe):
+    one = predict(recipe, Estimate(name="sft", stage="sft", rows=1, flops=1e12, weights=10_000), [ledger()])
+    two = replace(one, name="dpo", seconds=Interval(1, 2, 3), peak_memory_bytes=Interval(500, 1500, 2500))
+    three = replace(one, name="base", seconds=None, peak_memory_bytes=None)
+    assert total([one, two, three], "seconds") == ((101, 102, 103), ["base"])
+    assert total([one, two, three], "peak_memory_bytes") == ((1000, 1500, 2500), ["base"])
+    assert total([three], "seconds") == (None, ["base"])
+
+
+def shown(capsys, path, *overrides):
+    check(path, overrides)
+    whole = re.sub(r" +", " ", capsys.readouterr().out).partition("whole recipe")
+    return whole[0], [line.strip() for line in whole[2].splitlines()[1:]]
+
+
+def test_check_shows_the_whole_recipe_and_says_where_there_is_nothing_to_learn_from(tmp_path, here, capsys):
+    path = written(tmp_path, RECIPE)
+    steps, lines = shown(capsys, path)
+    assert "estimated from a matrix product; no earlier sft step to learn from" in steps
+    (flops,) = re.findall(r"FLOPs (\S+)\n(?=.*sft step)", steps)
+    nothing = f"unknown: no step of these stages has been measured on this machine, below {tmp_path / 'runs'}"
+    assert f"time {nothing}" in lines and f"energy {nothing}" in lines
+    assert "money unknown: set accounting.price_per_device_hour" in lines
+    for number, seconds in enumerate((60, 120)):
+        plant(tmp_path / "runs", f"earlier-{number}", "a", "sft", ledger(kwh=0.5, flops=float(flops), seconds=seconds))
+    steps, lines = shown(capsys, path, "accounting.price_per_device_hour=2", "accounting.currency=EUR")
+    assert "time 1.5 minutes (1 to 2), from 2 earlier sft step(s) on this machine" in steps
+    assert "time 1.5 minutes (1 to 2), without base, dpo: unknown" in lines
+    assert "money 0.05 EUR (0.0333 to 0.0667), without base, dpo: unknown" in lines
+    assert "energy 500 Wh, without base, dpo: unknown" in lines
+    assert f"learned from 2 finished step(s) of these stages on this machine, below {tmp_path / 'runs'}" in lines
