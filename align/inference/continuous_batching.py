@@ -3,9 +3,10 @@
 On a CPU the logits of a row are bit-identical whatever else is in the batch, in fp32 and bf16: each prompt is computed
 alone, attention reads as many keys as the row's position needs, in blocks of WIDTH, and every forward pass has a
 number of rows of CPU_ROWS, up to the last for which this model's logits were found not to depend on it
-(`forward_sizes`). This was measured (tests/inference/test_continuous_batching.py) for a constant number of threads;
-it is not proven. On a GPU, and for models that need transformers' eager attention (soft-capped scores, attention
-sinks), the last bits of a row depend on the batch, so nearly equal probabilities may be ordered differently.
+(`forward_sizes`; in bf16 at most MAX_BF16_ROWS). This was measured (tests/inference/test_continuous_batching.py) for a
+constant number of threads; it is not proven. On a GPU, and for models that need transformers' eager attention
+(soft-capped scores, attention sinks), the last bits of a row depend on the batch, so nearly equal probabilities may be
+ordered differently.
 
 Shape legend: A active rows, L positions, V vocabulary.
 """
@@ -32,6 +33,9 @@ WIDTH = 64  # keys; the order of the sum over a row's keys depends on their numb
 # oneDNN choose a kernel by the number of rows, and where it changes depends on the CPU, the widths, the data type and
 # the threads (on a Xeon at 11, 14, 16 or 57 rows in fp32).
 CPU_ROWS = (16, 32, 48, 64, 128, 192, 256)
+# Most rows with bf16 weights: more were seen to change the last bits of a few rows on one machine, which the trial with
+# random tokens did not find, and of SmolLM2's logits on a Xeon with AMX.
+MAX_BF16_ROWS = CPU_ROWS[1]
 
 MAX_PADDED_PROMPT = CPU_ROWS[3]  # longer ones fill a forward pass by themselves
 PROBE_LENGTH = 16  # tokens of the prompt with which they are tried
@@ -129,7 +133,8 @@ def forward_sizes(model: PreTrainedModel, size: int) -> Sequence[int]:
     """
     if model.device.type != "cpu":
         return []
-    whole = round_up(min(size, CPU_ROWS[-1]), CPU_ROWS[0])
+    most = CPU_ROWS[-1] if model.dtype == torch.float32 else MAX_BF16_ROWS
+    whole = round_up(min(size, most), CPU_ROWS[0])
     sizes = [*(rows for rows in CPU_ROWS if rows < whole), whole]
     if len(sizes) == 1:
         return sizes

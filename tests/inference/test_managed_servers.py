@@ -217,7 +217,7 @@ def test_no_server_outlives_a_killed_program(tmp_path, policy, mark):
 @pytest.mark.slow
 def test_no_server_outlives_fifty_kills(tmp_path, policy, mark):
     found = killed_parents(tmp_path, policy, mark, 50, seed=1)
-    assert {0, 3} <= set(found), "the kills do not cover the moments before, while and after a server runs"
+    assert min(found) < 3 == max(found), "the kills do not cover both a running server and one that starts or ends"
 
 
 def test_an_engine_outside_of_a_step_stops_with_close_also_in_a_running_event_loop(policy, mark):
