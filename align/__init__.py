@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from align.train.objectives.batch import group_batch
     from align.train.objectives.preference import PreferenceObjective
     from align.train.objectives.reward import BradleyTerryObjective, RegressionObjective
+    from align.train.objectives.settings import PreferenceSettings
     from align.train.objectives.supervised import SupervisedObjective
-    from align.train.settings import PreferenceSettings, TrainSettings
+    from align.train.settings import TrainSettings
     from align.train.trainer import Trainer
     from align.workflow.recipe.load import load_recipe
     from align.workflow.run import run
@@ -78,8 +79,9 @@ _MODULES = {
     "align.train.objectives.batch": ("group_batch",),
     "align.train.objectives.preference": ("PreferenceObjective",),
     "align.train.objectives.reward": ("BradleyTerryObjective", "RegressionObjective"),
+    "align.train.objectives.settings": ("PreferenceSettings",),
     "align.train.objectives.supervised": ("SupervisedObjective",),
-    "align.train.settings": ("PreferenceSettings", "TrainSettings"),
+    "align.train.settings": ("TrainSettings",),
     "align.train.trainer": ("Trainer",),
     "align.workflow.recipe.load": ("load_recipe",),
     "align.workflow.run": ("run",),

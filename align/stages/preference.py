@@ -22,7 +22,7 @@ from align.stages.responses.settings import GenerationSettings, RoundGeneration
 from align.stages.training.contract import Groups
 from align.stages.training.stage import TrainingStage
 from align.stages.training.uniform import with_uniform
-from align.train.settings import MIN_KL_PROMPTS, NO_SFT_TERM, TOO_FEW_PROMPTS, PreferenceSettings
+from align.train.objectives.settings import MIN_KL_PROMPTS, NO_SFT_TERM, TOO_FEW_PROMPTS, PreferenceSettings
 
 
 class Preference(TrainingStage):

@@ -32,8 +32,9 @@ from align.train.loop import Loop
 from align.train.objectives.base import Objective
 from align.train.objectives.preference import PreferenceObjective
 from align.train.objectives.reward import BradleyTerryObjective, RegressionObjective
+from align.train.objectives.settings import PreferenceSettings
 from align.train.objectives.supervised import SupervisedObjective
-from align.train.settings import PreferenceSettings, RewardLoss, TrainSettings
+from align.train.settings import RewardLoss, TrainSettings
 from align.train.training_run import TrainingResult, TrainingRun
 
 Row = Demonstration | Comparison | TokenGroup

@@ -33,7 +33,8 @@ from align.models.policy import load_policy
 from align.models.settings import PolicySettings
 from align.train.loop import Loop
 from align.train.objectives.preference import PreferenceObjective
-from align.train.settings import PreferenceSettings, TrainSettings
+from align.train.objectives.settings import PreferenceSettings
+from align.train.settings import TrainSettings
 from align.train.training_run import TrainingRun
 
 BETA = 0.1  # Rafailov et al. 2023, and both sides' default

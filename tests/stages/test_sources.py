@@ -20,7 +20,7 @@ from align.stages.training.rows import RowRequest, describe, remove_rows
 from align.stages.training.rows import step_rows as stored_rows
 from align.synth.settings import ConstraintSettings
 from align.train.indexed_groups import ROWS
-from align.train.settings import PreferenceSettings
+from align.train.objectives.settings import PreferenceSettings
 from align.workflow.preview import preview_rows
 from align.workflow.recipe.load import load_recipe
 from align.workflow.runner import run_context

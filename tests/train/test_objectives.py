@@ -13,7 +13,7 @@ from align.models.tree.batch import plain_batch, tree_batch
 from align.train.indexed_groups import GroupView
 from align.train.objectives.batch import group_batch
 from align.train.objectives.preference import PreferenceObjective
-from align.train.settings import PreferenceSettings
+from align.train.objectives.settings import PreferenceSettings
 
 
 def tenths(tokens):

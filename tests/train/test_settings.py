@@ -12,7 +12,8 @@ from transformers import (
 
 from align.config import build
 from align.errors import InputError
-from align.train.settings import EarlyStopping, PreferenceSettings, TrainSettings
+from align.train.objectives.settings import PreferenceSettings
+from align.train.settings import EarlyStopping, TrainSettings
 
 # Rate of step 0 to 11 with a warm-up of 4 and a learning rate of 8, worked out by hand where that is easy
 BY_HAND = [

@@ -25,7 +25,8 @@ from align.models.settings import PolicySettings
 from align.records import Comparison, Message, Response
 from align.testing.tiny import tiny_demonstrations, tiny_policy, tiny_preferences
 from align.train.objectives.reward import RegressionObjective
-from align.train.settings import PreferenceSettings, TrainSettings
+from align.train.objectives.settings import PreferenceSettings
+from align.train.settings import TrainSettings
 
 SETTINGS = TrainSettings(learning_rate=5e-3, prompts_per_step=8, epochs=2, checkpoint_minutes=None)
 ROWS = tiny_preferences(24)

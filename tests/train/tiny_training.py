@@ -16,8 +16,9 @@ from align.train.distillation.objective import DistillationObjective
 from align.train.distillation.settings import DistillationSettings
 from align.train.loop import Loop
 from align.train.objectives.preference import PreferenceObjective
+from align.train.objectives.settings import PreferenceSettings
 from align.train.objectives.supervised import SupervisedObjective
-from align.train.settings import PreferenceSettings, TrainSettings
+from align.train.settings import TrainSettings
 from align.train.training_run import TrainingRun
 
 VOCABULARY = 120

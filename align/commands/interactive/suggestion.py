@@ -11,7 +11,7 @@ from align.data.reading import stream
 from align.errors import InputError
 from align.losses.unpaired import LABELS
 from align.records import Comparison, Demonstration, Record
-from align.train.settings import MIN_KL_PROMPTS
+from align.train.objectives.settings import MIN_KL_PROMPTS
 
 LOOKED_AT = 1000  # rows
 HELD_OUT_FROM = 20  # rows from which a tenth is held out

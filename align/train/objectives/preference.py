@@ -18,8 +18,8 @@ from align.models.tree.batch import TokenBatch
 from align.train.indexed_groups import GroupView
 from align.train.objectives.base import ObjectiveOutput, Tally
 from align.train.objectives.batch import GroupBatch, pad_groups, response_logps, sequence_logps, weighted_logps
+from align.train.objectives.settings import NO_SFT_TERM, PreferenceSettings
 from align.train.objectives.unpaired import unpaired_output
-from align.train.settings import NO_SFT_TERM, PreferenceSettings
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 

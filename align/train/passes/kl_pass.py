@@ -18,11 +18,11 @@ from align.data.batching import Indices
 from align.errors import InputError
 from align.train.indexed_groups import GroupView
 from align.train.objectives.batch import response_logps
+from align.train.objectives.settings import MIN_KL_PROMPTS, TOO_FEW_PROMPTS
 from align.train.passes.micro_batches import MicroBatcher
 from align.train.passes.mismatched import MismatchedGroups
 from align.train.references.compute import KL_REFERENCE_WORK
 from align.train.references.run_passes import RunPasses
-from align.train.settings import MIN_KL_PROMPTS, TOO_FEW_PROMPTS
 from align.train.training_run import KL, WORK_METRICS, TrainingRun
 
 
