@@ -17,9 +17,9 @@ Decay = Annotated[float, Field(ge=0, lt=1)]  # decay rate of a moving average
 RewardLoss = Literal["regression", "bt", "bt_margin", "bt_scaled"]
 
 # Settings that determine only how or when something is computed or stored, not the trained weights
-WITHOUT_EFFECT = {
-    *("tokens_per_micro_batch", "reduce", "checkpoint_steps", "checkpoint_minutes", "trackers", "on_divergence")
-}
+WITHOUT_EFFECT = {"tokens_per_micro_batch", "reduce", "checkpoint_steps", "checkpoint_minutes", "trackers"}
+# Settings that determine only where a training ends; one with other values can resume its checkpoints
+ENDS = {"until_step", "on_divergence"}
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
 OPTIMIZER_LOC = ("train", "optimizer")  # location in a step
@@ -29,7 +29,7 @@ UNSHARDED = {
     "adamw_8bit": "quantizes its state in blocks of whole parameters",
 }
 # Settings added since 0.2; with their defaults they are left out, so that steps finished before stay finished
-ADDED = ("optimizer", "optimizer_settings", "early_stopping", "callbacks", "weights", "until_step")
+ADDED = ("optimizer", "optimizer_settings", "early_stopping", "callbacks", "weights", *ENDS)
 
 
 def check_optimizer(name: str) -> None:

@@ -20,7 +20,7 @@ from align.train.indexed_groups import GroupView
 from align.train.objectives.base import Objective
 from align.train.references.cache import ReferenceWork
 from align.train.selection.selection import Selection
-from align.train.settings import TrainSettings
+from align.train.settings import ENDS, TrainSettings
 from align.train.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class TrainingRun:
     ) -> str:
         """Return a hash of everything that determines the trained weights; a checkpoint resumes only the same run."""
         content = [
-            self.settings.model_copy(update={"until_step": None}).cache_key(),
+            {name: value for name, value in self.settings.cache_key().items() if name not in ENDS},
             self.objective.cache_key(),
             self.head_lr_multiplier,
             initial_weights,

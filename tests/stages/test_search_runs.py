@@ -7,7 +7,7 @@ from small_runs import Told
 
 from align import report
 from align.artifacts import read_json
-from align.errors import InputError
+from align.errors import InputError, RunError
 from align.stages.costs import measured
 from align.workflow.launcher import Command
 from align.workflow.runner import run_recipe
@@ -125,6 +125,9 @@ def test_a_training_that_diverges_may_stop_with_the_weights_before_that(tmp_path
     assert (
         f"stopped after step {found['optimizer_steps']} of {found['planned_steps']}: {found['diverged']}" in told.notes
     )
+    # The weights of a training that stopped are not those of a step that has to reach its end
+    with pytest.raises(RunError, match="the weights are unchanged"):
+        ran(tmp_path, {"steep": {**KINDS["sft"], "train": {**steep, "on_divergence": "error"}}})
 
 
 @pytest.fixture(scope="module")

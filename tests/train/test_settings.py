@@ -157,11 +157,18 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "checkpoint_minutes",
         "reduce",
         "trackers",
-        "on_divergence",
     }
     # Where the best of the evaluated weights are kept, it matters which are evaluated.
     best = [TrainSettings(**base, keep="best", evaluate_every=every).cache_key() for every in (None, 7)]
     assert best[0] != best[1]
+
+
+def test_how_a_training_ends_is_in_the_key_only_where_it_is_set():
+    base = {"learning_rate": 1.0}
+    key = TrainSettings(**base).cache_key()
+    assert not {"until_step", "on_divergence"} & set(key)  # the keys of before there were these settings
+    assert TrainSettings(**base, on_divergence="error").cache_key() == key
+    assert TrainSettings(**base, on_divergence="stop").cache_key() == {**key, "on_divergence": "stop"}
 
 
 def test_settings_are_imported_without_torch():

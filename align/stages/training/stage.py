@@ -23,7 +23,7 @@ from align.stages.inputs.sources import SourceSettings, check_without_constraint
 from align.stages.training.contract import Groups
 from align.stages.training.uniform import check_selection, reference_names, uniform_names, with_uniform
 from align.train.selection.settings import SelectionSettings
-from align.train.settings import TrainSettings, check_optimizer
+from align.train.settings import ENDS, TrainSettings, check_optimizer
 from align.train.tracking import check_trackers
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def different_settings(step: TrainingStage, earlier: Stage) -> list[str]:
     """Return the settings of two steps, by their first key, of which one could not resume the training of the other."""
 
     def keys(stage: Stage) -> dict[str, Any]:
-        train = {f"train.{name}": value for name, value in stage.decisive().get("train", {}).items()}
-        found = {**stage.decisive(), **train}
-        return {name: found[name] for name in found if name not in ("train", "resume", "train.until_step")}
+        train = stage.decisive().get("train", {}).items()
+        found = {**stage.decisive(), **{f"train.{name}": value for name, value in train if name not in ENDS}}
+        return {name: found[name] for name in found if name not in ("train", "resume")}
 
     own, others = keys(step), keys(earlier)
     return [name for name in {**own, **others} if own.get(name) != others.get(name)]
