@@ -21,7 +21,7 @@ from align.data.chat_clock import BEGAN, began_at, pinned_time
 from align.distributed.launch_files import check_gpus
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
-from align.errors import InputError, within
+from align.errors import InputError, RunError, within
 from align.models.loading.pretrained import default_device
 from align.redaction import as_written
 from align.registry import UserCode
@@ -204,7 +204,10 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
             raise InputError(
                 f"step {name!r} needs {other.step.name!r}, which has to run first ({other.reason}): align run"
             )
-    is_first, is_launched = int(os.environ.get("RANK", "0")) == 0, os.environ.get(INSIDE_RUN) == marks[name]
+    is_first, is_launched = int(os.environ.get("RANK", "0")) == 0, INSIDE_RUN in os.environ
+    if is_launched and os.environ[INSIDE_RUN] != marks[name]:
+        changed = "the recipe, or a file that it names, has changed since the run began"
+        raise RunError(f"step {name!r}: {changed}; rerun the same command")
     if state == pipeline.FINISHED and not is_launched:
         progress.note(f"{name}: {plans[name].reason}")
         return

@@ -10,10 +10,11 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
-from small_runs import ROOT, metrics, run, written
+from small_runs import RECIPE, ROOT, Told, metrics, run, written
 
 from align.cli import main
 from align.distributed.progress import RESOURCES
+from align.errors import RunError
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -71,6 +72,23 @@ def test_a_child_that_fails_is_one_line_with_status_one_and_the_step_goes_on_lat
     made, told = run(tmp_path)
     assert "sft: restarts because its unfinished attempt had other settings or inputs" in told.notes
     assert set(made) == {"base", "sft", "dpo"}
+
+
+class Edits(Told):
+    """A reporter that edits the recipe when a step begins."""
+
+    def watch(self, step, state):
+        super().watch(step, state)
+        if (step, state) == ("sft", "running"):
+            written(self.folder, RECIPE.replace("limit: 24", "limit: 20"))
+
+
+def test_an_edit_of_the_recipe_before_a_launch_is_reported(tmp_path):
+    told = Edits()
+    told.folder = tmp_path
+    with pytest.raises(RunError) as error:
+        run(tmp_path, "steps.sft.launch=launch/cpu-1.yaml", told=told)
+    assert "exited with status 1: align: step 'sft': the recipe, or a file that it names, has changed" in str(error.value)
 
 
 def test_a_pipeline_that_is_told_to_stop_tells_its_children_who_keep_their_step(tmp_path):

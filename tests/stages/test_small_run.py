@@ -16,15 +16,15 @@ from align.cli import app
 from align.data import chat_clock
 from align.data.chat_templates import TEMPLATES
 from align.data.reading import read
-from align.errors import InputError
-from align.pipeline import FINISHED, RUNNING, fingerprints
+from align.errors import InputError, RunError
+from align.pipeline import FINISHED, RUNNING, fingerprints, locked
 from align.procedural import tasks
 from align.stages.costs import meter
 from align.stages.preference import Preference
 from align.stages.sft import SFT
 from align.train.indexed_groups import ROWS
 from align.workflow import runner as running
-from align.workflow.launcher import Command
+from align.workflow.launcher import INSIDE_RUN, Command
 from align.workflow.recipe.load import load_recipe
 from align.workflow.results import written as writing
 from align.workflow.runner import planned, run_recipe
@@ -211,6 +211,19 @@ def test_one_step_is_trained_again_whose_inputs_were_made_again(tmp_path, monkey
     assert trained == ["dpo", "dpo"]
     with pytest.raises(InputError, match="needs 'sft', which has to run first"):
         running.run_step(Command(path, (other,)), "dpo", Told())
+
+
+def test_a_launched_child_reports_a_recipe_that_changed_since_the_run_began(tmp_path, monkeypatch):
+    run(tmp_path, until="base")
+    marks = fingerprints(Command(tmp_path / "small.yaml").loaded.pipeline())
+    monkeypatch.setenv(INSIDE_RUN, marks["sft"])
+    path = written(tmp_path, RECIPE.replace("limit: 24", "limit: 20"))
+    with locked(tmp_path / "runs/small", print):  # as the pipeline that launched it does
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            with pytest.raises(RunError, match="^step 'sft': the recipe, or a file that it names, has changed since"):
+                running.run_step(Command(path), "sft", Told())
+    assert not list((tmp_path / "runs/small").glob("sft*"))
 
 
 def metrics_of_whole(folder):
