@@ -11,7 +11,7 @@ from pathlib import Path
 
 import killed_pipeline
 import pytest
-from small_runs import Told
+from small_runs import Told, skip_rate
 
 from align.artifacts import MANIFEST, read_json, working_folder, write_json
 from align.workflow.launcher import Command
@@ -86,7 +86,7 @@ def test_a_pipeline_killed_at_moments_of_chance_ends_as_one_that_is_not(recipe, 
 
 @pytest.mark.slow
 def test_files_that_a_killed_attempt_half_wrote_are_not_read_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(killed_pipeline.costs, "matrix_rate", lambda device, precision: 1e9)
+    skip_rate(monkeypatch)
 
     def run(name, until=None):
         folder, told = tmp_path / name, Told()

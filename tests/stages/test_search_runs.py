@@ -3,12 +3,11 @@
 import json
 
 import pytest
-from small_runs import Told
+from small_runs import RATE, Told, skip_rate
 
 from align import report
 from align.artifacts import read_json
 from align.errors import InputError, RunError
-from align.stages.costs import measured
 from align.workflow.launcher import Command
 from align.workflow.runner import run_recipe
 from align.workflow.search.calls import assumed, calls
@@ -60,7 +59,7 @@ def ran(folder, steps, *overrides, search=None, until=None, has_page=False):
     found = {**RECIPE, "runs": str(folder / "runs"), "steps": {**RECIPE["steps"], **steps}}
     path.write_text(json.dumps({**found, **({"search": {"dpo": search}} if search else {})}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measured, "matrix_rate", lambda device, precision: 1e9)
+        skip_rate(patch)
         if not has_page:
             patch.setattr(report, "write_report", lambda root: None)
         for call in calls(Command(path, overrides), until=until):
@@ -113,6 +112,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(kind, tmp_pa
     parts = ("half", "more", "rest")
     assert sum(ledgers[name]["tokens_trained"] for name in parts) == ledgers["whole"]["tokens_trained"]
     assert sum(ledgers[name]["flops"] for name in parts) == ledgers["whole"]["flops"]
+    assert ledgers["whole"]["flops_at_peak"] == RATE * ledgers["whole"]["seconds"]
     assert not list((tmp_path / "runs/small/rest").glob("**/checkpoint-*"))
 
 
