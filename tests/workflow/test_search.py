@@ -97,6 +97,20 @@ def test_the_ends_of_a_range_are_within_it():
     assert value_at(Range(linear=(2, 5), integer=True), last) == 5
 
 
+@pytest.mark.parametrize("kind", ["log", "linear"])
+def test_a_drawn_integer_is_a_whole_number_within_its_bounds(kind):
+    draw = random.Random(0)
+    for _ in range(3000):
+        size = 10 ** draw.uniform(0, 18)  # above 2**53, not every whole number is a float
+        low = float(draw.randrange(1, int(size) + 2)) * (1 if kind == "log" else draw.choice([-1, 1]))
+        high = low + draw.randrange(1, int(size) + 2)
+        if low < high:
+            values = Range(**{kind: (low, high)}, integer=True)
+            found = [value_at(values, share) for share in (0.0, draw.random(), 1 - 2**-53)]
+            assert all(type(each) is int for each in found) and found == sorted(found)
+            assert low == found[0] and found[-1] <= high
+
+
 def test_a_point_changes_nothing_but_its_keys():
     step = {"stage": "preference", "loss": {"name": "dpo", "settings": {"beta": 1}}, "train": {"epochs": 2}}
     before = json.dumps(step)

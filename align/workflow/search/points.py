@@ -38,7 +38,9 @@ def value_at(values: Range, share: float) -> Any:  # noqa: ANN401 - a choice is 
     assert bounds is not None
     low, high = bounds
     found = low * (high / low) ** share if values.log is not None else low + (high - low) * share
-    return round(found) if values.integer else min(max(float(f"{found:.{DIGITS}g}"), low), high)
+    if values.integer:
+        return round(min(max(found, low), high))  # the bounds are whole numbers
+    return min(max(float(f"{found:.{DIGITS}g}"), low), high)
 
 
 def with_point(step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
