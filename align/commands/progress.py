@@ -42,14 +42,15 @@ RESOURCES = {  # metric -> its name, its form, and its unit in those of the metr
     "energy_wh": ("energy", "{:,.4g} Wh", 1),
     "money": ("cost so far", "{:,.4g}", 1),
 }
+MONEY = ("cost", "money")  # metrics that are amounts of a currency
 UNKNOWN = "–"
 
 
 class TerminalProgress:
     """Implement `align.distributed.progress.Progress` in a terminal, and show the states of a pipeline's steps."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, currency: str = "") -> None:
+        self.console, self.currency = console, currency  # empty where it is unknown
         self.bar = Progress(
             TextColumn("{task.description:>9}"),
             BarColumn(bar_width=30),
@@ -98,7 +99,7 @@ class TerminalProgress:
         self.bar.update(self.task, advance=units)
         if metrics:
             self.latest |= metrics  # those on held-out rows are not in every step
-            text = "  ".join(_metric_parts(self.latest))
+            text = "  ".join(_metric_parts(self.latest, self.currency))
             self.bar.update(self.task, metrics=text)
             self.metrics |= {step: text for step, state in self.states.items() if state == RUNNING}
 
@@ -109,7 +110,7 @@ class TerminalProgress:
 
     def _render(self) -> Group:
         """Return the table of the steps and the progress bar."""
-        used = Text("  ".join(_resource_parts(self.latest)), style="dim")
+        used = Text("  ".join(_resource_parts(self.latest, self.currency)), style="dim")
         if not self.states:
             return Group(self.bar, used)
         table = Table(box=SIMPLE, pad_edge=False)
@@ -134,8 +135,8 @@ class TerminalProgress:
 class LineProgress:
     """Implement `align.distributed.progress.Progress` without a terminal: a line every few seconds."""
 
-    def __init__(self, console: Console, every_s: float = LINE_EVERY_S) -> None:
-        self.console, self.every_s = console, every_s
+    def __init__(self, console: Console, every_s: float = LINE_EVERY_S, currency: str = "") -> None:
+        self.console, self.every_s, self.currency = console, every_s, currency
         self.step, self.name = "", ""  # running step of the pipeline, and its phase
         self.total, self.done, self.done_before = 0, 0, 0  # units of the phase; those of earlier calls
         self.began_s, self.printed_s, self.step_began_s = 0.0, 0.0, 0.0  # on the monotonic clock
@@ -157,8 +158,7 @@ class LineProgress:
             self.step, self.name, self.metrics, self.step_began_s = step, "", {}, time.monotonic()
         elif state == FINISHED and step == self.step:
             duration = f"finished in {duration_text(time.monotonic() - self.step_began_s)}"
-            parts = [duration, *_metric_parts(self.metrics), *_resource_parts(self.metrics)]
-            self.note(f"{step}: {', '.join(parts)}")
+            self.note(f"{step}: {', '.join([duration, *self._shown()])}")
             self.step = ""
 
     def phase(self, name: str, total: int, done: int = 0) -> None:
@@ -175,9 +175,12 @@ class LineProgress:
             return
         self.printed_s = now
         place = f"{self.name} {self.done}{f'/{self.total}' if self.total else ''}"
-        shown = [*_metric_parts(self.metrics), *_resource_parts(self.metrics)] if metrics else []
-        parts = [place, *shown, *self._remaining(now)]
+        parts = [place, *(self._shown() if metrics else []), *self._remaining(now)]
         self.note(f"{f'{self.step}: ' if self.step else ''}{', '.join(parts)}")
+
+    def _shown(self) -> list[str]:
+        """Return the latest metrics and resources as text."""
+        return [*_metric_parts(self.metrics, self.currency), *_resource_parts(self.metrics, self.currency)]
 
     def _remaining(self, now: float) -> list[str]:
         """Return the estimated time to the end of the phase, from the mean time of the units of this call."""
@@ -206,19 +209,28 @@ def duration_text(seconds: float) -> str:
     return f"{total // HOUR_S} h {total % HOUR_S // MINUTE_S} min"
 
 
-def _metric_parts(metrics: Mapping[str, float]) -> list[str]:
+def _metric_parts(metrics: Mapping[str, float], currency: str) -> list[str]:
     """Return loss, margin and accuracy, learning rate and speed of an optimizer step, as far as they are known."""
-    parts = [f"{text} {metrics[name]:{form}}" for name, (text, form) in SHOWN_METRICS.items() if name in metrics]
+    parts = [
+        f"{text} {metrics[name]:{form}}{_currency(name, currency)}"
+        for name, (text, form) in SHOWN_METRICS.items()
+        if name in metrics
+    ]
     if "tokens_computed" in metrics and metrics["seconds"]:
         parts.append(f"{metrics['tokens_computed'] / metrics['seconds']:,.0f} tokens/s")
     return parts
 
 
-def _resource_parts(metrics: Mapping[str, float]) -> list[str]:
+def _resource_parts(metrics: Mapping[str, float], currency: str) -> list[str]:
     """Return the resources as text, with a dash for an unknown one; nothing where none is known."""
     if RESOURCES.keys().isdisjoint(metrics):
         return []
     return [
-        f"{label} {form.format(metrics[name] / unit) if name in metrics else UNKNOWN}"
+        f"{label} {form.format(metrics[name] / unit) + _currency(name, currency) if name in metrics else UNKNOWN}"
         for name, (label, form, unit) in RESOURCES.items()
     ]
+
+
+def _currency(metric: str, currency: str) -> str:
+    """Return what follows the value of a metric."""
+    return f" {currency}" if metric in MONEY and currency else ""

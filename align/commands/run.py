@@ -40,7 +40,7 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
     with command.located():
         disk = disk_need(plan.loaded)
     manifests: dict[str, dict[str, Any]] = {}
-    with shown_progress() as progress, command.located():
+    with shown_progress(loaded.accounting.currency) as progress, command.located():
         for call in calls(command, until=until, rerun_from=rerun_from):
             manifests = run_recipe(call.command, progress, disk=disk, until=call.until, rerun_from=call.rerun_from)
     show(console, run_tables(manifests, loaded.root))
@@ -50,17 +50,20 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
 def train(recipe: Path, step: str, overrides: Sequence[str]) -> None:
     """Run one step of a recipe."""
     command = Command(recipe, tuple(overrides))
-    _ = command.loaded  # errors in the recipe come first
+    currency = command.loaded.accounting.currency  # errors in the recipe come first
     from align.workflow.runner import run_step  # noqa: PLC0415 - imports torch
 
-    with shown_progress() as progress, command.located():
+    with shown_progress(currency) as progress, command.located():
         run_step(command, step, progress)
 
 
-def shown_progress() -> TerminalProgress | LineProgress:
-    """Return a progress display, to be entered; of several processes, only the first shows it."""
+def shown_progress(currency: str = "") -> TerminalProgress | LineProgress:
+    """Return a progress display, to be entered; of several processes, only the first shows it.
+
+    `currency` is that of the costs, where it is known.
+    """
     console = Console(stderr=True, quiet=not _is_first())
-    return TerminalProgress(console) if console.is_terminal else LineProgress(console)
+    return TerminalProgress(console, currency) if console.is_terminal else LineProgress(console, currency=currency)
 
 
 def conclude(tables: Iterable[Table], summary: object) -> None:

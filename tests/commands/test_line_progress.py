@@ -104,6 +104,20 @@ def test_the_terminal_shows_the_resources_below_the_bar():
 
 
 @pytest.mark.parametrize("display", [LineProgress, TerminalProgress])
+@pytest.mark.parametrize(("currency", "expected"), [("", ("0.2500", "3")), ("EUR", ("0.2500 EUR", "3 EUR"))])
+def test_a_cost_has_its_currency_where_it_is_known(display, currency, expected):
+    out = io.StringIO()
+    shown = display(Console(file=out, width=200), currency=currency)
+    shown.watch("generate", RUNNING)
+    shown.phase("sample", 2)
+    shown.advance(1, {"cost": 0.25, "money": 3.0})
+    if display is TerminalProgress:
+        shown.console.print(shown.live.get_renderable())
+    found = re.findall(r"(cost|cost so far) ([0-9.]+(?: [A-Z]{3})?)", out.getvalue())
+    assert set(found) == set(zip(("cost", "cost so far"), expected, strict=True))
+
+
+@pytest.mark.parametrize("display", [LineProgress, TerminalProgress])
 def test_a_note_shows_no_secret_and_cannot_control_the_terminal(monkeypatch, display):
     monkeypatch.setattr("align.redaction._secrets", {})
     add_secret("tok-4711-0815")
@@ -115,4 +129,5 @@ def test_a_note_shows_no_secret_and_cannot_control_the_terminal(monkeypatch, dis
 def test_a_terminal_shows_a_bar_and_a_file_shows_lines(monkeypatch):
     assert isinstance(shown_progress(), LineProgress)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert isinstance(shown_progress(), TerminalProgress)
+    assert isinstance(shown_progress("EUR"), TerminalProgress)
+    assert shown_progress("EUR").currency == "EUR"

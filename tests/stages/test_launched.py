@@ -88,7 +88,8 @@ def test_an_edit_of_the_recipe_before_a_launch_is_reported(tmp_path):
     told.folder = tmp_path
     with pytest.raises(RunError) as error:
         run(tmp_path, "steps.sft.launch=launch/cpu-1.yaml", told=told)
-    assert "exited with status 1: align: step 'sft': the recipe, or a file that it names, has changed" in str(error.value)
+    reason = "align: step 'sft': the recipe, or a file that it names, has changed since the run began"
+    assert f"exited with status 1: {reason}" in str(error.value)
 
 
 def test_a_pipeline_that_is_told_to_stop_tells_its_children_who_keep_their_step(tmp_path):
