@@ -8,12 +8,13 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLError, compose
 
 from align.build_errors import MAX_SHOWN, input_error
@@ -29,6 +30,16 @@ class Settings(BaseModel):
     """Base class of all settings: frozen, strict about types, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    refused: ClassVar[Mapping[str, str]] = {}  # optional keys, also nested, that would always be wrong here -> why
+
+    @model_validator(mode="after")
+    def _check_refused(self) -> Self:
+        for key, reason in self.refused.items():
+            names = tuple(key.split("."))
+            if reduce(lambda value, name: getattr(value, name, None), names, self) is not None:
+                raise InputError(reason, names)
+        return self
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

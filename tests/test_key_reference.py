@@ -9,11 +9,13 @@ from omegaconf import OmegaConf
 from pages import ROOT
 from pydantic import RootModel
 
-from align.config import Settings
+from align.config import Settings, build
+from align.errors import InputError
 from align.models.settings import PolicySettings
 from align.rewards.builtin_judges import JudgeSpec
 from align.stages.base import Stage
 from align.stages.inputs.sources import SourceSettings
+from align.stages.table import STAGES
 from align.train.settings import TrainSettings
 from align.workflow.recipe.schema import WrittenRecipe
 from align.workflow.reference import SECTIONS, keys, schema_text, with_reference
@@ -29,6 +31,46 @@ def plain(path):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_key_has_a_type_and_a_meaning(section):
     assert [key.key for key in keys(section) if not (key.type and key.meaning)] == []
+
+
+LAUNCHED = {"sft", "reward_model", "generate", "score", "preference", "evaluate", "synthesize", "distill"}
+REFUSED = {
+    **{name: ("launch",) for name in set(STAGES) - LAUNCHED},
+    "distill": ("selection",),
+    "average_reward_models": ("launch", "task", "metric"),
+    "average": ("launch", "task.encoder.model"),
+    "evaluate": ("tasks.NAME.encoder.model",),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_key_that_a_stage_always_refuses_is_not_listed(stage):
+    refused = set(REFUSED.get(stage, ()))
+    listed = {key.key for key in keys(stage)}
+    assert [key for key in listed for name in refused if f"{key}.".startswith(f"{name}.")] == []
+    assert (stage in LAUNCHED) == ("launch" in listed)
+    offered = json.loads(schema_text())["$defs"][STAGES[stage].__name__]["properties"]
+    assert not refused & set(offered)
+    # Whatever else the classes have is listed
+    assert set(STAGES[stage].model_fields) - refused == {key for key in listed if "." not in key} | {"stage"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "loc"),
+    [
+        ("distill", {"selection": {"score": "hard"}}, ("selection",)),
+        ("quantize", {"launch": "launch/cpu-1.yaml"}, ("launch",)),
+        ("average_reward_models", {"task": {"task": "nll"}}, ("task",)),
+        ("average_reward_models", {"metric": "nll"}, ("metric",)),
+        ("evaluate", {"tasks": {"sts": {"encoder": {"model": "other"}}}}, ("tasks", "sts", "encoder", "model")),
+    ],
+)
+def test_a_key_that_is_not_listed_is_refused_with_its_reason(stage, values, loc):
+    needed = {"teacher": "base", "data": "rows", "train": {"learning_rate": 1.0}, "of": ["a", "b"], "policies": "all"}
+    own = {name: value for name, value in needed.items() if name in STAGES[stage].model_fields}
+    with pytest.raises(InputError) as error:
+        build(STAGES[stage], {"stage": stage, **own, **values})
+    assert error.value.loc == loc and "unknown" not in str(error.value)
 
 
 def all_settings(base=Settings):

@@ -30,6 +30,8 @@ REFERENCES = "references"  # folder of the run with the cached reference log-pro
 EMBEDDINGS = "embeddings"  # folder of the run with the cached vectors of texts
 RESPONSES = "responses"  # folder of the run with the answers of teachers, by step
 
+ONE_PROCESS = {"launch": "a step of this stage runs in one process; leave launch out"}  # `refused` of most stages
+
 
 class Input(NamedTuple):
     """A step or a source that a step reads."""

@@ -13,7 +13,7 @@ from align.curate.settings import KEPT, MERGED, READ, CurationSettings
 from align.data.rejections import DROPPED, Rejections
 from align.errors import InputError, Location, RunError
 from align.records import Demonstration, Record
-from align.stages.base import GROUPS, SOURCE, Input, Stage, UsedEngine
+from align.stages.base import GROUPS, ONE_PROCESS, SOURCE, Input, Stage, UsedEngine
 from align.stages.costs.estimates import Estimate, Planning
 from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.inputs.curation_models import (
@@ -44,6 +44,7 @@ class Curate(CurationSettings, Stage):
     )
 
     makes: ClassVar[str] = GROUPS
+    refused = ONE_PROCESS
 
     @property
     def data_sources(self) -> list[str]:
@@ -111,9 +112,7 @@ class Curate(CurationSettings, Stage):
         return SourceSettings(path=path, format="native", held_out=self.held_out, max_length=self.max_length)
 
     def validate_settings(self) -> None:
-        """Raise for a launch file, a source that is named twice, and a test set that is cleaned itself."""
-        if self.launch is not None:
-            raise InputError("a step of the stage curate runs in one process; leave launch out", ("launch",))
+        """Raise for a source that is named twice, and a test set that is cleaned itself."""
         if not self.data_sources or len(set(self.data_sources)) < len(self.data_sources):
             raise InputError(f"{self.data!r}: name at least one source, and each once", ("data",))
         if both := set(self.data_sources) & set(self.test_sources):

@@ -13,7 +13,7 @@ from align.curate.embeddings.settings import OBJECTIVE_COLUMNS, TEXT_COLUMNS, En
 from align.data.rows import read_rows
 from align.errors import ErrorList, InputError, Location, within
 from align.evaluation.task import Row
-from align.stages.base import EMBEDDER, POLICY, SOURCE, Input, Stage, latest_policy
+from align.stages.base import EMBEDDER, ONE_PROCESS, POLICY, SOURCE, Input, Stage, latest_policy
 from align.stages.costs.estimates import Estimate, Planning
 from align.stages.inputs.context import RunContext, StepInputs, policy_key
 from align.stages.inputs.opening import FIRST_ROWS
@@ -38,6 +38,7 @@ class Embedder(Stage):
     )
 
     makes: ClassVar[str] = EMBEDDER
+    refused = ONE_PROCESS
 
     def resolve(self, before: Mapping[str, Stage]) -> Self:
         """Return the step with the encoder that it starts from."""
@@ -81,9 +82,6 @@ class Embedder(Stage):
     def validate_settings(self) -> None:
         """Raise for settings that have no effect, and for a pooling that a folder cannot hold."""
         errors = ErrorList()
-        with errors.collect():
-            if self.launch is not None:
-                raise InputError("a step of the stage embedder runs in one process; leave launch out", ("launch",))
         with errors.collect():
             if self.encoder.pooling in NOT_SAVED:
                 raise InputError(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from align.errors import InputError, Location
-from align.stages.base import POLICY, Stage
+from align.stages.base import ONE_PROCESS, POLICY, Stage
 from align.stages.costs.estimates import Estimate, Planning, model_disk
 from align.stages.inputs.context import ModelSpec, RunContext, StepInputs, policy_key
 
@@ -28,6 +28,7 @@ class ImportModel(Stage):
     )
 
     makes: ClassVar[str] = POLICY
+    refused = ONE_PROCESS
 
     def needs_policy(self) -> bool:
         """Return whether the step reads the recipe's own policy."""
@@ -35,8 +36,6 @@ class ImportModel(Stage):
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise where the step cannot run, or where a new tokenizer would replace one that the model needs."""
-        if self.launch is not None:
-            raise InputError("a step of the stage import runs in one process; leave launch out", ("launch",))
         if self.path is not None and self.from_config is not None:
             raise InputError("give either path or from_config (a configuration), not both", ("from_config",))
         if self.vocab_size is None:

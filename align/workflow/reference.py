@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from align.accounting.budget import BudgetSettings
 from align.accounting.settings import AccountingSettings
+from align.config import Settings
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.models.settings import PolicySettings
 from align.registry import pick
@@ -115,6 +116,8 @@ def json_schema() -> dict[str, Any]:
     for stage in (*STAGES.values(), Stage):
         definition = schema["$defs"][stage.__name__]
         definition["required"] = ["stage", *definition.get("required", ())]
+        for name in stage.refused:
+            del definition["properties"][name]
     own = schema["$defs"][Stage.__name__]  # a user's own stage: module:Class, with settings that are not known here
     own["additionalProperties"] = True
     own["properties"]["stage"]["pattern"] = ":"
@@ -133,6 +136,12 @@ def with_reference(guide: str) -> str:
 
 
 def _keys(settings: type[BaseModel], prefix: str) -> Iterator[Key]:
+    """Yield the keys of settings, without those that they refuse."""
+    refused = tuple(f"{prefix}{name}." for name in settings.refused) if issubclass(settings, Settings) else ()
+    return (key for key in _all_keys(settings, prefix) if not f"{key.key}.".startswith(refused))
+
+
+def _all_keys(settings: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in settings.model_fields.items():
         if name in ("stage", "family"):  # which settings these are
             continue

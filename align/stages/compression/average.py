@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from align.errors import InputError
-from align.stages.base import POLICY, REWARD_MODEL, SOURCE, Input, Stage
+from align.stages.base import ONE_PROCESS, POLICY, REWARD_MODEL, SOURCE, Input, Stage
 from align.stages.compression.average_settings import AverageSettings
 from align.stages.costs.estimates import Estimate, Planning
 from align.stages.inputs.context import ModelSpec, RunContext, StepInputs
@@ -16,10 +16,13 @@ from align.stages.inputs.sources import SourceSettings
 from align.stages.responses.tasks import open_task_rows
 
 PAIR = 2  # policies that a spherical interpolation takes
+NO_TASK = "greedy evaluates policies; average reward models by mean or slerp"
 
 
 class Averaging(AverageSettings, Stage):
     """What averages of policies and of reward models have in common."""
+
+    refused = ONE_PROCESS
 
     @property
     def start(self) -> str:
@@ -43,8 +46,6 @@ class Averaging(AverageSettings, Stage):
 
     def validate_settings(self) -> None:
         """Raise for settings without effect, and for those that the way of averaging needs."""
-        if self.launch is not None:
-            raise InputError(f"a step of the stage {self.stage} runs in one process; leave launch out", ("launch",))
         if len(set(self.of)) < len(self.of):
             raise InputError("names a step twice", ("of",))
         needed: Mapping[str, tuple[str, bool]] = {
@@ -114,9 +115,10 @@ class AverageRewardModels(Averaging):
     )
 
     makes: ClassVar[str] = REWARD_MODEL
+    refused = {**ONE_PROCESS, "task": NO_TASK, "metric": NO_TASK}
 
     def validate_settings(self) -> None:
         """Raise for greedy, whose tasks evaluate policies, and for what `average` refuses."""
         if self.how == "greedy":
-            raise InputError("greedy evaluates policies; average reward models by mean or slerp", ("how",))
+            raise InputError(NO_TASK, ("how",))
         super().validate_settings()

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 from pydantic import Field
 
 from align.errors import InputError
-from align.stages.base import POLICY, Input, Stage, latest_policy
+from align.stages.base import ONE_PROCESS, POLICY, Input, Stage, latest_policy
 from align.stages.inputs.context import ModelSpec, StepInputs
 
 
@@ -21,6 +21,7 @@ class PolicyCopy(Stage, ABC):
     )
 
     makes: ClassVar[str] = POLICY
+    refused = ONE_PROCESS
 
     def resolve(self, before: Mapping[str, Stage]) -> Self:
         """Return the step with the policy that it copies."""
@@ -36,9 +37,7 @@ class PolicyCopy(Stage, ABC):
         return [Input(self.policy, (POLICY,), ("policy",))] if self.policy is not None else []
 
     def validate_inputs(self, inputs: StepInputs) -> None:
-        """Raise for a launch file, and where no step makes a policy."""
-        if self.launch is not None:
-            raise InputError(f"a step of the stage {self.stage} runs in one process; leave launch out", ("launch",))
+        """Raise where no step makes a policy."""
         if self.policy is None:
             raise InputError("no step before it makes a policy; import one in a step of the stage import", ("policy",))
 

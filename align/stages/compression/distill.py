@@ -36,6 +36,7 @@ class Distill(TrainingStage):
     )
 
     makes: ClassVar[str] = POLICY
+    refused = {"selection": "is not supported by distill, which trains on all rows"}
 
     def shares(self) -> dict[str, float]:
         """Return the share of each source in an epoch."""
@@ -53,12 +54,6 @@ class Distill(TrainingStage):
     def record_kind(self) -> type[Demonstration | Comparison]:
         """Demonstrations, where the preferred response of a comparison counts as one; or groups of responses."""
         return Comparison if self.responses == "all" else Demonstration
-
-    def validate_settings(self) -> None:
-        """Raise also for a selection of rows."""
-        super().validate_settings()
-        if self.selection is not None:
-            raise InputError("is not supported by distill, which trains on all rows", ("selection",))
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise also where the student is the teacher."""

@@ -82,6 +82,8 @@ class TaskSettings(Settings):
         ),
     )
 
+    refused = {"encoder.model": "the step's own policies are embedded; name other models under `models`"}
+
     @property
     def sampling(self) -> SamplingSettings:
         """How responses are drawn."""
@@ -113,10 +115,6 @@ class TaskSettings(Settings):
                 raise InputError(f"has no effect on task {task.name}; remove it", (name,))
         if "reference" in used and self.reference is None:
             raise InputError(f"task {task.name} compares with another policy: give step:NAME or a path", ("reference",))
-        if self.encoder is not None and self.encoder.model is not None:
-            raise InputError(
-                "the step's own policies are embedded; name other models under `models`", ("encoder", "model")
-            )
 
     def resolve(self, source: SourceSettings | None) -> Task:
         """Return the task: the one that the settings name, or the one that the rows are of."""
