@@ -114,7 +114,7 @@ def test_a_recipe_is_valid_and_can_be_checked_with_rows_of_its_form(name, tokeni
     overrides = without_other_runs(recipe)
     for source, settings in recipe.data.items():
         if settings.path.startswith("tasks:"):
-            overrides += [f"data.{source}.limit=40"] if settings.limit is not None else []
+            overrides += [f"data.{source}.limit=80"] if settings.limit is not None else []
             continue
         if settings.made_by is not None:
             continue
