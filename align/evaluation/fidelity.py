@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,15 @@ def divergences(
     }
     found = {index: parts for part in processes.all_gather_object(own) for index, parts in part.items()}
     return [found[index] for index in range(len(groups))]
+
+
+def different_vocabularies(policy: Policy, reference: Policy) -> str | None:
+    """Return why the distributions of two policies cannot be compared; None if they can."""
+    heads: list[Any] = [policy.head, reference.head]
+    own, other = (head.weight.shape[0] for head in heads)
+    if own == other:
+        return None
+    return f"the policy has {own} tokens and the reference {other}, so their distributions cannot be compared"
 
 
 def _of_answer(policy: Policy, reference: Policy, sequence: TokenSequence, *, precision: str) -> Parts:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from align.data.readers.tool_calls import tools_of
-from align.evaluation.measures.response_measures import MEASURES, measure_parts
+from align.evaluation.measures.response_measures import KL_FROM_START, MEASURES, measure_parts
 from align.evaluation.statistics import Score, score
 from align.evaluation.task import (
     ROW_OPTIONS,
@@ -17,6 +17,7 @@ from align.evaluation.task import (
     NextTurn,
     Parts,
     Row,
+    StartKL,
     Task,
     TaskInputs,
     TaskResult,
@@ -155,6 +156,7 @@ class SampledTask(Task):
         """Ask the policy, or read its responses, and grade them."""
         rows = inputs.rows(self)
         answers = inputs.answers(rows, self.next_turn)
+        start = inputs.kl_from_start(rows, answers, self.next_turn)
         inputs.progress.phase("grade", len(answers))
         grader = self.grader(inputs)
 
@@ -172,7 +174,7 @@ class SampledTask(Task):
             inputs.progress.note(f"{cut} of {len(answers)} responses were cut off at max_new_tokens")
         both = list(zip(answers, grades, strict=True))
         lines = [self._line(rows[answer.row], answer, grade) for answer, grade in both]
-        return TaskResult(
+        result = TaskResult(
             scores=self.scores(answers, grades),
             measures=_means(_by_row(answers, [line["measures"] for line in lines])),
             lines=lines,
@@ -188,6 +190,7 @@ class SampledTask(Task):
                 **self.counts_of(rows, [grade.line for grade in grades]),
             },
         )
+        return result if start is None else _with_kl(result, answers, start)
 
     def _line(self, row: Row, answer: Answer, grade: Grade) -> dict[str, Any]:
         line: dict[str, Any] = {"prompt": self.question(row), "response": answer.response}
@@ -223,6 +226,18 @@ def _pass_at_k(rows: Sequence[Sequence[Grade]]) -> dict[str, Score]:
     return {
         f"pass@{k}": score([pass_at_k(number, right, k=k) for number, right in counts]) for k in PASS_AT if k <= fewest
     }
+
+
+def _with_kl(result: TaskResult, answers: Sequence[Answer], start: StartKL) -> TaskResult:
+    """Return the result with the divergence from the training's start as a measure, or why it is unknown."""
+    if start.lacking:
+        return replace(result, unknown={KL_FROM_START: start.lacking})
+    known = [(answer, {KL_FROM_START: kl}) for answer, kl in zip(answers, start.kl, strict=True) if kl is not None]
+    found = _means(_by_row(*zip(*known, strict=True)))
+    # Not among a line's `measures`: a paired change would compare divergences from different policies
+    lines = [{**line, KL_FROM_START: kl} for line, kl in zip(result.lines, start.kl, strict=True)]
+    counts = {**result.counts, "start": start.start, "without_kl": len(answers) - len(known)}
+    return replace(result, measures={**result.measures, **found}, lines=lines, counts=counts, work=start.work)
 
 
 def _by_row(answers: Sequence[Answer], of_answers: Sequence[T]) -> list[list[T]]:

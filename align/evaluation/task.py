@@ -53,6 +53,15 @@ class TaskSize(NamedTuple):
     max_sampled_tokens: int
 
 
+class StartKL(NamedTuple):
+    """KL(policy || the policy that its training started from), along the policy's own answers."""
+
+    lacking: str = ""  # why it is unknown
+    start: str = ""  # name of the policy that the training started from
+    kl: Sequence[tuple[float, float] | None] = ()  # (nats, tokens) of each answer; None for one without text
+    work: Work = Work(0, 0, 0)  # forward passes of both policies
+
+
 class PairedResponses(NamedTuple):
     """Responses of a policy and a baseline to the same prompts."""
 
@@ -66,6 +75,7 @@ class TaskResult:
 
     scores: Mapping[str, Score]
     measures: Mapping[str, Score] = field(default_factory=dict[str, Score])  # beside the scores; in a table on request
+    unknown: Mapping[str, str] = field(default_factory=dict[str, str])  # measures without a value, and why
     lines: Sequence[Mapping[str, Any]] = ()  # one per response or row, with its `parts`, for paired comparisons
     verdicts: Sequence[Mapping[str, Any]] = ()  # one per response, in the task's published form
     counts: Mapping[str, object] = field(default_factory=dict[str, object])  # rows, responses, …
@@ -193,6 +203,10 @@ class TaskInputs(Protocol):
 
         A task that has its own temperatures gives that of these rows; calls with different ones are independent.
         """
+        ...
+
+    def kl_from_start(self, rows: Sequence[Row], answers: Sequence[Answer], next_turn: NextTurn) -> StartKL | None:
+        """Return KL(policy || its training's start) along sampled answers; None unless the step asks for it."""
         ...
 
     def paired_responses(self) -> PairedResponses:

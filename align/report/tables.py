@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from align.registry import is_in_nats
 from align.report.charts import all_policies, all_steps, all_tasks, unit_of
 from align.report.formatting import (
     RATE,
@@ -163,7 +164,11 @@ def measures_table(runs: Mapping[str, Run]) -> Table | None:
         if measures
     ]
     names = list(dict.fromkeys(name for *_, measures in found for name in measures))
-    rates = {name: all(0 <= each[name]["value"] <= 1 for *_, each in found if name in each) for name in names}
+    values = {name: [each[name]["value"] for *_, each in found if name in each] for name in names}
+    rates = {
+        name: not is_in_nats(name) and all(0 <= value <= 1 for value in values[name] if value is not None)
+        for name in names
+    }
     rows = [
         [row_name(policy, label, task), *(_measure(measures.get(name), rate=rates[name]) for name in names)]
         for label, policy, task, measures in found
@@ -174,6 +179,8 @@ def measures_table(runs: Mapping[str, Run]) -> Table | None:
 def _measure(score: Facts | None, *, rate: bool) -> Cell:
     if score is None:
         return Cell()
+    if score["value"] is None:
+        return Cell(below=[(score["reason"], "")])
     if rate:
         return Cell(score_text(score["value"], rate=True), below=[(interval_text(score, rate=True), "")])
     return Cell(plain(score["value"]), below=[(f"{plain(score['low'])} to {plain(score['high'])}", "")])

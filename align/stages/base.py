@@ -112,6 +112,11 @@ class Stage(Settings, ABC):
         """The precision in which the step's optimizer steps compute; None for a step that has none."""
         return None
 
+    @property
+    def compares_with_start(self) -> bool:
+        """Whether the step also reads the policy that the training of its policy started from."""
+        return False
+
     def inputs(self) -> list[Input]:
         """Return every step and source that the step reads."""
         return []

@@ -11,6 +11,7 @@ from pydantic import Field
 from align.content_hash import STEP
 from align.distributed.launch import check_launch
 from align.errors import ErrorList, InputError, Location, within
+from align.evaluation.measures.response_measures import KL_FROM_START
 from align.evaluation.task import Task, TaskSize
 from align.evaluation.tasks.embeddings import EMBEDDING_TASKS
 from align.registry import suggest
@@ -38,6 +39,13 @@ class Evaluate(Stage):
     tasks: dict[str, TaskSettings] = Field(
         min_length=1, description="Evaluations; each name becomes a column of the results table."
     )
+    kl_from_start: bool = Field(
+        default=False,
+        description=(
+            "Also measure KL(policy || the policy that its training started from), in nats per token, along the "
+            "answers that a task samples. Takes two scoring passes over them, with both policies in memory."
+        ),
+    )
 
     makes: ClassVar[str] = SCORES
 
@@ -61,6 +69,11 @@ class Evaluate(Stage):
     def start(self) -> str | None:
         """The step whose policy is evaluated."""
         return self.policies[0] if self.policies else None
+
+    @property
+    def compares_with_start(self) -> bool:
+        """Whether the step measures the divergence from the training's start."""
+        return self.kl_from_start
 
     def inputs(self) -> list[Input]:
         """Return the policy, and the rows of each task."""
@@ -115,6 +128,12 @@ class Evaluate(Stage):
             with errors.collect(), within("tasks", name):
                 has_policy = bool(self.policies or self.models)
                 _check_task(settings, inputs.sources.get(settings.data), has_policy=has_policy)
+                if KL_FROM_START in (settings.metrics or ()) and not self.kl_from_start:
+                    raise InputError(
+                        f"{KL_FROM_START} is measured only if the step has {KL_FROM_START}: true", ("metrics",)
+                    )
+        if not errors.found and self.kl_from_start and not any(map(_samples, self.resolved(inputs).values())):
+            raise InputError("has no effect: no task samples answers; remove it", (KL_FROM_START,))
         errors.raise_found()
 
     def open_rows(self, name: str, source: SourceSettings) -> None:
@@ -156,7 +175,11 @@ class Evaluate(Stage):
             settings = self.tasks[name]
             asked = name, settings.model_copy(update={"data": "", "metrics": None}), inputs.sources.get(settings.data)
             metrics = task.selected(settings.metrics, settings.num_responses)
+            start = inputs.training_start
+            is_known = start is not None and not start.lacking and settings.is_sampled_here
             for metric in metrics:
+                if metric == KL_FROM_START and not is_known:
+                    continue
                 column = task.column(name, metric, is_only=len(metrics) == 1)
                 found.append(Column(column, ("tasks", name), asked, metric))
         return found
@@ -164,6 +187,8 @@ class Evaluate(Stage):
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the scores."""
         settings = super().decisive()
+        if not self.kl_from_start:  # so that steps finished before there was this setting stay finished
+            del settings[KL_FROM_START]
         for name, task in self.tasks.items():
             settings["tasks"][name]["engine"] = None if task.engine is None else task.engine.cache_key()
             settings["tasks"][name]["judges"] = [judge.cache_key() for judge in task.judges]
@@ -189,6 +214,12 @@ class Evaluate(Stage):
             else planned_size(self.tasks[name], task, planning)
             for name, task in tasks.items()
         ]
+        start = planning.inputs.training_start
+        if start is not None and not start.lacking:  # both policies score prompts and answers
+            sizes = [
+                size._replace(tokens=3 * size.tokens + 2 * size.max_sampled_tokens) if _samples(task) else size
+                for size, task in zip(sizes, tasks.values(), strict=True)
+            ]
         rows, tokens, sampled = (sum(part) for part in zip(*sizes, strict=True)) if sizes else TaskSize(0, 0, 0)
         precision = next(iter(self.tasks.values())).precision
         return estimate_answers(self.stage, planning, rows, tokens, sampled, precision=precision)
@@ -199,6 +230,11 @@ class Evaluate(Stage):
 
         tasks = {name: (self.tasks[name], task) for name, task in self.resolved(context.inputs).items()}
         return evaluate_policy(tasks, next(iter([*self.policies, *self.models]), None), context)
+
+
+def _samples(task: Task) -> bool:
+    """Return whether the divergence from the training's start can be measured along the task's answers."""
+    return KL_FROM_START in task.measures
 
 
 def _size_of_made(settings: TaskSettings, task: Task, made: Estimate) -> TaskSize:

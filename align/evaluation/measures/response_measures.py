@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from align.evaluation.task import Parts
 from align.rewards.verifiers.refusals import is_refusal
 
-MEASURES = ("repetition", "length", "refusals")
+KL_FROM_START = "kl_from_start"  # nats per token, where a step asks for it
+MEASURES = ("repetition", "length", "refusals", KL_FROM_START)
 MAX_PERIOD = 300  # characters that a loop repeats
 MIN_REPEATS = 4
 MIN_LOOP = 40  # characters; a shorter repetition, such as "ha ha ha ha", ends ordinary texts
 
 
 def measure_parts(responses: Sequence[str]) -> Parts:
-    """Return (sum, count) of each measure over the responses to one row.
+    """Return (sum, count) of each measure that the texts decide, over the responses to one row.
 
     `repetition` is the share of responses that end in a loop, `length` the mean number of characters, and `refusals`
     the share that declines near the beginning (`align.rewards.verifiers.refusals`: English phrases).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from align.errors import InputError
 from align.evaluation.statistics import score
@@ -30,19 +29,13 @@ class DivergenceTask(Task):
 
     def run(self, inputs: TaskInputs) -> TaskResult:
         """Compare token by token."""
-        from align.evaluation.fidelity import divergences  # noqa: PLC0415 - imports torch
+        from align.evaluation.fidelity import different_vocabularies, divergences  # noqa: PLC0415 - imports torch
         from align.evaluation.likelihood import forward_work  # noqa: PLC0415
 
         reference, groups = inputs.reference(own_answers=self.own_answers)
         policy = inputs.policy()
-        heads: list[Any] = [policy.head, reference.head]
-        sizes = [head.weight.shape[0] for head in heads]
-        if sizes[0] != sizes[1]:
-            raise InputError(
-                f"the policy has {sizes[0]} tokens and the reference {sizes[1]}, so their distributions cannot be "
-                "compared",
-                ("reference",),
-            )
+        if (message := different_vocabularies(policy, reference)) is not None:
+            raise InputError(message, ("reference",))
         inputs.progress.phase(self.name, len(groups))
         answering, other = (policy, reference) if self.own_answers else (reference, policy)
         found = divergences(other, answering, groups, precision=inputs.precision, processes=inputs.processes)

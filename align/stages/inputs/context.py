@@ -26,6 +26,19 @@ class ModelSpec(NamedTuple):
     rating: Rating | None = None  # of a reward model
 
 
+class TrainingStart(NamedTuple):
+    """The policy that the training of another one started from."""
+
+    path: str = ""
+    step: str | None = None  # that made it; None for the recipe's own policy
+    lacking: str = ""  # why there is none
+
+    @property
+    def name(self) -> str:
+        """The step that made it, or the path of the recipe's own policy."""
+        return self.step or self.path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInputs:
     """What a step reads, resolved: the settings of its sources, and the folders of earlier steps."""
@@ -35,6 +48,7 @@ class StepInputs:
     sources: Mapping[str, SourceSettings]  # by name; rows that a step makes are a source, too
     folders: Mapping[str, Path]  # of the steps that it reads, by name
     run: Path  # folder of the run
+    training_start: TrainingStart | None = None  # of the evaluated policy, where a step compares them
     tracking: TrackingSettings = TrackingSettings()
     content: Callable[[str], str] = content_of  # hash of a file, folder or module; cached over the steps of a run
     hashed: Mapping[str, str] = field(default_factory=dict[str, str])  # path of rows -> hash that the step's key has

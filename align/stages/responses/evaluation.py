@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from align.accounting.flops import Work, sum_work
 from align.config import stable_hash
 from align.curate.embeddings.cache import Vectors
-from align.data.chat_templates import apply_template
 from align.data.token_groups import TokenGroup
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
@@ -25,11 +24,10 @@ from align.evaluation.answers import answers_from_file, answers_from_policy, res
 from align.evaluation.choices import choice_groups
 from align.evaluation.given_responses import row_id_of
 from align.evaluation.likelihood import likelihoods
-from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task, TaskResult
+from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, StartKL, Task, TaskResult
 from align.models.loading.config import max_positions
-from align.models.loading.pretrained import default_device, silence_transformers
-from align.models.policy import Policy, load_policy
-from align.models.settings import PolicySettings
+from align.models.loading.pretrained import silence_transformers
+from align.models.policy import Policy
 from align.records import Message, Prompt, at_place
 from align.registry import UserCode, suggest
 from align.rewards.judges import make_judge
@@ -39,7 +37,7 @@ from align.stages.inputs.context import RunContext
 from align.stages.inputs.sources import SourceSettings, prompts, rows_of
 from align.stages.responses.engines import PolicyEngines, engine_identity, engine_settings
 from align.stages.responses.judging import need_gpu_alone, serving_judges
-from align.stages.responses.references import reference_answers
+from align.stages.responses.references import SampledAnswers, divergence_from_start, load_evaluated, reference_answers
 from align.stages.responses.sampling import open_journal
 from align.stages.responses.tasks import TaskSettings, likelihood_rows, task_rows
 
@@ -64,16 +62,18 @@ def evaluate_policy(tasks: Tasks, policy: str | None, context: RunContext) -> di
         work = sum_work([work, result.work])
         counts[name] = {**read, **result.counts}
         measures[name] = {measure: score._asdict() for measure, score in result.measures.items()}
-        asked, known = settings.metrics, {**result.scores, **result.measures}
+        measures[name] |= {measure: {"value": None, "reason": why} for measure, why in result.unknown.items()}
+        asked, known = settings.metrics, {**result.scores, **result.measures, **dict.fromkeys(result.unknown)}
         metrics = [metric for metric in known if metric in (result.scores if asked is None else asked)]
         if unknown := [metric for metric in asked or () if metric not in known]:
             is_declared = unknown[0] in task.selected(asked, settings.num_responses)
             reason = " counts none of the rows" if is_declared else f"; {suggest(unknown[0], known)}"
             raise InputError(f"{unknown[0]!r}{reason}", ("steps", context.name, "tasks", name, "metrics"))
         for metric in metrics:
-            column = task.column(name, metric, is_only=len(metrics) == 1)
-            found[column] = known[metric]._asdict()
-            columns[column] = (name, task.part(metric))
+            if (score := known[metric]) is not None:  # None of an unknown one
+                column = task.column(name, metric, is_only=len(metrics) == 1)
+                found[column] = score._asdict()
+                columns[column] = (name, task.part(metric))
     done = engines.done(context.processes, work)
     return {"scores": {engines.name: found}, "columns": columns, "counts": counts, "measures": measures, "done": done}
 
@@ -172,9 +172,7 @@ class _TaskInputs:
 
     @cached_property
     def _loaded(self) -> tuple[Policy, PreTrainedTokenizerBase]:
-        policy, tokenizer = load_policy(PolicySettings(path=self.policy_path))
-        apply_template(tokenizer)
-        return policy.to(default_device()), tokenizer
+        return load_evaluated(self.policy_path)
 
     def policy(self) -> Policy:
         return self._loaded[0]
@@ -185,8 +183,7 @@ class _TaskInputs:
 
     @property
     def measures_likelihood(self) -> bool:
-        engine = self.settings.engine
-        return bool(self.policy_path) and not self.settings.responses and (engine is None or engine.kind == "local")
+        return bool(self.policy_path) and self.settings.is_sampled_here
 
     def choice_logps(
         self, prompts: Sequence[str] | Sequence[Sequence[Message]], answers: Sequence[str]
@@ -264,6 +261,15 @@ class _TaskInputs:
             self.engines.release()
         judges = self.servers.enter_context(serving_judges(self.settings.judges, self.context))
         return make_judge(judges, combine=self.settings.combine, thoughts=self.thoughts)
+
+    def kl_from_start(self, rows: Sequence[Row], answers: Sequence[Answer], next_turn: NextTurn) -> StartKL | None:
+        if (start := self.context.inputs.training_start) is None:
+            return None
+        if start.lacking or not self.measures_likelihood:
+            return StartKL(start.lacking or "its answers were not sampled by this process")
+        self.engines.release()
+        sampled = SampledAnswers(rows, answers, next_turn)
+        return divergence_from_start(sampled, self.policy_path, start, precision=self.precision, context=self.context)
 
     def paired_responses(self) -> PairedResponses:
         left_out = Counter[str]()

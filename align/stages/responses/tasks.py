@@ -99,6 +99,11 @@ class TaskSettings(Settings):
         """The user's own task, as module:NAME."""
         return self.task if self.task and ":" in self.task else None
 
+    @property
+    def is_sampled_here(self) -> bool:
+        """Whether this process runs the policy that answers, if there is one."""
+        return not self.responses and (self.engine is None or self.engine.kind == "local")
+
     def embed(self, texts: Sequence[str], policy: str, inputs: StepInputs) -> Vectors:
         """Return a vector of unit length for each text from the policy at a path; the run's folder keeps them."""
         from align.curate.embeddings.encoder import make_encoder  # noqa: PLC0415 - imports torch

@@ -17,7 +17,7 @@ from align.errors import InputError, Location
 from align.models.settings import PolicySettings
 from align.pipeline import MAX_NAME, Step
 from align.registry import pick
-from align.stages.inputs.context import StepInputs
+from align.stages.inputs.context import StepInputs, TrainingStart
 from align.stages.inputs.sources import SourceSettings
 from align.stages.table import AnyStage
 from align.train.tracking import TrackingSettings
@@ -126,7 +126,23 @@ class Recipe(WrittenRecipe):
         for each in self.steps[name].inputs():
             made_by = self.data[each.name].made_by if each.name in self.data else None
             names.append(each.name if made_by is None else made_by[0])
+        if (start := self._training_start(name)) is not None and start.step is not None:
+            names.append(start.step)
         return tuple(dict.fromkeys(other for other in names if other in self.steps))
+
+    def _training_start(self, name: str) -> TrainingStart | None:
+        """Return the policy that the training of a step's policy started from, for a step that compares them."""
+        step = self.steps[name]
+        if not step.compares_with_start:
+            return None
+        maker = self.steps.get(step.start or "")
+        if maker is None or maker.training_precision is None:
+            return TrainingStart(lacking="no step of the recipe trains it")
+        if maker.start is not None:
+            return TrainingStart(str(self.root / maker.start), maker.start)
+        if self.policy.path is not None:
+            return TrainingStart(self.policy.path)
+        return TrainingStart(lacking="its training started from random weights")
 
     def metric_columns(self) -> dict[str, str]:
         """Return the metrics that policies of the recipe are evaluated by: TASK.METRIC -> column of the table."""
@@ -164,6 +180,7 @@ class Recipe(WrittenRecipe):
             sources={key: self._located(source) for key, source in sources.items()} if located else sources,
             folders={other: self.root / other for other in self.inputs(name)},
             run=self.root,
+            training_start=self._training_start(name),
             tracking=self.tracking,
             content=content,
         )

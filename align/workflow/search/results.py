@@ -67,7 +67,8 @@ def _estimate(recipe: Recipe, name: str, manifests: Manifests) -> dict[str, Mapp
             evaluation = recipe.steps[step]
             assert isinstance(evaluation, Evaluate)
             source = recipe.data.get(evaluation.tasks[str(column.loc[-1])].data)
-            if source is not None and not any(_share_rows(source, other) for other in compared):
+            is_known = column.name in manifest["scores"][policy]
+            if is_known and source is not None and not any(_share_rows(source, other) for other in compared):
                 found[column.name] = manifest["scores"][policy][column.name]
     return found
 
