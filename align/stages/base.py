@@ -156,6 +156,9 @@ class Stage(Settings, ABC):
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise a located `InputError` for the first setting that cannot work with the step's inputs."""
 
+    def check_machine(self) -> None:
+        """Raise a located `InputError` for a setting that needs another machine than this one."""
+
     def named_models(self) -> list[tuple[str, Location]]:
         """Return the models that the step loads besides the recipe's policy and those of steps, with their settings."""
         return []

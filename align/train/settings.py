@@ -28,6 +28,7 @@ UNSHARDED = {
     "adafactor": "averages squared gradients over rows and columns of whole matrices",
     "adamw_8bit": "quantizes its state in blocks of whole parameters",
 }
+PRODUCTS = "bf16-products"
 # Settings added since 0.2; with their defaults they are left out, so that steps finished before stay finished
 ADDED = ("optimizer", "optimizer_settings", "early_stopping", "callbacks", "weights", *ENDS)
 

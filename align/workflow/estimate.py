@@ -71,6 +71,7 @@ def estimate(recipe: Recipe) -> Iterator[Estimate]:
     plans, made = ModelPlans(recipe), dict[str, Estimate]()
     for name in (each.name for each in order([Step(name, recipe.inputs(name), "") for name in recipe.steps])):
         with recipe.locating(name):
+            recipe.steps[name].check_machine()
             made[name] = recipe.steps[name].estimate(replace(plans.planning(name), made=made))
         yield made[name]
         for source, each in recipe.data.items():

@@ -21,7 +21,7 @@ from align.data.chat_clock import BEGAN, began_at, pinned_time
 from align.distributed.launch_files import check_gpus
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
-from align.errors import InputError, RunError, within
+from align.errors import InputError, RunError
 from align.models.loading.pretrained import default_device
 from align.redaction import as_written
 from align.registry import UserCode
@@ -140,7 +140,7 @@ def run_recipe(
     last, rerun = _ends(recipe, until, rerun_from)
     content = cache(content_of)
     plans = planned(recipe, until, rerun_from, content)
-    _check_gpus(recipe, plans)
+    _check_machine(recipe, plans)
     with pipeline.locked(recipe.root, progress.note), energy_meter(recipe) as energy:
         check_budget(recipe, energy)
         _remove_leftovers(recipe, progress)
@@ -243,12 +243,13 @@ def _ends(recipe: Recipe, until: str | None, rerun_from: str | None) -> tuple[st
     return last, recipe.expanded(rerun_from) if rerun_from is not None else []
 
 
-def _check_gpus(recipe: Recipe, steps: Sequence[pipeline.PlannedStep]) -> None:
-    """Raise `InputError` if the launch file of a step to run needs more GPUs than this machine has."""
-    for each in steps:
-        launch = recipe.steps[each.step.name].launch
-        if launch is not None and each.state != pipeline.FINISHED:
-            with within(*recipe.location(each.step.name, ())):
+def _check_machine(recipe: Recipe, steps: Sequence[pipeline.PlannedStep]) -> None:
+    """Raise `InputError` if a step to run needs another machine, or its launch file more GPUs than there are."""
+    for name in (each.step.name for each in steps if each.state != pipeline.FINISHED):
+        launch = recipe.steps[name].launch
+        with recipe.locating(name):
+            recipe.steps[name].check_machine()
+            if launch is not None:
                 check_gpus(launch, torch.cuda.device_count())
 
 

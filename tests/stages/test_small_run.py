@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from datetime import datetime
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from align import artifacts
 from align.cli import app
+from align.commands.check import check
 from align.data import chat_clock
 from align.data.chat_templates import TEMPLATES
 from align.data.reading import read
@@ -23,6 +25,7 @@ from align.stages.costs import meter
 from align.stages.preference import Preference
 from align.stages.sft import SFT
 from align.train.indexed_groups import ROWS
+from align.train.sharding import products
 from align.workflow import runner as running
 from align.workflow.launcher import INSIDE_RUN, Command
 from align.workflow.recipe.load import load_recipe
@@ -211,6 +214,25 @@ def test_one_step_is_trained_again_whose_inputs_were_made_again(tmp_path, monkey
     assert trained == ["dpo", "dpo"]
     with pytest.raises(InputError, match="needs 'sft', which has to run first"):
         running.run_step(Command(path, (other,)), "dpo", Told())
+
+
+def test_a_precision_without_effect_is_refused_before_a_run_and_by_a_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(products, "bf16_products", nullcontext)  # as on a CPU without instructions for them
+    text = RECIPE.replace("3, prompts", "3, precision: bf16-products, prompts", 1)
+    with monkeypatch.context() as patch, pytest.raises(InputError) as in_training:
+        patch.setattr(SFT, "check_machine", lambda step: None)
+        run(tmp_path / "late", text=text)
+    with pytest.raises(InputError) as before_run:
+        run(tmp_path, text=text)
+    assert not (tmp_path / "runs").exists()
+    path = tmp_path / "small.yaml"
+    with pytest.raises(InputError) as by_check:
+        check(path, ())
+    line = next(number for number, line in enumerate(path.read_text().splitlines(), 1) if "sft:" in line)
+    message = "steps.sft.train.precision: bf16-products has no effect on this CPU with this build of PyTorch; use fp32"
+    assert str(by_check.value).startswith(f"{path}:{line}: {message}")
+    assert str(by_check.value) == f"{path}:{line}: {before_run.value}"
+    assert str(before_run.value) == str(in_training.value)
 
 
 def test_a_launched_child_reports_a_recipe_that_changed_since_the_run_began(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from align.accounting.flops import Decoder, Work, forward_flops, sum_work, total_flops
 from align.data.balance import Balance, balance
 from align.data.batching import Indices, order, steps_per_epoch
@@ -19,7 +21,7 @@ from align.models.tree.parts import rows_held
 from align.stages.costs.estimates import CHECKPOINTS, Estimate, Planning, TrainingEstimate, equal_rows
 from align.stages.costs.measured import NOTHING, matrix_rate
 from align.stages.training.contract import TrainingSettings
-from align.stages.training.footprint import footprint
+from align.stages.training.footprint import footprint, sharding_of
 from align.stages.training.rows import RowRequest, StepRows, step_rows
 from align.stages.training.selecting import selection_of
 from align.train.selection.selection import FixedModel, Selection
@@ -122,6 +124,11 @@ def with_forward_pass(found: Estimate, size: Decoder | str, precision: str) -> E
         return replace(found, flops=None, seconds=None, unknown=size)
     flops = forward_flops(size, equal_rows(found.tokens, found.rows))
     return replace(found, flops=found.flops + flops, seconds=found.seconds + flops / _training_rate(precision))
+
+
+def planned_device(step: TrainingSettings) -> torch.device:
+    """Return the device that a step will train on, on this machine."""
+    return torch.device("cpu" if sharding_of(step.launch).cpu else default_device())
 
 
 def _taken(step: TrainingSettings, planning: Planning) -> int:

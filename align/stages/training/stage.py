@@ -23,7 +23,7 @@ from align.stages.inputs.sources import SourceSettings, check_without_constraint
 from align.stages.training.contract import Groups
 from align.stages.training.uniform import check_selection, reference_names, uniform_names, with_uniform
 from align.train.selection.settings import SelectionSettings
-from align.train.settings import ENDS, TrainSettings, check_optimizer
+from align.train.settings import ENDS, PRODUCTS, TrainSettings, check_optimizer
 from align.train.tracking import check_trackers
 
 if TYPE_CHECKING:
@@ -176,6 +176,14 @@ class TrainingStage(Stage):
             with errors.collect():
                 check_without_constraints(name, source.constraints is not None, self.data_loc(name))
         errors.raise_found()
+
+    def check_machine(self) -> None:
+        """Raise for a precision that the device of the step does not have."""
+        if self.train.precision == PRODUCTS:
+            from align.stages.training.planning import planned_device  # noqa: PLC0415 - imports torch
+            from align.train.sharding.products import check_products  # noqa: PLC0415 - imports torch
+
+            check_products(planned_device(self))
 
     def open_rows(self, name: str, source: SourceSettings) -> None:
         """Raise for first rows of another kind than the step trains on, or if none of many is of use."""

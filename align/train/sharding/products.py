@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from align.errors import InputError
+from align.train.settings import PRODUCTS
 
-PRODUCTS = "bf16-products"
 _SIDE = 64  # of the matrices of the check
 
 

@@ -20,9 +20,9 @@ from torch.optim import AdamW, Optimizer
 
 from align.models.backbone import Backbone
 from align.models.tree.batch import TokenBatch
-from align.train.settings import TrainSettings
+from align.train.settings import PRODUCTS, TrainSettings
 from align.train.sharding.optimizer import OptimizerState
-from align.train.sharding.products import PRODUCTS, bf16_products, check_products
+from align.train.sharding.products import bf16_products, check_products
 
 Place = tuple[int, ...]  # the address of a step's random numbers: seed and optimizer step
 WEIGHT = "weight"
