@@ -2,26 +2,15 @@ import json
 from dataclasses import replace
 
 import pytest
+from ledgers import TRAINED
 
 from align.accounting.energy import EnergyReading
-from align.accounting.ledger import Ledger, Usage, step_ledger, sum_ledgers
+from align.accounting.ledger import Ledger, step_ledger, sum_ledgers
 from align.accounting.settings import AccountingSettings
 from align.config import build
 from align.errors import InputError
 
 SETTINGS = AccountingSettings(price_per_device_hour=3, currency="EUR")
-TRAINED = Usage(
-    tokens_trained=1000,
-    tokens_computed=700,
-    flops=6e12,
-    flops_source="formula",
-    seconds=1800,
-    devices=4,
-    peak_flops=1e10,
-    peak_memory_bytes=500,
-    wire_bytes=80,
-    weights=2000,
-)
 SAMPLED = replace(TRAINED, tokens_trained=0, flops=None, flops_source="none for sampling", seconds=5400, devices=2)
 MEASURED = EnergyReading(kwh=0.5, co2_kg=0.1, source="a counter", measured=True)
 ESTIMATED = EnergyReading(kwh=0.25, co2_kg=None, source="an estimate", measured=False)

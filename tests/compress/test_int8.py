@@ -6,7 +6,7 @@ import pytest
 import torch
 from exported import saved
 from safetensors.torch import load_file
-from small_runs import run
+from small_runs import OF_COPY, TIED_POLICY, run
 from transformers import AutoModelForCausalLM
 
 from align.compress import int8 as module
@@ -106,26 +106,18 @@ def test_a_copy_that_loads_with_other_values_is_refused(copies, monkeypatch, tmp
         quantize_policy(str(source), tmp_path, method)
 
 
-STEPS = """
-run: small
-runs: {runs}
-policy:
-  from_config: {{model_type: llama, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 1,
-          num_attention_heads: 2, max_position_embeddings: 256, initializer_range: 0.2, tie_word_embeddings: true}}
-  chat_template: chatml
+STEPS = (
+    TIED_POLICY
+    + """\
 data:
   asked: {{path: "tasks:general", split: test, limit: 4}}
   shown: {{path: "tasks:general", limit: 8}}
 steps:
   base: {{stage: import, vocab_size: 300}}
   small: {{stage: quantize}}
-  evaluate:
-    stage: evaluate
-    policies: [base, small]
-    tasks:
-      general: {{data: asked, max_new_tokens: 4}}
-      fidelity: {{task: fidelity, data: asked, reference: "step:base", max_new_tokens: 4}}
 """
+    + OF_COPY
+)
 TRAINED = "  sft: {{stage: sft, policy: small, data: shown, train: {{learning_rate: 1.0e-3}}}}\n"
 
 

@@ -22,6 +22,18 @@ policy:
           num_attention_heads: 2, max_position_embeddings: 256, initializer_range: 0.05}}
   chat_template: chatml
 """
+TIED_POLICY = SMALL_POLICY.replace(
+    "hidden_size: 16, intermediate_size: 32", "hidden_size: 64, intermediate_size: 96"
+).replace("initializer_range: 0.05", "initializer_range: 0.2, tie_word_embeddings: true")
+# An evaluation of a copy `small` of the policy `base` on the source `asked`
+OF_COPY = """\
+  evaluate:
+    stage: evaluate
+    policies: [base, small]
+    tasks:
+      general: {{data: asked, max_new_tokens: 4}}
+      fidelity: {{task: fidelity, data: asked, reference: "step:base", max_new_tokens: 4}}
+"""
 RECIPE = (
     SMALL_POLICY
     + """\

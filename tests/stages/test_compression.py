@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import ROOT, run, written
+from small_runs import OF_COPY, ROOT, TIED_POLICY, run, written
 
 from align.artifacts import read_json
 from align.commands.export import export
@@ -13,14 +13,9 @@ from align.errors import InputError
 from align.workflow.estimate import estimate
 from align.workflow.recipe.load import load_recipe
 
-RECIPE = """
-run: small
-runs: {runs}
-keep: last
-policy:
-  from_config: {{model_type: llama, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 1,
-          num_attention_heads: 2, max_position_embeddings: 256, initializer_range: 0.2, tie_word_embeddings: true}}
-  chat_template: chatml
+RECIPE = (
+    TIED_POLICY
+    + """keep: last
 data:
   shown: {{path: "tasks:general", limit: 24}}
   asked: {{path: "tasks:general", split: test, limit: 6}}
@@ -28,13 +23,9 @@ steps:
   base: {{stage: import, vocab_size: 300}}
   small: {{stage: export, gguf: Q4_0}}
   sft: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-3, prompts_per_step: 8}}}}
-  evaluate:
-    stage: evaluate
-    policies: [base, small]
-    tasks:
-      general: {{data: asked, max_new_tokens: 4}}
-      fidelity: {{task: fidelity, data: asked, reference: "step:base", max_new_tokens: 4}}
 """
+    + OF_COPY
+)
 PUBLISHED = ("agreement", "kl", "js_similarity", "nll_change")
 
 

@@ -13,9 +13,9 @@ from tiny_training import (
     distillation,
     gap,
     loop,
-    metrics,
     numbers,
     policy,
+    results,
     same,
     weights,
 )
@@ -98,9 +98,8 @@ def test_micro_batches_do_not_change_the_result(tmp_path, forward):
     for budget in (40, 10**6):
         folder = tmp_path / str(budget)
         job = {"forward": forward, "held_out": held_out}
-        made = make(folder, train, top_k=5, beta=0.5, job=job, tokens_per_micro_batch=budget, evaluate_every=2)
-        made.run()
-        runs.append((metrics(folder), weights(made.policy)))
+        settings = {"tokens_per_micro_batch": budget, "evaluate_every": 2}
+        runs.append(results(make(folder, train, top_k=5, beta=0.5, job=job, **settings)))
     (lines, trained), (others, of_others) = runs
     for line, other in zip(lines, others, strict=True):
         for name in ("loss", "nll", "grad_norm"):

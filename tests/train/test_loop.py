@@ -14,6 +14,7 @@ from tiny_training import (
     metrics,
     policy,
     preference,
+    results,
     same,
     supervised,
     weights,
@@ -45,9 +46,7 @@ RUNS = {
 def run(folder, name, *, job=None, model=None, **changes):
     """Metrics and trained weights of ten steps, the last of each epoch a small one."""
     objective, train = RUNS[name]
-    trained = loop(folder, objective, train, model=model, job=job, **({"epochs": 2} | changes))
-    trained.run()
-    return metrics(folder), weights(trained.policy)
+    return results(loop(folder, objective, train, model=model, job=job, **({"epochs": 2} | changes)))
 
 
 @pytest.fixture(scope="module")

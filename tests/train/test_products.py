@@ -4,18 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny_training import (
-    comparisons,
-    demonstrations,
-    distillation,
-    gap,
-    loop,
-    metrics,
-    policy,
-    preference,
-    supervised,
-    weights,
-)
+from tiny_training import comparisons, demonstrations, distillation, gap, loop, policy, preference, results, supervised
 
 from align.errors import InputError
 from align.train.sharding import products
@@ -37,9 +26,7 @@ needs_cpu = pytest.mark.skipif(not has_effect(), reason="this CPU has no bf16 pr
 
 
 def run(folder, precision, objective, train, **changes):
-    trained = loop(folder, objective, train, model=policy(**WIDE), precision=precision, **changes)
-    trained.run()
-    return metrics(folder), weights(trained.policy)
+    return results(loop(folder, objective, train, model=policy(**WIDE), precision=precision, **changes))
 
 
 @needs_cpu

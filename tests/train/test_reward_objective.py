@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 from tiny_rewards import NAMES, WEIGHTS, classifier, model, rated
-from tiny_training import Recorder, comparisons, gap, group, loop, metrics, weights
+from tiny_training import Recorder, comparisons, gap, group, loop, results, weights
 
 from align.models.tree.batch import plain_batch, tree_batch
 from align.train.objectives.batch import group_batch
@@ -24,9 +24,7 @@ def alone(hf, one):
 
 def run(folder, loss, groups, *, job=None, made=None, **changes):
     objective = reward_objective(loss, NAMES, WEIGHTS)
-    trained = loop(folder, objective, groups, model=made or model(), job=job, **changes)
-    trained.run()
-    return metrics(folder), weights(trained.policy)
+    return results(loop(folder, objective, groups, model=made or model(), job=job, **changes))
 
 
 @pytest.mark.parametrize("forward", ["tree", "plain"])

@@ -195,6 +195,12 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def results(made):
+    """Train; every line of the metrics, and the trained weights."""
+    made.run()
+    return metrics(made.training_run.folder), weights(made.policy)
+
+
 def numbers(folder):
     """The lines without what a clock or a meter has put there."""
     return [{name: value for name, value in line.items() if name not in NOT_NUMBERS} for line in metrics(folder)]

@@ -5,10 +5,11 @@ import re
 from dataclasses import replace
 
 import pytest
+from ledgers import TRAINED
 from small_runs import RECIPE, written
 
 from align.accounting.energy import EnergyReading
-from align.accounting.ledger import Usage, step_ledger
+from align.accounting.ledger import step_ledger
 from align.accounting.settings import AccountingSettings
 from align.commands.check import check
 from align.stages.costs.estimates import Estimate
@@ -18,18 +19,7 @@ from align.workflow.prediction import Interval, earlier_ledgers, predict, total
 
 HERE = {"host": "this", "device": "processor"}
 OLDER = {"stage": "sft", "environment": HERE}
-USED = Usage(
-    tokens_trained=0,
-    tokens_computed=0,
-    flops=1e12,
-    flops_source="",
-    seconds=100.0,
-    devices=1,
-    peak_flops=1e10,
-    peak_memory_bytes=1000,
-    wire_bytes=0,
-    weights=10_000,
-)
+USED = replace(TRAINED, flops=1e12, seconds=100.0, devices=1, peak_memory_bytes=1000, wire_bytes=0, weights=10_000)
 
 
 def ledger(kwh=None, **values):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +53,8 @@ def token_logps(
     At most one tile of logits is in memory besides those that are kept for the backward pass (`KEPT_CPU`), which
     recomputes the others. Under autocast the products of both passes run in its dtype, as those of a linear layer do.
     """
-    return _apply(hidden_ND, weight_VD, bias_V, targets_N, transform, collisions=False)[0]
+    room, hidden_ND = _room(hidden_ND, transform), product_input(hidden_ND)
+    return _TokenLogps.apply(hidden_ND, weight_VD, bias_V, targets_N, transform, False, room)[0]
 
 
 def token_logps_and_collisions(
@@ -63,9 +64,8 @@ def token_logps_and_collisions(
 
     The second is the log-probability that two samples of the token are equal.
     """
-    logps_N, collision_N = _apply(hidden_ND, weight_VD, bias_V, targets_N, transform, collisions=True)
-    assert collision_N is not None
-    return logps_N, collision_N
+    room, hidden_ND = _room(hidden_ND, transform), product_input(hidden_ND)
+    return _TokenLogps.apply(hidden_ND, weight_VD, bias_V, targets_N, transform, True, room)
 
 
 def residual_sketches(
@@ -91,21 +91,11 @@ def residual_sketches(
     return found_NP
 
 
-def _apply(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    targets_N: Tensor,
-    transform: LogitTransform,
-    *,
-    collisions: bool,
-) -> tuple[Tensor, Tensor | None]:
-    hidden_ND = product_input(hidden_ND)
+def _room(hidden_ND: Tensor, transform: LogitTransform) -> int:
+    """Return how many elements of softmax tiles the forward pass keeps for the backward pass."""
     # The derivative of soft-capping needs the logits themselves
     keeps = torch.is_grad_enabled() and hidden_ND.device.type == "cpu" and not transform.softcap
-    room = KEPT_CPU if keeps else 0
-    found = _TokenLogps.apply(hidden_ND, weight_VD, bias_V, targets_N, transform, collisions, room)
-    return cast("tuple[Tensor, Tensor | None]", found)
+    return KEPT_CPU if keeps else 0
 
 
 class _TokenLogps(torch.autograd.Function):
