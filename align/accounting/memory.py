@@ -165,6 +165,11 @@ def training_memory(
     return max(backward_starts, backward_ends, _sending(used if overlaps else held, num_trained, sharding), key=sum)
 
 
+def average_memory(model: Decoder, sharding: Sharding) -> int:
+    """Return the bytes of the running mean of all weights, in fp32 and sharded like a moment."""
+    return FP32 * (sharding.shard(model.num_weights) if sharding.stage else model.num_weights)
+
+
 def _held(trained: int, sharding: Sharding, weights: int, *, ddp: bool) -> Memory:
     """Return what remains in memory between micro-batches; `ddp` says whether DDP reduces gradients in its buckets."""
     shard = FP32 * sharding.shard(trained)

@@ -85,7 +85,7 @@ class ImportModel(Stage):
 
     def disk(self, model_bytes: int) -> tuple[int, int]:
         """Return the bytes of the policy, and of what is written beside it."""
-        return model_disk(model_bytes, keeps_best=False)
+        return model_disk(model_bytes)
 
     def run(self, context: RunContext) -> dict[str, Any]:
         """Write the policy as a plain Hugging Face folder."""

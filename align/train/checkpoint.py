@@ -1,9 +1,10 @@
 """Checkpoint files for a bit-identical resume, as safetensors and JSON; each checkpoint is written atomically.
 
-The loop draws no random numbers, and the order of the rows is a function of the step. So weights, optimizer state and
-the number of finished steps are the complete state. Every process that holds a shard writes it to its own file, under
-the parameter's name and the shard's position in it; on resume each process reads what it needs from any file.
-Therefore the number of processes and the kind of sharding may change on resume; if they do not, results do not either.
+The loop draws no random numbers, and the order of the rows is a function of the step. So weights, optimizer state, the
+average of weights (once it has begun) and the number of finished steps are the complete state. Every process that holds
+a shard writes it to its own file, under the parameter's name and the shard's position in it; on resume each process
+reads what it needs from any file. Therefore the number of processes and the kind of sharding may change on resume; if
+they do not, results do not either.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from align.distributed.processes import Processes
 from align.errors import RunError
 from align.storage.checksums import FileRecords, as_records, content_problems, sha256_of
 from align.storage.disk_errors import disk_errors
-from align.train.sharding.replicated import WEIGHT, Replicated
+from align.train.sharding.replicated import AVERAGE, WEIGHT, Replicated
 
 CHECKPOINT = "checkpoint-"  # folder name, followed by the number of finished steps
 BEST = "best-"  # folder name of the weights with the lowest held-out loss so far, followed by their step
@@ -94,7 +95,8 @@ def load_checkpoint(folder: Path, *, sharding: Replicated, settings_hash: str, i
     _check_files(latest, state, sharding)
     stored, moments = _stored(latest), bool(state.get("moments", True))
     if moments:
-        sharding.init_moments(int(state["step"]), {name for kind, name in stored if kind != WEIGHT})
+        sharding.init_moments(int(state["step"]), {name for kind, name in stored if kind not in (WEIGHT, AVERAGE)})
+        sharding.is_averaging = any(kind == AVERAGE for kind, _ in stored)
     _load(latest, sharding, stored, moments=moments)
     return int(state["step"])
 

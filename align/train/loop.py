@@ -42,6 +42,7 @@ from align.train.references.compute import REFERENCE_WORK, read_work
 from align.train.references.run_passes import RunPasses
 from align.train.selection.selector import make_selector
 from align.train.sharding.accelerator import make_accelerator
+from align.train.sharding.averaging import WeightAverage
 from align.train.sharding.bf16_weights import round_weights
 from align.train.sharding.prepare import describe, prepare_sharding
 from align.train.tracking import Tracking, check_trackers, start_trackers
@@ -72,6 +73,7 @@ class Loop:
         progress.note(describe(self.sharding, settings))
         self.sharding.use_precision()
         self.sharding.warm_up(COLLATE[self.forward.name](self.groups[0].sequences).to(self.accelerator.device))
+        self.average = WeightAverage(self.sharding, settings.averaged_steps(self.num_steps), progress)
         self.reference_cache = ReferenceCache(
             run.references, weights=self.initial_weights, precision=settings.forward_precision
         )
@@ -137,7 +139,7 @@ class Loop:
                         diverged = str(error)
                         self.progress.note(f"stopped after step {len(lines)} of {self.num_steps}: {diverged}")
                         break
-                    self._evaluate_and_log(metrics, lines)
+                    self._evaluate_and_log(metrics | self.average.add(number + 1), lines)
                     self.checkpointer.save_if_due(lines, last_step, stop)
         if run.settings.until_step is not None:
             self.checkpointer.save_trained(lines)  # the last weights, before the best ones replace them

@@ -12,6 +12,7 @@ from align.config import Settings
 from align.data.batching import steps_per_epoch
 from align.errors import InputError, within
 from align.registry import DOTTED_PATH, import_dotted, suggest
+from align.train.sharding.snapshots import CONFLICT, CONFLICTING, SnapshotSettings
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # decay rate of a moving average
 RewardLoss = Literal["regression", "bt", "bt_margin", "bt_scaled"]
@@ -30,7 +31,7 @@ UNSHARDED = {
 }
 PRODUCTS = "bf16-products"
 # Settings added since 0.2; with their defaults they are left out, so that steps finished before stay finished
-ADDED = ("optimizer", "optimizer_settings", "early_stopping", "callbacks", "weights", *ENDS)
+ADDED = ("optimizer", "optimizer_settings", "early_stopping", "callbacks", "weights", "average", *ENDS)
 
 
 def check_optimizer(name: str) -> None:
@@ -144,6 +145,11 @@ class TrainSettings(Settings):
     keep: Literal["last", "best"] = Field(
         default="last", description="Weights to keep: the last, or the evaluated ones with the lowest held-out loss."
     )
+    average: SnapshotSettings | None = Field(
+        default=None,
+        description="Save the mean of the weights after several of the last steps; by default, the last weights. "
+        "Evaluations use the current weights, and the one after the last step the mean. Not for adapters.",
+    )
     checkpoint_steps: int | None = Field(default=None, ge=1, description="Optimizer steps between checkpoints.")
     checkpoint_minutes: float | None = Field(
         default=15.0, gt=0, description="Minutes between checkpoints; null for none by time."
@@ -196,6 +202,18 @@ class TrainSettings(Settings):
             raise InputError("evaluations decide the weights: use a multiple of evaluate_every", ("until_step",))
         return self
 
+    @model_validator(mode="after")
+    def _check_average(self) -> TrainSettings:
+        if self.average is None:
+            return self
+        for name in CONFLICTING:
+            if getattr(self, name) != TrainSettings.model_fields[name].get_default(call_default_factory=True):
+                raise InputError(CONFLICT, (name,))
+        if self.max_steps is not None:
+            with within("average"):
+                self.average.steps(self.max_steps)
+        return self
+
     @field_validator("min_lr_ratio")
     @classmethod
     def _check_min_lr_ratio(cls, ratio: float, info: ValidationInfo) -> float:
@@ -240,6 +258,14 @@ class TrainSettings(Settings):
         # Rounding: 1.1 epochs of 50 steps are 55 steps, although 1.1 * 50 is slightly more in floating point
         num_steps = math.ceil(steps * (1 - 1e-12))
         return min(num_steps, self.max_steps) if self.max_steps is not None else num_steps
+
+    def averaged_steps(self, num_steps: int) -> list[int]:
+        """Return the optimizer steps after which weights are averaged, of a training of `num_steps`; none by default.
+
+        Raises `InputError` if these are too few.
+        """
+        with within("train", "average"):
+            return self.average.steps(num_steps) if self.average is not None else []
 
     @property
     def is_evaluation_decisive(self) -> bool:

@@ -107,7 +107,8 @@ class Trainer:
     def train(self) -> TrainingResult:
         """Train to the last step, from the latest checkpoint if there is one, and return the metrics of all steps.
 
-        Afterwards the policy has the last weights, or with `keep: best` those with the lowest held-out loss.
+        Afterwards the policy has the last weights, with `average` a mean of them, or with `keep: best` those with the
+        lowest held-out loss.
         """
         result = self.loop.run()
         self.loop.checkpointer.save_trained(result.metrics)

@@ -67,7 +67,8 @@ CASES = {
     "kto": (preference("kto"), labelled(33, sizes=(1, 1, 3)), {"tokens_per_micro_batch": 100}),
     "weighted": (preference("dpo", beta=1.0, weighting="wpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     "mixture": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
-    "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3}),
+    # Killed between the first and the second of the snapshots whose mean the weights become in the end
+    "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3, "average": {"last": 4, "every": 5}}),
     "bf16": (
         preference("rpo_bwd_kl", beta=0.1, sft_weight=0.02),
         comparisons(33, sizes=(1, 2, 5), longest=60),

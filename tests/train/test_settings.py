@@ -14,6 +14,7 @@ from align.config import build
 from align.errors import InputError
 from align.train.objectives.settings import PreferenceSettings
 from align.train.settings import EarlyStopping, TrainSettings
+from align.train.sharding.snapshots import SnapshotSettings
 
 # Rate of step 0 to 11 with a warm-up of 4 and a learning rate of 8, worked out by hand where that is easy
 BY_HAND = [
@@ -105,6 +106,26 @@ WRONG = [
         {"learning_rate": 1, "keep": "best", "evaluate_every": 4, "until_step": 6},
         "train.until_step: evaluations decide the weights: use a multiple of evaluate_every",
     ),
+    ({"learning_rate": 1, "average": {"last": 1, "every": 1}}, "train.average.last: Input should be greater than or"),
+    ({"learning_rate": 1, "average": {"last": 2, "every": 0}}, "train.average.every: Input should be greater than or"),
+    ({"learning_rate": 1, "average": {"last": 2}}, "train.average.every: this key is required"),
+    (
+        {"learning_rate": 1, "average": {"last": 3, "every": 5}, "max_steps": 10},
+        "train.average: 3 snapshots, one every 5 steps, need 11 optimizer steps, and there are 10; use fewer",
+    ),
+    *(
+        (
+            {"learning_rate": 1, "average": {"last": 2, "every": 1}, name: value},
+            f"train.{name}: cannot be combined with train.average, whose last snapshot follows the last planned step",
+        )
+        for name, value in {
+            "keep": "best",
+            "early_stopping": {"patience": 1},
+            "callbacks": ["module:function"],
+            "until_step": 5,
+            "on_divergence": "stop",
+        }.items()
+    ),
 ]
 
 
@@ -143,6 +164,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "reduce": "each",
         "trackers": ["tensorboard"],
         "until_step": 7,
+        "average": SnapshotSettings(last=2, every=1),
         "on_divergence": "stop",
     }
     assert {"learning_rate", *changed} == set(TrainSettings.model_fields)  # each setting was thought of
@@ -158,6 +180,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "reduce",
         "trackers",
     }
+    assert not {"average", "until_step"} & identity.keys()  # settings that came later, in the keys of earlier steps
     # Where the best of the evaluated weights are kept, it matters which are evaluated.
     best = [TrainSettings(**base, keep="best", evaluate_every=every).cache_key() for every in (None, 7)]
     assert best[0] != best[1]

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
     from align.records import Prompt
     from align.stages.training.footprint import Footprint
+    from align.train.settings import TrainSettings
 
 # Share of a large matrix product's rate that sampling reaches: it reads all weights for each token of a batch. Timed on
 # a CPU only.
 SAMPLING_EFFICIENCY = 0.05
 CHECKPOINTS = 6  # model sizes on disk at once: weights and two moments, of a checkpoint and of the one before it
 BEST = 2  # and the best weights so far, beside those that the latest checkpoint knows as the best
+AVERAGED = 2  # and the average of the last weights, in each of the two checkpoints
 TEXT_BYTES = 8  # bytes of a token in a file of responses, and in its journal
 
 
@@ -104,9 +106,12 @@ class Planning:
         return self.num_weights * FP32
 
 
-def model_disk(model_bytes: int, *, keeps_best: bool) -> tuple[int, int]:
-    """Return the bytes of a trained model, and of its checkpoints while it trains."""
-    return model_bytes, (CHECKPOINTS + (BEST if keeps_best else 0)) * model_bytes
+def model_disk(model_bytes: int, train: TrainSettings | None = None) -> tuple[int, int]:
+    """Return the bytes of a model, and of its checkpoints while it trains."""
+    if train is None:
+        return model_bytes, CHECKPOINTS * model_bytes
+    more = BEST * (train.keep == "best") + AVERAGED * (train.average is not None)
+    return model_bytes, (CHECKPOINTS + more) * model_bytes
 
 
 def estimate_answers(

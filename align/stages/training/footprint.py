@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from align.accounting.communication import Sharding
 from align.accounting.flops import Decoder
-from align.accounting.memory import DEEPSPEED, PROCESS, MicroBatch, adapter_weights, training_memory
+from align.accounting.memory import DEEPSPEED, PROCESS, MicroBatch, adapter_weights, average_memory, training_memory
 from align.config import read_recipe
 from align.errors import InputError
 from align.models.lm_head.logprobs import KEPT_CPU, TILE_CPU, TILE_GPU
@@ -136,7 +136,8 @@ def footprint(
             sharding=ways,
         )
         itself = PROCESS + (DEEPSPEED if ways.stage and ways.fp32_copy else 0)
-        return sum(parts) + (itself if ways.cpu else 0)
+        averages = 0 if settings.average is None else average_memory(model, ways)
+        return sum(parts) + averages + (itself if ways.cpu else 0)
 
     many = replace(ways, processes=max(MANY, ways.processes))
     return Footprint(

@@ -18,7 +18,7 @@ from align.models.loading.config import max_positions
 from align.models.loading.pretrained import default_device
 from align.models.tree.batch import tree_batch
 from align.models.tree.parts import rows_held
-from align.stages.costs.estimates import CHECKPOINTS, Estimate, Planning, TrainingEstimate, equal_rows
+from align.stages.costs.estimates import Estimate, Planning, TrainingEstimate, equal_rows, model_disk
 from align.stages.costs.measured import NOTHING, matrix_rate
 from align.stages.training.contract import TrainingSettings
 from align.stages.training.footprint import footprint, sharding_of
@@ -63,6 +63,7 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
     fixed = {key: FixedModel(size=planning.dimensions_of(steps[0])) for key, steps in names.items()}
     selection = selection_of(step, data, model, fixed, frozen=_is_frozen(planning))
     num_steps = settings.num_steps(num_rows) if selection is None else selection.num_steps(settings, num_rows)
+    average = _average_line(step, num_steps)
     start, num_steps = _taken(step, planning), min(num_steps, settings.until_step or num_steps)
     epochs = max(0, num_steps - start) / steps_per_epoch(num_rows, settings.prompts_per_step)
     seed = planning.inputs.seed
@@ -81,8 +82,8 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
         weights=planning.num_weights,
         until_step=settings.until_step,
         disk=planning.model_bytes,
-        spare=CHECKPOINTS * planning.model_bytes,
-        parts=_selection_lines(selection, settings.prompts_per_step),
+        spare=model_disk(planning.model_bytes, step.train)[1],
+        parts=_selection_lines(selection, settings.prompts_per_step) | average,
         training=TrainingEstimate(
             counts=data.counts,
             format=data.format,
@@ -101,6 +102,7 @@ def estimate_bound(step: TrainingSettings, planning: Planning, made: Estimate) -
     """Return an upper bound where an earlier step makes the rows: every prompt, with the longest responses."""
     work, per_epoch = equal_rows(made.tokens, made.rows), steps_per_epoch(made.rows, step.train.prompts_per_step)
     start, num_steps = _taken(step, planning), step.train.num_steps(made.rows)
+    step.train.averaged_steps(num_steps)  # raises for an average of more steps than there can be
     epochs = max(0, min(num_steps, step.train.until_step or num_steps) - start) / per_epoch
     return Estimate(
         name=planning.name,
@@ -111,7 +113,7 @@ def estimate_bound(step: TrainingSettings, planning: Planning, made: Estimate) -
         weights=planning.num_weights,
         until_step=step.train.until_step,
         disk=planning.model_bytes,
-        spare=CHECKPOINTS * planning.model_bytes,
+        spare=model_disk(planning.model_bytes, step.train)[1],
         bound=True,
     )
 
@@ -182,6 +184,12 @@ def _selection_lines(selection: Selection | None, prompts_per_step: int) -> dict
         "selection": f"{settings.score}: {prompts_per_step} of {size} rows per step, {cost} times the FLOPs of uniform "
         f"training of as many rows{once}"
     }
+
+
+def _average_line(step: TrainingSettings, num_steps: int) -> dict[str, str]:
+    """Return which weights are averaged, for the estimate; raise `InputError` for too few optimizer steps."""
+    steps = step.train.averaged_steps(num_steps)
+    return {"average": f"of the weights after steps {', '.join(map(str, steps))}"} if steps else {}
 
 
 def _work(group: TokenGroup, *, head: bool) -> Work:

@@ -197,6 +197,7 @@ def training_report(loop: Loop, rows: StepRows, outcome: TrainingResult) -> dict
         "format": rows.format,
         "optimizer_steps": outcome.num_steps,
         "planned_steps": loop.num_steps,
+        **({"averaged_steps": loop.average.steps} if loop.average.steps else {}),
         **({"diverged": outcome.diverged} if outcome.diverged is not None else {}),
         "imbalance": {"mean": sum(outcome.imbalance) / len(outcome.imbalance), "worst": max(outcome.imbalance)},
         "forward": {"name": outcome.forward.name, "reason": outcome.forward.reason},

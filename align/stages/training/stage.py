@@ -24,6 +24,7 @@ from align.stages.training.contract import Groups
 from align.stages.training.uniform import check_selection, reference_names, uniform_names, with_uniform
 from align.train.selection.settings import SelectionSettings
 from align.train.settings import ENDS, PRODUCTS, TrainSettings, check_optimizer
+from align.train.sharding.snapshots import ADAPTERS
 from align.train.tracking import check_trackers
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ class TrainingStage(Stage):
         lora, path = inputs.policy.lora, inputs.policy.path or ""
         if self.policy is None and lora is not None and not lora.merge and path.startswith(GGUF):
             errors.found.append(kept_adapters_error(lora))
+        if self.train.average is not None and lora is not None:
+            errors.found.append(InputError(ADAPTERS, ("train", "average")))
         if not any(source.held_out for source in inputs.sources.values()):
             names = " or ".join(inputs.sources)
             message = f"needs held-out rows, and no row is held out: set held_out of {names}"
@@ -250,7 +253,7 @@ class TrainingStage(Stage):
 
     def disk(self, model_bytes: int) -> tuple[int, int]:
         """Return the bytes of the trained model, and of its checkpoints."""
-        stays, spare = model_disk(model_bytes, keeps_best=self.train.keep == "best")
+        stays, spare = model_disk(model_bytes, self.train)
         return (stays, spare) if self.train.until_step is None else (stays + spare // 2, spare)  # the checkpoint stays
 
     def preview(self, planning: Planning, number: int) -> list[tuple[TokenGroup, TokenGroup]] | None:

@@ -95,6 +95,12 @@ def check_selection(selection: SelectionSettings, train: TrainSettings, *, needs
             "needs chunks and prompts_per_step of 2 or more: rows that are drawn together do not affect each other",
             ("selection", "coupling"),
         )
+    if train.average is not None and selection.compare is not None:
+        raise InputError(
+            "the baseline is also evaluated before its last step, where its weights are not averaged; set "
+            "selection.compare to null",
+            ("train", "average"),
+        )
     if needs_kl:
         raise InputError(
             "kto estimates its reference point from the rows of a step, which are not known before they are scored; "

@@ -26,6 +26,7 @@ from align.train.sharding.products import bf16_products, check_products
 
 Place = tuple[int, ...]  # the address of a step's random numbers: seed and optimizer step
 WEIGHT = "weight"
+AVERAGE = "weight_average"  # no name that an optimizer gives to its state
 CLIP_EPSILON = 1e-6  # that PyTorch adds to the norm when it clips
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of AdamW's moments
 
@@ -38,7 +39,7 @@ class ParameterShard(NamedTuple):
 
     name: str
     start: int  # position in the flattened parameter
-    values: dict[str, Tensor]  # WEIGHT and, if asked for, each of MOMENTS
+    values: dict[str, Tensor]  # WEIGHT and, if asked for, each of MOMENTS and, once it has begun, AVERAGE
 
 
 class Replicated:
@@ -60,6 +61,8 @@ class Replicated:
         self.accelerator, self.policy, self.optimizer, self.settings = accelerator, policy, optimizer, settings
         self.copies = copies or {}  # what the optimizer updates in place of the parameters of these names
         self.state = None if type(optimizer) is AdamW else OptimizerState(optimizer)
+        self.averages: dict[str, Tensor] = {}  # of this process's shards, by name of the parameter
+        self.is_averaging = False  # whether they hold weights yet
         self.trainable = [value for value in policy.parameters() if value.requires_grad]
         self._prepare()
 
@@ -178,6 +181,8 @@ class Replicated:
             values |= self.state.tensors(key)
         elif moments and (state := self.optimizer.state.get(key)):
             values |= {name: local(state[name]).view(-1)[within] for name in MOMENTS}
+        if moments and self.is_averaging:
+            values[AVERAGE] = self.averages[name]
         return ParameterShard(name, start, values)
 
     def init_moments(self, steps: int, names: Collection[str]) -> None:
