@@ -152,7 +152,8 @@ def test_an_imported_policy_and_answers_of_a_file_have_no_value_and_the_reason(m
 def test_the_ledger_counts_a_pass_of_each_policy(made):
     flops = {step: each["ledger"]["flops"] for step, each in made[1].items() if "ledger" in each}
     passes = flops["evaluate-sft"] - flops["without-sft"]
-    assert passes == pytest.approx(2 * flops["alone-sft"], rel=1e-9) and passes > 0
+    # Two passes over the answers; `drift` by itself also samples them
+    assert passes == pytest.approx(2 / 3 * flops["alone-sft"], rel=1e-9) and passes > 0
 
 
 @pytest.mark.slow

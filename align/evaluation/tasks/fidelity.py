@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from align.accounting.flops import sum_work
 from align.errors import InputError
 from align.evaluation.statistics import score
 from align.evaluation.task import ROW_OPTIONS, EstimateInputs, Parts, Task, TaskInputs, TaskResult, TaskSize
@@ -44,7 +45,8 @@ class DivergenceTask(Task):
         columns = {name: list(zip(*(each[name] for each in parts), strict=True)) for name in self.metrics}
         scores = {name: score(*column) for name, column in columns.items()}
         lines = [{"row": group.row, "parts": each} for group, each in zip(groups, parts, strict=True)]
-        return TaskResult(scores=scores, lines=lines, work=forward_work(groups))
+        once = forward_work(groups)  # sampling the answers, and the pass of each policy over them
+        return TaskResult(scores=scores, lines=lines, work=sum_work([once, once, once]))
 
 
 OPTIONS = ROW_OPTIONS | {"data", "policy", "reference", "max_new_tokens", "rows.constraints"}
