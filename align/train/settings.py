@@ -125,7 +125,8 @@ class TrainSettings(Settings):
     )
     on_divergence: Literal["error", "stop"] = Field(
         default="error",
-        description="At a loss or gradient norm that is not finite: fail, or stop with the weights before that step.",
+        description="At a loss or gradient norm that is not finite: fail, or stop with the weights before that step. "
+        "Changing it runs the step again.",
     )
     evaluate_every: int | None = Field(
         default=None,
