@@ -35,10 +35,10 @@ def test_every_key_has_a_type_and_a_meaning(section):
 
 LAUNCHED = {"sft", "reward_model", "generate", "score", "preference", "evaluate", "synthesize", "distill"}
 REFUSED = {
-    **{name: ("launch",) for name in set(STAGES) - LAUNCHED},
+    **{name: ("launch", "slurm") for name in set(STAGES) - LAUNCHED},
     "distill": ("selection",),
-    "average_reward_models": ("launch", "task", "metric"),
-    "average": ("launch", "task.encoder.model"),
+    "average_reward_models": ("launch", "slurm", "task", "metric"),
+    "average": ("launch", "slurm", "task.encoder.model"),
     "evaluate": ("tasks.NAME.encoder.model",),
 }
 

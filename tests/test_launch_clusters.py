@@ -107,6 +107,14 @@ def test_under_slurm_each_node_is_told_its_rank_and_where_the_first_is(slurm):
     assert not (left / "scontrol").exists()  # not requeued
 
 
+def test_the_batch_script_takes_another_launch_file(slurm):
+    left, start = slurm
+    assert ended(start("--config_file", "launch/fsdp2-8gpu.yaml", "RECIPE", "NAME", *OVERRIDES))[0] == 0
+    given = lines(left / "accelerate.0")
+    assert given[given.index("--config_file") + 1] == "launch/fsdp2-8gpu.yaml"
+    assert given[given.index("-m") :] == ["-m", "align", "train", "RECIPE", "--step", "NAME", *OVERRIDES]
+
+
 def test_a_slurm_job_ends_with_the_status_of_a_launcher_that_fails(slurm):
     left, start = slurm
     (left / "status.2").write_text("3")

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.config import Settings
-from align.errors import Location
+from align.distributed.slurm import SlurmSettings
+from align.errors import InputError, Location
 from align.inference.settings import EngineSettings
 from align.stages.inputs.opening import first_records
 from align.stages.inputs.sources import SourceSettings, source_key
@@ -30,7 +31,11 @@ REFERENCES = "references"  # folder of the run with the cached reference log-pro
 EMBEDDINGS = "embeddings"  # folder of the run with the cached vectors of texts
 RESPONSES = "responses"  # folder of the run with the answers of teachers, by step
 
-ONE_PROCESS = {"launch": "a step of this stage runs in one process; leave launch out"}  # `refused` of most stages
+# `refused` of most stages
+ONE_PROCESS = {
+    "launch": "a step of this stage runs in one process; leave launch out",
+    "slurm": "a step of this stage runs in one process on this machine; leave slurm out",
+}
 
 
 class Input(NamedTuple):
@@ -75,7 +80,24 @@ def latest_policy(before: Mapping[str, Stage]) -> str | None:
     return next((name for name in steps if before[name].makes == POLICY and not before[name].is_compressed), None)
 
 
-class Stage(Settings, ABC):
+class LaunchSettings(Settings):
+    """Where a step, or a part of it, runs."""
+
+    launch: str | None = Field(
+        default=None, description="A config file of `accelerate launch`; the step runs in one process without it."
+    )
+    slurm: SlurmSettings | None = Field(
+        default=None, description="Submit the launch to Slurm and wait for the job; `{}` for the defaults."
+    )
+
+    @model_validator(mode="after")
+    def _check_slurm(self) -> Self:
+        if self.slurm is not None and self.launch is None:
+            raise InputError("a job of Slurm starts a launch file on each machine: set launch", ("slurm",))
+        return self
+
+
+class Stage(LaunchSettings, ABC):
     """One kind of step: its settings, and everything that the workflow asks of it.
 
     A new stage is a subclass with `makes`, `inputs`, `run` and, where it reads rows or a model, the methods about
@@ -83,9 +105,6 @@ class Stage(Settings, ABC):
     """
 
     stage: Any = Field(description="Kind of the step, or your own as `module:Class`.")  # narrowed by each stage
-    launch: str | None = Field(
-        default=None, description="A config file of `accelerate launch`; the step runs in one process without it."
-    )
 
     makes: ClassVar[str]
     is_compressed: ClassVar[bool] = False  # whether its policy is a smaller copy of another one
@@ -169,7 +188,8 @@ class Stage(Settings, ABC):
 
     def named_files(self) -> list[tuple[str, Location]]:
         """Return the files that the step reads besides its sources and models, with the settings that name them."""
-        return [(self.launch, ("launch",))] if self.launch is not None else []
+        found: list[tuple[str, Location]] = [(self.launch, ("launch",))] if self.launch is not None else []
+        return found if self.slurm is None else [*found, (self.slurm.script, ("slurm", "script"))]
 
     def open_rows(self, name: str, source: SourceSettings) -> None:
         """Read the first rows of a source; raise an error located below it if the step cannot use them."""
@@ -193,7 +213,7 @@ class Stage(Settings, ABC):
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide what the step makes, as JSON."""
-        return self.model_dump(mode="json", exclude={"launch"})
+        return self.model_dump(mode="json", exclude=set(LaunchSettings.model_fields))
 
     def model(self, before: ModelSpec) -> ModelSpec:
         """Return the model that the step's folder will hold, given the one that it starts from."""

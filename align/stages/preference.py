@@ -18,7 +18,7 @@ from align.stages.generate import Generate
 from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.inputs.opening import lack_of_preference
 from align.stages.inputs.sources import SourceSettings
-from align.stages.responses.settings import GenerationSettings, RoundGeneration
+from align.stages.responses.settings import RoundGeneration
 from align.stages.training.contract import Groups
 from align.stages.training.stage import TrainingStage
 from align.stages.training.uniform import with_uniform
@@ -88,8 +88,8 @@ class Preference(TrainingStage):
     def _samples(self, policy: str, number: int) -> Generate:
         if self.generate is None:
             raise InputError("required with on_policy: true; it sets how rounds sample and judge", ("generate",))
-        own = {name: getattr(self.generate, name) for name in GenerationSettings.model_fields}
-        return Generate(**own, launch=self.generate.launch, policies=[policy], data=self.data, round=number)
+        own = {name: getattr(self.generate, name) for name in RoundGeneration.model_fields}
+        return Generate(**own, policies=[policy], data=self.data, round=number)
 
     def shares(self) -> dict[str, float]:
         """Return the rows of the step."""

@@ -129,7 +129,8 @@ class Synthesize(SynthesisSettings, Stage):
 
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the rows, with the content of models, templates and code."""
-        named = [*self.models, *self.engine.code, *(file for file, _ in self.named_files())]
+        files = [file for family in self.families.values() for file in family.files()]
+        named = [*self.models, *self.engine.code, *files]
         code = [code_of(family.family) for family in self.families.values()]
         return [*super().cache_key(inputs), *map(inputs.content, named), *code, *judge_key(self.judges, inputs)]
 

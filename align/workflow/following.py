@@ -7,6 +7,7 @@ import re
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from align.artifacts import METRICS, read_json, write_json
 from align.distributed.progress import RESOURCES, Progress
@@ -27,6 +28,7 @@ class WrittenProgress:
         self._phases: list[dict[str, Any]] = []
         self._done, self._written_s = 0, 0.0
         self._metrics: dict[str, float] = {}  # the last ones of the phase
+        self._attempt = uuid4().hex
 
     def note(self, text: str) -> None:
         """Forward to the progress."""
@@ -52,7 +54,8 @@ class WrittenProgress:
 
     def _write(self) -> None:
         self._written_s = time.monotonic()
-        write_json(self._path, {"phases": self._phases, "done": self._done, "metrics": self._metrics})
+        written = {"attempt": self._attempt, "phases": self._phases, "done": self._done, "metrics": self._metrics}
+        write_json(self._path, written)
 
 
 class Follower:
@@ -61,7 +64,7 @@ class Follower:
     def __init__(self, working: Path, progress: Progress) -> None:
         self._phases, self._metrics, self._progress = working / PHASES, working / METRICS, progress
         self._phases.unlink(missing_ok=True)  # of an earlier attempt
-        self._num_phases, self._name, self._done = 0, "", 0
+        self._attempt, self._num_phases, self._name, self._done = "", 0, "", 0
         self._resources: dict[str, float] = {}  # the last ones that the step has written
 
     def look(self) -> None:
@@ -69,6 +72,8 @@ class Follower:
         if not self._phases.is_file():
             return
         written = read_json(self._phases)
+        if written["attempt"] != self._attempt:  # a requeued job starts with the first phase again
+            self._attempt, self._num_phases, self._name, self._done = written["attempt"], 0, "", 0
         self._resources = {name: value for name, value in written["metrics"].items() if name in RESOURCES}
         self._pass_on_metrics()
         for phase in written["phases"][self._num_phases :]:

@@ -1,4 +1,4 @@
-"""The launcher: a step in the child processes of `accelerate launch`."""
+"""The launcher: a step in the child processes of `accelerate launch`, here or in a job of Slurm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,16 +15,19 @@ from typing import Any
 
 import psutil
 
-from align.artifacts import read_json
+from align.artifacts import read_json, working_folder
 from align.config import located
+from align.distributed import slurm
 from align.distributed.progress import Progress
 from align.distributed.signals import defer_stop
-from align.errors import BUDGET, SIGTERM, InputError, RunError, Stopped
+from align.errors import BUDGET, SIGTERM, InputError, RunError, Stopped, noting_interrupts
+from align.stages.base import LaunchSettings
 from align.workflow.following import Follower, failure_in
 from align.workflow.recipe.load import load_recipe, validated_recipe
 from align.workflow.recipe.schema import Recipe
 
 INSIDE_RUN = "ALIGN_INSIDE_RUN"  # in a launched child's environment: the step's fingerprint in its pipeline
+LOG = "launch.log"  # in the working folder: the output of a launched step
 LAUNCH_LOCK = ".lock-launched"  # beside the pipeline's own lock
 CONTENT = "content.json"  # what a launched child leaves for the pipeline to complete its step with
 CAPPED = re.compile(rf"align: stopped by ({re.escape(BUDGET)}\w+ \([^)]*\))")  # a launched child by its budget
@@ -60,15 +63,19 @@ class Command:
 
 
 def launch_step(
-    command: Command, name: str, launch: str, mark: str, working: Path, progress: Progress
+    command: Command, name: str, settings: LaunchSettings, mark: str, working: Path, progress: Progress
 ) -> dict[str, Any]:
     """Run a step in `accelerate launch` and return what its first process says of it for the manifest."""
+    launch = str(settings.launch)
     if not Path(launch).is_file():
         raise InputError(f"{launch}: no such launch file", ("steps", name, "launch"))
-    arguments = ["-m", "align", "train", str(command.recipe), "--step", name, *command.overrides]
-    call = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, *arguments]
-    log, content = working / "launch.log", working / CONTENT
-    if not content.is_file():  # it exists where a child finished after its pipeline was killed
+    content = working / CONTENT
+    if settings.slurm is not None:
+        _run_job(command, name, settings, mark, working, progress)
+    elif not content.is_file():  # it exists where a child finished after its pipeline was killed
+        arguments = ["-m", "align", "train", str(command.recipe), "--step", name, *command.overrides]
+        call = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, *arguments]
+        log = working / LOG
         progress.note(f"{name}: accelerate launch --config_file {launch}")
         status, stopped_by = _follow(call, {**os.environ, INSIDE_RUN: mark}, log, working, progress)
         if not content.is_file():
@@ -76,10 +83,60 @@ def launch_step(
             if stopped_by is not None:  # the child was sent SIGTERM, whatever this process received
                 what = reason.removeprefix("align: ").replace(f"stopped by {SIGTERM}", f"stopped by {stopped_by}")
                 raise Stopped(f"{name}: {what}", stopped_by)
-            if (capped := CAPPED.match(reason)) is not None:
-                raise Stopped(f"{name}: {reason.removeprefix('align: ')}", capped[1])
-            raise RunError(f"{name}: accelerate launch exited with status {status}: {reason}; see {log}")
+            raise _failure(name, f"accelerate launch exited with status {status}", reason, log)
     return read_json(content)
+
+
+def is_waited_for(recipe: Recipe, names: Iterable[str], resumed: Container[str]) -> bool:
+    """Return whether a job of Slurm that an earlier call has submitted runs, or will run, one of the named steps.
+
+    Raises `RunError` unless that step is `resumed` by waiting for its job.
+    """
+    is_found = False
+    for name in names:
+        job = slurm.recorded_job(working_folder(recipe.root / name))
+        if job is not None and not (state := slurm.job_state(job)).is_ended:
+            if name not in resumed or recipe.steps[name].slurm is None:
+                what = f"Slurm job {job} of an earlier call is {state.name.lower()}, and this call does not wait for it"
+                raise RunError(f"{name}: {what}; cancel it first: scancel {job}")
+            is_found = True
+    return is_found
+
+
+def _failure(name: str, what: str, reason: str, log: Path) -> RunError:
+    """Return the error of a launch that has ended without completing its step."""
+    if (capped := CAPPED.match(reason)) is not None:
+        return Stopped(f"{name}: {reason.removeprefix('align: ')}", capped[1])
+    return RunError(f"{name}: {what}: {reason}; see {log}")
+
+
+def _run_job(
+    command: Command, name: str, settings: LaunchSettings, mark: str, working: Path, progress: Progress
+) -> None:
+    """Run a step in a job of Slurm: the one that an earlier call has submitted, or else a new one.
+
+    A job that ends without completing the step is an error, after which a rerun submits another one.
+    """
+    assert settings.slurm is not None
+    log, content = working / LOG, working / CONTENT
+    if (job := slurm.recorded_job(working)) is None:
+        arguments = ["--config_file", str(settings.launch), str(command.recipe), name, *command.overrides]
+        environment = {**slurm.submission_environment(), INSIDE_RUN: mark}
+        job = slurm.submit(settings.slurm, arguments, environment, log=log, step=name)
+        progress.note(f"{name}: submitted Slurm job {job}, which writes to {log}")
+    follower = Follower(working, progress)
+
+    def look() -> None:
+        with suppress(OSError, InputError, RunError):  # NFS: another machine has replaced the file while it was read
+            follower.look()
+
+    with noting_interrupts(f"which waits for Slurm job {job}; to cancel the job instead: scancel {job}"):
+        state = slurm.wait(job, name, is_complete=content.is_file, look=look, note=progress.note)
+    if not content.is_file():
+        written = log.read_text("utf-8", errors="replace") if log.is_file() else ""
+        last = re.split(rf"slurm\.sbatch: job {job} starts.*\n", written)[-1]  # of several starts after requeues
+        (working / slurm.JOB_FILE).unlink()
+        raise _failure(name, f"Slurm job {job} ended as {state.name}", failure_in(last), log)
 
 
 def _follow(

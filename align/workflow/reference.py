@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from align.accounting.budget import BudgetSettings
 from align.accounting.settings import AccountingSettings
 from align.config import Settings
+from align.distributed.slurm import SlurmSettings
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.models.settings import PolicySettings
 from align.registry import pick
@@ -67,6 +68,7 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "sampling": ("sampling: how responses are sampled", SamplingSettings),
     "engine": ("engine: what runs a policy", EngineSettings),
     "judges": ("judges: what rates responses", JudgeSettings),
+    "slurm": ("slurm: submission of a launch to Slurm", SlurmSettings),
     "families": ("families: what a synthesize step makes", Family),
     "groups": ("groups: which responses are trained on", GroupSettings),
 }

@@ -18,6 +18,7 @@ from align import artifacts, pipeline
 from align.accounting.energy import EnergyMeter
 from align.content_hash import content_of
 from align.data.chat_clock import BEGAN, began_at, pinned_time
+from align.distributed import slurm
 from align.distributed.launch_files import check_gpus
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
@@ -35,7 +36,7 @@ from align.train.checkpoint import remove_checkpoints
 from align.train.references.compute import WORK_FILES
 from align.workflow.environment import device_name, environment
 from align.workflow.following import PHASES, WrittenProgress
-from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, launch_step
+from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, is_waited_for, launch_step
 from align.workflow.recipe.expansion import RUN_FILES
 from align.workflow.recipe.schema import Recipe
 from align.workflow.results.cards import write_cards
@@ -73,7 +74,7 @@ class _Executor:
             self.progress.phase(settings.stage, 0)
             mark = pipeline.fingerprints(self.recipe.pipeline(self.content))[step.name]
             began_at(working)  # for every process of the launch
-            launched = launch_step(self.command, step.name, settings.launch, mark, working, self.progress)
+            launched = launch_step(self.command, step.name, settings, mark, working, self.progress)
             self.seconds.append(time.monotonic() - began)
             return launched
         peak = _peak_flops(settings.training_precision)
@@ -143,7 +144,9 @@ def run_recipe(
     _check_machine(recipe, plans)
     with pipeline.locked(recipe.root, progress.note), energy_meter(recipe) as energy:
         check_budget(recipe, energy)
-        _remove_leftovers(recipe, progress)
+        resumed = {each.step.name for each in plans if each.state == pipeline.INTERRUPTED}
+        if not is_waited_for(recipe, recipe.steps, resumed):
+            _remove_leftovers(recipe, progress)
         record_abandoned(recipe, plans)
         progress.note(f"device: {device_name()}, {torch.get_num_threads()} thread(s) in a process")
         _report_disk(recipe.root, *disk, progress=progress)
@@ -229,6 +232,7 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
         if is_launched:
             artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
         else:
+            is_waited_for(recipe, [name], resumed=())
             record_abandoned(recipe, plans.values())
             cleanup = pipeline.Cleanup(_cleanup)  # the other steps of the recipe may read what the chosen ones made
             pipeline.run(
@@ -246,11 +250,11 @@ def _ends(recipe: Recipe, until: str | None, rerun_from: str | None) -> tuple[st
 def _check_machine(recipe: Recipe, steps: Sequence[pipeline.PlannedStep]) -> None:
     """Raise `InputError` if a step to run needs another machine, or its launch file more GPUs than there are."""
     for name in (each.step.name for each in steps if each.state != pipeline.FINISHED):
-        launch = recipe.steps[name].launch
+        settings = recipe.steps[name]
         with recipe.locating(name):
-            recipe.steps[name].check_machine()
-            if launch is not None:
-                check_gpus(launch, torch.cuda.device_count())
+            settings.check_machine()
+            if settings.launch is not None and settings.slurm is None:
+                check_gpus(settings.launch, torch.cuda.device_count())
 
 
 def _report_disk(root: Path, models: int, checkpoints: int, *, progress: Progress) -> None:
@@ -270,7 +274,7 @@ def _cleanup(working: Path) -> None:
     remove_rows(working)
     remove_journals(working)
     remove_spent(working)
-    for name in (*WORK_FILES, CONTENT, PHASES, BEGAN):
+    for name in (*WORK_FILES, CONTENT, PHASES, BEGAN, slurm.JOB_FILE):
         (working / name).unlink(missing_ok=True)
 
 

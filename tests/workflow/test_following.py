@@ -63,6 +63,20 @@ def test_a_resumed_step_passes_on_only_the_steps_of_this_attempt(tmp_path):
     assert (told.phases, told.steps) == ([("train", 5, 2)], [3, 4])
 
 
+def test_a_requeued_job_passes_on_its_phases_again(tmp_path):
+    told = Told()
+    follower, child = Follower(tmp_path, told), WrittenProgress(SilentProgress(), tmp_path)
+    child.phase("train", 5)
+    write_steps(tmp_path, child, [1, 2])
+    follower.look()
+    child = WrittenProgress(SilentProgress(), tmp_path)  # as many phases before the follower looks
+    child.phase("train", 5, 1)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")  # since its checkpoint
+    write_steps(tmp_path, child, [2, 3])
+    follower.look()
+    assert (told.phases, told.steps) == ([("train", 5, 0), ("train", 5, 1)], [1, 2, 2, 3])
+
+
 def test_a_line_that_is_being_written_is_passed_on_when_it_is_whole(tmp_path):
     told = Told()
     follower, child = Follower(tmp_path, told), WrittenProgress(SilentProgress(), tmp_path)

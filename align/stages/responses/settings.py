@@ -15,7 +15,7 @@ from align.inference.settings import EngineSettings, LocalSettings, SamplingSett
 from align.rewards.builtin_judges import LlmSettings, RewardModelSettings
 from align.rewards.settings import Combination, JudgeSettings, unique_judges
 from align.rewards.thoughts import THINK, ThoughtSettings
-from align.stages.base import POLICY, REWARD_MODEL, Input, UsedEngine
+from align.stages.base import POLICY, REWARD_MODEL, Input, LaunchSettings, UsedEngine
 from align.stages.inputs.context import StepInputs
 from align.stages.inputs.sources import SourceSettings
 from align.synth.settings import GroupSettings
@@ -60,12 +60,8 @@ class GenerationSettings(Settings):
         return prompts
 
 
-class RoundGeneration(GenerationSettings):
+class RoundGeneration(GenerationSettings, LaunchSettings):
     """How the on-policy rounds of a preference step sample and judge."""
-
-    launch: str | None = Field(
-        default=None, description="A config file of `accelerate launch` for sampling; one process without it."
-    )
 
 
 class JudgeChoice(Protocol):

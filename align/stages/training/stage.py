@@ -181,8 +181,8 @@ class TrainingStage(Stage):
         errors.raise_found()
 
     def check_machine(self) -> None:
-        """Raise for a precision that the device of the step does not have."""
-        if self.train.precision == PRODUCTS:
+        """Raise for a precision that the device of the step does not have, if the step runs on this machine."""
+        if self.train.precision == PRODUCTS and self.slurm is None:
             from align.stages.training.planning import planned_device  # noqa: PLC0415 - imports torch
             from align.train.sharding.products import check_products  # noqa: PLC0415 - imports torch
 

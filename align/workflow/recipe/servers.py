@@ -1,10 +1,11 @@
-"""Whether servers can follow the policies of a recipe, and whether the commands of managed servers run."""
+"""Whether servers can follow the policies of a recipe, and whether the commands that steps start run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from align.distributed.slurm import check_installed
 from align.errors import ErrorList, InputError, Location, within
 from align.inference.managed.version import engine_version
 from align.inference.settings import ServerSettings
@@ -44,7 +45,12 @@ def check_servers(recipe: Recipe) -> None:
 
 
 def check_commands(recipe: Recipe, steps: Iterable[str], errors: ErrorList) -> None:
-    """Add an error for each managed engine of the steps whose command is missing or does not run."""
+    """Add an error for each managed engine of the steps whose command is missing or does not run, and for Slurm's."""
+    steps = list(steps)
+    for name in steps:
+        if recipe.steps[name].slurm is not None:
+            with errors.collect(), within(*recipe.location(name, ("slurm",))):
+                check_installed()
     for name, used in _engines(recipe, steps):
         managed = used.engine.managed
         if managed is not None:
