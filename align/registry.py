@@ -34,7 +34,7 @@ IMPORT_ERRORS = (
     RuntimeError,
 )
 DOTTED_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")  # package.module:name
-IN_NATS = re.compile(r"nll|\bkl(\b|_)", re.IGNORECASE)  # negative log-likelihoods and KL divergences
+IN_NATS = re.compile(r"nll|\bkl(_from_start)?\b", re.IGNORECASE)  # negative log-likelihoods and KL divergences
 LOWER = re.compile(
     r"perplexity|bits_per_byte|calibration_error|\b(unparsable|repetition|alignment|uniformity)\b", re.IGNORECASE
 )
@@ -178,7 +178,7 @@ class LazyModule:
 def is_in_nats(metric: str) -> bool:
     """Return whether the name of a metric or task says that it is in nats, so that lower is better.
 
-    >>> is_in_nats("chat nll"), is_in_nats("general kl_from_start"), is_in_nats("checklist")
+    >>> is_in_nats("chat nll"), is_in_nats("general kl_from_start"), is_in_nats("kl_quiz correct")
     (True, True, False)
     """
     return IN_NATS.search(metric) is not None

@@ -114,8 +114,12 @@ class SampledTask(Task):
         return tuple(f"pass@{k}" for k in PASS_AT if k <= num_responses) if self.pass_at_k else self.metrics
 
     def part(self, metric: str) -> str:
-        """Return `correct` for pass@k, else the metric."""
-        return CORRECT if self.pass_at_k else metric
+        """Return `correct` for pass@k, else the metric or measure."""
+        return CORRECT if self.pass_at_k and metric not in self.measures else metric
+
+    def column(self, name: str, metric: str, *, is_only: bool) -> str:
+        """Return `name`, and the metric if it is one of several or in nats, which are not taken for a rate."""
+        return name if is_only and metric != KL_FROM_START else f"{name} {metric}"
 
     def size(self, inputs: EstimateInputs) -> TaskSize:
         """Return the size of the first turn."""

@@ -175,14 +175,17 @@ class Evaluate(Stage):
             settings = self.tasks[name]
             asked = name, settings.model_copy(update={"data": "", "metrics": None}), inputs.sources.get(settings.data)
             metrics = task.selected(settings.metrics, settings.num_responses)
-            start = inputs.training_start
-            is_known = start is not None and not start.lacking and settings.is_sampled_here
             for metric in metrics:
-                if metric == KL_FROM_START and not is_known:
+                if metric == KL_FROM_START and not self._has_start_kl(name, inputs):
                     continue
                 column = task.column(name, metric, is_only=len(metrics) == 1)
                 found.append(Column(column, ("tasks", name), asked, metric))
         return found
+
+    def _has_start_kl(self, name: str, inputs: StepInputs) -> bool:
+        """Return whether answers to a task can be compared with the training's start."""
+        start = inputs.training_start
+        return start is not None and not start.lacking and self.tasks[name].is_sampled_here
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the scores."""
@@ -214,12 +217,12 @@ class Evaluate(Stage):
             else planned_size(self.tasks[name], task, planning)
             for name, task in tasks.items()
         ]
-        start = planning.inputs.training_start
-        if start is not None and not start.lacking:  # both policies score prompts and answers
-            sizes = [
-                size._replace(tokens=3 * size.tokens + 2 * size.max_sampled_tokens) if _samples(task) else size
-                for size, task in zip(sizes, tasks.values(), strict=True)
-            ]
+        sizes = [
+            size._replace(tokens=3 * size.tokens + 2 * size.max_sampled_tokens)  # both policies score all tokens
+            if _samples(tasks[name]) and self._has_start_kl(name, planning.inputs)
+            else size
+            for name, size in zip(tasks, sizes, strict=True)
+        ]
         rows, tokens, sampled = (sum(part) for part in zip(*sizes, strict=True)) if sizes else TaskSize(0, 0, 0)
         precision = next(iter(self.tasks.values())).precision
         return estimate_answers(self.stage, planning, rows, tokens, sampled, precision=precision)

@@ -198,6 +198,10 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
     content = cache(content_of)
     steps = {step.name: step for step in recipe.pipeline(content)}
     marks = pipeline.fingerprints(list(steps.values()))
+    is_first, is_launched = int(os.environ.get("RANK", "0")) == 0, INSIDE_RUN in os.environ
+    if is_launched and os.environ[INSIDE_RUN] != marks[name]:
+        changed = "the recipe, or a file that it names, has changed since the run began"
+        raise RunError(f"step {name!r}: {changed}; rerun the same command")
     needed = _ancestors(steps, name)
     chosen = [steps[other] for other in steps if other in needed or other == name]
     plans = {each.step.name: each for each in pipeline.plan(chosen, recipe.root)}
@@ -207,10 +211,6 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
             raise InputError(
                 f"step {name!r} needs {other.step.name!r}, which has to run first ({other.reason}): align run"
             )
-    is_first, is_launched = int(os.environ.get("RANK", "0")) == 0, INSIDE_RUN in os.environ
-    if is_launched and os.environ[INSIDE_RUN] != marks[name]:
-        changed = "the recipe, or a file that it names, has changed since the run began"
-        raise RunError(f"step {name!r}: {changed}; rerun the same command")
     if state == pipeline.FINISHED and not is_launched:
         progress.note(f"{name}: {plans[name].reason}")
         return

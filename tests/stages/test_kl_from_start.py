@@ -184,6 +184,9 @@ def test_columns_are_declared_for_policies_that_will_have_a_value(tmp_path):
     assert names["evaluate-sft"] == names["evaluate-same"] == ["general correct", "general kl_from_start"]
     kept = load_recipe(written(tmp_path, RECIPE), ["keep={best: general.kl_from_start}"])
     assert not kept.keep.is_greater_better
+    alone = load_recipe(written(tmp_path, RECIPE), ["steps.evaluate.tasks.general.metrics=[kl_from_start]"])
+    (column,) = alone.steps["evaluate-sft"].columns(alone.resolved("evaluate-sft"))
+    assert column.name == "general kl_from_start"  # `general` alone would be taken for a rate
 
 
 def test_a_setting_without_effect_is_refused_and_the_default_changes_no_key(tmp_path):
@@ -200,3 +203,12 @@ def test_the_estimate_has_a_pass_of_each_policy_over_prompts_and_answers(tmp_pat
     tokens = {each.name: each.tokens for each in estimate(load_recipe(written(tmp_path, RECIPE)))}
     assert tokens["evaluate-sft"] == 3 * tokens["without-sft"] > 0
     assert tokens["evaluate-base"] == tokens["without-sft"]
+
+
+def test_answers_of_a_file_add_no_pass_to_the_estimate(tmp_path):
+    (tmp_path / "given.jsonl").write_text("{}\n")
+    path, tokens = written(tmp_path, RECIPE + GIVEN.format(folder=tmp_path)), []
+    for asked in ("true", "false"):
+        found = estimate(load_recipe(path, [f"steps.given.kl_from_start={asked}"]))
+        tokens.append(next(each.tokens for each in found if each.name == "given-sft"))
+    assert tokens[0] == tokens[1] > 0

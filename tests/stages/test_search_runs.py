@@ -1,6 +1,7 @@
 """Resumed steps and searches that run: the same weights as an uninterrupted training, and the same trials."""
 
 import json
+import math
 
 import pytest
 from small_runs import RATE, Told, skip_rate
@@ -8,6 +9,9 @@ from small_runs import RATE, Told, skip_rate
 from align import report
 from align.artifacts import read_json
 from align.errors import InputError, RunError
+from align.evaluation.task import StartKL
+from align.report.search.section import trial_rows
+from align.stages.responses import evaluation
 from align.workflow.launcher import Command
 from align.workflow.runner import run_recipe
 from align.workflow.search.calls import assumed, calls
@@ -185,6 +189,26 @@ def test_a_finished_search_runs_nothing_again_and_is_estimated_as_it_was(searche
     }
     command, notes = assumed(Command(folder / "small.yaml"))
     assert notes == [] and list(command.loaded.steps) == list(made)
+
+
+def test_a_trial_whose_divergence_from_the_start_is_unknown_is_never_chosen(tmp_path, monkeypatch):
+    measure = evaluation.divergence_from_start
+
+    def first_is_silent(sampled, path, start, **others):
+        return StartKL("no answer has text") if "trial-1" in path else measure(sampled, path, start, **others)
+
+    monkeypatch.setattr(evaluation, "divergence_from_start", first_is_silent)
+    task = {"data": "val", "max_new_tokens": 4, "metrics": ["kl_from_start"]}
+    asked = {**VALIDATION, "kl_from_start": True, "tasks": {"talk": task}}
+    search = {**SEARCH, "metric": "talk.kl_from_start", "budget": {"trials": 2}, "rungs": [1]}
+    folder, steps = tmp_path / "searched", {"dpo": DPO, "validation": asked}
+    ran(folder, steps, search=search)
+    found = read_json(folder / "runs/small/search.json")["dpo"]
+    (first,), (second,) = (found["trials"][trial]["rungs"] for trial in ("1", "2"))
+    assert math.isnan(first["score"]["value"]) and second["score"]["value"] > 0 and found["chosen"] == 2
+    assert [row[0] for row in trial_rows(found, set())[1]] == ["2", "1"]
+    with pytest.raises(RunError, match=r"can be chosen: talk\.kl_from_start is unknown: no answer has text$"):
+        ran(folder, steps, search={**search, "budget": {"trials": 1}})
 
 
 def test_an_edit_of_the_recipe_while_it_runs_changes_nothing(searched):

@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from datetime import datetime
+from itertools import product
 
 import pytest
 import torch
@@ -239,9 +240,10 @@ def test_a_launched_child_reports_a_recipe_that_changed_since_the_run_began(tmp_
     run(tmp_path, until="base")
     marks = fingerprints(Command(tmp_path / "small.yaml").loaded.pipeline())
     monkeypatch.setenv(INSIDE_RUN, marks["sft"])
-    path = written(tmp_path, RECIPE.replace("limit: 24", "limit: 20"))
+    edits = ("limit: 24", "limit: 20"), ("vocab_size: 300", "vocab_size: 310")  # of the step, and of one before it
     with locked(tmp_path / "runs/small", print):  # as the pipeline that launched it does
-        for rank in ("0", "1"):
+        for edit, rank in product(edits, ("0", "1")):
+            path = written(tmp_path, RECIPE.replace(*edit))
             monkeypatch.setenv("RANK", rank)
             with pytest.raises(RunError, match="^step 'sft': the recipe, or a file that it names, has changed since"):
                 running.run_step(Command(path), "sft", Told())

@@ -87,12 +87,11 @@ def outcomes(recipe: Recipe, name: str, manifests: Manifests) -> list[list[Outco
 def _outcome(
     recipe: Recipe, search: SearchSettings, trial: int, first: int, trained: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> Outcome:
-    column = recipe.metric_columns()[search.metric]
-    ((_, scores),) = asked["scores"].items()
+    (scores,) = asked["scores"].values()
     last = int(trained["optimizer_steps"])
     return Outcome(
         trial,
-        scores[column],
+        scores.get(recipe.metric_columns()[search.metric]) or _unknown(asked, search.metric),
         trained.get("diverged"),
         min(first, last),
         last,
@@ -100,6 +99,12 @@ def _outcome(
         {name: trained["ledger"][name] for name in COSTS},
         {name: asked["ledger"][name] for name in COSTS},
     )
+
+
+def _unknown(asked: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return the score of an evaluation that has no value of a metric, with the reason."""
+    task, _, name = metric.rpartition(".")
+    return {"value": math.nan, "low": None, "high": None, "n": 0, "reason": asked["measures"][task][name]["reason"]}
 
 
 def ranked(found: Sequence[Outcome], search: SearchSettings) -> list[Outcome]:
@@ -126,11 +131,18 @@ def advanced(search: SearchSettings, found: Sequence[Sequence[Outcome]]) -> Sear
         return search.model_copy(update={"started": [[*levels[0], len(levels[0]) + 1]]})
     best = [each.trial for each in last if each.has_value][: num_promoted(len(levels[-1]), search)]
     if not best:
-        reason = last[0].diverged or f"{search.metric} is {last[0].score['value']}"
-        raise RunError(f"no trial of the last rung can be chosen: {reason}; search lower learning rates")
+        raise RunError(f"no trial of the last rung can be chosen: {_lacking(last[0], search)}")
     if len(best) == 1 or len(levels) == len(search.rungs):
         return search.model_copy(update={"started": levels, "chosen": best[0]})
     return search.model_copy(update={"started": [*levels, sorted(best)]})
+
+
+def _lacking(found: Outcome, search: SearchSettings) -> str:
+    """Return why the trial cannot be chosen."""
+    if found.diverged is None and "reason" in found.score:
+        return f"{search.metric} is unknown: {found.score['reason']}"
+    reason = found.diverged or f"{search.metric} is {found.score['value']}"
+    return f"{reason}; search lower learning rates"
 
 
 def _has_room(search: SearchSettings, first: Sequence[Outcome]) -> bool:
