@@ -132,8 +132,10 @@ class Evaluate(Stage):
                     raise InputError(
                         f"{KL_FROM_START} is measured only if the step has {KL_FROM_START}: true", ("metrics",)
                     )
-        if not errors.found and self.kl_from_start and not any(map(_samples, self.resolved(inputs).values())):
-            raise InputError("has no effect: no task samples answers; remove it", (KL_FROM_START,))
+        tasks = [] if errors.found else list(self.resolved(inputs).values())
+        if tasks and self.kl_from_start and not any(map(_samples, tasks)):
+            names = ", ".join(sorted({task.name for task in tasks}))
+            raise InputError(f"has no effect on {names}; remove it", (KL_FROM_START,))
         errors.raise_found()
 
     def open_rows(self, name: str, source: SourceSettings) -> None:

@@ -192,7 +192,7 @@ def test_columns_are_declared_for_policies_that_will_have_a_value(tmp_path):
 def test_a_setting_without_effect_is_refused_and_the_default_changes_no_key(tmp_path):
     with pytest.raises(InputError, match=r"kl_from_start is measured only if the step has kl_from_start: true"):
         load_recipe(written(tmp_path, RECIPE.replace("    kl_from_start: true\n", "")))
-    with pytest.raises(InputError, match=r"has no effect: no task samples answers"):
+    with pytest.raises(InputError, match=r"steps\.alone\.kl_from_start: has no effect on drift; remove it$"):
         load_recipe(written(tmp_path, RECIPE), ["steps.alone.kl_from_start=true"])
     recipe = load_recipe(written(tmp_path, RECIPE))
     assert recipe.steps["talk-sft"].decisive()["kl_from_start"]
