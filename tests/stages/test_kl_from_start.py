@@ -189,6 +189,22 @@ def test_columns_are_declared_for_policies_that_will_have_a_value(tmp_path):
     assert column.name == "general kl_from_start"  # `general` alone would be taken for a rate
 
 
+SEARCH = """
+search:
+  sft: {{space: {{train.learning_rate: {{log: [0.001, 0.1]}}}}, evaluation: evaluate, metric: general.kl_from_start,
+    budget: {{trials: 1}}, rungs: [1]}}
+"""
+
+
+def test_a_search_may_rank_trials_by_it_where_they_have_a_start(tmp_path):
+    """Whether or not the policies before the search have one."""
+    recipe = load_recipe(written(tmp_path, RECIPE + SEARCH))
+    assert not recipe.search["sft"].is_greater_better
+    fresh = RECIPE.replace("  base: {{stage: import, vocab_size: 300}}\n", "").partition("  alone:")[0]
+    with pytest.raises(InputError, match=r"search\.sft\.metric: no metric of step 'evaluate' .* general\.correct"):
+        load_recipe(written(tmp_path, fresh + SEARCH))
+
+
 def test_a_setting_without_effect_is_refused_and_the_default_changes_no_key(tmp_path):
     with pytest.raises(InputError, match=r"kl_from_start is measured only if the step has kl_from_start: true"):
         load_recipe(written(tmp_path, RECIPE.replace("    kl_from_start: true\n", "")))

@@ -12,6 +12,8 @@ from align.train.tracking import check_trackers
 from align.workflow.recipe.retention import KeepBest
 from align.workflow.recipe.schema import Recipe
 from align.workflow.recipe.servers import check_servers
+from align.workflow.search.outcomes import base_name
+from align.workflow.search.trials import evaluation_name, trial_name
 
 
 def validate(recipe: Recipe, broken: Collection[str] = ()) -> None:
@@ -159,7 +161,8 @@ def check_keep(recipe: Recipe) -> None:
 def check_search(recipe: Recipe) -> None:
     """Raise unless each search ranks trials by a metric of its evaluation, and can know the cost that it limits."""
     for name, search in recipe.search.items():
-        step = next(step for step, (origin, *_) in recipe.written.items() if origin == search.evaluation)
+        first = trial_name(base_name(recipe, name), search.levels[0][0], rung=1)
+        step = evaluation_name(search.evaluation, first)  # other policies may have other metrics
         known = [f"{column.loc[-1]}.{column.metric}" for column in recipe.steps[step].columns(recipe.resolved(step))]
         with within("search", name, "metric"):
             pick(dict.fromkeys(known), search.metric, f"metric of step {search.evaluation!r}")
