@@ -59,11 +59,10 @@ class WrittenProgress:
 
 
 class Follower:
-    """Passes on the progress that a launched step writes."""
+    """Passes on the progress that a launched step writes; a file of an earlier attempt has to be removed before."""
 
     def __init__(self, working: Path, progress: Progress) -> None:
         self._phases, self._metrics, self._progress = working / PHASES, working / METRICS, progress
-        self._phases.unlink(missing_ok=True)  # of an earlier attempt
         self._attempt, self._num_phases, self._name, self._done = "", 0, "", 0
         self._resources: dict[str, float] = {}  # the last ones that the step has written
 

@@ -22,7 +22,7 @@ from align.distributed.progress import Progress
 from align.distributed.signals import defer_stop
 from align.errors import BUDGET, SIGTERM, InputError, RunError, Stopped, noting_interrupts
 from align.stages.base import LaunchSettings
-from align.workflow.following import Follower, failure_in
+from align.workflow.following import PHASES, Follower, failure_in
 from align.workflow.recipe.load import load_recipe, validated_recipe
 from align.workflow.recipe.schema import Recipe
 
@@ -122,6 +122,7 @@ def _run_job(
     if (job := slurm.recorded_job(working)) is None:
         arguments = ["--config_file", str(settings.launch), str(command.recipe), name, *command.overrides]
         environment = {**slurm.submission_environment(), INSIDE_RUN: mark}
+        (working / PHASES).unlink(missing_ok=True)
         job = slurm.submit(settings.slurm, arguments, environment, log=log, step=name)
         progress.note(f"{name}: submitted Slurm job {job}, which writes to {log}")
     follower = Follower(working, progress)
@@ -147,6 +148,7 @@ def _follow(
     Returns the exit status, and what asked this process to stop, if anything did. The child is in a process group of
     its own: a first Ctrl-C stops it as SIGTERM does, once its step is saved.
     """
+    (working / PHASES).unlink(missing_ok=True)
     follower, forwarded, status = Follower(working, progress), False, None
     with defer_stop(progress.note) as stop, log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(call, env=environment, stdout=file, stderr=subprocess.STDOUT, process_group=0)
