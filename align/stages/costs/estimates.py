@@ -126,7 +126,7 @@ def estimate_answers(
 
     total, model = tokens + drawn, unknown or planning.decoder
     flops = None if isinstance(model, str) else float(forward_flops(model, equal_rows(total, rows)))
-    rate = matrix_rate(default_device(), precision) * SAMPLING_EFFICIENCY
+    rate = matrix_rate(default_device(), precision) * (SAMPLING_EFFICIENCY if drawn else 1)
     return Estimate(
         name=planning.name,
         stage=stage,
