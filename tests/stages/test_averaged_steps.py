@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import ROOT, run, written
+from small_runs import RECIPE, ROOT, run, written
 
 from align.errors import InputError
 from align.workflow.estimate import disk_need
@@ -75,3 +75,18 @@ def test_a_search_of_an_averaged_step_is_refused():
     average = "steps.dpo.train.average={last: 2, every: 2}"
     with pytest.raises(InputError, match=r"search\.dpo\.rungs: cannot be combined with train\.average"):
         load_recipe(ROOT / "recipes/quickstart-search.yaml", [average])
+
+
+def test_a_selection_is_not_compared_with_averaged_weights(tmp_path):
+    second = """\
+  chosen:
+    stage: sft
+    policy: base
+    data: shown
+    train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}
+    selection: {{score: hard, compare: "step:sft"}}
+"""
+    recipe = written(tmp_path, RECIPE + second)
+    load_recipe(recipe, ["data.shown.held_out=0.2"])
+    with pytest.raises(InputError, match=r"steps\.chosen\.selection\.compare: step:sft saves averaged weights"):
+        load_recipe(recipe, ["data.shown.held_out=0.2", AVERAGE])

@@ -57,7 +57,13 @@ def with_uniform(name: str, step: SelectingStage, before: Mapping[str, Stage]) -
         step = step.model_copy(update={"selection": selection})
     if selection is not None and selection.compare not in (None, UNIFORM):
         with within("selection", "compare"):
-            pick(before, selection.compare.removeprefix(STEP), "earlier step")
+            baseline: Any = pick(before, selection.compare.removeprefix(STEP), "earlier step")
+            train: TrainSettings | None = getattr(baseline, "train", None)
+            if train is not None and train.average is not None:
+                raise InputError(
+                    f"{selection.compare} saves averaged weights, whose last held-out loss is no baseline for single "
+                    "ones; compare with a step without train.average"
+                )
     names = uniform_names(step, name)
     found = folds
     for beside in names:
