@@ -94,8 +94,14 @@ def is_waited_for(recipe: Recipe, names: Iterable[str], resumed: Container[str])
     """
     is_found = False
     for name in names:
-        job = slurm.recorded_job(working_folder(recipe.root / name))
-        if job is not None and not (state := slurm.job_state(job)).is_ended:
+        working = working_folder(recipe.root / name)
+        try:
+            job = slurm.recorded_job(working)
+            state = None if job is None else slurm.job_state(job)
+        except RunError as error:
+            record = working / slurm.JOB_FILE
+            raise RunError(f"{name}: {error}; if its job has ended, delete {record}") from error
+        if state is not None and not state.is_ended:
             if name not in resumed or recipe.steps[name].slurm is None:
                 what = f"Slurm job {job} of an earlier call is {state.name.lower()}, and this call does not wait for it"
                 raise RunError(f"{name}: {what}; cancel it first: scancel {job}")

@@ -9,6 +9,7 @@ import pytest
 from slurm_cluster import Cluster
 from small_runs import ROOT, Told, metrics, run, written
 
+from align.artifacts import working_folder, write_json
 from align.distributed import slurm
 from align.errors import InputError, RunError
 from align.workflow.recipe.inputs import check_inputs
@@ -198,3 +199,16 @@ def test_what_this_machine_lacks_is_no_error_of_a_step_that_runs_on_others(tmp_p
     with pytest.raises(InputError, match="not on this cpu"):
         load_recipe(path, overrides).steps["sft"].check_machine()
     load_recipe(path, [*overrides, "steps.sft.slurm={}"]).steps["sft"].check_machine()
+
+
+def test_a_recorded_job_whose_state_cannot_be_asked_is_one_line_that_names_its_record(tmp_path, monkeypatch):
+    record = working_folder(load_recipe(written(tmp_path)).root / "sft") / slurm.JOB_FILE
+    record.parent.mkdir(parents=True)
+    monkeypatch.setenv("PATH", "/nowhere")
+    write_json(record, {"name": "align-sft-1", "job": "17"})
+    with pytest.raises(RunError) as caught:
+        run(tmp_path, until="sft")
+    assert str(caught.value) == (
+        "sft: squeue: no such command, so that the state of a Slurm job is unknown; run this where Slurm is installed; "
+        f"if its job has ended, delete {record}"
+    )
