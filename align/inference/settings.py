@@ -14,6 +14,7 @@ from align.inference.managed.settings import (
     TransformersServeSettings,
     VllmSettings,
 )
+from align.models.loading.int8 import Int8Method, check_torchao
 from align.registry import import_dotted
 
 # Fields of a request that the sampling settings decide
@@ -62,11 +63,23 @@ class LocalSettings(Settings):
         description="Name of one of the tokenizer's templates, a built-in name, or a Jinja file; its own if left out.",
     )
     precision: Literal["bf16", "fp32"] = Field(default="bf16", description="Data type of the weights.")
+    quantize: Int8Method | None = Field(
+        default=None,
+        description="Quantize the linear layers in memory, as the stage `quantize` does by `method`; needs torchao.",
+    )
     batch_size: int = Field(default=64, ge=1, description="Responses decoded together; does not change the samples.")
 
     def cache_key(self) -> dict[str, Any]:
         """Return the settings that decide a sample, as JSON."""
-        return self.model_dump(mode="json", exclude={"batch_size"})
+        unset = {"quantize"} if self.quantize is None else set[str]()  # as before there was this setting
+        return self.model_dump(mode="json", exclude={"batch_size", *unset})
+
+    @field_validator("quantize")
+    @classmethod
+    def _check_torchao(cls, method: Int8Method | None) -> Int8Method | None:
+        if method is not None:
+            check_torchao()
+        return method
 
 
 class PriceSettings(Settings):

@@ -42,6 +42,7 @@ from align.inference.samples import (
     sample_seed,
 )
 from align.inference.settings import LocalSettings, SamplingSettings
+from align.models.loading.int8 import quantize_linear
 from align.models.loading.pretrained import default_device
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
@@ -99,6 +100,8 @@ class TransformersEngine:
         apply_template(tokenizer, settings.chat_template)
         hf = loaded.hf.merge_and_unload() if isinstance(loaded.hf, PeftModel) else loaded.hf
         model = cast_weights(cast(PreTrainedModel, hf), DTYPES[settings.precision])
+        if settings.quantize is not None:
+            quantize_linear(model, settings.quantize)
         model.to(torch.device(default_device()))  # pyright: ignore[reportArgumentType] - transformers wraps `to`
         return cls(model, tokenizer, name=name, batch_size=settings.batch_size)
 

@@ -1,10 +1,12 @@
 """Copies of policies in int8: rounded as torchao's documentation says, loaded by transformers, never trained."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
 from exported import saved
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from small_runs import OF_COPY, TIED_POLICY, run
 from transformers import AutoModelForCausalLM
@@ -12,9 +14,12 @@ from transformers import AutoModelForCausalLM
 from align.compress import int8 as module
 from align.compress.int8 import quantize_policy
 from align.errors import InputError
+from align.inference.settings import LocalSettings, SamplingSettings
+from align.inference.transformers_engine import TransformersEngine
 from align.models.loading import int8
 from align.models.policy import load_policy, save_policy
 from align.models.settings import LoraSettings, PolicySettings
+from align.records import Message, Prompt
 
 IDS = torch.arange(3, 40)[None]
 METHODS = ("int8", "int8_dynamic")
@@ -82,6 +87,27 @@ def test_align_evaluates_a_copy_and_neither_trains_nor_saves_it(copies, tmp_path
         quantize_policy(str(target), tmp_path, "int8")
 
 
+def test_an_engine_that_quantizes_in_memory_samples_what_it_samples_from_the_copy(copies):
+    method, source, target, _ = copies
+    prompts = [Prompt((Message("user", text),)) for text in ("Why?", "Name a river.", "Count to three.")]
+    sampling = SamplingSettings(num_responses=2, max_new_tokens=12, seed=5)
+
+    def samples(path, **settings):
+        local = LocalSettings(precision="fp32", batch_size=4, **settings)
+        engine = TransformersEngine.load(str(path), local, name="one")
+        return {(each.key, each.number): each.text for each in engine.sample(prompts, sampling)}
+
+    found = samples(source, quantize=method)
+    assert len(found) == 6
+    assert found == samples(target) != samples(source)
+
+
+def test_only_an_engine_that_quantizes_has_another_cache_key():
+    assert LocalSettings().cache_key() == {"tokenizer": None, "chat_template": None, "precision": "bf16"}
+    if find_spec("torchao") is not None:
+        assert LocalSettings(quantize="int8").cache_key() == {**LocalSettings().cache_key(), "quantize": "int8"}
+
+
 def test_adapters_are_merged_first(copies, tmp_path):
     method, source, _, _ = copies
     lora = LoraSettings(rank=2, alpha=16, adapters="continued")
@@ -135,3 +161,5 @@ def test_without_torchao_the_stage_is_refused(monkeypatch):
     monkeypatch.setattr(int8, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"stage: torchao, which computes in int8, is not installed: pip install"):
         int8.check_torchao(("stage",))
+    with pytest.raises(ValidationError, match=r"torchao, which computes in int8, is not installed"):
+        LocalSettings(quantize="int8")

@@ -1,14 +1,15 @@
-"""Linear layers in int8 by torchao: saved as safetensors, loaded by transformers, and never trained."""
+"""Linear layers in int8 by torchao: saved as safetensors, loaded by transformers, never trained; imports no torch."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
-
-from transformers import PretrainedConfig, PreTrainedModel, TorchAoConfig
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.errors import InputError, Location
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 LIBRARY = "torchao"
 Int8Method = Literal["int8", "int8_dynamic"]
@@ -25,9 +26,28 @@ def check_torchao(loc: Location = ()) -> None:
 
 def int8_options(method: Int8Method) -> dict[str, Any]:
     """Return the options of `from_pretrained` that quantize the linear layers, the LM head left out."""
+    from transformers import TorchAoConfig  # noqa: PLC0415 - settings are checked without it
+
     check_torchao(("method",))
+    return {"quantization_config": TorchAoConfig(_configuration(method))}
+
+
+def quantize_linear(model: PreTrainedModel, method: Int8Method) -> None:
+    """Quantize the linear layers of a loaded model in place, as the stage `quantize` does; the LM head is left out."""
+    from torch import nn  # noqa: PLC0415
+
     library: Any = import_module("torchao.quantization")  # optional
-    return {"quantization_config": TorchAoConfig(getattr(library, CONFIGS[method])())}
+    head = model.get_output_embeddings()
+
+    def is_quantized(module: object, _: str) -> bool:
+        return isinstance(module, nn.Linear) and module is not head
+
+    library.quantize_(model, _configuration(method), filter_fn=is_quantized)
+
+
+def _configuration(method: Int8Method) -> object:
+    library: Any = import_module("torchao.quantization")  # optional
+    return getattr(library, CONFIGS[method])()
 
 
 def is_int8(config: PretrainedConfig) -> bool:
