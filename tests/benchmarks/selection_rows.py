@@ -23,6 +23,7 @@ import numpy as np
 
 import align
 from align.artifacts import METRICS, read_json
+from tests.benchmarks.seeds import paired, parts_of
 
 TASKS = ("seed_tasks.jsonl", "user_oriented_instructions.jsonl")
 RECIPE = """
@@ -111,9 +112,11 @@ def main() -> None:
     run = folder / f"selection-rows-{options.seed}"
     steps = [json.loads(line) for line in (run / "learnability" / METRICS).read_text().splitlines()]
     flops = {step: read_json(run / step / "manifest.json")["ledger"]["flops"] for step in ("uniform", "learnability")}
+    parts = parts_of(run)
+    change, low, high = paired([parts["learnability", "nll"]], [parts["uniform", "nll"]])
     found = {
         "nll": read_json(run / "table.json"),
-        "change": read_json(run / "changes.json")["learnability"],
+        "learnability_minus_uniform": {"value": change, "low": low, "high": high},
         "shuffled_share_of_chosen": mean(step["selection/share/shuffled"] for step in steps),
         "flops": flops,
     }
