@@ -80,6 +80,15 @@ def pick_class(table: Mapping[str, type[T]], name: str, base: type[T], kind: str
     return found
 
 
+def class_tag(value: object, key: str, table: Mapping[str, type[T]], base: type[T]) -> str:
+    """Return the tag of a value in a union over the classes of `table` and `base`: the name of its class.
+
+    A mapping or an object holds its name in the table under `key`; a user's own class has the tag of `base`.
+    """
+    name: Any = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
+    return table.get(name, base).__name__
+
+
 def module_file(path: str) -> Path | None:
     """Return the source file of `package.module:name`, or None where it is not such a path or has no file."""
     if not DOTTED_PATH.fullmatch(path):

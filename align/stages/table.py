@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Discriminator, SerializeAsAny, Tag, WrapValidator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
-from align.registry import pick_class
+from align.registry import class_tag, pick_class
 from align.stages.base import Stage
 from align.stages.compression.average import Average, AverageRewardModels
 from align.stages.compression.distill import Distill
@@ -51,12 +50,6 @@ def stage_class(name: str) -> type[Stage]:
     return pick_class(STAGES, name, Stage, "stage")
 
 
-def _tag(value: object) -> str:
-    """Return the tag of a step in the union below: the name of its stage's class."""
-    name = value.get("stage") if isinstance(value, Mapping) else getattr(value, "stage", None)
-    return STAGES[name].__name__ if name in STAGES else Stage.__name__
-
-
 def _user_stage(value: Any, handler: ValidatorFunctionWrapHandler) -> Stage:  # noqa: ANN401 - what pydantic gives
     return value if isinstance(value, Stage) else stage_class(value["stage"]).model_validate(value)
 
@@ -80,5 +73,5 @@ AnyStage = Annotated[
     | Annotated[Quantize, Tag("Quantize")]
     | Annotated[Distill, Tag("Distill")]
     | Annotated[SerializeAsAny[Stage], WrapValidator(_user_stage), Tag("Stage")],
-    Discriminator(_tag),
+    Discriminator(lambda value: class_tag(value, "stage", STAGES, Stage)),
 ]

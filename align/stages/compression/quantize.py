@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from align.models.loading.int8 import Int8Method, check_torchao
 from align.stages.compression.copies import CompressedCopy
 from align.stages.costs.estimates import Estimate, Planning
 from align.stages.inputs.context import RunContext
@@ -17,7 +18,7 @@ class Quantize(CompressedCopy):
     stage: Literal["quantize"] = Field(
         default="quantize", description="Write a policy with its linear layers in int8 (torchao)."
     )
-    method: Literal["int8", "int8_dynamic"] = Field(
+    method: Int8Method = Field(
         default="int8",
         description="int8: round the weights, with one scale per output channel. int8_dynamic: also round the "
         "activations, with one scale per token, and compute products in integers.",
@@ -25,8 +26,6 @@ class Quantize(CompressedCopy):
 
     def validate_settings(self) -> None:
         """Raise where torchao is not installed."""
-        from align.models.loading.int8 import check_torchao  # noqa: PLC0415 - imports torch
-
         check_torchao(("stage",))
 
     def estimate(self, planning: Planning) -> Estimate:

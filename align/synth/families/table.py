@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, SerializeAsAny, Tag, WrapValidator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
-from align.registry import pick_class
+from align.registry import class_tag, pick_class
 from align.synth.families.dialogues import Dialogues, TwoTurn
 from align.synth.families.documents import ClosedQA
 from align.synth.families.family import Family
@@ -50,12 +50,6 @@ def family_class(name: str) -> type[Family]:
     return pick_class(FAMILIES, name, Family, "family")
 
 
-def _tag(value: object) -> str:
-    """Return the tag of an entry in the union below: the name of its family's class."""
-    name = value.get("family") if isinstance(value, Mapping) else getattr(value, "family", None)
-    return FAMILIES[name].__name__ if name in FAMILIES else Family.__name__
-
-
 def _other_family(value: Any, handler: ValidatorFunctionWrapHandler) -> Family:  # noqa: ANN401 - what pydantic gives
     if isinstance(value, Family):
         return value
@@ -87,5 +81,5 @@ AnyFamily = Annotated[
     | Annotated[Magpie, Tag("Magpie")]
     | Annotated[GeneticCode, Tag("GeneticCode")]
     | Annotated[SerializeAsAny[Family], WrapValidator(_other_family), Tag("Family")],
-    Discriminator(_tag),
+    Discriminator(lambda value: class_tag(value, "family", FAMILIES, Family)),
 ]
