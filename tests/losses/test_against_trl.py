@@ -79,22 +79,23 @@ def row_logps(model, row):
     return torch.stack([response_logp(model, row["prompt"], row[side]) for side in ("chosen", "rejected")])[None]
 
 
-@pytest.mark.parametrize(("trl_name", "trl_settings", "name", "settings"), SAME)
-def test_losses_and_gradients_equal_trls(trl_name, trl_settings, name, settings, tmp_path, monkeypatch):
+def trl_trainer(folder, monkeypatch, policy, **settings):
+    """TRL's trainer of ROWS, whose losses are asked for without training."""
     monkeypatch.setenv("CI", "1")  # otherwise TRL's trainers send usage reports over the network
     trl = importlib.import_module("trl")  # takes seconds, so not during collection
-    ours, reference = tiny_llama(1), tiny_llama(2)
-    policy = tiny_llama(1)
-    config = trl.DPOConfig(
-        output_dir=str(tmp_path), loss_type=[trl_name], bf16=False, use_cpu=True, report_to=[], **trl_settings
-    )
-    trainer = trl.DPOTrainer(
+    return trl.DPOTrainer(
         model=policy,
         ref_model=tiny_llama(2),
-        args=config,
+        args=trl.DPOConfig(output_dir=str(folder), bf16=False, use_cpu=True, report_to=[], **settings),
         train_dataset=Dataset.from_list(ROWS),
         processing_class=word_tokenizer(),
     )
+
+
+@pytest.mark.parametrize(("trl_name", "trl_settings", "name", "settings"), SAME)
+def test_losses_and_gradients_equal_trls(trl_name, trl_settings, name, settings, tmp_path, monkeypatch):
+    ours, reference, policy = tiny_llama(1), tiny_llama(2), tiny_llama(1)
+    trainer = trl_trainer(tmp_path, monkeypatch, policy, loss_type=[trl_name], **trl_settings)
     loss = preference_loss(name, **settings)
     margins = []
     for row, tokens in zip(ROWS, trainer.train_dataset, strict=True):
@@ -123,25 +124,8 @@ def log_weight(model, prompt, response):
 
 @pytest.mark.parametrize(("trl_name", "name"), [("sigmoid", "dpo"), ("ipo", "ipo_norm"), ("apo_zero", "apo_zero")])
 def test_wpo_weights_equal_trls_up_to_their_cap(trl_name, name, tmp_path, monkeypatch):
-    monkeypatch.setenv("CI", "1")
-    trl = importlib.import_module("trl")
     ours, reference, policy = tiny_llama(1), tiny_llama(2), tiny_llama(1)
-    config = trl.DPOConfig(
-        output_dir=str(tmp_path),
-        loss_type=[trl_name],
-        beta=0.3,
-        use_weighting=True,
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-    )
-    trainer = trl.DPOTrainer(
-        model=policy,
-        ref_model=tiny_llama(2),
-        args=config,
-        train_dataset=Dataset.from_list(ROWS),
-        processing_class=word_tokenizer(),
-    )
+    trainer = trl_trainer(tmp_path, monkeypatch, policy, loss_type=[trl_name], beta=0.3, use_weighting=True)
     loss, weights = preference_loss(name, beta=0.3, weighting="wpo"), []
     for row, tokens in zip(ROWS, trainer.train_dataset, strict=True):
         trl_loss = trainer.compute_loss(policy, trainer.data_collator([tokens]))
