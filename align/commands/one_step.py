@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -108,10 +110,8 @@ def run_one_step(
         kept = "partial results are not kept without --out"
         note = kept if out is None else f"what is finished is kept in {work_folder(out)}: rerun to resume"
         with _folder(out, context) as context.folder, disk_errors(context.folder), noting_interrupts(note):
-            if out is not None and context.processes.is_main:
-                remove_leftovers(out.parent, of=out.name)
-                remove_leftovers(context.folder)
-            with pinned_time(began_at(context.folder)):
+            prepare = partial(_prepare, out, context.folder)
+            with pinned_time(context.processes.run_on_main(prepare, f"preparing {context.folder}")):
                 result = work(context)
         shutdown_processes()
     return result
@@ -145,6 +145,17 @@ def check_out(out: Path, inputs: Sequence[str]) -> None:
         raise InputError(f"{out}: is what this command reads; name another file")
     if out.exists() and not work_folder(out).exists():
         raise InputError(f"{out}: exists and was not made by this command; name another file, or move it away")
+
+
+def _prepare(out: Path | None, folder: Path) -> datetime:
+    """Remove temporary files of killed attempts and return when the first attempt began.
+
+    Only the main process calls it, while the others wait: what they write looks like the files that it removes.
+    """
+    if out is not None:
+        remove_leftovers(out.parent, of=out.name)
+        remove_leftovers(folder)
+    return began_at(folder)
 
 
 @contextmanager

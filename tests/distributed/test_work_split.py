@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -95,18 +96,10 @@ def test_two_processes_leave_the_same_bytes_and_scores_as_one(both):
     assert tokens[0] == tokens[1]  # of both processes together, each prompt computed once
 
 
-def start(*arguments, file=TWO):
+def start(*arguments, file=TWO, program=("-m", "align")):
     """A command of align in the processes of a launch."""
-    call = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        file,
-        "-m",
-        "align",
-        *map(str, arguments),
-    ]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file]
+    call = [*launcher, *program, *map(str, arguments)]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu"}
     pipe = subprocess.PIPE
     return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -211,6 +204,20 @@ def test_a_launched_evaluation_gives_the_scores_of_one_process(both, tmp_path, t
         assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
         asked_by = [len(items(tmp_path / f".two.jsonl.work/.evaluate.samples{name}")) for name in ("", "-1")]
         assert max(asked_by) - min(asked_by) <= 1
+
+
+def test_no_process_removes_what_another_is_writing(both, tmp_path):
+    """Temporary files of killed attempts are removed before any process writes its own."""
+    slow_start = [str(Path(__file__).with_name("slow_start.py"))]
+    policy, out = both[0][0] / "base", tmp_path / "rows.jsonl"
+    command = ["generate", "--policy", policy, "--data", "tasks:general", "--limit", "4", "--out", out]
+    work = tmp_path / ".rows.jsonl.work"
+    work.mkdir()
+    left = work / ".groups.jsonl.partial-0123abcd"
+    left.write_text("of a killed attempt")
+    summary_of(start(*command, "sampling.max_new_tokens=4", program=slow_start))
+    assert len(out.read_text().splitlines()) == 4
+    assert not left.exists()
 
 
 def test_what_goes_wrong_in_one_process_stops_all_and_is_named(both, tmp_path):
