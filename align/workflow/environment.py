@@ -1,7 +1,8 @@
-"""Provenance of a step for its manifest: host, time, versions, command, git commit."""
+"""Provenance of a step for its manifest: host, hardware, time, command, git commit."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shlex
@@ -20,12 +21,13 @@ SECRET = re.compile(rf"((?:{SECRET_NAME.pattern})[^=\s]*=)\S+", re.IGNORECASE)  
 
 
 def environment() -> dict[str, Any]:
-    """Return the time, host, device, command and git commit of this process; None for what is unknown."""
+    """Return the time, host, hardware, command and git commit of this process; None for what is unknown."""
     commit = _git("rev-parse", "HEAD")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "device": device_name(),
+        "hardware": hardware(),
         "command": redact(command_line(sys.argv)),
         "git_commit": commit,
         "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
@@ -34,8 +36,20 @@ def environment() -> dict[str, Any]:
 
 def device_name() -> str:
     """Return the name of the first GPU, else of the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+
+
+def hardware() -> dict[str, Any]:
+    """Return the CPU's name, the number of cores that this process may use, and the names of the kinds of GPUs.
+
+    Containers get another host name each time they start, and keep their hardware.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = {torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())}
+    return {"cpu": _cpu_name(), "cores": cores, "gpus": sorted(gpus)}
+
+
+def _cpu_name() -> str:
     lines = CPU_INFO.read_text("utf-8").splitlines() if CPU_INFO.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()

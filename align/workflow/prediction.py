@@ -17,7 +17,7 @@ from align.artifacts import read_manifest
 from align.errors import InputError
 from align.stages.costs.estimates import Estimate
 from align.stages.training.footprint import sharding_of
-from align.workflow.environment import device_name
+from align.workflow.environment import device_name, hardware
 from align.workflow.recipe.schema import Recipe
 
 SAME_SIZE = 0.01  # relative difference of the numbers of weights of one model
@@ -68,13 +68,17 @@ class Total(NamedTuple):
 def earlier_ledgers(runs: Path) -> dict[str, list[Ledger]]:
     """Return the ledgers of the finished steps below a folder of runs, by stage.
 
-    Those of other hosts and devices are left out, and those that another version wrote with other fields.
+    Those of other hardware are left out, and those that another version wrote with other fields. Manifests that do not
+    record the hardware count if they have this host's name and device.
     """
-    here, found = (platform.node(), device_name()), dict[str, list[Ledger]]()
+    here = {"host": platform.node(), "device": device_name()}
+    own, found = hardware(), dict[str, list[Ledger]]()
     for path in sorted(runs.glob("*/*/manifest.json")):
         manifest = read_manifest(path.parent) or {}
         environment, ledger = manifest.get("environment") or {}, manifest.get("ledger")
-        if ledger is not None and (environment.get("host"), environment.get("device")) == here:
+        known = environment.get("hardware")
+        is_own = known == own if known is not None else here.items() <= environment.items()
+        if ledger is not None and is_own:
             with suppress(InputError):
                 found.setdefault(str(manifest["stage"]), []).append(Ledger.from_json(ledger))
     return found

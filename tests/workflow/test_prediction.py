@@ -14,10 +14,12 @@ from align.accounting.settings import AccountingSettings
 from align.commands.check import check
 from align.stages.costs.estimates import Estimate
 from align.workflow import prediction as module
+from align.workflow.environment import environment
 from align.workflow.launcher import Command
 from align.workflow.prediction import Interval, earlier_ledgers, predict, total
 
 HERE = {"host": "this", "device": "processor"}
+HARDWARE = {"cpu": "processor", "cores": 4, "gpus": []}
 OLDER = {"stage": "sft", "environment": HERE}
 USED = replace(TRAINED, flops=1e12, seconds=100.0, devices=1, peak_memory_bytes=1000, wire_bytes=0, weights=10_000)
 
@@ -38,6 +40,7 @@ def plant(runs, run, step, stage, found, **environment):
 def here(monkeypatch):
     monkeypatch.setattr(module.platform, "node", lambda: HERE["host"])
     monkeypatch.setattr(module, "device_name", lambda: HERE["device"])
+    monkeypatch.setattr(module, "hardware", lambda: HARDWARE)
 
 
 @pytest.fixture
@@ -59,6 +62,24 @@ def test_only_steps_of_this_host_and_device_are_learned_from(tmp_path, here):
         "preference": [7.0],
     }
     assert earlier_ledgers(tmp_path / "nothing") == {}
+
+
+def test_a_container_with_another_name_learns_from_steps_of_the_same_hardware_only(tmp_path, here):
+    new = {"host": "container-2", "hardware": HARDWARE}
+    plant(tmp_path, "a", "one", "sft", ledger(seconds=1), **new)
+    plant(tmp_path, "a", "old", "sft", ledger(seconds=2))  # without hardware: by its host
+    for number, other in enumerate(({"cpu": "slow"}, {"cores": 2}, {"gpus": ["H200"]})):
+        changed = {"hardware": {**HARDWARE, **other}}  # the same host and device
+        plant(tmp_path, f"b{number}", "other", "sft", ledger(seconds=9), **changed)
+    assert sorted(each.seconds for each in earlier_ledgers(tmp_path)["sft"]) == [1, 2]
+
+
+def test_a_manifest_records_the_hardware_that_the_prediction_compares(tmp_path, monkeypatch):
+    plant(tmp_path, "a", "one", "sft", ledger(), **environment())
+    monkeypatch.setattr(module.platform, "node", lambda: "another container")
+    assert len(earlier_ledgers(tmp_path)["sft"]) == 1
+    monkeypatch.setattr(module, "hardware", lambda: {**environment()["hardware"], "gpus": ["another"]})
+    assert earlier_ledgers(tmp_path) == {}
 
 
 def test_a_prediction_scales_what_earlier_steps_used_for_each_of_their_flops(recipe):
