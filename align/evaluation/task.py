@@ -245,6 +245,8 @@ class Task(ABC):
     columns: tuple[str, ...] = ()  # that each row must have
     options: frozenset[str] = frozenset()  # that have an effect; any other option is rejected
     required: tuple[str, ...] = ()  # options without which the task cannot run
+    # Id of the item that a row is a part of, None for a row by itself; `limit` and `skip` count items and cut none
+    item: Callable[[Row], str | None] | None = None
 
     @abstractmethod
     def run(self, inputs: TaskInputs) -> TaskResult:

@@ -70,6 +70,18 @@ def test_ties_ask_for_right_answers_close_to_each_other():
     assert ties_score(wide).value == pytest.approx(0.6 + 0.01 * -0.6640367702678489)  # tanh(0.5 / 2.5 - 1)
 
 
+def test_a_prompt_of_ties_that_a_limit_has_cut_in_two_is_counted():
+    one = RatedRow("Ties", [4.0], [1.0], "ref:1")
+    found = reward_bench([one])
+    assert "Ties" in found["missing"] and "Ties" not in found["subsets"]  # not 0 in all that compares both forms
+    assert found["ties_unpaired"] == 1
+    both = [one, RatedRow("Ties", [4.0, 3.0], [1.0], "tied:1")]
+    found = reward_bench([*both, RatedRow("Ties", [1.0], [2.0], "ref:2")])
+    assert found["ties_unpaired"] == 1
+    # Of the accuracies with one right answer, half are lost
+    assert found["subsets"]["Ties"]["value"] == pytest.approx(ties_score(both).value - 0.3 / 2)
+
+
 def test_a_stratified_interval_leaves_out_differences_between_strata():
     values = {"easy": [1.0] * 50, "hard": [0.0] * 50}
     assert stratified_score(values)[:3] == (0.5, 0.5, 0.5)

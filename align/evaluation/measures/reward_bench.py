@@ -11,6 +11,7 @@ counts 1 / n if n responses share it. The subset Ties has several right response
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import hypot, tanh
 from statistics import fmean
@@ -91,7 +92,8 @@ def reward_bench(rows: Sequence[RatedRow]) -> dict[str, Any]:
     """Return the scores of the benchmark whose subsets the rows name, as JSON; empty if they name none.
 
     `overall` is None unless every section has a row. `missing` lists the subsets without one, which a section leaves
-    out of its mean, as the benchmark's own program does.
+    out of its mean, as the benchmark's own program does. `ties_unpaired` counts the rows of Ties without the other form
+    of their prompt: only the accuracy counts them, and if all are, Ties is missing.
     """
     by_subset: dict[str, list[RatedRow]] = {}
     for row in rows:
@@ -126,13 +128,15 @@ def _version_1(rows: Mapping[str, Sequence[RatedRow]]) -> dict[str, Any]:
 def _version_2(rows: Mapping[str, Sequence[RatedRow]]) -> dict[str, Any]:
     won = {name: [row.share_of_best for row in each] for name, each in rows.items() if name != TIES}
     found = {name: stratified_score({name: each}) for name, each in won.items()}
-    if TIES in rows:
+    unpaired = num_unpaired(rows.get(TIES, ()))
+    if unpaired < len(rows.get(TIES, ())):
         found[TIES] = ties_score(rows[TIES])
     return {
         "benchmark": "RewardBench 2",
         "overall": _mean_score(list(found.values()))._asdict() if len(found) == len(SUBSETS_2) else None,
         "subsets": {name: score._asdict() for name, score in found.items()},
         "missing": [name for name in SUBSETS_2 if name not in found],
+        "ties_unpaired": unpaired,
     }
 
 
@@ -154,6 +158,12 @@ class _Margins(NamedTuple):
     def of(cls, row: RatedRow) -> _Margins:
         gap = min(row.right) - max(row.wrong)
         return cls(gap > 0, gap, max(row.right) - min(row.right) if len(row.right) > 1 else None)
+
+
+def num_unpaired(rows: Sequence[RatedRow]) -> int:
+    """Return how many rows of Ties are without the other form of their prompt, which a limit of rows can cut off."""
+    prompts = Counter(row.id.partition(":")[2] for row in rows)
+    return sum(count for count in prompts.values() if count == 1)
 
 
 def ties_score(rows: Sequence[RatedRow]) -> Score:

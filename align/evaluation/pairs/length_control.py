@@ -10,6 +10,7 @@ prescribed length. The rate is therefore near AlpacaEval's length-controlled win
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from align.evaluation.statistics import Score, bootstrap_interval
@@ -59,28 +60,33 @@ class Prior(NamedTuple):
     precision: np.ndarray
 
 
-def length_control(wins: np.ndarray, longer_by: np.ndarray) -> LengthControl:
-    """Return the win rate at equal length, with 95 % intervals over pairs and the prior of the slope.
+def length_control(
+    wins: np.ndarray, longer_by: np.ndarray, questions: Sequence[Sequence[int]] | None = None
+) -> LengthControl:
+    """Return the win rate at equal length, with 95 % intervals over questions and the prior of the slope.
 
     `wins`, shape [N], are from 0 to 1: outcomes, or probabilities. `longer_by`, shape [N], is the length of our
     response minus the baseline's, in characters. Where nearly all responses of one side are shorter, the outcomes do
-    not tell a preference for length from a difference in quality, and the slope stays at its prior.
+    not tell a preference for length from a difference in quality, and the slope stays at its prior. `questions` are the
+    indices of each question's pairs; each pair is a question of its own by default.
     """
+    members = [np.array(own) for own in (questions or [[index] for index in range(len(wins))])]
     best = _fit(wins, longer_by, PRIOR_SLOPE)
     draw = np.random.default_rng(0)
     slopes: list[float] = []
 
     def resampled(chosen: np.ndarray) -> float:
+        chosen = np.concatenate([members[question] for question in chosen])
         # The prior's mean is drawn too: otherwise a slope held by the prior would seem to be known exactly.
         fit = _fit(wins[chosen], longer_by[chosen], draw.normal(PRIOR_SLOPE, PRIOR_DEVIATION))
         slopes.append(fit.slope)
         return float(sigmoid(fit.quality))
 
-    low, high = bootstrap_interval(resampled, len(wins), resamples=RESAMPLES)
+    low, high = bootstrap_interval(resampled, len(members), resamples=RESAMPLES)
     slope_low, slope_high = np.quantile(slopes, [0.025, 0.975])
     return LengthControl(
-        Score(float(sigmoid(best.quality)), low, high, len(wins)),
-        Score(best.slope, float(slope_low), float(slope_high), len(wins)),
+        Score(float(sigmoid(best.quality)), low, high, len(members)),
+        Score(best.slope, float(slope_low), float(slope_high), len(members)),
         shorter=float((longer_by < 0).mean()),
         longer=float((longer_by > 0).mean()),
         equal=float((longer_by == 0).mean()),

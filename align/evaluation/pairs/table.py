@@ -113,6 +113,15 @@ def pairs_of(games: Iterable[JudgedGame]) -> list[JudgedPair]:
     return [JudgedPair(tuple(sorted(each, key=lambda game: game.order == B_FIRST))) for each in found.values()]
 
 
+def questions_of(pairs: Sequence[JudgedPair]) -> list[list[int]]:
+    """Return the indices of the pairs of each question, which has one for each turn."""
+    found: dict[tuple[str, str, str, str], list[int]] = {}
+    for index, pair in enumerate(pairs):
+        game = pair.games[0]
+        found.setdefault((game.model, game.baseline, game.category, game.id), []).append(index)
+    return list(found.values())
+
+
 def models_of(games: Iterable[JudgedGame]) -> list[str]:
     """Return the names of the evaluated models, in order of appearance."""
     return list(dict.fromkeys(game.model for game in games))

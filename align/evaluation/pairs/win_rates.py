@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
 from align.evaluation.pairs.length_control import LengthControl, length_control
-from align.evaluation.pairs.table import MAX_GAMES, TIE, JudgedPair, bounds
+from align.evaluation.pairs.table import MAX_GAMES, TIE, JudgedPair, bounds, questions_of
 from align.evaluation.statistics import Score, score
 from align.registry import LazyModule
 
@@ -66,9 +66,19 @@ RULES: Mapping[str, Callable[[Wins], Rate]] = {
 
 
 def win_rate(pairs: Sequence[JudgedPair], rule: str) -> Score | None:
-    """Return the win rate by a rule of `RULES`, with its interval over pairs; None if no pair counts."""
-    rates = [rate for pair in pairs if (rate := RULES[rule](pair.wins))[1]]
-    return score([wins for wins, _ in rates], [count for _, count in rates]) if rates else None
+    """Return the win rate by a rule of `RULES`, with its interval over questions; None if no pair counts."""
+    return _score_of_questions([(pair, *rate) for pair in pairs if (rate := RULES[rule](pair.wins))[1]])
+
+
+def _score_of_questions(counted: Sequence[tuple[JudgedPair, float, int]]) -> Score | None:
+    """Return the sum of values over that of counts, with its interval over questions: turns of one are dependent."""
+    if not counted:
+        return None
+    found = [
+        (sum(counted[place][1] for place in places), sum(counted[place][2] for place in places))
+        for places in questions_of([pair for pair, _, _ in counted])
+    ]
+    return score(*zip(*found, strict=True))
 
 
 def equal_length(pairs: Sequence[JudgedPair]) -> LengthControl:
@@ -77,13 +87,14 @@ def equal_length(pairs: Sequence[JudgedPair]) -> LengthControl:
     Raises `InputError` if all are void, or if the table does not hold the responses.
     """
     counted = [(pair, *both_games(pair.wins)) for pair in pairs]
-    known = [(wins / count, pair.longer_by) for pair, wins, count in counted if count]
+    decided = [(pair, wins / count) for pair, wins, count in counted if count]
+    known = [(win, pair.longer_by) for pair, win in decided]
     if not known:
         raise InputError(f"win rate: the judge decides none of {len(pairs)} comparisons")
     if without := sum(longer_by is None for _, longer_by in known):
         raise InputError(f"win rate at equal length: {without} of {len(known)} pairs are without their responses")
     outcomes, longer_by = np.array(known, dtype=np.float64).T
-    return length_control(outcomes, longer_by)
+    return length_control(outcomes, longer_by, questions_of([pair for pair, _ in decided]))
 
 
 def position_bias(pairs: Sequence[JudgedPair]) -> Score | None:
@@ -91,9 +102,8 @@ def position_bias(pairs: Sequence[JudgedPair]) -> Score | None:
 
     It is from -1 to 1: of a judge that names the first response with probability b, whatever it says, it is b.
     """
-    both = [_known(pair.wins) for pair in pairs if len(pair.games) == MAX_GAMES]
-    shifts = [wins[0] - wins[1] for wins in both if len(wins) == MAX_GAMES]
-    return score(shifts) if shifts else None
+    both = [(pair, _known(pair.wins)) for pair in pairs if len(pair.games) == MAX_GAMES]
+    return _score_of_questions([(pair, wins[0] - wins[1], 1) for pair, wins in both if len(wins) == MAX_GAMES])
 
 
 def pair_counts(pairs: Sequence[JudgedPair]) -> dict[str, Any]:

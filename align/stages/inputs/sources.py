@@ -50,7 +50,11 @@ class SourceSettings(Settings):
     where: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict[str, Scalar | list[Scalar]], description=WHERE)
     split: str | None = Field(default=None, description="Split of a folder or dataset, or of a built-in task.")
     skip: int = Field(default=0, ge=0, description="Rows to skip first.")
-    limit: int | None = Field(default=None, ge=1, description="Rows to read after those; all by default.")
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows to read after those; all by default. Rows of one judged pair or question count as one.",
+    )
     responses: int = Field(default=4, ge=1, description="Responses per prompt, for comparisons of a built-in task.")
     on_error: Literal["error", "skip"] = Field(
         default="error", description="Stop at a row that cannot be read or encoded, or skip it and count it."

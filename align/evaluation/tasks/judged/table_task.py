@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from align.errors import InputError
+from align.evaluation.given_responses import row_id_of
 from align.evaluation.pairs.answers import ModelAnswer, read_answers, with_answers
 from align.evaluation.pairs.forms import read_games
 from align.evaluation.pairs.table import JudgedGame, models_of
-from align.evaluation.task import EstimateInputs, Task, TaskInputs, TaskSize
+from align.evaluation.task import EstimateInputs, Row, Task, TaskInputs, TaskSize
 
 
 class JudgedTable(NamedTuple):
@@ -25,6 +27,7 @@ class TableTask(Task):
 
     options: frozenset[str] = frozenset({"data", "limit", "responses", "out", "rows.columns", "rows.split"})
     required: tuple[str, ...] = ("data",)
+    item: Callable[[Row], str | None] | None = row_id_of  # both games of a pair, and both turns of a question
 
     def size(self, inputs: EstimateInputs) -> TaskSize:
         """Return no size: nothing is sampled or measured."""
