@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 from align.errors import InputError
 
-UNGATED = frozenset({"gpt2", "gpt_neox", "nemotron", "opt", "phi", "starcoder2"})  # model types whose MLP has no gate
+# Model types whose MLP has no gate: decoders, and encoders of texts
+UNGATED = frozenset({"gpt2", "gpt_neox", "nemotron", "opt", "phi", "starcoder2"}) | frozenset(
+    {"bert", "mpnet", "roberta", "xlm-roberta"}
+)
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Mixtures of experts with standard attention -> key of an expert's width; the cost of other mixtures is unknown
 EXPERT_WIDTH = {

@@ -34,11 +34,13 @@ def likelihoods(
     token_budget: int = 4096,
     precision: str = "fp32",
     processes: Processes = ONE_PROCESS,
+    works: list[Work] | None = None,
 ) -> list[tuple[Likelihood, ...]]:
     """Return the likelihood of each response of each group; the responses of a group share their prompt.
 
     `token_budget` limits the tokens of a micro-batch. `precision` "bf16" runs matrix products in bfloat16. Each process
     computes its share of the micro-batches, which do not depend on the number of processes, and returns all results.
+    `works` receives the work of each forward pass of this process.
     """
     sequences = [group.sequences for group in groups]
     is_tree = choose_forward(policy, sequences, "auto", precision=precision).name == "tree"
@@ -50,6 +52,8 @@ def likelihoods(
         batch = make([one for index in micro for one in sequences[index]]).to(policy.device)
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logps_N = policy(batch)
+        if works is not None:
+            works.append(batch.work())
         totals = batch.sum_by_sequence(logps_N).split([len(sequences[index]) for index in micro])
         for index, logps_K in zip(micro, totals, strict=True):
             pairs = zip(logps_K.tolist(), groups[index].response_lengths, strict=True)

@@ -17,6 +17,7 @@ from align.stages.base import GROUPS, ONE_PROCESS, SOURCE, Input, Stage, UsedEng
 from align.stages.costs.estimates import Estimate, Planning
 from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.inputs.curation_models import (
+    ModelWork,
     curation_models,
     loaded_models,
     model_inputs,
@@ -156,8 +157,16 @@ class Curate(CurationSettings, Stage):
             disk=tokens * CHARACTERS_PER_TOKEN,
             spare=tokens * CHARACTERS_PER_TOKEN,
             bound=True,
-            parts={"test sets": ", ".join(self.test_sources) or "none"},
+            parts={
+                "test sets": ", ".join(self.test_sources) or "none",
+                **({"models": "the FLOPs and the time of their passes are not estimated"} if self._asks_models else {}),
+            },
         )
+
+    @property
+    def _asks_models(self) -> bool:
+        """Whether models embed, rank or judge rows."""
+        return bool(self.needs_policy() or loaded_models(self) or model_inputs(self))
 
     def _records(self, name: str, inputs: StepInputs, dropped: Counter[str]) -> Iterator[tuple[str, Record]]:
         """Yield the records of a source, each with the source's name; `dropped` receives counts by reason."""
@@ -179,7 +188,7 @@ class Curate(CurationSettings, Stage):
         from align.curate.contamination import ContaminationIndex  # noqa: PLC0415 - imports numpy
         from align.curate.output import curate  # noqa: PLC0415
         from align.sandbox.process import NUM_CORES  # noqa: PLC0415
-        from align.stages.costs.measured import Done  # noqa: PLC0415 - imports torch
+        from align.stages.costs.measured import observing_done  # noqa: PLC0415 - imports torch
         from align.stages.inputs.test_items import test_items  # noqa: PLC0415
 
         inputs, rule, dropped = context.inputs, self.decontamination, Counter[str]()
@@ -189,7 +198,8 @@ class Curate(CurationSettings, Stage):
         elif rule is not None:
             context.progress.note("no test sets: rows were not searched for test items")
         rows = (each for name in self.data_sources for each in self._records(name, inputs, dropped))
-        with curation_models(self, context) as models:
+        ran: list[ModelWork] = []
+        with curation_models(self, context, ran) as models:
             report = curate(rows, index, self, context.folder, models=models, num_workers=NUM_CORES)
         inputs.check_unchanged(*(inputs.sources[name] for name in self.data_sources))
         report |= {"not_read": dict(sorted(dropped.items()))}
@@ -198,7 +208,7 @@ class Curate(CurationSettings, Stage):
         context.progress.note(summary)
         if not total[KEPT]:
             raise RunError(f"no row is kept: {summary}")
-        return {"rows": _row_statistics(total, dropped), "curation": report, "done": Done()}
+        return {"rows": _row_statistics(total, dropped), "curation": report, "done": observing_done(ran)}
 
 
 def _row_statistics(counts: Counter[str], not_read: Counter[str]) -> dict[str, int]:

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel
 
 from align.curate.embeddings.cache import VectorCache
 from align.curate.embeddings.encoder import TextEncoder, make_encoder
+from align.curate.embeddings.pipelines import Pipeline, encoder_work
 from align.curate.embeddings.policy_states import PolicyStates, micro_batches
 from align.curate.embeddings.poolings import POOLINGS
 from align.curate.embeddings.settings import EncoderSettings
@@ -164,3 +168,44 @@ def test_vectors_of_words_are_averaged_without_unknown_ones(tmp_path):
     (tmp_path / "glove.txt").write_text("the 1 0\ncat 0\n")
     with pytest.raises(InputError, match="line 2 has 1 numbers, and the first word has 2"):
         make_encoder(EncoderSettings(model=str(tmp_path / "glove.txt")))
+
+
+def distinct_prefixes(sequences):
+    """Return the lengths of the distinct prefixes: the depth of each token of the sequences' tree."""
+    return [len(each) for each in {tuple(ids[:end]) for ids in sequences for end in range(1, len(ids) + 1)}]
+
+
+def test_the_work_of_a_policy_is_that_of_each_distinct_prefix_that_is_not_cached(tmp_path):
+    policy, tokenizer = tiny_policy()
+    save_policy(policy, tokenizer, tmp_path / "sft")
+    settings = EncoderSettings(model=str(tmp_path / "sft"), pooling="mean", whiten=2)
+    encoder = make_encoder(settings, texts=TEXTS, cache=tmp_path / "cache")
+    encoder.encode([*TEXTS, *TEXTS])
+    size, work = encoder.computed
+    depths = distinct_prefixes([tokenizer(text)["input_ids"] for text in TEXTS])
+    assert work == (len(depths), sum(depths), 0)
+    assert size.hidden == policy.base.config.hidden_size
+    encoder = make_encoder(settings, texts=TEXTS, cache=tmp_path / "cache")
+    encoder.encode(["wolf", *TEXTS])
+    length = len(tokenizer("wolf")["input_ids"])
+    assert encoder.computed[1] == (length, length * (length + 1) // 2, 0)
+
+
+def test_the_work_of_a_pipeline_counts_tokens_without_padding_and_pairs_that_its_attention_allows(tmp_path):
+    _, tokenizer = tiny_policy()
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    bert = BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=0, **size))
+    bert.save_pretrained(tmp_path / "bert")
+    tokenizer.chat_template = None  # which sentence-transformers would apply
+    tokenizer.save_pretrained(tmp_path / "bert")
+    layers = Transformer(str(tmp_path / "bert"), max_seq_length=6)
+    model = SentenceTransformer(modules=[layers, Pooling(8)], device="cpu")
+    pipeline = Pipeline(model)
+    encoder = TextEncoder(pipeline, name="bert")
+    encoder.encode(TEXTS)
+    lengths = [min(6, len(tokenizer(text)["input_ids"])) for text in TEXTS]
+    dimensions, work = encoder.computed
+    assert work == (sum(lengths), sum(length**2 for length in lengths), 0)
+    matrices = [value for name, value in bert.named_parameters() if name.startswith("encoder") and value.ndim == 2]
+    assert dimensions.num_active == sum(value.numel() for value in matrices)
+    assert encoder_work(tiny_policy()[0], [3, 4]) == (7, 6 + 10, 0)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 from small_runs import SMALL_POLICY, run, written
+from transformers import AutoTokenizer
 
 from align.data.reading import read
 from align.data.writing import write
@@ -15,6 +16,8 @@ from align.errors import InputError
 from align.records import Demonstration, Message, Prompt
 from align.report.page import render_markdown
 from align.report.run_folder import read_run
+from align.rewards import llm_judge
+from align.rewards.llm_judge import respond
 from align.workflow.estimate import estimate
 from align.workflow.launcher import Command
 from align.workflow.recipe.load import load_recipe
@@ -110,6 +113,9 @@ def test_estimates_count_rows_and_name_the_test_sets(folder):
     found = {each.name: each for each in estimate(load_recipe(path))}
     assert (found["clean"].rows, found["clean"].bound, found["clean"].parts) == (10, True, {"test sets": "test"})
     assert found["sft"].rows == 10
+    text = text_of(folder, **{"data: [rows, more]}}": "data: rows, rank: {{by: ifd, policy: base}}}}"})
+    found = {each.name: each for each in estimate(load_recipe(written(folder, text)))}
+    assert "not estimated" in found["clean"].parts["models"]
 
 
 def test_no_row_left_is_a_failed_step(folder):
@@ -173,6 +179,57 @@ def test_models_of_steps_embed_and_rank_rows(folder):
     scores = [one.metadata["curated"]["ifd"] for one in kept]
     assert all(0 < score < 1 for score in scores)
     assert any("embedding" in note and "base" in note for note in told.notes)
+
+
+def test_the_ledger_counts_each_distinct_prefix_that_a_rank_by_difficulty_reads(folder):
+    text = text_of(folder, **{"data: [rows, more]}}": "data: rows, rank: {{by: ifd, policy: base, keep: 0.5}}}}"})
+    made, _ = run(folder, text=text, until="clean")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "runs/small/base")
+
+    def rendered(prompt):
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "Certainly."}]
+        whole, start = (
+            tokenizer.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=end == 1)
+            for end in (2, 1)
+        )
+        ids = [tokenizer(each, add_special_tokens=False)["input_ids"] for each in (whole.rstrip(), start)]
+        return tuple(ids[0]), len(ids[0]) - len(ids[1])
+
+    found = [rendered(prompt) for number in range(7) for prompt in (question(number), "")]
+    depths = [len(each) for each in {ids[:end] for ids, _ in found for end in range(1, len(ids) + 1)}]
+    targets = sum(trained for _, trained in found)
+    hidden, inner = 16, 32
+    forward = 2 * (4 * hidden**2 + 3 * hidden * inner) * len(depths) + 4 * hidden * sum(depths)
+    ledger = made["clean"]["ledger"]
+    assert ledger["tokens_computed"] == len(depths)
+    assert ledger["flops"] == forward + 2 * hidden * len(tokenizer) * targets
+
+
+def test_the_ledger_counts_what_a_local_judge_reads_and_writes(folder, monkeypatch):
+    asked = []
+
+    def recorded(engine, prompts, sampling):
+        samples = list(respond(engine, prompts, sampling))
+        asked.extend(zip(prompts, samples, strict=True))
+        return samples
+
+    monkeypatch.setattr(llm_judge, "respond", recorded)
+    (folder / "words.txt").write_text("which 1 0\nplanet 0 1\n")
+    judge = "judge: {model: 'step:base', max_new_tokens: 4, attempts: 1}"
+    rule = f"{{encoder: {{model: {folder}/words.txt}}, nearest: 1, threshold: 0.1, {judge}}}"
+    changes = [f"steps.clean.decontamination.neighbours={rule}", "policy.from_config.max_position_embeddings=2048"]
+    write(folder / "more.jsonl", [shown("Which planet?")])
+    made, _ = run(folder, *changes, text=text_of(folder), until="clean")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "runs/small/base")
+    ((prompt, sample),) = asked
+    messages = [{"role": each.role, "content": each.content} for each in prompt.messages]
+    read = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert sample.num_tokens
+    length = len(tokenizer(read, add_special_tokens=False)["input_ids"]) + sample.num_tokens
+    forward = 2 * (4 * 16**2 + 3 * 16 * 32) * length + 4 * 16 * length * (length + 1) // 2
+    ledger = made["clean"]["ledger"]
+    assert (ledger["tokens_computed"], ledger["tokens_trained"]) == (length, 0)
+    assert ledger["flops"] == forward + 2 * 16 * len(tokenizer) * sample.num_tokens
 
 
 def test_rows_are_ranked_by_their_similarity_to_targets(folder):

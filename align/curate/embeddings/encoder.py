@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from align.accounting.flops import Decoder, Work
 from align.config import stable_hash
 from align.content_hash import content_of
 from align.curate.embeddings.cache import VectorCache, Vectors, text_key
-from align.curate.embeddings.pipelines import WORD_VECTORS, is_pipeline, load_pipeline, word_vectors
+from align.curate.embeddings.pipelines import WORD_VECTORS, Pipeline, is_pipeline, load_pipeline, word_vectors
 from align.curate.embeddings.policy_states import PolicyStates
 from align.curate.embeddings.poolings import POOLINGS
 from align.curate.embeddings.settings import EncoderSettings
 from align.curate.embeddings.whitening import Whitening, fit_whitening
 from align.errors import InputError
+from align.models.loading.config import dimensions
 from align.models.loading.pretrained import default_device
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
@@ -81,6 +83,17 @@ class TextEncoder:
                 self._cache.store(keys, vectors_ND)
             known |= dict(zip(keys, vectors_ND, strict=True))
         return np.stack([known[text_key(text)] for text in texts])
+
+    @property
+    def computed(self) -> tuple[Decoder | str, Work]:
+        """The dimensions of the model, or why they are unknown, and the work of the texts that were not cached."""
+        embed: Any = self._embed
+        if isinstance(embed, PolicyStates):
+            return dimensions(embed.policy.base.config), embed.work
+        if isinstance(embed, Pipeline) and embed.work.tokens:
+            first: Any = embed.model[0]
+            return dimensions(first.model.config), embed.work
+        return "no model embeds", Work(0, 0, 0)
 
     def whitened(self, texts: Sequence[str], size: int | None = None) -> TextEncoder:
         """Return this encoder with a whitening that is fitted on distinct texts and keeps `size` dimensions."""

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 
+from align.accounting.flops import Work, sum_work
 from align.errors import InputError, one_line
 from align.models.loading.pretrained import default_device
 
@@ -31,13 +33,31 @@ class Pipeline:
 
     def __init__(self, model: SentenceTransformer, *, max_tokens: int | None = None) -> None:
         self.model = model
+        self.work = Work(0, 0, 0)  # of all texts so far; none for static vectors
         if max_tokens is not None and isinstance(limit := model.max_seq_length, int):
             model.max_seq_length = min(limit, max_tokens)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Return fp32 [N, D] on the CPU."""
-        found: Any = self.model.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
+        first: Any = self.model[0]
+        counting = first.register_forward_pre_hook(self._count) if hasattr(first, "model") else nullcontext()
+        with counting:
+            found: Any = self.model.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
         return found.float().cpu()
+
+    def _count(self, module: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401 - of any kind of model
+        lengths = inputs[0]["attention_mask"].sum(dim=1).tolist()
+        self.work = sum_work([self.work, encoder_work(module.model, lengths)])
+
+
+def encoder_work(model: nn.Module, lengths: Sequence[int]) -> Work:
+    """Return the work of a forward pass over texts of these numbers of tokens, without an LM head.
+
+    Every token attends to all tokens of its text, or, in a causal model, to those up to itself.
+    """
+    is_causal = any(getattr(module, "is_causal", False) for module in model.modules())
+    pairs = sum(length * (length + 1) // 2 if is_causal else length**2 for length in lengths)
+    return Work(sum(lengths), pairs, 0)
 
 
 def sentence_transformers() -> Any:  # noqa: ANN401 - a module

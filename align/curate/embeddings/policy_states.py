@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from align.accounting.flops import Work, sum_work
 from align.curate.embeddings.poolings import TEXT, Pooling
 from align.data.token_groups import TokenSequence, common_prefix
 from align.errors import InputError
@@ -49,6 +50,7 @@ class PolicyStates:
     ) -> None:
         self.policy, self.tokenizer, self.pooling = policy, tokenizer, pooling
         self.max_tokens, self.token_budget = max_tokens, token_budget
+        self.work = Work(0, 0, 0)  # of all texts so far, without the LM head
         self._probed_length = 0  # tokens of the longest text on which the forward was compared with transformers' own
 
     @torch.no_grad()
@@ -61,6 +63,7 @@ class PolicyStates:
         found: dict[int, Tensor] = {}
         for micro in micro_batches(sequences, token_budget=self.token_budget, is_tree=self.policy.is_tree):
             batch = make([sequences[index] for index in micro]).to(self.policy.device)
+            self.work = sum_work([self.work, batch.work()])
             states = self.policy.layer_states(batch, self.pooling.layers).flatten(0, 1)
             for index, path in zip(micro, batch.paths, strict=True):
                 rows = torch.from_numpy(path[tokens[index].pooled]).to(states.device)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from align.accounting.flops import Decoder, Work, forward_flops, total_flops
+from align.accounting.flops import Decoder, Work, forward_flops, sum_work, total_flops
 from align.inference.samples import Throughput
 from align.models.loading.config import dimensions, load_config
 from align.models.loading.pretrained import default_device
@@ -55,16 +55,26 @@ class Done:
         return float(flops), formula
 
 
+def sampled_work(speed: Throughput) -> Work:
+    """Return the work of an engine in this process."""
+    return Work(speed.processed_tokens, speed.attended_pairs, speed.sampled_tokens)
+
+
+def observing_done(ran: Sequence[tuple[Decoder | str, Work]]) -> Done:
+    """Return the forward passes of models, each with its dimensions or why they are unknown."""
+    if not ran:
+        return Done()
+    (size, work), *others = ran
+    return Done(dimensions=size, observed=work, others=tuple(others), device=default_device())
+
+
 def sampling_done(folder: Path | str, speeds: Sequence[Throughput], precision: str, more: Work = NOTHING) -> Done:
     """Return the work of sampling from a policy, and of a forward pass over `more`."""
-    tokens = sum(speed.processed_tokens for speed in speeds) + more.tokens
-    pairs = sum(speed.attended_pairs for speed in speeds) + more.attended_pairs
-    targets = sum(speed.sampled_tokens for speed in speeds) + more.targets
     size = dimensions(load_config(str(folder)))
     return Done(
         dimensions=size,
         weights=None if isinstance(size, str) else size.num_weights,
-        observed=Work(tokens, pairs, targets),
+        observed=sum_work([*map(sampled_work, speeds), more]),
         precision=precision,
         device=default_device(),
     )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from align.accounting.flops import Decoder, Work, sum_work
 from align.content_hash import STEP
 from align.curate.embeddings.settings import EncoderSettings
 from align.curate.settings import CurationSettings
@@ -15,11 +16,22 @@ from align.records import Comparison, Demonstration, Record
 from align.rewards.settings import JudgeSettings
 from align.stages.base import EMBEDDINGS, POLICY, Input, UsedEngine
 from align.stages.inputs.context import RunContext, StepInputs, policy_key
-from align.stages.responses.settings import judge_engines, judge_inputs, judge_key, judge_models, with_folders
+from align.stages.responses.settings import (
+    JudgeModel,
+    judge_engines,
+    judge_inputs,
+    judge_key,
+    judge_model,
+    judge_models,
+    with_folders,
+)
 
 if TYPE_CHECKING:
     from align.curate.curation import Encode, Models, Ranking
     from align.curate.semantic import Vectors
+    from align.rewards.verdicts import Judge
+
+ModelWork = tuple[Decoder | str, Work]  # dimensions, or why they are unknown, and forward passes
 
 NEIGHBOURS = ("decontamination", "neighbours")
 
@@ -77,24 +89,43 @@ def models_key(step: CurationSettings, inputs: StepInputs) -> list[Any]:
 
 
 @contextmanager
-def curation_models(step: CurationSettings, context: RunContext) -> Generator[Models]:
-    """Yield what the step asks models for. The server of a judge runs during the block."""
+def curation_models(step: CurationSettings, context: RunContext, ran: list[ModelWork]) -> Generator[Models]:
+    """Yield what the step asks models for; `ran` receives what they compute. A judge's server runs during the block."""
     from align.curate.curation import Models  # noqa: PLC0415 - imports numpy
-    from align.curate.neighbours import same_by_judge, same_features  # noqa: PLC0415
+    from align.curate.neighbours import same_features  # noqa: PLC0415
     from align.stages.responses.judging import serving_judges  # noqa: PLC0415 - imports torch
 
-    encode = {loc[:-1]: partial(_encode, encoder, loc, context) for encoder, loc in encoders(step)}
+    encode = {loc[:-1]: partial(_encode, encoder, loc, context, ran) for encoder, loc in encoders(step)}
     with serving_judges(with_folders(judges(step), context.inputs), context) as served:
-        confirm = partial(same_by_judge, served[0].make()) if served else same_features
+        confirm = partial(_same_by_judge, served[0].make(), judge_model(served[0]), ran) if served else same_features
         yield Models(
             encode=encode.get(("semantic_duplicates",)),
             encode_tests=encode.get(NEIGHBOURS),
             confirm=confirm,
-            rank=_rank(step, context, encode.get(("rank",))),
+            rank=_rank(step, context, encode.get(("rank",)), ran),
         )
 
 
-def _encode(settings: EncoderSettings, loc: Location, context: RunContext, texts: Sequence[str]) -> Vectors:
+def _same_by_judge(
+    judge: Judge, model: JudgeModel | None, ran: list[ModelWork], pairs: Sequence[tuple[str, str]]
+) -> Sequence[bool | None]:
+    from align.curate.neighbours import same_by_judge  # noqa: PLC0415 - imports numpy
+    from align.models.loading.config import dimensions, load_config  # noqa: PLC0415
+    from align.rewards.llm_judge import LlmJudge  # noqa: PLC0415 - imports torch
+    from align.stages.costs.measured import sampled_work  # noqa: PLC0415
+
+    assert isinstance(judge, LlmJudge) and model is not None
+    found = same_by_judge(judge, pairs)
+    size = "the judge's dimensions are unknown: it runs on a server"
+    if model.engine.kind == "local":
+        size = dimensions(load_config(model.path))
+    ran.append((size, sampled_work(judge.engine.throughput)))
+    return found
+
+
+def _encode(
+    settings: EncoderSettings, loc: Location, context: RunContext, ran: list[ModelWork], texts: Sequence[str]
+) -> Vectors:
     """Return the vectors of texts, which a whitening is fitted on."""
     from align.curate.embeddings.encoder import make_encoder  # noqa: PLC0415 - imports torch
 
@@ -106,15 +137,18 @@ def _encode(settings: EncoderSettings, loc: Location, context: RunContext, texts
             settings, policy=inputs.policy, texts=texts, cache=inputs.run / EMBEDDINGS, content=inputs.content
         )
     context.progress.note(f"embedding {len(texts):,} texts: {encoder.name}")
-    return encoder.encode(texts)
+    vectors = encoder.encode(texts)
+    if encoder.computed[1].tokens:
+        ran.append(encoder.computed)
+    return vectors
 
 
-def _rank(step: CurationSettings, context: RunContext, encode: Encode | None) -> Any:  # noqa: ANN401 - a function, or None
+def _rank(step: CurationSettings, context: RunContext, encode: Encode | None, ran: list[ModelWork]) -> Any:  # noqa: ANN401 - a function, or None
     """Return what ranks records; None without a rank."""
     if step.rank is None:
         return None
     if step.rank.by == "ifd":
-        return partial(_by_difficulty, step.rank.policy, context)
+        return partial(_by_difficulty, step.rank.policy, context, ran)
     assert encode is not None and step.rank.targets is not None
     return partial(_by_similarity, step.rank.targets, context, encode)
 
@@ -136,13 +170,13 @@ def _by_similarity(targets: str, context: RunContext, encode: Encode, records: S
     return Ranking(*nearest_target(vectors[len(examples) :], vectors[: len(examples)]))
 
 
-def _by_difficulty(step: str | None, context: RunContext, records: Sequence[Record]) -> Ranking:
+def _by_difficulty(step: str | None, context: RunContext, ran: list[ModelWork], records: Sequence[Record]) -> Ranking:
     from align.curate.curation import Ranking  # noqa: PLC0415 - imports numpy
     from align.curate.ranking import most_difficult  # noqa: PLC0415
     from align.data.chat_encoder import ChatEncoder  # noqa: PLC0415
     from align.data.chat_templates import apply_template  # noqa: PLC0415
     from align.evaluation.likelihood import likelihoods  # noqa: PLC0415 - imports torch
-    from align.models.loading.config import max_positions  # noqa: PLC0415
+    from align.models.loading.config import dimensions, max_positions  # noqa: PLC0415
     from align.models.loading.pretrained import default_device  # noqa: PLC0415
     from align.models.policy import load_policy  # noqa: PLC0415
     from align.train.instruction_difficulty import instruction_difficulty  # noqa: PLC0415
@@ -152,7 +186,10 @@ def _by_difficulty(step: str | None, context: RunContext, records: Sequence[Reco
     apply_template(tokenizer, settings.chat_template)
     policy = policy.to(default_device()).eval()
     encoder = ChatEncoder(tokenizer, max_length=max_positions(policy.base.config))
-    scores = instruction_difficulty([_best_answer(record) for record in records], encoder, partial(likelihoods, policy))
+    works: list[Work] = []
+    score = partial(likelihoods, policy, works=works)
+    scores = instruction_difficulty([_best_answer(record) for record in records], encoder, score)
+    ran.append((dimensions(policy.base.config), sum_work(works)))
     if unknown := sum(score is None for score in scores):
         context.progress.note(f"rank: {unknown:,} rows have no difficulty: {dict(encoder.counts)}")
     return Ranking(scores, most_difficult(scores))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.accounting.flops import Work
 from align.curate.embeddings.folder import add_whitening, editable_model, save_folder, set_dropout
-from align.curate.embeddings.pipelines import Pipeline, load_pipeline
+from align.curate.embeddings.pipelines import Pipeline, encoder_work, load_pipeline
 from align.curate.embeddings.settings import TEXT_COLUMNS, EncoderSettings, TrainingSettings
 from align.curate.embeddings.training import Rows, train_encoder
 from align.curate.embeddings.whitening import fit_whitening
@@ -70,10 +70,10 @@ def _done(model: SentenceTransformer, rows: Rows, encoder: EncoderSettings, trai
     texts = [text for row in rows for name, text in row.items() if name in TEXT_COLUMNS]
     encoded = model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]
     lengths = [len(ids) for ids in encoded]
-    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    once = encoder_work(first.model, lengths)
 
     def times(share: float) -> Work:
-        return Work(round(share * sum(lengths)), round(share * pairs), 0)
+        return Work(*(round(share * part) for part in once))
 
     epochs = train.epochs if train is not None else 0
     jest = train.jest if train is not None else None
