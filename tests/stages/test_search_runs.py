@@ -14,6 +14,9 @@ from align.report.search.section import trial_rows
 from align.stages.responses import evaluation
 from align.workflow.launcher import Command
 from align.workflow.runner import run_recipe
+from align.workflow.search import calls as module_of_calls
+from align.workflow.search import settings as module_of_settings
+from align.workflow.search import tpe as module_of_tpe
 from align.workflow.search.calls import assumed, calls
 
 TRAIN = {"learning_rate": 3e-3, "prompts_per_step": 4, "epochs": 3, "schedule": "cosine", "warmup_steps": 2}
@@ -56,10 +59,10 @@ SEARCH = {
 }
 
 
-def ran(folder, steps, *overrides, search=None, until=None, has_page=False):
+def ran(folder, steps, *overrides, search=None, until=None, has_page=False, told=None):
     """Run a recipe with more steps below `folder`; the manifests and what was reported. Drawing the page takes long."""
     folder.mkdir(exist_ok=True)
-    path, told, made = folder / "small.yaml", Told(), {}
+    path, told, made = folder / "small.yaml", told or Told(), {}
     found = {**RECIPE, "runs": str(folder / "runs"), "steps": {**RECIPE["steps"], **steps}}
     path.write_text(json.dumps({**found, **({"search": {"dpo": search}} if search else {})}))
     with pytest.MonkeyPatch.context() as patch:
@@ -252,6 +255,48 @@ def test_estimates_before_a_search_have_the_trials_of_every_rung(tmp_path):
     assert notes == ["search of dpo: 4 trial(s), of which the first ones are assumed to be the best"]
     assert sum("validation-dpo-trial" in name for name in command.loaded.steps) == 6
     assert not list((tmp_path / "runs/small").glob("dpo*"))
+
+
+class Killed(Told):
+    """Ends the run when a step begins."""
+
+    def __init__(self, at):
+        super().__init__()
+        self._at = at
+
+    def watch(self, step, state):
+        super().watch(step, state)
+        if (step, state) == (self._at, "running"):
+            raise KeyboardInterrupt
+
+
+def test_points_drawn_from_earlier_scores_are_the_same_after_a_kill(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    for module in (module_of_calls, module_of_settings, module_of_tpe):
+        monkeypatch.setattr(module, "NUM_BEFORE_TPE", 2)
+    steps = {"dpo": DPO, "validation": VALIDATION}
+    search = {**SEARCH, "points": "tpe", "budget": {"trials": 4}, "rungs": [2]}
+    made, told = ran(tmp_path, steps, search=search)
+    command = Command(tmp_path / "small.yaml")
+    whole = list(calls(command))
+    assert len(whole) == 4  # two trials, then one each, then the chosen one
+    assert assumed(command)[0].loaded == whole[-1].command.loaded and assumed(command)[1] == []
+    assert Command(command.recipe, whole[-1].command.overrides).loaded == whole[-1].command.loaded  # as a launch reads
+    found = read_json(tmp_path / "runs/small/search.json")["dpo"]
+    drawn = {trial: each["settings"] for trial, each in found["trials"].items()}
+    assert len({json.dumps(each) for each in drawn.values()}) == 4
+    # Killed as the first drawn trial begins
+    names, runs = [f"dpo-trial-{trial}-rung-1" for trial in (1, 2, 3, 4)], f"runs={tmp_path}/killed"
+    with pytest.raises(KeyboardInterrupt):
+        ran(tmp_path, steps, runs, search=search, told=Killed(names[2]))
+    planned = assumed(Command(command.recipe, (runs,)))[0].loaded.steps
+    assert [name for name in planned if name.startswith("dpo-trial")] == names
+    assert planned[names[2]] == whole[-1].command.loaded.steps[names[2]]  # already drawn
+    again, told = ran(tmp_path, steps, runs, search=search)
+    running = [step for step, state in told.states if state == "running" and step in names]
+    assert running == names[2:]
+    assert [again[name]["settings"] for name in names] == [made[name]["settings"] for name in names]
+    assert read_json(tmp_path / "killed/small/search.json")["dpo"]["chosen"] == found["chosen"]
 
 
 @pytest.mark.slow

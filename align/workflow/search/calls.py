@@ -12,7 +12,8 @@ from align.pipeline.planning import finished_steps
 from align.workflow.launcher import Command
 from align.workflow.recipe.schema import Recipe
 from align.workflow.search.outcomes import advanced, base_name, num_promoted, outcomes
-from align.workflow.search.settings import SearchSettings
+from align.workflow.search.settings import NUM_BEFORE_TPE, SearchSettings
+from align.workflow.search.tpe import check_optuna, with_drawn
 from align.workflow.search.trials import evaluation_name, trial_name
 
 RERUN = ".rerun-search.json"  # in a run folder from the first rung after a requested rerun to its end: its step
@@ -44,7 +45,7 @@ def calls(command: Command, *, until: str | None = None, rerun_from: str | None 
             end = command.loaded.expanded(until)[-1]
             if names.index(end) < names.index(base_name(command.loaded, name)):
                 break
-        search = _begun(search)
+        search = _begun(name, search)
         while search.chosen is None:
             command = _with_state(command, name, search)
             recipe = command.loaded
@@ -55,7 +56,8 @@ def calls(command: Command, *, until: str | None = None, rerun_from: str | None 
                 rerun_from = None
             known = {step: read_manifest(recipe.root / step) for step in recipe.steps}
             manifests = {step: manifest for step, manifest in known.items() if manifest is not None}
-            search = advanced(search, outcomes(recipe, name, manifests))
+            found = outcomes(recipe, name, manifests)
+            search = with_drawn(advanced(search, found), recipe.seed, found[0])
         command = _with_state(command, name, search)
     yield Call(command, until, rerun_from)
     note.unlink(missing_ok=True)
@@ -68,14 +70,16 @@ def assumed(command: Command) -> tuple[Command, list[str]]:
     """
     notes: list[str] = []
     for name in _in_order(command.loaded):
-        search, is_known = _begun(command.loaded.search[name]), True
+        search, is_known = _begun(name, command.loaded.search[name]), True
         while search.chosen is None:
             command = _with_state(command, name, search)
             recipe = command.loaded
             found = outcomes(recipe, name, finished_steps(recipe.pipeline(), recipe.root)) if is_known else []
             is_known = [len(rung) for rung in found] == [len(rung) for rung in search.levels]
             if is_known:
-                search = advanced(search, found)
+                search = with_drawn(advanced(search, found), recipe.seed, found[0])
+            elif len(search.levels) == 1 and not _is_limited(search) and search.levels[0] != (whole := _all(search)):
+                search = search.model_copy(update={"started": [whole]})
             elif len(search.levels) == len(search.rungs) or num_promoted(len(search.levels[-1]), search) == 1:
                 search = search.model_copy(update={"started": search.levels, "chosen": search.levels[-1][0]})
             else:
@@ -95,10 +99,27 @@ def _in_order(recipe: Recipe) -> list[str]:
     return sorted(recipe.search, key=lambda name: names.index(base_name(recipe, name)))
 
 
-def _begun(search: SearchSettings) -> SearchSettings:
-    """Return the search with its first trials: all, or one at a time where FLOPs or money decide how many there are."""
-    is_limited = search.budget.flops is not None or search.budget.money is not None
-    return search.model_copy(update={"started": [[1]]}) if search.started is None and is_limited else search
+def _begun(name: str, search: SearchSettings) -> SearchSettings:
+    """Return the search with its first trials: all, those before TPE draws, or one where FLOPs or money limit it.
+
+    Raises `InputError` where optuna is needed and missing.
+    """
+    if search.points == "tpe":
+        check_optuna(("search", name, "points"))
+    if search.started is not None or (search.points != "tpe" and not _is_limited(search)):
+        return search
+    number = 1 if _is_limited(search) else NUM_BEFORE_TPE
+    return search.model_copy(update={"started": [list(range(1, number + 1))]})
+
+
+def _all(search: SearchSettings) -> list[int]:
+    """Return the numbers of the trials of a search whose budget is a number of trials."""
+    return search.model_copy(update={"started": None}).levels[0]
+
+
+def _is_limited(search: SearchSettings) -> bool:
+    """Return whether FLOPs or money decide how many trials there are."""
+    return search.budget.flops is not None or search.budget.money is not None
 
 
 def _last_trial(recipe: Recipe, name: str) -> str:
@@ -113,9 +134,10 @@ def _with_state(command: Command, name: str, search: SearchSettings) -> Command:
 
     The recipe is not read again: who edits it while it runs changes nothing before the next command.
     """
-    kept = [each for each in command.overrides if not each.startswith(f"search.{name}.started=")]
-    state = [f"search.{name}.started={json.dumps(search.levels)}"]
+    state = [f"search.{name}.started={json.dumps(search.levels)}", f"search.{name}.drawn={json.dumps(search.drawn)}"]
+    before = tuple(each.partition("=")[0] + "=" for each in state)
+    kept = [each for each in command.overrides if not each.startswith(before)]
     state += [f"search.{name}.chosen={search.chosen}"] if search.chosen is not None else []
     values = read_recipe(command.recipe, command.overrides) if command.values is None else command.values
-    begun = {**values["search"][name], "started": search.levels, "chosen": search.chosen}
+    begun = {**values["search"][name], **search.model_dump(include={"drawn", "chosen"}), "started": search.levels}
     return Command(command.recipe, (*kept, *state), {**values, "search": {**values["search"], name: begun}})

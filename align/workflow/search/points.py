@@ -1,4 +1,4 @@
-"""The settings of a trial, which depend on the seed and on the trial's number only."""
+"""The settings of a trial: by its number and the seed, unless the search has drawn them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ RANDOM_BITS = 53  # of a number in [0, 1)
 
 
 def point(search: SearchSettings, seed: int, trial: int) -> dict[str, Any]:
-    """Return the searched settings of a trial, counted from 1, by key.
+    """Return the searched settings of a trial, counted from 1, by key."""
+    own = shares(search, seed, trial)
+    return {key: value_at(each, share) for (key, each), share in zip(search.space.items(), own, strict=True)}
 
-    With `points: sobol`, the trials have the points 0, 1, … of the Sobol sequence with Joe and Kuo's direction numbers,
+
+def shares(search: SearchSettings, seed: int, trial: int) -> list[float]:
+    """Return the point of a trial, counted from 1, as a share of each range: what the search has drawn, if it has.
+
+    Unless `points` is random, others are the points 0, 1, … of the Sobol sequence with Joe and Kuo's direction numbers,
     shifted modulo 1 by an amount for each key (Cranley & Patterson 1976). The dimensions are the keys in their order.
     """
-    if search.points == "sobol":
-        own = _sobol(len(search.space), trial - 1)
-        shares = [(share + _uniform(seed, key, "shift")) % 1 for key, share in zip(search.space, own, strict=True)]
-    else:
-        shares = [_uniform(seed, key, trial) for key in search.space]
-    return {key: value_at(each, share) for (key, each), share in zip(search.space.items(), shares, strict=True)}
+    if trial <= len(search.drawn):
+        return search.drawn[trial - 1]
+    if search.points == "random":
+        return [uniform(seed, key, trial) for key in search.space]
+    own = _sobol(len(search.space), trial - 1)
+    return [(share + uniform(seed, key, "shift")) % 1 for key, share in zip(search.space, own, strict=True)]
 
 
 def value_at(values: Range, share: float) -> Any:  # noqa: ANN401 - a choice is any value
@@ -57,7 +63,7 @@ def with_point(step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _uniform(seed: int, *place: str | int) -> float:
+def uniform(seed: int, *place: str | int) -> float:
     """Return a number in [0, 1) that depends on the seed and the place only."""
     digest = hashlib.sha256(repr((seed, "search", *place)).encode()).digest()
     return (int.from_bytes(digest[:8]) >> (64 - RANDOM_BITS)) / 2**RANDOM_BITS

@@ -36,7 +36,7 @@ def _search(recipe: Recipe, name: str, manifests: Manifests) -> dict[str, Any]:
     every = [rung for trial in trials.values() for rung in trial["rungs"]]
     is_finished = search.chosen is not None and base in manifests
     return {
-        **search.model_dump(mode="json", exclude={"started"}),
+        **search.model_dump(mode="json", exclude={"started", "drawn"}),
         "greater_is_better": search.is_greater_better,
         "column": recipe.metric_columns()[search.metric],
         "trials": {str(number): trials[number] for number in sorted(trials)},

@@ -12,6 +12,7 @@ from align.workflow.recipe.retention import KeepBest
 
 Bounds = tuple[float, float]
 RANGES = ("log", "linear", "choices")
+NUM_BEFORE_TPE = 10  # trials with Sobol points, as optuna's n_startup_trials
 
 
 class Range(Settings):
@@ -66,10 +67,11 @@ class SearchSettings(Settings):
         min_length=1,
         description="Searched keys of the step, such as `loss.settings.beta`, with their ranges.",
     )
-    points: Literal["sobol", "random"] = Field(
+    points: Literal["sobol", "random", "tpe"] = Field(
         default="sobol",
-        description="How the values of a trial are drawn: from a randomly shifted Sobol sequence, or independently. "
-        "They depend only on the recipe's seed and the number of the trial.",
+        description="How the values of a trial are drawn: from a randomly shifted Sobol sequence, or independently, "
+        "both from the recipe's seed and the number of the trial only; or, after 10 trials with Sobol points, one "
+        "after the other by optuna's TPE sampler, from the scores of all earlier trials at the first rung.",
     )
     evaluation: str = Field(description="Step with `stage: evaluate` that evaluates the trials; use validation rows.")
     metric: str = Field(description="Metric of that step by which trials are ranked, as TASK.METRIC.")
@@ -93,6 +95,10 @@ class SearchSettings(Settings):
     started: list[list[int]] | None = Field(
         default=None, description="Set by the search itself: the numbers of the trials started in each rung."
     )
+    drawn: list[list[float]] = Field(
+        default=[],
+        description="Set by the search itself with `points: tpe`: the point of each trial, as a share of each range.",
+    )
     chosen: int | None = Field(
         default=None, ge=1, description="Set by the search itself at its end: the trial whose settings the step takes."
     )
@@ -101,6 +107,9 @@ class SearchSettings(Settings):
     def _check_rungs(self) -> SearchSettings:
         if self.rungs[0] < 1 or any(after <= before for before, after in zip(self.rungs, self.rungs[1:], strict=False)):
             raise InputError(f"{self.rungs} are not increasing numbers of optimizer steps", ("rungs",))
+        if self.points == "tpe" and self.budget.trials is not None and self.budget.trials <= NUM_BEFORE_TPE:
+            message = f"tpe draws no trial before number {NUM_BEFORE_TPE + 1}; raise budget.trials, or use sobol"
+            raise InputError(message, ("points",))
         return self
 
     @property
