@@ -1,4 +1,4 @@
-"""Measured memory of this process."""
+"""Measured memory of this process, and the memory of its GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from pathlib import Path
 import torch
 
 STATUS, KIB = Path("/proc/self/status"), 1024
+
+
+def gpu_memory(device: torch.device) -> int | None:
+    """Return the bytes of a GPU's memory; None for a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def peak_memory(device: torch.device) -> int:

@@ -17,7 +17,6 @@ from align.artifacts import METRICS, append_line
 from align.data.batching import groups_of_step, steps_per_epoch
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
-from align.errors import InputError
 from align.models.backbone import Backbone
 from align.models.probe import Forward, choose_forward
 from align.models.saving.comparison import ModelOutputs, model_outputs
@@ -37,6 +36,7 @@ from align.train.passes.micro_batches import COLLATE
 from align.train.passes.router_pass import router_passes
 from align.train.passes.step_flops import StepFlops
 from align.train.passes.step_statistics import DivergedError, StepStatistics
+from align.train.passes.token_budget import with_token_budget
 from align.train.references.cache import ReferenceCache, ReferenceWork, check_initial_gap
 from align.train.references.compute import REFERENCE_WORK, read_work
 from align.train.references.run_passes import RunPasses
@@ -55,13 +55,14 @@ class Loop:
     def __init__(
         self, policy: Backbone, training_run: TrainingRun, progress: Progress, accelerator: Accelerator | None = None
     ) -> None:
-        run, settings = training_run, training_run.settings
-        _check_held_out(run)
-        check_trackers(settings.trackers)
+        training_run.check_held_out()
+        check_trackers(training_run.settings.trackers)
+        self.accelerator = accelerator or make_accelerator(training_run.settings)
+        run = with_token_budget(training_run, policy, self.accelerator)
+        settings = run.settings
         self.policy, self.training_run, self.progress = policy, run, progress
         self.num_steps = run.num_steps
         self.epoch = lru_cache(maxsize=2)(run.epoch)  # permuting a large epoch for each of its steps would be slow
-        self.accelerator = accelerator or make_accelerator(settings)
         self.processes = Processes(self.accelerator)
         if settings.weights != "fp32":
             round_weights(policy)
@@ -291,10 +292,3 @@ class Loop:
     def _check_gap(self, output: ObjectiveOutput, batch: GroupBatch, number: int) -> None:
         precision = self.training_run.settings.precision
         check_initial_gap(output, batch, step=number + 1, precision=precision, cache=self.reference_cache)
-
-
-def _check_held_out(run: TrainingRun) -> None:
-    """Raise `InputError` for settings that need held-out rows if there are none."""
-    for name, is_set in {"keep": run.settings.keep == "best", "early_stopping": run.settings.early_stopping}.items():
-        if is_set and not run.held_out:
-            raise InputError("requires held-out rows: set held_out of the source", ("train", name))

@@ -14,6 +14,7 @@ from align.config import stable_hash
 from align.data.batching import order
 from align.data.mixing import Mixture
 from align.data.token_groups import TokenGroup
+from align.errors import InputError
 from align.models.probe import Forward
 from align.train.distillation.cache import TeacherTargets
 from align.train.indexed_groups import GroupView
@@ -62,6 +63,13 @@ class TrainingRun:
     teacher: Teacher | None = None  # of an objective that needs one
     tracking: Tracking | None = None  # where it is tracked, for trackers other than those of the settings
     num_resumed: int = 0  # optimizer steps of another step, whose checkpoint the folder begins with
+
+    def check_held_out(self) -> None:
+        """Raise `InputError` for settings that need held-out rows if there are none."""
+        wanted = {"keep": self.settings.keep == "best", "early_stopping": self.settings.early_stopping}
+        for name, is_set in wanted.items():
+            if is_set and not self.held_out:
+                raise InputError("requires held-out rows: set held_out of the source", ("train", name))
 
     @property
     def num_rows(self) -> int:

@@ -106,7 +106,7 @@ def footprint(
     `held` is the largest number of tokens that a group has in memory at once if it may run in parts.
     """
     settings, ways = step.train, sharding_of(step.launch, step.train.reduce)
-    largest, budget = sum(sorted(sizes)[-settings.prompts_per_step :]), settings.tokens_per_micro_batch
+    largest, budget = sum(sorted(sizes)[-settings.prompts_per_step :]), settings.token_budget
     if not step.has_lm_head:  # but one vector for each attribute
         model = replace(model, tied=True)
     micro = MicroBatch(

@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from align.accounting.flops import Decoder, Work, forward_flops, sum_work, total_flops
+from align.accounting.peak_memory import gpu_memory
+from align.config import Settings
 from align.data.balance import Balance, balance
 from align.data.batching import Indices, order, steps_per_epoch
 from align.data.token_groups import TokenGroup
@@ -24,11 +26,13 @@ from align.stages.training.contract import TrainingSettings
 from align.stages.training.footprint import footprint, sharding_of
 from align.stages.training.rows import RowRequest, StepRows, step_rows
 from align.stages.training.selecting import selection_of
+from align.train.passes.token_budget import default_token_budget
 from align.train.selection.selection import FixedModel, Selection
 from align.train.selection.settings import UNIFORM
 
 # Shares of a large matrix product's rate that training reaches: measured on a Xeon and on an H100 (tests/README.md)
 EFFICIENCY = {"cpu": 0.6, "cuda": 0.37}
+ASSUMED_MEMORY = 80 * 2**30  # of a GPU that the launch file asks for and this machine lacks: an A100 or H100
 RANKS, BALANCED_STEPS = (8, 64), 16  # numbers of ranks, and of optimizer steps, of the estimated balance
 
 
@@ -57,6 +61,7 @@ def preview_groups(step: TrainingSettings, planning: Planning, number: int) -> l
 
 
 def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Estimate:
+    step, micro_batches = _with_token_budget(step, planning)
     settings, model = step.train, planning.decoder
     num_rows = data.mixture.num_rows if data.mixture is not None else len(data.train)
     names = step.selection.fixed_steps if step.selection is not None else dict[str, list[str]]()
@@ -83,7 +88,7 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
         until_step=settings.until_step,
         disk=planning.model_bytes,
         spare=model_disk(planning.model_bytes, step.train)[1],
-        parts=_selection_lines(selection, settings.prompts_per_step) | average,
+        parts=micro_batches | _selection_lines(selection, settings.prompts_per_step) | average,
         training=TrainingEstimate(
             counts=data.counts,
             format=data.format,
@@ -164,6 +169,22 @@ def _costs(
     return {"flops": flops, "seconds": flops / _training_rate(step.train.precision)}
 
 
+def _with_token_budget(step: TrainingSettings, planning: Planning) -> tuple[TrainingSettings, dict[str, str]]:
+    """Return the step with its default token budget on the planned device, and what the estimate says of that."""
+    settings, memory, where = step.train, None, "a CPU"
+    if settings.tokens_per_micro_batch is not None:
+        return step, {}
+    if not sharding_of(step.launch).cpu:
+        found = gpu_memory(torch.device(default_device()))
+        memory = found or ASSUMED_MEMORY
+        where = f"a GPU of {memory / 2**30:.0f} GiB" + ("" if found else " (assumed: this machine has no GPU)")
+    checkpointing = planning.inputs.policy.gradient_checkpointing
+    budget = default_token_budget(settings, planning.decoder, checkpointing=checkpointing, memory=memory)
+    train = settings.model_copy(update={"tokens_per_micro_batch": budget})
+    line = {"micro-batches": f"of up to {budget:,} tokens, the default on {where}"}
+    return cast(TrainingSettings, cast(Settings, step).model_copy(update={"train": train})), line
+
+
 def _is_frozen(planning: Planning) -> bool:
     """Return whether only adapters are trained."""
     return planning.inputs.policy.lora is not None
@@ -200,7 +221,7 @@ def _work(group: TokenGroup, *, head: bool) -> Work:
 
 def _tokens_held(step: TrainingSettings, groups: Sequence[TokenGroup], sizes: Sequence[int]) -> int:
     """Return the largest number of tokens of a group that are in memory at once if it may run in parts."""
-    budget = step.train.tokens_per_micro_batch
+    budget = step.train.token_budget
     above = (group for group, size in zip(groups, sizes, strict=True) if size > budget)
     held = (rows_held(tree_batch(group.sequences), budget) for group in above)
     return max(held, default=max(sizes))
@@ -208,7 +229,7 @@ def _tokens_held(step: TrainingSettings, groups: Sequence[TokenGroup], sizes: Se
 
 def _balances(step: TrainingSettings, sizes: Sequence[int], epoch: Indices) -> list[Balance]:
     """Return how evenly the first steps of an epoch are split over ranks, each of which has a group at least."""
-    per_step, budget = step.train.prompts_per_step, step.train.tokens_per_micro_batch
+    per_step, budget = step.train.prompts_per_step, step.train.token_budget
     starts = range(0, min(BALANCED_STEPS, max(1, len(epoch) // per_step)) * per_step, per_step)
     steps = [epoch[start : start + per_step] for start in starts]
     widths = [ranks for ranks in RANKS if ranks <= len(steps[0])] or [len(steps[0])]

@@ -206,5 +206,6 @@ def training_report(loop: Loop, rows: StepRows, outcome: TrainingResult) -> dict
         "last": dict(outcome.last_metrics),
         "kept": dict(outcome.kept_metrics),
         "threads": torch.get_num_threads(),
+        "tokens_per_micro_batch": loop.training_run.settings.token_budget,
         **selection_report(loop, outcome, dimensions(loop.policy.base.config)),
     }

@@ -40,7 +40,7 @@ class RunPasses:
         return MicroBatcher(
             groups,
             forward=self.forward,
-            token_budget=self.run.settings.tokens_per_micro_batch,
+            token_budget=self.run.settings.token_budget,
             references=references,
             teacher=teacher,
             accelerator=self.accelerator,
@@ -77,7 +77,7 @@ class RunPasses:
             column=column,
             work_file=self.run.folder / work_file,
             forward=forward,
-            token_budget=self.run.settings.tokens_per_micro_batch,
+            token_budget=self.run.settings.token_budget,
             accelerator=self.accelerator,
         )
         with self.processes.activity("computing reference log-probabilities"):

@@ -43,11 +43,12 @@ def _way(accelerator: Accelerator, settings: TrainSettings) -> type[Replicated]:
 
 
 def describe(sharding: Replicated, settings: TrainSettings) -> str:
-    """Return the device, processes, threads and precision of a training."""
+    """Return the device, processes, threads, precision and micro-batches of a training."""
     accelerator, way = sharding.accelerator, type(sharding).__name__
     if way != "Fsdp2":
         way = f"ZeRO-{sharding.stage}" if sharding.stage else "DDP"
     number, threads = accelerator.num_processes, torch.get_num_threads()
     processes = f"{number} processes ({way})" if number > 1 else "1 process"
     numbers = settings.precision if settings.weights == "fp32" else f"weights {settings.weights}"
-    return f"training on {accelerator.device}: {processes}, {threads} thread(s) each, {numbers}"
+    budget = f"micro-batches of up to {settings.token_budget} tokens"
+    return f"training on {accelerator.device}: {processes}, {threads} thread(s) each, {numbers}, {budget}"
