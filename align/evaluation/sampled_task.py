@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
+from align.accounting.flops import sum_work
 from align.data.readers.tool_calls import tools_of
 from align.evaluation.measures.response_measures import KL_FROM_START, MEASURES, measure_parts
 from align.evaluation.statistics import Score, score
@@ -17,6 +18,7 @@ from align.evaluation.task import (
     NextTurn,
     Parts,
     Row,
+    Sampled,
     StartKL,
     Task,
     TaskInputs,
@@ -154,13 +156,12 @@ class SampledTask(Task):
         """Return each metric with its interval over rows; several responses to a row count by their mean."""
         if self.pass_at_k:
             return _pass_at_k(_by_row(answers, grades))
-        return _means(_by_row(answers, [grade.parts for grade in grades]))
+        return mean_parts(answers, [grade.parts for grade in grades])
 
     def run(self, inputs: TaskInputs) -> TaskResult:
         """Ask the policy, or read its responses, and grade them."""
         rows = inputs.rows(self)
         answers = inputs.answers(rows, self.next_turn)
-        start = inputs.kl_from_start(rows, answers, self.next_turn)
         inputs.progress.phase("grade", len(answers))
         grader = self.grader(inputs)
 
@@ -178,9 +179,9 @@ class SampledTask(Task):
             inputs.progress.note(f"{cut} of {len(answers)} responses were cut off at max_new_tokens")
         both = list(zip(answers, grades, strict=True))
         lines = [self._line(rows[answer.row], answer, grade) for answer, grade in both]
-        result = TaskResult(
+        return TaskResult(
             scores=self.scores(answers, grades),
-            measures=_means(_by_row(answers, [line["measures"] for line in lines])),
+            measures=mean_parts(answers, [line["measures"] for line in lines]),
             lines=lines,
             verdicts=[
                 {self.id_column: rows[answer.row].get(self.id_column, answer.row), **grade.line}
@@ -193,8 +194,8 @@ class SampledTask(Task):
                 "cut_off": cut,
                 **self.counts_of(rows, [grade.line for grade in grades]),
             },
+            sampled=Sampled(rows, answers, self.next_turn),
         )
-        return result if start is None else _with_kl(result, answers, start)
 
     def _line(self, row: Row, answer: Answer, grade: Grade) -> dict[str, Any]:
         line: dict[str, Any] = {"prompt": self.question(row), "response": answer.response}
@@ -232,16 +233,25 @@ def _pass_at_k(rows: Sequence[Sequence[Grade]]) -> dict[str, Score]:
     }
 
 
-def _with_kl(result: TaskResult, answers: Sequence[Answer], start: StartKL) -> TaskResult:
+def with_kl(result: TaskResult, start: StartKL) -> TaskResult:
     """Return the result with the divergence from the training's start as a measure, or why it is unknown."""
+    assert result.sampled is not None
+    answers = result.sampled.answers
     if start.lacking:
         return replace(result, unknown={KL_FROM_START: start.lacking})
     known = [(answer, {KL_FROM_START: kl}) for answer, kl in zip(answers, start.kl, strict=True) if kl is not None]
-    found = _means(_by_row(*zip(*known, strict=True)))
+    of_lines: Sequence[tuple[float, float] | None] = start.kl
+    if len(result.lines) < len(answers):  # a line is of a row with several answers
+        rows: dict[int, tuple[float, float]] = {}
+        for answer, part in known:
+            nats, tokens = rows.get(answer.row, (0.0, 0.0))
+            rows[answer.row] = nats + part[KL_FROM_START][0], tokens + part[KL_FROM_START][1]
+        of_lines = [rows.get(row) for row in range(len(result.lines))]
     # Not among a line's `measures`: a paired change would compare divergences from different policies
-    lines = [{**line, KL_FROM_START: kl} for line, kl in zip(result.lines, start.kl, strict=True)]
+    lines = [{**line, KL_FROM_START: kl} for line, kl in zip(result.lines, of_lines, strict=True)]
+    measures = {**result.measures, **mean_parts(*zip(*known, strict=True))}
     counts = {**result.counts, "start": start.start, "without_kl": len(answers) - len(known)}
-    return replace(result, measures={**result.measures, **found}, lines=lines, counts=counts, work=start.work)
+    return replace(result, measures=measures, lines=lines, counts=counts, work=sum_work([result.work, start.work]))
 
 
 def _by_row(answers: Sequence[Answer], of_answers: Sequence[T]) -> list[list[T]]:
@@ -252,8 +262,9 @@ def _by_row(answers: Sequence[Answer], of_answers: Sequence[T]) -> list[list[T]]
     return list(found.values())
 
 
-def _means(rows: Sequence[Sequence[Parts]]) -> dict[str, Score]:
+def mean_parts(answers: Sequence[Answer], of_answers: Sequence[Parts]) -> dict[str, Score]:
     """Return each metric with its interval over rows; the parts of several responses to a row count by their mean."""
+    rows = _by_row(answers, of_answers)
     found: dict[str, Score] = {}
     for name in rows[0][0]:
         sums = [sum(parts[name][0] for parts in row) / len(row) for row in rows]

@@ -62,6 +62,14 @@ class StartKL(NamedTuple):
     work: Work = Work(0, 0, 0)  # forward passes of both policies
 
 
+class Sampled(NamedTuple):
+    """Answers to the rows of a task."""
+
+    rows: Sequence[Row]
+    answers: Sequence[Answer]
+    next_turn: NextTurn
+
+
 class PairedResponses(NamedTuple):
     """Responses of a policy and a baseline to the same prompts."""
 
@@ -78,6 +86,7 @@ class TaskResult:
     unknown: Mapping[str, str] = field(default_factory=dict[str, str])  # measures without a value, and why
     lines: Sequence[Mapping[str, Any]] = ()  # one per response or row, with its `parts`, for paired comparisons
     verdicts: Sequence[Mapping[str, Any]] = ()  # one per response, in the task's published form
+    sampled: Sampled | None = None  # what was graded, with a line for each answer, or for each row
     counts: Mapping[str, object] = field(default_factory=dict[str, object])  # rows, responses, …
     work: Work = Work(0, 0, 0)  # forward passes of the task itself; engines count their own
 
@@ -203,10 +212,6 @@ class TaskInputs(Protocol):
 
         A task that has its own temperatures gives that of these rows; calls with different ones are independent.
         """
-        ...
-
-    def kl_from_start(self, rows: Sequence[Row], answers: Sequence[Answer], next_turn: NextTurn) -> StartKL | None:
-        """Return KL(policy || its training's start) along sampled answers; None unless the step asks for it."""
         ...
 
     def paired_responses(self) -> PairedResponses:

@@ -14,6 +14,7 @@ from align.errors import ErrorList, InputError, Location, within
 from align.evaluation.measures.response_measures import KL_FROM_START
 from align.evaluation.task import Task, TaskSize
 from align.evaluation.tasks.embeddings import EMBEDDING_TASKS
+from align.evaluation.tasks.lm_eval import HarnessTask
 from align.registry import suggest
 from align.stages.base import EMBEDDER, POLICY, SCORES, SOURCE, Column, Input, Placed, Stage, UsedEngine
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers
@@ -43,7 +44,7 @@ class Evaluate(Stage):
         default=False,
         description=(
             "Also measure KL(policy || the policy that its training started from), in nats per token, along the "
-            "answers that a task samples. Takes two scoring passes over them, with both policies in memory."
+            "answers that tasks sample. Takes two scoring passes over them, with both policies in memory."
         ),
     )
 
@@ -132,10 +133,9 @@ class Evaluate(Stage):
                     raise InputError(
                         f"{KL_FROM_START} is measured only if the step has {KL_FROM_START}: true", ("metrics",)
                     )
-        tasks = [] if errors.found else list(self.resolved(inputs).values())
-        if tasks and self.kl_from_start and not any(map(_samples, tasks)):
-            names = ", ".join(sorted({task.name for task in tasks}))
-            raise InputError(f"has no effect on {names}; remove it", (KL_FROM_START,))
+        if not errors.found and self.kl_from_start:
+            with errors.collect():
+                _check_samples(list(self.resolved(inputs).values()))
         errors.raise_found()
 
     def open_rows(self, name: str, source: SourceSettings) -> None:
@@ -240,6 +240,19 @@ class Evaluate(Stage):
 def _samples(task: Task) -> bool:
     """Return whether the divergence from the training's start can be measured along the task's answers."""
     return KL_FROM_START in task.measures
+
+
+def _check_samples(tasks: Sequence[Task]) -> None:
+    """Raise unless the divergence from the training's start can be measured along what the tasks sample."""
+    if of_harness := [task.name for task in tasks if isinstance(task, HarnessTask)]:
+        raise InputError(
+            f"cannot be measured along answers that lm-evaluation-harness samples: evaluate {of_harness[0]} in a step "
+            f"without it",
+            (KL_FROM_START,),
+        )
+    if not any(map(_samples, tasks)):
+        names = ", ".join(sorted({task.name for task in tasks}))
+        raise InputError(f"has no effect on {names}; remove it", (KL_FROM_START,))
 
 
 def _size_of_made(settings: TaskSettings, task: Task, made: Estimate) -> TaskSize:

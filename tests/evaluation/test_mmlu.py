@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from align.data.rows import read_rows
+from align.distributed.progress import SilentProgress
 from align.errors import InputError
 from align.evaluation.choices import choice_groups
 from align.evaluation.likelihood import likelihoods
 from align.evaluation.task import Answer
 from align.evaluation.tasks.mmlu import TASK, letter_in, plain_prompt, prompt, read_question
 from align.records import Message
+from align.rewards.thoughts import THINK
 from align.testing import tiny_policy
 
 HUB = {"question": "What is 1 + 1?", "subject": "abstract_algebra", "choices": ["1", "2", "3", "4"], "answer": 1}
@@ -93,3 +95,24 @@ def test_letters_are_one_token_branches_of_one_prompt():
             own = range(group.prompt_length, len(ids))
             assert logp == pytest.approx(sum(float(logps[at - 1, ids[at]]) for at in own), abs=1e-4)
             assert length == len(own)
+
+
+class OnlyAnswers:
+    """A policy that answers every question with B, of which a step asks one measure beside the likelihoods."""
+
+    metrics, measures_likelihood, thoughts, progress = ["likelihood", "length"], False, THINK, SilentProgress()
+
+    def rows(self, task):
+        return [HUB, HUB]
+
+    def answers(self, rows, next_turn):
+        return [Answer(0, "B"), Answer(1, "B ")]
+
+    def split(self, items, work, *, activity):
+        return list(work(items))
+
+
+def test_a_measure_of_answers_is_measured_where_no_metric_of_answers_is_asked_for():
+    found = TASK.run(OnlyAnswers())
+    assert found.measures["length"].value == 1.5
+    assert found.scores == {}

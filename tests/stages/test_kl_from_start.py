@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from align.errors import InputError
 from align.procedural import tasks
 from align.report.run_folder import read_run
 from align.report.tables import measures_table
+from align.rewards.verdicts import Verdict
+from align.stages.responses import references
 from align.workflow.estimate import estimate
 from align.workflow.recipe.load import load_recipe
 
@@ -63,6 +66,25 @@ GIVEN = """  given:
 """
 
 
+BENCH = """  bench:
+    stage: evaluate
+    policies: [sft]
+    kl_from_start: true
+    tasks:
+      bench: {{task: mt_bench, data: questions, max_new_tokens: 8, judges: [{{name: "test_kl_from_start:all_good"}}]}}
+      again: {{data: asked, max_new_tokens: 8}}
+"""
+QUESTIONS = [
+    {"question_id": 81 + number, "category": category, "turns": [f"Write {number}", f"And {number} again"]}
+    for number, category in enumerate(("writing", "humanities", "extraction", "writing"))
+]
+
+
+def all_good():
+    """A judge that rates every answer with 7."""
+    return lambda groups: [(Verdict(7.0),) for _ in groups]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The run's folder, and the manifests of its steps."""
@@ -70,7 +92,11 @@ def made(tmp_path_factory):
     asked = tasks.prompts("general", num_rows=NUM_ROWS, seed=0, split="test")
     lines = [json.dumps({"prompt": prompt.messages[-1].content, "response": "Yes."}) + "\n" for prompt in asked]
     (folder / "given.jsonl").write_text("".join(lines))
-    return folder / "runs/small", run(folder, text=RECIPE + GIVEN.format(folder=folder))[0]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    steps = GIVEN.format(folder=folder) + BENCH
+    return folder / "runs/small", run(
+        folder, f"data.questions={{path: {folder}/questions.jsonl}}", text=RECIPE + steps
+    )[0]
 
 
 def lines_of(folder, step, task):
@@ -125,6 +151,42 @@ def test_every_turn_of_every_response_counts(made):
         nats, num_tokens = nats + expected[0], num_tokens + expected[1]
     value = manifests["talk-sft"]["measures"]["talk"]["kl_from_start"]["value"]
     assert value == pytest.approx(nats / num_tokens, rel=1e-5)
+
+
+def test_both_turns_of_mt_bench_count(made):
+    folder, manifests = made
+    lines, nats, num_tokens = lines_of(folder, "bench-sft", "bench"), 0.0, 0
+    assert [line["question_id"] for line in lines] == [81, 82, 83, 84]
+    for line, row in zip(lines, QUESTIONS, strict=True):
+        (earlier,) = line["earlier_responses"]
+        asked = [{"role": "user", "content": row["turns"][0]}]
+        later = [{"role": "assistant", "content": earlier}, {"role": "user", "content": row["turns"][1]}]
+        turns = [(asked, earlier, False), (asked + later, line["response"], line["finish"] == "length")]
+        parts = [by_hand(folder, *turn[:2], is_cut=turn[2]) for turn in turns if turn[1].strip()]
+        expected = tuple(map(sum, zip(*parts, strict=True)))
+        assert line["kl_from_start"] == pytest.approx(expected, rel=1e-5)
+        nats, num_tokens = nats + expected[0], num_tokens + expected[1]
+    measures = manifests["bench-sft"]["measures"]
+    assert measures["bench"]["kl_from_start"]["value"] == pytest.approx(nats / num_tokens, rel=1e-5)
+    texts = [text for line in lines for text in (*line["earlier_responses"], line["response"])]
+    assert measures["bench"]["length"]["value"] == sum(map(len, texts)) / len(texts)
+    # Beside it, the other task measures what it measures in a step of its own
+    alone = manifests["evaluate-sft"]["measures"]["general"]["kl_from_start"]
+    assert measures["again"]["kl_from_start"] == alone
+
+
+def test_the_policy_and_its_start_are_loaded_once_for_all_tasks_of_a_step(tmp_path, monkeypatch):
+    loaded, load = [], references.load_policy
+
+    def counted(settings):
+        loaded.append(Path(settings.path).name)
+        return load(settings)
+
+    monkeypatch.setattr(references, "load_policy", counted)
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    steps = RECIPE.partition("  same:")[0] + BENCH
+    run(tmp_path, f"data.questions={{path: {tmp_path}/questions.jsonl}}", text=steps)
+    assert loaded == ["sft", "base"]
 
 
 def test_a_policy_that_training_has_not_changed_is_at_exactly_zero(made):
@@ -210,6 +272,10 @@ def test_a_setting_without_effect_is_refused_and_the_default_changes_no_key(tmp_
         load_recipe(written(tmp_path, RECIPE.replace("    kl_from_start: true\n", "")))
     with pytest.raises(InputError, match=r"steps\.alone\.kl_from_start: has no effect on drift; remove it$"):
         load_recipe(written(tmp_path, RECIPE), ["steps.alone.kl_from_start=true"])
+    with pytest.raises(
+        InputError, match=r"kl_from_start: cannot be measured .* evaluate harness:gsm8k in a step without"
+    ):
+        load_recipe(written(tmp_path, RECIPE), ["steps.talk.tasks.sums={task: harness:gsm8k}"])
     recipe = load_recipe(written(tmp_path, RECIPE))
     assert recipe.steps["talk-sft"].decisive()["kl_from_start"]
     assert "kl_from_start" not in recipe.steps["without-sft"].decisive()

@@ -9,6 +9,7 @@ from small_runs import RATE, Told, skip_rate
 from align import report
 from align.artifacts import read_json
 from align.errors import InputError, RunError
+from align.evaluation.sampled_task import with_kl
 from align.evaluation.task import StartKL
 from align.report.search.section import trial_rows
 from align.stages.responses import evaluation
@@ -195,12 +196,14 @@ def test_a_finished_search_runs_nothing_again_and_is_estimated_as_it_was(searche
 
 
 def test_a_trial_whose_divergence_from_the_start_is_unknown_is_never_chosen(tmp_path, monkeypatch):
-    measure = evaluation.divergence_from_start
+    measure = evaluation.with_divergences
 
-    def first_is_silent(sampled, path, start, **others):
-        return StartKL("no answer has text") if "trial-1" in path else measure(sampled, path, start, **others)
+    def first_is_silent(results, here, path, *others):
+        if "trial-1" not in path:
+            return measure(results, here, path, *others)
+        return {name: with_kl(result, StartKL("no answer has text")) for name, result in results.items()}
 
-    monkeypatch.setattr(evaluation, "divergence_from_start", first_is_silent)
+    monkeypatch.setattr(evaluation, "with_divergences", first_is_silent)
     task = {"data": "val", "max_new_tokens": 4, "metrics": ["kl_from_start"]}
     asked = {**VALIDATION, "kl_from_start": True, "tasks": {"talk": task}}
     search = {**SEARCH, "metric": "talk.kl_from_start", "budget": {"trials": 2}, "rungs": [1]}

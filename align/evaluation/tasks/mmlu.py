@@ -106,7 +106,7 @@ class MmluTask(SampledTask):
         rows = inputs.rows(self)
         asked = [name for name in self.metrics if inputs.metrics is None or name in inputs.metrics]
         result, parts = TaskResult(scores={}), [dict[str, tuple[float, float]]() for _ in rows]
-        if set(asked) & set(OF_ANSWERS):
+        if {*OF_ANSWERS, *self.measures} & set(self.metrics if inputs.metrics is None else inputs.metrics):
             result = SampledTask.run(self, inputs)
         measured = [name for name in (LIKELIHOOD, LIKELIHOOD_CHAT) if name in asked]
         if measured and inputs.measures_likelihood:

@@ -24,7 +24,7 @@ from align.evaluation.answers import answers_from_file, answers_from_policy, res
 from align.evaluation.choices import choice_groups
 from align.evaluation.given_responses import row_id_of
 from align.evaluation.likelihood import likelihoods
-from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, StartKL, Task, TaskResult
+from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task, TaskResult
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.policy import Policy
@@ -37,7 +37,7 @@ from align.stages.inputs.context import RunContext
 from align.stages.inputs.sources import SourceSettings, prompts, rows_of
 from align.stages.responses.engines import PolicyEngines, engine_identity, engine_settings
 from align.stages.responses.judging import need_gpu_alone, serving_judges
-from align.stages.responses.references import SampledAnswers, divergence_from_start, load_evaluated, reference_answers
+from align.stages.responses.references import load_evaluated, reference_answers, with_divergences
 from align.stages.responses.sampling import open_journal
 from align.stages.responses.tasks import TaskSettings, likelihood_rows, task_rows
 
@@ -52,8 +52,7 @@ def evaluate_policy(tasks: Tasks, policy: str | None, context: RunContext) -> di
     engines = PolicyEngines(policy, context)
     found: dict[str, dict[str, float]] = {}
     columns: dict[str, tuple[str, str]] = {}
-    counts: dict[str, dict[str, Any]] = {}
-    measures: dict[str, dict[str, Any]] = {}
+    counts, measures = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
     work = Work(0, 0, 0)
     for name, result, read in evaluate_tasks(tasks, context, engines):
         settings, task = tasks[name]
@@ -90,14 +89,25 @@ def evaluate_tasks(tasks: Tasks, context: RunContext, engines: PolicyEngines) ->
     """Yield each task with its result."""
     silence_transformers()
     with engines:
-        for name, (settings, task) in tasks.items():
-            with ExitStack() as servers:
-                inputs = _TaskInputs(context, name, settings, engines, servers)
-                is_users = not type(task).__module__.startswith("align.")
-                run = partial(UserCode("task", settings.task or name).call, task.run) if is_users else task.run
-                result = run(inputs)
-            inputs.claim_responses()
-            yield Evaluated(name, result, inputs.counts)
+        found = _evaluated(tasks, context, engines)
+        if (start := context.inputs.training_start) is not None:
+            done = list(found)
+            engines.release()
+            here = {name: each.precision for name, (each, _) in tasks.items() if engines.path and each.is_sampled_here}
+            results = with_divergences({each.name: each.result for each in done}, here, engines.path, start, context)
+            found = (each._replace(result=results[each.name]) for each in done)
+        yield from found
+
+
+def _evaluated(tasks: Tasks, context: RunContext, engines: PolicyEngines) -> Iterator[Evaluated]:
+    for name, (settings, task) in tasks.items():
+        with ExitStack() as servers:
+            inputs = _TaskInputs(context, name, settings, engines, servers)
+            is_users = not type(task).__module__.startswith("align.")
+            run = partial(UserCode("task", settings.task or name).call, task.run) if is_users else task.run
+            result = run(inputs)
+        inputs.claim_responses()
+        yield Evaluated(name, result, inputs.counts)
 
 
 @dataclass
@@ -261,15 +271,6 @@ class _TaskInputs:
             self.engines.release()
         judges = self.servers.enter_context(serving_judges(self.settings.judges, self.context))
         return make_judge(judges, combine=self.settings.combine, thoughts=self.thoughts)
-
-    def kl_from_start(self, rows: Sequence[Row], answers: Sequence[Answer], next_turn: NextTurn) -> StartKL | None:
-        if (start := self.context.inputs.training_start) is None:
-            return None
-        if start.lacking or not self.measures_likelihood:
-            return StartKL(start.lacking or "its answers were not sampled by this process")
-        self.engines.release()
-        sampled = SampledAnswers(rows, answers, next_turn)
-        return divergence_from_start(sampled, self.policy_path, start, precision=self.precision, context=self.context)
 
     def paired_responses(self) -> PairedResponses:
         left_out = Counter[str]()

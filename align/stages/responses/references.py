@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +18,8 @@ from align.data.token_groups import TokenGroup
 from align.errors import InputError
 from align.evaluation.fidelity import different_vocabularies, divergences
 from align.evaluation.likelihood import forward_work
-from align.evaluation.task import Answer, NextTurn, Row, StartKL
+from align.evaluation.sampled_task import with_kl
+from align.evaluation.task import Parts, Sampled, StartKL, TaskResult
 from align.inference.engines import load_engine
 from align.inference.samples import Sample, prompt_key, unique_prompts
 from align.inference.settings import EngineSettings, LocalSettings, SamplingSettings
@@ -79,48 +80,58 @@ def reference_answers(
     return policy, found
 
 
-class SampledAnswers(NamedTuple):
-    """The answers of a policy to the rows of a task."""
+def with_divergences(
+    results: Mapping[str, TaskResult], here: Mapping[str, str], path: str, start: TrainingStart, context: RunContext
+) -> dict[str, TaskResult]:
+    """Return the results of tasks with KL(policy at `path` || start of its training) along their sampled answers.
 
-    rows: Sequence[Row]
-    answers: Sequence[Answer]
-    next_turn: NextTurn
+    It is what the task `drift` measures. `here` has the precision of each task whose answers this process has sampled;
+    the measure of others is unknown. Both policies are loaded once.
+    """
+    sampled = {name: result.sampled for name, result in results.items() if result.sampled is not None}
+    otherwise = StartKL(start.lacking or "its answers were not sampled by this process")
+    found = dict.fromkeys(sampled, otherwise)
+    asked = {} if start.lacking else {name: each for name, each in sampled.items() if name in here}
+    if asked:
+        policy, tokenizer = load_evaluated(path)
+        reference = load_policy(PolicySettings(path=start.path, tokenizer=path))[0].to(default_device())
+        unlike = different_vocabularies(policy, reference)
+        for name, answers in asked.items():
+            if unlike is not None:
+                found[name] = StartKL(unlike)
+                continue
+            encoded = _encoded(answers, tokenizer)
+            turns = [turn for answer in encoded for turn in answer]
+            context.progress.phase(f"{name}: KL from {start.name}", len(turns))
+            parts = divergences(reference, policy, turns, precision=here[name], processes=context.processes)
+            context.progress.advance(len(turns))
+            found[name] = _start_kl(encoded, parts, start) if turns else StartKL("no answer has text")
+    return {name: with_kl(result, found[name]) if name in found else result for name, result in results.items()}
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenGroup]]:
-        """Return the turns of each answer that have text, each as a group of one response after its prompt."""
-        turns: list[Located[Comparison]] = []
-        for number, answer in enumerate(self.answers):
-            row, responses = self.rows[answer.row], (*answer.earlier, answer.response)
-            for turn, text in enumerate(responses):
-                if text.strip():
-                    prompt = tuple(self.next_turn(row, responses[:turn]) or ())
-                    finish = answer.finish if turn == len(answer.earlier) else None
-                    record = Comparison(prompt, (Response(text, finish=finish),), tools=tools_of(row))
-                    turns.append(Located(record, f"row {answer.row + 1}", number))
-        found: list[list[TokenGroup]] = [[] for _ in self.answers]
-        for located in ChatEncoder(tokenizer).encode_located(turns):
-            found[located.row].append(located.record)
-        return found
+
+def _encoded(sampled: Sampled, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenGroup]]:
+    """Return the turns of each answer that have text, each as a group of one response after its prompt."""
+    turns: list[Located[Comparison]] = []
+    for number, answer in enumerate(sampled.answers):
+        row, responses = sampled.rows[answer.row], (*answer.earlier, answer.response)
+        for turn, text in enumerate(responses):
+            if text.strip():
+                prompt = tuple(sampled.next_turn(row, responses[:turn]) or ())
+                finish = answer.finish if turn == len(answer.earlier) else None
+                record = Comparison(prompt, (Response(text, finish=finish),), tools=tools_of(row))
+                turns.append(Located(record, f"row {answer.row + 1}", number))
+    found: list[list[TokenGroup]] = [[] for _ in sampled.answers]
+    for located in ChatEncoder(tokenizer).encode_located(turns):
+        found[located.row].append(located.record)
+    return found
 
 
-def divergence_from_start(
-    sampled: SampledAnswers, path: str, start: TrainingStart, *, precision: str, context: RunContext
-) -> StartKL:
-    """Return KL(policy at `path` || start of its training) along the policy's answers, as the task `drift` does."""
-    policy, tokenizer = load_evaluated(path)
-    reference = load_policy(PolicySettings(path=start.path, tokenizer=path))[0].to(default_device())
-    if (message := different_vocabularies(policy, reference)) is not None:
-        return StartKL(message)
-    encoded = sampled.encode(tokenizer)
-    turns = [turn for answer in encoded for turn in answer]
-    if not turns:
-        return StartKL("no answer has text")
-    context.progress.phase(f"KL from {start.name}", len(turns))
-    parts = iter(divergences(reference, policy, turns, precision=precision, processes=context.processes))
-    context.progress.advance(len(turns))
+def _start_kl(encoded: Sequence[Sequence[TokenGroup]], of_turns: Sequence[Parts], start: TrainingStart) -> StartKL:
+    """Return the divergence of each answer from that of its turns."""
+    parts = iter(of_turns)
     found: list[tuple[float, float] | None] = []
     for answer in encoded:
         nats, tokens = zip(*(next(parts)["kl"] for _ in answer), strict=True) if answer else ((), ())
         found.append((sum(nats), sum(tokens)) if answer else None)
-    work = forward_work(turns)
+    work = forward_work([turn for answer in encoded for turn in answer])
     return StartKL(start=start.name, kl=found, work=sum_work([work, work]))  # one pass of each policy

@@ -14,10 +14,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.errors import InputError
+from align.evaluation.measures.response_measures import KL_FROM_START, MEASURES, measure_parts
 from align.evaluation.pairs.answers import read_answers
-from align.evaluation.sampled_task import OF_SAMPLING
+from align.evaluation.sampled_task import OF_SAMPLING, mean_parts
 from align.evaluation.statistics import Score, score
-from align.evaluation.task import ROW_OPTIONS, Answer, EstimateInputs, Row, Task, TaskInputs, TaskResult, TaskSize
+from align.evaluation.task import (
+    ROW_OPTIONS,
+    Answer,
+    EstimateInputs,
+    Parts,
+    Row,
+    Sampled,
+    Task,
+    TaskInputs,
+    TaskResult,
+    TaskSize,
+)
 from align.records import Message, Prompt, is_cut_off
 from align.rewards.judge_prompts.files import REFERENCE
 from align.rewards.judge_prompts.parsing import MAX_RATING, MIN_RATING, RATING_MARKS
@@ -53,6 +65,7 @@ class _Rated(NamedTuple):
 class MtBenchTask(Task):
     """The answers of a policy, or of a file, rated by a judge."""
 
+    measures: tuple[str, ...] = MEASURES
     options: frozenset[str] = (
         OF_SAMPLING | ROW_OPTIONS | {"data", "responses", "judges", "combine", "thoughts", "reference_answers", "out"}
     )
@@ -61,6 +74,10 @@ class MtBenchTask(Task):
     def used_with(self, given: Collection[str]) -> frozenset[str]:
         """Return the options used to sample from a policy if one is given, else those used to read responses."""
         return self.options - ({"responses"} if "policy" in given else OF_SAMPLING)
+
+    def column(self, name: str, metric: str, *, is_only: bool) -> str:
+        """Return `name`, and the metric if it is one of several or in nats, which are not taken for a rating."""
+        return name if is_only and metric != KL_FROM_START else f"{name} {metric}"
 
     def size(self, inputs: EstimateInputs) -> TaskSize:
         """Return the size of the first turns."""
@@ -76,9 +93,10 @@ class MtBenchTask(Task):
         items = [item for answer in answers for item in _groups(rows[answer.row], answer, references, inputs)]
         verdicts = inputs.split([group for _, _, group in items], inputs.judge(), activity="judging")
         rated = [_Rated(*item, verdict) for item, (verdict,) in zip(items, verdicts, strict=True)]
-        lines = _lines(rated)
+        lines = _lines(answers, rated)
         return TaskResult(
             scores=_scores(lines),
+            measures=mean_parts(answers, list(map(_measured, answers))),
             lines=lines,
             verdicts=[_judgment(each, inputs) for each in rated],
             counts={
@@ -87,6 +105,7 @@ class MtBenchTask(Task):
                 "cut_off": sum(is_cut_off(answer.finish) for answer in answers),
                 **_judge_counts([each.verdict for each in rated]),
             },
+            sampled=Sampled(rows, answers, next_turn),
         )
 
 
@@ -163,22 +182,32 @@ def _groups(
     return [(row, turn, (Prompt(tuple(each), known), (text,))) for turn, (each, text) in enumerate(both, start=1)]
 
 
-def _lines(rated: Sequence[_Rated]) -> list[dict[str, Any]]:
-    """Return one line per question, with its parts: (sum of scores, number of scores) of each metric."""
-    by_question: dict[str, list[_Rated]] = {}
-    for each in rated:
-        by_question.setdefault(str(each.row["question_id"]), []).append(each)
+def _measured(answer: Answer) -> Parts:
+    return measure_parts([*answer.earlier, answer.response])
+
+
+def _lines(answers: Sequence[Answer], rated: Sequence[_Rated]) -> list[dict[str, Any]]:
+    """Return one line per question, with its parts: (sum of scores, number of scores) of each metric.
+
+    `rated` has the turns of each answer. Of several answers to a question the last is shown, and all count.
+    """
+    by_row: dict[int, list[_Rated]] = {}
+    for number, each in enumerate(rated):
+        by_row.setdefault(answers[number // NUM_TURNS].row, []).append(each)
+    shown = {answer.row: answer for answer in answers}
     lines: list[dict[str, Any]] = []
-    for turns in by_question.values():
+    for number, turns in by_row.items():
         row = turns[0].row
         parts: dict[str, tuple[float, int]] = {}
         for metric, wanted in (("score", (1, 2)), ("turn_1", (1,)), ("turn_2", (2,)), (row["category"], (1, 2))):
             values = [each.verdict.reward for each in turns if each.turn in wanted and each.verdict.reward is not None]
             if values:
                 parts[metric] = (sum(values), len(values))
-        responses = [each.group[1][0] for each in turns]
-        line = {"prompt": row["turns"][0], "question_id": row["question_id"], "response": responses[-1]}
-        lines.append({**line, "earlier_responses": responses[:-1], "parts": parts})
+        *earlier, last = (each.group[1][0] for each in turns[-NUM_TURNS:])
+        line = {"prompt": row["turns"][0], "question_id": row["question_id"], "response": last}
+        finish = {} if shown[number].finish is None else {"finish": shown[number].finish}
+        measures = _measured(shown[number])
+        lines.append({**line, "earlier_responses": earlier, **finish, "parts": parts, "measures": measures})
     return lines
 
 
