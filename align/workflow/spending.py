@@ -19,6 +19,7 @@ from align.pipeline import INTERRUPTED, PlannedStep
 from align.stages.costs.meter import read_spent, remove_spent, spent_by, spent_unfinished
 from align.workflow.estimate import ModelPlans
 from align.workflow.recipe.schema import Recipe
+from align.workflow.search.outcomes import base_name
 
 REPLACED = ".spent.json"  # in a run folder: what was used for folders of steps that were replaced or removed since
 
@@ -79,11 +80,18 @@ def _used(recipe: Recipe) -> Iterator[tuple[str, Spent]]:
     replaced = _replaced(recipe.root)
     for each in replaced:
         yield each["step"], spent_by(each, recipe.accounting)
-    for name in recipe.steps:
+    for name in (*recipe.steps, *_later_trials(recipe)):
         ledger = _ledger(recipe, name)
         if ledger is not None and _record(name, ledger) not in replaced:
             yield name, Spent.of_ledger(ledger, recipe.accounting)
         yield name, spent_unfinished(working_folder(recipe.root / name), recipe.accounting)
+
+
+def _later_trials(recipe: Recipe) -> list[str]:
+    """Return the trials of an earlier call, and their evaluations, that the recipe does not have at this rung."""
+    bases = [base_name(recipe, name) for name in recipe.search]
+    found = {path.name for base in bases for path in recipe.root.glob(f"*{base}-trial-*-rung-*")}
+    return sorted({name.removesuffix(".partial") for name in found} - recipe.steps.keys())
 
 
 def _ledger(recipe: Recipe, name: str) -> Ledger | None:

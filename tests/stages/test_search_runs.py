@@ -19,6 +19,7 @@ from align.workflow.search import calls as module_of_calls
 from align.workflow.search import settings as module_of_settings
 from align.workflow.search import tpe as module_of_tpe
 from align.workflow.search.calls import assumed, calls
+from align.workflow.spending import allowance
 
 TRAIN = {"learning_rate": 3e-3, "prompts_per_step": 4, "epochs": 3, "schedule": "cosine", "warmup_steps": 2}
 RECIPE = {
@@ -240,6 +241,25 @@ def test_an_interrupted_rerun_of_a_search_resumes_where_it_was(searched):
     assert [next(steps).rerun_from for _ in range(2)] == ["sft", None]
     assert [each.rerun_from for each in begun()] == [None, None, None]  # the interrupted one, to its end
     assert [each.rerun_from for each in begun()] == ["sft", None, None]
+
+
+def test_trials_of_later_rungs_count_in_the_budget_from_the_first_call_on(searched):
+    folder, made, _ = searched
+    whole = [call.command.loaded for call in calls(Command(folder / "small.yaml"))]
+    assert len(whole[0].steps) < len(whole[-1].steps) == len(made)
+    used = {name: sum(each["ledger"][name] for each in made.values()) for name in ("flops", "seconds")}
+    for spent in (allowance(recipe).before for recipe in whole):
+        assert (spent.flops, spent.hours) == (used["flops"], pytest.approx(used["seconds"] / 3600))
+
+
+def test_an_unfinished_trial_of_a_later_rung_counts_in_the_budget(searched, tmp_path):
+    recipe = next(calls(Command(searched[0] / "small.yaml"))).command.loaded
+    recipe = recipe.model_copy(update={"runs": str(tmp_path)})
+    working = recipe.root / "validation-dpo-trial-3-rung-2.partial"
+    working.mkdir(parents=True)
+    spent = {"seconds": 7.0, "kwh": None, "co2_kg": None, "devices": 1, "flops": 5.0}
+    (working / "spent-1.json").write_text(json.dumps(spent))
+    assert allowance(recipe).before.flops == 5
 
 
 def test_a_step_to_run_again_that_does_not_exist_is_named_before_anything_runs(searched):
