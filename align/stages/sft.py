@@ -43,6 +43,7 @@ class SFT(TrainingStage):
     replay: ReplaySettings | None = Field(default=None, description="Replay of an earlier step's rows.")
 
     makes: ClassVar[str] = POLICY
+    can_choose_tokens: ClassVar[bool] = True
 
     @property
     def weights(self) -> dict[str, float]:
@@ -109,7 +110,11 @@ class SFT(TrainingStage):
     def run(self, context: RunContext) -> dict[str, Any]:
         """Train the policy and write it as a plain Hugging Face folder."""
         from align.stages.training.policy_training import prepare  # noqa: PLC0415 - imports torch
+        from align.train.objectives.chosen_tokens import ChosenTokensObjective  # noqa: PLC0415
         from align.train.objectives.supervised import SupervisedObjective  # noqa: PLC0415
 
-        training = prepare(self, SupervisedObjective(), context)
+        selection, objective = self.selection, SupervisedObjective()
+        if selection is not None and selection.tokens is not None and selection.chooses_tokens:
+            objective = ChosenTokensObjective(selection.tokens)
+        training = prepare(self, objective, context)
         return training.save(context.folder, training.loop.run())

@@ -41,6 +41,7 @@ from align.train.references.cache import ReferenceCache, ReferenceWork, check_in
 from align.train.references.compute import REFERENCE_WORK, read_work
 from align.train.references.run_passes import RunPasses
 from align.train.selection.selector import make_selector
+from align.train.selection.token_references import token_references
 from align.train.sharding.accelerator import make_accelerator
 from align.train.sharding.averaging import WeightAverage
 from align.train.sharding.bf16_weights import round_weights
@@ -88,11 +89,11 @@ class Loop:
             progress=progress,
         )
         self.references = self.passes.references(self.groups, REFERENCE_WORK) if run.objective.needs_reference else None
-        teacher = teacher_targets(self.passes, self.groups, policy)
+        teacher = teacher_targets(self.passes, self.groups, policy) or token_references(self.passes)
         self.batcher = self.passes.batcher(self.groups, self.references, teacher)
         self.kl_pass = make_kl_pass(self.passes, self.groups, self.epoch) if uses_kl(run.objective) else None
         self.router_pass = router_passes(policy, self.groups, self.forward, self.accelerator, progress)
-        evaluated = (self.model, run.objective, self.groups, self.batcher, self.router_pass, self.kl_pass)
+        evaluated = (self.model, run.held_out_objective, self.groups, self.batcher, self.router_pass, self.kl_pass)
         self.evaluator = Evaluator(*evaluated) if run.held_out else None
         self.callbacks = Callbacks(run, self.num_steps, policy, self.accelerator)
         self.settings_hash = run.settings_hash(self.groups, self.initial_weights, policy.dropout_rates, teacher)
@@ -282,11 +283,10 @@ class Loop:
 
         It is called before a checkpoint is loaded; a run that starts anew checks its first step.
         """
-        run = self.training_run
-        indices = self.super_batch(number)[: run.settings.prompts_per_step]
+        indices = self.super_batch(number)[: self.training_run.settings.prompts_per_step]
         with self.processes.activity("checking references"):
             for micro in self.batcher.micro_batches(self.batcher.plan(indices)):
-                output = run.objective(self.model, micro.batch)
+                output = self.training_run.objective(self.model, micro.batch)
                 self._check_gap(output, micro.batch, number)
 
     def _check_gap(self, output: ObjectiveOutput, batch: GroupBatch, number: int) -> None:

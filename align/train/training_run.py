@@ -19,6 +19,7 @@ from align.models.probe import Forward
 from align.train.distillation.cache import TeacherTargets
 from align.train.indexed_groups import GroupView
 from align.train.objectives.base import Objective
+from align.train.objectives.chosen_tokens import ChosenTokensObjective
 from align.train.references.cache import ReferenceWork
 from align.train.selection.selection import Selection
 from align.train.settings import ENDS, TrainSettings
@@ -70,6 +71,11 @@ class TrainingRun:
         for name, is_set in wanted.items():
             if is_set and not self.held_out:
                 raise InputError("requires held-out rows: set held_out of the source", ("train", name))
+
+    @property
+    def held_out_objective(self) -> Objective:
+        """The objective on held-out rows: of chosen tokens that of all tokens, as in a run that chooses none."""
+        return self.objective.on_held_out if isinstance(self.objective, ChosenTokensObjective) else self.objective
 
     @property
     def num_rows(self) -> int:

@@ -16,6 +16,7 @@ from align.stages.costs.measured import Done
 from align.stages.training.selecting import fixed_models
 from align.testing import tiny_policy
 from align.train.selection.settings import SelectionSettings
+from align.workflow.estimate import estimate
 from align.workflow.recipe.load import load_recipe
 
 RECIPE = (
@@ -84,6 +85,35 @@ def test_cross_fitted_references_are_trained_on_two_halves_of_the_rows(tmp_path)
     work = [json.loads(path.read_text()) for path in (tmp_path / "runs/small").glob("references/*/*.json")]
     keys = [set(each) for each in work]  # of the rows that each reference scored
     assert sorted(map(len, keys)) == sorted(sizes) and not keys[0] & keys[1]
+
+
+def test_a_step_that_chooses_tokens_is_shown_beside_uniform_training_of_equal_flops(tmp_path):
+    text = RECIPE.replace('{{reference: "step:reference", chunks: 2}}', '{{reference: "step:reference", tokens: 0.4}}')
+    path = written(tmp_path, text.replace("{{pool: 1, other: 1}}", "pool"))
+    run(tmp_path, text=text.replace("{{pool: 1, other: 1}}", "pool"))
+    chosen, uniform = (manifest(tmp_path, name) for name in ("chosen", "chosen-uniform"))
+    steps = chosen["optimizer_steps"]
+    assert steps == -(-chosen["rows"]["trained"] // 4)  # every row once
+    # The reference's pass over every row costs a third of training on it
+    assert uniform["optimizer_steps"] == pytest.approx(steps * (1 + 1 / 3), abs=1)
+    selected = chosen["selection"]
+    assert (selected["score"], selected["filter"]) == ("tokens", pytest.approx(0.6))
+    assert 0.4 <= selected["token_share"] < 0.5
+    assert selected["scoring_flops"] == 0 < selected["reference_flops"] == selected["curve"][0][1]
+    assert "loss" in uniform["last"] and "selection/token_share" not in uniform["last"]
+    planned = {each.name: each for each in estimate(load_recipe(path))}["chosen"]
+    evaluated = chosen["ledger"]["flops"] - selected["training_flops"] - selected["reference_flops"]
+    assert planned.flops == pytest.approx(selected["training_flops"] + selected["reference_flops"], rel=0.1)
+    assert 0 < evaluated < 0.2 * planned.flops  # of the few held-out rows
+    assert "40% of the trained tokens of each row" in planned.parts["selection"]
+    page = (tmp_path / "runs/small/report.html").read_text()
+    assert "of tokens" in page
+
+
+def test_only_sft_chooses_tokens(tmp_path):
+    text = RECIPE + PREFERENCE.replace("{{score: hard, chunks: 2}}", '{{tokens: 0.5, reference: "step:base"}}')
+    with pytest.raises(InputError, match="selection.tokens: is for sft; preference can choose rows"):
+        load_recipe(written(tmp_path, text))
 
 
 def test_references_and_scorers_are_steps_that_other_steps_can_use(tmp_path):

@@ -36,6 +36,7 @@ from tiny_training import (
 from tiny_training import settings as training_settings
 
 from align.distributed.launch import launched_with
+from align.train.objectives.chosen_tokens import ChosenTokensObjective
 from align.train.objectives.reward import reward_objective
 from align.train.selection.selection import FixedModel, Selection
 from align.train.selection.settings import SelectionSettings
@@ -76,6 +77,7 @@ CASES = {
     ),
     # Rows chosen by the loss of a policy that was trained for it, in 20 steps of the 4 epochs
     "selected": (supervised(), demonstrations(160), {"tokens_per_micro_batch": 90}),
+    "tokens": (ChosenTokensObjective(0.4), demonstrations(36), {"tokens_per_micro_batch": 90}),
     "distilled": (distillation(beta=0.5, top_k=8, sft_weight=1.0), demonstrations(36), {"tokens_per_micro_batch": 90}),
     # Gradients reduced in each micro-batch, to the shares where they are shared out
     "each": (supervised(), demonstrations(36), {"tokens_per_micro_batch": 90, "reduce": "each"}),
@@ -126,8 +128,9 @@ def run_case(folder, name):
         join_fsdp()
         joined = cut_everything(make_accelerator(training_settings(**changes)))
         report, job = Recorder(stop_after), {"held_out": held_out}
-        if name == "selected":
-            chosen = SelectionSettings(score="learnability", reference="step:other", filter=0.75, chunks=4)
+        if name in ("selected", "tokens"):
+            rows, tokens = {"score": "learnability", "filter": 0.75, "chunks": 4}, {"tokens": 0.4}
+            chosen = SelectionSettings(reference="step:other", **(rows if name == "selected" else tokens))
             fixed = {"reference": FixedModel(loads=[partial(policy, seed=5)])}
             job["selection"] = Selection(settings=chosen, fixed=fixed)
         if name == "distilled":

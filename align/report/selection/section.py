@@ -88,7 +88,7 @@ def comparison_cells(compared: Comparison) -> dict[str, str]:
         "cost": f"{compared.cost:.2f} × ({found['predicted_cost']:.2f} predicted)",
         "rows": f"{found['rows']:,.0f}" if "rows" in found else "",
         "effective": f"{size:,.1f}" if size is not None else "",
-        "chosen": ", ".join(parts),
+        "chosen": ", ".join(parts) or (f"{percent(found['token_share'])} of tokens" if "token_share" in found else ""),
     }
 
 

@@ -195,11 +195,14 @@ def _selection_lines(selection: Selection | None, prompts_per_step: int) -> dict
     if selection is None:
         return {}
     settings, cost = selection.settings, f"{selection.cost_factor:.2f}"
+    once = "".join(f"; the {key}'s losses are computed once for each row" for key in selection.fixed)
+    if settings.chooses_tokens:
+        return {"selection": f"{settings.tokens:.0%} of the trained tokens of each row{once}"}
     if settings.score == UNIFORM:
         passed = f" and a pass of the {' and the '.join(selection.fixed)}" if selection.fixed else ""
         equal = "" if settings.equal == "steps" else f", for the FLOPs of {cost} times as many optimizer steps{passed}"
-        return {"selection": f"uniform, beside a step with filter {settings.filter:g}{equal}"}
-    once = "".join(f"; the {key}'s losses are computed once for each row" for key in selection.fixed)
+        beside = f"filter {settings.filter:g}" if settings.tokens is None else f"tokens {settings.tokens:g}"
+        return {"selection": f"uniform, beside a step with {beside}{equal}"}
     size = settings.super_batch(prompts_per_step)
     return {
         "selection": f"{settings.score}: {prompts_per_step} of {size} rows per step, {cost} times the FLOPs of uniform "

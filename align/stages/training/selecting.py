@@ -110,8 +110,8 @@ def selection_report(loop: Loop, outcome: TrainingResult, model: Decoder | str) 
     lines = zip(outcome.metrics, total, strict=True)
     points += [[int(line["step"]), flops, line[loss]] for line, flops in lines if loss in line]
     found: dict[str, Any] = {
-        "score": selection.settings.score,
-        "filter": selection.settings.filter,
+        "score": "tokens" if selection.settings.chooses_tokens else selection.settings.score,
+        "filter": selection.settings.filter if selection.settings.tokens is None else 1 - selection.settings.tokens,
         "equal": selection.settings.equal,
         "compare": selection.settings.compare,
         "steps": selection.selected_steps(loop.training_run.settings, loop.training_run.num_rows),
@@ -123,7 +123,7 @@ def selection_report(loop: Loop, outcome: TrainingResult, model: Decoder | str) 
         "curve": [point for point in points if point[-1] is not None] if is_known else [],
     }
     names = sorted({name for line in outcome.metrics for name in line if name.startswith(SELECTION)})
-    kept = ("share/", "pool_share/", "mean_score", "mean_cosine", "effective_sample_size", "rows")
+    kept = ("token_share", "share/", "pool_share/", "mean_score", "mean_cosine", "effective_sample_size", "rows")
     for name in names:
         if name.removeprefix(SELECTION).startswith(kept):
             found[name.removeprefix(SELECTION)] = fmean(line[name] for line in outcome.metrics if name in line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -52,13 +52,17 @@ class TrainingStage(Stage):
     )
     train: TrainSettings = Field(description="Optimizer, schedule, batch and checkpoints.")
     selection: SelectionSettings | None = Field(
-        default=None, description="Choose the rows of each optimizer step from a larger batch; null trains on all rows."
+        default=None,
+        description="Choose the rows of each optimizer step from a larger batch, or tokens of each row; null trains on "
+        "all.",
     )
 
     resume: str | None = Field(
         default=None,
         description="Earlier step whose training this one continues; it has the same settings and `train.until_step`.",
     )
+
+    can_choose_tokens: ClassVar[bool] = False
 
     def made(self, name: str) -> list[str]:
         """Return the step, after its cross-fitted references and the uniform one that it is compared with."""
@@ -145,8 +149,12 @@ class TrainingStage(Stage):
         check_optimizer(self.train.optimizer)
         if self.selection is not None:
             check_selection(self.selection, self.train, needs_kl=self.needs_kl)
+            if self.selection.tokens is not None and not self.can_choose_tokens:
+                raise InputError(f"is for sft; {self.stage} can choose rows", ("selection", "tokens"))
             if self.resume is not None or self.train.until_step is not None:
-                raise InputError("a step that chooses its rows cannot be resumed by another step", ("selection",))
+                raise InputError(
+                    "a step that chooses its rows or tokens cannot be resumed by another step", ("selection",)
+                )
         check_trackers(self.train.trackers)
 
     def validate_inputs(self, inputs: StepInputs) -> None:

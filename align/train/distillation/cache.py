@@ -6,6 +6,7 @@ Shape legend: N trained tokens, K tokens of the vocabulary, S sequences.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -24,6 +25,7 @@ from align.storage.checksums import DAMAGED, sha256_of
 from align.storage.disk_errors import disk_errors, reading
 from align.train.distillation.settings import cached_bytes
 from align.train.indexed_groups import GroupView
+from align.train.objectives.batch import GroupBatch
 from align.train.references.cache import Indices, ReferenceCache, References
 
 SEGMENT = ".safetensors"
@@ -105,6 +107,11 @@ class TeacherTargets:
         ]
         tokens, logps = zip(*parts, strict=True)
         return torch.from_numpy(np.concatenate(tokens)).long(), torch.from_numpy(np.concatenate(logps))
+
+    def added_to(self, batch: GroupBatch, groups: Sequence[int]) -> GroupBatch:
+        """Return the batch of these groups with their tokens and log-probabilities."""
+        tokens_NK, teacher_NC = self.of(groups)
+        return replace(batch, tokens=replace(batch.tokens, tokens_NK=tokens_NK), teacher_NC=teacher_NC)
 
     def _rows(self, segment: int, first: int, last: int) -> TopLogps:
         tensors = self._segments[segment]

@@ -33,13 +33,15 @@ class GroupBatch:
     count_T: Tensor  # fp64, the number of groups that each row of the flattened model input counts for
     kl: Tensor  # fp64 scalar: estimate of KL(policy || reference) of the whole step in nats; 0 if not estimated
     teacher_NC: Tensor | None = None  # a teacher's log-probabilities of `tokens.tokens_NK`, and of all other tokens
+    reference_N: Tensor | None = None  # a reference's log-probability of each trained token
 
     def to(self, device: torch.device) -> GroupBatch:
         """Return the batch with its tensors on `device`."""
         names = ("rewards_BK", "labels_BK", "reference_BK", "lengths_BK", "mask_BK", "count_T", "kl")
         moved = {name: getattr(self, name).to(device) for name in names}
-        teacher_NC = None if self.teacher_NC is None else self.teacher_NC.to(device)
-        return replace(self, tokens=self.tokens.to(device), teacher_NC=teacher_NC, **moved)
+        given = {"teacher_NC": self.teacher_NC, "reference_N": self.reference_N}
+        moved |= {name: value.to(device) for name, value in given.items() if value is not None}
+        return replace(self, tokens=self.tokens.to(device), **moved)
 
 
 def group_batch(

@@ -65,8 +65,7 @@ class MicroBatcher:
             references = None if self._references is None else [self._references.of(index) for index in members]
             batch = group_batch(self._groups.select(members), references, self._collate)
             if self._teacher is not None:
-                tokens_NK, teacher_NC = self._teacher.of(members)
-                batch = replace(batch, tokens=replace(batch.tokens, tokens_NK=tokens_NK), teacher_NC=teacher_NC)
+                batch = self._teacher.added_to(batch, members)
             batch = batch.to(self.accelerator.device)
             batch = batch if kl is None else replace(batch, kl=kl)
             yield MicroBatch(batch, int(bool(micro)), number == len(micros))

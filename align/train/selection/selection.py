@@ -68,7 +68,7 @@ class Selection:
         Raises `InputError` for a pool that is too small.
         """
         steps = self.selected_steps(train, num_rows)
-        if self.settings.score != UNIFORM:
+        if self.settings.score != UNIFORM and self.settings.tokens is None:
             self.settings.check_pool(num_rows, train.prompts_per_step, steps)
         if self.settings.equal == "steps":
             return steps

@@ -181,7 +181,7 @@ def make_selector(
     `references` are those of the preference loss. All processes call it together, before the first step.
     """
     run = passes.run
-    if run.selection is None or run.selection.settings.score == UNIFORM:
+    if run.selection is None or run.selection.settings.score == UNIFORM or run.selection.settings.chooses_tokens:
         return None
     settings, objective = run.selection.settings, scored_objective(run.objective)
     train = run.train

@@ -26,7 +26,10 @@ def fold_names(name: str) -> list[str]:
 
 
 class SelectionSettings(Settings):
-    """Online selection of the rows of each optimizer step from a larger batch (Evans et al. 2024, JEST)."""
+    """Online selection of the rows of each optimizer step from a larger batch (Evans et al. 2024, JEST), or of tokens.
+
+    With `tokens` every row is trained on, and the tokens of its loss are chosen.
+    """
 
     score: str = Field(
         default=LEARNABILITY,
@@ -48,6 +51,16 @@ class SelectionSettings(Settings):
         description="Fixed model that scores the rows in place of the policy, as `step:NAME` of the same stage; for "
         "example a smaller one. Its losses are computed once per row (CoLoR-Filter: Brandfonbrener et al. 2024). By "
         "default the policy scores rows, with its current weights.",
+    )
+    tokens: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Train on all rows, but only on this share of the trained tokens of each row, rounded up: those "
+        "whose loss under the policy exceeds that under the reference the most (Rho-1: Lin et al. 2024, arXiv "
+        "2404.07965). For sft, with `reference: step:NAME`; of the other keys only `compare` applies. The paper ranks "
+        "the tokens of a batch. The choice within a row does not depend on how a batch is cut or split, and takes no "
+        "pass of the policy besides the one that trains.",
     )
     filter: float = Field(
         default=0.5,
@@ -150,6 +163,17 @@ class SelectionSettings(Settings):
         return name
 
     @model_validator(mode="after")
+    def _check_tokens(self) -> SelectionSettings:
+        if self.tokens is None:
+            return self
+        beside = {"score", "equal", "coupling", "scorer"} if self.score == UNIFORM else set[str]()  # of the baseline
+        if others := self.model_fields_set - {"tokens", "reference", "compare"} - beside:
+            raise InputError("has no effect on a selection of tokens; leave it out", (min(others),))
+        if self.score != UNIFORM and (self.reference is None or not self.reference.startswith(STEP)):
+            raise InputError("a selection of tokens needs one fixed model, as step:NAME", ("reference",))
+        return self
+
+    @model_validator(mode="after")
     def _check_scorer_needs(self) -> SelectionSettings:
         is_counted = self.score == UNIFORM and self.equal == "flops"
         if self.scorer is not None and self.score in (UNIFORM, EASY) and not is_counted:
@@ -182,7 +206,7 @@ class SelectionSettings(Settings):
         without = {"compare"}
         if self.coupling == "none":  # so that steps of versions without this key stay finished
             without |= {"coupling", "coupling_weight"}
-        without |= {name for name in ("fold", "scorer") if getattr(self, name) is None}
+        without |= {name for name in ("fold", "scorer", "tokens") if getattr(self, name) is None}
         return self.model_dump(mode="json", exclude=without)
 
     @property
@@ -196,9 +220,15 @@ class SelectionSettings(Settings):
         return found
 
     @property
+    def chooses_tokens(self) -> bool:
+        """Whether tokens are chosen, and not rows."""
+        return self.tokens is not None and self.score != UNIFORM
+
+    @property
     def needs_policy(self) -> bool:
         """Whether choosing rows takes a forward pass of the policy over them."""
-        return (self.score not in (UNIFORM, EASY) and self.scorer is None) or self.coupling != "none"
+        by_policy = self.score not in (UNIFORM, EASY) and self.scorer is None and self.tokens is None
+        return by_policy or self.coupling != "none"
 
     def super_batch(self, prompts_per_step: int) -> int:
         """Return the number of rows from which a step chooses `prompts_per_step`.
@@ -206,7 +236,7 @@ class SelectionSettings(Settings):
         >>> SelectionSettings(score="hard", filter=0.8).super_batch(32)
         160
         """
-        return round(prompts_per_step / (1 - self.filter))
+        return prompts_per_step if self.tokens is not None else round(prompts_per_step / (1 - self.filter))
 
     def cost_factor(self, scoring: float, training: float = 1 + BACKWARD) -> float:
         """Return C(f) = 1 + rho / (3 (1 - f)): the training FLOPs over those of uniform training of as many rows.
@@ -216,7 +246,7 @@ class SelectionSettings(Settings):
         their losses are computed once for each row and cached. A share `until` of the steps is scored. That of a
         uniform run is the cost of the run that it is compared with.
         """
-        if self.scorer is not None or (self.score != UNIFORM and not self.needs_policy):
+        if self.scorer is not None or self.tokens is not None or (self.score != UNIFORM and not self.needs_policy):
             return 1.0
         return 1 + self.until * scoring / (training * (1 - self.filter))
 
