@@ -115,8 +115,8 @@ def answers_from_file(rows: Sequence[Row], next_turn: NextTurn, path: str) -> li
     """Return every response in a file, in any form of `given_responses`, with the index of the row that it answers.
 
     The row is identified by its id (for MBPP also in EvalPlus's form), by its index if the data has none, or by the
-    prompt if the response has no id of the data. Raises `InputError` for a response without text, or that matches no or
-    several rows.
+    prompt if the response has no id of the data. Raises `InputError` for a response without text, that matches no or
+    several rows, or whose id and prompt are those of different rows.
     """
     by_id: dict[str, list[int]] = defaultdict(list)
     by_prompt: dict[str, list[int]] = defaultdict(list)
@@ -133,6 +133,9 @@ def answers_from_file(rows: Sequence[Row], next_turn: NextTurn, path: str) -> li
             matches = of_prompt
         elif len(matches) > 1 and given.prompt is not None:
             matches = [index for index in matches if index in of_prompt]
+        if len(matches) == 1 and of_prompt and matches[0] not in of_prompt:
+            own = f"row {matches[0] + 1} of the data"
+            raise InputError(f"{path}: row {number}: {given.row_id!r} is {own}, whose prompt is another")
         if len(matches) != 1:
             what = "its prompt" if given.row_id is None else repr(given.row_id)
             raise InputError(f"{path}: row {number}: {what} matches {len(matches)} rows of the data; it must match one")

@@ -26,7 +26,7 @@ from align.evaluation.task import (
     TaskSize,
     first_question,
 )
-from align.records import Message, Prompt, is_cut_off
+from align.records import Message, Prompt, at_place, is_cut_off
 from align.rewards.thoughts import THINK, ThoughtSettings, response_text, visible_text
 from align.rewards.unit_tests import in_parallel, pass_at_k
 from align.rewards.verdicts import Verdict
@@ -93,11 +93,20 @@ class SampledTask(Task):
 
     next_turn: NextTurn
     grade: Grader
+    check_row: Callable[[Row], object] | None = None  # raises `InputError` for a row that cannot be asked or graded
     id_column: str = "key"  # identifies a row in the verdicts; the row's index is used where it is missing
     measures: tuple[str, ...] = MEASURES
     pass_at_k: bool = False  # report pass@k of the responses to each row in place of their mean
     options: frozenset[str] = OPTIONS
     required: tuple[str, ...] = ("data",)
+
+    def check_rows(self, rows: Sequence[Row], path: str, *, skipped: int = 0) -> None:
+        """Raise `InputError` for the first row that lacks a column, or that cannot be asked or graded."""
+        Task.check_rows(self, rows, path, skipped=skipped)
+        for number, row in enumerate(rows if self.check_row else (), start=skipped + 1):
+            with at_place(f"{path}: row {number}"):
+                assert self.check_row is not None
+                self.check_row(row)
 
     def prompt(self, row: Row) -> Prompt:
         """Return the first turn, with the row as metadata."""

@@ -67,7 +67,8 @@ def stratified_score(
 
     `values` holds one value per prompt, by stratum. A stratum weighs as much as it has prompts by default, which makes
     the value the plain mean of all prompts. Prompts are resampled within their stratum, so that the interval does not
-    contain the differences between strata, whose sizes are fixed by the benchmark.
+    contain the differences between strata, whose sizes are fixed by the benchmark. Strata of one prompt each, which do
+    not show how much their prompts differ, are resampled together.
 
     >>> stratified_score({"easy": [1.0, 1.0], "hard": [0.0]}, {"easy": 1, "hard": 1}).value
     0.5
@@ -76,11 +77,19 @@ def stratified_score(
     rng = np.random.default_rng(seed)
     total = sum(len(each) if weights is None else weights[name] for name, each in values.items())
     value, resampled = 0.0, np.zeros(RESAMPLES)
+    alone: list[tuple[float, float]] = []  # (share, value) of strata of one prompt
     for name, each in values.items():
         share = (len(each) if weights is None else weights[name]) / total
         own = np.asarray(each, dtype=np.float64)
         value += share * float(own.mean())
+        if len(own) == 1:
+            alone.append((share, float(own[0])))
+            continue
         resampled += share * own[rng.integers(len(own), size=(RESAMPLES, len(own)))].mean(axis=1)
+    if alone:
+        share_S, own_S = np.array(alone).T
+        chosen = own_S[rng.integers(len(own_S), size=(RESAMPLES, len(own_S)))].mean(axis=1)
+        resampled += share_S @ own_S + share_S.sum() * (chosen - own_S.mean())
     low, high = _percentiles(sorted(resampled.tolist()))
     return Score(value, low, high, sum(map(len, values.values())))
 

@@ -168,7 +168,7 @@ def test_a_row_of_math_has_its_answer_in_a_box_or_a_column():
     assert grade.reward == 1
     with pytest.raises(InputError, match="no \\\\boxed answer"):
         graded("math", [{"problem": "Double 4.", "solution": "It is 8."}], [(0, "8")])
-    with pytest.raises(InputError, match=r"file: row 1 has neither an answer nor a solution"):
+    with pytest.raises(InputError, match=r"file: row 1: has neither an answer nor a solution"):
         TASKS["math"].check_rows([{"problem": "Double 4."}], "file")
 
 

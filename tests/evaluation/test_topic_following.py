@@ -99,7 +99,7 @@ def test_a_judge_sees_refusals_in_other_words():
 
 
 def test_a_dialogue_needs_a_response_to_each_turn():
-    with pytest.raises(InputError, match="a dialogue has 1 responses, and 5 turns to answer"):
+    with pytest.raises(InputError, match="dialogue 'Hello' has 1 responses, and 5 turns to answer"):
         list(grade([(ROW, "Sure.", ())]))
 
 

@@ -65,6 +65,11 @@ class JudgedGame:
         known = {each.name for each in fields(cls)}
         if missing := [name for name in ("id", "prompt", "a", "b", "verdict") if name not in row]:
             raise InputError(f"a judged pair has no {missing[0]!r}; it has {', '.join(sorted(row))}")
+        if row["id"] is None:
+            raise InputError("has id null; the games of a pair have one id")
+        for name in ("a", "b"):
+            if not isinstance(row[name], str | None):
+                raise InputError(f"has {name} {row[name]!r:.60}; a response is a text, or null where it is not known")
         values: dict[str, Any] = {"order": "", "judge": "", **{name: row[name] for name in known if name in row}}
         if values["order"] not in (A_FIRST, B_FIRST, ""):
             raise InputError(f"order is {A_FIRST!r}, {B_FIRST!r} or empty, not {values['order']!r}")

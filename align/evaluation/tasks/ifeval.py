@@ -8,7 +8,7 @@ from align.evaluation.sampled_task import Check, Grade, Graded, SampledTask, sin
 from align.evaluation.task import Row
 from align.records import at_place
 from align.rewards.verifiers.evidence import evidence
-from align.rewards.verifiers.instructions import follows
+from align.rewards.verifiers.instructions import follows, instructions
 from align.rewards.verifiers.patterns import shared_limit
 
 
@@ -38,6 +38,7 @@ TASK = SampledTask(
     name="ifeval",
     metrics=("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"),
     columns=("prompt", "instruction_id_list", "kwargs"),
+    check_row=instructions,
     next_turn=single_turn(prompt),
     grade=grade,
 )

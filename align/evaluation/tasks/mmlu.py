@@ -22,7 +22,7 @@ from align.errors import InputError
 from align.evaluation.sampled_task import OPTIONS, Grade, Graded, SampledTask, single_turn
 from align.evaluation.statistics import stratified_score
 from align.evaluation.task import Answer, Row, TaskInputs, TaskResult
-from align.records import Message, at_place
+from align.records import Message
 
 LETTERS = "ABCD"
 LIKELIHOOD, LIKELIHOOD_CHAT, GENERATED, UNPARSABLE = "likelihood", "likelihood_chat", "generated", "unparsable"
@@ -94,13 +94,6 @@ def grade(items: Sequence[Graded]) -> Iterator[Grade]:
 class MmluTask(SampledTask):
     """A task whose rows are also measured by the likelihood of their letters."""
 
-    def check_rows(self, rows: Sequence[Row], path: str, *, skipped: int = 0) -> None:
-        """Raise `InputError` for the first row that is no question with four choices."""
-        SampledTask.check_rows(self, rows, path, skipped=skipped)
-        for number, row in enumerate(rows, start=skipped + 1):
-            with at_place(f"{path}: row {number}"):
-                read_question(row)
-
     def run(self, inputs: TaskInputs) -> TaskResult:
         """Sample and grade answers, and measure the letters, as far as their metrics are asked for."""
         rows = inputs.rows(self)
@@ -168,6 +161,7 @@ TASK = MmluTask(
     metrics=(LIKELIHOOD, LIKELIHOOD_CHAT, *OF_ANSWERS),
     columns=("question", "answer"),
     options=OPTIONS,
+    check_row=read_question,
     next_turn=single_turn(prompt),
     grade=grade,
 )

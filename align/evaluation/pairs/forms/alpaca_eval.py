@@ -24,7 +24,7 @@ def read(row: Row) -> list[JudgedGame]:
     preference = row.get("preference")
     if preference is None:
         win = None
-    elif isinstance(preference, int | float) and (preference == DRAW or BASELINE_WINS <= preference <= MODEL_WINS):
+    elif not isinstance(preference, bool | str) and (preference == DRAW or BASELINE_WINS <= preference <= MODEL_WINS):
         win = TIE if preference == DRAW else float(preference) - BASELINE_WINS
     else:
         raise InputError(f"has preference {preference!r}; it is from 1 to 2, 0 or null")

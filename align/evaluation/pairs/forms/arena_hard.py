@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from align.errors import InputError
-from align.evaluation.pairs.forms.form import Form, Row
+from align.evaluation.pairs.forms.form import Form, Row, id_or_error
 from align.evaluation.pairs.table import A_FIRST, B_FIRST, JudgedGame, JudgedPair, Order
 from align.rewards.judge_prompts.parsing import normal_label
 from align.rewards.verdicts import REQUEST_FAILED, why_void
@@ -25,7 +25,7 @@ def read(row: Row) -> list[JudgedGame]:
     if not isinstance(row["games"], list) or len(row["games"]) != len(ORDERS):
         raise InputError(f"games are two, in both orders, not {row['games']!r:.80}")
     known: dict[str, Any] = {
-        "id": str(row["uid"] if "uid" in row else row["question_id"]),
+        "id": id_or_error(row, "uid" if "uid" in row else "question_id"),
         "prompt": "",
         "a": None,
         "b": None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from align.errors import InputError
-from align.evaluation.pairs.forms.form import Form, Row
+from align.evaluation.pairs.forms.form import Form, Row, id_or_error
 from align.evaluation.pairs.table import A_FIRST, B_FIRST, JudgedGame, JudgedPair, Order
 from align.rewards.verdicts import REQUEST_FAILED, why_void
 
@@ -24,7 +24,7 @@ def read(row: Row) -> list[JudgedGame]:
     """Return the games of a row; raise `InputError` for an unknown winner."""
     judge = row.get("judge") or ""
     known: dict[str, Any] = {
-        "id": str(row["question_id"]),
+        "id": id_or_error(row, "question_id"),
         "prompt": "",
         "a": None,
         "b": None,
@@ -73,7 +73,7 @@ def read_review(row: Row) -> list[JudgedGame]:
     is_void = min(one, other) < 0  # -1 of FastChat's parser
     return [
         JudgedGame(
-            id=str(row["question_id"]),
+            id=id_or_error(row, "question_id"),
             prompt="",
             a=None,
             b=None,

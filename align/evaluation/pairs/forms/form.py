@@ -31,8 +31,15 @@ class Form:
             return self.read(row)
         except InputError as error:
             raise InputError(f"{place}: {error.message}") from error
-        except (TypeError, KeyError, IndexError, AttributeError) as error:
+        except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
             raise InputError(f"{place}: is not in the form of its columns: {type(error).__name__} {error}") from error
+
+
+def id_or_error(row: Row, name: str) -> str:
+    """Return the id of a row; raise `InputError` if it is null."""
+    if row[name] is None:
+        raise InputError(f"has {name} null, which names no question")
+    return str(row[name])
 
 
 def text_or_error(row: Row, name: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from align.errors import InputError
 from align.evaluation.sampled_task import SampledTask, grade_programs, single_turn
 from align.evaluation.task import Row
 from align.rewards.unit_tests import grade_mbpp
@@ -21,15 +22,31 @@ def prompt(row: Row) -> str:
     return f"{row.get('text') or row['prompt']}\n\nYour code should pass these tests:\n\n{tests}"
 
 
+def check_row(row: Row, *, plus: bool = False) -> None:
+    """Raise `InputError` for a row without a description, or without tests."""
+    if not (row.get("text") or row.get("prompt")):
+        raise InputError("has no text and no prompt; MBPP rows have one")
+    tests = row["test_list"]
+    if not tests or not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
+        raise InputError(f"has test_list {tests!r:.60}; MBPP rows have a list of texts")
+    if plus and not str(row["test"]).strip():
+        raise InputError("has an empty test; mbpp_plus rows have EvalPlus's tests")
+
+
 TASK = SampledTask(
     name="mbpp",
     metrics=("pass@1",),
     columns=("test_list",),
+    check_row=check_row,
     id_column="task_id",
     next_turn=single_turn(prompt),
     grade=grade_programs(grade_mbpp),
     pass_at_k=True,
 )
 PLUS = replace(
-    TASK, name="mbpp_plus", columns=("test_list", "test"), grade=grade_programs(partial(grade_mbpp, plus=True))
+    TASK,
+    name="mbpp_plus",
+    columns=("test_list", "test"),
+    check_row=partial(check_row, plus=True),
+    grade=grade_programs(partial(grade_mbpp, plus=True)),
 )

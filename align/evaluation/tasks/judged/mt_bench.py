@@ -126,7 +126,7 @@ def _checked(row: Row, number: int) -> Row:
     turns = row["turns"]
     if not isinstance(turns, list) or len(turns) != NUM_TURNS or not all(isinstance(turn, str) for turn in turns):
         raise InputError(f"mt_bench: row {number} has turns {turns!r:.60}; a question has two texts")
-    if row["category"] not in TEMPERATURES:
+    if not isinstance(row["category"], str) or row["category"] not in TEMPERATURES:
         raise InputError(f"mt_bench: row {number} has category {row['category']!r}, not {', '.join(TEMPERATURES)}")
     return row
 

@@ -30,6 +30,7 @@ TASK = SampledTask(
     name="gsm8k",
     metrics=(CORRECT,),
     columns=("question", "answer"),
+    check_row=expected,
     next_turn=single_turn(prompt),
     grade=grade_final_answers(expected),
 )

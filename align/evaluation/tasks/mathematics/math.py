@@ -6,8 +6,6 @@ Answers are compared by math-verify, so figures that rest on comparison of strin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from align.errors import InputError
 from align.evaluation.sampled_task import CORRECT, SampledTask, single_turn
 from align.evaluation.task import Row
@@ -20,30 +18,22 @@ def prompt(row: Row) -> str:
 
 
 def expected(row: Row) -> str:
-    """Return the known answer: the column `answer`, else the last box of the solution."""
+    """Return the known answer: the column `answer`, else the last box of the solution; raise `InputError` for none."""
     if row.get("answer") is not None:
         return str(row["answer"])
+    if row.get("solution") is None:
+        raise InputError("has neither an answer nor a solution; math rows have one")
     solution = str(row["solution"])
     if "\\boxed" not in solution and "\\fbox" not in solution:
         raise InputError(f"solution {solution[-40:]!r}: has no \\boxed answer")
     return answer_in(solution, example="\\boxed{42}")
 
 
-class MathTask(SampledTask):
-    """A task whose rows have a solution or an answer."""
-
-    def check_rows(self, rows: Sequence[Row], path: str, *, skipped: int = 0) -> None:
-        """Raise `InputError` for the first row without a problem, or without both a solution and an answer."""
-        super().check_rows(rows, path, skipped=skipped)
-        for number, row in enumerate(rows, start=skipped + 1):
-            if row.get("solution") is None and row.get("answer") is None:
-                raise InputError(f"{path}: row {number} has neither an answer nor a solution; math rows have one")
-
-
-TASK = MathTask(
+TASK = SampledTask(
     name="math",
     metrics=(CORRECT,),
     columns=("problem",),
+    check_row=expected,
     id_column="unique_id",
     next_turn=single_turn(prompt),
     grade=grade_final_answers(expected),
