@@ -8,10 +8,12 @@ import pytest
 from small_runs import SMALL_POLICY, run, written
 
 from align.accounting.flops import Decoder, Work
+from align.data.writing import write
 from align.errors import InputError
 from align.models.policy import save_policy
 from align.models.reward_model import load_reward_model, save_reward_model, set_pad_token
 from align.models.settings import HeadSettings, LoraSettings, PolicySettings
+from align.records import Demonstration, Message
 from align.stages.costs.measured import Done
 from align.stages.training.selecting import fixed_models
 from align.testing import tiny_policy
@@ -108,6 +110,28 @@ def test_a_step_that_chooses_tokens_is_shown_beside_uniform_training_of_equal_fl
     assert "40% of the trained tokens of each row" in planned.parts["selection"]
     page = (tmp_path / "runs/small/report.html").read_text()
     assert "of tokens" in page
+
+
+def test_the_bound_of_a_step_whose_rows_are_not_made_yet_counts_its_selection(tmp_path):
+    rows = [Demonstration((Message("user", f"Say {row}."), Message("assistant", "Gladly."))) for row in range(64)]
+    write(tmp_path / "rows.jsonl", rows)
+    text = RECIPE.replace("data:\n", f'data:\n  written: {{{{path: "{tmp_path}/rows.jsonl"}}}}\n', 1)
+    curate = "  cleaned: {{stage: curate, data: written, held_out: 0.1}}\n  chosen:"
+    text = text.replace("  chosen:", curate).replace("{{pool: 1, other: 1}}", "cleaned")
+    text = text.replace("chunks: 2", "chunks: 2, compare: null")
+
+    def flops(name, *changes, text=text):
+        found = {each.name: each for each in estimate(load_recipe(written(tmp_path / name, text), changes))}["chosen"]
+        assert found.bound
+        return found.flops, found.parts.get("selection", "")
+
+    every, none = flops("all", "steps.chosen.selection=null")
+    assert none == ""
+    # Half of the rows are trained on; all are scored once by the policy and once by the reference, of equal sizes
+    found, told = flops("rows")
+    assert found == pytest.approx(every * (0.5 + 1 / 3 + 1 / 3), rel=0.02) and "4 of 8 rows" in told
+    found, told = flops("tokens", text=text.replace("chunks: 2", "tokens: 0.4"))
+    assert found == pytest.approx(every * (1 + 1 / 3), rel=0.02) and "40% of the trained tokens" in told
 
 
 def test_only_sft_chooses_tokens(tmp_path):

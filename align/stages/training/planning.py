@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from align.accounting.flops import Decoder, Work, forward_flops, sum_work, total_flops
+from align.accounting.flops import BACKWARD, Decoder, Work, forward_flops, sum_work, total_flops
 from align.accounting.peak_memory import gpu_memory
 from align.config import Settings
 from align.data.balance import Balance, balance
@@ -27,7 +27,7 @@ from align.stages.training.footprint import footprint, sharding_of
 from align.stages.training.rows import RowRequest, StepRows, step_rows
 from align.stages.training.selecting import selection_of
 from align.train.passes.token_budget import default_token_budget
-from align.train.selection.selection import FixedModel, Selection
+from align.train.selection.selection import FixedModel, Selection, SelectionCost
 from align.train.selection.settings import UNIFORM
 
 # Shares of a large matrix product's rate that training reaches: measured on a Xeon and on an H100 (tests/README.md)
@@ -64,9 +64,7 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
     step, micro_batches = _with_token_budget(step, planning)
     settings, model = step.train, planning.decoder
     num_rows = data.mixture.num_rows if data.mixture is not None else len(data.train)
-    names = step.selection.fixed_steps if step.selection is not None else dict[str, list[str]]()
-    fixed = {key: FixedModel(size=planning.dimensions_of(steps[0])) for key, steps in names.items()}
-    selection = selection_of(step, data, model, fixed, frozen=_is_frozen(planning))
+    selection = selection_of(step, data, model, _fixed_sizes(step, planning), frozen=_is_frozen(planning))
     num_steps = settings.num_steps(num_rows) if selection is None else selection.num_steps(settings, num_rows)
     average = _average_line(step, num_steps)
     start, num_steps = _taken(step, planning), min(num_steps, settings.until_step or num_steps)
@@ -106,7 +104,9 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
 def estimate_bound(step: TrainingSettings, planning: Planning, made: Estimate) -> Estimate:
     """Return an upper bound where an earlier step makes the rows: every prompt, with the longest responses."""
     work, per_epoch = equal_rows(made.tokens, made.rows), steps_per_epoch(made.rows, step.train.prompts_per_step)
-    start, num_steps = _taken(step, planning), step.train.num_steps(made.rows)
+    selection = _bound_selection(step, planning, work, made.rows)
+    settings, start = step.train, _taken(step, planning)
+    num_steps = settings.num_steps(made.rows) if selection is None else selection.num_steps(settings, made.rows)
     step.train.averaged_steps(num_steps)  # raises for an average of more steps than there can be
     epochs = max(0, min(num_steps, step.train.until_step or num_steps) - start) / per_epoch
     return Estimate(
@@ -114,13 +114,41 @@ def estimate_bound(step: TrainingSettings, planning: Planning, made: Estimate) -
         stage=step.stage,
         rows=made.rows,
         tokens=made.tokens,
-        **_costs(step, planning, work, epochs=epochs, reference=not start),
+        **_costs(
+            step, planning, work, epochs=epochs, reference=step.needs_reference and not start, selection=selection
+        ),
         weights=planning.num_weights,
         until_step=step.train.until_step,
         disk=planning.model_bytes,
         spare=model_disk(planning.model_bytes, step.train)[1],
         bound=True,
+        parts=_selection_lines(selection, step.train.prompts_per_step),
     )
+
+
+def _fixed_sizes(step: TrainingSettings, planning: Planning) -> dict[str, FixedModel]:
+    """Return the dimensions of the reference and of the scorer of a step's selection, where it has them."""
+    names = {} if step.selection is None else step.selection.fixed_steps
+    return {key: FixedModel(size=planning.dimensions_of(steps[0])) for key, steps in names.items()}
+
+
+def _bound_selection(step: TrainingSettings, planning: Planning, work: Work, num_rows: int) -> Selection | None:
+    """Return the selection from rows of equal length that are scored whole; None without a selection."""
+    if step.selection is None:
+        return None
+    model, fixed = planning.decoder, _fixed_sizes(step, planning)
+    sizes = [each.size for each in fixed.values() if not isinstance(each.size, str)]
+    if isinstance(model, str) or len(sizes) < len(fixed):  # FLOPs are unknown
+        return Selection(settings=step.selection, fixed=fixed)
+    num_heads = 2 if step.selection.coupling == "gradient" and step.has_lm_head else 1
+    forward, training = forward_flops(model, work), BACKWARD + (not _is_frozen(planning))
+    cost = SelectionCost(
+        scoring=forward_flops(model, work._replace(targets=num_heads * work.targets)) / forward,
+        once=float(sum(forward_flops(size, work) for size in sizes)),
+        row=training * forward / num_rows,
+        training=float(training),
+    )
+    return Selection(settings=step.selection, fixed=fixed, cost=cost)
 
 
 def with_forward_pass(found: Estimate, size: Decoder | str, precision: str) -> Estimate:
