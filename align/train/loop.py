@@ -72,8 +72,8 @@ class Loop:
         self.model = self.sharding.model
         self.groups = GroupView(run.train, run.held_out)
         self.forward = self._choose_forward()
-        progress.note(describe(self.sharding, settings))
         self.sharding.use_precision()
+        progress.note(describe(self.sharding, settings))
         self.sharding.warm_up(COLLATE[self.forward.name](self.groups[0].sequences).to(self.accelerator.device))
         self.average = WeightAverage(self.sharding, settings.averaged_steps(self.num_steps), progress)
         self.reference_cache = ReferenceCache(

@@ -155,6 +155,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "epsilon": 0.1,
         "max_grad_norm": 7.0,
         "precision": "fp32",
+        "compile": "pieces",
         "weights": "bf16_master",
         "tokens_per_micro_batch": 7,
         "evaluate_every": 7,

@@ -48,7 +48,7 @@ def with_token_budget(run: TrainingRun, policy: Backbone, accelerator: Accelerat
     budget = default_token_budget(
         settings,
         dimensions(policy.base.config),
-        checkpointing=bool(getattr(policy.base, "is_gradient_checkpointing", False)),
+        checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in policy.modules()),
         memory=min((each for each in memories if each is not None), default=None),
     )
     return replace(run, settings=settings.model_copy(update={"tokens_per_micro_batch": budget}))

@@ -112,6 +112,7 @@ class MasterWeights(Replicated):
 
     def finish(self) -> None:
         """Cast the weights to fp32, of which each is a bf16 number, and the gradients' dtype with them."""
+        super().finish()
         for value in self.bf16.values():
             value.data = value.data.float()
 

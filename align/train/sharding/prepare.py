@@ -43,7 +43,7 @@ def _way(accelerator: Accelerator, settings: TrainSettings) -> type[Replicated]:
 
 
 def describe(sharding: Replicated, settings: TrainSettings) -> str:
-    """Return the device, processes, threads, precision and micro-batches of a training."""
+    """Return the device, processes, threads, precision, micro-batches and compiled modules of a training."""
     accelerator, way = sharding.accelerator, type(sharding).__name__
     if way != "Fsdp2":
         way = f"ZeRO-{sharding.stage}" if sharding.stage else "DDP"
@@ -51,4 +51,5 @@ def describe(sharding: Replicated, settings: TrainSettings) -> str:
     processes = f"{number} processes ({way})" if number > 1 else "1 process"
     numbers = settings.precision if settings.weights == "fp32" else f"weights {settings.weights}"
     budget = f"micro-batches of up to {settings.token_budget} tokens"
-    return f"training on {accelerator.device}: {processes}, {threads} thread(s) each, {numbers}, {budget}"
+    pieces = "" if sharding.pieces is None else f"; {sharding.pieces.describe()}"
+    return f"training on {accelerator.device}: {processes}, {threads} thread(s) each, {numbers}, {budget}{pieces}"

@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
 
 from align.models.backbone import Backbone
+from align.models.pieces import CompiledPieces
 from align.models.tree.batch import TokenBatch
 from align.train.settings import PRODUCTS, TrainSettings
 from align.train.sharding.optimizer import OptimizerState
@@ -48,6 +49,7 @@ class Replicated:
     is_sharded = False  # whether each process holds, and must save, a different part
     gathers_per_layer = False  # whether complete weights exist only while a layer runs
     stage = 0  # ZeRO stage
+    pieces: CompiledPieces | None = None  # of the policy, set by `use_precision`
     _in_fp32 = False  # set by `full_precision`
 
     def __init__(
@@ -89,13 +91,20 @@ class Replicated:
             check_products(self.accelerator.device)
         if self.settings.precision != "fp32":
             self.policy.forward = autocast_forward
+        if self.settings.compile == "pieces":
+            self.pieces = CompiledPieces(self.policy)
 
     def warm_up(self, batch: TokenBatch) -> None:
         """Run a backward pass with zero gradients if DDP is used, which rearranges its buckets after the first one.
 
         Otherwise this would happen in a different step after a resume, and with three or more ranks the last bits of
-        a sum depend on its position in a bucket.
+        a sum depend on its position in a bucket. Pieces are compiled here, too, for the sizes of the same batch after a
+        resume, on which their last bits may depend.
         """
+        if self.pieces is not None:
+            torch.autograd.grad(self.policy(batch).sum(), self.trainable, allow_unused=True)
+            with torch.no_grad():
+                self.policy(batch)
         if isinstance(self.model, DistributedDataParallel):
             self.backward((self.model(batch) * 0).sum())
             self.prepared.zero_grad()
@@ -205,7 +214,9 @@ class Replicated:
         return self.settings.weights != "fp32"
 
     def finish(self) -> None:
-        """Return to fp32 weights after the training, in which they are compared, merged with adapters and saved."""
+        """Return to fp32 weights and eager modules after the training, to compare, merge and save them."""
+        if self.pieces is not None:
+            self.pieces.remove()
 
     def sync_model(self) -> None:
         """Copy values that were written into shards to the model and the optimizer, where they hold copies."""

@@ -46,6 +46,7 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
         ("bf16", "fp16", "dtype", "torch_dtype", "mixed_precision"),
         ("steps.NAME.train.precision", "fp32, bf16 or, on some CPUs, bf16-products"),
     ),
+    "torch_compile": ("steps.NAME.train.compile", "none or pieces"),
     **dict.fromkeys(("eval_steps", "evals_per_epoch"), ("steps.NAME.train.evaluate_every", "in optimizer steps")),
     **dict.fromkeys(
         ("eval_strategy", "evaluation_strategy"), ("steps.NAME.train.evaluate_every", "in optimizer steps")
