@@ -17,6 +17,7 @@ from align.train.objectives.batch import GroupBatch
 from align.train.objectives.supervised import SupervisedObjective
 
 PREFIX = "selection/"  # of the metrics of a choice
+ROUNDING = 1e-9  # so that 100 * 0.55 = 55.00000000000001 is 55 tokens and not 56
 
 
 class ChosenTokensObjective:
@@ -78,4 +79,4 @@ def num_chosen(counts_B: Tensor, share: float) -> Tensor:
     >>> num_chosen(torch.tensor([0, 1, 2, 10]), 0.3).tolist()
     [0, 1, 1, 3]
     """
-    return (counts_B.double() * share - 1e-9).ceil().clamp(min=0).long()
+    return (counts_B.double() * share - ROUNDING).ceil().clamp(min=0).long()
