@@ -133,6 +133,7 @@ def _task_settings(task: Task, request: Request, settings: EvaluateSettings) -> 
         "encoder": settings.encoder,
         "tasks_folder": settings.tasks_folder,
         "chat_template": settings.chat_template,
+        **({} if request.data is not None else {"limit": request.limit}),
     }
     used = task.used_with({"responses"} if request.responses else {"policy"})
     given = {

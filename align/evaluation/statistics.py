@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,9 +56,13 @@ def ratio(total: float, count: float) -> float:
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], float], num_prompts: int, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of `statistic` over indices of prompts drawn with replacement."""
+    """Return the 95 % percentile interval of `statistic` over indices of prompts drawn with replacement.
+
+    Draws for which the statistic is not defined (NaN) are left out.
+    """
     rng = np.random.default_rng(seed)
-    return _percentiles(sorted(statistic(rng.integers(num_prompts, size=num_prompts)) for _ in range(resamples)))
+    found = (statistic(rng.integers(num_prompts, size=num_prompts)) for _ in range(resamples))
+    return _percentiles(sorted(value for value in found if not math.isnan(value)))
 
 
 def stratified_score(

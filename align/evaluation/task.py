@@ -137,7 +137,7 @@ class TaskInputs(Protocol):
 
     @property
     def limit(self) -> int | None:
-        """Number of rows to evaluate; all if None."""
+        """Number of rows of a task without a source that are evaluated; all if None."""
         ...
 
     @property

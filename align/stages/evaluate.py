@@ -195,6 +195,8 @@ class Evaluate(Stage):
         if not self.kl_from_start:  # so that steps finished before there was this setting stay finished
             del settings[KL_FROM_START]
         for name, task in self.tasks.items():
+            if task.limit is None:  # as above
+                del settings["tasks"][name]["limit"]
             settings["tasks"][name]["engine"] = None if task.engine is None else task.engine.cache_key()
             settings["tasks"][name]["judges"] = [judge.cache_key() for judge in task.judges]
         return settings

@@ -6,8 +6,13 @@ import pytest
 from saved_models import save_reward_and_policy
 from test_cli import SMALL, align
 
+from align.commands.evaluate import EvaluateSettings, Request, evaluate
+from align.distributed.progress import SilentProgress
 from align.errors import InputError
+from align.evaluation.statistics import Score
+from align.evaluation.tasks import TASKS, lm_eval
 from align.evaluation.tasks.lm_eval import harness, uses_chat_template
+from align.stages.responses.tasks import TaskSettings
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 
@@ -94,8 +99,27 @@ def test_the_harness_asks_in_the_policys_chat_template(chat, folder, monkeypatch
     assert scores["weather/acc"].n == 3
     turn = "<|im_start|>user\nThe weather 0<|im_end|><|im_start|>assistant\n"
     assert asked[:2] == [turn if chat else "The weather 0"] * 2
+    with pytest.raises(InputError, match="gives no metric of weather a standard error"):
+        harness("policy", ["weather"], folder=Path("tasks"), chat_template=chat, limit=1)
 
 
 def test_a_folder_without_the_task_is_named(tmp_path):
     with pytest.raises(InputError, match="tasks_folder: .*missing is not a folder of task files"):
         harness("policy", ["weather"], folder=tmp_path / "missing")
+
+
+def test_the_limit_of_the_command_and_of_a_step_is_that_of_the_harness(folder, monkeypatch):
+    """The command's was ignored: a task of the harness has no source that could have it."""
+    limits = []
+
+    def recorded(model, names, *, limit, **more):
+        limits.append(limit)
+        return {"weather/acc": Score(0.5, 0.0, 1.0, 2)}
+
+    monkeypatch.setattr(lm_eval, "harness", recorded)
+    for limit in (2, None):
+        request = Request("harness:weather", policy=str(folder / "policy"), limit=limit)
+        evaluate(request, None, settings=EvaluateSettings(), progress=SilentProgress())
+    assert limits == [2, None]
+    with pytest.raises(InputError, match="limit: has no effect on task nll; set the limit of its source"):
+        TaskSettings(task="nll", data="rows", limit=2).check_used(TASKS["nll"])

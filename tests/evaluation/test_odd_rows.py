@@ -1,7 +1,9 @@
 """Rows that a task cannot ask or grade are an error with their place, before sampling; no score is 0 / 0."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 
 from align.commands.evaluate import EvaluateSettings, Request, evaluate
@@ -9,6 +11,7 @@ from align.distributed.progress import SilentProgress
 from align.errors import InputError
 from align.evaluation.statistics import score, stratified_score
 from align.evaluation.tasks import TASKS
+from align.evaluation.tasks.embeddings import uniformity
 from align.rewards.settings import JudgeSettings
 from align.rewards.verdicts import Verdict
 
@@ -106,3 +109,12 @@ def test_strata_of_one_prompt_each_have_an_interval():
     # With weights: 3 of 4 parts are known exactly, so that the rest varies by a quarter of what it does alone
     weighted = stratified_score({"large": [1.0] * 10, "one": [0.0], "other": [1.0]}, {"large": 6, "one": 1, "other": 1})
     assert weighted[:3] == pytest.approx((7 / 8, 6 / 8, 1.0))
+
+
+@pytest.mark.filterwarnings("error")
+def test_uniformity_of_few_vectors_has_an_interval_of_numbers():
+    """A draw of one vector alone has no pair: it was 0 / 0, and the order of the draws undefined."""
+    three = np.eye(3, dtype=np.float32)
+    found = uniformity(three[:2], three[1:], np.ones(2)).score
+    assert found.value == pytest.approx(-4)  # log exp(-2 * 2) of every pair at right angles
+    assert -math.inf < found.low <= found.value <= found.high < 0

@@ -450,6 +450,11 @@ def test_a_row_whose_likelihood_cannot_be_told_is_named_by_its_place_in_the_file
     two = inputs_of(source.model_copy(update={"limit": 2}))
     groups, row_counts = likelihood_rows("rows", two, tokenizer, model_limit=None)
     assert (len(groups), row_counts["rows"], row_counts["left_out"]) == (1, 2, {"prompts without a response": 1})
+    cut, row_counts = likelihood_rows(
+        "rows", inputs_of(source.model_copy(update={"overlong": "cut_response"})), tokenizer, model_limit=None
+    )
+    assert (len(cut), row_counts["left_out"]) == (2, {"prompts without a response": 1})  # what is cut is not left out
+    assert row_counts["cut:response"] == 1
 
 
 def test_rows_that_are_dropped_and_prompts_of_another_split_are_told(policy, tmp_path):

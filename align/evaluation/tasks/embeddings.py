@@ -5,6 +5,7 @@ Shape legend: N pairs, M distinct sentences, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -130,7 +131,7 @@ def uniformity(first_ND: Vectors, second_ND: Vectors, _scores_N: Scores) -> Meas
     def value(chosen: NDArray[Any]) -> float:
         times_M = np.bincount(chosen, minlength=len(kernel_MM)).astype(np.float64)
         pairs = times_M.sum() ** 2 - np.square(times_M).sum()
-        return float(np.log(times_M @ kernel_MM @ times_M / pairs))
+        return float(np.log(times_M @ kernel_MM @ times_M / pairs)) if pairs else math.nan  # one vector, many times
 
     size = len(kernel_MM)
     return Measured(Score(value(np.arange(size)), *bootstrap_interval(value, size), size))

@@ -62,7 +62,7 @@ def harness(
 
     `folder` holds additional task files. Without network access their data must be in the local cache. With
     `chat_template` each request is a user turn, and few-shot examples are turns before it. Metrics without a standard
-    error are left out.
+    error are left out; raise `InputError` if none has one.
     """
     if folder is not None and not folder.is_dir():
         raise InputError(f"{folder} is not a folder of task files", ("tasks_folder",))
@@ -98,5 +98,9 @@ def harness(
             error = metrics.get(f"{metric}_stderr,{filtered}")
             if isinstance(value, float | int) and isinstance(error, float) and not metric.endswith("_stderr"):
                 margin = NORMAL_95 * error
-                scores[f"{task}/{metric}"] = Score(float(value), value - margin, value + margin, num_rows)
+                scores[f"{task}/{metric}"] = Score(float(value), float(value - margin), float(value + margin), num_rows)
+    if not scores:
+        raise InputError(
+            f"lm-evaluation-harness gives no metric of {', '.join(names)} a standard error; a single row has none"
+        )
     return scores

@@ -66,6 +66,8 @@ class Averaging(AverageSettings, Stage):
         """Return the settings that decide the weights."""
         settings = super().decisive()
         if self.task is not None:
+            if self.task.limit is None:  # so that steps finished before there was this setting stay finished
+                del settings["task"]["limit"]
             settings["task"]["engine"] = None if self.task.engine is None else self.task.engine.cache_key()
         return settings
 

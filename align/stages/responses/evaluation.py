@@ -140,7 +140,7 @@ class _TaskInputs:
 
     @property
     def limit(self) -> int | None:
-        return None if not self.settings.data else self._source.limit
+        return self.settings.limit
 
     @property
     def policy_path(self) -> str:
@@ -208,7 +208,7 @@ class _TaskInputs:
         policy, tokenizer = self._loaded
         name, inputs, limit = self.settings.data, self.context.inputs, max_positions(policy.base.config)
         groups, counts = likelihood_rows(name, inputs, tokenizer, model_limit=limit, best=preferred_only)
-        left_out = counts["left_out"] or "none"
+        left_out = ", ".join(f"{number} {reason}" for reason, number in counts["left_out"].items()) or "none"
         self.progress.note(f"{self.name}: {counts['rows']} rows read, {len(groups)} measured, {left_out} left out")
         self.counts |= counts
         return groups

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from align.config import Settings
 from align.curate.embeddings.settings import EncoderSettings
+from align.data.rejections import DROPPED
 from align.data.rows import read_rows
 from align.errors import InputError, one_line, within
 from align.evaluation.task import Row, Task
@@ -75,6 +76,11 @@ class TaskSettings(Settings):
     tasks_folder: str | None = Field(
         default=None, description="Folder of your own task files of lm-evaluation-harness."
     )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows of a task of lm-evaluation-harness; all by default. Other tasks have their source's limit.",
+    )
     chat_template: bool | None = Field(
         default=None,
         description=(
@@ -118,6 +124,8 @@ class TaskSettings(Settings):
         for name in self.model_fields_set - {"data", "task", "metrics", "precision"}:
             if not {"sampling" if name in SamplingSettings.model_fields else name, name} & used:
                 raise InputError(f"has no effect on task {task.name}; remove it", (name,))
+        if self.limit is not None and "data" in used:
+            raise InputError(f"has no effect on task {task.name}; set the limit of its source", ("limit",))
         if "reference" in used and self.reference is None:
             raise InputError(f"task {task.name} compares with another policy: give step:NAME or a path", ("reference",))
 
@@ -220,9 +228,10 @@ def likelihood_rows(
             groups = [group for group in groups if is_held_out(group, source.held_out)]
         if not groups:
             raise InputError(f"{source.path}: no row has a response whose likelihood could be computed")
-    counts = {reason: number for reason, number in encoder.counts.items() if reason != "rows"}
+    dropped = {reason: number for reason, number in encoder.counts.items() if reason.startswith(DROPPED)}
     unanswered = len(found) - len(answered)
     without = {"prompts without a response": unanswered} if unanswered else {}
-    left_out = sum(map(Counter, (reading.statistics.dropped, without, counts)), Counter[str]())
+    left_out = sum(map(Counter, (reading.statistics.dropped, without, dropped)), Counter[str]())
     groups = [preferred(group) for group in groups] if best else groups
-    return groups, {"rows": reading.statistics.num_rows, "left_out": left_out}
+    others = {name: count for name, count in encoder.counts.items() if name != "rows" and name not in dropped}
+    return groups, {"rows": reading.statistics.num_rows, "left_out": left_out, **others}
