@@ -131,6 +131,6 @@ def _check_compiler(device: torch.device) -> None:
     """Raise `InputError` where `torch.compile` does not work, as without a C++ compiler."""
     try:
         torch.compile(torch.exp)(torch.zeros(2, device=device))
-    except Exception as error:
+    except RuntimeError as error:  # the base of what dynamo and inductor raise
         message = "pieces needs a C++ compiler and, on a GPU, Triton; torch.compile fails here"
         raise InputError(f"{message}: {one_line(error)[:300]}", ("train", "compile")) from error
