@@ -37,14 +37,14 @@ def pinned_time(moment: datetime) -> Generator[None]:
         _PINNED.reset(token)
 
 
-def began_at(folder: Path, *, write: bool = True) -> datetime:
+def began_at(folder: Path) -> datetime:
     """Return when the work in `folder` began: what its first attempt wrote there, else the current time.
 
-    The current time is written for later attempts and for other processes, unless not `write`. Raise `InputError` for
-    a file that holds no time.
+    The current time is written for later attempts and for other processes. Raise `InputError` for a file that holds no
+    time.
     """
     path, now = folder / BEGAN, datetime.now().replace(microsecond=0)
-    if write and not path.exists():
+    if not path.exists():
         with disk_errors(path):
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{BEGAN}.partial-{uuid4().hex[:8]}")  # as `remove_leftovers` recognizes it
@@ -56,8 +56,6 @@ def began_at(folder: Path, *, write: bool = True) -> datetime:
                 partial.unlink()
             except OSError:  # a file system without hard links
                 os.replace(partial, path)
-    if not path.exists():
-        return now
     try:
         return datetime.fromisoformat(path.read_text("utf-8"))
     except ValueError as error:

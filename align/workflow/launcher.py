@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Container, Generator, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import psutil
 
 from align.artifacts import read_json, working_folder
 from align.config import located
+from align.data.chat_clock import BEGAN, began_at
 from align.distributed import slurm
 from align.distributed.progress import Progress
 from align.distributed.signals import defer_stop
@@ -175,3 +178,16 @@ def _follow(
             if child.poll() is None:
                 child.terminate()
                 child.wait()
+
+
+def beginning(working: Path, is_prepared: Callable[[], bool]) -> datetime:
+    """Return when the first process of a launch began the step, once its folder is prepared for this attempt.
+
+    Other processes call it: they render prompts of their own with chat templates that may write this time, and the
+    folder may hold that of an attempt with other settings, which the first process removes.
+    """
+    while True:
+        with suppress(InputError):  # it is being removed
+            if (working / BEGAN).exists() and is_prepared():
+                return began_at(working)
+        time.sleep(POLL_S)

@@ -1,14 +1,20 @@
 """What the process that launches a step passes on of it."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import pytest
 
 from align.artifacts import append_line
+from align.data.chat_clock import BEGAN
 from align.distributed.progress import SilentProgress
 from align.workflow.following import Follower, WrittenProgress, failure_in
+from align.workflow.launcher import beginning
 
 
 class Told(SilentProgress):
@@ -143,3 +149,23 @@ def test_of_several_processes_the_first_traceback_counts():
     two = "Traceback (most recent call last):\n  File 'b'\nKeyError: 'two'".splitlines()
     mixed = [line for pair in zip(two, one, strict=True) for line in (f"[rank1]: {pair[0]}", f"[rank0]: {pair[1]}")]
     assert failure_in("\n".join(mixed)) == "KeyError: 'two'"
+
+
+def test_all_processes_of_a_launch_render_templates_with_the_time_of_the_first(tmp_path):
+    """Whether there is nothing yet, or the time of an attempt that the first process removes."""
+    working, prepared = tmp_path / "step.partial", []
+    for old in (None, "2020-01-01T00:00:00"):
+        if old is not None:
+            (working / BEGAN).write_text(old)
+            prepared.clear()
+        with ThreadPoolExecutor() as pool:
+            found = pool.submit(beginning, working, lambda: bool(prepared))
+            time.sleep(0.2)
+            assert not found.done()
+            shutil.rmtree(working, ignore_errors=True)
+            working.mkdir()
+            prepared.append(True)
+            time.sleep(0.6)
+            assert not found.done()  # the first process has not written its time yet
+            (working / BEGAN).write_text("2026-07-01T12:00:00")
+            assert found.result(timeout=20) == datetime(2026, 7, 1, 12)
