@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from types import FunctionType, MethodType
 from typing import Any, cast
 
@@ -19,6 +20,9 @@ from align.errors import InputError, one_line
 FAMILIES = "transformers.models."
 GATED = "down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"  # of the code of a gated MLP
 ROTARY = "apply_rotary_pos_emb"
+# PyTorch compiles a function again for one row or several, with and without gradients, and for sizes that are equal. A
+# function with more variants than its own limit of 8 would end the training.
+RECOMPILE_LIMIT = 64
 NORM_ARGUMENTS = 2  # itself and the hidden states; a gated norm has more
 PIECES = {"norm": "RMS norms", "mlp": "gated products", "attention": "rotary embeddings"}
 
@@ -29,6 +33,8 @@ class CompiledPieces:
     def __init__(self, model: nn.Module) -> None:
         """Replace the forward of every piece whose code is known; raise `InputError` where nothing can be compiled."""
         _check_compiler(next(model.parameters()).device)
+        config: Any = import_module("torch._dynamo.config")  # slow to import
+        config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
         self.compiled, self.eager = Counter[str](), Counter[str]()
         self._functions: dict[Any, Callable[..., Any]] = {}
         self._modules: list[nn.Module] = []

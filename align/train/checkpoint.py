@@ -4,7 +4,7 @@ The loop draws no random numbers, and the order of the rows is a function of the
 average of weights (once it has begun) and the number of finished steps are the complete state. Every process that holds
 a shard writes it to its own file, under the parameter's name and the shard's position in it; on resume each process
 reads what it needs from any file. Therefore the number of processes and the kind of sharding may change on resume; if
-they do not, results do not either.
+they do not, and the token budget of a micro-batch does not, results do not either.
 """
 
 from __future__ import annotations

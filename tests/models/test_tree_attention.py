@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_models import SEQUENCES
+from tiny_models import SEQUENCES, token_sequences
 from torch.nn.attention.varlen import varlen_attn
 
 from align.errors import InputError
@@ -124,6 +124,18 @@ def test_soft_capping_and_narrow_values_equal_a_softmax_per_row(softcap):
     found = with_gradients(lambda *heads: registered(*heads)[0].transpose(1, 2), inputs)
     one_matrix = with_gradients(dense_attention, inputs, batch.layout, 8**-0.5, softcap)
     assert max(largest_errors(found, expected) + largest_errors(one_matrix, expected)) <= 1e-10
+
+
+@pytest.mark.parametrize("matrices", [dense_attention, span_attention])
+def test_no_scores_are_kept_for_the_backward_pass(matrices):
+    """The memory of a step is predicted without them; what is kept has the size of a query, key or value."""
+    batch = tree_batch(token_sequences(9 * "ABCDE" + "|" + 9 * "FGHIJ"))
+    inputs = random_heads((4, 2), 8, batch.num_tokens, dtype=torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        output = matrices(*inputs, batch.layout, 8**-0.5, 20.0)
+    assert kept and max(each.numel() for each in kept if each.is_floating_point()) <= 4 * 90 * 8 < 4 * 90 * 90
+    output.sum().backward()
 
 
 @pytest.mark.parametrize(("below", "way"), [(0, "dense_attention"), (1, "span_attention")])

@@ -1,6 +1,7 @@
 """Compiled norms, gated products and rotary embeddings: the same numbers, one compilation, and what stays eager."""
 
 import shutil
+from itertools import product
 
 import pytest
 import torch
@@ -189,3 +190,22 @@ def test_references_and_weights_of_a_compiled_training_are_others():
     eager, compiled = (TrainSettings(learning_rate=1, compile=name) for name in ("none", "pieces"))
     assert "compile" not in eager.cache_key() and compiled.cache_key() == {**eager.cache_key(), "compile": "pieces"}
     assert (eager.forward_precision, compiled.forward_precision) == ("fp32", "fp32, compiled pieces")
+
+
+def test_a_piece_may_be_compiled_for_more_variants_than_pytorchs_own_limit(monkeypatch):
+    """One row or several, one head or several, lengths, and gradients: each is another graph, at most."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda made, **options: compiler(made, **options, backend="eager"))
+    model = model_of("gemma3_text")
+    pieces = CompiledPieces(model)
+    norm = model.base.get_decoder().layers[0].self_attn.q_norm
+    counters.clear()
+    for rows, heads, length in product((1, 2, 3), (1, 2, 4), (1, 2, 7)):
+        for needs_grad in (True, False):
+            hidden = torch.randn(rows, heads, length, 8, requires_grad=needs_grad)
+            expected = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.eps) * (1 + norm.weight)
+            assert torch.allclose(norm(hidden), expected, atol=1e-5)
+            with torch.no_grad():
+                assert torch.allclose(norm(hidden), expected, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] > 8
+    pieces.remove()

@@ -118,7 +118,7 @@ def varlen_attention(
 def span_attention(
     query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scale: float, softcap: float | None
 ) -> Tensor:
-    """Return [1, H, Q, D], computed with one score matrix for each span."""
+    """Return [1, H, Q, D], computed with one score matrix for each span, which the backward pass recomputes."""
     groups = query.shape[1] // key.shape[1]
     keys, values = _repeat(key, groups), _repeat(value, groups)
     outputs: list[Tensor] = []
@@ -130,7 +130,7 @@ def span_attention(
         future = torch.ones(length, len(rows_M), dtype=torch.bool, device=query.device)
         future = future.triu(len(rows_M) - length + 1)
         own = query[:, :, rows]
-        outputs.append(_masked_attention(own, keys[:, :, rows_M], values[:, :, rows_M], future, scale, softcap))
+        outputs.append(_recomputed(own, keys[:, :, rows_M], values[:, :, rows_M], future, scale, softcap))
     return torch.cat(outputs, dim=2)
 
 
@@ -143,12 +143,13 @@ def dense_attention(
     # The root path of a row: the rows whose subtree it is in
     off_path_QT = (tree.paths.subtree_starts > queries_Q1) | (tree.paths.subtree_stops <= queries_Q1)
     heads = (query, _repeat(key, groups), _repeat(value, groups))
-    return cast(
-        Tensor,
-        checkpoint(
-            _masked_attention, *heads, off_path_QT, scale, softcap, use_reentrant=False, preserve_rng_state=False
-        ),
-    )
+    return _recomputed(*heads, off_path_QT, scale, softcap)
+
+
+def _recomputed(*terms: Tensor | float | None) -> Tensor:
+    """Return the attention of these terms, of which no scores are kept for the backward pass."""
+    found = checkpoint(_masked_attention, *terms, use_reentrant=False, preserve_rng_state=False)
+    return cast(Tensor, found)
 
 
 def _masked_attention(  # noqa: PLR0913 - the terms of a formula
