@@ -10,7 +10,7 @@ from align.errors import InputError
 
 # Model types whose MLP has no gate: decoders, and encoders of texts
 UNGATED = frozenset({"gpt2", "gpt_neox", "nemotron", "opt", "phi", "starcoder2"}) | frozenset(
-    {"bert", "mpnet", "roberta", "xlm-roberta"}
+    {"albert", "bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta"}
 )
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Mixtures of experts with standard attention -> key of an expert's width; the cost of other mixtures is unknown

@@ -70,7 +70,8 @@ def _show(console: Console, name: str, stage: str, lines: Iterable[tuple[str, st
 
 def preview(recipe: Path, step: str, overrides: Sequence[str], *, rows: int) -> None:
     """Print a step's first rows as colored tokens."""
-    command, console = Command(recipe, tuple(overrides)), Console()
+    given, console = Command(recipe, tuple(overrides)), Console()
+    command, _ = assumed(given)  # trials of a search with the settings that they have had
     loaded = command.loaded
     from align.workflow.preview import preview_rows, source_lines  # noqa: PLC0415 - imports torch; errors come first
 

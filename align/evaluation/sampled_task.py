@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from align.accounting.flops import sum_work
 from align.data.readers.tool_calls import tools_of
+from align.evaluation.answers import first_question
 from align.evaluation.measures.response_measures import KL_FROM_START, MEASURES, measure_parts
 from align.evaluation.statistics import Score, score
 from align.evaluation.task import (
@@ -24,7 +25,6 @@ from align.evaluation.task import (
     TaskInputs,
     TaskResult,
     TaskSize,
-    first_question,
 )
 from align.records import Message, Prompt, at_place, is_cut_off
 from align.rewards.thoughts import THINK, ThoughtSettings, response_text, visible_text

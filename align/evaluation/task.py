@@ -274,6 +274,10 @@ class Task(ABC):
         known = self.metrics_of(num_responses)
         return [each for each in (*known, *self.measures) if each in (known if asked is None else asked)]
 
+    def samples(self, metrics: Sequence[str] | None) -> bool:
+        """Return whether answers are sampled where these metrics are asked for; None asks for all."""
+        return bool(self.measures)
+
     def part(self, metric: str) -> str:
         """Return the entry of a line's `parts` or `measures` that the metric aggregates."""
         return metric
@@ -289,10 +293,3 @@ class Task(ABC):
                 raise InputError(
                     f"{path}: row {number} has no {missing[0]}; {self.name} rows have {', '.join(self.columns)}"
                 )
-
-
-def first_question(next_turn: NextTurn, row: Row) -> str:
-    """Return the text of the last message of the row's first turn."""
-    turn = next_turn(row, ())
-    assert turn, "a task asks at least one turn"
-    return turn[-1].content

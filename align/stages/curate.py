@@ -136,7 +136,7 @@ class Curate(CurationSettings, Stage):
                 )
 
     def estimate(self, planning: Planning) -> Estimate:
-        """Return the number of rows, of which fewer may be kept, and the time."""
+        """Return the number of rows, of which fewer may be kept, and the time if no model runs."""
         from align.curate.output import whole_text  # noqa: PLC0415 - imports numpy
 
         rows = characters = tokens = 0
@@ -153,14 +153,13 @@ class Curate(CurationSettings, Stage):
             stage=self.stage,
             rows=rows,
             tokens=tokens,
-            seconds=tokens / TOKENS_PER_S,
+            flops=None if self._asks_models else 0.0,
+            seconds=None if self._asks_models else tokens / TOKENS_PER_S,
+            unknown="the passes of encoders, judge and ranking policy are not estimated" if self._asks_models else "",
             disk=tokens * CHARACTERS_PER_TOKEN,
             spare=tokens * CHARACTERS_PER_TOKEN,
             bound=True,
-            parts={
-                "test sets": ", ".join(self.test_sources) or "none",
-                **({"models": "the FLOPs and the time of their passes are not estimated"} if self._asks_models else {}),
-            },
+            parts={"test sets": ", ".join(self.test_sources) or "none"},
         )
 
     @property

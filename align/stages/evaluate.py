@@ -135,7 +135,7 @@ class Evaluate(Stage):
                     )
         if not errors.found and self.kl_from_start:
             with errors.collect():
-                _check_samples(list(self.resolved(inputs).values()))
+                _check_samples([(self.tasks[name], task) for name, task in self.resolved(inputs).items()])
         errors.raise_found()
 
     def open_rows(self, name: str, source: SourceSettings) -> None:
@@ -223,7 +223,7 @@ class Evaluate(Stage):
         ]
         sizes = [
             size._replace(tokens=3 * size.tokens + 2 * size.max_sampled_tokens)  # both policies score all tokens
-            if _samples(tasks[name]) and self._has_start_kl(name, planning.inputs)
+            if _samples(self.tasks[name], tasks[name]) and self._has_start_kl(name, planning.inputs)
             else size
             for name, size in zip(tasks, sizes, strict=True)
         ]
@@ -239,21 +239,21 @@ class Evaluate(Stage):
         return evaluate_policy(tasks, next(iter([*self.policies, *self.models]), None), context)
 
 
-def _samples(task: Task) -> bool:
+def _samples(settings: TaskSettings, task: Task) -> bool:
     """Return whether the divergence from the training's start can be measured along the task's answers."""
-    return KL_FROM_START in task.measures
+    return KL_FROM_START in task.measures and task.samples(settings.metrics)
 
 
-def _check_samples(tasks: Sequence[Task]) -> None:
+def _check_samples(tasks: Sequence[tuple[TaskSettings, Task]]) -> None:
     """Raise unless the divergence from the training's start can be measured along what the tasks sample."""
-    if of_harness := [task.name for task in tasks if isinstance(task, HarnessTask)]:
+    if of_harness := [task.name for _, task in tasks if isinstance(task, HarnessTask)]:
         raise InputError(
             f"cannot be measured along answers that lm-evaluation-harness samples: evaluate {of_harness[0]} in a step "
             f"without it",
             (KL_FROM_START,),
         )
-    if not any(map(_samples, tasks)):
-        names = ", ".join(sorted({task.name for task in tasks}))
+    if not any(_samples(settings, task) for settings, task in tasks):
+        names = ", ".join(sorted({task.name for _, task in tasks}))
         raise InputError(f"has no effect on {names}; remove it", (KL_FROM_START,))
 
 

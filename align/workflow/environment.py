@@ -40,13 +40,14 @@ def device_name() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Return the CPU's name, the number of cores that this process may use, and the names of the kinds of GPUs.
+    """Return the CPU's name, the names of the kinds of GPUs, and without GPUs the cores that this process may use.
 
-    Containers get another host name each time they start, and keep their hardware.
+    Containers get another host name each time they start, and keep their hardware. A launch may restrict each process
+    to the cores near its GPU.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = {torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())}
-    return {"cpu": _cpu_name(), "cores": cores, "gpus": sorted(gpus)}
+    return {"cpu": _cpu_name(), "cores": None if gpus else cores, "gpus": sorted(gpus)}
 
 
 def _cpu_name() -> str:

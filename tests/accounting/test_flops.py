@@ -100,3 +100,18 @@ WRONG_CONFIGS = [
 def test_unsupported_models_are_rejected(config, message):
     with pytest.raises(InputError, match=message):
         decoder_from_config(config)
+
+
+ENCODERS = ["Albert", "Bert", "Camembert", "Deberta", "DebertaV2", "Electra", "MPNet", "Roberta", "XLMRoberta"]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_of_texts_have_no_gate(name):
+    """A layer has two matrices between the hidden size and the intermediate one."""
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    with torch.device("meta"):
+        weights = transformers.AutoModel.from_config(config).parameters()
+    assert sum(sorted(weight.shape) == [16, 24] for weight in weights) == 2
+    assert decoder_from_config(config.to_dict()).gated is False

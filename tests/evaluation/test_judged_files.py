@@ -9,6 +9,7 @@ from align.commands.evaluate import EvaluateSettings, Request, evaluate
 from align.commands.one_step import RowOptions
 from align.distributed.progress import SilentProgress
 from align.evaluation.pairs.forms import read_games
+from align.evaluation.pairs.forms.convert import convert_pairs
 from align.evaluation.pairs.table import pairs_of
 from align.evaluation.pairs.win_rates import equal_length, position_bias, win_rate
 
@@ -47,6 +48,21 @@ def test_a_limit_keeps_both_turns_of_a_question(tmp_path):
     rows = [turn_of(number, turn, "model_1") for turn in (1, 2) for number in range(81, 91)]
     found = counts(tmp_path, rows, limit=4)
     assert (found["pairs"], found["games"]) == (8, 16)
+
+
+def test_a_limit_keeps_both_turns_in_every_form_that_holds_turns(tmp_path):
+    rows = [turn_of(number, turn, "model_1") for turn in (1, 2) for number in range(81, 91)]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    convert_pairs(str(tmp_path / "judged.jsonl"), "align", tmp_path / "own.jsonl")
+    converted = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
+    assert len(converted) == 20
+    found = counts(tmp_path, converted, limit=4)
+    assert (found["pairs"], found["games"]) == (8, 16)
+
+
+def test_a_limit_counts_the_questions_of_each_category(tmp_path):
+    rows = [{**row, "category": kind} for kind in ("maths", "prose") for n in range(5) for row in games_of(n)]
+    assert counts(tmp_path, rows, limit=3)["pairs"] == 3
 
 
 def test_rows_that_hold_a_whole_pair_are_counted_one_by_one(tmp_path):

@@ -276,6 +276,12 @@ def test_a_setting_without_effect_is_refused_and_the_default_changes_no_key(tmp_
         InputError, match=r"kl_from_start: cannot be measured .* evaluate harness:gsm8k in a step without"
     ):
         load_recipe(written(tmp_path, RECIPE), ["steps.talk.tasks.sums={task: harness:gsm8k}"])
+    question = {"question": "1 + 1?", "choices": ["1", "2", "3", "4"], "answer": 1, "subject": "sums"}
+    (tmp_path / "letters.jsonl").write_text(json.dumps(question) + "\n")
+    letters = "steps.without.tasks.plain={task: mmlu, data: letters, metrics: [likelihood]}"
+    with pytest.raises(InputError, match=r"kl_from_start: has no effect on mmlu; remove it$"):
+        source = f"data.letters={{path: {tmp_path}/letters.jsonl}}"
+        load_recipe(written(tmp_path, RECIPE), [source, letters, "steps.without.kl_from_start=true"])
     recipe = load_recipe(written(tmp_path, RECIPE))
     assert recipe.steps["talk-sft"].decisive()["kl_from_start"]
     assert "kl_from_start" not in recipe.steps["without-sft"].decisive()

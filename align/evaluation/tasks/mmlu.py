@@ -94,12 +94,16 @@ def grade(items: Sequence[Graded]) -> Iterator[Grade]:
 class MmluTask(SampledTask):
     """A task whose rows are also measured by the likelihood of their letters."""
 
+    def samples(self, metrics: Sequence[str] | None) -> bool:
+        """Return whether a metric or measure of answers is asked for."""
+        return bool({*OF_ANSWERS, *self.measures} & set(self.metrics if metrics is None else metrics))
+
     def run(self, inputs: TaskInputs) -> TaskResult:
         """Sample and grade answers, and measure the letters, as far as their metrics are asked for."""
         rows = inputs.rows(self)
         asked = [name for name in self.metrics if inputs.metrics is None or name in inputs.metrics]
         result, parts = TaskResult(scores={}), [dict[str, tuple[float, float]]() for _ in rows]
-        if {*OF_ANSWERS, *self.measures} & set(self.metrics if inputs.metrics is None else inputs.metrics):
+        if self.samples(inputs.metrics):
             result = SampledTask.run(self, inputs)
         measured = [name for name in (LIKELIHOOD, LIKELIHOOD_CHAT) if name in asked]
         if measured and inputs.measures_likelihood:

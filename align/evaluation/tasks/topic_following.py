@@ -71,7 +71,7 @@ def _copies(row: Row) -> Sequence[tuple[tuple[Message, ...], Collection[int]]]:
     """Return each copy of the dialogue with the indices of its distractors; the dialogue alone if none has a place."""
     if given := row.get(COPIES):
         dialogues = as_list(given, COPIES)
-        dialogues = dialogues if isinstance(dialogues[0], list) else [dialogues]
+        dialogues = dialogues if dialogues and isinstance(dialogues[0], list) else [dialogues]
         texts = {_key(text) for _, text in _distractors(row)}
         copies = [_messages(dialogue, COPIES) for dialogue in dialogues]
         return [

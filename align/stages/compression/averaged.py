@@ -13,6 +13,7 @@ from torch import Tensor
 
 from align.compress.averaging import interpolate, mean, slerp, write_average
 from align.compress.weights import StoredWeights, plain_folder
+from align.errors import InputError
 from align.registry import lower_is_better
 from align.stages.compression.average_settings import AverageSettings
 from align.stages.costs.measured import Done
@@ -61,6 +62,8 @@ def _greedy(
         (work / place).mkdir()
         inside = replace(context, folder=work / place)  # journals of samples are this policy's own
         (found,) = evaluate_tasks({"task": (step.task, task)}, inside, PolicyEngines(str(folder), inside))
+        if metric not in found.result.scores:
+            raise InputError(f"{task.name} has no value of {metric} for its rows; choose another metric", ("metric",))
         return found.result.scores[metric].value
 
     values = {name: value(stored[name].folder, f"own-{name}") for name in step.of}

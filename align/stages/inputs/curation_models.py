@@ -116,10 +116,8 @@ def _same_by_judge(
 
     assert isinstance(judge, LlmJudge) and model is not None
     found = same_by_judge(judge, pairs)
-    size = "the judge's dimensions are unknown: it runs on a server"
-    if model.engine.kind == "local":
-        size = dimensions(load_config(model.path))
-    ran.append((size, sampled_work(judge.engine.throughput)))
+    if model.engine.kind == "local":  # what a server computes is not counted, as in other steps
+        ran.append((dimensions(load_config(model.path)), sampled_work(judge.engine.throughput)))
     return found
 
 

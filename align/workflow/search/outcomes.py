@@ -103,8 +103,9 @@ def _outcome(
 
 def _unknown(asked: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """Return the score of an evaluation that has no value of a metric, with the reason."""
-    task, _, name = metric.rpartition(".")
-    return {"value": math.nan, "low": None, "high": None, "n": 0, "reason": asked["measures"][task][name]["reason"]}
+    measures = {f"{task}.{name}": value for task, known in asked["measures"].items() for name, value in known.items()}
+    reason = measures.get(metric, {}).get("reason", f"the evaluation has no value of {metric} for its rows")
+    return {"value": math.nan, "low": None, "high": None, "n": 0, "reason": reason}
 
 
 def ranked(found: Sequence[Outcome], search: SearchSettings) -> list[Outcome]:

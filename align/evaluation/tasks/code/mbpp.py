@@ -27,7 +27,7 @@ def check_row(row: Row, *, plus: bool = False) -> None:
     if not (row.get("text") or row.get("prompt")):
         raise InputError("has no text and no prompt; MBPP rows have one")
     tests = row["test_list"]
-    if not tests or not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
+    if not tests or not isinstance(tests, list) or not all(isinstance(test, str) and test.strip() for test in tests):
         raise InputError(f"has test_list {tests!r:.60}; MBPP rows have a list of texts")
     if plus and not str(row["test"]).strip():
         raise InputError("has an empty test; mbpp_plus rows have EvalPlus's tests")

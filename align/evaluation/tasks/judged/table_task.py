@@ -21,13 +21,21 @@ class JudgedTable(NamedTuple):
     answers: list[dict[str, ModelAnswer]]  # of the model and of the baseline; empty if no files are given
 
 
+def question_of(row: Row) -> str | None:
+    """Return the category and id of the question that a row of any of the forms is about; None without an id."""
+    games = row.get("games")
+    known = games[0] if isinstance(games, list) and games and isinstance(games[0], dict) else {}
+    found = row_id_of(row) or row_id_of(known)
+    return None if found is None else f"{row.get('category') or known.get('category') or ''} {found}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableTask(Task):
     """A task that computes metrics of one model from a file of judged pairs, in any of the forms of `FORMS`."""
 
     options: frozenset[str] = frozenset({"data", "limit", "responses", "out", "rows.columns", "rows.split"})
     required: tuple[str, ...] = ("data",)
-    item: Callable[[Row], str | None] | None = row_id_of  # both games of a pair, and both turns of a question
+    item: Callable[[Row], str | None] | None = question_of  # both games of a pair, and both turns of a question
 
     def size(self, inputs: EstimateInputs) -> TaskSize:
         """Return no size: nothing is sampled or measured."""

@@ -19,8 +19,8 @@ def prompt(row: Row) -> str:
 
 def expected(row: Row) -> str:
     """Return the known answer: the column `answer`, else the last box of the solution; raise `InputError` for none."""
-    if row.get("answer") is not None:
-        return str(row["answer"])
+    if (answer := row.get("answer")) is not None and str(answer).strip():
+        return str(answer)
     if row.get("solution") is None:
         raise InputError("has neither an answer nor a solution; math rows have one")
     solution = str(row["solution"])
