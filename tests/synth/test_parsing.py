@@ -9,6 +9,7 @@ from scripted_teacher import FAULTS, FORMS, NAME_FORMS, SENTENCE_FORMS, names, s
 from align.synth.parsing.decisions import best_threshold, verdict, yes_no
 from align.synth.parsing.lists import items, same
 from align.synth.parsing.programs import program
+from align.synth.parsing.scripts import script
 from align.synth.parsing.turns import user_turn, without_politeness
 
 TRIALS = 40
@@ -197,3 +198,24 @@ def test_half_of_an_escaped_pair_becomes_a_replacement_character():
 )
 def test_texts_are_the_same_but_for_case_space_and_punctuation(one, other, are_same):
     assert (same(one) == same(other)) == are_same
+
+
+BLANK = 20_000  # lines; in cubic or quadratic time they would take hours or minutes
+
+
+@pytest.mark.parametrize("space", ["\n", " ", "\t\n"])
+def test_runs_of_white_space_take_linear_time(space):
+    gap = space * BLANK
+    assert items(f"1. foo{gap}x", 2).items[0].startswith("foo")
+    assert items(f"1. foo{gap}x\n2. bar: it{gap}is", 2, names=True).items[-1] in ("foo", "bar")
+    assert items(f'Here:{gap}\n["one", "two"]{gap}', 2).items == ("one", "two")
+    assert script(f"User: Hi.{gap}\nAssistant:{gap}Hello!{gap}") == [("Hi.", "Hello!")]
+
+
+@pytest.mark.parametrize("opening", ["[", '{"items": [', '{\n\n  "items":\n\n  [', "\n\n\t[", 'List:\n{ "a b" : ['])
+def test_arrays_are_found_with_and_without_white_space(opening):
+    assert items(f'{opening}"one", "two"]', 2).items == ("one", "two")
+
+
+def test_an_answer_without_speakers_is_no_dialogue():
+    assert script("Here is something else.") == script("") == script("Usernames: none.") == []

@@ -42,7 +42,9 @@ CHAT = re.compile(  # what a teacher says around a list
     r"if you(?:'d| would| need| want)|happy to|please let)\b",
     re.IGNORECASE,
 )
-ARRAY = re.compile(r'^\s*\{?\s*(?:"[^"\n]*"\s*:)?\s*\[', re.MULTILINE)  # not the values in a task about an array
+ARRAY = re.compile(  # not the values in a task about an array
+    r'^[ \t]*(?:\{[ \t]*)?(?:"[^"\n]*"[ \t]*:[ \t]*)?\[', re.MULTILINE
+)
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 MARKED_NAME = re.compile(r"^(?:\*\*|__|`)(.+?)(?:\*\*|__|`)")
 TOKEN = re.compile(r"\d+(?:[.,]\d+)+|\w+|[^\w\s]")
@@ -53,7 +55,7 @@ OPERATOR = re.compile(
     r"|(?<=\b\w) ?[-*/](?= ?\w\b)|(?<![\w)])-(?=\d)"  # between variables, or of a negative number
 )
 SENTENCE_MARKS = frozenset(".,;:?!'\"`“”‘’…–—")
-DESCRIPTION = re.compile(r"\s*(?::\s|:$|\s[-–—]\s|\s\().*$", re.DOTALL)  # of a name
+DESCRIPTION = re.compile(r"(?<!\s)\s*(?::\s|:$|\s[-–—]\s|\s\().*$", re.DOTALL)  # of a name
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 SPEAKER = re.compile(
-    r"^\s*[*_#\[]{0,3}(user|assistant)(?:\s+\d+)?[*_\]]{0,3}\s*:[*_]{0,2}\s*", re.IGNORECASE | re.MULTILINE
+    r"^[ \t]*[*_#\[]{0,3}(user|assistant)(?:\s+\d+)?[*_\]]{0,3}\s*:[*_]{0,2}\s*", re.IGNORECASE | re.MULTILINE
 )
 
 
@@ -18,6 +18,8 @@ def script(text: str) -> list[tuple[str, str]]:
     [('Hi.', 'Hello!'), ('Who are you?', 'A bot.')]
     """
     marks = list(SPEAKER.finditer(text))
+    if not marks:
+        return []
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     said = [(mark[1].lower(), text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)]
     if [speaker for speaker, _ in said] != [("user", "assistant")[place % 2] for place in range(len(said))]:
