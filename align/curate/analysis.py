@@ -19,7 +19,7 @@ from align.curate.near_duplicates import MinHasher
 from align.curate.ngrams import Hashes, WordHashes, distinct, ngram_hashes, normalized
 from align.curate.row_keys import row_keys
 from align.curate.settings import CurationSettings
-from align.data.readers.native import native
+from align.data.readers.native import native_record
 from align.errors import RunError
 
 ROWS_ALONE = 10_000  # computed in this process, before others are started
@@ -58,7 +58,7 @@ class Analyzer:
 
     def __call__(self, row: SourceLine) -> RowAnalysis:
         """Return the analysis of a row."""
-        record = next(native(json.loads(row.line)))
+        record = native_record(json.loads(row.line))
         keys = row_keys(record, row.source, row.line, with_task=self._is_compared)
         fields = [self._words.of(field) for field in keys.fields]
         found = RowAnalysis(row.source, keys.rank, keys.exact, keys.prompt, self._hit(keys.fields[0], fields))

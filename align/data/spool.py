@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from align.data.readers.native import native
+from align.data.readers.native import native_record
 from align.records import Record
 
 
@@ -45,4 +45,4 @@ class Spool:
 
     def record(self, row: int) -> Record:
         """Return a row as it was read."""
-        return next(native(json.loads(self.line(row))))
+        return native_record(json.loads(self.line(row)))

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,6 +183,27 @@ def test_other_numbers_answers_and_system_messages_are_other_problems(tmp_path):
     near = NearDuplicateSettings(same_task=False)
     kept, _, _ = cleaned(tmp_path / "numbers", rows[:2], CurationSettings(near_duplicates=near))
     assert len(kept) == 1
+
+
+def tool(name):
+    return {"type": "function", "function": {"name": name, "description": name, "parameters": {}}}
+
+
+def test_rows_that_differ_in_their_tools_are_neither_duplicates_nor_one_group(tmp_path):
+    tools = [(), (tool("search"),), (tool("search"), tool("add")), (tool("search"),)]  # the last repeats the second
+    rows = [("a", replace(shown(sentence(1)), tools=each)) for each in tools]
+    kept, lines, _ = cleaned(tmp_path / "shown", rows)
+    assert sorted(len(one.tools) for one in kept) == [0, 1, 2]
+    assert [line["reason"] for line in lines] == ["exact duplicates"]
+    rows = [("a", replace(group("Which?", ("x", 1.0), (f"y{at}", 0.0)), tools=each)) for at, each in enumerate(tools)]
+    two = CurationSettings(groups=GroupChoiceSettings(keep="best_and_low"))
+    for name, settings, num_responses in (("all", DEFAULT, [2, 3, 2]), ("two", two, [2, 2, 2])):
+        kept, lines, _ = cleaned(tmp_path / name, rows, settings)
+        assert lines == []
+        found = sorted(kept, key=lambda one: len(one.tools))
+        assert [one.tools for one in found] == tools[:3]
+        assert [len(one.responses) for one in found] == num_responses
+        assert all("tools" not in one.metadata for one in found)
 
 
 def test_nothing_is_removed_where_all_rules_are_off(tmp_path):

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from align.data.columns import Row
 from align.data.readers.demonstrations import dialogue
 from align.data.readers.prompts import prompt_only
 from align.data.readers.response_groups import group
+from align.data.readers.tool_calls import TOOLS_COLUMN
 from align.errors import InputError
 from align.records import Demonstration, Message, Prompt, Record, Response
 
 
 def native(row: Row) -> Iterator[Record]:
-    """Yield the record of a row that `native_row` returned."""
+    """Yield the record of a row that `native_row` returned, with its tools among the metadata (`native_record`)."""
     if "responses" in row:
         return group(row)
     return dialogue(row) if "messages" in row else prompt_only(row)
 
 
+def native_record(row: Row) -> Record:
+    """Return the record of a row that `native_row` returned."""
+    record = next(native({name: value for name, value in row.items() if name != TOOLS_COLUMN}))
+    return replace(record, tools=tuple(row.get(TOOLS_COLUMN, ())))
+
+
 def native_row(record: Record) -> dict[str, Any]:
-    """Return the row that `native` reads back as the record.
+    """Return the row that `native_record` reads back as the record.
 
     >>> native_row(Prompt((Message("user", "Hello"),)))
     {'prompt': [{'role': 'user', 'content': 'Hello'}], 'metadata': {}}
