@@ -80,6 +80,18 @@ FORMS = {
     "as JSON": {"role": "assistant", "content": "", "tool_calls": json.dumps([CALL])},
     "the older function_call": {"role": "assistant", "content": None, "function_call": CALL["function"]},
     "ShareGPT": {"from": "function_call", "value": json.dumps(CALL["function"])},
+    "LangChain": {
+        "role": "assistant",
+        "tool_calls": [{"name": "weather", "args": {"city": "Zürich"}, "id": "1", "type": "tool_call"}],
+    },
+    "Anthropic": {
+        "role": "assistant",
+        "tool_calls": [{"type": "tool_use", "id": "1", "name": "weather", "input": {"city": "Zürich"}}],
+    },
+    "columns of other calls": {
+        "role": "assistant",
+        "tool_calls": [{"name": "weather", "arguments": None, "parameters": {"city": "Zürich"}, "kwargs": None}],
+    },
     "a list in ShareGPT": {"from": "function_call", "value": json.dumps([CALL["function"]])},
 }
 
@@ -88,7 +100,8 @@ FORMS = {
 def test_every_form_of_a_tool_call_is_read_alike(lines, form):
     (record,) = read(lines({"messages": [*chat("ask"), FORMS[form]]})).records
     (call,) = record.messages[1].tool_calls
-    assert replace(call, id=None) == CALLED and call.id == ("1" if form in ("OpenAI", "as JSON") else None)
+    has_id = form in ("OpenAI", "as JSON", "LangChain", "Anthropic")
+    assert replace(call, id=None) == CALLED and call.id == ("1" if has_id else None)
     assert record.messages[1].content == ""
 
 
@@ -99,6 +112,9 @@ BROKEN = {
     "NaN": ({"name": "weather", "arguments": '{"city": NaN}'}, "city is nan"),
     "no name": ({"function": {"arguments": "{}"}}, "a tool call has the name None"),
     "an empty name": ({"name": " ", "arguments": {}}, "a tool call has no name"),
+    "an unknown key": ({"name": "weather", "kwargs": {"city": 1}}, "'kwargs' and no arguments, param.* or input"),
+    "an unknown key beside the function": ({"function": {"name": "weather"}, "kwargs": {"city": 1}}, "has 'kwargs'"),
+    "arguments twice": ({"name": "weather", "arguments": {}, "input": {"city": 1}}, "arguments and input; keep one"),
     "an unpaired surrogate": ({"name": "weather", "arguments": '{"city": "\\ud800"}'}, "unpaired surrogate"),
     "deep nesting": ({"name": "weather", "arguments": '{"a":' * 3000 + "1" + "}" * 3000}, "which is not JSON"),
 }
@@ -120,6 +136,14 @@ def test_a_malformed_tool_call_is_an_error_of_its_row(lines, form):
 def test_a_malformed_definition_of_a_tool_is_an_error_of_its_row(lines, tools):
     with pytest.raises(InputError, match="row 1: .*tool"):
         read(lines({"messages": chat("ask", "say"), "tools": tools}))
+
+
+@pytest.mark.parametrize("start", ["[", "[ ", "[\t", " [\r\n"])
+@pytest.mark.parametrize("as_texts", [False, True])
+def test_tools_are_read_from_json_with_any_space(lines, start, as_texts):
+    inside = json.dumps(json.dumps(WEATHER)) if as_texts else json.dumps(WEATHER)
+    (record,) = read(lines({"messages": chat("ask", "say"), "tools": f"{start}{inside}]"})).records
+    assert record.tools == (WEATHER,)
 
 
 GLAIVE = {"system": "SYSTEM: Help.", "chat": "USER: ask\n\n\nASSISTANT: say <|endoftext|>"}

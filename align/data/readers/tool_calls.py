@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -16,6 +17,9 @@ THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought", "thou
 CLOSED_THOUGHT = "</think>"
 TOOLS_COLUMN = "tools"
 TOOLS_TAG = "<tools>"  # in a system message that has the tools as text
+ARGUMENTS = ("arguments", "parameters", "args", "input")  # OpenAI; ToolACE; LangChain; Anthropic
+CALL_KEYS = ("name", "id", "type", "index", "function", *ARGUMENTS)
+TOOLS_TEXT = re.compile(r'\s*(?:\{|\[\s*(?:\{|"\s*\{))')  # JSON of objects, which may be texts of objects
 
 
 def with_thought(fields: Mapping[str, Any], body: str) -> str:
@@ -44,6 +48,7 @@ def as_calls(value: Any) -> tuple[ToolCall, ...]:  # noqa: ANN401 - a cell of an
     """Return one call or a list of them, also as JSON.
 
     A call is an object with a name and arguments, alone or as OpenAI's `function`; either may be JSON in a string.
+    Raise `InputError` for a call whose arguments may be under a key that is not in `ARGUMENTS`.
     """
     found = parsed(value, "a tool call")
     return tuple(map(_call, cast(list[Any], found) if isinstance(found, list) else [found]))
@@ -54,7 +59,15 @@ def _call(item: Any) -> ToolCall:  # noqa: ANN401 - a cell of any type
     call = as_object(parsed(whole["function"], "a tool call"), "a tool call") if whole.get("function") else whole
     if not isinstance(call.get("name"), str):
         raise InputError(f"a tool call has the name {shortened(call.get('name'))}; text is needed")
-    value = parsed(call.get("arguments", call.get("parameters")), "arguments of a tool call")
+    given = [key for key in ARGUMENTS if call.get(key) is not None]
+    if len(given) > 1:
+        raise InputError(f"a tool call has {' and '.join(given)}; keep one")
+    fields = {**whole, **call}
+    unknown = [key for key in fields if key not in CALL_KEYS and fields[key] is not None]
+    if unknown and not any(key in call for key in ARGUMENTS):
+        known = f"{', '.join(ARGUMENTS[:-1])} or {ARGUMENTS[-1]}"
+        raise InputError(f"a tool call has {shortened(unknown[0])} and no {known}")
+    value = parsed(call[given[0]] if given else None, "arguments of a tool call")
     arguments = as_object({} if value is None else value, "arguments of a tool call")
     call_id = None if whole.get("id") is None else as_text(whole["id"], "the id of a tool call")
     return ToolCall(call["name"], _json(arguments, "arguments of a tool call"), call_id or None)
@@ -90,7 +103,7 @@ def tools_of(row: Row) -> Tools:
 
 def tool_definitions(value: Any) -> Tools:  # noqa: ANN401 - a cell of any type
     """Return definitions of tools, also as JSON, in OpenAI's form; none for text and for a list of names."""
-    if isinstance(value, str) and value.lstrip().startswith(("[{", "{", "[\n")):
+    if isinstance(value, str) and TOOLS_TEXT.match(value):
         value = parsed(value, "tools")
     items = [value] if isinstance(value, Mapping) else value
     if not isinstance(items, list):
