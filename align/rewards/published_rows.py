@@ -53,11 +53,11 @@ def known_tests(prompt: Prompt) -> ProgramTests | None:
     for name in ("tests", "test_list", "test_cases"):
         if row.get(name):
             if name == "test_list":
-                setup = "\n".join(_texts([*row.get("test_imports", ()), row.get("test_setup_code") or ""]))
+                setup = "\n".join(_texts([*_texts(row.get("test_imports") or []), row.get("test_setup_code") or ""]))
             return ProgramTests(_texts(row[name]), _texts([setup])[0], entry_point and _texts([entry_point])[0])
     truth = _ground_truth(row)
     tests: list[Any] = cast(list[Any], truth) if isinstance(truth, list) else [truth]
-    return ProgramTests(_texts(tests)) if all(map(_is_test, tests)) else None
+    return ProgramTests(_texts(tests)) if tests and all(map(_is_test, tests)) else None
 
 
 def _ground_truth(metadata: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any value of a row

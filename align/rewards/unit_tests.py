@@ -182,7 +182,7 @@ def grade_mbpp(row: Mapping[str, Any], response: str, *, plus: bool = False, lim
     As in published figures, `challenge_test_list` is not used. A row of MBPP+ has a `test` with more inputs, which the
     response must pass, too, with `plus`.
     """
-    tests, imports = row.get("test_list"), row.get("test_imports", [])  # the second: in the sanitized rows
+    tests, imports = row.get("test_list"), row.get("test_imports") or []  # the second: in the sanitized rows
     if not tests or not isinstance(tests, list) or not isinstance(imports, list):
         raise InputError(f"an MBPP row has a test_list of strings; row {row.get('task_id')} has {tests!r:.60}")
     setup = "\n".join([*imports, row.get("test_setup_code") or ""])

@@ -42,6 +42,7 @@ PROGRAMS = {
         "test_imports": ["import math"],
         "test_list": [*TESTS, "assert math.isclose(double(2), 4)"],
     },
+    "MBPP with null imports": {"prompt": "Double x.", "test_list": TESTS, "test_imports": None},
     "HumanEval": {
         "task_id": "HumanEval/0",
         "prompt": 'def double(x):\n    """Double x."""\n',
@@ -82,7 +83,8 @@ def test_what_is_no_answer_is_not_taken_for_one(tmp_path):
     checked = {"messages": ASKED, "ground_truth": '{"func_name": "validate_lowercase"}', "dataset": "ifeval"}
     for row in (checked, PROGRAMS["RLVR's code"], {"prompt": "Hi"}):
         assert rewards("ground_truth", prompt(row, tmp_path), ["4"]) == [None]
-    assert rewards("executed_tests", prompt(ANSWERS["RLVR"], tmp_path), ["4"]) == [None]
+    for row in (ANSWERS["RLVR"], {"messages": ASKED, "ground_truth": [], "dataset": "code"}):
+        assert rewards("executed_tests", prompt(row, tmp_path), ["4"]) == [None]
 
 
 def settings(*names):

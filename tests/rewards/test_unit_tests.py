@@ -390,6 +390,8 @@ class Tree:
 def total(tree): return tree.value + (total(tree.left) if tree.left else 0)
 """
     assert grade_mbpp(row, f"```python{code}```").reward == 1
+    without = {**row, "test_list": row["test_list"][:1], "test_imports": None}
+    assert grade_mbpp(without, f"```python{code}```").reward == 1
     assert grade_mbpp(row, code.replace("+ (", "- (")).attributes == {"tests_passed": 0.5}
 
 
