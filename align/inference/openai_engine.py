@@ -26,7 +26,7 @@ from align.inference.samples import (
     sample_seed,
 )
 from align.inference.settings import SamplingSettings, ServerSettings
-from align.records import Prompt, ToolCall
+from align.records import Prompt, ToolCall, is_cut_off
 from align.redaction import redact
 
 MALFORMED_CALL = "malformed tool call"  # finish reason of a response whose calls are not JSON; it has no text
@@ -141,6 +141,8 @@ class OpenAIEngine:
             calls = _calls(choice.message)
         except InputError:
             return Sample(key, number, self.name, "", num_tokens, MALFORMED_CALL, seed)
+        if calls and is_cut_off(finish):  # more calls may have followed; a message with calls cannot be cut off
+            return Sample(key, number, self.name, "", num_tokens, finish, seed)
         return Sample(key, number, self.name, text, num_tokens, finish, seed, calls)
 
     def _add_cost(self, usage: Usage | None) -> None:

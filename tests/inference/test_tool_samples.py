@@ -77,6 +77,12 @@ def test_a_malformed_call_of_a_server_is_an_empty_response(arguments):
     assert (sample.text, sample.tool_calls, sample.finish) == ("", (), "malformed tool call")
 
 
+def test_a_response_that_is_cut_off_behind_a_call_is_empty():
+    with serving([saying({"content": "I look.", "tool_calls": CALLS}, "length")]) as server:
+        (sample,) = respond(engine(server), [ASKED], SETTINGS)
+    assert (sample.text, sample.tool_calls, sample.finish) == ("", (), "length")
+
+
 def test_keys_of_prompts_and_samples_without_tools_have_not_changed():
     """The keys of earlier journals, groups and seeds: a hash of roles and contents."""
     assert prompt_key(Prompt((Message("user", "Hello."),))) == "69dc22fd28d80aeb"
