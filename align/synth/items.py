@@ -25,6 +25,7 @@ TOPIC, KEYWORD, DOCUMENT, PROMPT, DEMONSTRATION, PAIR = (
 NAMES = (TOPIC, KEYWORD)  # kinds that are only names
 ROWS = (PROMPT, DEMONSTRATION, PAIR)  # kinds that later steps read
 LINEAGE = "lineage"  # key of an output row's metadata
+FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}  # as text, as in CSV
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +136,20 @@ def source_item(record: Record, kind: str, source: str) -> Item:
 def is_flagged(metadata: Mapping[str, Any]) -> bool:
     """Return whether a row is marked as unsafe: by a `flagged` column, or by one of LMSYS-Chat-1M's moderations.
 
+    Raises `InputError` for text that is neither true nor false.
+
     >>> is_flagged({"openai_moderation": [{"flagged": False}, {"flagged": True}]}), is_flagged({"flagged": 0})
     (True, False)
     """
     moderation: object = metadata.get("openai_moderation")
     entries: Sequence[Any] = moderation if isinstance(moderation, list) else [moderation]
-    return bool(metadata.get("flagged")) or any(
-        isinstance(each, Mapping) and bool(each.get("flagged")) for each in entries
-    )
+    marks = [metadata, *(each for each in entries if isinstance(each, Mapping))]
+    return any([_is_true(each.get("flagged")) for each in marks])
+
+
+def _is_true(flag: object) -> bool:
+    if not isinstance(flag, str):
+        return bool(flag)
+    if flag.strip().lower() not in FLAGS:
+        raise InputError(f"flagged is {flag!r}; it must be one of true, false, yes, no, 1, 0 and empty")
+    return FLAGS[flag.strip().lower()]

@@ -22,6 +22,11 @@ DIGEST_BITS = 64
 ROUNDING = 1e-9  # of the sum of the shares
 
 
+def seed_words(prompt: str) -> str:
+    """Return what decides the split of a seed prompt: its words, whatever their case, punctuation and order."""
+    return " ".join(sorted(re.findall(r"\w+", prompt.lower())))
+
+
 class SplitShares(Settings):
     """Shares of the seed prompts in each split."""
 
@@ -46,8 +51,7 @@ class SplitShares(Settings):
 
         A flagged one in the SFT split goes to the preference data, and to none where there is no such split.
         """
-        words = " ".join(sorted(re.findall(r"\w+", prompt.lower())))
-        digest = hashlib.sha256(f"split of a seed prompt: {words}".encode()).digest()
+        digest = hashlib.sha256(f"split of a seed prompt: {seed_words(prompt)}".encode()).digest()
         place = int.from_bytes(digest[: DIGEST_BITS // 8]) / 2**DIGEST_BITS
         chosen: SplitName = self.used[-1]
         for name in self.used:

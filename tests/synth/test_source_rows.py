@@ -8,6 +8,7 @@ from small_runs import run
 from synthetic_runs import all_rows, check_counts, make
 
 from align.errors import InputError
+from align.synth.items import is_flagged
 from align.workflow.estimate import estimate
 from align.workflow.recipe.load import load_recipe
 
@@ -106,6 +107,46 @@ def test_a_later_step_keeps_the_split_and_the_seeds_of_made_rows(tmp_path):
             data=found,
             splits={"sft": 0, "preference": 0, "test": 1},
         )
+
+
+def test_made_sft_rows_that_were_flagged_afterwards_are_in_no_split(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    lines = [{"prompt": f"What is known about {word}?"} for word in WORDS]
+    again = {"asked": {"family": "prompts", "of": "rows"}}
+    make(first, ScriptedTeacher(HONEST), again, data=source(first, lines), splits=SPLITS)
+    made = made_rows(first, "sft-prompts.jsonl")
+    assert len(made) > 1
+    data = source(second, [{**row, "flagged": row is made[0]} for row in made])
+    families = {**again, "longer": {"family": "revise_open_qa", "of": "rows", "number": 1}}
+    report = make(second, ScriptedTeacher(HONEST), families, data=data, splits=SPLITS)
+    check_counts(report)
+    assert report["left_out"] == {"flagged as unsafe": 2}
+    left = [row["prompt"][0]["content"] for row in made_rows(second, "sft-prompts.jsonl")]
+    assert made[0]["prompt"][0]["content"] not in left and len(left) == 2 * len(made) - 2
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_prompt_that_one_source_flags_is_flagged_in_all_of_them(tmp_path, order):
+    lines = [{"prompt": f"What is known about {word}?"} for word in WORDS]
+    marked = [{"prompt": f"what is KNOWN about {word}", "flagged": True} for word in WORDS]
+    data = source(tmp_path, [*lines, *lines]) | source(tmp_path, marked, "others")
+    families = {
+        "asked": {"family": "prompts", "of": ["rows", "others"][::order]},
+        "alone": {"family": "prompts", "of": "rows"},
+    }
+    report = make(tmp_path, ScriptedTeacher(HONEST), families, data=data, splits=SPLITS)
+    check_counts(report)
+    assert report["rows"]["sft-prompts.jsonl"] == 0 and report["rows"]["preference-prompts.jsonl"] > 4
+
+
+def test_flags_are_read_from_text_and_other_text_is_an_error(tmp_path):
+    for flags, expected in ((("False", "no", "0", "", " false"), False), (("True", "yes", "1", "TRUE "), True)):
+        assert {is_flagged({"flagged": flag}) for flag in flags} == {expected}
+        assert {is_flagged({"openai_moderation": [{"flagged": flag}]}) for flag in flags} == {expected}
+    lines = [{"prompt": "What is amber?", "flagged": "maybe"}]
+    families = {"asked": {"family": "prompts", "of": "rows"}}
+    with pytest.raises(InputError, match=r"row 1: flagged is 'maybe'; it must be one of true, false"):
+        make(tmp_path, ScriptedTeacher(HONEST), families, data=source(tmp_path, lines))
 
 
 def test_constraints_of_a_source_are_refused(tmp_path):

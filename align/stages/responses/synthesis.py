@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -44,7 +44,7 @@ from align.synth.order import ordered, written
 from align.synth.ratings import Ratings
 from align.synth.requests import STORE_FORMAT, Teacher, Teachers
 from align.synth.scored_groups import prompt_of
-from align.synth.splits import FLAGGED, SEVERAL
+from align.synth.splits import FLAGGED, SEVERAL, seed_words
 from align.synth.workbench import ASKED, KEPT, Workbench, with_split
 
 if TYPE_CHECKING:
@@ -127,6 +127,13 @@ class Made(NamedTuple):
 def _make(step: SynthesisSettings, context: RunContext, teachers: Teachers, judge: Ratings | None) -> Made:
     """Return the items and the workbench of each entry, in the order of the recipe."""
     made, benches, rows = dict[str, list[Item]](), dict[str, Workbench](), dict[str, Item]()
+    read = {
+        (entry, name): _source_items(context, name, step.families[entry])
+        for entry in ordered(step.families)
+        for name in step.families[entry].parents
+        if name not in step.families
+    }
+    unsafe = {seed_words(item.first_prompt) for items, _ in read.values() for item in items if item.flagged}
     for name in ordered(step.families):
         family = step.families[name]
         changes = {key: value for key in SAMPLING_KEYS if (value := getattr(family, key)) is not None}
@@ -146,7 +153,9 @@ def _make(step: SynthesisSettings, context: RunContext, teachers: Teachers, judg
             if parent in made:  # without what was made on the way
                 parents += [item for item in made[parent] if item.kind == step.families[parent].makes]
             else:
-                parents += _source_items(step, context, parent, bench, family)
+                items, counts = read[name, parent]
+                bench.counts.update(counts)
+                parents += _split(items, unsafe, step, context.inputs.sources[parent].path)
         chosen = _chosen(parents, family, bench)
         rows |= {item.id: item for item in chosen if item.entry not in made}
         made[name] = list(family.make(chosen, bench))
@@ -156,25 +165,32 @@ def _make(step: SynthesisSettings, context: RunContext, teachers: Teachers, judg
     return Made(in_order, {name: benches[name] for name in step.families}, list(rows.values()))
 
 
-def _source_items(
-    step: SynthesisSettings, context: RunContext, name: str, bench: Workbench, family: Family
-) -> list[Item]:
-    """Return the rows of a source as items of the family's first kind; rows that are skipped are counted."""
-    source, found = context.inputs.sources[name], list[Item]()
+def _source_items(context: RunContext, name: str, family: Family) -> tuple[list[Item], Counter[str]]:
+    """Return the rows of a source as items of the family's first kind, and the numbers of skipped rows by reason."""
+    source, found, counts = context.inputs.sources[name], list[Item](), Counter[str]()
     with rows_of(name):
         reading, rejections = streamed(source, kind=Prompt, seed=context.inputs.seed), Rejections(source.on_error)
         for located in reading.records:
             with rejections.at(located.place):
                 # A family that reads prompts only gets the prompt of a dialogue
                 record = located.record if DEMONSTRATION in family.reads else prompt_of(located.record)
-                item = source_item(record, family.reads[0], name)
-                found.append(item if item.seeds else with_split(item, (), step.splits))
+                found.append(source_item(record, family.reads[0], name))
     context.inputs.check_unchanged(source)
+    counts.update({f"rows: {reason}": number for reason, number in reading.statistics.dropped.items()})
+    counts.update({f"rows: {key.removeprefix(DROPPED_ROWS)}": each for key, each in rejections.counts.items()})
+    return found, counts
+
+
+def _split(items: Sequence[Item], unsafe: Set[str], step: SynthesisSettings, path: str) -> list[Item]:
+    """Return the items of a source with their splits; rows with an `unsafe` prompt are flagged, and never in `sft`."""
+    found = list[Item]()
+    for each in items:
+        item = replace(each, flagged=each.flagged or seed_words(each.first_prompt) in unsafe)
+        item = item if item.seeds else with_split(item, (), step.splits)
+        found.append(replace(item, split=None) if item.flagged and item.split == "sft" else item)
     others = {item.split for item in found if item.split is not None} - {*step.splits.used}
     if others:
-        raise InputError(f"{source.path} has rows of the split {min(others)}, whose share is 0 here", ("splits",))
-    bench.counts.update({f"rows: {reason}": number for reason, number in reading.statistics.dropped.items()})
-    bench.counts.update({f"rows: {key.removeprefix(DROPPED_ROWS)}": each for key, each in rejections.counts.items()})
+        raise InputError(f"{path} has rows of the split {min(others)}, whose share is 0 here", ("splits",))
     return found
 
 
