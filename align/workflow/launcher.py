@@ -164,7 +164,7 @@ def _follow(
         try:
             while status is None:
                 if stop.requested and not forwarded:
-                    child.terminate()  # the launcher forwards it to its processes
+                    _stop(child)
                     forwarded = True
                 with suppress(subprocess.TimeoutExpired):
                     status = child.wait(POLL_S)
@@ -176,8 +176,15 @@ def _follow(
             raise
         finally:
             if child.poll() is None:
-                child.terminate()
+                _stop(child)
                 child.wait()
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM to the processes of an `accelerate launch`: it does not forward it to a single one."""
+    with suppress(psutil.NoSuchProcess):
+        for each in psutil.Process(child.pid).children() or [child]:
+            each.terminate()
 
 
 def beginning(working: Path, is_prepared: Callable[[], bool]) -> datetime:

@@ -92,18 +92,19 @@ def test_an_edit_of_the_recipe_before_a_launch_is_reported(tmp_path):
     assert f"exited with status 1: {reason}" in str(error.value)
 
 
-def test_a_pipeline_that_is_told_to_stop_tells_its_children_who_keep_their_step(tmp_path):
+@pytest.mark.parametrize("launch", ["cpu-1", "ddp-cpu-2"])
+def test_a_pipeline_that_is_told_to_stop_tells_its_children_who_keep_their_step(tmp_path, launch):
     path = written(tmp_path)
     longer = "steps.sft.train.epochs=40"  # 240 steps, and no checkpoint is due before a quarter of an hour
-    command = [sys.executable, "-m", "align", "run", str(path), LAUNCH, longer]
+    command = [sys.executable, "-m", "align", "run", str(path), f"steps.sft.launch=launch/{launch}.yaml", longer]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     begun = tmp_path / "runs/small/sft.partial/metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (begun.is_file() and begun.read_text().count("\n") > 2):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.terminate()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert process.returncode == 1
     told = re.search(r"align: sft: .*SIGTERM: saved a checkpoint after step (\d+) of 240", said.splitlines()[-1])
     assert told, said
