@@ -112,11 +112,11 @@ def step_ledger(usage: Usage, energy: EnergyReading, settings: AccountingSetting
 def sum_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
     """Return the ledger of a run: sums and maxima of known values, and ratios of sums.
 
-    Raises `InputError` for an empty sequence or more than one currency.
+    Raises `InputError` for an empty sequence or costs in more than one currency.
     """
     if not ledgers:
         raise InputError("there are no ledgers to sum")
-    currencies = sorted({each.currency for each in ledgers})
+    currencies = sorted({each.currency for each in ledgers if each.cost is not None}) or [ledgers[-1].currency]
     if len(currencies) > 1:
         raise InputError(
             f"costs in {' and '.join(currencies)} cannot be summed; keep accounting.currency the same for all steps"

@@ -44,7 +44,8 @@ def check_budget(recipe: Recipe, energy: EnergyMeter) -> None:
 def allowance(recipe: Recipe) -> Allowance:
     """Return the caps of a run with what it has used: by finished steps, unfinished attempts, and replaced folders.
 
-    Stops the run if a cap is reached already. Raises `InputError` for a cap on what is unknown of an earlier step.
+    Stops the run if a cap is reached already. Raises `InputError` for a cap on what is unknown of an earlier step, and
+    for a step whose cost is in another currency.
     """
     spent, budget, accounting = Spent(), recipe.budget, recipe.accounting
     for name, used in _used(recipe):
@@ -83,6 +84,9 @@ def _used(recipe: Recipe) -> Iterator[tuple[str, Spent]]:
     for name in (*recipe.steps, *_later_trials(recipe)):
         ledger = _ledger(recipe, name)
         if ledger is not None and _record(name, ledger) not in replaced:
+            if ledger.cost is not None and ledger.currency != recipe.accounting.currency:
+                message = f"step {name!r} has a cost in {ledger.currency}; keep {ledger.currency}, or start another run"
+                raise InputError(message, ("accounting", "currency"))
             yield name, Spent.of_ledger(ledger, recipe.accounting)
         yield name, spent_unfinished(working_folder(recipe.root / name), recipe.accounting)
 

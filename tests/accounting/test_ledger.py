@@ -55,6 +55,14 @@ def test_unknown_values_are_counted_and_not_summed_as_zero():
     assert sum_ledgers([step_ledger(TRAINED, LOST, free)]).energy_measured is False
 
 
+def test_the_currency_of_a_run_is_that_of_its_costs():
+    free, priced = step_ledger(TRAINED, MEASURED, AccountingSettings()), step_ledger(TRAINED, MEASURED, SETTINGS)
+    for ledgers in ([free, priced], [priced, free]):
+        run = sum_ledgers(ledgers)
+        assert (run.cost, run.currency, run.unknown) == (6, "EUR", {"cost": 1})
+    assert sum_ledgers([free, free]).currency == "USD"
+
+
 def test_peaks_are_maxima_and_sums_are_associative():
     small = replace(TRAINED, peak_memory_bytes=None, weights=900, peak_flops=5e9)
     steps = [
@@ -79,7 +87,9 @@ def test_a_ledger_round_trips_through_json(usage, energy):
 
 def test_ledgers_that_cannot_be_summed_or_read_are_rejected():
     with pytest.raises(InputError, match="EUR and USD"):
-        sum_ledgers([step_ledger(TRAINED, MEASURED, SETTINGS), step_ledger(TRAINED, MEASURED, AccountingSettings())])
+        sum_ledgers(
+            [step_ledger(TRAINED, MEASURED, each) for each in (SETTINGS, AccountingSettings(price_per_device_hour=2))]
+        )
     with pytest.raises(InputError, match="no ledgers"):
         sum_ledgers([])
     written = step_ledger(TRAINED, MEASURED, SETTINGS).to_json()

@@ -14,7 +14,7 @@ from align.accounting.budget import Allowance, BudgetSettings, Spent, reached
 from align.accounting.counters import NoCounter
 from align.accounting.energy import EnergyReading
 from align.accounting.settings import AccountingSettings
-from align.artifacts import discard_attempt
+from align.artifacts import discard_attempt, read_json
 from align.commands.check import check
 from align.distributed.progress import SilentProgress
 from align.distributed.signals import defer_stop
@@ -171,6 +171,21 @@ def test_what_was_used_for_steps_that_run_again_counts(tmp_path):
     with pytest.raises(Stopped):
         run(tmp_path, "steps.sft.train.learning_rate=4e-3", cap, until="sft")
     assert used(third).flops == spent.flops
+
+
+def test_a_price_may_be_set_later_and_its_currency_does_not_change(tmp_path):
+    euros = ("accounting.price_per_device_hour=36", "accounting.currency=EUR")
+    run(tmp_path, until="base")
+    made, _ = run(tmp_path, *euros, until="sft")
+    assert made["base"]["ledger"]["cost"] is None
+    total = read_json(tmp_path / "runs/small/ledger.json")["total"]
+    assert (total["cost"], total["currency"]) == (made["sft"]["ledger"]["cost"], "EUR")
+    with pytest.raises(InputError) as refused:
+        run(tmp_path, "accounting.price_per_device_hour=36")
+    (error,) = refused.value.parts
+    assert error.loc == ("accounting", "currency")
+    assert str(error).endswith("step 'sft' has a cost in EUR; keep EUR, or start another run")
+    assert not (tmp_path / "runs/small/dpo").exists()
 
 
 def test_unknown_values_stay_unknown_in_sums_and_reach_no_cap():
