@@ -10,11 +10,14 @@ import pytest
 
 from align.config import build
 from align.errors import InputError, RunError
+from align.records import Demonstration
 from align.report.search.section import trial_rows
+from align.stages.inputs.sources import SourceSettings, streamed
 from align.workflow.recipe.load import validated_recipe
 from align.workflow.retention import best_policy
 from align.workflow.search.outcomes import Outcome, advanced, ranked
 from align.workflow.search.points import point, value_at, with_point
+from align.workflow.search.results import _share_rows
 from align.workflow.search.settings import Range, SearchSettings
 
 SPACE = {
@@ -365,3 +368,33 @@ def test_trials_without_a_value_are_shown_after_the_others_of_their_rung():
     found = {"space": {"beta": {}}, "column": "general correct", "greater_is_better": True, "chosen": None}
     _, rows = trial_rows({**found, "trials": trials}, set())
     assert [row[0] for row in rows] == ["4", "3", "1", "2", "4"]
+
+
+SOURCES = {
+    "first": {"limit": 3},
+    "second": {"skip": 3, "limit": 3},
+    "filtered": {"where": {"odd": True}, "limit": 3},
+    "after filtered": {"where": {"odd": True}, "skip": 3},
+    "lenient": {"on_error": "skip", "skip": 3},
+    "renamed": {"columns": {"prompt": "other"}, "limit": 3},
+}
+
+
+def test_sources_that_yield_a_row_of_one_file_share_rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    lines = [{"prompt": f"Q{at}", "other": f"Q{at + 3}", "response": "R", "odd": at % 2 == 1} for at in range(12)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "link.jsonl").symlink_to(file)
+    paths = [str(file), f"{tmp_path}/./rows.jsonl", str(tmp_path / "link.jsonl")]
+    found = {name: build(SourceSettings, {"path": paths[0], **settings}) for name, settings in SOURCES.items()}
+    rows = {
+        name: {located.record.messages[0].content for located in streamed(source, kind=Demonstration, seed=0).records}
+        for name, source in found.items()
+    }
+    assert rows["second"] & rows["filtered"]
+    for one, other in itertools.product(found, repeat=2):
+        for path in paths:
+            if rows[one] & rows[other]:
+                assert _share_rows(found[one], found[other].model_copy(update={"path": path})), (one, other)
+    for one, other in (("first", "second"), ("filtered", "after filtered")):
+        assert not rows[one] & rows[other] and not _share_rows(found[other], found[one])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from align.workflow.recipe.schema import Recipe
 from align.workflow.search.outcomes import COSTS, Manifests, Outcome, base_name, outcomes
 from align.workflow.search.points import point
 from align.workflow.search.trials import trial_name
+
+COUNTED = ("format", "columns", "where", "on_error")  # settings that decide which rows `skip` and `limit` count
 
 
 def search_results(recipe: Recipe, manifests: Manifests) -> dict[str, Any]:
@@ -82,7 +85,15 @@ def _sources(recipe: Recipe, evaluation: str) -> list[SourceSettings]:
 
 def _share_rows(one: SourceSettings, other: SourceSettings) -> bool:
     """Return whether two sources may have rows in common: those of one split, unless they are other parts of a file."""
-    if (one.path, one.split) != (other.path, other.split):
+    if _split(one) != _split(other):
         return False
+    if one.is_procedural or any(getattr(one, name) != getattr(other, name) for name in COUNTED):
+        return True
     first, second = sorted([one, other], key=lambda source: source.skip)
-    return one.is_procedural or first.limit is None or first.skip + first.limit > second.skip
+    return first.limit is None or first.skip + first.limit > second.skip
+
+
+def _split(source: SourceSettings) -> tuple[str, str | None]:
+    """Return the file or folder that a source reads, or the kind of its generated rows, and the split."""
+    is_local = not source.is_procedural and os.path.exists(source.path)
+    return os.path.realpath(source.path) if is_local else source.path, source.split
