@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from functools import partial
+from math import inf
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from align.errors import InputError
 from align.evaluation.likelihood import likelihoods
 from align.records import Demonstration, Message
 from align.report import write_report
+from align.rewards.verdicts import Verdict
 from align.stages.responses.made_data import _difficulties, _embedding
 from align.synth.items import DEMONSTRATION, PROMPT, Item
 from align.testing import tiny_policy
@@ -24,6 +26,7 @@ from align.train.instruction_difficulty import instruction_difficulty
 from align.workflow.recipe.load import load_recipe
 
 MADE = "runs/made/prompts"
+WORDS = ("amber", "basalt", "cobalt", "dew", "ether", "flint", "gravel", "humus", "ice", "jade")
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +127,31 @@ def test_demonstrations_have_the_difficulty_that_the_first_policy_finds(tmp_path
     assert list(found) == [items[0].id]
     assert found[items[0].id] == pytest.approx(instruction_difficulty(rows, encoder, partial(likelihoods, policy))[0])
     assert _difficulties(SimpleNamespace(difficulty=False, policies=["sft"]), context, items) == {}
+
+
+def odd_judge():
+    """Rates long answers as infinitely bad or good, which is no rating, and the others by their length."""
+
+    def rate(texts):
+        return tuple(Verdict(float(len(text)) if len(text) % 3 else (-1) ** len(text) * inf) for text in texts)
+
+    return lambda groups: [rate(texts) for _, texts in groups]
+
+
+def test_rewards_are_those_of_judges_and_not_a_column_of_the_source(tmp_path):
+    path = tmp_path / "seeds.jsonl"
+    path.write_text("".join(f'{{"prompt": "What is {word}?", "reward": "high"}}\n' for word in WORDS))
+    families = {
+        "longer": {"family": "revise_open_qa", "of": "seeds", "number": 1},
+        "talks": {"family": "dialogues", "of": "longer", "turns": 1, "min_reward": 0},
+    }
+    judges = [{"name": "test_made_data:odd_judge"}]
+    report = make(
+        tmp_path, ScriptedTeacher(dict.fromkeys(FORMS, 1)), families, data={"seeds": {"path": str(path)}}, judges=judges
+    )
+    talks = [row for row in rows(tmp_path, "lineage.jsonl") if row["entry"] == "talks"]
+    counts = report["entries"]["talks"]
+    assert len(talks) == counts["kept"] == len(WORDS) - counts["dropped: not rated by a judge"] < len(WORDS)
+    found = json.loads((tmp_path / MADE / "measures.json").read_text())["families"]
+    assert found["longer"]["rewarded"] == 0 and found["talks"]["rewarded"] == len(talks) > 0
+    assert found["talks"]["reward_mean"] == pytest.approx(np.mean([row["details"]["reward"] for row in talks]))

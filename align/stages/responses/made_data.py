@@ -44,7 +44,7 @@ def measure_items(
             "family": entry,
             "text": _text(item),
             "topic": _topic(item, by_id),
-            "reward": item.metadata.get("reward", item.details.get("reward")),
+            "reward": item.details.get("reward"),
             "parents": item.parents,
             "ifd": difficulties.get(item.id),
         }

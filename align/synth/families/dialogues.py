@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -223,7 +224,7 @@ class Dialogues(_TalkFamily):
         ]
         for talk, (verdict,) in zip(going, bench.rate(groups), strict=True):
             talk.reward = verdict.reward
-            if verdict.reward is None:
+            if verdict.reward is None or not math.isfinite(verdict.reward):
                 talk.reason = NOT_RATED
             elif verdict.reward < least:
                 talk.reason = LOW_REWARD
@@ -244,6 +245,7 @@ def _finished(talks: Sequence[Talk], kind: str, template: str, bench: Workbench)
             answers=talk.answers,
             template=template,
             messages=tuple(talk.messages),
+            details=rated,
             metadata=metadata,
         )
         if bench.keep(item):
