@@ -19,10 +19,14 @@ def instruction_difficulty(
 
     Li et al. 2024 (Cherry LLM), eq. 3, as their code computes it, from mean losses and not from perplexities: low where
     the instruction makes the answer easy, above 1 where it does not help. Alone means after an empty message of the
-    user. None for a row that `encoder` drops (`encoder.counts` has the reason) or whose answer alone is certain.
+    user. None for a row that `encoder` drops (`encoder.counts` has the reason), that has no text before the answer, or
+    whose answer alone is certain.
     `likelihoods` is `align.evaluation.likelihood.likelihoods` with a policy.
     """
-    pairs = [(encoder.encode(_given(row), index), encoder.encode(_alone(row), index)) for index, row in enumerate(rows)]
+    pairs = [
+        (encoder.encode(_given(row), index), encoder.encode(_alone(row), index)) if _has_prompt(row) else (None, None)
+        for index, row in enumerate(rows)
+    ]
     groups = [group for pair in pairs if None not in pair for group in pair if group is not None]
     losses = iter([-logp / length for ((logp, length),) in likelihoods(groups)] if groups else [])
     return [_ratio(next(losses), next(losses)) if None not in pair else None for pair in pairs]
@@ -34,6 +38,10 @@ def _ratio(given: float, alone: float) -> float | None:
 
 def _last_answer(row: Demonstration) -> int:
     return max(index for index, message in enumerate(row.messages) if message.role == "assistant")
+
+
+def _has_prompt(row: Demonstration) -> bool:
+    return any(message.content.strip() for message in row.messages[: _last_answer(row)])
 
 
 def _given(row: Demonstration) -> Comparison:

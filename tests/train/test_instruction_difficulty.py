@@ -66,6 +66,15 @@ def test_a_row_that_does_not_fit_has_no_difficulty_and_is_counted():
     assert instruction_difficulty([long], encoder, partial(likelihoods, policy)) == [None]
 
 
+def test_a_row_without_a_prompt_has_no_difficulty():
+    policy, tokenizer = tiny_policy()
+    answer = Message("assistant", "So.")
+    empty = [Demonstration((answer,)), Demonstration((Message("user", " "), answer))]
+    rows = [*empty, *tiny_demonstrations(num_rows=1)]
+    found = instruction_difficulty(rows, ChatEncoder(tokenizer), partial(likelihoods, policy))
+    assert found[:2] == [None, None] and found[2] is not None
+
+
 def test_the_dialogue_is_given_with_its_tools_and_the_answer_with_its_calls():
     tools, seen = ({"type": "function", "function": {"name": "weather"}},), []
 
