@@ -136,7 +136,7 @@ class Embedder(Stage):
         return columns
 
     def training_rows(self, source: SourceSettings) -> list[dict[str, Any]]:
-        """Return the rows as the objective reads them; scores become values in [0, 1]."""
+        """Return the rows as the objective reads them: scores become values in [0, 1], and sorted labels 0, 1, …"""
         rows = self._read(source, source.limit)
         columns = self.columns_of(source.path, rows)
         found = [{name: row[name] for name in columns} for row in rows]
@@ -151,6 +151,12 @@ class Embedder(Stage):
                         f"{self.train.max_score:g}"
                     )
                 row["score"] = score
+        if "label" in columns and self.train is not None:
+            labels = sorted({row["label"] for row in found})
+            if len(labels) < 2:
+                raise InputError(f"{source.path}: all rows have label {labels[0]}; classification needs two or more")
+            numbers = {label: number for number, label in enumerate(labels)}
+            found = [{**row, "label": numbers[row["label"]]} for row in found]
         return found
 
     def cache_key(self, inputs: StepInputs) -> list[Any]:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from small_runs import run
+from transformers import TrainingArguments
 
 from align.artifacts import read_manifest
 from align.curate.embeddings.folder import set_dropout
 from align.curate.embeddings.pipelines import load_pipeline, word_vectors
 from align.curate.embeddings.settings import JestSettings, TrainingSettings
 from align.curate.embeddings.training import SigmoidLoss, train_encoder
-from align.errors import InputError
+from align.errors import InputError, RunError
 from align.losses.contrastive import sigmoid_losses
 from align.stages.embedder import Embedder
 from align.stages.inputs.sources import SourceSettings
@@ -94,7 +95,7 @@ def train_sigmoid(finished, folder):
     model = load_pipeline(str(finished / "simcse")).model
     rows = [{"anchor": f"The {animal} is red.", "positive": f"A red {animal}"} for animal in ANIMALS * 2]
     settings = TrainingSettings(
-        objective="sigmoid", batch_size=6, epochs=2, learning_rate=0.05, jest=JestSettings(chunks=2)
+        objective="sigmoid", batch_size=6, epochs=2, learning_rate=0.05, log_every=1, jest=JestSettings(chunks=2)
     )
     return model, train_encoder(model, rows, settings, folder=folder)
 
@@ -116,6 +117,38 @@ def test_a_killed_training_resumes_with_the_weights_and_counts_of_its_loss(finis
     assert (again.steps, again.rows_scored) == (done.steps, done.rows_scored) == (4, 24)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
+
+
+@pytest.mark.parametrize(("bad_call", "error"), [(3, "step 3: the loss is not"), (4, "weights are not finite")])
+def test_training_ends_with_an_error_where_a_loss_or_a_weight_is_not_finite(
+    finished, tmp_path, monkeypatch, bad_call, error
+):
+    forward, calls = SigmoidLoss.forward, []
+
+    def broken(self, *args, **kwargs):
+        calls.append(args)
+        loss = forward(self, *args, **kwargs)
+        if len(calls) < bad_call:
+            return loss
+        zero = (self.bias - self.bias.detach()).abs()
+        return loss * torch.nan if bad_call == 3 else loss + zero.sqrt()  # the gradient of the root is not finite
+
+    monkeypatch.setattr(SigmoidLoss, "forward", broken)
+    with pytest.raises(RunError, match=error):
+        train_sigmoid(finished, tmp_path)
+
+
+def test_the_batch_does_not_grow_with_the_number_of_gpus(finished, tmp_path, monkeypatch):
+    made = TrainingArguments.__post_init__
+
+    def with_gpus(self):
+        made(self)
+        assert self.n_gpu in (0, 1)
+        self._n_gpu = 4
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", with_gpus)
+    _, done = train_sigmoid(finished, tmp_path)
+    assert (done.steps, done.rows_scored) == (4, 24)  # two epochs of 12 rows, 6 at a time
 
 
 class Lookup(torch.nn.Module):
@@ -189,3 +222,20 @@ def test_rows_without_the_columns_of_the_objective_are_refused(folder):
     cosine = Embedder(data="rows", train=TrainingSettings(objective="cosine", max_score=4))
     with pytest.raises(InputError, match="row 1 has score 5, not from 0 to max_score: 4"):
         cosine.training_rows(source)
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers"), [((3, 1, 2), [2, 0, 1]), ((-1, 1, -1), [0, 1, 0]), ((0.5, 2, 0), [1, 2, 0])]
+)
+def test_labels_become_numbers_from_zero_and_one_class_is_refused(finished, tmp_path, labels, numbers):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"sentence1": "The cat is red.", "sentence2": "A red cat", "label": label} for label in labels]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    step = Embedder(data="rows", train=TrainingSettings(objective="classification", batch_size=3, epochs=1))
+    found = step.training_rows(SourceSettings(path=str(path)))
+    assert [row["label"] for row in found] == numbers
+    model = load_pipeline(str(finished / "simcse")).model
+    assert train_encoder(model, found, step.train, folder=tmp_path / "checkpoints").steps == 1
+    path.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(InputError, match=f"all rows have label {labels[0]}; classification needs"):
+        step.training_rows(SourceSettings(path=str(path)))

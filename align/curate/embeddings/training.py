@@ -149,7 +149,7 @@ def train_encoder(
     """Train the model in place. `rows` have the columns of the objective; `folder` holds its checkpoints.
 
     A run that was interrupted resumes from the last epoch that `folder` holds. Raises `InputError` for fewer rows than
-    a batch, and `RunError` for a loss that is not finite.
+    a batch, and `RunError` for a loss or a weight that is not finite.
     """
     from datasets import Dataset  # noqa: PLC0415 - seconds to import
     from sentence_transformers import (  # noqa: PLC0415 - an extra, and slow to import
@@ -174,9 +174,12 @@ def train_encoder(
         save_strategy="epoch",
         save_total_limit=1,
         logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,  # it replaces a loss that is not finite by the mean
         report_to="none",
         disable_tqdm=True,
     )
+    # The trainer multiplies the batch by the number of GPUs that it uses
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage] - no argument sets it
     dataset = Dataset.from_list([dict(row) for row in rows])
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[_SaveLoss(loss)]
@@ -187,5 +190,8 @@ def train_encoder(
     losses = [(int(log["step"]), float(log["loss"])) for log in trainer.state.log_history if "loss" in log]
     if bad := [step for step, value in losses if not np.isfinite(value)]:
         raise RunError(f"step {bad[0]}: the loss is not finite; lower learning_rate ({settings.learning_rate})")
+    for name, weights in loss.named_parameters():
+        if not weights.isfinite().all():
+            raise RunError(f"{name}: weights are not finite; lower learning_rate ({settings.learning_rate})")
     model.eval()
     return Trained(trainer.state.global_step, losses, int(getattr(loss, "rows_scored", 0)))
