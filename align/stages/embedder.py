@@ -136,7 +136,7 @@ class Embedder(Stage):
         return columns
 
     def training_rows(self, source: SourceSettings) -> list[dict[str, Any]]:
-        """Return the rows as the objective reads them: scores become values in [0, 1], and sorted labels 0, 1, …"""
+        """Return the rows as the objective reads them: scores become values in [0, 1], and labels numbers from 0."""
         rows = self._read(source, source.limit)
         columns = self.columns_of(source.path, rows)
         found = [{name: row[name] for name in columns} for row in rows]
