@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from align.evaluation.pairs.arena_hard import LIST_ITEM
+from align.evaluation.tasks.mmlu import STATED
 from align.rewards.answers.comparison import same_answer
 from align.rewards.answers.extraction import final_answer
 from align.rewards.answers.math_equality import COMPARISON_S, equal_maths
+from align.rewards.judge_prompts.parsing import parse_first_rating, parse_preference
+from align.rewards.verifiers import layout
 
 GSM8K = Path(__file__).parents[2] / ".." / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
 
@@ -218,3 +222,35 @@ print(_service._worker._process.pid, flush=True)
     assert ran.stderr == ""
     with pytest.raises(ProcessLookupError):
         os.kill(int(ran.stdout), 0)
+
+
+LONG = 50_000
+DEGENERATE = {
+    "blank lines": (final_answer, "\n" * LONG + "x"),
+    "open formulas": (final_answer, r"\( " * (LONG // 5) + "5 x"),
+    "spaces behind a box": (final_answer, r"\boxed{1}" + " " * LONG + r"x\boxed{2}"),
+    "an open decision": (parse_preference, "[[" + " " * LONG + "x"),
+    "an open rating": (parse_first_rating, "[[" + "1" * LONG),
+    "an answer without a letter": (STATED.search, "answer" + " " * LONG),
+    "a list of blank lines": (LIST_ITEM.findall, "\n" * LONG),
+    "bullets of blank lines": (lambda text: layout.number_bullet_lists(text, num_bullets=1), "\n" * LONG),
+    "open placeholders": (lambda text: layout.number_placeholders(text, num_placeholders=1), "[" * LONG),
+    "an open title": (layout.title, "<" * LONG),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_the_time_for_degenerate_output_grows_with_its_length_only(name):
+    read, text = DEGENERATE[name]
+    start = time.process_time()
+    read(text)
+    assert time.process_time() - start < 1.5  # 0.3 s at most; quadratic time is above 3 s
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [("[[A]] [[ ]]", None), ("[[  B\n]]", 0), ("[[A]] [[no decision]]", 1), ("[[ " + " " * 20 + "A]]", 1)],
+)
+def test_a_decision_may_have_spaces_around_it(answer, value):
+    found = parse_preference(answer)
+    assert (found and found.value) == value

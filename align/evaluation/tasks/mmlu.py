@@ -29,7 +29,7 @@ LIKELIHOOD, LIKELIHOOD_CHAT, GENERATED, UNPARSABLE = "likelihood", "likelihood_c
 OF_ANSWERS = (GENERATED, UNPARSABLE)
 FIRST = re.compile(r"\W*(?P<letter>[A-D])(?:[.):,\]*}]|\s*$|\s*\n)")  # not the article: "A plant"
 STATED = re.compile(  # not the article: "the answer is A planet"
-    r"(?i:answer|choice|option)\s*(?:is|:)?\s*:?[\s*(\[]*(?P<letter>A(?!\s+[a-z]|\w)|[B-D]\b)"
+    r"(?i:answer|choice|option)(?:\s*(?:is|:)(?:\s*:)?)?[\s*(\[]*(?P<letter>A(?!\s+[a-z]|\w)|[B-D]\b)"
     r"|\\boxed\{\s*(?:\\text\{)?\(?(?P<boxed>[A-D])\b"
     r"|\b(?P<named>[A-D])[)*]*\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
 )

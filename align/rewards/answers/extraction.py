@@ -19,7 +19,7 @@ MARKER = re.compile(r"####[ \t]*(?P<answer>\S.*)(?P<rest>\s*)")
 TAGGED = re.compile(r"<answer>(?P<answer>(?:(?!<answer>).){1,4000}?)</answer>", re.DOTALL | re.IGNORECASE)
 BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 BARE_BOX = re.compile(r"\\boxed\s*(?P<answer>-?[\w.]+)")
-BETWEEN_BOXES = re.compile(r"\s*\$?\s*(?:,|;|,?\s*(?:and|or)\b)\s*\$?\s*")
+BETWEEN_BOXES = re.compile(r"\s*(?:\$\s*)?(?:[,;]|(?:,\s*)?(?:and|or)\b)\s*(?:\$\s*)?")
 MEMBER = re.compile(
     r'"(?:final[ _]?)?(?:answer|result|solution)"\s*:\s*(?P<value>"(?:[^"\\\n]|\\.)*"|\[[^\[\]{}]*\]|[^\s,"{}\[\]]+)',
     re.IGNORECASE,
@@ -29,7 +29,7 @@ STATED = re.compile(
     r"(?:(?:\banswers?|\b(?:correct|right|best)\s+(?:option|choice)|(?:"
     rf"\b(?:{LANGUAGES})))\**\s*(?:is|are|will\s+be|would\s+be|should\s+be|equals|comes\s+(?:out\s+)?to|=|:|"
     r"ist|lautet|est|es|è|é|adalah|-+>|→|—)(?![A-Za-z])\**:?"
-    r"|(?:答案|答え|答|정답)\s*(?:是|为|為|は|은|는|：|:)+|^[#*\s]*(?:final\s+)?answer[*:]*[ \t]*$)"
+    r"|(?:答案|答え|答|정답)\s*(?:是|为|為|は|은|는|：|:)+|^(?:[#*]|[^\S\n])*(?:final\s+)?answer[*:]*[ \t]*$)"
     r"\s*\**(?:(?:about|approximately|roughly)\s)?(?=\S)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -42,10 +42,11 @@ EXPLANATION = re.compile(
     rf"\n.*|(?<=\S){ABBREVIATIONS}[.!](?:\s.*)?$|。.*|\*\*.*|\s(?:because|since|which|so that|as)\b.*", re.DOTALL
 )
 FORMULA = re.compile(
-    r"\$\$(?P<display>[^$]+)\$\$|\$(?P<inline>[^$\n]+)\$(?!\w|\.\d)|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]",
+    r"\$\$(?P<display>[^$]+)\$\$|\$(?P<inline>[^$\n]+)\$(?!\w|\.\d)"
+    r"|\\\((?P<round>.{1,1000}?)\\\)|\\\[(?P<square>.{1,1000}?)\\\]",
     re.DOTALL,
 )
-MORE_FORMULAS = re.compile(r"\s*(?:,|,?\s*(?:and|or)\b)\s*(?:\$|\\\()")
+MORE_FORMULAS = re.compile(r"\s*(?:,|(?:,\s*)?(?:and|or)\b)\s*(?:\$|\\\()")
 NUMBER = re.compile(
     r"(?<![\d.,:])\d{1,2}:\d{1,2}(?![\d:])(?:\s?(?i:[ap]\.?m)\b\.?)?"  # a ratio, or a time of day
     r"|(?:(?<![\w)\]}])[-−])?[$€£¥₹]?(?<![\d.,])(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+(?!\d)|\d+)"

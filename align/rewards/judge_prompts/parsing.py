@@ -10,7 +10,7 @@ from align.records import Message
 from align.rewards.thoughts import VisibleText, visible_text
 
 MIN_RATING, MAX_RATING = 1.0, 10.0
-DECISION = re.compile(r"\[\[\s*([^\[\]]{1,8}?)\s*\]\]")
+DECISION = re.compile(r"\[\[\s*([^\[\]\s](?:[^\[\]]{0,6}[^\[\]\s])?|(?<=\s)(?=\]\]))\s*\]\]")  # empty for spaces only
 LABELS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}  # of Arena-Hard: is A the better one
 
 
@@ -99,7 +99,7 @@ def parse_first_rating(answer: str) -> Decision | None:
     return None if found is None else Decision(float(found[1]))
 
 
-RATING_MARKS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
+RATING_MARKS = (re.compile(r"\[\[(\d+(?:\.\d*)?)\]\]"), re.compile(r"\[(\d+(?:\.\d*)?)\]"))
 
 
 def parse_first_preference(answer: str) -> Decision | None:

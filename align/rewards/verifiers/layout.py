@@ -73,8 +73,8 @@ def number_bullet_lists(response: str, *, num_bullets: Count) -> bool:
     >>> number_bullet_lists("Two:\n* one\n- two", num_bullets=2)
     True
     """
-    stars = re.findall(r"^\s*\*[^\*].*$", response, re.MULTILINE)
-    dashes = re.findall(r"^\s*-.*$", response, re.MULTILINE)
+    stars = re.findall(r"^[^\S\n]*\*[^\*].*$", response, re.MULTILINE)
+    dashes = re.findall(r"^[^\S\n]*-.*$", response, re.MULTILINE)
     return len(stars) + len(dashes) == num_bullets
 
 
@@ -97,7 +97,8 @@ def number_placeholders(response: str, *, num_placeholders: Count) -> bool:
     >>> number_placeholders("Dear [name], see you on [date].", num_placeholders=2)
     True
     """
-    return len(re.findall(r"\[.*?\]", response)) >= num_placeholders
+    before_brackets = [part for line in response.split("\n") for part in line.split("]")[:-1]]
+    return sum("[" in part for part in before_brackets) >= num_placeholders
 
 
 def postscript(response: str, *, postscript_marker: Annotated[str, AfterValidator(_valid_lowercase_pattern)]) -> bool:
@@ -117,7 +118,8 @@ def title(response: str) -> bool:
     >>> title("<<A walk>>\nIt rained.")
     True
     """
-    return any(found.lstrip("<").rstrip(">").strip() for found in re.findall(r"<<[^\n]+>>", response))
+    lines = (line[line.find("<<") : line.rfind(">>") + 2] for line in response.split("\n") if "<<" in line)
+    return any(found.lstrip("<").rstrip(">").strip() for found in lines if len(found) > len("<<>>"))
 
 
 def json_format(response: str) -> bool:
