@@ -18,8 +18,8 @@ from align.distributed.journal import Journal, run_with_journal
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.distributed.work_split import WorkShard
-from align.errors import InputError, RunError
-from align.inference.samples import Engine, Sample, Throughput, prompt_key, sample_seed
+from align.errors import InputError, RowOrigin, RunError
+from align.inference.samples import REFUSED, Engine, Sample, Throughput, prompt_key, sample_seed
 from align.inference.settings import SamplingSettings
 from align.inference.transformers_engine import TransformersEngine
 from align.records import Message, Prompt, is_cut_off, message_key
@@ -40,8 +40,8 @@ class Request:
 
     @property
     def prompt(self) -> Prompt:
-        """The messages as a prompt."""
-        return Prompt(self.messages)
+        """The messages as a prompt. A server may refuse it, which is an answer too."""
+        return Prompt(self.messages, origin=RowOrigin("a request", skips=True))
 
 
 def ask_user(text: str, sampling: SamplingSettings, number: int = 0) -> Request:
@@ -91,6 +91,7 @@ class Teachers:
         self._engine: Engine | None = None
         self.throughput: dict[str, Throughput] = {}  # of all requests of this step, those answered before included
         self.num_asked = self.num_new = 0  # requests; those that had no answer
+        self._accepted: set[str] = set()  # models that have accepted a request of this step
 
     @property
     def default(self) -> str:
@@ -101,7 +102,8 @@ class Teachers:
         """Return the answer to each request, in order. Every process must ask the same.
 
         Requests with equal messages, sampling and number have one answer. Raises `RunError` where the engine fails;
-        the answers that arrived until then are stored.
+        the answers that arrived until then are stored. Raises `InputError` where a server refuses all requests from the
+        first one on, as it does if the settings are wrong; none of these is stored.
         """
         name = by or self.default
         keys = [self.key(request, name) for request in requests]
@@ -109,9 +111,11 @@ class Teachers:
         self.num_asked += len(set(keys))
         self.num_new += len(missing)
         self._progress.phase(activity, len(set(keys)), len(set(keys)) - len(missing))
+        self._note_accepted(name, keys)
         batch = f"{WORK}/{stable_hash(sorted(set(keys)))}"
         if missing:
             self._answer(name, dict(zip(keys, requests, strict=True)), batch)
+        self._note_accepted(name, keys)
         self._add_work(name, self._store.done.get(batch))
         return [self._answer_of(key, name) for key in keys]
 
@@ -154,12 +158,18 @@ class Teachers:
         def work() -> Throughput:
             engine = self._loaded(name)
             before = replace(engine.throughput)
-            for key, request, sample in self._samples(engine, dict(own)):
-                shown = {"messages": [[each.role, each.content] for each in request.messages]}
-                self._store.add(
-                    key, {**shown, "text": sample.text, "finish": sample.finish, "tokens": sample.num_tokens}
-                )
-                self._progress.advance(1)
+            refused: list[tuple[str, Request, Sample]] = []
+            is_accepted = name in self._accepted
+            for found in self._samples(engine, dict(own)):
+                if is_accepted or not found[2].finish.startswith(REFUSED):
+                    is_accepted = True
+                    self._add(*found)
+                else:
+                    refused.append(found)
+            if refused and not is_accepted:
+                raise InputError(f"{name}: the server refused every request, first with {refused[0][2].finish}")
+            for found in refused:
+                self._add(*found)
             return _difference(engine.throughput, before)
 
         spent = run_with_journal(self._store, self._processes, work, "asking")
@@ -170,6 +180,16 @@ class Teachers:
                 self._store.add(batch, asdict(total))
 
         run_with_journal(self._store, self._processes, note_work, "asking")
+
+    def _add(self, key: str, request: Request, sample: Sample) -> None:
+        shown = {"messages": [[each.role, each.content] for each in request.messages]}
+        self._store.add(key, {**shown, "text": sample.text, "finish": sample.finish, "tokens": sample.num_tokens})
+        self._progress.advance(1)
+
+    def _note_accepted(self, name: str, keys: Sequence[str]) -> None:
+        known = (self._store.done[key] for key in keys if key in self._store.done)
+        if any(not each["finish"].startswith(REFUSED) for each in known):
+            self._accepted.add(name)
 
     def _samples(self, engine: Engine, requests: Mapping[str, Request]) -> Iterator[tuple[str, Request, Sample]]:
         """Yield the missing samples; requests with equal sampling settings are sampled together."""

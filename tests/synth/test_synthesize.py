@@ -9,10 +9,10 @@ from scripted_teacher import CURRENT, FAULTS, FORMS, ScriptedTeacher, serving_te
 from small_runs import Told
 from small_runs import run as small_run
 from synthetic_runs import FAMILIES as SHAPE
-from synthetic_runs import all_rows, check_counts, check_lineage, content, make, run, stored
+from synthetic_runs import all_rows, check_counts, check_lineage, content, make, rows, run, stored
 
 from align.config import build
-from align.errors import RunError
+from align.errors import InputError, RunError
 from align.synth.families.table import FAMILIES
 from align.synth.order import planned_calls
 from align.workflow.estimate import estimate
@@ -129,6 +129,34 @@ def test_a_server_that_fails_ends_in_one_line_and_a_rerun_resumes(tmp_path):
         server.always = "ok"
         report = make(tmp_path, server.url, concurrency=1)
     assert report["requests"]["answered_before"] == 3
+
+
+def test_a_refused_request_is_dropped_and_counted_and_not_asked_again(tmp_path):
+    families = {**FEW, "talks": {"family": "dialogues", "of": "questions", "turns": 1}}
+    with serving_teacher(ScriptedTeacher(HONEST)) as server:
+        make(tmp_path / "whole", server.url, families)
+        topic = next(row["text"] for row in rows(tmp_path / "whole", "lineage.jsonl") if row["kind"] == "topic")
+        server.refuses = topic
+        report = make(tmp_path / "made", server.url, families)
+        check_counts(report)
+        asked = len(server.requests)
+        assert make(tmp_path / "made", server.url, families)["entries"] == report["entries"]
+        assert len(server.requests) == asked
+    dropped = {name: counts.get("dropped: refused by the server", 0) for name, counts in report["entries"].items()}
+    assert dropped["topics"] == 0 and dropped["questions"] >= 3
+    assert {row["finish"][:17] for row in stored(tmp_path / "made").values() if not row["text"]} == {
+        "refused: HTTP 400"
+    }
+
+
+def test_a_server_that_refuses_every_request_ends_the_step_and_nothing_is_stored(tmp_path):
+    with serving_teacher(ScriptedTeacher(HONEST), always=(422,)) as server:
+        with pytest.raises(InputError, match="teacher: the server refused every request, first with refused: HTTP 422"):
+            make(tmp_path, server.url, FEW)
+        assert not stored(tmp_path)
+        server.always = "ok"
+        report = make(tmp_path, server.url, FEW)
+    assert report["requests"]["answered_before"] == 0 and sum(report["rows"].values()) > 0
 
 
 def test_a_faulty_teacher_gives_no_row_that_it_did_not_write_and_the_counts_add_up(tmp_path):

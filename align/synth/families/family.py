@@ -23,6 +23,7 @@ from pydantic import Field
 
 from align.config import Settings, stable_hash
 from align.errors import InputError, one_line
+from align.inference.samples import REFUSED as REFUSED_BY_SERVER
 from align.inference.samples import TOO_LONG
 from align.rewards.verifiers.refusals import is_refusal
 from align.synth.items import Item
@@ -129,10 +130,17 @@ class ChildFamily(Family):
         return [self.of] if isinstance(self.of, str) else self.of
 
 
+def unanswered(answer: Answer) -> str:
+    """Return why a request was not answered; empty where it was."""
+    if answer.finish.startswith(REFUSED_BY_SERVER):
+        return "refused by the server"
+    return TOO_LONG if answer.finish == TOO_LONG else ""
+
+
 def lost(answer: Answer, *, refusals: bool = True) -> str:
     """Return why an answer cannot be a message; empty where it can. `refusals` are among the reasons."""
-    if answer.finish == TOO_LONG:
-        return TOO_LONG
+    if reason := unanswered(answer):
+        return reason
     if answer.is_cut:
         return CUT
     if not answer.text.strip():

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from align.inference.samples import TOO_LONG
 from align.records import Message
-from align.synth.families.family import Calls, Family, Template, builtin_template, read_template, text_tokens
+from align.synth.families.family import (
+    Calls,
+    Family,
+    Template,
+    builtin_template,
+    read_template,
+    text_tokens,
+    unanswered,
+)
 from align.synth.items import NAMES, Item
 from align.synth.parsing.lists import Parsed, items, same
 
@@ -144,8 +151,8 @@ class ListFamily(Family):
     def parse(self, ask: Ask, answer: Answer, bench: Workbench) -> Parsed:
         """Return the items of an answer."""
         wanted = ask.missing
-        if answer.finish == TOO_LONG:
-            return Parsed((), Counter({TOO_LONG: wanted}))
+        if reason := unanswered(answer):
+            return Parsed((), Counter({reason: wanted}))
         known = [self.known(item) for item in ask.made]
         is_names = self.makes in NAMES
         parsed = items(answer.text, wanted, finish=answer.finish, names=is_names, known=known)

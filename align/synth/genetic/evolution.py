@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.inference.samples import TOO_LONG
 from align.procedural import code, code_prompting
 from align.procedural.splits import split_of
-from align.synth.families.family import Template
+from align.synth.families.family import Template, unanswered
 from align.synth.families.listing import LANGUAGE, NOT_OF_THE_TASK, OF_TEST_SPLIT, speaks
 from align.synth.genetic.near_duplicates import KnownTexts
 from align.synth.genetic.parsing import tasks
@@ -164,8 +163,8 @@ class Evolution:
 
     def _candidates(self, birth: Birth, answer: Answer) -> Iterator[Candidate]:
         """Yield the new tasks of an answer that the colony does not know."""
-        if answer.finish == TOO_LONG:
-            self.bench.drop(TOO_LONG, birth.wanted)
+        if reason := unanswered(answer):
+            self.bench.drop(reason, birth.wanted)
             return
         parsed = tasks(answer.text, birth.wanted, finish=answer.finish)
         for reason, number in parsed.dropped.items():
