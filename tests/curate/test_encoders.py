@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers.processors import TemplateProcessing
@@ -8,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from align.curate.embeddings.cache import VectorCache
 from align.curate.embeddings.encoder import TextEncoder, make_encoder
-from align.curate.embeddings.pipelines import Pipeline, encoder_work
+from align.curate.embeddings.pipelines import Pipeline, encoder_work, is_pipeline
 from align.curate.embeddings.policy_states import PolicyStates, micro_batches
 from align.curate.embeddings.poolings import POOLINGS
 from align.curate.embeddings.settings import EncoderSettings
@@ -209,3 +210,19 @@ def test_the_work_of_a_pipeline_counts_tokens_without_padding_and_pairs_that_its
     matrices = [value for name, value in bert.named_parameters() if name.startswith("encoder") and value.ndim == 2]
     assert dimensions.num_active == sum(value.numel() for value in matrices)
     assert encoder_work(tiny_policy()[0], [3, 4]) == (7, 6 + 10, 0)
+
+
+def test_cached_models_are_recognized_offline_and_others_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name, files in {"pipeline": ("modules.json", "config.json"), "policy": ("config.json",)}.items():
+        folder = tmp_path / f"models--some--{name}"
+        (folder / "snapshots" / "0").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0")
+        for file in files:
+            (folder / "snapshots" / "0" / file).write_text("{}")
+    assert is_pipeline("some/pipeline") and not is_pipeline("some/policy")
+    for name in ("some/other", "not a name/", "a/b/c"):
+        with pytest.raises(InputError, match=f"'{name}' is not a folder, and the Hub cannot be asked for it: "):
+            is_pipeline(name)

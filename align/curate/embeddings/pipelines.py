@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 WORD_VECTORS = (".txt", ".vec", ".gz")  # names of files with a word and its vector on each line
 MODULES = "modules.json"  # of a folder that sentence-transformers wrote
+CONFIG = "config.json"  # of any model
 UNKNOWN = "[UNK]"  # its vector is 0
 
 
@@ -70,12 +72,21 @@ def sentence_transformers() -> Any:  # noqa: ANN401 - a module
 
 
 def is_pipeline(path: str) -> bool:
-    """Return whether a folder or Hub ID holds a model of sentence-transformers."""
+    """Return whether a folder or Hub ID holds a model of sentence-transformers.
+
+    The Hub is asked only for what is not in its cache. Raise `InputError` if it cannot be asked.
+    """
     if Path(path).expanduser().is_dir() or path.startswith(("gguf:", ".", "/", "~")):
         return (Path(path).expanduser() / MODULES).is_file()
-    from huggingface_hub import file_exists  # noqa: PLC0415 - slow to import
+    from huggingface_hub import file_exists, try_to_load_from_cache  # noqa: PLC0415 - slow to import
+    from huggingface_hub.errors import OfflineModeIsEnabled  # noqa: PLC0415
 
-    return file_exists(path, MODULES)
+    try:
+        return isinstance(try_to_load_from_cache(path, MODULES), str) or file_exists(path, MODULES)
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        if isinstance(error, OfflineModeIsEnabled) and isinstance(try_to_load_from_cache(path, CONFIG), str):
+            return False  # a cached language model
+        raise InputError(f"{path!r} is not a folder, and the Hub cannot be asked for it: {one_line(error)}") from error
 
 
 def load_pipeline(path: str, *, max_tokens: int | None = None) -> Pipeline:
