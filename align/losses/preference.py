@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
 from align.losses.comparisons import PAIRS, compare, is_informative
-from align.losses.distances import Distance
+from align.losses.distances import Distance, exo
 from align.registry import LazyModule
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class PreferenceLoss:
             if field.name not in self.settings and getattr(self, field.name) != field.default:
                 known = ", ".join(self.settings)
                 raise InputError(f"this loss has no setting {field.name!r}; available: {known}")
+        if self.distance.function is exo and self.label_smoothing == 0:
+            raise InputError("label_smoothing must be above 0 for exo, whose divergence from a hard label is infinite")
         if self.pairs == "none" and not self.distance.listwise:
             raise InputError("pairs must be 'all' or 'best_worst' for a pairwise loss, not 'none'")
 

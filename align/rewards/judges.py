@@ -100,6 +100,8 @@ class Precedence:
             games: dict[int, list[Sequence[Game]]] = {}  # of the last judge that compares
             for name, judge in self.judges.items():
                 open_groups = [index for index in range(len(part)) if index not in decided]
+                if not open_groups:
+                    break
                 for index, verdicts in zip(open_groups, judge([part[index] for index in open_groups]), strict=True):
                     if any(verdict.reward is not None or verdict.refused for verdict in verdicts):
                         decided[index] = tuple(_with_judge(verdict, name) for verdict in verdicts)

@@ -13,7 +13,9 @@ keyword arguments and returns a `Judge` (see `align.rewards.verdicts`).
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -146,6 +148,14 @@ class CustomJudge:
                     f"judge {self._code.path!r} must yield for each group one Verdict per response, in a tuple; "
                     f"for {len(responses)} responses it yields {one_line(repr(given))[:80]}"
                 )
+            for verdict in given:
+                try:
+                    json.dumps(asdict(verdict), allow_nan=False)
+                except (TypeError, ValueError, RecursionError) as error:
+                    raise RunError(
+                        f"judge {self._code.path!r} must yield verdicts of JSON values and finite numbers; it yields "
+                        f"{one_line(repr(verdict))[:80]}: {one_line(error)}"
+                    ) from error
             yield tuple(given)
 
 

@@ -562,6 +562,7 @@ def test_every_setting_changes_the_loss_or_is_rejected(name):
         ("dpo", {"beta": "0.1"}, "beta must be a number above 0, not '0.1'"),
         ("rpo_sq", {"eta": INF}, "eta must be a number above 0, not inf"),
         ("cdpo", {"label_smoothing": 0.5}, r"label_smoothing must be a number in \[0, 0.5\), not 0.5"),
+        ("exo", {"label_smoothing": 0}, "label_smoothing must be above 0 for exo"),
         ("simpo", {"gamma": -1}, "gamma must be a number of at least 0, not -1"),
         ("dpo", {"pairs": "some"}, "pairs must be one of none, all, best_worst, not 'some'"),
         ("dpo", {"per_token": 1}, "per_token must be true or false, not 1"),

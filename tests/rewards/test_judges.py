@@ -1,7 +1,10 @@
+import math
+
+import numpy as np
 import pytest
 
 from align.config import build
-from align.errors import InputError
+from align.errors import InputError, RunError
 from align.records import Message, Prompt
 from align.rewards.builtin_judges import JUDGES
 from align.rewards.judges import Precedence, WeightedSum, make_judge, parse_judge
@@ -39,6 +42,25 @@ def test_precedence_uses_only_the_first_judge_with_a_reward():
     judge = Precedence({"first": first, "second": second})
     assert rewards(judge) == [(1, 1), (None,), (6, 6, 6)]
     assert (first.asked, second.asked) == (["Q", "R", "S"], ["R", "S"])
+
+
+def test_no_further_judge_is_called_once_all_groups_are_decided():
+    def never(groups):
+        raise AssertionError(groups)
+
+    assert rewards(Precedence({"first": FixedJudge({"Q": 1.0}), "second": never}), GROUPS[:1]) == [(1, 1)]
+
+
+def fixed(**given):
+    """A user's own judge."""
+    return lambda groups: [tuple(Verdict(**{"reward": 1.0, **given}) for _ in responses) for _, responses in groups]
+
+
+@pytest.mark.parametrize("given", [{"reward": math.nan}, {"reward": np.float32(1)}, {"raw": {"length": np.int64(3)}}])
+def test_a_verdict_that_json_cannot_hold_names_the_judge(given):
+    judge = JudgeSettings(name="test_judges:fixed", settings=given).make()
+    with pytest.raises(RunError, match=r"^judge 'test_judges:fixed' must yield verdicts of JSON values"):
+        list(judge(GROUPS))
 
 
 def test_a_verdict_names_its_judge_or_why_all_abstain():

@@ -248,6 +248,14 @@ def averaged():
     return lambda policy_BK, *rest: policy_BK.mean()
 
 
+def as_number():
+    return lambda policy_BK, *rest: policy_BK.mean().item()
+
+
+def forgotten():
+    return lambda *tensors: None
+
+
 def test_a_users_own_loss_comes_in_by_its_name():
     groups = [PAIR, group([1], [[5]], rewards=[3.0])]
     objective = preference(f"{__name__}:shifted", shift=0.5)
@@ -259,6 +267,11 @@ def test_a_users_own_loss_comes_in_by_its_name():
 def test_a_users_own_loss_that_is_not_one_value_a_group_is_refused():
     with pytest.raises(InputError, match=r"'test_objectives:averaged' returned shape \[\] for 1 groups"):
         said(preference("test_objectives:averaged"), [PAIR], REFERENCES)
+    for name, kind in (("as_number", "float"), ("forgotten", "NoneType")):
+        with pytest.raises(
+            InputError, match=f"'test_objectives:{name}' returned {kind} for 1 groups; it must return a"
+        ):
+            said(preference(f"test_objectives:{name}"), [PAIR], REFERENCES)
 
 
 def test_two_objectives_are_one_only_with_all_the_same_settings():

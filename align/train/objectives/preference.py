@@ -109,8 +109,13 @@ class PreferenceObjective:
         self._check_shape(losses_B, batch)
         return losses_B
 
-    def _check_shape(self, losses_B: Tensor, batch: GroupBatch) -> None:
+    def _check_shape(self, losses_B: object, batch: GroupBatch) -> None:
         """Raise `InputError` unless there is one loss for each group; a user's own function may return others."""
+        if not isinstance(losses_B, Tensor):
+            raise InputError(
+                f"preference loss {self.name!r} returned {type(losses_B).__name__} for {len(batch.sizes)} groups; "
+                "it must return a tensor with one value per group"
+            )
         if losses_B.shape != (len(batch.sizes),):
             raise InputError(
                 f"preference loss {self.name!r} returned shape {list(losses_B.shape)} for {len(batch.sizes)} groups; "
