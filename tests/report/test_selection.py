@@ -1,5 +1,7 @@
 """What the page says of steps that select their rows."""
 
+import pytest
+
 from align.report.selection.section import comparison_cells, comparisons
 
 FOUND = {"filter": 0.5, "predicted_cost": 1.667, "reference_flops": 5.0, "steps": 10}
@@ -31,3 +33,24 @@ def test_a_run_of_as_many_steps_takes_the_place_of_the_longer_one_at_equal_steps
 def test_a_step_without_a_uniform_run_says_so():
     (found,) = comparisons({"hard": HARD | {"compare": None}})
     assert found.verdict == "not compared" and found.equal_flops is None
+
+
+@pytest.mark.parametrize(
+    ("scoring", "loss"),
+    [
+        (57.0, 2.0 - 0.5 * 57 / 67),  # 57/67 of the way from 100 to 167 FLOPs
+        (-100.0, 3.0),  # none: the first point
+        (-50.0, 2.5),  # halfway from 0 to 100
+        (1.9, 2.0),  # within 2 % of 100
+        (-1.9, 2.0),
+        (65.0, 1.5),  # within 2 % of the end
+        (70.0, 1.5),
+        (71.0, None),  # the uniform run ends 2.4 % earlier
+    ],
+)
+def test_the_loss_at_equal_flops_is_that_of_a_straight_line_between_points(scoring, loss):
+    plain = UNIFORM | {"curve": [[0, 0.0, 3.0], [10, 100.0, 2.0], [17, 167.0, 1.5]]}
+    hard = HARD | {"scoring_flops": scoring, "reference_flops": 0.0, "curve": [[10, 157.0, 1.8]]}
+    (found,) = comparisons({"plain": plain, "hard": hard})
+    assert found.equal_flops == (None if loss is None else pytest.approx(loss))
+    assert scoring != 57 or found.verdict == "lost"

@@ -63,13 +63,26 @@ def comparisons(selections: Mapping[str, Facts]) -> Iterator[Comparison]:
             beside if other is not None else None,
             found,
             curve[-1][2] if curve else None,
-            _last(point for point in steps if point[0] <= found["steps"]),
-            _last(point for point in (other or {}).get("curve", []) if point[1] <= used * FLOPS_TOLERANCE),
+            next((loss for step, _, loss in reversed(steps) if step <= found["steps"]), None),
+            _loss_at((other or {}).get("curve", []), used),
         )
 
 
-def _last(points: Iterator[Sequence[float]]) -> float | None:
-    return next((loss for *_, loss in reversed(list(points))), None)
+def _loss_at(curve: Sequence[Sequence[float]], used: float) -> float | None:
+    """Return the loss of the last point of about as many FLOPs, or else on the line between the points around them.
+
+    None where all points have more, or all have fewer.
+    """
+    before = [point for point in curve if point[1] <= used * FLOPS_TOLERANCE]
+    if not before:
+        return None
+    _, flops, loss = before[-1]
+    if flops >= used / FLOPS_TOLERANCE:
+        return loss
+    if len(before) == len(curve):
+        return None
+    _, next_flops, next_loss = curve[len(before)]
+    return loss + (next_loss - loss) * (used - flops) / (next_flops - flops)
 
 
 def comparison_cells(compared: Comparison) -> dict[str, str]:
