@@ -408,3 +408,17 @@ def test_settings_without_effect_on_a_family_are_refused(families, message):
     built = {name: build(FAMILIES[each["family"]], each) for name, each in families.items()}
     with pytest.raises(InputError, match=message):
         check_families(built, [])
+
+
+@pytest.mark.parametrize("form", ["persistent", "revision"])
+def test_a_form_without_a_kind_to_draw_is_an_error(tmp_path, form):
+    repeat = "combination:repeat_prompt"
+    families = {"asked": {"family": "instructions", "of": "seeds", "form": form, "kinds": [repeat]}}
+    data = source(tmp_path, prompts())
+    message = rf"families.asked.kinds: no answer after the first can follow {repeat}: add a kind, or use form: single"
+    with pytest.raises(InputError, match=message):
+        make(tmp_path, ScriptedTeacher(HONEST), families, data=data)
+    families["asked"]["kinds"] = [repeat, "punctuation:no_comma"]
+    make(tmp_path, ScriptedTeacher(HONEST), families, data=data)
+    kinds = [row["metadata"]["instruction_id_list"] for row in all_rows(tmp_path)["prompts"]]
+    assert kinds and all(each == ["punctuation:no_comma"] for each in kinds)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from align.errors import InputError
 from align.records import Message, Prompt
 from align.rewards.published_rows import ANSWER_KEYS, TEST_KEYS
 from align.rewards.verifiers.instructions import follows
@@ -100,6 +101,14 @@ class Instructions(_Constrained):
     )
 
     makes: ClassVar[str] = PROMPT
+
+    def check(self) -> None:
+        """Raise where no kind can be drawn for the form."""
+        if self.form != SINGLE and self.kinds is not None and OF_ONE_PROMPT.issuperset(self.kinds):
+            kinds = ", ".join(sorted(set(self.kinds)))
+            raise InputError(
+                f"no answer after the first can follow {kinds}: add a kind, or use form: single", ("kinds",)
+            )
 
     def calls(self, parents: int, max_new_tokens: int) -> Calls:
         """Return one request a prompt for revisions; the other forms need none."""
