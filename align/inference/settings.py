@@ -224,9 +224,12 @@ class EngineSettings(Settings):
         return self.managed is not None or isinstance(self.chosen, LocalSettings)
 
     @property
-    def code(self) -> list[str]:
-        """User code that decides a sample, as module:function."""
-        return [self.custom.name] if self.custom else []
+    def contents(self) -> list[str]:
+        """What decides a sample by its content: user code as module:function, and a tokenizer and a chat template."""
+        if self.custom:
+            return [self.custom.name]
+        local = self.local or LocalSettings()
+        return [each for each in (local.tokenizer, local.chat_template) if each]
 
     def cache_key(self) -> dict[str, Any]:
         """Return the settings that decide a sample, as JSON, without those that only decide how it is computed."""

@@ -117,7 +117,7 @@ class Generate(GenerationSettings, Stage):
 
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the groups, with the content of models and of what judges are made of."""
-        models = [inputs.content(name) for name in [*self.models, *self.engine.code]]
+        models = [inputs.content(name) for name in [*self.models, *self.engine.contents]]
         return [*super().cache_key(inputs), *models, *judge_key(self.judges, inputs)]
 
     def asked(

@@ -130,7 +130,7 @@ class Synthesize(SynthesisSettings, Stage):
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the rows, with the content of models, templates and code."""
         files = [file for family in self.families.values() for file in family.files()]
-        named = [*self.models, *self.engine.code, *files]
+        named = [*self.models, *self.engine.contents, *files]
         code = [code_of(family.family) for family in self.families.values()]
         return [*super().cache_key(inputs), *map(inputs.content, named), *code, *judge_key(self.judges, inputs)]
 

@@ -9,7 +9,7 @@ from scripted_teacher import CURRENT, FAULTS, FORMS, ScriptedTeacher, serving_te
 from small_runs import Told
 from small_runs import run as small_run
 from synthetic_runs import FAMILIES as SHAPE
-from synthetic_runs import all_rows, check_counts, check_lineage, content, make, rows, run, stored
+from synthetic_runs import all_rows, check_counts, check_lineage, content, make, recipe, rows, run, stored, write_recipe
 
 from align.config import build
 from align.errors import InputError, RunError
@@ -17,6 +17,7 @@ from align.synth.families.table import FAMILIES
 from align.synth.order import planned_calls
 from align.workflow.estimate import estimate
 from align.workflow.recipe.load import load_recipe
+from align.workflow.runner import run_context
 
 FEW = {
     "topics": {"family": "topics", "number": 3},
@@ -221,3 +222,25 @@ def test_later_steps_read_the_files_of_a_split_and_kind(tmp_path):
     assert {step for step, state in told.states if state == "running"} == set()
     estimates = {each.name: each for each in estimate(load_recipe(tmp_path / "small.yaml", ()))}
     assert estimates["prompts"].rows == 12 and estimates["sft"].rows == 12 and estimates["sft"].bound
+
+
+@pytest.mark.parametrize("stage", ["synthesize", "generate"])
+def test_the_key_of_a_step_covers_the_content_of_its_chat_template(tmp_path, stage):
+    template = tmp_path / "chat.jinja"
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "What is amber?"}\n')
+
+    def key(**local):
+        values = recipe(tmp_path, FEW, engine={"local": local}, data={"rows": {"path": str(tmp_path / "rows.jsonl")}})
+        if stage == "generate":
+            values["steps"]["prompts"] = {"stage": stage, "models": ["teacher"], "data": "rows", "judges": []}
+            values["steps"]["prompts"]["engine"] = {"local": local}
+        loaded = load_recipe(write_recipe(tmp_path, values), ())
+        step, inputs = loaded.steps["prompts"], run_context(loaded, "prompts", tmp_path, Told()).inputs
+        return step.cache_key(inputs)
+
+    plain, keys = key(), []
+    for text in ("{{ messages }}", "{{ messages }}!"):
+        template.write_text(text)
+        keys.append(key(chat_template=str(template)))
+    assert keys[0] != keys[1] and plain == key()
+    assert all(len(each) == len(plain) + 1 for each in keys)  # nothing is added for what is not set

@@ -25,7 +25,6 @@ from align.errors import InputError, RunError
 from align.inference.engines import load_engine
 from align.inference.managed.serving import serving
 from align.inference.samples import Engine
-from align.inference.settings import LocalSettings
 from align.models.loading.pretrained import silence_transformers
 from align.records import Prompt, Record
 from align.stages.base import RESPONSES
@@ -104,9 +103,8 @@ def _teachers(step: SynthesisSettings, context: RunContext, servers: ExitStack) 
     `servers` holds the server of the teacher that was loaded last.
     """
     paths = {name: str(context.inputs.folders[name]) for name in step.policies} | {name: name for name in step.models}
-    chosen, content = step.engine.chosen, context.inputs.content
-    files = [chosen.tokenizer, chosen.chat_template] if isinstance(chosen, LocalSettings) else step.engine.code
-    how = [engine_identity(step.engine, context.processes), *(content(file) for file in files if file)]
+    content = context.inputs.content
+    how = [engine_identity(step.engine, context.processes), *map(content, step.engine.contents)]
 
     def load(name: str, path: str) -> Engine:
         servers.close()
