@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +114,16 @@ _worker: list[Analyzer] = []  # of this process, where it is a worker
 
 def _start(analyzer: Analyzer) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    Thread(target=_end_with_parent, daemon=True).start()
     _worker.append(analyzer)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is killed; its queue stays open, as all workers can write to it."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _analyze(rows: Sequence[SourceLine]) -> list[RowAnalysis]:

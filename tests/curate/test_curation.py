@@ -1,8 +1,13 @@
 """Rows in, cleaned rows out: what is kept, merged, dropped and listed, whatever the order of the rows."""
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -92,6 +97,37 @@ def test_results_do_not_depend_on_the_number_of_processes(tmp_path, monkeypatch)
         cleaned(tmp_path / str(number), rows, tests=[sentence(200)], num_workers=number)
         found.append([(tmp_path / str(number) / name).read_bytes() for name in (ROWS_FILE, REMOVED_FILE)])
     assert found[0] == found[1]
+
+
+KILLED = """
+import time
+from align.curate import analysis
+from align.curate.settings import CurationSettings
+
+def rows():
+    for _ in range(20):
+        yield analysis.SourceLine("a", '{"prompt": "Why?", "metadata": {}}')
+    time.sleep(600)
+
+if __name__ == "__main__":
+    analysis.ROWS_ALONE, analysis.CHUNK = 0, 1
+    for _ in analysis.analyses(rows(), analysis.Analyzer(CurationSettings(), None), num_workers=2):
+        print("analyzed", flush=True)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "killed.py")], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert parent.stdout.readline() == "analyzed\n"
+        parent.kill()
+        parent.communicate(timeout=60)  # the output ends with the last process that can write to it
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 def test_every_row_of_the_mixture_has_the_outcome_that_it_was_planted_with(tmp_path):
