@@ -9,7 +9,9 @@ from small_runs import OF_COPY, ROOT, TIED_POLICY, run, written
 
 from align.artifacts import read_json
 from align.commands.export import export
+from align.compress import averaging
 from align.errors import InputError
+from align.stages.compression import averaged
 from align.workflow.estimate import estimate
 from align.workflow.recipe.load import load_recipe
 
@@ -96,7 +98,14 @@ MERGED = (
 
 
 @pytest.mark.slow
-def test_averages_are_policies_and_a_greedy_soup_leaves_out_what_makes_it_worse(tmp_path):
+def test_averages_are_policies_and_a_greedy_soup_leaves_out_what_makes_it_worse(tmp_path, monkeypatch):
+    soups = []
+
+    def write_average(sources, folder, *args, **kwargs):
+        soups.append(len(list(folder.parent.glob("soup-*/*.safetensors"))))
+        return averaging.write_average(sources, folder, *args, **kwargs)
+
+    monkeypatch.setattr(averaged, "write_average", write_average)
     manifests, _ = run(tmp_path, "keep=all", text=MERGED)
     folder = tmp_path / "runs" / "small"
     parts = {
@@ -118,6 +127,9 @@ def test_averages_are_policies_and_a_greedy_soup_leaves_out_what_makes_it_worse(
     assert nll["soup"] == pytest.approx(manifests["soup"]["average"]["values"]["average"], abs=1e-6)
     assert nll["soup"] <= min(nll["a"], nll["b"]) + 1e-6
     assert read_json(folder / "changes.json")["mixed"]["chat nll"]["from"] == "b"
+    assert len(soups) == 5 and not any(soups)  # a candidate is removed before the next one is written
+    disk = {name: step.disk(1) for name, step in load_recipe(written(tmp_path, MERGED)).steps.items()}
+    assert (disk["mixed"], disk["warp"], disk["soup"]) == ((1, 2), (1, 3), (1, 4))
 
 
 SHORT = (

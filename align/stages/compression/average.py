@@ -91,8 +91,9 @@ class Averaging(AverageSettings, Stage):
         return Estimate(name=planning.name, stage=self.stage, rows=0, disk=planning.model_bytes)
 
     def disk(self, model_bytes: int) -> tuple[int, int]:
-        """Return the bytes of the average, and of merged adapters and candidates while the step runs."""
-        return model_bytes, model_bytes * (len(self.of) + (self.how == "greedy"))
+        """Return the bytes of the average, and of merged adapters and one candidate while the step runs."""
+        merged = {*self.of, self.base, self.toward} - {None}
+        return model_bytes, model_bytes * (len(merged) + (self.how == "greedy"))
 
     def run(self, context: RunContext) -> dict[str, Any]:
         """Write the average as a plain Hugging Face folder."""

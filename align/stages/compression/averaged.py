@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -74,6 +75,7 @@ def _greedy(
         soup.mkdir()
         write_average([stored[each] for each in (*chosen, name)], soup, mean)
         found = value(soup, f"with-{name}")
+        shutil.rmtree(soup)
         is_kept = sign * found >= sign * best
         context.progress.note(
             f"{name} {'kept' if is_kept else 'left out'}: {metric} {found:.4f} with it, {best:.4f} without"
