@@ -1,7 +1,12 @@
 """MMLU: rows in both forms, letters in answers, and likelihoods of letters against a forward pass of transformers."""
 
+import json
+import os
+
 import pytest
 import torch
+from small_runs import SMALL_POLICY, run
+from transformers import AutoTokenizer
 
 from align.data.rows import read_rows
 from align.distributed.progress import SilentProgress
@@ -116,3 +121,30 @@ def test_a_measure_of_answers_is_measured_where_no_metric_of_answers_is_asked_fo
     found = TASK.run(OnlyAnswers())
     assert found.measures["length"].value == 1.5
     assert found.scores == {}
+
+
+def test_the_flops_of_likelihoods_are_in_the_ledger(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({**HUB, "question": question}) + "\n" for question in ("1 + 1?", "Which one?")))
+    text = f"""data:
+  letters: {{{{path: {rows}}}}}
+steps:
+  base: {{{{stage: import, vocab_size: 300}}}}
+  ask:
+    stage: evaluate
+    policies: [base]
+    tasks: {{{{task: {{{{task: mmlu, data: letters, metrics: [likelihood]}}}}}}}}
+"""
+    made, _ = run(tmp_path, text=SMALL_POLICY + text)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "runs/small/base")
+    vocab = json.loads((tmp_path / "runs/small/base/config.json").read_text())["vocab_size"]
+    tokens = pairs = targets = 0
+    for line in rows.read_text().splitlines():
+        ids = [tokenizer(plain_prompt(json.loads(line)) + f" {letter}")["input_ids"] for letter in "ABCD"]
+        shared = len(os.path.commonprefix(ids))
+        lengths = [*range(1, shared + 1), *(at + 1 for each in ids for at in range(shared, len(each)))]
+        tokens, pairs = tokens + len(lengths), pairs + sum(lengths)
+        targets += sum(len(each) - shared for each in ids)
+    weights = 4 * 16 * 16 + 3 * 16 * 32  # of the one layer
+    assert made["ask-base"]["ledger"]["tokens_computed"] == tokens
+    assert made["ask-base"]["ledger"]["flops"] == 2 * weights * tokens + 4 * 16 * pairs + 2 * 16 * vocab * targets

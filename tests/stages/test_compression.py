@@ -128,6 +128,11 @@ def test_averages_are_policies_and_a_greedy_soup_leaves_out_what_makes_it_worse(
     assert nll["soup"] <= min(nll["a"], nll["b"]) + 1e-6
     assert read_json(folder / "changes.json")["mixed"]["chat nll"]["from"] == "b"
     assert len(soups) == 5 and not any(soups)  # a candidate is removed before the next one is written
+    ledgers = {name: each["ledger"] for name, each in manifests.items()}
+    one = ledgers["evaluate-a"]  # the soup is chosen by three own values and those of two candidates on the same rows
+    assert ledgers["soup"]["flops"] == 5 * one["flops"] > 0
+    assert ledgers["soup"]["tokens_computed"] == 5 * one["tokens_computed"]
+    assert ledgers["soup"]["weights"] == ledgers["mixed"]["weights"] and ledgers["mixed"]["flops"] == 0
     disk = {name: step.disk(1) for name, step in load_recipe(written(tmp_path, MERGED)).steps.items()}
     assert (disk["mixed"], disk["warp"], disk["soup"]) == ((1, 2), (1, 3), (1, 4))
 

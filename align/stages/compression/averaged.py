@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from align.compress.weights import StoredWeights, plain_folder
 from align.errors import InputError
 from align.registry import lower_is_better
 from align.stages.compression.average_settings import AverageSettings
-from align.stages.costs.measured import Done
+from align.stages.costs.measured import Done, observing_done
 from align.stages.inputs.context import RunContext
 from align.stages.responses.engines import PolicyEngines
 from align.stages.responses.evaluation import evaluate_tasks
@@ -30,14 +30,20 @@ def average_models(step: AverageSettings, context: RunContext) -> dict[str, Any]
         names = list(dict.fromkeys(each for each in (*step.of, step.base, step.toward) if each is not None))
         stored = {each: StoredWeights(plain_folder(str(context.inputs.folders[each]), work / each)) for each in names}
         report: dict[str, Any] = {"of": step.of, "how": step.how}
-        chosen = step.of
+        chosen, ran = step.of, list[Done]()
         if step.how == "greedy":
-            chosen, report["values"] = _greedy(step, stored, context, work)
+            chosen, report["values"] = _greedy(step, stored, context, work, ran)
             report["of"] = chosen
         sources = [stored[each] for each in (*chosen, step.base, step.toward) if each is not None]
         like = stored[step.of[-1] if step.of[-1] in chosen else chosen[-1]]
         weights = write_average(sources, context.folder, partial(_combined, step, len(chosen)), like=like)
-    return {"average": report, "done": Done(weights=weights)}
+    return {"average": report, "done": replace(_evaluated(ran), weights=weights)}
+
+
+def _evaluated(ran: Sequence[Done]) -> Done:
+    """Return the work of the evaluations of policies in this process."""
+    known = [(each.dimensions, each.observed) for each in ran if each.dimensions is not None]
+    return replace(observing_done(known), precision=ran[0].precision) if known else Done()
 
 
 def _combined(step: AverageSettings, count: int, values: Iterator[Tensor]) -> Tensor:
@@ -50,9 +56,12 @@ def _combined(step: AverageSettings, count: int, values: Iterator[Tensor]) -> Te
 
 
 def _greedy(
-    step: AverageSettings, stored: dict[str, StoredWeights], context: RunContext, work: Path
+    step: AverageSettings, stored: dict[str, StoredWeights], context: RunContext, work: Path, ran: list[Done]
 ) -> tuple[list[str], dict[str, float]]:
-    """Return the policies whose mean does not make the metric worse, taken in order of their own value."""
+    """Return the policies whose mean does not make the metric worse, taken in order of their own value.
+
+    `ran` receives the work of each evaluation.
+    """
     assert step.task is not None
     task = step.task.resolve(context.inputs.sources.get(step.task.data))
     metric = step.metric or task.metrics_of(step.task.num_responses)[0]
@@ -62,7 +71,9 @@ def _greedy(
         assert step.task is not None
         (work / place).mkdir()
         inside = replace(context, folder=work / place)  # journals of samples are this policy's own
-        (found,) = evaluate_tasks({"task": (step.task, task)}, inside, PolicyEngines(str(folder), inside))
+        engines = PolicyEngines(str(folder), inside)
+        (found,) = evaluate_tasks({"task": (step.task, task)}, inside, engines)
+        ran.append(engines.done(context.processes, found.result.work))
         if metric not in found.result.scores:
             raise InputError(f"{task.name} has no value of {metric} for its rows; choose another metric", ("metric",))
         return found.result.scores[metric].value

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from align.accounting.flops import Work
+from align.accounting.flops import Work, sum_work
 from align.distributed.processes import Processes
 from align.inference.engines import load_engine
 from align.inference.managed.serving import Place, serving
@@ -63,6 +63,7 @@ class PolicyEngines:
         self._loaded: dict[str, Engine] = {}
         self._used: list[EngineSettings] = []
         self._speeds: list[Throughput] = []
+        self.observed: list[Work] = []  # forward passes of all processes beside those of the engines
         self._server = ExitStack()
 
     def engine(self, settings: EngineSettings) -> Engine:
@@ -91,9 +92,10 @@ class PolicyEngines:
         self._server.__exit__(kind, error, at)
 
     def done(self, processes: Processes, more: Work) -> Done:
-        """Return the work of all engines, and of forward passes over `more`."""
+        """Return the work of all engines, and of the forward passes `observed` and `more`."""
         speeds = [speed for part in processes.all_gather_object(self._speeds) for speed in part]
         if not self.path or any(each.kind != "local" for each in self._used):
             return Done(devices=processes.world_size)
         precision = next((each.local.precision for each in self._used if each.local is not None), "fp32")
-        return replace(sampling_done(self.path, speeds, precision, more), devices=processes.world_size)
+        observed = sum_work([*self.observed, more])
+        return replace(sampling_done(self.path, speeds, precision, observed), devices=processes.world_size)

@@ -23,7 +23,7 @@ from align.errors import InputError
 from align.evaluation.answers import answers_from_file, answers_from_policy, responses_by_prompt, write_lines
 from align.evaluation.choices import choice_groups
 from align.evaluation.given_responses import row_id_of
-from align.evaluation.likelihood import likelihoods
+from align.evaluation.likelihood import forward_work, likelihoods
 from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task, TaskResult
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
@@ -198,10 +198,10 @@ class _TaskInputs:
     def choice_logps(
         self, prompts: Sequence[str] | Sequence[Sequence[Message]], answers: Sequence[str]
     ) -> list[tuple[float, ...]]:
-        policy, tokenizer = self._loaded
         self.progress.phase("choices", len(prompts))
-        groups = choice_groups(tokenizer, prompts, answers)
-        found = likelihoods(policy, groups, precision=self.precision, processes=self.processes)
+        groups = choice_groups(self._loaded[1], prompts, answers)
+        self.engines.observed.append(forward_work(groups))
+        found = likelihoods(self.policy(), groups, precision=self.precision, processes=self.processes)
         return [tuple(each.logp for each in group) for group in found]
 
     def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
