@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Self
 
-from align.accounting.counters import Counter, gpu_counter, machine_counter
+from align.accounting.counters import Counter, NoCounter, gpu_counter, machine_counter
 from align.accounting.grid import grid_intensity
 from align.accounting.settings import AccountingSettings
 
@@ -41,11 +41,12 @@ class EnergyMeter:
     """Measure electricity for the length of a `with` block; `reading` is the use since its start.
 
     The use of a step is the difference of two readings. With the UUIDs of GPUs the meter reads their counters; without,
-    it covers the whole machine, so only one of several processes on a machine should have a meter.
+    it covers the whole machine, so only one of several processes on a machine should have a meter. `unknown` says why
+    nothing can be measured.
     """
 
-    def __init__(self, settings: AccountingSettings, gpus: Sequence[str] = ()) -> None:
-        self._settings = settings
+    def __init__(self, settings: AccountingSettings, gpus: Sequence[str] = (), *, unknown: str | None = None) -> None:
+        self._settings, self._unknown = settings, unknown
         self._gpus = tuple(gpus)
         self._counter: Counter | None = None
         self._last: EnergyReading | None = None
@@ -54,7 +55,10 @@ class EnergyMeter:
         with ExitStack() as opened:
             opened.enter_context(_codecarbon_silent())
             self._grid = grid_intensity(self._settings)
-            self._counter = gpu_counter(self._gpus) if self._gpus else machine_counter()
+            if self._unknown is not None:
+                self._counter = NoCounter(self._unknown)
+            else:
+                self._counter = gpu_counter(self._gpus) if self._gpus else machine_counter()
             opened.callback(self._counter.close)
             self._opened = opened.pop_all()
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,19 @@ from align.workflow.estimate import ModelPlans
 from align.workflow.recipe.schema import Recipe
 from align.workflow.search.outcomes import base_name
 
+SEVERAL_MACHINES = "the step ran on several machines, and only the first one has a meter"
 REPLACED = ".spent.json"  # in a run folder: what was used for folders of steps that were replaced or removed since
 
 
 def energy_meter(recipe: Recipe) -> EnergyMeter:
-    """Return a meter of this machine's GPUs, or of the whole machine where it has none."""
+    """Return a meter of this machine's GPUs, or of the whole machine where it has none.
+
+    The energy of a launch over several machines is unknown, as only the first process has a meter.
+    """
     gpus = [str(torch.cuda.get_device_properties(at).uuid) for at in range(torch.cuda.device_count())]
-    return EnergyMeter(recipe.accounting, gpus)
+    processes = os.environ.get("WORLD_SIZE", "1")
+    is_one_machine = int(processes) <= int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    return EnergyMeter(recipe.accounting, gpus, unknown=None if is_one_machine else SEVERAL_MACHINES)
 
 
 def check_budget(recipe: Recipe, energy: EnergyMeter) -> None:
