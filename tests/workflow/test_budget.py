@@ -14,15 +14,16 @@ from align.accounting.budget import Allowance, BudgetSettings, Spent, reached
 from align.accounting.counters import NoCounter
 from align.accounting.energy import EnergyReading
 from align.accounting.settings import AccountingSettings
-from align.artifacts import discard_attempt, read_json
+from align.artifacts import discard_attempt, read_json, write_json
 from align.commands.check import check
 from align.distributed.progress import SilentProgress
 from align.distributed.signals import defer_stop
 from align.errors import InputError, Stopped
 from align.stages.costs import meter as module
+from align.stages.costs.measured import Done
 from align.stages.costs.meter import Meter, spent_unfinished
 from align.workflow.launcher import Command
-from align.workflow.spending import allowance
+from align.workflow.spending import allowance, energy_meter
 
 PRICE = AccountingSettings(price_per_device_hour=36, currency="EUR")  # 0.01 EUR in a second
 
@@ -148,6 +149,39 @@ def test_what_an_attempt_has_used_outlasts_a_step_that_starts_anew(tmp_path, clo
             clock.now += 10
     assert [path.name for path in sorted(tmp_path.iterdir())] == [f"spent-{attempt}.json" for attempt in (1, 2, 3)]
     assert spent_unfinished(tmp_path, PRICE).hours == pytest.approx(30 / 3600)
+
+
+def test_the_peak_memory_of_a_step_is_the_largest_of_its_attempts(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "matrix_rate", lambda device, precision: 1e9)
+    peaks = []
+    for peak in (500, 900, 70):  # the last attempt only saves the model
+        monkeypatch.setattr(module, "peak_memory", lambda device, peak=peak: peak)
+        meter = Meter(tmp_path, SilentProgress(), Energy(), Allowance(BudgetSettings(), PRICE))
+        with meter:
+            peaks.append(meter.ledger(Done(), PRICE).peak_memory_bytes)
+    assert peaks == [500, 900, 900]
+    spent = read_json(tmp_path / "spent-1.json")  # as an earlier version has written it
+    del spent["peak_memory_bytes"]
+    write_json(tmp_path / "spent-1.json", spent)
+    last = Meter(tmp_path, SilentProgress(), Energy(), Allowance(BudgetSettings(), PRICE))
+    assert last.ledger(Done(), PRICE).peak_memory_bytes == 900
+
+
+@pytest.mark.parametrize(("machines", "is_known"), [(1, True), (2, False)])
+def test_the_energy_of_a_launch_over_several_machines_is_unknown(tmp_path, monkeypatch, machines, is_known):
+    class Counter(NoCounter):
+        def kwh(self):
+            return 1.0
+
+    monkeypatch.setattr(energy, "machine_counter", lambda: Counter("a counter"))
+    monkeypatch.setattr(energy, "gpu_counter", lambda gpus: Counter("a counter"))
+    monkeypatch.setenv("WORLD_SIZE", str(4 * machines))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with energy_meter(Command(written(tmp_path)).loaded) as meter:
+        assert (meter.reading.kwh == 1) == is_known
+        if not is_known:
+            why = "not measured: the step ran on several machines, and only the first one has a meter"
+            assert (meter.reading.kwh, meter.reading.source, meter.reading.measured) == (None, why, False)
 
 
 def test_what_was_used_for_steps_that_run_again_counts(tmp_path):

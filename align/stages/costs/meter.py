@@ -27,6 +27,7 @@ from align.stages.costs.measured import Done, matrix_rate
 
 SAVE_EVERY_S = 10.0  # seconds between two writes of it: what a kill may lose
 READ_EVERY_S = 1.0  # seconds between two readings of the energy counters
+PEAKS = "peak_memory_bytes"  # of an attempt, by kind of device
 RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: reset this process's peak memory
 
 
@@ -115,7 +116,8 @@ class Meter:
 
     def _save_spent(self) -> None:
         self._saved, self._last = time.monotonic(), self._energy.reading
-        write_json(self._path, self._state())
+        peaks = {kind: peak_memory(torch.device(kind)) for kind in sorted({"cpu", default_device()})}
+        write_json(self._path, {**self._state(), PEAKS: peaks})
 
     def ledger(self, done: Done, settings: AccountingSettings) -> Ledger:
         """Return the cost of the step, including earlier attempts as far as they saved it."""
@@ -124,7 +126,9 @@ class Meter:
         used = {name: sum_if_known(attempt[name] for attempt in attempts) for name in ("kwh", "co2_kg")}
         energy = replace(self._last - self._before, **used)
         flops, source = done.flops
-        peak = peak_memory(torch.device(done.device))  # before the matrix product below, which needs some
+        device = torch.device(done.device)
+        peaks = [each[PEAKS].get(device.type, 0) for each in self._earlier if PEAKS in each]
+        peak = max([peak_memory(device), *peaks])  # before the matrix product below, which needs some
         usage = Usage(
             tokens_trained=done.tokens_trained,
             tokens_computed=sum_work([done.trained, done.observed, *(work for _, work in done.others)]).tokens,
