@@ -1,5 +1,6 @@
 """The parsers of answers: honest forms are read whole, and nothing is invented."""
 
+import json
 from collections import Counter
 from random import Random
 
@@ -219,3 +220,26 @@ def test_arrays_are_found_with_and_without_white_space(opening):
 
 def test_an_answer_without_speakers_is_no_dialogue():
     assert script("Here is something else.") == script("") == script("Usernames: none.") == []
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (
+            [{"title": "Ode", "task": "Write an ode"}, {"title": "Memo", "task": "Write a memo"}],
+            ("Write an ode", "Write a memo"),
+        ),
+        ([{"id": "1", "name": "Algebra"}, {"id": "2", "name": "Optics"}], ("Algebra", "Optics")),
+        ([{"level": 1, "Question": "Who?"}, {"level": 2, "Question": "Why?"}], ("Who?", "Why?")),
+        ([{"entry": "one", "n": 1}, {"entry": "two", "n": 2}], ("one", "two")),
+        ([{"one": "a", "other": "b"}, {"one": "c", "other": "d"}], ()),
+    ],
+)
+def test_the_text_of_a_json_object_is_that_of_its_known_key_or_its_only_text(entries, expected):
+    for text in (json.dumps(entries), json.dumps({"topics": entries}), json.dumps(entries, indent=1)):
+        assert items(text, 2).items == items(text, 2, names=True).items == expected
+
+
+def test_objects_without_text_in_a_task_are_no_list_of_items():
+    task = 'Sort these by a:\n[{"a": 2}, {"a": 1}]'
+    assert items(task, 1).items == (task,)

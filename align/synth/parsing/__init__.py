@@ -3,4 +3,4 @@
 `PARSERS` is the version of all of them. A step parses its stored answers again when it changes, and asks nothing.
 """
 
-PARSERS = 1
+PARSERS = 2

@@ -45,6 +45,8 @@ CHAT = re.compile(  # what a teacher says around a list
 ARRAY = re.compile(  # not the values in a task about an array
     r'^[ \t]*(?:\{[ \t]*)?(?:"[^"\n]*"[ \t]*:[ \t]*)?\[', re.MULTILINE
 )
+# Keys of the text in an entry that is a JSON object, the most specific first
+TEXT_KEYS = ("task", "question", "prompt", "instruction", "request", "problem", "name", "topic", "text")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 MARKED_NAME = re.compile(r"^(?:\*\*|__|`)(.+?)(?:\*\*|__|`)")
 TOKEN = re.compile(r"\d+(?:[.,]\d+)+|\w+|[^\w\s]")
@@ -145,21 +147,32 @@ def _entries(text: str, wanted: int, *, names: bool) -> tuple[list[str], bool]:
 def _json_strings(text: str) -> tuple[list[str], bool] | None:
     """Return the strings of the first JSON array, and whether it is closed; None where there is none."""
     start = next((mark.end() - 1 for mark in ARRAY.finditer(text)), -1)
+    is_unclear = False  # whether an entry was left out
     decoder, found, place = json.JSONDecoder(), list[str](), start + 1
     while 0 < place < len(text):
         place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,"))
         if text[place : place + 1] == "]":
-            return (found, True) if found else None
+            return (found, True) if found or is_unclear else None
         try:
             value, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
-            return (found, True) if found else None  # an unfinished string is not among them
-        if isinstance(value, dict):
-            value = next((each for each in value.values() if isinstance(each, str)), None)  # pyright: ignore[reportUnknownVariableType] - any JSON
+            return (found, True) if found or is_unclear else None  # an unfinished string is not among them
+        if isinstance(value, dict) and any(isinstance(each, str) for each in value.values()):  # pyright: ignore[reportUnknownVariableType] - any JSON
+            value = _text_of(value)  # pyright: ignore[reportUnknownArgumentType] - any JSON
+            if value is None:
+                is_unclear = True
+                continue
         if not isinstance(value, str):
             return None
         found.append(_whole_characters(value))
-    return (found, True) if found else None
+    return (found, True) if found or is_unclear else None
+
+
+def _text_of(entry: dict[str, object]) -> str | None:
+    """Return the text of an item with several keys: of a known key, or the only text; None where it is not clear."""
+    texts = {name.lower(): value for name, value in entry.items() if isinstance(value, str)}
+    known = next((texts[name] for name in TEXT_KEYS if name in texts), None)
+    return next(iter(texts.values())) if known is None and len(texts) == 1 else known
 
 
 def _whole_characters(text: str) -> str:
