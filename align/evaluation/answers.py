@@ -17,6 +17,7 @@ from align.distributed.progress import Progress
 from align.distributed.work_split import WorkShard
 from align.errors import InputError, RowOrigin
 from align.evaluation.given_responses import read_responses, row_id_of
+from align.evaluation.sampled_task import first_question
 from align.evaluation.task import Answer, NextTurn, Row
 from align.inference.samples import TOO_LONG, Engine, Sample, prompt_key, sample_with_journal, unique_prompts
 from align.inference.settings import SamplingSettings
@@ -164,10 +165,3 @@ def responses_by_prompt(path: str, prompt_of: Mapping[str, str]) -> dict[str, st
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write the lines as JSON, atomically."""
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def first_question(next_turn: NextTurn, row: Row) -> str:
-    """Return the text of the last message of the row's first turn."""
-    turn = next_turn(row, ())
-    assert turn, "a task asks at least one turn"
-    return turn[-1].content

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from align.accounting.flops import sum_work
 from align.data.readers.tool_calls import tools_of
-from align.evaluation.answers import first_question
 from align.evaluation.measures.response_measures import KL_FROM_START, MEASURES, measure_parts
 from align.evaluation.statistics import Score, score
 from align.evaluation.task import (
@@ -280,3 +279,10 @@ def mean_parts(answers: Sequence[Answer], of_answers: Sequence[Parts]) -> dict[s
         counts = [sum(parts[name][1] for parts in row) / len(row) for row in rows]
         found[name] = score(sums, counts)
     return found
+
+
+def first_question(next_turn: NextTurn, row: Row) -> str:
+    """Return the text of the last message of the row's first turn."""
+    turn = next_turn(row, ())
+    assert turn, "a task asks at least one turn"
+    return turn[-1].content
