@@ -167,7 +167,7 @@ def measure(folder: Path, seed: int, num_steps: int) -> dict[str, Any]:
         lines = (folder / f"runs/genetic/arm-{number}/metrics.jsonl").read_text().splitlines()
         found["tokens"][arm] = sum(json.loads(line).get("tokens_trained", 0) for line in lines)
         (key,) = (each for each in parts if each[0] == f"arm-{number}")
-        found["passed"][arm] = parts[key][:, 0].tolist()
+        found["passed"][arm] = [passed for passed, _ in parts[key].values()]
         print(f"seed {seed}, {arm}: {np.mean(found['passed'][arm]):.3f}", flush=True)
     print(f"seed {seed}: training and evaluation {time.monotonic() - begun:.0f} s", flush=True)
     return found
