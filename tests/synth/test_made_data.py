@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from functools import partial
-from math import inf
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,10 +129,10 @@ def test_demonstrations_have_the_difficulty_that_the_first_policy_finds(tmp_path
 
 
 def odd_judge():
-    """Rates long answers as infinitely bad or good, which is no rating, and the others by their length."""
+    """Rates answers by their length, and abstains from every third length."""
 
     def rate(texts):
-        return tuple(Verdict(float(len(text)) if len(text) % 3 else (-1) ** len(text) * inf) for text in texts)
+        return tuple(Verdict(float(len(text)) if len(text) % 3 else None) for text in texts)
 
     return lambda groups: [rate(texts) for _, texts in groups]
 
