@@ -22,6 +22,7 @@ from align.train.objectives.base import Objective
 from align.train.objectives.chosen_tokens import ChosenTokensObjective
 from align.train.references.cache import ReferenceWork
 from align.train.selection.selection import Selection
+from align.train.selection.settings import SELECTION
 from align.train.settings import ENDS, TrainSettings
 from align.train.tracking import Tracking
 
@@ -33,7 +34,6 @@ HELD_OUT = "held_out/"  # prefix of the metrics on held-out rows
 START = f"start/{HELD_OUT}"  # the same before the first update, in the metrics of step 1
 ROUTING = "routing/"  # prefix of the work of counting the choices of a mixture of experts before a step
 KL = "kl/"  # prefix of the work of estimating the KL divergence before a step or an evaluation
-SELECTION = "selection/"  # prefix of what a step's selection did, and of the work of scoring
 FORWARD_ONLY = (START, HELD_OUT, ROUTING, KL, START + KL, HELD_OUT + KL, SELECTION)
 
 

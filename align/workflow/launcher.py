@@ -187,7 +187,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
             each.terminate()
 
 
-def beginning(working: Path, is_prepared: Callable[[], bool]) -> datetime:
+def first_began(working: Path, is_prepared: Callable[[], bool]) -> datetime:
     """Return when the first process of a launch began the step, once its folder is prepared for this attempt.
 
     Other processes call it: they render prompts of their own with chat templates that may write this time, and the

@@ -36,7 +36,7 @@ from align.train.checkpoint import remove_checkpoints
 from align.train.references.compute import WORK_FILES
 from align.workflow.environment import device_name, environment
 from align.workflow.following import PHASES, WrittenProgress
-from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, beginning, is_waited_for, launch_step
+from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, first_began, is_waited_for, launch_step
 from align.workflow.recipe.expansion import RUN_FILES
 from align.workflow.recipe.schema import Recipe
 from align.workflow.results.cards import write_cards
@@ -219,7 +219,7 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
     if not is_first:
         is_complete = "step" in (artifacts.read_manifest(working) or {})  # only renaming it is left, for the first
         if not (state == pipeline.INTERRUPTED and is_complete):
-            began = beginning(working, lambda: is_launched or _state(chosen, recipe, name) == pipeline.INTERRUPTED)
+            began = first_began(working, lambda: is_launched or _is_prepared(chosen, recipe, name))
             with pinned_time(began), _errors_of(recipe, name):
                 recipe.steps[name].run(run_context(recipe, name, working, progress, content))
             shutdown_processes()
@@ -242,8 +242,9 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
     shutdown_processes()
 
 
-def _state(steps: Sequence[pipeline.Step], recipe: Recipe, name: str) -> str:
-    return next(each.state for each in pipeline.plan(steps, recipe.root) if each.step.name == name)
+def _is_prepared(steps: Sequence[pipeline.Step], recipe: Recipe, name: str) -> bool:
+    """Return whether a step's working folder belongs to this attempt, as it does once the first process has begun."""
+    return (name, pipeline.INTERRUPTED) in {(each.step.name, each.state) for each in pipeline.plan(steps, recipe.root)}
 
 
 def _ends(recipe: Recipe, until: str | None, rerun_from: str | None) -> tuple[str | None, list[str]]:

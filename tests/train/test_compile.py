@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 from tiny_training import (
+    SIZES,
     VOCABULARY,
     Killed,
     Recorder,
@@ -28,19 +29,7 @@ from align.models.policy import Policy
 from align.models.tree.batch import tree_batch
 from align.train.settings import TrainSettings
 
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.1,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-}
+GATED = {**SIZES, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 GPT2 = {
     "attn_pdrop": 0,
     "resid_pdrop": 0,
@@ -80,7 +69,7 @@ def uncompiled(monkeypatch):
 def model_of(family):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = AutoConfig.for_model(family, **(GPT2 if family == "gpt2" else SIZES))
+        config = AutoConfig.for_model(family, **(GPT2 if family == "gpt2" else GATED))
         made = Policy(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")).train()
     made.use_forward("tree")
     return made

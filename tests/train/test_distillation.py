@@ -12,12 +12,10 @@ from tiny_training import (
     demonstrations,
     distillation,
     gap,
+    killed_and_whole,
     loop,
-    numbers,
     policy,
     results,
-    same,
-    weights,
 )
 from torch.nn.functional import kl_div
 
@@ -111,14 +109,7 @@ def test_micro_batches_do_not_change_the_result(tmp_path, forward):
 def test_a_killed_run_goes_on_bit_for_bit_and_the_teacher_computes_nothing_again(tmp_path):
     train = demonstrations(24)
     options = {"top_k": 5, "beta": 0.5, "epochs": 2, "checkpoint_steps": 2, "tokens_per_micro_batch": 90}
-    with pytest.raises(Killed):
-        make(tmp_path / "killed", train, progress=Recorder(stop_after=3), **options).run()
-    resumed, whole = (make(tmp_path / name, train, **options) for name in ("killed", "whole"))
-    for made in (resumed, whole):
-        made.run()
-    assert len(resumed.progress.steps) < len(whole.progress.steps)
-    assert same(weights(resumed.policy), weights(whole.policy))
-    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    resumed = killed_and_whole(partial(make, train=train, **options), tmp_path)
     assert any("of the teacher: 0 groups to compute, 24" in note for note in resumed.progress.notes)
 
 

@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 import torch
-from tiny_training import VOCABULARY, comparisons
+from tiny_training import SIZES, comparisons
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from align.models.reward_model import RewardModel
@@ -16,14 +16,8 @@ WEIGHTS = (0.5, 1.0, -0.25)
 
 def classifier(seed=0, names=NAMES):
     values = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        **SIZES,
         "max_position_embeddings": 512,
-        "initializer_range": 0.1,
         "pad_token_id": None,
         "attn_implementation": "sdpa",
         "num_labels": len(names),

@@ -51,17 +51,23 @@ class Recorder:
 NOT_NUMBERS = ("seconds", "peak_memory_bytes")
 
 
+# Of a decoder whose weights are large enough for its log-probabilities to differ from uniform
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.1,
+}
+
+
 def llama(seed=0, **changes):
     """A random Llama whose weights are large enough for its log-probabilities to differ from uniform."""
     values = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        **SIZES,
         "max_position_embeddings": 512,
-        "initializer_range": 0.1,
         "tie_word_embeddings": False,
         "attn_implementation": "sdpa",
     }
@@ -230,3 +236,23 @@ def gap(first, second):
 def same(first, second):
     """Whether two sets of weights are equal bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def killed_and_whole(make, folder):
+    """Return a run that was killed after step 3 and went on, with the same weights and numbers as an undisturbed one.
+
+    `make(folder, **more)` makes the run, with a Recorder as its progress.
+    """
+    try:
+        make(folder / "killed", progress=Recorder(stop_after=3)).run()
+    except Killed:
+        pass
+    else:
+        raise AssertionError("the run ended before step 3")
+    resumed, whole = (make(folder / name) for name in ("killed", "whole"))
+    for made in (resumed, whole):
+        made.run()
+    assert len(resumed.progress.steps) < len(whole.progress.steps)
+    assert same(weights(resumed.policy), weights(whole.policy))
+    assert numbers(folder / "killed") == numbers(folder / "whole")
+    return resumed

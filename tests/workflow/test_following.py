@@ -14,7 +14,7 @@ from align.artifacts import append_line
 from align.data.chat_clock import BEGAN
 from align.distributed.progress import SilentProgress
 from align.workflow.following import Follower, WrittenProgress, failure_in
-from align.workflow.launcher import beginning
+from align.workflow.launcher import first_began
 
 
 class Told(SilentProgress):
@@ -159,7 +159,7 @@ def test_all_processes_of_a_launch_render_templates_with_the_time_of_the_first(t
             (working / BEGAN).write_text(old)
             prepared.clear()
         with ThreadPoolExecutor() as pool:
-            found = pool.submit(beginning, working, lambda: bool(prepared))
+            found = pool.submit(first_began, working, lambda: bool(prepared))
             time.sleep(0.2)
             assert not found.done()
             shutil.rmtree(working, ignore_errors=True)

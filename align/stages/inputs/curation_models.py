@@ -136,8 +136,9 @@ def _encode(
         )
     context.progress.note(f"embedding {len(texts):,} texts: {encoder.name}")
     vectors = encoder.encode(texts)
-    if encoder.computed[1].tokens:
-        ran.append(encoder.computed)
+    size, work = encoder.computed
+    if work.tokens:
+        ran.append((size, work))
     return vectors
 
 

@@ -22,8 +22,8 @@ from align.stages.training.contract import TrainingSettings
 from align.stages.training.rows import StepRows
 from align.train.loop import Loop
 from align.train.selection.selection import FixedModel, Selection, selection_cost
-from align.train.selection.settings import UNIFORM
-from align.train.training_run import HELD_OUT, SELECTION, START, TrainingResult, work_of
+from align.train.selection.settings import SELECTION, UNIFORM
+from align.train.training_run import HELD_OUT, START, TrainingResult, work_of
 
 
 def selection_of(

@@ -15,8 +15,8 @@ from align.train.indexed_groups import GroupView
 from align.train.objectives.base import ObjectiveOutput, Tally
 from align.train.objectives.batch import GroupBatch
 from align.train.objectives.supervised import SupervisedObjective
+from align.train.selection.settings import SELECTION
 
-PREFIX = "selection/"  # of the metrics of a choice
 ROUNDING = 1e-9  # so that 100 * 0.55 = 55.00000000000001 is 55 tokens and not 56
 
 
@@ -55,9 +55,9 @@ class ChosenTokensObjective:
         every, chosen = loss.new_tensor(float(len(nll_N))), is_chosen_N.sum().double()
         tallies = {
             "nll": Tally(nll_N.detach().sum(), every),
-            f"{PREFIX}token_share": Tally(chosen, every),
-            f"{PREFIX}mean_score": Tally(excess_N.sum(), every),
-            f"{PREFIX}mean_score_chosen": Tally(excess_N[is_chosen_N].sum(), chosen),
+            f"{SELECTION}token_share": Tally(chosen, every),
+            f"{SELECTION}mean_score": Tally(excess_N.sum(), every),
+            f"{SELECTION}mean_score_chosen": Tally(excess_N[is_chosen_N].sum(), chosen),
         }
         return ObjectiveOutput(loss, tallies)
 

@@ -10,8 +10,9 @@ from align.accounting.flops import Decoder, Work, forward_flops, sum_work, total
 from align.models.backbone import Backbone
 from align.models.loading.config import dimensions
 from align.train.references.compute import SCORE_WORK, TEACHER_WORK, read_work
+from align.train.selection.settings import SELECTION
 from align.train.sharding.replicated import num_parameters
-from align.train.training_run import FORWARD_ONLY, KL, ROUTING, SELECTION, TrainingRun, work_of
+from align.train.training_run import FORWARD_ONLY, KL, ROUTING, TrainingRun, work_of
 
 TIMED = (ROUTING, KL, SELECTION)  # forward passes within the `seconds` of an optimizer step; evaluations follow it
 

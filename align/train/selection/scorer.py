@@ -34,8 +34,9 @@ from align.train.selection.features import HeadFeatures
 from align.train.selection.folds import FOLDS, FoldedReferences, SomeGroups, folds_of
 from align.train.selection.sampler import Floats
 from align.train.selection.selection import FixedModel
+from align.train.selection.settings import SELECTION
 from align.train.sharding.products import products_in
-from align.train.training_run import SELECTION, WORK_METRICS
+from align.train.training_run import WORK_METRICS
 
 
 class Losses(NamedTuple):

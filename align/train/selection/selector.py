@@ -30,8 +30,8 @@ from align.train.selection.cut_groups import CutGroups
 from align.train.selection.features import HeadFeatures, mean_cosine, similarities
 from align.train.selection.sampler import Floats, effective_sample_size, gumbel_noise, select
 from align.train.selection.scorer import Losses, Scorer, fixed_outputs, scored_objective
-from align.train.selection.settings import EASY, HARD, LEARNABILITY, UNIFORM
-from align.train.training_run import SELECTION, TrainingRun
+from align.train.selection.settings import EASY, HARD, LEARNABILITY, SELECTION, UNIFORM
+from align.train.training_run import TrainingRun
 
 JOURNAL = "selection.jsonl"  # in the step's folder
 

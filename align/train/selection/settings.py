@@ -16,6 +16,7 @@ from align.registry import DOTTED_PATH, suggest
 
 UNIFORM, HARD, EASY, LEARNABILITY = "uniform", "hard", "easy", "learnability"
 SCORES = (UNIFORM, HARD, EASY, LEARNABILITY)
+SELECTION = "selection/"  # prefix of what a step's selection did, and of the work of scoring
 NEED_REFERENCE = (EASY, LEARNABILITY)
 CROSS_FIT = "cross_fit"  # reference
 

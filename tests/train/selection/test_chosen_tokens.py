@@ -1,7 +1,6 @@
 """SFT on chosen tokens: the loss by hand from transformers' logits, and what must not change it."""
 
 import math
-from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,13 +11,12 @@ from tiny_training import (
     Recorder,
     demonstrations,
     gap,
+    killed_and_whole,
     loop,
     numbers,
     policy,
     results,
-    same,
     supervised,
-    weights,
 )
 
 from align.accounting.flops import decoder_from_config, forward_flops, training_flops
@@ -121,14 +119,7 @@ def test_held_out_rows_are_evaluated_on_all_of_their_tokens(tmp_path):
 def test_a_killed_run_goes_on_bit_for_bit_and_the_reference_computes_nothing_again(tmp_path):
     train = demonstrations(24)
     options = {"epochs": 2, "checkpoint_steps": 2, "tokens_per_micro_batch": 90}
-    with suppress(Killed):
-        make(tmp_path / "killed", train, progress=Recorder(stop_after=3), **options).run()
-    resumed, whole = (make(tmp_path / name, train, **options) for name in ("killed", "whole"))
-    for made in (resumed, whole):
-        made.run()
-    assert len(resumed.progress.steps) < len(whole.progress.steps)
-    assert same(weights(resumed.policy), weights(whole.policy))
-    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    resumed = killed_and_whole(partial(make, train=train, **options), tmp_path)
     assert any("selection's reference: 0 groups to compute, 24" in note for note in resumed.progress.notes)
 
 
