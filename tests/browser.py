@@ -27,4 +27,4 @@ def dumped(page, tmp_path, flags=()):
     """Return the DOM of a page after its scripts have run."""
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     call = [BROWSER, *FLAGS, *flags, profile, "--window-size=1400,900", "--dump-dom", page.as_uri()]
-    return subprocess.run(call, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(call, capture_output=True, text=True, timeout=600, check=True).stdout

@@ -328,7 +328,7 @@ def test_help_answers_before_anything_heavy_is_imported():
     )
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
-    assert time.monotonic() - began < 20  # it is a hang that this would catch; how fast it is, is in the README
+    assert time.monotonic() - began < 100  # it is a hang that this would catch; how fast it is, is in the README
 
 
 def test_the_version_is_that_of_the_package():
@@ -350,14 +350,14 @@ def test_a_shell_completes_commands(monkeypatch: pytest.MonkeyPatch):
 def test_a_full_disk_under_the_output_is_one_line(arguments):
     with Path("/dev/full").open("w") as full:
         call = [sys.executable, "-m", "align", *arguments]
-        ended = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        ended = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
     assert (ended.returncode, ended.stderr) == (1, "align: the output cannot be written: No space left on device\n")
 
 
 @pytest.mark.parametrize("override", ["run=" + 300 * "x", "steps." + 300 * "x" + ".stage=import"])
 def test_a_name_that_no_folder_can_have_is_one_line(override):
     call = [sys.executable, "-m", "align", "check", "recipes/quickstart.yaml", override]
-    ended = subprocess.run(call, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    ended = subprocess.run(call, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
     assert ended.returncode == 2
     assert any("at most 200 characters" in line for line in ended.stderr.splitlines()), ended.stderr
     assert all(line.startswith("align: ") for line in ended.stderr.splitlines())

@@ -31,9 +31,10 @@ def test_the_loss_of_independent_choice_grows_with_the_filter_and_that_of_joint_
 
 @pytest.mark.slow
 def test_learnability_reaches_the_loss_of_uniform_training_in_fewer_steps():
-    num_steps = 300  # half of the benchmark's
-    found = noisy_sft(["uniform", "hard", "easy", "learnability"], Task(steps=num_steps), filter_share=0.8, seed=0)
-    uniform, hard, easy, learnability = found.values()
-    assert learnability.steps_to(uniform.final) <= 0.4 * num_steps and learnability.final < uniform.final / 2
-    assert hard.steps_to(uniform.final) is None and easy.final > uniform.final
-    assert learnability.chosen["garbage"] <= 0.15 and hard.chosen["garbage"] >= 0.65
+    steps = 80
+    task = SMALL._replace(steps=steps, evaluate_every=4)  # the benchmark has 600, of a larger language
+    found = noisy_sft(["uniform", "hard", "learnability"], task, filter_share=0.8, seed=0)
+    uniform, hard, learnability = found.values()
+    assert learnability.steps_to(uniform.final) <= 0.5 * steps and learnability.final < 0.7 * uniform.final
+    assert hard.steps_to(uniform.final) is None
+    assert learnability.chosen["garbage"] <= 0.15 and hard.chosen["garbage"] >= 0.6

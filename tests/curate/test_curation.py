@@ -124,7 +124,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     try:
         assert parent.stdout.readline() == "analyzed\n"
         parent.kill()
-        parent.communicate(timeout=60)  # the output ends with the last process that can write to it
+        parent.communicate(timeout=300)  # the output ends with the last process that can write to it
     finally:
         with suppress(ProcessLookupError):
             os.killpg(parent.pid, signal.SIGKILL)

@@ -234,7 +234,7 @@ def test_a_hub_id_is_loaded_by_datasets_and_errors_name_it(tmp_path):
     (tmp_path / "set" / "train.jsonl").write_bytes(as_lines(ROWS))
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "PATH": os.environ["PATH"]}
     ran = subprocess.run(
-        [sys.executable, "-c", HUB, "./set"], cwd=tmp_path, env=offline, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", HUB, "./set"], cwd=tmp_path, env=offline, capture_output=True, text=True, timeout=600
     )
     assert ran.returncode == 0, ran.stderr
     rows, error = ran.stdout.splitlines()

@@ -6,8 +6,7 @@ from launching import LAUNCH, finish, start, told
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
-@pytest.mark.parametrize("way", ["ends", "waits"])
-@pytest.mark.parametrize("early", [0, 1])
+@pytest.mark.parametrize(("early", "way"), [(0, "ends"), (1, "waits")])
 def test_a_process_that_comes_to_its_end_is_not_missed(early, way):
     script = Path(__file__).with_name("ending.py")
     launched = start(LAUNCH / "ddp-cpu-2.yaml", "--main_process_port", "0", script, early, way)

@@ -105,14 +105,14 @@ def interrupted(folder, until, signals, *overrides):
         child = subprocess.Popen(
             command, cwd=ROOT, env=environment, stderr=said, stdout=subprocess.DEVNULL, preexec_fn=restore
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not until():
             assert child.poll() is None and time.monotonic() < deadline, (folder / "said").read_text()
             time.sleep(0.02)
         for number in signals:
             child.send_signal(number)
             time.sleep(0.2)
-        status = child.wait(timeout=60)
+        status = child.wait(timeout=300)
     return status, (folder / "said").read_text().splitlines()[-1]
 
 

@@ -105,7 +105,7 @@ def start(*arguments, file=TWO, program=("-m", "align")):
     return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def end(child, seconds=80):
+def end(child, seconds=300):
     """What the command has said; none of its processes outlives this."""
     try:
         return child.communicate(timeout=seconds)
@@ -143,7 +143,7 @@ def test_a_killed_launch_goes_on_in_one_process_and_makes_nothing_twice(both, tm
     command = ["generate", "--policy", policy, "--data", "tasks:general", "--limit", "120"]
     more = ["sampling.max_new_tokens=40", "engine.local.precision=fp32", "engine.local.batch_size=4"]
     judge = ["--judge", "verifier reward=both"]
-    child, last = start(*command, "--out", tmp_path / "two.jsonl", *judge, *more), time.monotonic() + 60
+    child, last = start(*command, "--out", tmp_path / "two.jsonl", *judge, *more), time.monotonic() + 300
     while min(len(items(path)) for path in kept) < 10:  # each of them is at work
         assert child.poll() is None and time.monotonic() < last, end(child, 5)
         time.sleep(0.05)
@@ -180,7 +180,7 @@ def test_a_launched_score_rates_what_one_process_rates(both, tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "data", "keeps"),
-    [("general", "tasks:general", True), ("preference", "groups", False), ("general", "tasks:general", False)],
+    [("general", "tasks:general", True), ("preference", "groups", False)],
 )
 def test_a_launched_evaluation_gives_the_scores_of_one_process(both, tmp_path, task, data, keeps):
     folder, out = both[0][0], tmp_path / "two.jsonl"

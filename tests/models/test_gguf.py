@@ -1,8 +1,6 @@
 """GGUF files as policies: loading, saving as a folder, and invalid files."""
 
 import os
-import subprocess
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -18,23 +16,12 @@ from align.models.policy import load_policy, save_policy
 from align.models.settings import LoraSettings, PolicySettings
 from align.models.weights import fingerprint
 
-FETCH = Path(__file__).parents[2] / ".." / "shared" / "tools" / "smollm2.sh"
 IDS = torch.arange(3, 20)[None]
 
 
 def logits(model, ids=IDS):
     with torch.no_grad():
         return model(input_ids=ids).logits
-
-
-def smollm2():
-    """Return the path of SmolLM2-135M-Instruct, downloaded if necessary; skip the test without it."""
-    if not FETCH.is_file():
-        pytest.skip(f"{FETCH} is not there: it fetches SmolLM2-135M-Instruct")
-    try:
-        return subprocess.run(["bash", FETCH], capture_output=True, text=True, timeout=300, check=True).stdout.strip()
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        pytest.skip(f"SmolLM2-135M-Instruct cannot be fetched: {error}")
 
 
 def test_a_missing_or_invalid_gguf_file_is_named_in_the_error(tmp_path):
@@ -110,16 +97,3 @@ def test_a_truncated_gguf_file_raises_a_one_line_error(tiny_gguf, tokenizer_fold
         file.truncate(file.seek(0, os.SEEK_END) // 2)
     with pytest.raises(InputError, match=r"cannot load a model from 'gguf:.*tiny\.gguf'"):
         load_policy(PolicySettings(path=tiny_gguf[0], tokenizer=str(tokenizer_folder)))
-
-
-@pytest.mark.package
-@pytest.mark.slow
-def test_a_published_gguf_file_predicts_plausible_tokens(tmp_path):
-    policy, tokenizer = load_policy(PolicySettings(path=f"gguf:{smollm2()}"))
-    assert sum(value.numel() for value in policy.parameters()) == 134_515_008  # as published for SmolLM2-135M
-    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
-    expected = logits(policy.hf, ids)
-    assert tokenizer.decode(expected[0, -1].argmax()) == " Paris"
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
-    save_policy(policy, tokenizer, tmp_path)
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), ids), expected)

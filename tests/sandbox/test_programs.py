@@ -168,7 +168,7 @@ def test_the_cases_of_the_issue_have_the_right_verdict():
 def test_a_sleeping_program_ends_at_the_cpu_limit(code, test):
     started = time.monotonic()
     (outcome,) = run_tests(code, [test], limits=Limits(cpu_s=1))
-    assert time.monotonic() - started < 30  # 60 is the limit on elapsed time
+    assert time.monotonic() - started < 55  # 60 is the limit on elapsed time
     assert outcome == (False, "the program waited for 1 s without computing")
 
 

@@ -32,7 +32,7 @@ def test_no_attack_passes_or_does_harm(name, host):
     tests = tests[0] if tests else TESTS
     started = time.monotonic()
     outcomes = run_tests(program, tests, limits=LIMITS)
-    assert time.monotonic() - started < 30  # on a busy machine
+    assert time.monotonic() - started < 100  # 20 is the limit on elapsed time
     assert len(outcomes) == len(tests)
     assert not any(outcome.passed for outcome in outcomes)
     assert re.search(pattern, outcomes[0].why), outcomes[0].why
@@ -143,7 +143,7 @@ def run_python(*command, code):
         capture_output=True,
         text=True,
         env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        timeout=60,
+        timeout=300,
     )
     return done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1]
 
@@ -179,7 +179,7 @@ def test_an_unprivileged_user_has_the_same_sandbox():
 def test_no_process_remains_after_the_parent_is_killed():
     code = "from align.rewards.unit_tests import run_tests\nrun_tests('import time\\ntime.sleep(999)', ['pass'])"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 300
         while len(started := descendants(parent.pid)) < 5:  # the fork server, two supervisors and their workers
             assert time.monotonic() < until
             time.sleep(0.02)
