@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from align import cli
+from align.distributed import heartbeat
 from align.train import checkpoint
 from align.train.loop import Loop
 
@@ -75,6 +76,7 @@ def step(loop, number):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    heartbeat.TIMEOUT_S = 10.0
     taken, Loop.step = Loop.step, step
     sys.argv = ["align", *sys.argv[3:]]
     cli.main()

@@ -1,0 +1,18 @@
+"""What the processes of a launch import, imported before they are forked."""
+
+import importlib
+
+for name in (
+    "deepspeed.launcher.runner",  # not installed everywhere
+    "accelerate.commands.launch",
+    "torch.distributed.run",
+    "torch.distributed.elastic.rendezvous.static_tcp_rendezvous",
+    "torch._functorch.aot_autograd",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+    "align.cli",
+    "align.commands.run",
+    "align.stages.training.policy_training",
+):
+    if importlib.util.find_spec(name.partition(".")[0]):
+        importlib.import_module(name)
