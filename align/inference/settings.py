@@ -115,8 +115,8 @@ class ServerSettings(Settings):
     concurrency: int = Field(
         default=16,
         ge=1,
-        description="Maximum number of simultaneous requests; halved where the server answers 429 or 503, and grown "
-        "again after successes.",
+        description="Maximum number of simultaneous requests, of all processes of a launch together; halved where the "
+        "server answers 429 or 503, and grown again after successes.",
     )
     timeout_s: float = Field(
         default=600.0, gt=0, description="Seconds after which a request without a complete answer is retried."

@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import stub_engine
@@ -33,6 +34,7 @@ from align.inference.openai_engine import OpenAIEngine
 from align.inference.requests.classifier import ClassifierClient
 from align.inference.settings import EngineSettings, SamplingSettings, ServerSettings
 from align.records import Message, Prompt
+from align.stages.responses.engines import engine_report
 
 HERE = Path(__file__).parent
 STUB = shlex.join([sys.executable, "-S", str(HERE / "stub_engine.py")])
@@ -414,3 +416,17 @@ def test_a_server_that_ends_while_it_scores_is_one_line(tmp_path, rater, mark):
     ):
         found.extend(asked_for_scores(rater, reachable).scores(TOKENS))
     assert len(found) <= 3
+
+
+@pytest.mark.parametrize(("number", "share"), [(1, 16), (3, 5), (40, 1)])
+def test_the_processes_of_a_launch_share_the_simultaneous_requests(tmp_path, number, share):
+    server = ServerSettings(base_url="http://127.0.0.1:9/v1", concurrency=16)
+    place = Place(SimpleNamespace(world_size=number), tmp_path, SilentProgress())
+    with serving("policy", EngineSettings(server=server), name="policy", place=place) as reachable:
+        assert reachable.server == server.model_copy(update={"concurrency": share})
+
+
+@pytest.mark.parametrize(("number", "repeatable"), [(1, True), (2, False)])
+def test_a_server_that_answers_in_turn_repeats_its_samples_for_one_process_alone(number, repeatable):
+    engine = EngineSettings(transformers_serve=TransformersServeSettings())
+    assert engine_report(engine, {}, SimpleNamespace(world_size=number))["repeatable"] is repeatable

@@ -46,19 +46,28 @@ def serving(
     With `rates`, its precision, it is a reward model.
 
     For a managed engine these are the address of a server that was started for it. A server with `refresh` is
-    refreshed. Other settings are yielded as they are. All processes enter and leave together, and must have finished
+    refreshed. The simultaneous requests of a server are divided among the processes, each of which has at least one.
+    Other settings are yielded as they are. All processes enter and leave together, and must have finished
     asking when they leave.
 
     Raises `RunError` where the server does not start, or ends while the block runs.
     """
     if engine.managed is not None:
         with _started(path, engine.managed, name=name, place=place, rates=rates) as server:
-            yield EngineSettings(server=server)
+            yield EngineSettings(server=_share(server, place.processes))
         return
-    if engine.server is not None and engine.server.refresh is not None:
+    if engine.server is None:
+        yield engine
+        return
+    if engine.server.refresh is not None:
         words = refresh_words(engine.server.refresh, path, name)
         place.processes.run_on_main(lambda: _refresh(words, place), f"refreshing the server for {name}")
-    yield engine
+    yield EngineSettings(server=_share(engine.server, place.processes))
+
+
+def _share(server: ServerSettings, processes: Processes) -> ServerSettings:
+    """Return the settings for one of the processes that ask the server: its share of the simultaneous requests."""
+    return server.model_copy(update={"concurrency": max(1, server.concurrency // processes.world_size)})
 
 
 @contextmanager

@@ -96,7 +96,10 @@ class TransformersServeSettings(ManagedSettings):
     command: str = Field(default="transformers", description="Command of transformers.")
     # The seed of a request is that of the whole server: two requests at a time would draw each other's numbers
     concurrency: int = Field(
-        default=1, ge=1, description="Maximum number of simultaneous requests; with 1, a sample follows from its seed."
+        default=1,
+        ge=1,
+        description="Maximum number of simultaneous requests; with 1, and one process that asks, a sample follows from "
+        "its seed.",
     )
 
     @property

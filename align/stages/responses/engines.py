@@ -34,14 +34,17 @@ def engine_identity(engine: EngineSettings, processes: Processes) -> dict[str, A
     return {**engine.cache_key(), "version": version}
 
 
-def engine_report(engine: EngineSettings, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what a manifest says of an engine.
+def engine_report(engine: EngineSettings, identity: dict[str, Any], processes: Processes) -> dict[str, Any]:
+    """Return what a manifest says of an engine that these processes have asked.
 
     `repeatable` is whether a step that is resumed, or run again, draws the same samples; None where that is up to a
     server or to a user's own engine.
     """
     managed = engine.managed
-    repeatable = managed.is_repeatable if managed is not None else True if engine.kind == "local" else None
+    repeatable = True if engine.kind == "local" else None
+    if managed is not None:
+        asks_in_turn = managed.kind != "transformers_serve" or processes.world_size == 1
+        repeatable = managed.is_repeatable and asks_in_turn
     return {"kind": engine.kind, "repeatable": repeatable, **as_written(identity)}
 
 

@@ -83,7 +83,7 @@ def generate_groups(
     done = _sampling_work(settings, next(iter(folders.values()), None), speeds)
     return {
         "report": statistics.report(),
-        "engine": engine_report(settings.engine, engine),
+        "engine": engine_report(settings.engine, engine, context.processes),
         "tokens_per_s": rates,
         **({"cost": costs} if costs else {}),
         "done": replace(done, devices=context.processes.world_size),
