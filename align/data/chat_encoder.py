@@ -114,6 +114,10 @@ class ChatEncoder:
         with at_place(f"row {row + 1}"):
             return self._tokenizer.prompt(self._renderer.prompt(messages, tools))
 
+    def open_user_turn(self, before: Sequence[Message]) -> Ids:
+        """Return the token ids of a dialogue up to where the user's next message begins, int32 of shape [T]."""
+        return self._tokenizer.prompt(self._renderer.open_user_turn(before))
+
     def check_prompt(self, prompt: Prompt) -> None:
         """Raise `InputError` if the chat template cannot render a prompt."""
         self._renderer.prompt(prompt.messages, prompt.tools)

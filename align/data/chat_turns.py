@@ -18,6 +18,7 @@ from align.records import Comparison, Demonstration, Message, Tools, is_cut_off
 
 # The end of a generation prompt that opens a thought, such as `<think>\n`, `[THINK]` or `<|START_THINKING|>`
 OPEN_THOUGHT = re.compile(r"(?:<\|?|\[)(?:start_)?(?:think(?:ing)?|thought|reason(?:ing)?)(?:\|?>|\])\s*\Z", re.I)
+SLOT = "TEXT_OF_THE_USER"  # stands for a message that the model writes
 LONGEST_MARK = 64  # characters, with the whitespace after it
 CLOSED_THOUGHT = re.compile(r"(?:</|\[/|<\|/|<\|end_)(?:think(?:ing)?|thought|reason(?:ing)?)", re.I)
 
@@ -76,6 +77,15 @@ class Renderer:
         self._template.check_tools(chat)
         split = self._template.last_control_token(text)
         return Rendered(text[:split], text[split:])
+
+    def open_user_turn(self, before: Sequence[Message]) -> Rendered:
+        """Return a dialogue as text up to where the content of the user's next message begins."""
+        (text,) = self._template.render(self._template.chat([*before, Message("user", SLOT)]))
+        opened, slot, _ = text.rpartition(SLOT)
+        if not slot:
+            raise InputError("the chat template alters a user's message, so no prompt can be made with it")
+        split = self._template.last_control_token(opened)
+        return Rendered(opened[:split], opened[split:])
 
     @contextmanager
     def rendered_together(self, records: Iterable[Demonstration | Comparison]) -> Generator[None]:

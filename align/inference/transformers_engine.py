@@ -19,7 +19,6 @@ from align.data.chat_encoder import ChatEncoder
 from align.data.chat_rendering import is_written_mark
 from align.data.chat_templates import apply_template
 from align.data.chat_turns import OPEN_THOUGHT
-from align.data.open_turns import open_user_turn, plain_ids
 from align.data.overlong import character_limit, num_characters
 from align.errors import InputError
 from align.inference.continuous_batching import (
@@ -137,7 +136,7 @@ class TransformersEngine:
 
         Raises `InputError` for choices that begin with the same token.
         """
-        firsts = [plain_ids(self._tokenizer, choice)[0] for choice in choices]
+        firsts = [self._tokenizer(choice, add_special_tokens=False)["input_ids"][0] for choice in choices]
         if len(set(firsts)) < len(firsts):
             raise InputError(f"{self.name}: {' and '.join(map(repr, choices))} begin with the same token")
         for index, prompt in enumerate(prompts):
@@ -150,7 +149,7 @@ class TransformersEngine:
         """Return the tokens that the model continues."""
         if not self._opens_user_turns:
             return self._encoder.prompt_ids(prompt.messages, index, prompt.tools).tolist()
-        return open_user_turn(self._tokenizer, prompt.messages[:-1])
+        return self._encoder.open_user_turn(prompt.messages[:-1]).tolist()
 
     def _start(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[PartialResponse]:
         """Return all responses, those to the longest prompt first and those to one prompt adjacent."""

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
+from datetime import datetime
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from frequencies import are_drawn_from, shares_by_definition
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.config import build
+from align.data.chat_clock import pinned_time
 from align.data.tokenizer import train_tokenizer
 from align.distributed.journal import Journal
 from align.errors import InputError
@@ -350,6 +352,18 @@ def test_an_open_user_turn_continues_the_template_where_the_user_would_speak():
     strict, _, _ = tiny_engine(template="{% for m in messages %}{{ m.content | lower }}{% endfor %}")
     with pytest.raises(InputError, match="the chat template alters a user's message"):
         list(strict.open_user_turns().sample(asked[:1], settings))
+
+
+def test_an_open_user_turn_has_the_date_of_its_step_and_no_control_tokens_from_a_message():
+    engine, _, tokenizer = tiny_engine(template="{{ strftime_now('%d %b') }}" + CHAT)
+    asked = Prompt((Message("system", "Say <|pad|> first."), Message("user", "")))
+    seen = []
+    for day in (1, 2):
+        with pinned_time(datetime(2026, 7, day)):
+            seen.append(engine.open_user_turns()._prompt_ids(asked, 0))
+    first, second = (tokenizer.decode(ids) for ids in seen)
+    assert first == "01 Jul<system>Say <|pad|> first.</><user>" and second == first.replace("01", "02")
+    assert tokenizer.pad_token_id not in seen[0] and tokenizer.pad_token == "<|pad|>"
 
 
 def test_likelihoods_of_choices_are_those_of_their_first_tokens():
