@@ -97,8 +97,15 @@ def with_continuation(items, rng):
 
 
 # Forms that a teacher gives a list, each of which holds every item
+BAR = "\\|"  # in the cell of a table
 FORMS = {
     "numbered": numbered("{}."),
+    "table": lambda items, rng: "\n".join(
+        ["Here you are:", "", "| # | What is asked | Level |", "|---|:---|---|"]
+        + [f"| {place + 1} | {each.replace('|', BAR)} | easy |" for place, each in enumerate(items)]
+    ),
+    "numbered, with a closing line": lambda items, rng: numbered("{}.")(items, rng) + "\nLet me know if you need more!",
+    "dashes, with a closing line": lambda items, rng: joined("- {}")(items, rng) + "\nI hope these help.",
     "numbered with brackets": numbered("{})"),
     "numbered in brackets": numbered("({})"),
     "numbered in bold": numbered("**{}.**"),

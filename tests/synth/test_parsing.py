@@ -174,6 +174,11 @@ def test_deeply_nested_brackets_are_no_list(text):
     assert sum(items(text, 3).dropped.values()) + len(items(text, 3).items) == 3
 
 
+def test_the_table_of_a_numbered_task_is_a_part_of_it():
+    found = items("1. Add a row to this table:\n| a | b |\n|---|---|\n| 1 | 2 |\n2. Sort the rows.", 2).items
+    assert found == ("Add a row to this table: | a | b | |---|---| | 1 | 2 |", "Sort the rows.")
+
+
 def test_half_of_an_escaped_pair_becomes_a_replacement_character():
     found = items(r'["tell me \ud83d about it", "say \ud83d\ude00"]', 2).items
     assert found == ("tell me \ufffd about it", "say \U0001f600")

@@ -42,6 +42,13 @@ CHAT = re.compile(  # what a teacher says around a list
     r"if you(?:'d| would| need| want)|happy to|please let)\b",
     re.IGNORECASE,
 )
+CLOSING = re.compile(  # what a teacher says after a list, on a line of its own
+    r"^(?:i hope (?:this|these)|(?:please )?let me know|feel free to|would you like (?:me|more)|"
+    r"(?:i(?:'|’)m |i am )?happy to|if you(?:(?:'|’)d| would)? (?:like|need|want) (?:me|more|any|further))\b",
+    re.IGNORECASE,
+)
+TABLE_ROW = re.compile(r"^\s*\|(.+)\|\s*$")
+TABLE_RULE = re.compile(r"^\s*\|(?:\s*:?-{2,}:?\s*\|)+\s*$")  # below the names of the columns
 ARRAY = re.compile(  # not the values in a task about an array
     r'^[ \t]*(?:\{[ \t]*)?(?:"[^"\n]*"[ \t]*:[ \t]*)?\[', re.MULTILINE
 )
@@ -133,7 +140,12 @@ def _entries(text: str, wanted: int, *, names: bool) -> tuple[list[str], bool]:
     if from_json is not None:
         return from_json
     lines = [line.rstrip() for line in text.replace("\r\n", "\n").split("\n") if not FENCE.match(line)]
+    while lines and (not lines[-1] or CLOSING.match(lines[-1].strip())):
+        lines.pop()
     first = next((line for line in lines if line.strip() and not _is_preamble(line, wanted)), "")
+    table = _table(lines, names=names) if wanted > 1 and TABLE_ROW.match(first) else []  # one task may hold a table
+    if table:
+        return table, False
     for mark in (NUMBERED, BULLET):
         found = _marked(lines, mark, joins=not names)
         if mark.match(first) or (len(found) > 1 and wanted > 1):  # one task may hold a list of its own
@@ -197,6 +209,19 @@ def _marked(lines: Sequence[str], mark: re.Pattern[str], *, joins: bool) -> list
         elif found and not found[-1][0]:
             found[-1][0] = line.strip()
     return [" ".join(part for part in each if part) for each in found]
+
+
+def _table(lines: Sequence[str], *, names: bool) -> list[str]:
+    """Return the items in a Markdown table, one of each row below the columns' names; none without a table.
+
+    They are the cells of the longest column; of `names`, which may have a description beside them, of the first column
+    that is no number.
+    """
+    rule = next((place for place, line in enumerate(lines) if TABLE_RULE.match(line)), len(lines))
+    rows = [re.split(r"(?<!\\)\|", match[1]) for match in map(TABLE_ROW.match, lines[rule + 1 :]) if match]
+    columns = [[cell.replace("\\|", "|").strip() for cell in column] for column in zip(*rows, strict=False)]
+    named = [cells for cells in columns if not all(cell.rstrip(".").isdigit() for cell in cells)]
+    return next(iter(named), []) if names else max(columns, key=lambda cells: sum(map(len, cells)), default=[])
 
 
 def _is_preamble(line: str, wanted: int) -> bool:
