@@ -143,7 +143,8 @@ def _entries(text: str, wanted: int, *, names: bool) -> tuple[list[str], bool]:
     while lines and (not lines[-1] or CLOSING.match(lines[-1].strip())):
         lines.pop()
     first = next((line for line in lines if line.strip() and not _is_preamble(line, wanted)), "")
-    table = _table(lines, names=names) if wanted > 1 and TABLE_ROW.match(first) else []  # one task may hold a table
+    begins = next((line for line in lines if NUMBERED.match(line) or BULLET.match(line) or TABLE_ROW.match(line)), "")
+    table = _table(lines, names=names) if wanted > 1 and TABLE_ROW.match(begins) else []  # a task may hold a table
     if table:
         return table, False
     for mark in (NUMBERED, BULLET):
