@@ -46,7 +46,7 @@ from align.train.training_run import Teacher
 # Clocks differ: the first rank finds it time for a checkpoint when the other does not.
 OFTEN = 1e-9 if os.environ.get("RANK", "0") == "0" else 1e9
 
-STEPS = 20
+STEPS = 10
 # Objective, training data and settings of each run, with held-out rows
 CASES = {
     "sft": (supervised(), demonstrations(36), {"tokens_per_micro_batch": 90}),
@@ -57,7 +57,7 @@ CASES = {
         {"tokens_per_micro_batch": 200, "checkpoint_minutes": OFTEN},
     ),
     # Steps of one group: a rank has none
-    "alone": (preference("dpo"), comparisons(10), {"prompts_per_step": 1, "epochs": 2}),
+    "alone": (preference("dpo"), comparisons(5), {"prompts_per_step": 1}),
     "adapters": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     "reward": (
         reward_objective("regression", NAMES, WEIGHTS),
@@ -69,13 +69,13 @@ CASES = {
     "weighted": (preference("dpo", beta=1.0, weighting="wpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     "mixture": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     # Killed between the first and the second of the snapshots whose mean the weights become in the end
-    "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3, "average": {"last": 4, "every": 5}}),
+    "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3, "average": {"last": 2, "every": 5}}),
     "bf16": (
         preference("rpo_bwd_kl", beta=0.1, sft_weight=0.02),
         comparisons(33, sizes=(1, 2, 5), longest=60),
         {"tokens_per_micro_batch": 200, "precision": "bf16"},
     ),
-    # Rows chosen by the loss of a policy that was trained for it, in 20 steps of the 4 epochs
+    # Rows chosen by the loss of a policy that was trained for it, in 10 steps of the 2 epochs
     "selected": (supervised(), demonstrations(160), {"tokens_per_micro_batch": 90}),
     "tokens": (ChosenTokensObjective(0.4), demonstrations(36), {"tokens_per_micro_batch": 90}),
     "distilled": (distillation(beta=0.5, top_k=8, sft_weight=1.0), demonstrations(36), {"tokens_per_micro_batch": 90}),
@@ -124,7 +124,7 @@ def run_case(folder, name):
             model.base.gradient_checkpointing_enable({"use_reentrant": False})
         made = {"reward": rated, "kto": labelled}.get(name, partial(comparisons, sizes=(2, 3)))
         held_out = made(3, seed=9)
-        changes = {"epochs": 4, "evaluate_every": 3} | settings
+        changes = {"epochs": 2, "evaluate_every": 3} | settings
         join_fsdp()
         joined = cut_everything(make_accelerator(training_settings(**changes)))
         report, job = Recorder(stop_after), {"held_out": held_out}

@@ -1,6 +1,6 @@
 """What the processes of a launch import, imported before they are forked."""
 
-import importlib
+import importlib.util
 
 for name in (
     "deepspeed.launcher.runner",  # not installed everywhere

@@ -6,7 +6,8 @@ from tempfile import mkdtemp
 
 import pytest
 from distributed_runs import CASES, STEPS, run_case
-from launching import LAUNCH, finish, fsdp_on_a_cpu, start, told
+from forked import start_forked
+from launching import LAUNCH, finish, fsdp_on_a_cpu, told
 from safetensors.torch import load_file
 from tiny_training import chosen, gap, metrics
 
@@ -24,13 +25,14 @@ CHANGING = {
     *(prefix + name for name in WORK for prefix in PREFIXES),
 }
 
-# How the model is wrapped, the class that says how its weights lie, and whether all of them are cut
+# How the model is wrapped, the class that says how its weights lie, whether all of them are cut, and the cases: under
+# ZeRO-1 and ZeRO-2 every process has all weights, and what an objective computes is what it computes under DDP
 WAYS = {
-    "ddp": ("DistributedDataParallel", "Replicated", False),
-    "zero1": ("DeepSpeedEngine", "Zero12", False),
-    "zero2": ("DeepSpeedEngine", "Zero12", False),
-    "zero3": ("DeepSpeedEngine", "Zero3", True),
-    "fsdp2": ("FSDPPolicy", "Fsdp2", False),
+    "ddp": ("DistributedDataParallel", "Replicated", False, CASES),
+    "zero1": ("DeepSpeedEngine", "Zero12", False, ("rpo", "resumed", "each")),
+    "zero2": ("DeepSpeedEngine", "Zero12", False, ("rpo", "alone", "adapters", "reward", "resumed", "bf16", "each")),
+    "zero3": ("DeepSpeedEngine", "Zero3", True, CASES),
+    "fsdp2": ("FSDPPolicy", "Fsdp2", False, CASES),
 }
 
 
@@ -46,17 +48,17 @@ def alone(name):
 def test_two_processes_do_what_one_does(tmp_path, way):
     launch = fsdp_on_a_cpu(tmp_path) if way == "fsdp2" else LAUNCH / f"{way}-cpu-2.yaml"
     where = {"ACCELERATE_TORCH_DEVICE": "cpu"} if way == "fsdp2" else {}
+    wrapped, lies, is_cut, cases = WAYS[way]
     script = Path(__file__).with_name("distributed_runs.py")
-    launched = start(launch, "--main_process_port", "0", script, tmp_path, ",".join(CASES), **where)
+    launched = start_forked(launch, "--main_process_port", "0", script, tmp_path, ",".join(cases), **where)
     output, errors = finish(launched)
     assert launched.returncode == 0, errors[-3000:]
-    wrapped, lies, is_cut = WAYS[way]
     seen = told(output)
-    assert sorted(one["case"] for one in seen) == sorted([*CASES, *CASES])
+    assert sorted(one["case"] for one in seen) == sorted([*cases, *cases])
     for one in seen:
         assert (one["processes"], one["way"], one["cut"] > 0) == (2, lies, is_cut)
         assert one["wrapped"] == (wrapped if one["case"] != "reward" else wrapped.replace("Policy", "RewardModel"))
-    for name in CASES:
+    for name in cases:
         compare(name, tmp_path / name)
 
 
@@ -65,7 +67,7 @@ def test_three_processes_go_on_from_a_kill_bit_for_bit(tmp_path, way):
     """Of three numbers a sum depends on their order, of two it does not."""
     script = Path(__file__).with_name("distributed_runs.py")
     more = ["--num_processes", "3", "--main_process_port", "0"]
-    launched = start(LAUNCH / f"{way}-cpu-2.yaml", *more, script, tmp_path, "resumed")
+    launched = start_forked(LAUNCH / f"{way}-cpu-2.yaml", *more, script, tmp_path, "resumed")
     output, errors = finish(launched)
     assert launched.returncode == 0, errors[-3000:]  # the script compares the two
     assert [one["processes"] for one in told(output)] == [3, 3, 3]
