@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import transformers.models.llama.modeling_llama  # noqa: F401 - with the next, what each life would import anew
-from small_runs import skip_rate
+from small_runs import skip_page, skip_rate
 
 import align.report.page  # noqa: F401
 from align.accounting import energy
@@ -113,8 +113,10 @@ def live(folder, log):
     if child:
         return child
     os.chdir(folder)
-    # Measurements of the machine, which take seconds of each life and are no content of a step
-    skip_rate(pytest.MonkeyPatch())
+    # Measurements of the machine and charts, which take seconds of each life and are no content of a step
+    patch = pytest.MonkeyPatch()
+    skip_rate(patch)
+    skip_page(patch)
     energy.machine_counter = lambda: NoCounter("not measured in this test")
     try:
         for call in calls(Command(Path("small.yaml"), ())):

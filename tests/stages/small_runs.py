@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from align import report
+from align.report.page import render_markdown
+from align.report.run_folder import read_run
 from align.rewards.verdicts import Verdict
 from align.stages.costs import meter
 from align.workflow import runner
@@ -85,10 +88,11 @@ def written(folder, text=RECIPE):
 
 
 def run(folder, *overrides, text=RECIPE, until=None, told=None):
-    """A run of the recipe in this process, from the root of the repository as launch files are named from it."""
+    """A run of the recipe in this process without a page, from the root of the repository, where launch files are."""
     path, told = written(folder, text), told or Told()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
+        skip_page(patch)
         made = run_recipe(Command(path, overrides), told, disk=(0, 0), until=until)
     return made, told
 
@@ -97,6 +101,11 @@ def skip_rate(patch):
     """Replace the measurement of this machine's rate, which takes seconds of each process, by a number."""
     for module in (meter, runner):
         patch.setattr(module, "matrix_rate", lambda device, precision: RATE)
+
+
+def skip_page(patch):
+    """Render the tables of a run in place of its page, whose charts take most of the time of a small run."""
+    patch.setattr(report, "write_report", lambda root: render_markdown([read_run(root)]))
 
 
 def metrics(folder, step):

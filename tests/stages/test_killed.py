@@ -11,14 +11,14 @@ from pathlib import Path
 
 import killed_pipeline
 import pytest
-from small_runs import Told, skip_rate
+from small_runs import Told, skip_page, skip_rate
 
 from align.artifacts import MANIFEST, read_json, working_folder, write_json
 from align.workflow.launcher import Command
 from align.workflow.runner import run_recipe
 
 SCRIPT = Path(__file__).with_name("killed_pipeline.py")
-NUM_KILLS = 20
+NUM_KILLS = 10
 
 # What two runs of the same numbers may differ in: clocks and meters, how often a step was begun, and which making it is
 OF_TIME = {
@@ -71,7 +71,7 @@ def test_a_pipeline_killed_at_moments_of_chance_ends_as_one_that_is_not(recipe, 
     where = Counter(step for kill in outcome["kills"] for step in kill["in"] or ["between"])
     print(f"{len(outcome['kills'])} kills: {dict(where)}")
     assert len(outcome["kills"]) == NUM_KILLS
-    assert len(where) >= 4  # steps of several kinds were hit
+    assert len(where) >= 3  # steps of several kinds were hit
     assert outcome["twice"] == []
     whole = contents(tmp_path / "whole/runs/small")
     assert len(whole) > 60 and all(whole["references"].values())
@@ -92,6 +92,7 @@ def test_files_that_a_killed_attempt_half_wrote_are_not_read_by_the_next(tmp_pat
         folder, told = tmp_path / name, Told()
         with monkeypatch.context() as patch:
             patch.chdir(folder)
+            skip_page(patch)
             made = run_recipe(Command(Path("small.yaml"), ()), told, disk=(0, 0), until=until)
         return folder / "runs/small", list(made), told.notes
 

@@ -4,13 +4,15 @@ import json
 import math
 
 import pytest
-from small_runs import RATE, Told, skip_rate
+from small_runs import RATE, Told, skip_page, skip_rate
 
-from align import report
 from align.artifacts import read_json
 from align.errors import InputError, RunError
 from align.evaluation.sampled_task import with_kl
 from align.evaluation.task import StartKL
+from align.report import write_report
+from align.report.page import render_markdown
+from align.report.run_folder import read_run
 from align.report.search.section import trial_rows
 from align.stages.responses import evaluation
 from align.workflow.launcher import Command
@@ -61,16 +63,15 @@ SEARCH = {
 }
 
 
-def ran(folder, steps, *overrides, search=None, until=None, has_page=False, told=None):
-    """Run a recipe with more steps below `folder`; the manifests and what was reported. Drawing the page takes long."""
+def ran(folder, steps, *overrides, search=None, until=None, told=None):
+    """Run a recipe with more steps below `folder`; the manifests and what was reported."""
     folder.mkdir(exist_ok=True)
     path, told, made = folder / "small.yaml", told or Told(), {}
     found = {**RECIPE, "runs": str(folder / "runs"), "steps": {**RECIPE["steps"], **steps}}
     path.write_text(json.dumps({**found, **({"search": {"dpo": search}} if search else {})}))
     with pytest.MonkeyPatch.context() as patch:
         skip_rate(patch)
-        if not has_page:
-            patch.setattr(report, "write_report", lambda root: None)
+        skip_page(patch)
         for call in calls(Command(path, overrides), until=until):
             made = run_recipe(call.command, told, disk=(0, 0), until=call.until)
     return made, told
@@ -142,7 +143,7 @@ def test_a_training_that_diverges_may_stop_with_the_weights_before_that(tmp_path
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("searched")
-    return folder, *ran(folder, {"dpo": DPO, "validation": VALIDATION, "evaluate": TEST}, search=SEARCH, has_page=True)
+    return folder, *ran(folder, {"dpo": DPO, "validation": VALIDATION, "evaluate": TEST}, search=SEARCH)
 
 
 def test_the_chosen_trial_has_the_weights_of_an_uninterrupted_training(searched, tmp_path):
@@ -179,7 +180,7 @@ def test_stages_before_the_search_run_once_and_the_best_trials_go_on(searched):
     assert found["cost_of_trials"]["cost"] is None
     assert found["estimate"] == {"chat_test nll": table["dpo"]["chat_test nll"]}
     assert {name for name in table if "chat_test nll" in table[name]} == {"dpo"}
-    page = (folder / "runs/small/report.html").read_text()
+    page = write_report(folder / "runs/small").read_text()
     assert "Search of dpo" in page and f"Trial {found['chosen']} was chosen" in page
     # Checkpoints of trials are removed once no step resumes them
     assert not list((folder / "runs/small").glob("*/resume/*/*.safetensors"))
@@ -326,12 +327,12 @@ def test_points_drawn_from_earlier_scores_are_the_same_after_a_kill(tmp_path, mo
 def test_a_trial_that_diverges_is_dropped_and_the_search_goes_on(tmp_path):
     space = {"train.learning_rate": {"choices": [1e-3, 1e30]}}
     steps = {"dpo": {**DPO, "train": {**TRAIN, "warmup_steps": 0}}, "validation": VALIDATION, "evaluate": TEST}
-    ran(tmp_path, steps, search={**SEARCH, "space": space, "rungs": [4]}, has_page=True)
+    ran(tmp_path, steps, search={**SEARCH, "space": space, "rungs": [4]})
     found = read_json(tmp_path / "runs/small/search.json")["dpo"]
     diverged = {trial for trial, each in found["trials"].items() if each["rungs"][0]["diverged"]}
     assert diverged == {trial for trial, each in found["trials"].items() if each["settings"]["train.learning_rate"] > 1}
     assert 0 < len(diverged) < 4 and str(found["chosen"]) not in diverged
-    assert "dropped: optimizer step" in (tmp_path / "runs/small/report.html").read_text()
+    assert "dropped: optimizer step" in render_markdown([read_run(tmp_path / "runs/small")])
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from align.models.policy import save_policy
 from align.models.reward_model import load_reward_model, save_reward_model, set_pad_token
 from align.models.settings import HeadSettings, LoraSettings, PolicySettings
 from align.records import Demonstration, Message
+from align.report import write_report
 from align.stages.costs.measured import Done
 from align.stages.training.selecting import fixed_models
 from align.testing import tiny_policy
@@ -73,7 +74,7 @@ def test_a_selected_step_is_shown_beside_uniform_training_of_equal_flops(tmp_pat
     assert selected["curve"][-1][1] == flops[0] and selected["curve"][0][1] == selected["reference_flops"]
     assert beside["reference_flops"] == 0
     assert selected["share/pool"] + selected["share/other"] == pytest.approx(1)
-    page = (tmp_path / "runs/small/report.html").read_text()
+    page = write_report(tmp_path / "runs/small").read_text()
     assert 'id="selection"' in page and "Held-out loss over training FLOPs" in page
 
 
@@ -108,7 +109,7 @@ def test_a_step_that_chooses_tokens_is_shown_beside_uniform_training_of_equal_fl
     assert planned.flops == pytest.approx(selected["training_flops"] + selected["reference_flops"], rel=0.1)
     assert 0 < evaluated < 0.2 * planned.flops  # of the few held-out rows
     assert "40% of the trained tokens of each row" in planned.parts["selection"]
-    page = (tmp_path / "runs/small/report.html").read_text()
+    page = write_report(tmp_path / "runs/small").read_text()
     assert "of tokens" in page
 
 

@@ -208,7 +208,7 @@ def test_one_step_is_trained_again_whose_inputs_were_made_again(tmp_path, monkey
         run(tmp_path, *overrides, until=until)
     trained = []
     monkeypatch.setattr(Preference, "run", lambda step, context: trained.append(context.name) or pytest.fail())
-    for rank in ("1", "0"):  # what the first process does the others do
+    for rank in ("0", "1"):  # what the first process does the others do, once it has begun
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(pytest.fail.Exception):
             running.run_step(Command(path, ()), "dpo", Told())
@@ -367,7 +367,7 @@ def test_the_page_is_rewritten_after_a_step(tmp_path, monkeypatch):
             if state == RUNNING:
                 seen[step] = page.read_text() if page.is_file() else ""
 
-    run(tmp_path, told=Watching())
+    run_recipe(Command(written(tmp_path), ()), Watching(), disk=(0, 0))
     assert [text.partition(" of 3 steps finished")[0][-1:] for text in seen.values()] == ["", "1", "2"]
     manifest = json.loads((tmp_path / "runs/small/dpo/manifest.json").read_text())
     assert manifest["environment"]["host"] in (tmp_path / "runs/small/report.html").read_text()

@@ -11,6 +11,7 @@ from align.config import read_overrides
 from align.distributed.journal import Journal
 from align.errors import InputError
 from align.redaction import as_written, printable, redact
+from align.report import write_report
 
 TOKEN = "tok-4711-0815-secret-value"
 RECIPE = """
@@ -54,6 +55,7 @@ def test_values_from_the_environment_are_in_no_file_of_a_run(rows):
         sent = server.requests[0]
     assert (sent["access"], sent["note"], sent["again"]) == (TOKEN, [f"Bearer {TOKEN}"], TOKEN)
     root = rows / "runs/small"
+    write_report(root)
     files = [path for path in root.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"manifest.json", "recipe.json", "groups.jsonl", "report.html"}
     assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
