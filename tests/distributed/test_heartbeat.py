@@ -1,15 +1,17 @@
 from pathlib import Path
 
 import pytest
-from launching import LAUNCH, finish, start, told
+from forked import start_forked
+from launching import LAUNCH, finish, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
-@pytest.mark.parametrize(("early", "way"), [(0, "ends"), (1, "waits")])
+@pytest.mark.parametrize("way", ["ends", "waits"])
+@pytest.mark.parametrize("early", [0, 1])
 def test_a_process_that_comes_to_its_end_is_not_missed(early, way):
     script = Path(__file__).with_name("ending.py")
-    launched = start(LAUNCH / "ddp-cpu-2.yaml", "--main_process_port", "0", script, early, way)
+    launched = start_forked(LAUNCH / "ddp-cpu-2.yaml", "--main_process_port", "0", script, early, way)
     output, errors = finish(launched)
     assert launched.returncode == 0, errors[-2000:]
     assert told(output) == [{}]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forked import start_forked
+from launching import finish
 from middle_recipe import MIDDLE, recipe_in
 from small_runs import ROOT, run
 from test_cli import align
@@ -59,10 +61,10 @@ steps:
       code: {{data: programs, max_new_tokens: 8}}
       nll: {{data: pairs, task: nll}}
 """
-LAUNCHED = [f"steps.{name}.launch={TWO}" for name in ("samples", "rescored", "evaluate")]
+# A launch of `score` has a test of its own
+LAUNCHED = [f"steps.{name}.launch={TWO}" for name in ("samples", "evaluate")]
 FILES = {
     "samples": ["groups.jsonl"],
-    "rescored": ["groups.jsonl"],
     "evaluate-base": ["general.jsonl", "code.jsonl", "nll.jsonl"],
 }
 
@@ -90,19 +92,17 @@ def test_two_processes_leave_the_same_bytes_and_scores_as_one(both):
         assert made_by_two[step]["fingerprint"] == made[step]["fingerprint"]
         assert (made[step]["ledger"]["devices"], made_by_two[step]["ledger"]["devices"]) == (1, 2)
     assert made_by_two["evaluate-base"]["scores"] == made["evaluate-base"]["scores"]
-    for step in ("samples", "rescored"):
-        assert made_by_two[step]["report"] == made[step]["report"]
+    assert made_by_two["samples"]["report"] == made["samples"]["report"]
     tokens = [each["samples"]["ledger"]["tokens_computed"] for each in (made, made_by_two)]
     assert tokens[0] == tokens[1]  # of both processes together, each prompt computed once
 
 
-def start(*arguments, file=TWO, program=("-m", "align")):
+def start(*arguments):
     """A command of align in the processes of a launch."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file]
-    call = [*launcher, *program, *map(str, arguments)]
+    call = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", TWO, "-m", "align", *arguments]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen([*map(str, call)], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def end(child, seconds=300):
@@ -121,9 +121,14 @@ def kill(child):
         process.kill()
 
 
+def forked(*arguments, file=TWO, program=("-m", "align")):
+    """`start`, in forked processes."""
+    return start_forked(ROOT / file, "--main_process_port", "0", *program, *arguments)
+
+
 def summary_of(child):
     """The one line of JSON that the first process ends with."""
-    output, errors = end(child)
+    output, errors = finish(child)
     assert child.returncode == 0, errors[-3000:]
     (line,) = output.splitlines()
     return json.loads(line)
@@ -167,7 +172,7 @@ def test_a_killed_launch_goes_on_in_one_process_and_makes_nothing_twice(both, tm
 def test_a_launched_score_rates_what_one_process_rates(both, tmp_path):
     folder = both[0][0]
     model, data, out = str(folder / "rate"), str(folder / "samples/groups.jsonl"), tmp_path / "two.jsonl"
-    found = summary_of(start("score", "--model", model, "--data", data, "--out", out))
+    found = summary_of(forked("score", "--model", model, "--data", data, "--out", out))
     alone = score_file(model, data, tmp_path / "one.jsonl", progress=SilentProgress())
     assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     rated = [len(items(tmp_path / f".two.jsonl.work/.groups.jsonl.ratings{name}")) for name in ("", "-1")]
@@ -191,7 +196,7 @@ def test_a_launched_evaluation_gives_the_scores_of_one_process(both, tmp_path, t
     )
     where = ("--out", out) if keeps else ()
     found = summary_of(
-        start("evaluate", "--task", task, "--data", data, "--policy", policy, "--limit", "90", *where, *more)
+        forked("evaluate", "--task", task, "--data", data, "--policy", policy, "--limit", "90", *where, *more)
     )
     settings = settings_of(evaluation.EvaluateSettings, (), more)
     asked = evaluation.Request(task, data, policy, (), 90)
@@ -215,7 +220,7 @@ def test_no_process_removes_what_another_is_writing(both, tmp_path):
     work.mkdir()
     left = work / ".groups.jsonl.partial-0123abcd"
     left.write_text("of a killed attempt")
-    summary_of(start(*command, "sampling.max_new_tokens=4", program=slow_start))
+    summary_of(forked(*command, "sampling.max_new_tokens=4", program=slow_start))
     assert len(out.read_text().splitlines()) == 4
     assert not left.exists()
 
@@ -234,8 +239,8 @@ def test_what_goes_wrong_in_one_process_stops_all_and_is_named(both, tmp_path):
         "--out",
         tmp_path / "o.jsonl",
     ]
-    child = start(*command, "--judge", "ground_truth missing=error", "sampling.max_new_tokens=4")
-    _, errors = end(child)
+    child = forked(*command, "--judge", "ground_truth missing=error", "sampling.max_new_tokens=4")
+    _, errors = finish(child)
     assert child.returncode == 1
     lines = {line for line in errors.splitlines() if line.startswith("align: ")}
     assert len(lines) == 1
@@ -256,8 +261,8 @@ def test_a_launch_that_cuts_the_weights_is_refused_by_its_processes_in_one_line(
         "--limit",
         "2",
     ]
-    child = start(*command, file="launch/zero3-cpu-2.yaml")
-    _, errors = end(child)
+    child = forked(*command, file="launch/zero3-cpu-2.yaml")
+    _, errors = finish(child)
     assert child.returncode == 1
     refusal = (
         "align: the launch file enables DEEPSPEED, but generate, score and evaluate steps split the rows over "
