@@ -65,28 +65,50 @@ def _compare(
     kept = np.empty(0, np.int64)
     for start in range(0, len(members), ROWS):
         block = members[start : start + ROWS]
-        before = [kept[at : at + COLUMNS] for at in range(0, len(kept), COLUMNS)]
-        parts = [_similar(unit_UD, block, others, threshold) for others in [*before, block]]
-        texts, others, cosines = (np.concatenate(part) for part in zip(*parts, strict=True))
-        order = np.lexsort((others, -cosines, texts))
-        for text, other, cosine in zip(*(each[order].tolist() for each in (texts, others, cosines)), strict=True):
-            if other >= text or text in found.duplicates or other in found.duplicates:
+        same, other = _Nearest(len(block)), _Nearest(len(block))
+        for at in range(0, len(kept), COLUMNS):
+            before = kept[at : at + COLUMNS]
+            cosines = unit_UD[block] @ unit_UD[before].T
+            is_same = guards_U[block][:, None] == guards_U[before]
+            same.update(before, np.where(is_same, cosines, -np.inf))
+            other.update(before, np.where(is_same, -np.inf, cosines))
+        cosines = unit_UD[block] @ unit_UD[block].T
+        is_same = guards_U[block][:, None] == guards_U[block]
+        is_kept = np.zeros(len(block), np.bool_)
+        for place, text in enumerate(block.tolist()):
+            before = block[:place][is_kept[:place]]
+            row, row_is_same = (each[place, :place][is_kept[:place]] for each in (cosines, is_same))
+            same.update(before, np.where(row_is_same, row, -np.inf)[None], place)
+            other.update(before, np.where(row_is_same, -np.inf, row)[None], place)
+            if same.cosines[place] >= threshold:
+                found.duplicates[text] = same.match(place)
                 continue
-            if guards_U[text] == guards_U[other]:
-                found.duplicates[text] = Match(other, cosine)
-                found.other_tasks.pop(text, None)
-            else:
-                found.other_tasks.setdefault(text, Match(other, cosine))
-        kept = np.append(kept, [text for text in block.tolist() if text not in found.duplicates])
+            is_kept[place] = True
+            if other.cosines[place] >= threshold:
+                found.other_tasks[text] = other.match(place)
+        kept = np.append(kept, block[is_kept])
 
 
-def _similar(
-    unit_UD: Vectors, texts: NDArray[np.int64], others: NDArray[np.int64], threshold: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
-    """Return the pairs of a text and another one whose cosine is at least the threshold, and the cosines."""
-    cosines = unit_UD[texts] @ unit_UD[others].T
-    row, column = np.nonzero(cosines >= threshold)
-    return texts[row], others[column], cosines[row, column]
+class _Nearest:
+    """The text with the highest cosine to each of B texts, the first one of equals."""
+
+    def __init__(self, number: int) -> None:
+        self.texts, self.cosines = np.zeros(number, np.int64), np.full(number, -np.inf, np.float32)
+
+    def update(self, texts: NDArray[np.int64], cosines_BN: Vectors, start: int = 0) -> None:
+        """Take N later texts into account, for the texts from `start` on."""
+        if len(texts) == 0:
+            return
+        best = cosines_BN.argmax(axis=1)
+        highest = cosines_BN[np.arange(len(best)), best]
+        mine = slice(start, start + len(best))
+        is_higher = highest > self.cosines[mine]
+        self.texts[mine] = np.where(is_higher, texts[best], self.texts[mine])
+        self.cosines[mine] = np.where(is_higher, highest, self.cosines[mine])
+
+    def match(self, place: int) -> Match:
+        """Return the nearest text of one text."""
+        return Match(int(self.texts[place]), float(self.cosines[place]))
 
 
 def clusters(unit_UD: Vectors, number: int, *, seed: int) -> NDArray[np.int64]:
