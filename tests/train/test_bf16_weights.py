@@ -7,7 +7,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 from distributed_runs import BF16_WEIGHTS
-from launching import LAUNCH, finish, fsdp_on_a_cpu, start, told
+from forked import start_forked
+from launching import LAUNCH, finish, fsdp_on_a_cpu, told
 from safetensors.torch import load_file
 from small_runs import run as run_recipe
 from tiny_rewards import NAMES, WEIGHTS, rated
@@ -275,7 +276,7 @@ def test_two_processes_do_what_one_does_but_for_rounding(tmp_path, way, cases):
     launch = fsdp_on_a_cpu(tmp_path) if way == "fsdp2" else LAUNCH / f"{way}-cpu-2.yaml"
     where = {"ACCELERATE_TORCH_DEVICE": "cpu"} if way == "fsdp2" else {}
     script = LAUNCH.parent / "tests/train/distributed_runs.py"
-    launched = start(launch, "--main_process_port", "0", script, tmp_path, ",".join(cases), **where)
+    launched = start_forked(launch, "--main_process_port", "0", script, tmp_path, ",".join(cases), **where)
     output, errors = finish(launched)
     assert launched.returncode == 0, errors[-3000:]
     assert sorted((one["case"], one["processes"]) for one in told(output)) == sorted((case, 2) for case in cases * 2)

@@ -4,7 +4,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from launching import LAUNCH, finish, start
+from forked import start_forked
+from launching import LAUNCH, finish
 from tiny_training import (
     Killed,
     Recorder,
@@ -137,7 +138,7 @@ def test_sharded_parameters_are_refused_for_optimizers_that_need_whole_ones(tmp_
     pytest.importorskip("deepspeed")
     script = tmp_path / "script.py"
     script.write_text(SHARDED)
-    output, errors = finish(start(LAUNCH / "zero2-cpu-2.yaml", "--main_process_port", "0", script, tmp_path))
+    output, errors = finish(start_forked(LAUNCH / "zero2-cpu-2.yaml", "--main_process_port", "0", script, tmp_path))
     assert "train.optimizer: adafactor averages squared gradients over rows" in output, errors[-2000:]
 
 

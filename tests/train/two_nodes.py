@@ -62,10 +62,6 @@ class Wire:
         """Let nothing pass any more, and tell nobody."""
         self._ip(1, "link", "set", WIRE, "down")
 
-    def mend(self):
-        """Let everything pass again."""
-        self._ip(1, "link", "set", WIRE, "up")
-
     def _hold(self, stack, unshare):
         """Make a namespace, with a process in it that ends when its input does, which is when this one ends."""
         pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
