@@ -222,7 +222,8 @@ def test_the_ledger_counts_a_pass_of_each_policy(made):
 @pytest.mark.distributed
 def test_two_processes_measure_the_same(made, tmp_path):
     folder, manifests = made
-    launched, _ = run(tmp_path, "steps.evaluate.launch=launch/ddp-cpu-2.yaml", text=RECIPE, until="evaluate-sft")
+    of_two = ["steps.evaluate.launch=launch/ddp-cpu-2.yaml", "steps.evaluate.policies=[sft]"]
+    launched, _ = run(tmp_path, *of_two, text=RECIPE, until="evaluate-sft")
     assert launched["evaluate-sft"]["measures"] == manifests["evaluate-sft"]["measures"]
     name = "evaluate-sft/general.jsonl"
     assert (tmp_path / "runs/small" / name).read_bytes() == (folder / name).read_bytes()
