@@ -26,7 +26,7 @@ class PartialResponse:
     number: int
     seed: int
     prompt_ids: list[int]
-    uniforms: list[float]  # in [0, 1), one for each token that may be sampled
+    uniforms: list[float] = field(default_factory=list[float])  # in [0, 1), of its tokens, while it is being decoded
     ids: list[int] = field(default_factory=list[int])  # sampled so far
     finish: str = ""
 
@@ -35,7 +35,9 @@ class PartialResponse:
 SampleNext = Callable[[list[PartialResponse], Tensor], list[int]]
 
 
-def decode_group(model: PreTrainedModel, responses: Sequence[PartialResponse], sample_next: SampleNext) -> None:
+def decode_group(
+    model: PreTrainedModel, responses: Sequence[PartialResponse], sample_next: SampleNext, *, max_new_tokens: int
+) -> None:
     """Decode responses to one prompt to their ends by `generate`, which handles the state of every architecture."""
 
     class SampledToken(LogitsProcessor):
@@ -57,7 +59,6 @@ def decode_group(model: PreTrainedModel, responses: Sequence[PartialResponse], s
             return torch.tensor([bool(response.finish) for response in responses], device=input_ids.device)
 
     ids = torch.tensor(responses[0].prompt_ids, device=model.device).repeat(len(responses), 1)
-    max_new_tokens = len(responses[0].uniforms)
     own_config = model.generation_config
     model.generation_config = GenerationConfig(pad_token_id=0)  # its settings would fill in what is unset below
     generate: Any = model.generate

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Self, cast
 
@@ -168,9 +169,7 @@ class TransformersEngine:
                 self.throughput.attended_pairs += len(ids) * (len(ids) + 1) // 2
             seeds = [sample_seed(settings, self.name, key, number) for number in range(settings.num_responses)]
             groups[key] = [
-                PartialResponse(key, number, seed, ids, uniform_numbers(seed, settings.max_new_tokens))
-                if fits
-                else PartialResponse(key, number, seed, ids, [], finish=TOO_LONG)
+                PartialResponse(key, number, seed, ids, finish="" if fits else TOO_LONG)
                 for number, seed in enumerate(seeds)
             ]
         longest_first = sorted(groups.values(), key=lambda group: -len(group[0].prompt_ids))
@@ -233,13 +232,16 @@ class TransformersEngine:
             if not missing:
                 continue
             with self.throughput.timed():
-                decode_group(self._model, group, lambda active, logits: self._sample_next(active, logits, settings))
+                sample_next = partial(self._sample_next, settings=settings)
+                decode_group(self._model, group, sample_next, max_new_tokens=settings.max_new_tokens)
             yield from (self._finish(each, settings) for each in missing)
 
     def _sample_next(
         self, responses: Sequence[PartialResponse], logits_AV: Tensor, settings: SamplingSettings
     ) -> list[int]:
         """Append the next token to each response, and return them."""
+        for response in responses:
+            response.uniforms = response.uniforms or uniform_numbers(response.seed, settings.max_new_tokens)
         uniforms = [response.uniforms[len(response.ids)] for response in responses]
         tokens = sample_tokens(logits_AV, uniforms, temperature=settings.temperature, top_p=settings.top_p)
         for response, token in zip(responses, tokens, strict=True):
@@ -253,6 +255,8 @@ class TransformersEngine:
             response.finish = "stop"
         elif len(response.ids) == settings.max_new_tokens:
             response.finish = "length"
+        if response.finish:
+            response.uniforms = []
 
     def _has_stop_string(self, response: PartialResponse, stop: Sequence[str]) -> bool:
         """Return whether a stop string has just been completed; decode the whole text only if its end has one."""

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import tracemalloc
 from collections import Counter
 from datetime import datetime
 
@@ -376,3 +377,15 @@ def test_likelihoods_of_choices_are_those_of_their_first_tokens():
         torch.testing.assert_close(torch.tensor(logps, dtype=torch.float64), expected[firsts], atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="'Yes' and 'Yeah' begin with the same token"):
         list(engine.choice_logps(PROMPTS[:1], ("Yes", "Yeah")))
+
+
+def test_responses_that_wait_take_no_more_memory_where_they_may_be_longer():
+    engine, _, _ = tiny_engine()
+    asked, sizes = [Prompt((Message("user", f"question {number}"),)) for number in range(50)], []
+    for longest in (16, 400):
+        tracemalloc.start()
+        waiting = engine._start(asked, SamplingSettings(max_new_tokens=longest, num_responses=4))
+        sizes.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert len(waiting) == 200
+    assert sizes[1] < 1.5 * sizes[0]
