@@ -4,9 +4,8 @@ import io
 import json
 import os
 import re
-import subprocess
+import signal
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
@@ -92,24 +91,24 @@ def test_an_edit_of_the_recipe_before_a_launch_is_reported(tmp_path):
     assert f"exited with status 1: {reason}" in str(error.value)
 
 
+class Stops(Told):
+    """A reporter that has this process told to stop after the third optimizer step."""
+
+    def advance(self, units, metrics=None):
+        super().advance(units, metrics)
+        if len(self.steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.mark.parametrize("launch", ["cpu-1", "ddp-cpu-2"])
 def test_a_pipeline_that_is_told_to_stop_tells_its_children_who_keep_their_step(tmp_path, launch):
-    path = written(tmp_path)
     longer = "steps.sft.train.epochs=40"  # 240 steps, and no checkpoint is due before a quarter of an hour
-    command = [sys.executable, "-m", "align", "run", str(path), f"steps.sft.launch=launch/{launch}.yaml", longer]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    begun = tmp_path / "runs/small/sft.partial/metrics.jsonl"
-    deadline = time.monotonic() + 180
-    while not (begun.is_file() and begun.read_text().count("\n") > 2):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.terminate()
-    _, said = process.communicate(timeout=180)
-    assert process.returncode == 1
-    told = re.search(r"align: sft: .*SIGTERM: saved a checkpoint after step (\d+) of 240", said.splitlines()[-1])
-    assert told, said
-    assert (begun.parent / f"checkpoint-{told[1]}").is_dir()
-    assert len(begun.read_text().splitlines()) == int(told[1])
+    with pytest.raises(RunError, match="^sft: .*SIGTERM: saved a checkpoint after step") as stopped:
+        run(tmp_path, f"steps.sft.launch=launch/{launch}.yaml", longer, told=Stops())
+    step = re.search(r"after step (\d+) of 240", str(stopped.value))[1]
+    working = tmp_path / "runs/small/sft.partial"
+    assert (working / f"checkpoint-{step}").is_dir()
+    assert len((working / "metrics.jsonl").read_text().splitlines()) == int(step)
 
 
 def test_what_a_child_has_finished_is_not_trained_again_when_its_pipeline_is_gone(tmp_path, both):

@@ -368,7 +368,7 @@ def test_a_step_of_adapters_is_sampled_without_merging(adapted, tmp_path, text):
 
 TWO_POLICIES = (
     IMPORT
-    + """  answers-1: &answers
+    + """  answers:
     stage: generate
     policies: [base, sft]
     data: shown
@@ -376,14 +376,6 @@ TWO_POLICIES = (
     sampling: {{num_responses: 1, temperature: 0.0, max_new_tokens: 12}}
     engine: ENGINE
     judges: [{{name: "small_runs:longer"}}]
-  rpo-1: &rpo
-    stage: preference
-    policy: sft
-    data: answers-1
-    loss: {{name: rpo_sq}}
-    train: {{learning_rate: 1.0e-2, prompts_per_step: 4}}
-  answers-2: {{<<: *answers, policies: [sft, rpo-1], round: 1}}
-  rpo-2: {{<<: *rpo, policy: rpo-1, data: answers-2}}
 """
 )
 
@@ -393,21 +385,18 @@ TWO_POLICIES = (
     not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn", "openai")),
     reason="transformers serve needs fastapi, uvicorn and openai",
 )
-def test_two_greedy_rounds_through_transformers_serve_have_the_groups_of_the_local_engine(tmp_path):
+def test_greedy_samples_through_transformers_serve_have_the_groups_of_the_local_engine(tmp_path):
     local = TWO_POLICIES.replace("ENGINE", "{{local: {{precision: fp32}}}}")
-    served = TWO_POLICIES.replace("ENGINE", "{{transformers_serve: {{ready_s: 120.0}}}}")
+    served = TWO_POLICIES.replace("ENGINE", "{{transformers_serve: {{ready_s: 300.0}}}}")
     run(tmp_path / "local", text=local)
     made, _ = run(tmp_path / "served", text=served)
-    compared = 0
-    for step in ("answers-1", "answers-2"):
-        by_engine = [
-            [
-                (row["prompt"], [(one["content"], one["reward"]) for one in row["responses"]])
-                for row in map(json.loads, groups(tmp_path / name, step).splitlines())
-            ]
-            for name in ("local", "served")
+    by_engine = [
+        [
+            (row["prompt"], [(one["content"], one["reward"]) for one in row["responses"]])
+            for row in map(json.loads, groups(tmp_path / name, "answers").splitlines())
         ]
-        assert by_engine[0] == by_engine[1]
-        compared += len(by_engine[0])
-    assert compared >= 4
-    assert made["answers-2"]["engine"]["repeatable"] is True
+        for name in ("local", "served")
+    ]
+    assert by_engine[0] == by_engine[1]
+    assert len(by_engine[0]) >= 2
+    assert made["answers"]["engine"]["repeatable"] is True
