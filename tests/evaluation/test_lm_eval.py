@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from align.evaluation.tasks import TASKS, lm_eval
 from align.evaluation.tasks.lm_eval import harness, uses_chat_template
 from align.stages.responses.tasks import TaskSettings
 
-pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+tasks = pytest.importorskip("lm_eval.tasks", reason="lm-evaluation-harness is not installed")
 
 TASK = """
 task: weather
@@ -57,6 +58,12 @@ def test_an_unknown_harness_task_is_rejected(tmp_path):
         harness(str(tmp_path), ["no_such_task"])
 
 
+@pytest.fixture
+def own_tasks_only(monkeypatch):
+    """Leave out the thousands of tasks that come with the harness, which takes seconds to read."""
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder with a tiny policy that has a chat template, one that has none, and a folder of tasks."""
@@ -83,6 +90,7 @@ def test_a_chat_policy_is_asked_by_its_template_unless_the_setting_says_otherwis
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the harness's own
+@pytest.mark.usefixtures("own_tasks_only")
 @pytest.mark.parametrize("chat", [True, False])
 def test_the_harness_asks_in_the_policys_chat_template(chat, folder, monkeypatch):
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - an extra, and slow to import

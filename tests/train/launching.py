@@ -29,13 +29,13 @@ def start(launch, *arguments, **environment):
     )
 
 
-def finish(launched, timeout_s=300):
+def finish(launched, timeout_s=600):
     """What it wrote to stdout and stderr; a launch that does not end is ended, and fails the test."""
     try:
         return launched.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         launched.terminate()  # it ends its processes, which a kill would leave behind
-        _, errors = launched.communicate(timeout=30)
+        _, errors = launched.communicate(timeout=120)
         raise AssertionError(f"did not end within {timeout_s} s: {errors[-3000:]}") from None
 
 

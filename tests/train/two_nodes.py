@@ -110,7 +110,7 @@ def start_on_both(nodes, launch, *script):
     return [start_on(nodes, node, launch, *script) for node in (0, 1)]
 
 
-def finish_both(launches, timeout_s=300):
+def finish_both(launches, timeout_s=600):
     """What each has written to stdout and stderr; none is left behind."""
     try:
         return [finish(each, timeout_s) for each in launches]
@@ -118,7 +118,7 @@ def finish_both(launches, timeout_s=300):
         for each in launches:
             if each.poll() is None:
                 each.terminate()
-                each.communicate(timeout=30)
+                each.communicate(timeout=120)
 
 
 def run_on_both(nodes, launch, *script):

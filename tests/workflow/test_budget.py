@@ -1,10 +1,10 @@
 """A cap on the resources of a run stops it at a checkpoint, counts earlier attempts, and changes no number."""
 
-import os
-import subprocess
 import sys
 
 import pytest
+from forked import start_forked
+from launching import LAUNCH, finish
 from safetensors.torch import load_file
 from small_runs import RECIPE, ROOT, metrics, run, written
 from tiny_training import NOT_NUMBERS, same
@@ -15,6 +15,7 @@ from align.accounting.counters import NoCounter
 from align.accounting.energy import EnergyReading
 from align.accounting.settings import AccountingSettings
 from align.artifacts import discard_attempt, read_json, write_json
+from align.cli import main
 from align.commands.check import check
 from align.distributed.progress import SilentProgress
 from align.distributed.signals import defer_stop
@@ -266,24 +267,25 @@ def test_a_cap_is_not_part_of_what_a_step_is(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_stop_together_and_continue_with_the_same_numbers(tmp_path, whole):
+def test_two_processes_stop_together_and_continue_with_the_same_numbers(tmp_path, whole, monkeypatch, capsys):
     launch = "steps.sft.launch=launch/ddp-cpu-2.yaml"
     flops = whole[1]["sft"]["ledger"]["flops"]
-    command = [sys.executable, "-m", "align", "run", str(written(tmp_path)), "--until", "sft", launch]
-    ended = subprocess.run(
-        [*command, f"budget.flops={0.55 * flops}"],
-        cwd=ROOT,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 3, ended.stderr
-    said = ended.stderr.splitlines()[-1]
+    cap = f"budget.flops={0.55 * flops}"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", ["align", "run", str(written(tmp_path)), "--until", "sft", launch, cap])
+        main()
+    assert ended.value.code == 3
+    said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("align: sft: stopped by budget.flops (") and "checkpoint after step 4 of 6; raise" in said
     log = (tmp_path / "runs/small/sft.partial/launch.log").read_text()
     assert log.count("saved a checkpoint after step 4 of 6") == 2  # both processes
-    run(tmp_path, launch, until="sft")
     straight = tmp_path / "straight"
-    run(straight, launch, until="sft")
+    run(straight, until="base")
+    for folder in (tmp_path, straight):
+        train = ("train", folder / "small.yaml", "--step", "sft")
+        launched = start_forked(LAUNCH / "ddp-cpu-2.yaml", "--main_process_port", "0", "-m", "align", *train)
+        _, errors = finish(launched)
+        assert launched.returncode == 0, errors[-3000:]
+        assert ("resumed after step 4 of 6" in errors) == (folder == tmp_path)
     assert same(weights(tmp_path, "sft"), weights(straight, "sft"))
