@@ -21,6 +21,7 @@ from align.artifacts import read_json, working_folder
 from align.config import located
 from align.data.chat_clock import BEGAN, began_at
 from align.distributed import slurm
+from align.distributed.launch import COLLECTIVE_TIMEOUT
 from align.distributed.progress import Progress
 from align.distributed.signals import defer_stop
 from align.errors import BUDGET, SIGTERM, InputError, RunError, Stopped, noting_interrupts
@@ -34,6 +35,7 @@ LOG = "launch.log"  # in the working folder: the output of a launched step
 LAUNCH_LOCK = ".lock-launched"  # beside the pipeline's own lock
 CONTENT = "content.json"  # what a launched child leaves for the pipeline to complete its step with
 CAPPED = re.compile(rf"align: stopped by ({re.escape(BUDGET)}\w+ \([^)]*\))")  # a launched child by its budget
+NOTED_AFTER_S = 30.0  # of waiting for the first process of a launch
 POLL_S = 0.5  # seconds between two looks at a launched child
 
 
@@ -187,14 +189,23 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
             each.terminate()
 
 
-def first_began(working: Path, is_prepared: Callable[[], bool]) -> datetime:
+def first_began(working: Path, is_prepared: Callable[[], bool], note: Callable[[str], None]) -> datetime:
     """Return when the first process of a launch began the step, once its folder is prepared for this attempt.
 
     Other processes call it: they render prompts of their own with chat templates that may write this time, and the
-    folder may hold that of an attempt with other settings, which the first process removes.
+    folder may hold that of an attempt with other settings, which the first process removes. Raises `RunError` where it
+    has not begun in the time that a collective may take.
     """
+    began, limit_s, is_noted = time.monotonic(), COLLECTIVE_TIMEOUT.total_seconds(), False
     while True:
         with suppress(InputError):  # it is being removed
             if (working / BEGAN).exists() and is_prepared():
                 return began_at(working)
+        waited_s = time.monotonic() - began
+        if waited_s > limit_s:
+            why = f"has not begun the step after {limit_s / 60:.0f} minutes; do all machines share {working.parent}?"
+            raise RunError(f"the first process of the launch {why}")
+        if waited_s > NOTED_AFTER_S and not is_noted:
+            is_noted = True
+            note(f"waits for the first process of the launch, which begins the step in {working.parent}")
         time.sleep(POLL_S)

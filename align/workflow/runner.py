@@ -219,7 +219,8 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
     if not is_first:
         is_complete = "step" in (artifacts.read_manifest(working) or {})  # only renaming it is left, for the first
         if not (state == pipeline.INTERRUPTED and is_complete):
-            began = first_began(working, lambda: is_launched or _is_prepared(chosen, recipe, name))
+            is_ready = (lambda: True) if is_launched else partial(_is_prepared, chosen, recipe, name)
+            began = first_began(working, is_ready, progress.note)
             with pinned_time(began), _errors_of(recipe, name):
                 recipe.steps[name].run(run_context(recipe, name, working, progress, content))
             shutdown_processes()

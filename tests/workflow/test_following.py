@@ -13,6 +13,7 @@ import pytest
 from align.artifacts import append_line
 from align.data.chat_clock import BEGAN
 from align.distributed.progress import SilentProgress
+from align.errors import RunError
 from align.workflow.following import Follower, WrittenProgress, failure_in
 from align.workflow.launcher import first_began
 
@@ -159,7 +160,7 @@ def test_all_processes_of_a_launch_render_templates_with_the_time_of_the_first(t
             (working / BEGAN).write_text(old)
             prepared.clear()
         with ThreadPoolExecutor() as pool:
-            found = pool.submit(first_began, working, lambda: bool(prepared))
+            found = pool.submit(first_began, working, lambda: bool(prepared), print)
             time.sleep(0.2)
             assert not found.done()
             shutil.rmtree(working, ignore_errors=True)
@@ -169,3 +170,16 @@ def test_all_processes_of_a_launch_render_templates_with_the_time_of_the_first(t
             assert not found.done()  # the first process has not written its time yet
             (working / BEGAN).write_text("2026-07-01T12:00:00")
             assert found.result(timeout=300) == datetime(2026, 7, 1, 12)
+
+
+def test_a_process_whose_launch_never_begins_says_what_it_waits_for_and_ends(tmp_path, clock, monkeypatch):
+    """As on a machine that does not share the folder of the run."""
+    noted = []
+
+    def sleep(seconds):
+        clock.now += 100 * seconds
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(RunError, match=rf"not begun the step after 60 minutes; do all machines share {tmp_path}\?"):
+        first_began(tmp_path / "sft.partial", lambda: True, noted.append)
+    assert noted == [f"waits for the first process of the launch, which begins the step in {tmp_path}"]
