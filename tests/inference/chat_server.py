@@ -10,7 +10,7 @@ from http.server import ThreadingHTTPServer
 
 from json_handler import JsonHandler
 
-SLOW_S = 0.6  # longer than the time-out that tests set
+SLOW_S = 3.0  # longer than the time-out that tests set
 
 
 def answer_to(request):

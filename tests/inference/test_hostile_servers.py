@@ -57,8 +57,8 @@ def chat(content=b'"hello"', usage=b"null"):
 
 BOMB = gzip.compress(chat(b'"' + b"a" * FLOOD + b'"'))
 HOSTILE = {
-    "a body that drips": (lambda handler: drip(handler, in_headers=False), "no complete answer in 0.3 s"),
-    "headers that drip": (lambda handler: drip(handler, in_headers=True), "no complete answer in 0.3 s"),
+    "a body that drips": (lambda handler: drip(handler, in_headers=False), "no complete answer in 1 s"),
+    "headers that drip": (lambda handler: drip(handler, in_headers=True), "no complete answer in 1 s"),
     "a flood": (flood, "an answer of more than 32 MiB"),
     "a gzip bomb": (body(BOMB, ("Content-Encoding", "gzip")), "an answer of more than 32 MiB"),
     "a bomb in a bomb": (
@@ -103,7 +103,7 @@ HOSTILE = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_malformed_answer_is_a_failed_request_in_one_line(what):
     step, said = HOSTILE[what]
-    timeout_s = 0.3 if "drip" in what else 20.0
+    timeout_s = 1.0 if "drip" in what else 120.0
     began = time.monotonic()
     with serving(always=step) as server:
         asked = engine(server, timeout_s=timeout_s, retries=0, concurrency=1)
@@ -111,14 +111,14 @@ def test_a_malformed_answer_is_a_failed_request_in_one_line(what):
             list(asked.sample(PROMPTS, SETTINGS))
     assert len(str(caught.value)) < 1000
     assert str(caught.value).isprintable()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 100
 
 
 @pytest.mark.parametrize("what", ["a gzip bomb", "usage that is a list", "a body that drips"])
 def test_a_malformed_answer_is_retried(what):
     step, _ = HOSTILE[what]
     with serving([step]) as server:
-        samples = list(engine(server, timeout_s=0.5 if "drip" in what else 20.0).sample(PROMPTS, SETTINGS))
+        samples = list(engine(server, timeout_s=2.0 if "drip" in what else 120.0).sample(PROMPTS, SETTINGS))
     assert len(samples) == len(PROMPTS) * SETTINGS.num_responses
 
 
@@ -127,7 +127,7 @@ def test_a_whole_compressed_answer_is_read(encoding):
     pack = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": bytes}[encoding]
     step = body(pack(chat('"naïve 🙂"'.encode(), b'{"completion_tokens": 3}')), ("Content-Encoding", encoding))
     with serving(always=step) as server:
-        (sample, *_) = engine(server, timeout_s=5.0).sample(PROMPTS[:1], SETTINGS)
+        (sample, *_) = engine(server, timeout_s=60.0).sample(PROMPTS[:1], SETTINGS)
     assert (sample.text, sample.num_tokens, sample.finish) == ("naïve 🙂", 3, "None")
 
 
@@ -135,9 +135,9 @@ def test_an_answer_of_the_largest_size_is_read(monkeypatch):
     content = chat(b'"' + b"a" * 1000 + b'"')
     monkeypatch.setattr(connection, "MAX_BODY_BYTES", len(content))
     with serving(always=body(content)) as server:
-        assert len(next(iter(engine(server, timeout_s=5.0).sample(PROMPTS[:1], SETTINGS))).text) == 1000
+        assert len(next(iter(engine(server, timeout_s=60.0).sample(PROMPTS[:1], SETTINGS))).text) == 1000
     with serving(always=body(content + b" ")) as server, pytest.raises(RunError, match="an answer of more than"):
-        list(engine(server, timeout_s=5.0, retries=0).sample(PROMPTS[:1], SETTINGS))
+        list(engine(server, timeout_s=60.0, retries=0).sample(PROMPTS[:1], SETTINGS))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def echo(handler):
 def test_a_key_is_stripped_and_never_shown(monkeypatch, padding):
     monkeypatch.setenv("KEY_OF_A_TEST", KEY + padding)
     with serving(key=KEY) as server:
-        asked = engine(server, api_key_env="KEY_OF_A_TEST", retries=0, timeout_s=5.0)
+        asked = engine(server, api_key_env="KEY_OF_A_TEST", retries=0, timeout_s=60.0)
         server.always = echo
         with pytest.raises(RunError, match=r"HTTP 500: .*Bearer \*\*\* is unknown") as caught:
             list(asked.sample(PROMPTS, SETTINGS))

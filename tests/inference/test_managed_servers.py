@@ -53,7 +53,7 @@ def marked(mark):
     return found
 
 
-def wait_until_gone(mark, seconds=20):
+def wait_until_gone(mark, seconds=120):
     deadline = time.monotonic() + seconds
     while (left := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -123,13 +123,13 @@ def test_two_policies_have_servers_of_different_names_and_weights(tmp_path, poli
     ("fault", "said"),
     [
         ("crash", r"vLLM ended before it was ready: ValueError: no room for the KV cache; see .*engine\.log"),
-        ("hang", r"vLLM was not ready after 1 s \(ready_s\), last output: INFO vLLM API server version 0\.33\.0; see"),
+        ("hang", r"vLLM was not ready after 3 s \(ready_s\), last output: INFO vLLM API server version 0\.33\.0; see"),
         ("wrong name", r"vLLM lists 'other' where 'rpo-1-[0-9a-f]{8}' was to be served; see .*engine\.log"),
     ],
 )
 def test_a_server_that_does_not_start_is_one_line_and_leaves_nothing(tmp_path, policy, mark, monkeypatch, fault, said):
     monkeypatch.setattr(server_module, "ANSWER_S", 0.3)
-    ready_s = 1.0 if fault == "hang" else 30.0
+    ready_s = 3.0 if fault == "hang" else 300.0
     engine = vllm(mark, fault, ready_s=ready_s)
     with (
         pytest.raises(RunError, match=said) as caught,
@@ -186,7 +186,7 @@ def test_a_server_ends_when_its_supervisor_is_killed(tmp_path, policy, mark):
     (supervisor,) = [pid for pid, words in marked(mark) if any("supervisor" in word for word in words)]
     (api_server,) = [pid for pid, words in marked(mark) if any("stub_engine" in word for word in words[:3])]
     os.kill(supervisor, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while any(pid == api_server for pid, _ in marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.02)
     left = marked(mark)
@@ -298,7 +298,7 @@ def test_the_version_is_read_from_what_the_command_prints(tmp_path, printed, ver
     ],
 )
 def test_a_command_without_a_version_is_one_line(tmp_path, text, said):
-    settings = VllmSettings(command=program(tmp_path, text), ready_s=0.5 if "sleep" in text else 30.0)
+    settings = VllmSettings(command=program(tmp_path, text), ready_s=0.5 if "sleep" in text else 300.0)
     with pytest.raises(InputError, match=said) as caught:
         engine_version(settings)
     assert caught.value.loc == ("command",)

@@ -20,6 +20,7 @@ from align.errors import InputError, RowOrigin, RunError
 from align.inference.engines import load_engine
 from align.inference.managed.settings import TransformersServeSettings
 from align.inference.openai_engine import OpenAIEngine
+from align.inference.requests import retries
 from align.inference.samples import TOO_LONG, prompt_key, respond, sample_with_journal
 from align.inference.settings import EngineSettings, SamplingSettings, ServerSettings
 from align.records import Message, Prompt
@@ -124,13 +125,15 @@ def test_retry_after_is_respected(told):
     assert server.times[1] - server.times[0] > 0.39
 
 
-def test_waits_between_retries_double():
+def test_waits_between_retries_double(monkeypatch):
+    monkeypatch.setattr(retries.random, "uniform", lambda low, high: high)
     said = "failed 4 times, last with: HTTP 500: .*status 500"
     with serving(always=(500,)) as server, pytest.raises(RunError, match=said):
         list(engine(server, concurrency=1, retries=3).sample(PROMPTS, SETTINGS))
     waits = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
-    for wait_s, most_s in zip(waits, (0.5, 1.0, 2.0), strict=True):
-        assert most_s / 2 <= wait_s < most_s + 0.3
+    for wait_s, least_s in zip(waits, (0.5, 1.0, 2.0), strict=True):
+        assert wait_s >= least_s - 0.01
+    assert waits[0] < waits[2]  # they grow
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422])
@@ -177,7 +180,7 @@ def test_a_stop_string_in_the_servers_text_is_removed():
 def test_respond_keeps_the_order_of_the_prompts():
     with serving(["slow", "ok", (500,)]) as server:
         asked = [PROMPTS[2], PROMPTS[0], PROMPTS[2], PROMPTS[5]]
-        answers = [each.text for each in respond(engine(server, timeout_s=5.0), asked, SETTINGS)]
+        answers = [each.text for each in respond(engine(server, timeout_s=60.0), asked, SETTINGS)]
     assert [answer.split(" to ")[1] for answer in answers] == [prompt.messages[-1].content for prompt in asked]
 
 
@@ -244,7 +247,7 @@ from align.records import Message, Prompt
 from align.inference.settings import SamplingSettings
 from align.inference.openai_engine import OpenAIEngine
 from align.inference.settings import ServerSettings
-engine = OpenAIEngine("m", ServerSettings(base_url=sys.argv[1], timeout_s=60.0), name="m")
+engine = OpenAIEngine("m", ServerSettings(base_url=sys.argv[1], timeout_s=600.0), name="m")
 print("asking", flush=True)
 list(engine.sample([Prompt((Message("user", "q"),))], SamplingSettings(num_responses=4)))
 """
@@ -262,8 +265,8 @@ list(engine.sample([Prompt((Message("user", "q"),))], SamplingSettings(num_respo
                 asked.recv(1000)  # a sample is asked for, and nobody answers
                 start = time.monotonic()
                 child.send_signal(signal.SIGINT)
-                assert child.wait(timeout=20) != 0
-                assert time.monotonic() - start < 10
+                assert child.wait(timeout=300) != 0
+                assert time.monotonic() - start < 120  # not the 600 s of the request
 
 
 @pytest.mark.slow
@@ -280,7 +283,7 @@ def test_sampling_from_transformers_serve(tmp_path):
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    serve = EngineSettings(transformers_serve=TransformersServeSettings(ready_s=120.0))
+    serve = EngineSettings(transformers_serve=TransformersServeSettings(ready_s=300.0))
     with load_engine(str(tmp_path / "model"), serve, name="m") as asked:
         short = SETTINGS.model_copy(update={"max_new_tokens": 8})
         samples, again = (by_place(asked.sample(PROMPTS, short)) for _ in range(2))
