@@ -109,9 +109,9 @@ def test_after_a_kill_and_after_ctrl_c_a_rerun_waits_for_the_same_job(tmp_path, 
         with suppress(BaseException):
             run(tmp_path, *one_process, *LONG, until="sft")
         os._exit(1)
-    record = tmp_path / "runs/small/sft.partial" / slurm.JOB_FILE
+    record, deadline = tmp_path / "runs/small/sft.partial" / slurm.JOB_FILE, time.monotonic() + 300
     while '"job"' not in (record.read_text() if record.exists() else ""):
-        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
