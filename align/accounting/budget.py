@@ -30,7 +30,8 @@ class BudgetSettings(Settings):
     money: float | None = Field(
         default=None,
         gt=0,
-        description="Cost in `accounting.currency`; needs `accounting.price_per_device_hour`.",
+        description="Cost in `accounting.currency`, of the devices and of servers' tokens; needs "
+        "`accounting.price_per_device_hour`, which may be 0. Answers under way when the run stops are not counted.",
     )
     energy_wh: float | None = Field(
         default=None, gt=0, description="Electricity in Wh; needs a meter (NVML for GPUs, else codecarbon)."
@@ -48,14 +49,21 @@ class Spent:
 
     @classmethod
     def of(
-        cls, accounting: AccountingSettings, *, flops: float | None, seconds: float, devices: int, kwh: float | None
+        cls,
+        accounting: AccountingSettings,
+        *,
+        flops: float | None,
+        seconds: float,
+        devices: int,
+        kwh: float | None,
+        server_cost: float = 0.0,
     ) -> Self:
-        """Return what `seconds` on so many devices used."""
+        """Return what `seconds` on so many devices used, with the price of servers' tokens."""
         hours, price = seconds / SECONDS_PER_HOUR, accounting.price_per_device_hour
         return cls(
             flops=flops,
             hours=hours,
-            money=None if price is None else price * hours * devices,
+            money=None if price is None else price * hours * devices + server_cost,
             energy_wh=None if kwh is None else kwh * WH_PER_KWH,
         )
 

@@ -88,15 +88,21 @@ def sum_if_known(values: Iterable[float | None]) -> float | None:
     return sum(known) if len(known) == len(given) else None
 
 
-def step_ledger(usage: Usage, energy: EnergyReading, settings: AccountingSettings) -> Ledger:
-    """Return the ledger of one step."""
+def step_ledger(
+    usage: Usage, energy: EnergyReading, settings: AccountingSettings, *, server_cost: float = 0.0
+) -> Ledger:
+    """Return the ledger of one step.
+
+    Its cost is that of the devices and of servers' tokens, as far as they have a price; unknown where neither has.
+    """
     device_seconds = usage.seconds * usage.devices
     price = settings.price_per_device_hour
+    of_devices = None if price is None else price * device_seconds / SECONDS_PER_HOUR
     values: dict[str, Any] = {
         **asdict(usage),
         "energy_kwh": energy.kwh,
         "co2_kg": energy.co2_kg,
-        "cost": None if price is None else price * device_seconds / SECONDS_PER_HOUR,
+        "cost": server_cost + (of_devices or 0.0) if server_cost else of_devices,
     }
     return Ledger(
         **values,

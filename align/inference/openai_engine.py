@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from align.accounting.server_costs import SERVER_COSTS
 from align.data.chat_tools import CallForm, chat_messages
 from align.data.readers.tool_calls import as_calls
 from align.errors import InputError
@@ -154,9 +155,10 @@ class OpenAIEngine:
             raise InputError(
                 f"{self._client.url} reports no numbers of tokens, so the cost is unknown: leave price out"
             )
-        millionths = price.prompt * usage.prompt_tokens + price.response * usage.completion_tokens
+        cost = (price.prompt * usage.prompt_tokens + price.response * usage.completion_tokens) / MILLION
+        SERVER_COSTS.add(cost)
         with self._cost_lock:
-            self.throughput.cost += millionths / MILLION
+            self.throughput.cost += cost
 
 
 def _messages(prompt: Prompt) -> list[dict[str, Any]]:

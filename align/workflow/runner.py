@@ -34,6 +34,7 @@ from align.stages.responses.sampling import remove_journals
 from align.stages.training.rows import remove_rows
 from align.train.checkpoint import remove_checkpoints
 from align.train.references.compute import WORK_FILES
+from align.workflow import spending
 from align.workflow.environment import device_name, environment
 from align.workflow.following import PHASES, WrittenProgress
 from align.workflow.launcher import CONTENT, INSIDE_RUN, LAUNCH_LOCK, Command, first_began, is_waited_for, launch_step
@@ -43,7 +44,6 @@ from align.workflow.results.cards import write_cards
 from align.workflow.results.written import PageWriter, write_results
 from align.workflow.retention import unneeded_weights
 from align.workflow.search.outcomes import check_chosen
-from align.workflow.spending import allowance, check_budget, energy_meter, record_abandoned, record_replaced
 
 MIB = 2**20
 
@@ -68,8 +68,8 @@ class _Executor:
     seconds: list[float] = field(default_factory=list[float])  # of each step that ran
 
     def __call__(self, step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
-        record_replaced(self.recipe, step.name)
-        began, settings, allowed = time.monotonic(), self.recipe.steps[step.name], allowance(self.recipe)
+        spending.record_replaced(self.recipe, step.name)
+        began, settings, allowed = time.monotonic(), self.recipe.steps[step.name], spending.allowance(self.recipe)
         if settings.launch is not None and self.command is not None:
             self.progress.phase(settings.stage, 0)
             mark = pipeline.fingerprints(self.recipe.pipeline(self.content))[step.name]
@@ -80,7 +80,9 @@ class _Executor:
         peak = _peak_flops(settings.training_precision)
         meter = Meter(working, self.progress, self.energy, allowed, peak_flops=peak)
         with meter, pinned_time(began_at(working)), _errors_of(self.recipe, step.name):
-            content = settings.run(run_context(self.recipe, step.name, working, meter, self.content))
+            context = run_context(self.recipe, step.name, working, meter, self.content)
+            content = settings.run(context)
+            meter.add_costs(spending.paid_elsewhere(settings, context))
         done = content.pop("done")
         ledger = meter.ledger(done, self.recipe.accounting).to_json()
         self.seconds.append(time.monotonic() - began)
@@ -142,12 +144,12 @@ def run_recipe(
     content = cache(content_of)
     plans = planned(recipe, until, rerun_from, content)
     _check_machine(recipe, plans)
-    with pipeline.locked(recipe.root, progress.note), energy_meter(recipe) as energy:
-        check_budget(recipe, energy)
+    with pipeline.locked(recipe.root, progress.note), spending.energy_meter(recipe) as energy:
+        spending.check_budget(recipe, energy)
         resumed = {each.step.name for each in plans if each.state == pipeline.INTERRUPTED}
         if not is_waited_for(recipe, recipe.steps, resumed):
             _remove_leftovers(recipe, progress)
-        record_abandoned(recipe, plans)
+        spending.record_abandoned(recipe, plans)
         progress.note(f"device: {device_name()}, {torch.get_num_threads()} thread(s) in a process")
         _report_disk(recipe.root, *disk, progress=progress)
         artifacts.write_json(recipe.root / "recipe.json", as_written(recipe.model_dump(mode="json")), sort_keys=False)
@@ -222,12 +224,14 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
             is_ready = (lambda: True) if is_launched else partial(_is_prepared, chosen, recipe, name)
             began = first_began(working, is_ready, progress.note)
             with pinned_time(began), _errors_of(recipe, name):
-                recipe.steps[name].run(run_context(recipe, name, working, progress, content))
+                context = run_context(recipe, name, working, progress, content)
+                recipe.steps[name].run(context)
+                spending.paid_elsewhere(recipe.steps[name], context)
             shutdown_processes()
         return
     lock = LAUNCH_LOCK if is_launched else pipeline.LOCK_FILE  # a launched child may outlive a killed pipeline
-    with pipeline.locked(recipe.root, progress.note, lock=lock), energy_meter(recipe) as energy:
-        check_budget(recipe, energy)
+    with pipeline.locked(recipe.root, progress.note, lock=lock), spending.energy_meter(recipe) as energy:
+        spending.check_budget(recipe, energy)
         execute = _Executor(
             recipe, WrittenProgress(progress, working) if is_launched else progress, energy, None, content
         )
@@ -235,7 +239,7 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
             artifacts.write_json(working / CONTENT, execute(steps[name], working, inputs))
         else:
             is_waited_for(recipe, [name], resumed=())
-            record_abandoned(recipe, plans.values())
+            spending.record_abandoned(recipe, plans.values())
             cleanup = pipeline.Cleanup(_cleanup)  # the other steps of the recipe may read what the chosen ones made
             pipeline.run(
                 chosen, recipe.root, execute=execute, log=progress.note, on_state=progress.watch, cleanup=cleanup

@@ -12,12 +12,15 @@ import torch
 from align.accounting.budget import Allowance, Spent, reached
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger
+from align.accounting.server_costs import SERVER_COSTS
 from align.artifacts import read_json, read_manifest, working_folder, write_json
 from align.distributed.signals import stop_run
 from align.errors import InputError
 from align.models.loading.config import dimensions
 from align.pipeline import INTERRUPTED, PlannedStep
+from align.stages.base import Stage
 from align.stages.costs.meter import read_spent, remove_spent, spent_by, spent_unfinished
+from align.stages.inputs.context import RunContext
 from align.workflow.estimate import ModelPlans
 from align.workflow.recipe.schema import Recipe
 from align.workflow.search.outcomes import base_name
@@ -119,3 +122,13 @@ def _record(name: str, ledger: Ledger) -> dict[str, Any]:
 
 def _replaced(root: Path) -> list[dict[str, Any]]:
     return read_json(root / REPLACED) if (root / REPLACED).is_file() else []
+
+
+def paid_elsewhere(settings: Stage, context: RunContext) -> list[float]:
+    """Return what the other processes of a step have paid to servers; all of them call it when they have run it."""
+    servers = [each.engine.server for each in settings.engines()]
+    if all(server is None or server.price is None for server in servers):
+        return []
+    processes = context.processes
+    costs = processes.all_gather_object(SERVER_COSTS.total)
+    return [*costs[: processes.rank], *costs[processes.rank + 1 :]]

@@ -3,10 +3,11 @@
 import sys
 
 import pytest
+from chat_server import serving
 from forked import start_forked
 from launching import LAUNCH, finish
 from safetensors.torch import load_file
-from small_runs import RECIPE, ROOT, metrics, run, written
+from small_runs import RECIPE, ROOT, SMALL_POLICY, metrics, run, written
 from tiny_training import NOT_NUMBERS, same
 
 from align.accounting import energy
@@ -289,3 +290,67 @@ def test_two_processes_stop_together_and_continue_with_the_same_numbers(tmp_path
         assert launched.returncode == 0, errors[-3000:]
         assert ("resumed after step 4 of 6" in errors) == (folder == tmp_path)
     assert same(weights(tmp_path, "sft"), weights(straight, "sft"))
+
+
+PAID = (
+    SMALL_POLICY
+    + """\
+data:
+  shown: {{path: "tasks:general"}}
+steps:
+  base: {{stage: import, vocab_size: 300}}
+  samples:
+    stage: generate
+    data: shown
+    models: [org/teacher]
+    prompts: {{shown: 12}}
+    sampling: {{num_responses: 2, max_new_tokens: 8}}
+    engine: &paid
+      server: {{base_url: URL, concurrency: 4, price: {{prompt: 100, response: 1000}}}}
+    judges: [{{name: llm, settings: {{model: org/judge, mode: rating, engine: *paid}}}}]
+"""
+)
+ANSWER = 10 * 100e-6 + 2 * 1000e-6  # of 10 tokens of a prompt and 2 of a response
+
+
+def rated(handler):
+    """An answer that judges give, too: one rating after the other."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 2}
+    message = {"content": f"[[{len(handler.server.requests) % 5 + 1}]]"}
+    handler.say(200, {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+
+
+@pytest.mark.parametrize("overrides", [[], ["accounting.price_per_device_hour=3.6"]])
+def test_the_ledger_and_the_budget_have_the_price_of_servers_tokens(tmp_path, overrides):
+    with serving(always=rated) as server:
+        made, _ = run(tmp_path, *overrides, text=PAID.replace("URL", server.url))
+    number, ledger = len(server.requests), made["samples"]["ledger"]
+    assert 36 < number <= 2 * 12 * 2  # each response and its rating, equal ones of a prompt once
+    assert ledger["cost"] == pytest.approx(number * ANSWER + 0.001 * ledger["seconds"] * bool(overrides))
+    assert made["base"]["ledger"]["cost"] == (
+        pytest.approx(0.001 * made["base"]["ledger"]["seconds"]) if overrides else None
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_all_processes_of_a_launch_pay(tmp_path):
+    with serving(always=rated) as server:
+        made, _ = run(tmp_path, "steps.samples.launch=launch/ddp-cpu-2.yaml", text=PAID.replace("URL", server.url))
+        assert made["samples"]["ledger"]["cost"] == pytest.approx(len(server.requests) * ANSWER)
+
+
+def test_a_cap_on_money_ends_the_requests_and_a_rerun_counts_them(tmp_path):
+    caps = ["accounting.price_per_device_hour=0", f"budget.money={10.5 * ANSWER}"]
+    with serving(always=rated) as server:
+        text = PAID.replace("URL", server.url)
+        with pytest.raises(Stopped, match=r"budget\.money \(0\.0\d+ of 0\.0315 USD spent\)"):
+            run(tmp_path, *caps, text=text)
+        before = len(server.requests)
+        assert 11 <= before <= 11 + 4  # and those under way
+        with pytest.raises((Stopped, InputError), match=r"budget\.money"):
+            run(tmp_path, *caps, text=text)
+        made, _ = run(tmp_path, caps[0], text=text)
+    paid = round(made["samples"]["ledger"]["cost"] / ANSWER)
+    assert len(server.requests) - 4 < paid <= len(server.requests)  # all but those under way at the stop
+    assert paid > before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from align.accounting.energy import EnergyMeter
 from align.accounting.flops import sum_work
 from align.accounting.ledger import Ledger, Usage, step_ledger, sum_if_known
 from align.accounting.peak_memory import peak_memory
+from align.accounting.server_costs import SERVER_COSTS
 from align.accounting.settings import AccountingSettings
 from align.artifacts import SPENT, read_json, write_json
 from align.distributed.progress import Progress
@@ -27,6 +28,7 @@ from align.stages.costs.measured import Done, matrix_rate
 
 SAVE_EVERY_S = 10.0  # seconds between two writes of it: what a kill may lose
 READ_EVERY_S = 1.0  # seconds between two readings of the energy counters
+SERVER_COST = "server_cost"  # of the tokens of servers, in an attempt's file
 PEAKS = "peak_memory_bytes"  # of an attempt, by kind of device
 RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: reset this process's peak memory
 
@@ -56,6 +58,8 @@ class Meter:
         self._began = self._saved = time.monotonic()
         self._read = -math.inf
         self._before = self._last = energy.reading
+        self._paid_before = SERVER_COSTS.total
+        self._paid_elsewhere = 0.0  # by other processes of the launch
         self._flops = 0.0  # as far as they are known while the step runs
         self._devices = int(os.environ.get("WORLD_SIZE", "1"))
         self._peak_flops = None if peak_flops is None else peak_flops * self._devices
@@ -112,6 +116,7 @@ class Meter:
             "co2_kg": energy.co2_kg,
             "devices": self._devices,
             "flops": self._flops,
+            SERVER_COST: SERVER_COSTS.total - self._paid_before + self._paid_elsewhere,
         }
 
     def _save_spent(self) -> None:
@@ -141,7 +146,12 @@ class Meter:
             wire_bytes=done.wire_bytes,
             weights=done.weights,
         )
-        return step_ledger(usage, energy, settings)
+        server_cost = sum(attempt.get(SERVER_COST, 0.0) for attempt in attempts)
+        return step_ledger(usage, energy, settings, server_cost=server_cost)
+
+    def add_costs(self, costs: Iterable[float]) -> None:
+        """Add what other processes of the launch have paid to servers."""
+        self._paid_elsewhere += sum(costs)
 
 
 def read_spent(working: Path) -> list[dict[str, Any]]:
@@ -162,6 +172,7 @@ def spent_by(attempt: Mapping[str, Any], accounting: AccountingSettings) -> Spen
         seconds=attempt["seconds"],
         devices=attempt["devices"],
         kwh=attempt["kwh"],
+        server_cost=attempt.get(SERVER_COST, 0.0),
     )
 
 
