@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from align.accounting.server_costs import SERVER_COSTS
+from align.accounting.process_usage import PROCESS_USAGE
 from align.data.chat_tools import CallForm, chat_messages
 from align.data.readers.tool_calls import as_calls
 from align.errors import InputError
@@ -156,7 +156,7 @@ class OpenAIEngine:
                 f"{self._client.url} reports no numbers of tokens, so the cost is unknown: leave price out"
             )
         cost = (price.prompt * usage.prompt_tokens + price.response * usage.completion_tokens) / MILLION
-        SERVER_COSTS.add(cost)
+        PROCESS_USAGE.pay(cost)
         with self._cost_lock:
             self.throughput.cost += cost
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Protocol, Self
 
+from align.accounting.flops import Work
 from align.config import stable_hash
 from align.data.readers.tool_calls import as_calls
 from align.distributed.journal import Journal
@@ -77,6 +78,11 @@ class Throughput:
         15.0
         """
         return self.new_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def work(self) -> Work:
+        """The forward passes of an engine in this process."""
+        return Work(self.processed_tokens, self.attended_pairs, self.sampled_tokens)
 
     def merge(self, other: Throughput) -> Throughput:
         """Return the throughput of two engines that ran at the same time."""

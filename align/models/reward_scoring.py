@@ -16,9 +16,24 @@ from align.models.reward_model import RewardModel
 from align.models.tree.batch import TokenBatch, count_tokens, plain_batch, tree_batch
 
 
-def score_groups(model: RewardModel, groups: Sequence[TokenGroup], *, token_budget: int = 4096) -> list[Tensor]:
-    """Return the attribute scores of the responses of each group, [K, A] in fp32 on the CPU."""
-    return _run_groups(groups, model, model.__call__, token_budget)
+def score_groups(
+    model: RewardModel,
+    groups: Sequence[TokenGroup],
+    *,
+    token_budget: int = 4096,
+    observe: Callable[[TokenBatch], None] | None = None,
+) -> list[Tensor]:
+    """Return the attribute scores of the responses of each group, [K, A] in fp32 on the CPU.
+
+    `observe` is given each micro-batch.
+    """
+
+    def run(batch: TokenBatch) -> Tensor:
+        if observe is not None:
+            observe(batch)
+        return model(batch)
+
+    return _run_groups(groups, model, run, token_budget)
 
 
 def last_hidden_states(model: RewardModel, groups: Sequence[TokenGroup], *, token_budget: int = 4096) -> list[Tensor]:

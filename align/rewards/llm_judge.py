@@ -6,14 +6,18 @@ only where both orders give the same result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations, count, islice
 from typing import NamedTuple
 
+from align.accounting.flops import Work
+from align.accounting.process_usage import PROCESS_USAGE
 from align.errors import RowOrigin
 from align.inference.engines import load_engine
 from align.inference.samples import REFUSED, Engine, Sample, respond
 from align.inference.settings import SamplingSettings
+from align.models.loading.config import dimensions, load_config
 from align.records import Message, Prompt
 from align.rewards.builtin_judges import LlmSettings
 from align.rewards.judge_prompts.files import questions_of
@@ -44,7 +48,7 @@ class LlmJudge:
     """
 
     def __init__(self, engine: Engine, settings: LlmSettings) -> None:
-        self.engine, self.mode, self.attempts = engine, settings.mode, settings.attempts
+        self.engine, self.model, self.mode, self.attempts = engine, settings.model, settings.mode, settings.attempts
         self.thoughts = settings.thoughts
         self.questions = questions_of(settings.prompts, settings.mode)
         self.sampling = SamplingSettings(
@@ -99,11 +103,23 @@ class LlmJudge:
             if not open_questions or attempt > self.attempts:
                 break
             asked = [Prompt(dialogues[index], origin=RowOrigin("a question", skips=True)) for index in open_questions]
-            for index, sample in zip(open_questions, respond(self.engine, asked, self.sampling), strict=True):
+            with self._counted():
+                samples = list(respond(self.engine, asked, self.sampling))
+            for index, sample in zip(open_questions, samples, strict=True):
                 found[index] = self._read(sample, questions[index])
                 retry = Message("user", RETRY.format(form=questions[index].form))
                 dialogues[index] = (*questions[index].messages, Message("assistant", sample.text), retry)
         return [found[index] for index in range(len(questions))]
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        """Count the forward passes that the model takes in this block, if it runs in this process."""
+        before = self.engine.throughput.work
+        yield
+        after = self.engine.throughput.work
+        if after.tokens > before.tokens:
+            size = dimensions(load_config(self.model))
+            PROCESS_USAGE.judge(size, Work(*(late - early for early, late in zip(before, after, strict=True))))
 
     def _read(self, sample: Sample, question: Question) -> Answer:
         if sample.finish.startswith(REFUSED):

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from align.accounting.process_usage import PROCESS_USAGE
 from align.data.chat_encoder import ChatEncoder
 from align.data.chat_templates import apply_template
 from align.data.token_groups import TokenGroup
@@ -14,13 +15,14 @@ from align.errors import InputError, LimitExceeded
 from align.inference.managed.engine import StartedServer
 from align.inference.managed.settings import Precision
 from align.inference.requests.classifier import ClassifierClient
-from align.models.loading.config import load_config, max_positions
+from align.models.loading.config import dimensions, load_config, max_positions
 from align.models.loading.pretrained import default_device, silence_transformers
 from align.models.loading.tokenizer import load_tokenizer
 from align.models.probe import choose_forward, tree_unsupported_reason
 from align.models.reward_model import load_rating, load_reward_model
 from align.models.reward_scoring import score_groups
 from align.models.settings import PolicySettings
+from align.models.tree.batch import TokenBatch
 from align.records import Comparison, Response
 from align.rewards.builtin_judges import RewardModelSettings
 from align.rewards.thoughts import ResponseText
@@ -119,6 +121,7 @@ class _LocalScorer:
         self.precision: Precision = settings.precision
         self.model, _ = load_reward_model(PolicySettings(path=settings.path))
         self.model.to(default_device())
+        self.dimensions = dimensions(self.model.base.config)
         self.forwards: dict[bool, Literal["tree", "plain"]] = {}  # by whether a group is too long for the tree forward
 
     def __call__(self, groups: Sequence[TokenGroup]) -> Iterator[torch.Tensor]:
@@ -133,7 +136,11 @@ class _LocalScorer:
             self.forwards[unsupported] = choose_forward(self.model, [sequences], "auto", precision=self.precision).name
         self.model.use_forward(self.forwards[unsupported])
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return score_groups(self.model, [group])[0]
+            (scores,) = score_groups(self.model, [group], observe=self._count)
+        return scores
+
+    def _count(self, batch: TokenBatch) -> None:
+        PROCESS_USAGE.judge(self.dimensions, batch.work()._replace(targets=0))  # no LM head
 
 
 class _ServedScorer:

@@ -12,7 +12,7 @@ import torch
 from align.accounting.budget import Allowance, Spent, reached
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger
-from align.accounting.server_costs import SERVER_COSTS
+from align.accounting.process_usage import PROCESS_USAGE, Extra
 from align.artifacts import read_json, read_manifest, working_folder, write_json
 from align.distributed.signals import stop_run
 from align.errors import InputError
@@ -124,11 +124,13 @@ def _replaced(root: Path) -> list[dict[str, Any]]:
     return read_json(root / REPLACED) if (root / REPLACED).is_file() else []
 
 
-def paid_elsewhere(settings: Stage, context: RunContext) -> list[float]:
-    """Return what the other processes of a step have paid to servers; all of them call it when they have run it."""
-    servers = [each.engine.server for each in settings.engines()]
-    if all(server is None or server.price is None for server in servers):
+def used_elsewhere(settings: Stage, context: RunContext) -> list[Extra]:
+    """Return what the other processes of a step paid to servers and judged; all of them call it when they have run it.
+
+    Nothing where the step asks no engine and no judge that is a model.
+    """
+    if not settings.engines():
         return []
     processes = context.processes
-    costs = processes.all_gather_object(SERVER_COSTS.total)
-    return [*costs[: processes.rank], *costs[processes.rank + 1 :]]
+    amounts = processes.all_gather_object(PROCESS_USAGE.now)
+    return [*amounts[: processes.rank], *amounts[processes.rank + 1 :]]

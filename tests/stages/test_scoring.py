@@ -10,16 +10,20 @@ import time
 
 import pytest
 from chat_server import serving
-from saved_models import save_reward_and_policy
-from small_runs import Told
+from saved_models import SMALL_LLAMA, save_reward_and_policy
+from small_runs import SMALL_POLICY, Told, run
 from test_cli import ROOT, align
 
+from align.accounting.process_usage import PROCESS_USAGE
 from align.data.reading import read
 from align.data.writing import write
-from align.errors import InputError
+from align.errors import InputError, RunError
+from align.inference.engines import load_engine
 from align.models.reward_model import load_reward_model
 from align.models.settings import PolicySettings
-from align.records import Comparison, Demonstration, Message, Response
+from align.records import Comparison, Demonstration, Message, Prompt, Response
+from align.rewards.builtin_judges import LlmSettings
+from align.rewards.llm_judge import llm_judge
 from align.workflow.launcher import Command
 from align.workflow.runner import run_recipe
 
@@ -345,3 +349,58 @@ def test_a_row_is_not_graded_by_the_answer_of_another_row_with_its_prompt(tmp_pa
     made = {row.prompt[0].content: row for row in read(str(tmp_path / "runs/graded/graded/groups.jsonl")).records}
     assert {name: made[name].responses[0].content for name in made} == {"2+2?": "4", "3+3?": "6"}
     assert all([one.reward for one in row.responses] == [1.0, 0.0] for row in made.values())
+
+
+JUDGED = (
+    SMALL_POLICY
+    + """\
+data:
+  answers: {{path: DATA}}
+steps:
+  rated:
+    stage: score
+    data: answers
+    judges:
+      - JUDGE
+"""
+)
+BY_MODEL = "{{name: reward_model, settings: {{path: MODELS/reward0}}}}"
+BY_CHAT = (
+    "{{name: llm, settings: {{model: MODELS/policy, mode: rating, max_new_tokens: 3, attempts: 1, "
+    "engine: {{local: {{precision: fp32}}}}}}}}"
+)
+
+
+def test_the_ledger_counts_the_forward_passes_of_a_reward_model(models, data, tmp_path):
+    text = JUDGED.replace("JUDGE", BY_MODEL).replace("MODELS", str(models)).replace("DATA", str(data))
+    made, _ = run(tmp_path, text=text)
+    model, tokenizer = load_reward_model(PolicySettings(path=str(models / "reward0")))
+    tokens = pairs = 0
+    for one in comparisons(20):
+        prefixes = set()
+        for each in one.responses:
+            turns = f"user\n{one.prompt[0].content}<|im_end|><|im_start|>assistant\n{each.content}<|im_end|>"
+            ids = tokenizer("<|im_start|>" + turns, add_special_tokens=False)["input_ids"]
+            prefixes |= {tuple(ids[:end]) for end in range(1, len(ids) + 1)}
+        tokens, pairs = tokens + len(prefixes), pairs + sum(map(len, prefixes))
+    config, ledger = model.base.config, made["rated"]["ledger"]
+    weights = sum(each.numel() for name, each in model.base.named_parameters() if ".layers." in name and each.ndim == 2)
+    width = config.num_attention_heads * (config.hidden_size // config.num_attention_heads)
+    flops = 2 * weights * tokens + 4 * width * config.num_hidden_layers * pairs
+    assert (ledger["tokens_computed"], ledger["flops"]) == (tokens, flops)
+
+
+def test_the_ledger_counts_the_forward_passes_of_a_chat_model_that_judges(data, tmp_path):
+    models = tmp_path / "models"
+    save_reward_and_policy(models, config={**SMALL_LLAMA, "max_position_embeddings": 4096})
+    text = JUDGED.replace("JUDGE", BY_CHAT).replace("MODELS", str(models)).replace("DATA", str(data))
+    before, engine = PROCESS_USAGE.now, load_engine(str(models / "policy"))
+    with pytest.raises(RunError, match="59 responses left out, no verdict"):  # no answer of this model is a rating
+        run(tmp_path, text=text)
+    used = PROCESS_USAGE.now.since(before)
+    judge = llm_judge(LlmSettings(model=str(models / "policy"), mode="rating", max_new_tokens=3, attempts=1))
+    rows = [(Prompt(one.prompt), [each.content for each in one.responses]) for one in comparisons(20)]
+    judge.engine = engine
+    list(judge(rows))
+    assert used.judge_tokens == engine.throughput.processed_tokens > 59 * 3
+    assert used.judge_flops > 0 and used.judge_unknown == ""

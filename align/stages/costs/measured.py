@@ -16,6 +16,7 @@ from align.models.loading.config import dimensions, load_config
 from align.models.loading.pretrained import default_device
 
 NOTHING = Work(0, 0, 0)
+FORMULA = "2 per weight and token, 4 per attended pair and unit of width; a backward pass is two forward passes"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-products": torch.bfloat16}
 # Side of the square matrices whose product measures the device's rate; a smaller one leaves a large GPU half idle
 PRODUCT_SIDE, PRODUCT_SIDE_CUDA = 2048, 4096
@@ -39,25 +40,18 @@ class Done:
     wire_bytes: int | None = 0
     device: str = "cpu"
 
-    @property
-    def flops(self) -> tuple[float | None, str]:
-        """Return the FLOPs of all devices, and the formula that they are counted by."""
-        if isinstance(self.dimensions, str):
-            return None, self.dimensions
+    def flops_with(self, judge_flops: float = 0.0, judge_unknown: str = "") -> tuple[float | None, str]:
+        """Return the FLOPs of all devices, with those of judges, and the formula that they are counted by."""
+        if isinstance(self.dimensions, str) or judge_unknown:
+            return None, self.dimensions if isinstance(self.dimensions, str) else judge_unknown
         if self.dimensions is None:
-            return 0.0, "no model ran"
-        formula = "2 per weight and token, 4 per attended pair and unit of width; a backward pass is two forward passes"
+            return judge_flops, FORMULA if judge_flops else "no model ran"
         flops = total_flops(self.dimensions, trained=self.trained, observed=self.observed, frozen=self.frozen)
         for size, work in self.others:
             if isinstance(size, str):
                 return None, size
             flops += forward_flops(size, work)
-        return float(flops), formula
-
-
-def sampled_work(speed: Throughput) -> Work:
-    """Return the work of an engine in this process."""
-    return Work(speed.processed_tokens, speed.attended_pairs, speed.sampled_tokens)
+        return float(flops) + judge_flops, FORMULA
 
 
 def observing_done(ran: Sequence[tuple[Decoder | str, Work]]) -> Done:
@@ -74,7 +68,7 @@ def sampling_done(folder: Path | str, speeds: Sequence[Throughput], precision: s
     return Done(
         dimensions=size,
         weights=None if isinstance(size, str) else size.num_weights,
-        observed=sum_work([*map(sampled_work, speeds), more]),
+        observed=sum_work([*(speed.work for speed in speeds), more]),
         precision=precision,
         device=default_device(),
     )

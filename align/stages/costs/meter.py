@@ -18,7 +18,7 @@ from align.accounting.energy import EnergyMeter
 from align.accounting.flops import sum_work
 from align.accounting.ledger import Ledger, Usage, step_ledger, sum_if_known
 from align.accounting.peak_memory import peak_memory
-from align.accounting.server_costs import SERVER_COSTS
+from align.accounting.process_usage import PROCESS_USAGE, Extra, sum_extras
 from align.accounting.settings import AccountingSettings
 from align.artifacts import SPENT, read_json, write_json
 from align.distributed.progress import Progress
@@ -28,7 +28,7 @@ from align.stages.costs.measured import Done, matrix_rate
 
 SAVE_EVERY_S = 10.0  # seconds between two writes of it: what a kill may lose
 READ_EVERY_S = 1.0  # seconds between two readings of the energy counters
-SERVER_COST = "server_cost"  # of the tokens of servers, in an attempt's file
+EXTRA = "extra"  # what an attempt has used beside the work of its step's own model
 PEAKS = "peak_memory_bytes"  # of an attempt, by kind of device
 RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: reset this process's peak memory
 
@@ -58,8 +58,7 @@ class Meter:
         self._began = self._saved = time.monotonic()
         self._read = -math.inf
         self._before = self._last = energy.reading
-        self._paid_before = SERVER_COSTS.total
-        self._paid_elsewhere = 0.0  # by other processes of the launch
+        self._extra_before, self._elsewhere = PROCESS_USAGE.now, list[Extra]()  # of other processes of the launch
         self._flops = 0.0  # as far as they are known while the step runs
         self._devices = int(os.environ.get("WORLD_SIZE", "1"))
         self._peak_flops = None if peak_flops is None else peak_flops * self._devices
@@ -116,7 +115,7 @@ class Meter:
             "co2_kg": energy.co2_kg,
             "devices": self._devices,
             "flops": self._flops,
-            SERVER_COST: SERVER_COSTS.total - self._paid_before + self._paid_elsewhere,
+            EXTRA: sum_extras([PROCESS_USAGE.now.since(self._extra_before), *self._elsewhere]).to_json(),
         }
 
     def _save_spent(self) -> None:
@@ -130,13 +129,15 @@ class Meter:
         attempts = [*self._earlier, self._state()]
         used = {name: sum_if_known(attempt[name] for attempt in attempts) for name in ("kwh", "co2_kg")}
         energy = replace(self._last - self._before, **used)
-        flops, source = done.flops
+        extra = sum_extras(map(extra_of, attempts))
+        flops, source = done.flops_with(extra.judge_flops, extra.judge_unknown)
         device = torch.device(done.device)
         peaks = [each[PEAKS].get(device.type, 0) for each in self._earlier if PEAKS in each]
         peak = max([peak_memory(device), *peaks])  # before the matrix product below, which needs some
         usage = Usage(
             tokens_trained=done.tokens_trained,
-            tokens_computed=sum_work([done.trained, done.observed, *(work for _, work in done.others)]).tokens,
+            tokens_computed=extra.judge_tokens
+            + sum_work([done.trained, done.observed, *(work for _, work in done.others)]).tokens,
             flops=flops,
             flops_source=source,
             seconds=sum(attempt["seconds"] for attempt in attempts),
@@ -146,12 +147,11 @@ class Meter:
             wire_bytes=done.wire_bytes,
             weights=done.weights,
         )
-        server_cost = sum(attempt.get(SERVER_COST, 0.0) for attempt in attempts)
-        return step_ledger(usage, energy, settings, server_cost=server_cost)
+        return step_ledger(usage, energy, settings, server_cost=extra.server_cost)
 
-    def add_costs(self, costs: Iterable[float]) -> None:
-        """Add what other processes of the launch have paid to servers."""
-        self._paid_elsewhere += sum(costs)
+    def add(self, amounts: Iterable[Extra]) -> None:
+        """Add what other processes of the launch have used beside the work of the step's own model."""
+        self._elsewhere += amounts
 
 
 def read_spent(working: Path) -> list[dict[str, Any]]:
@@ -168,12 +168,17 @@ def spent_by(attempt: Mapping[str, Any], accounting: AccountingSettings) -> Spen
     """Return what an attempt has used."""
     return Spent.of(
         accounting,
-        flops=attempt["flops"],
+        flops=attempt["flops"] + extra_of(attempt).judge_flops,
         seconds=attempt["seconds"],
         devices=attempt["devices"],
         kwh=attempt["kwh"],
-        server_cost=attempt.get(SERVER_COST, 0.0),
+        server_cost=extra_of(attempt).server_cost,
     )
+
+
+def extra_of(attempt: Mapping[str, Any]) -> Extra:
+    """Return what an attempt has used beside the work of its step's own model."""
+    return Extra(**attempt.get(EXTRA, {}))
 
 
 def remove_spent(working: Path) -> None:

@@ -17,11 +17,9 @@ from align.rewards.settings import JudgeSettings
 from align.stages.base import EMBEDDINGS, POLICY, Input, UsedEngine
 from align.stages.inputs.context import RunContext, StepInputs, policy_key
 from align.stages.responses.settings import (
-    JudgeModel,
     judge_engines,
     judge_inputs,
     judge_key,
-    judge_model,
     judge_models,
     with_folders,
 )
@@ -97,7 +95,7 @@ def curation_models(step: CurationSettings, context: RunContext, ran: list[Model
 
     encode = {loc[:-1]: partial(_encode, encoder, loc, context, ran) for encoder, loc in encoders(step)}
     with serving_judges(with_folders(judges(step), context.inputs), context) as served:
-        confirm = partial(_same_by_judge, served[0].make(), judge_model(served[0]), ran) if served else same_features
+        confirm = partial(_same_by_judge, served[0].make()) if served else same_features
         yield Models(
             encode=encode.get(("semantic_duplicates",)),
             encode_tests=encode.get(NEIGHBOURS),
@@ -106,19 +104,12 @@ def curation_models(step: CurationSettings, context: RunContext, ran: list[Model
         )
 
 
-def _same_by_judge(
-    judge: Judge, model: JudgeModel | None, ran: list[ModelWork], pairs: Sequence[tuple[str, str]]
-) -> Sequence[bool | None]:
+def _same_by_judge(judge: Judge, pairs: Sequence[tuple[str, str]]) -> Sequence[bool | None]:
     from align.curate.neighbours import same_by_judge  # noqa: PLC0415 - imports numpy
-    from align.models.loading.config import dimensions, load_config  # noqa: PLC0415
     from align.rewards.llm_judge import LlmJudge  # noqa: PLC0415 - imports torch
-    from align.stages.costs.measured import sampled_work  # noqa: PLC0415
 
-    assert isinstance(judge, LlmJudge) and model is not None
-    found = same_by_judge(judge, pairs)
-    if model.engine.kind == "local":  # what a server computes is not counted, as in other steps
-        ran.append((dimensions(load_config(model.path)), sampled_work(judge.engine.throughput)))
-    return found
+    assert isinstance(judge, LlmJudge)
+    return same_by_judge(judge, pairs)
 
 
 def _encode(

@@ -1,0 +1,77 @@
+"""What this process has used beside the work of its step's own model: tokens of servers, and forward passes of judges.
+
+Engines and judges add to it wherever they run in a step, and the step's meter reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from threading import Lock
+from typing import Any
+
+from align.accounting.flops import Decoder, Work, forward_flops
+
+
+@dataclass(slots=True)
+class Extra:
+    """Amounts of it."""
+
+    server_cost: float = 0.0  # in `accounting.currency`
+    judge_tokens: int = 0
+    judge_flops: float = 0.0
+    judge_unknown: str = ""  # why the FLOPs are unknown
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the amounts as JSON; `Extra(**values)` reads them."""
+        return asdict(self)
+
+    def since(self, before: Extra) -> Extra:
+        """Return what was added after `before`."""
+        return Extra(
+            self.server_cost - before.server_cost,
+            self.judge_tokens - before.judge_tokens,
+            self.judge_flops - before.judge_flops,
+            self.judge_unknown,
+        )
+
+
+def sum_extras(extras: Iterable[Extra]) -> Extra:
+    """Return the sum of amounts."""
+    found = list(extras)
+    return Extra(
+        sum(each.server_cost for each in found),
+        sum(each.judge_tokens for each in found),
+        sum(each.judge_flops for each in found),
+        next((each.judge_unknown for each in found if each.judge_unknown), ""),
+    )
+
+
+class ProcessUsage:
+    """The amounts of this process so far. Several threads may add to them."""
+
+    def __init__(self) -> None:
+        self._lock, self._now = Lock(), Extra()
+
+    @property
+    def now(self) -> Extra:
+        """A copy of the amounts."""
+        with self._lock:
+            return sum_extras([self._now])
+
+    def pay(self, price: float) -> None:
+        """Add the price of a server's answer."""
+        with self._lock:
+            self._now.server_cost += price
+
+    def judge(self, model: Decoder | str, work: Work) -> None:
+        """Add a forward pass of a judge, with the dimensions of its model or why they are unknown."""
+        with self._lock:
+            self._now.judge_tokens += work.tokens
+            if isinstance(model, str):
+                self._now.judge_unknown = model
+            else:
+                self._now.judge_flops += forward_flops(model, work)
+
+
+PROCESS_USAGE = ProcessUsage()
