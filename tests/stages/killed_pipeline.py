@@ -167,7 +167,8 @@ def finished(run):
 
 def _digest(folder):
     left_out = ("README.md", "manifest.json")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in left_out)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in left_out]
+    files = [path for path in files if ".partial-" not in path.name]  # of one of the two that a kill left half written
     kept = [path for path in files if "resume" not in path.relative_to(folder).parts]
     lines = [f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in kept]
     manifest = json.loads((folder / "manifest.json").read_text())
