@@ -117,7 +117,7 @@ def _ledger(recipe: Recipe, name: str) -> Ledger | None:
 def _record(name: str, ledger: Ledger) -> dict[str, Any]:
     """Return what a step has used in the form of an attempt."""
     used = {"flops": ledger.flops, "seconds": ledger.seconds, "devices": ledger.devices, "kwh": ledger.energy_kwh}
-    return {"step": name, **used}
+    return {"step": name, **used, **({} if ledger.cost is None else {"cost": ledger.cost})}
 
 
 def _replaced(root: Path) -> list[dict[str, Any]]:

@@ -100,12 +100,6 @@ def with_continuation(items, rng):
 BAR = "\\|"  # in the cell of a table
 FORMS = {
     "numbered": numbered("{}."),
-    "table": lambda items, rng: "\n".join(
-        ["Here you are:", "", "| # | What is asked | Level |", "|---|:---|---|"]
-        + [f"| {place + 1} | {each.replace('|', BAR)} | easy |" for place, each in enumerate(items)]
-    ),
-    "numbered, with a closing line": lambda items, rng: numbered("{}.")(items, rng) + "\nLet me know if you need more!",
-    "dashes, with a closing line": lambda items, rng: joined("- {}")(items, rng) + "\nI hope these help.",
     "numbered with brackets": numbered("{})"),
     "numbered in brackets": numbered("({})"),
     "numbered in bold": numbered("**{}.**"),
@@ -132,6 +126,15 @@ FORMS = {
     "closing": lambda items, rng: numbered("{}.")(items, rng) + "\n\nLet me know if you would like some more of them!",
     "both": lambda items, rng: "Certainly:\n\n" + joined("- {}")(items, rng) + "\n\nI hope this helps.",
     "windows": lambda items, rng: numbered("{}.")(items, rng).replace("\n", "\r\n"),
+}
+# Of the parsers' own tests
+DRESSED_FORMS = {
+    "table": lambda items, rng: "\n".join(
+        ["Here is what I found:", "", "| # | What is asked | Level |", "|---|:---|---|"]
+        + [f"| {place + 1} | {each.replace('|', BAR)} | easy |" for place, each in enumerate(items)]
+    ),
+    "numbered, with a closing line": lambda items, rng: numbered("{}.")(items, rng) + "\nLet me know if you need more!",
+    "dashes, with a closing line": lambda items, rng: joined("- {}")(items, rng) + "\nI hope these help.",
 }
 NAME_FORMS = {
     "described": lambda items, rng: "\n".join(

@@ -5,7 +5,7 @@ from collections import Counter
 from random import Random
 
 import pytest
-from scripted_teacher import FAULTS, FORMS, NAME_FORMS, SENTENCE_FORMS, names, sentences
+from scripted_teacher import DRESSED_FORMS, FAULTS, FORMS, NAME_FORMS, SENTENCE_FORMS, names, sentences
 
 from align.synth.parsing.decisions import best_threshold, verdict, yes_no
 from align.synth.parsing.lists import items, same
@@ -22,22 +22,22 @@ def trials(make):
         yield make(rng.randint(2, 12), rng), rng
 
 
-@pytest.mark.parametrize("form", [*FORMS, *NAME_FORMS])
+@pytest.mark.parametrize("form", [*FORMS, *DRESSED_FORMS, *NAME_FORMS])
 def test_names_are_read_from_every_form(form):
     found = wanted = 0
     for true, rng in trials(names):
-        parsed = items({**FORMS, **NAME_FORMS}[form](true, rng), len(true), finish="stop", names=True)
+        parsed = items({**FORMS, **DRESSED_FORMS, **NAME_FORMS}[form](true, rng), len(true), finish="stop", names=True)
         assert set(parsed.items) <= set(true), (form, parsed)
         assert len(true) == len(parsed.items) + parsed.dropped.total()
         found, wanted = found + len(parsed.items), wanted + len(true)
     assert found >= 0.99 * wanted, (form, found, wanted)
 
 
-@pytest.mark.parametrize("form", [*FORMS, *SENTENCE_FORMS])
+@pytest.mark.parametrize("form", [*FORMS, *DRESSED_FORMS, *SENTENCE_FORMS])
 def test_sentences_are_read_from_every_form(form):
     found = wanted = 0
     for true, rng in trials(sentences):
-        parsed = items({**FORMS, **SENTENCE_FORMS}[form](true, rng), len(true), finish="stop")
+        parsed = items({**FORMS, **DRESSED_FORMS, **SENTENCE_FORMS}[form](true, rng), len(true), finish="stop")
         assert set(parsed.items) <= set(true), (form, parsed)
         assert len(true) == len(parsed.items) + parsed.dropped.total()
         found, wanted = found + len(parsed.items), wanted + len(true)

@@ -333,6 +333,16 @@ def test_the_ledger_and_the_budget_have_the_price_of_servers_tokens(tmp_path, ov
     )
 
 
+def test_what_a_replaced_step_has_paid_to_servers_stays_in_the_budget(tmp_path):
+    free = "accounting.price_per_device_hour=0"
+    with serving(always=rated) as server:
+        text = PAID.replace("URL", server.url)
+        run(tmp_path, free, text=text)
+        run(tmp_path, free, "steps.samples.sampling.seed=1", text=text)
+        command = Command(written(tmp_path, text), (free,))
+        assert allowance(command.loaded).before.money == pytest.approx(len(server.requests) * ANSWER)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_all_processes_of_a_launch_pay(tmp_path):

@@ -40,6 +40,11 @@ class Done:
     wire_bytes: int | None = 0
     device: str = "cpu"
 
+    @property
+    def flops(self) -> tuple[float | None, str]:
+        """Return the FLOPs of all devices without those of judges, and the formula that they are counted by."""
+        return self.flops_with()
+
     def flops_with(self, judge_flops: float = 0.0, judge_unknown: str = "") -> tuple[float | None, str]:
         """Return the FLOPs of all devices, with those of judges, and the formula that they are counted by."""
         if isinstance(self.dimensions, str) or judge_unknown:

@@ -165,15 +165,17 @@ def spent_unfinished(working: Path, accounting: AccountingSettings) -> Spent:
 
 
 def spent_by(attempt: Mapping[str, Any], accounting: AccountingSettings) -> Spent:
-    """Return what an attempt has used."""
-    return Spent.of(
+    """Return what an attempt has used, or a step that was replaced, whose record has its whole cost."""
+    extra = extra_of(attempt)
+    used = Spent.of(
         accounting,
-        flops=attempt["flops"] + extra_of(attempt).judge_flops,
+        flops=sum_if_known([attempt["flops"], extra.judge_flops]),
         seconds=attempt["seconds"],
         devices=attempt["devices"],
         kwh=attempt["kwh"],
-        server_cost=extra_of(attempt).server_cost,
+        server_cost=extra.server_cost,
     )
+    return replace(used, money=attempt["cost"]) if "cost" in attempt else used
 
 
 def extra_of(attempt: Mapping[str, Any]) -> Extra:

@@ -144,7 +144,8 @@ def _entries(text: str, wanted: int, *, names: bool) -> tuple[list[str], bool]:
         lines.pop()
     first = next((line for line in lines if line.strip() and not _is_preamble(line, wanted)), "")
     begins = next((line for line in lines if NUMBERED.match(line) or BULLET.match(line) or TABLE_ROW.match(line)), "")
-    table = _table(lines, names=names) if wanted > 1 and TABLE_ROW.match(begins) else []  # a task may hold a table
+    is_all = all(TABLE_ROW.match(line) for line in lines if line.strip() and not _is_preamble(line, wanted))
+    table = _table(lines, names=names) if TABLE_ROW.match(begins) and (wanted > 1 or is_all) else []  # or of a task
     if table:
         return table, False
     for mark in (NUMBERED, BULLET):
