@@ -2,6 +2,7 @@
 
 import sys
 import time
+from itertools import count
 
 import pytest
 from chat_server import serving
@@ -314,10 +315,13 @@ steps:
 ANSWER = 10 * 100e-6 + 2 * 1000e-6  # of 10 tokens of a prompt and 2 of a response
 
 
+NUMBERS = count()
+
+
 def rated(handler):
     """An answer that judges give, too: one rating after the other."""
     usage = {"prompt_tokens": 10, "completion_tokens": 2}
-    message = {"content": f"[[{len(handler.server.requests) % 5 + 1}]]"}
+    message = {"content": f"[[{next(NUMBERS) % 5 + 1}]]"}  # of simultaneous requests, too, each has another one
     handler.say(200, {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
 
 
