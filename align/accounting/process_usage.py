@@ -1,4 +1,4 @@
-"""What this process has used beside the work of its step's own model: tokens of servers, and forward passes of judges.
+"""What servers have charged this process, and what judges have computed in it.
 
 Engines and judges add to it wherever they run in a step, and the step's meter reads it.
 """
@@ -14,21 +14,21 @@ from align.accounting.flops import Decoder, Work, forward_flops
 
 
 @dataclass(slots=True)
-class Extra:
-    """Amounts of it."""
+class ServersAndJudges:
+    """Prices of servers' tokens, and forward passes of judges."""
 
-    server_cost: float = 0.0  # in `accounting.currency`
+    server_cost: float = 0.0  # in `accounting.currency`, of policies, judges and teachers
     judge_tokens: int = 0
     judge_flops: float = 0.0
     judge_unknown: str = ""  # why the FLOPs are unknown
 
     def to_json(self) -> dict[str, Any]:
-        """Return the amounts as JSON; `Extra(**values)` reads them."""
+        """Return the amounts as JSON; `ServersAndJudges(**values)` reads them."""
         return asdict(self)
 
-    def since(self, before: Extra) -> Extra:
+    def since(self, before: ServersAndJudges) -> ServersAndJudges:
         """Return what was added after `before`."""
-        return Extra(
+        return ServersAndJudges(
             self.server_cost - before.server_cost,
             self.judge_tokens - before.judge_tokens,
             self.judge_flops - before.judge_flops,
@@ -36,10 +36,10 @@ class Extra:
         )
 
 
-def sum_extras(extras: Iterable[Extra]) -> Extra:
+def sum_usage(usages: Iterable[ServersAndJudges]) -> ServersAndJudges:
     """Return the sum of amounts."""
-    found = list(extras)
-    return Extra(
+    found = list(usages)
+    return ServersAndJudges(
         sum(each.server_cost for each in found),
         sum(each.judge_tokens for each in found),
         sum(each.judge_flops for each in found),
@@ -51,20 +51,20 @@ class ProcessUsage:
     """The amounts of this process so far. Several threads may add to them."""
 
     def __init__(self) -> None:
-        self._lock, self._now = Lock(), Extra()
+        self._lock, self._now = Lock(), ServersAndJudges()
 
     @property
-    def now(self) -> Extra:
+    def now(self) -> ServersAndJudges:
         """A copy of the amounts."""
         with self._lock:
-            return sum_extras([self._now])
+            return sum_usage([self._now])
 
-    def pay(self, price: float) -> None:
+    def add_cost(self, price: float) -> None:
         """Add the price of a server's answer."""
         with self._lock:
             self._now.server_cost += price
 
-    def judge(self, model: Decoder | str, work: Work) -> None:
+    def add_judging(self, model: Decoder | str, work: Work) -> None:
         """Add a forward pass of a judge, with the dimensions of its model or why they are unknown."""
         with self._lock:
             self._now.judge_tokens += work.tokens

@@ -87,7 +87,7 @@ def _engine_lines(used: Sequence[UsedEngine]) -> list[tuple[str, str]]:
     """Return the managed servers of a step, and whether they repeat their samples."""
     found: list[tuple[str, str]] = []
     for managed in [each.engine.managed for each in used if each.engine.managed is not None]:
-        repeats = "the same samples after a resume" if managed.is_repeatable else "other samples after a resume"
+        repeats = "the same samples after a resume" if managed.is_repeatable() else "other samples after a resume"
         found.append(("engine", f"{KINDS[managed.kind].title} {engine_version(managed)}, {repeats}"))
     return found
 

@@ -70,16 +70,17 @@ def _compare(
             before = kept[at : at + COLUMNS]
             cosines = unit_UD[block] @ unit_UD[before].T
             is_same = guards_U[block][:, None] == guards_U[before]
-            same.update(before, np.where(is_same, cosines, -np.inf))
-            other.update(before, np.where(is_same, -np.inf, cosines))
+            same.update(before, cosines, is_same)
+            other.update(before, cosines, ~is_same)
         cosines = unit_UD[block] @ unit_UD[block].T
         is_same = guards_U[block][:, None] == guards_U[block]
         is_kept = np.zeros(len(block), np.bool_)
         for place, text in enumerate(block.tolist()):
             before = block[:place][is_kept[:place]]
-            row, row_is_same = (each[place, :place][is_kept[:place]] for each in (cosines, is_same))
-            same.update(before, np.where(row_is_same, row, -np.inf)[None], place)
-            other.update(before, np.where(row_is_same, -np.inf, row)[None], place)
+            row_1N = cosines[place, :place][None, is_kept[:place]]
+            is_same_1N = is_same[place, :place][None, is_kept[:place]]
+            same.update(before, row_1N, is_same_1N, place)
+            other.update(before, row_1N, ~is_same_1N, place)
             if same.cosines[place] >= threshold:
                 found.duplicates[text] = same.match(place)
                 continue
@@ -90,20 +91,23 @@ def _compare(
 
 
 class _Nearest:
-    """The text with the highest cosine to each of B texts, the first one of equals."""
+    """For each of B texts the one that resembles it most: with the highest cosine, the first one of equals."""
 
     def __init__(self, number: int) -> None:
         self.texts, self.cosines = np.zeros(number, np.int64), np.full(number, -np.inf, np.float32)
 
-    def update(self, texts: NDArray[np.int64], cosines_BN: Vectors, start: int = 0) -> None:
-        """Take N later texts into account, for the texts from `start` on."""
-        if len(texts) == 0:
+    def update(
+        self, texts_N: NDArray[np.int64], cosines_BN: Vectors, counts_BN: NDArray[np.bool_], start: int = 0
+    ) -> None:
+        """Take those of N later texts into account that count, for the texts from `start` on."""
+        if len(texts_N) == 0:
             return
+        cosines_BN = np.where(counts_BN, cosines_BN, -np.inf)
         best = cosines_BN.argmax(axis=1)
         highest = cosines_BN[np.arange(len(best)), best]
         mine = slice(start, start + len(best))
         is_higher = highest > self.cosines[mine]
-        self.texts[mine] = np.where(is_higher, texts[best], self.texts[mine])
+        self.texts[mine] = np.where(is_higher, texts_N[best], self.texts[mine])
         self.cosines[mine] = np.where(is_higher, highest, self.cosines[mine])
 
     def match(self, place: int) -> Match:

@@ -75,8 +75,7 @@ class Renderer:
         chat = self._template.chat(messages, tools)
         ((text,), _) = self._template.render_prompts([chat])
         self._template.check_tools(chat)
-        split = self._template.last_control_token(text)
-        return Rendered(text[:split], text[split:])
+        return self._without_turns(text)
 
     def open_user_turn(self, before: Sequence[Message]) -> Rendered:
         """Return a dialogue as text up to where the content of the user's next message begins."""
@@ -84,8 +83,11 @@ class Renderer:
         opened, slot, _ = text.rpartition(SLOT)
         if not slot:
             raise InputError("the chat template alters a user's message, so no prompt can be made with it")
-        split = self._template.last_control_token(opened)
-        return Rendered(opened[:split], opened[split:])
+        return self._without_turns(opened)
+
+    def _without_turns(self, text: str) -> Rendered:
+        split = self._template.last_control_token(text)
+        return Rendered(text[:split], text[split:])
 
     @contextmanager
     def rendered_together(self, records: Iterable[Demonstration | Comparison]) -> Generator[None]:

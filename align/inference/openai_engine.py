@@ -156,7 +156,7 @@ class OpenAIEngine:
                 f"{self._client.url} reports no numbers of tokens, so the cost is unknown: leave price out"
             )
         cost = (price.prompt * usage.prompt_tokens + price.response * usage.completion_tokens) / MILLION
-        PROCESS_USAGE.pay(cost)
+        PROCESS_USAGE.add_cost(cost)
         with self._cost_lock:
             self.throughput.cost += cost
 

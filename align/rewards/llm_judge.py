@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import combinations, count, islice
 from typing import NamedTuple
 
-from align.accounting.flops import Work
+from align.accounting.flops import Decoder, Work
 from align.accounting.process_usage import PROCESS_USAGE
 from align.errors import RowOrigin
 from align.inference.engines import load_engine
@@ -118,8 +119,12 @@ class LlmJudge:
         yield
         after = self.engine.throughput.work
         if after.tokens > before.tokens:
-            size = dimensions(load_config(self.model))
-            PROCESS_USAGE.judge(size, Work(*(late - early for early, late in zip(before, after, strict=True))))
+            work = Work(*(late - early for early, late in zip(before, after, strict=True)))
+            PROCESS_USAGE.add_judging(self._dimensions, work)
+
+    @cached_property
+    def _dimensions(self) -> Decoder | str:
+        return dimensions(load_config(self.model))
 
     def _read(self, sample: Sample, question: Question) -> Answer:
         if sample.finish.startswith(REFUSED):

@@ -140,7 +140,7 @@ class _LocalScorer:
         return scores
 
     def _count(self, batch: TokenBatch) -> None:
-        PROCESS_USAGE.judge(self.dimensions, batch.work()._replace(targets=0))  # no LM head
+        PROCESS_USAGE.add_judging(self.dimensions, batch.work()._replace(targets=0))  # no LM head
 
 
 class _ServedScorer:

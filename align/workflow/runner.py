@@ -82,7 +82,7 @@ class _Executor:
         with meter, pinned_time(began_at(working)), _errors_of(self.recipe, step.name):
             context = run_context(self.recipe, step.name, working, meter, self.content)
             content = settings.run(context)
-            meter.add(spending.used_elsewhere(settings, context))
+            meter.add_elsewhere(spending.used_elsewhere(settings, context))
         done = content.pop("done")
         ledger = meter.ledger(done, self.recipe.accounting).to_json()
         self.seconds.append(time.monotonic() - began)

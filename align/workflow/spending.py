@@ -12,7 +12,7 @@ import torch
 from align.accounting.budget import Allowance, Spent, reached
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger
-from align.accounting.process_usage import PROCESS_USAGE, Extra
+from align.accounting.process_usage import PROCESS_USAGE, ServersAndJudges
 from align.artifacts import read_json, read_manifest, working_folder, write_json
 from align.distributed.signals import stop_run
 from align.errors import InputError
@@ -124,10 +124,10 @@ def _replaced(root: Path) -> list[dict[str, Any]]:
     return read_json(root / REPLACED) if (root / REPLACED).is_file() else []
 
 
-def used_elsewhere(settings: Stage, context: RunContext) -> list[Extra]:
-    """Return what the other processes of a step paid to servers and judged; all of them call it when they have run it.
+def used_elsewhere(settings: Stage, context: RunContext) -> list[ServersAndJudges]:
+    """Return what servers charged the other processes of a step and what judges computed there.
 
-    Nothing where the step asks no engine and no judge that is a model.
+    All processes call it when they have run the step. It is empty where a step has no engines and no judge models.
     """
     if not settings.engines():
         return []

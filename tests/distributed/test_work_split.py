@@ -1,16 +1,13 @@
 """Steps and commands that sample, judge and evaluate in two processes: the same files as in one, and a kill undone."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from forked import start_forked
-from launching import finish
+from launching import finish, start
 from middle_recipe import MIDDLE, recipe_in
 from small_runs import ROOT, run
 from test_cli import align
@@ -97,23 +94,6 @@ def test_two_processes_leave_the_same_bytes_and_scores_as_one(both):
     assert tokens[0] == tokens[1]  # of both processes together, each prompt computed once
 
 
-def start(*arguments):
-    """A command of align in the processes of a launch."""
-    call = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", TWO, "-m", "align", *arguments]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*map(str, call)], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def end(child, seconds=300):
-    """What the command has said; none of its processes outlives this."""
-    try:
-        return child.communicate(timeout=seconds)
-    finally:
-        if child.poll() is None:
-            kill(child)
-
-
 def kill(child):
     """Kill the launcher and the processes that it has started, each of which leads a session of its own."""
     launcher = psutil.Process(child.pid)
@@ -122,7 +102,7 @@ def kill(child):
 
 
 def forked(*arguments, file=TWO, program=("-m", "align")):
-    """`start`, in forked processes."""
+    """A command of align in the processes of a launch, which are forked."""
     return start_forked(ROOT / file, "--main_process_port", "0", *program, *arguments)
 
 
@@ -148,9 +128,10 @@ def test_a_killed_launch_goes_on_in_one_process_and_makes_nothing_twice(both, tm
     command = ["generate", "--policy", policy, "--data", "tasks:general", "--limit", "120"]
     more = ["sampling.max_new_tokens=40", "engine.local.precision=fp32", "engine.local.batch_size=4"]
     judge = ["--judge", "verifier reward=both"]
-    child, last = start(*command, "--out", tmp_path / "two.jsonl", *judge, *more), time.monotonic() + 300
+    call = ["-m", "align", *command, "--out", tmp_path / "two.jsonl", *judge, *more]
+    child, last = start(ROOT / TWO, "--main_process_port", "0", *call), time.monotonic() + 300
     while min(len(items(path)) for path in kept) < 10:  # each of them is at work
-        assert child.poll() is None and time.monotonic() < last, end(child, 5)
+        assert child.poll() is None and time.monotonic() < last, finish(child, 5)
         time.sleep(0.05)
     kill(child)
     child.communicate()

@@ -42,10 +42,12 @@ class ManagedSettings(Settings, ABC):
         """The words of the command."""
         return shlex.split(self.command)
 
-    @property
     @abstractmethod
-    def is_repeatable(self) -> bool:
-        """Whether a sample does not depend on the other requests, so that a resumed step draws the same samples."""
+    def is_repeatable(self, num_processes: int = 1) -> bool:
+        """Return whether a sample does not depend on the other requests: a resumed step draws the same samples.
+
+        `num_processes` send requests, each at least one at a time.
+        """
 
     def cache_key(self) -> dict[str, Any]:
         """Return the settings that decide a sample, as JSON; not where or on how many devices the server runs."""
@@ -66,9 +68,8 @@ class GpuServerSettings(ManagedSettings):
         description="Whether samples do not depend on the other requests. Slower, and not on every GPU and model.",
     )
 
-    @property
-    def is_repeatable(self) -> bool:
-        """Whether the server's batch-invariant kernels are on."""
+    def is_repeatable(self, num_processes: int = 1) -> bool:  # noqa: ARG002 - of any number
+        """Return whether the server's batch-invariant kernels are on."""
         return self.batch_invariant
 
 
@@ -102,7 +103,6 @@ class TransformersServeSettings(ManagedSettings):
         "its seed.",
     )
 
-    @property
-    def is_repeatable(self) -> bool:
-        """Whether the server has one request at a time."""
-        return self.concurrency == 1
+    def is_repeatable(self, num_processes: int = 1) -> bool:
+        """Return whether the server has one request at a time."""
+        return self.concurrency == num_processes == 1

@@ -42,21 +42,17 @@ class Done:
 
     @property
     def flops(self) -> tuple[float | None, str]:
-        """Return the FLOPs of all devices without those of judges, and the formula that they are counted by."""
-        return self.flops_with()
-
-    def flops_with(self, judge_flops: float = 0.0, judge_unknown: str = "") -> tuple[float | None, str]:
-        """Return the FLOPs of all devices, with those of judges, and the formula that they are counted by."""
-        if isinstance(self.dimensions, str) or judge_unknown:
-            return None, self.dimensions if isinstance(self.dimensions, str) else judge_unknown
+        """Return the FLOPs of all devices, and the formula that they are counted by. Judges are counted apart."""
+        if isinstance(self.dimensions, str):
+            return None, self.dimensions
         if self.dimensions is None:
-            return judge_flops, FORMULA if judge_flops else "no model ran"
+            return 0.0, "no model ran"
         flops = total_flops(self.dimensions, trained=self.trained, observed=self.observed, frozen=self.frozen)
         for size, work in self.others:
             if isinstance(size, str):
                 return None, size
             flops += forward_flops(size, work)
-        return float(flops) + judge_flops, FORMULA
+        return float(flops), FORMULA
 
 
 def observing_done(ran: Sequence[tuple[Decoder | str, Work]]) -> Done:

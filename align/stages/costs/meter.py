@@ -18,17 +18,17 @@ from align.accounting.energy import EnergyMeter
 from align.accounting.flops import sum_work
 from align.accounting.ledger import Ledger, Usage, step_ledger, sum_if_known
 from align.accounting.peak_memory import peak_memory
-from align.accounting.process_usage import PROCESS_USAGE, Extra, sum_extras
+from align.accounting.process_usage import PROCESS_USAGE, ServersAndJudges, sum_usage
 from align.accounting.settings import AccountingSettings
 from align.artifacts import SPENT, read_json, write_json
 from align.distributed.progress import Progress
 from align.distributed.signals import stop_run
 from align.models.loading.pretrained import default_device
-from align.stages.costs.measured import Done, matrix_rate
+from align.stages.costs.measured import FORMULA, Done, matrix_rate
 
 SAVE_EVERY_S = 10.0  # seconds between two writes of it: what a kill may lose
 READ_EVERY_S = 1.0  # seconds between two readings of the energy counters
-EXTRA = "extra"  # what an attempt has used beside the work of its step's own model
+SERVERS_AND_JUDGES = "servers_and_judges"  # what servers charged an attempt, and what judges computed in it
 PEAKS = "peak_memory_bytes"  # of an attempt, by kind of device
 RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: reset this process's peak memory
 
@@ -58,7 +58,8 @@ class Meter:
         self._began = self._saved = time.monotonic()
         self._read = -math.inf
         self._before = self._last = energy.reading
-        self._extra_before, self._elsewhere = PROCESS_USAGE.now, list[Extra]()  # of other processes of the launch
+        self._charged_before = PROCESS_USAGE.now
+        self._elsewhere: list[ServersAndJudges] = []  # of other processes of the launch
         self._flops = 0.0  # as far as they are known while the step runs
         self._devices = int(os.environ.get("WORLD_SIZE", "1"))
         self._peak_flops = None if peak_flops is None else peak_flops * self._devices
@@ -115,7 +116,7 @@ class Meter:
             "co2_kg": energy.co2_kg,
             "devices": self._devices,
             "flops": self._flops,
-            EXTRA: sum_extras([PROCESS_USAGE.now.since(self._extra_before), *self._elsewhere]).to_json(),
+            SERVERS_AND_JUDGES: sum_usage([PROCESS_USAGE.now.since(self._charged_before), *self._elsewhere]).to_json(),
         }
 
     def _save_spent(self) -> None:
@@ -129,14 +130,18 @@ class Meter:
         attempts = [*self._earlier, self._state()]
         used = {name: sum_if_known(attempt[name] for attempt in attempts) for name in ("kwh", "co2_kg")}
         energy = replace(self._last - self._before, **used)
-        extra = sum_extras(map(extra_of, attempts))
-        flops, source = done.flops_with(extra.judge_flops, extra.judge_unknown)
+        apart = sum_usage(map(servers_and_judges, attempts))  # from the work of the step's own model
+        flops, source = done.flops
+        if flops is not None and apart.judge_unknown:
+            flops, source = None, apart.judge_unknown
+        elif flops is not None and apart.judge_flops:
+            flops, source = flops + apart.judge_flops, FORMULA
         device = torch.device(done.device)
         peaks = [each[PEAKS].get(device.type, 0) for each in self._earlier if PEAKS in each]
         peak = max([peak_memory(device), *peaks])  # before the matrix product below, which needs some
         usage = Usage(
             tokens_trained=done.tokens_trained,
-            tokens_computed=extra.judge_tokens
+            tokens_computed=apart.judge_tokens
             + sum_work([done.trained, done.observed, *(work for _, work in done.others)]).tokens,
             flops=flops,
             flops_source=source,
@@ -147,10 +152,10 @@ class Meter:
             wire_bytes=done.wire_bytes,
             weights=done.weights,
         )
-        return step_ledger(usage, energy, settings, server_cost=extra.server_cost)
+        return step_ledger(usage, energy, settings, server_cost=apart.server_cost)
 
-    def add(self, amounts: Iterable[Extra]) -> None:
-        """Add what other processes of the launch have used beside the work of the step's own model."""
+    def add_elsewhere(self, amounts: Iterable[ServersAndJudges]) -> None:
+        """Add what servers charged other processes of the launch, and what judges computed there."""
         self._elsewhere += amounts
 
 
@@ -166,21 +171,21 @@ def spent_unfinished(working: Path, accounting: AccountingSettings) -> Spent:
 
 def spent_by(attempt: Mapping[str, Any], accounting: AccountingSettings) -> Spent:
     """Return what an attempt has used, or a step that was replaced, whose record has its whole cost."""
-    extra = extra_of(attempt)
+    apart = servers_and_judges(attempt)
     used = Spent.of(
         accounting,
-        flops=sum_if_known([attempt["flops"], extra.judge_flops]),
+        flops=sum_if_known([attempt["flops"], apart.judge_flops]),
         seconds=attempt["seconds"],
         devices=attempt["devices"],
         kwh=attempt["kwh"],
-        server_cost=extra.server_cost,
+        server_cost=apart.server_cost,
     )
     return replace(used, money=attempt["cost"]) if "cost" in attempt else used
 
 
-def extra_of(attempt: Mapping[str, Any]) -> Extra:
-    """Return what an attempt has used beside the work of its step's own model."""
-    return Extra(**attempt.get(EXTRA, {}))
+def servers_and_judges(attempt: Mapping[str, Any]) -> ServersAndJudges:
+    """Return what servers charged an attempt, and what judges computed in it."""
+    return ServersAndJudges(**attempt.get(SERVERS_AND_JUDGES, {}))
 
 
 def remove_spent(working: Path) -> None:

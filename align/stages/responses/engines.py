@@ -43,8 +43,7 @@ def engine_report(engine: EngineSettings, identity: dict[str, Any], processes: P
     managed = engine.managed
     repeatable = True if engine.kind == "local" else None
     if managed is not None:
-        asks_in_turn = managed.kind != "transformers_serve" or processes.world_size == 1
-        repeatable = managed.is_repeatable and asks_in_turn
+        repeatable = managed.is_repeatable(processes.world_size)
     return {"kind": engine.kind, "repeatable": repeatable, **as_written(identity)}
 
 

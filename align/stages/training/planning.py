@@ -246,8 +246,8 @@ def _average_line(step: TrainingSettings, num_steps: int) -> dict[str, str]:
 
 def _work(group: TokenGroup, *, head: bool) -> Work:
     """Return the work of a forward pass over the group's own tree, with or without an LM head."""
-    batch = tree_batch(group.sequences)
-    return Work(batch.num_tokens, int(batch.position_ids.sum()) + batch.num_tokens, len(batch.targets_N) if head else 0)
+    work = tree_batch(group.sequences).work()
+    return work if head else work._replace(targets=0)
 
 
 def _tokens_held(step: TrainingSettings, groups: Sequence[TokenGroup], sizes: Sequence[int]) -> int:

@@ -42,7 +42,7 @@ CHAT = re.compile(  # what a teacher says around a list
     r"if you(?:'d| would| need| want)|happy to|please let)\b",
     re.IGNORECASE,
 )
-CLOSING = re.compile(  # what a teacher says after a list, on a line of its own
+CLOSING = re.compile(  # what a teacher says after a list; narrower than CHAT, as the last item may go on in its line
     r"^(?:i hope (?:this|these)|(?:please )?let me know|feel free to|would you like (?:me|more)|"
     r"(?:i(?:'|’)m |i am )?happy to|if you(?:(?:'|’)d| would)? (?:like|need|want) (?:me|more|any|further))\b",
     re.IGNORECASE,
@@ -142,11 +142,11 @@ def _entries(text: str, wanted: int, *, names: bool) -> tuple[list[str], bool]:
     lines = [line.rstrip() for line in text.replace("\r\n", "\n").split("\n") if not FENCE.match(line)]
     while lines and (not lines[-1] or CLOSING.match(lines[-1].strip())):
         lines.pop()
-    first = next((line for line in lines if line.strip() and not _is_preamble(line, wanted)), "")
-    begins = next((line for line in lines if NUMBERED.match(line) or BULLET.match(line) or TABLE_ROW.match(line)), "")
-    is_all = all(TABLE_ROW.match(line) for line in lines if line.strip() and not _is_preamble(line, wanted))
-    table = _table(lines, names=names) if TABLE_ROW.match(begins) and (wanted > 1 or is_all) else []  # or of a task
-    if table:
+    body = [line for line in lines if line.strip() and not _is_preamble(line, wanted)]
+    first = next(iter(body), "")
+    marked = next((line for line in lines if any(mark.match(line) for mark in (NUMBERED, BULLET, TABLE_ROW))), "")
+    holds_nothing_else = wanted > 1 or all(map(TABLE_ROW.match, body))  # a single task may hold a table
+    if TABLE_ROW.match(marked) and holds_nothing_else and (table := _table(lines, names=names)):
         return table, False
     for mark in (NUMBERED, BULLET):
         found = _marked(lines, mark, joins=not names)
