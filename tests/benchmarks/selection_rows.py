@@ -3,12 +3,19 @@
 Usage, from the root of the repository, with the folders of self-instruct (seed_tasks.jsonl and
 user_oriented_instructions.jsonl) and of GSM8K (train.jsonl.gz):
 
-    python -m tests.benchmarks.selection_rows --policy gguf:FILE.gguf --self-instruct FOLDER --gsm8k FOLDER [--pool 400]
+    python -m tests.benchmarks.selection_rows --policy gguf:FILE.gguf --self-instruct FOLDER --gsm8k FOLDER [options]
+
+    --pool N              rows that training chooses from (400)
+    --curated N           rows of the reference (160), in --reference-epochs N passes (1)
+    --test N              test rows (120)
+    --precision P         fp32 or bf16 (fp32)
+    --seed N              of the sets of rows and their order (0)
 
 Half of every set of rows comes from each source. The reference trains on curated rows with their own answers; the pool
 has as many rows with their own answers as with another's. The test rows are in no other set. Prints the negative
 log-likelihood of the test answers in nats per token with 95 % bootstrap intervals over rows, the paired change from
-uniform training to learnability, and the share of shuffled rows among those chosen.
+uniform training to learnability, the share of shuffled rows among those chosen, and the FLOPs of each training. The
+FLOPs of uniform training and learnability are equal; those that trained the reference are not part of them.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ from align.artifacts import METRICS, read_json
 from tests.benchmarks.seeds import paired, parts_of
 
 TASKS = ("seed_tasks.jsonl", "user_oriented_instructions.jsonl")
+TRAINED = ("reference", "uniform", "learnability")
 RECIPE = """
 run: selection-rows-{seed}
 runs: {folder}
@@ -42,7 +50,9 @@ steps:
     stage: sft
     policy: base
     data: curated
-    train: &train {{learning_rate: 1.0e-5, prompts_per_step: 8, tokens_per_micro_batch: 4096}}
+    train:
+      <<: &train {{learning_rate: 1.0e-5, prompts_per_step: 8, tokens_per_micro_batch: 4096, precision: {precision}}}
+      epochs: {reference_epochs}
   uniform:
     stage: sft
     policy: base
@@ -58,7 +68,7 @@ steps:
   evaluate:
     stage: evaluate
     policies: [base, reference, uniform, learnability]
-    tasks: {{nll: {{task: nll, data: test}}}}
+    tasks: {{nll: {{task: nll, data: test, precision: {precision}}}}}
 """
 
 
@@ -98,6 +108,8 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=400)
     parser.add_argument("--curated", type=int, default=160)
     parser.add_argument("--test", type=int, default=120)
+    parser.add_argument("--reference-epochs", type=float, default=1)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = options.out.absolute()
@@ -107,11 +119,11 @@ def main() -> None:
     sources = read_pairs(options.self_instruct, options.gsm8k)
     write_sets(sources, sizes, folder, np.random.default_rng(options.seed))
     recipe = folder / f"selection-rows-{options.seed}.yaml"
-    recipe.write_text(RECIPE.format(folder=folder, policy=options.policy, seed=options.seed))
+    recipe.write_text(RECIPE.format(**vars(options) | {"folder": folder}))
     align.run(str(recipe))
     run = folder / f"selection-rows-{options.seed}"
     steps = [json.loads(line) for line in (run / "learnability" / METRICS).read_text().splitlines()]
-    flops = {step: read_json(run / step / "manifest.json")["ledger"]["flops"] for step in ("uniform", "learnability")}
+    flops = {step: read_json(run / step / "manifest.json")["ledger"]["flops"] for step in TRAINED}
     parts = parts_of(run)
     change, low, high = paired([parts["learnability", "nll"]], [parts["uniform", "nll"]])
     found = {
