@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from align.models.loading.pretrained import load_base
 from align.models.loading.quantization import NF4, is_quantized
 from align.models.loading.tokenizer import load_tokenizer_for
 from align.models.saving.folder import clean_generation_config, dtype_of, write_model, write_tokenizer
+from align.models.saving.weights import WHOLE, Gather
 from align.models.settings import PolicySettings, SaveDtype
 from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
 from align.models.weights import WrittenWeights, written_weights
@@ -134,12 +136,14 @@ def save_policy(
     merge: bool = True,
     end_of_turn: int | None = None,
     dtype: SaveDtype = "original",
+    gather: Gather = WHOLE,
 ) -> WrittenWeights:
     """Write a folder that `from_pretrained` loads: safetensors, tokenizer with chat template, generation config.
 
     With `merge` adapters are merged into the weights in place, and the policy must not be trained afterwards; without
     it only the adapters are written. Generation stops at the model's previous stop tokens, at EOS, and at
-    `end_of_turn`, the last token of trained responses. Weights are rounded to `dtype`.
+    `end_of_turn`, the last token of trained responses. Weights are rounded to `dtype`. Without adapters they may be
+    sharded: every process then calls it with a `gather`.
     Returns what identifies the written weights. Raises `InputError` on merging into weights in 4 bits, and for weights
     in int8.
     """
@@ -158,10 +162,10 @@ def save_policy(
     if isinstance(hf, PeftModel):
         saved_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
         clean_generation_config(base)
-        weights = save_adapters(hf, folder, dtype=saved_dtype, quantize=NF4 if is_quantized(base) else None)
+        adapters = save_adapters(hf, folder, dtype=saved_dtype, quantize=NF4 if is_quantized(base) else None)
         base.generation_config.save_pretrained(str(folder))
+        written = written_weights(adapters, saved_dtype)
     else:
-        saved_dtype, weights = dtype_of(hf, dtype), hf.state_dict()
-        write_model(hf, folder, saved_dtype)
-    write_tokenizer(tokenizer, folder)
-    return written_weights(weights, saved_dtype)
+        written = write_model(hf, folder, dtype_of(hf, dtype), gather)
+    gather.on_main(partial(write_tokenizer, tokenizer, folder))
+    return written

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ from align.models.loading.pretrained import load_base, load_pretrained
 from align.models.loading.seeding import seeded
 from align.models.loading.tokenizer import load_tokenizer_for
 from align.models.saving.folder import dtype_of, write_model, write_tokenizer
+from align.models.saving.weights import WHOLE, Gather
 from align.models.settings import (
     GGUF,
     HELPSTEER,
@@ -46,7 +48,7 @@ from align.models.settings import (
     resolve_rating,
 )
 from align.models.tree.batch import TokenBatch
-from align.models.weights import WrittenWeights, written_weights
+from align.models.weights import WrittenWeights
 
 AGGREGATE = "aggregate"  # key in a saved configuration: weight of each attribute in the reward
 
@@ -140,19 +142,31 @@ def load_reward_model(
 
 
 def save_reward_model(
-    model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: SaveDtype = "original"
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    dtype: SaveDtype = "original",
+    gather: Gather = WHOLE,
 ) -> WrittenWeights:
     """Write a folder that `AutoModelForSequenceClassification` loads: safetensors, labels, weights and tokenizer.
 
     `set_pad_token` must have been called. Adapters are merged in place; the model must not be trained afterwards.
+    Without adapters weights may be sharded: every process then calls it with a `gather`.
     Returns what identifies the written weights.
     """
     assert model.base.config.get_text_config().pad_token_id is not None, "call set_pad_token first"
     merged = merge_and_untie(model.hf) if isinstance(model.hf, PeftModel) else model.hf
-    saved_dtype = dtype_of(merged, dtype)
-    write_model(merged, folder, saved_dtype)
-    write_tokenizer(tokenizer, folder)
-    return written_weights(merged.state_dict(), saved_dtype)
+    written = write_model(merged, folder, dtype_of(merged, dtype), gather)
+    gather.on_main(partial(write_tokenizer, tokenizer, folder))
+    return written
+
+
+def load_saved_reward_model(folder: Path, dtype: torch.dtype) -> RewardModel:
+    """Load the reward model that was written to a folder, without its tokenizer."""
+    rating = load_rating(str(folder))
+    assert rating is not None, "a reward model was written"
+    return RewardModel(load_pretrained(str(folder), AutoModelForSequenceClassification, dtype=dtype), rating)
 
 
 def set_pad_token(model: RewardModel, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:

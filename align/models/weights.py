@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from align.models.backbone import Backbone
 
+BLOCK = 1 << 22  # numbers of a tensor that are hashed at a time
+
 
 @contextmanager
 def gathered_parameters(parameters: Sequence[Tensor]) -> Generator[None]:
@@ -55,7 +57,9 @@ def fingerprint(model: Backbone) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.hf.state_dict(keep_vars=True).items()):
         with gathered_parameters([value]):
-            _update(digest, name, full_tensor(value.detach()).cpu())
+            full = full_tensor(value.detach()).cpu()
+            digest.update(f"{name} {full.dtype} {tuple(full.shape)}".encode())
+            _update(digest, full)
     for name, module in model.hf.named_modules():
         if isinstance(module, LoraLayer):  # the scaling of its adapters is not among the weights
             digest.update(f"{name} {sorted(module.scaling.items())}".encode())
@@ -70,17 +74,24 @@ class WrittenWeights(NamedTuple):
 
 
 def written_weights(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> WrittenWeights:
-    """Return what identifies tensors that are written in `dtype`; the digest is over their values in fp32."""
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        known = value.detach().to("cpu")
-        if known.is_floating_point():
-            known = known.to(dtype).float()
-        _update(digest, name, known)
-    return WrittenWeights(digest.hexdigest(), dtype)
+    """Return what identifies tensors that were rounded to `dtype`; the digest is over their values in fp32."""
+    return WrittenWeights(combined_digest({name: tensor_digest(value) for name, value in weights.items()}), dtype)
 
 
-def _update(digest: Any, name: str, value: Tensor) -> None:  # noqa: ANN401 - hashlib has no public type for it
-    """Add a tensor's name, dtype, shape and bytes to a digest."""
-    digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+def combined_digest(digests: Mapping[str, str]) -> str:
+    """Return a SHA-256 of the names and the digests of tensors."""
+    return hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode()).hexdigest()
+
+
+def tensor_digest(value: Tensor) -> str:
+    """Return a SHA-256 of a tensor's shape and values, in fp32 if they are floating point."""
+    digest = hashlib.sha256(f"{tuple(value.shape)}".encode())
+    for block in value.detach().flatten().split(BLOCK):  # so that a copy of the whole tensor is never made
+        known = block.to("cpu")
+        _update(digest, known.float() if known.is_floating_point() else known)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, value: Tensor) -> None:  # noqa: ANN401 - hashlib has no public type for it
+    """Add a tensor's bytes to a digest."""
     digest.update(memoryview(cast(Any, value.flatten().view(torch.uint8).numpy())))

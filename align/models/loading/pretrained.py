@@ -54,12 +54,14 @@ def load_base(settings: PolicySettings) -> PreTrainedModel:
     return dequantize(model) if base_quantize and not settings.quantize else model
 
 
-def load_pretrained(path: str, auto_class: type[Any], *, quantize: Literal["nf4"] | None = None) -> PreTrainedModel:
-    """Load a folder or Hub ID with one of transformers' Auto classes, in fp32 and without dropout.
+def load_pretrained(
+    path: str, auto_class: type[Any], *, quantize: Literal["nf4"] | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load a folder or Hub ID with one of transformers' Auto classes, without dropout.
 
     Raises `InputError` if weights are missing or were removed, if the model does not use all, or if they are quantized.
     """
-    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     options |= quantization_options() if quantize else {}
     check_not_removed(path)
     check_weight_index(path)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
@@ -20,7 +20,9 @@ from align.models.backbone import Backbone
 from align.models.loading.errors import LOAD_ERRORS, MAX_SHOWN
 from align.models.loading.origin import origin_of, restored
 from align.models.loading.tokenizer import TOKENIZER_CONFIG, declared_class
+from align.models.saving.weights import WHOLE, Gather, write_weights
 from align.models.settings import SaveDtype
+from align.models.weights import WrittenWeights
 from align.storage.disk_errors import error_code
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -35,12 +37,14 @@ def dtype_of(model: PreTrainedModel, asked: SaveDtype) -> torch.dtype:
     return origin_of(model).dtype if asked == "original" else DTYPES[asked]
 
 
-def write_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-    """Write configuration, generation configuration and weights, which are rounded to `dtype`."""
+def write_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, gather: Gather = WHOLE) -> WrittenWeights:
+    """Write configuration, generation configuration and weights, which are rounded to `dtype`.
+
+    Returns what identifies the weights. Every process must call it, with a `gather` if weights are sharded.
+    """
     with _refusals(RunError, "the model cannot be saved"):
-        clean_generation_config(model)
-        model.save_pretrained(str(folder), state_dict=_rounded(model.state_dict(), dtype))
-    write_json(folder / CONFIG_NAME, restored(read_json(folder / CONFIG_NAME), origin_of(model), dtype))
+        gather.on_main(partial(_write_configuration, model, folder, dtype))
+        return write_weights(model, folder, dtype, gather)
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -90,13 +94,10 @@ def check_saveable(model: Backbone, tokenizer: PreTrainedTokenizerBase) -> list[
     return cleaned
 
 
-def _rounded(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the weights in `dtype`; tensors that are one stay one."""
-    known: dict[int, Tensor] = {}
-    for value in weights.values():
-        if value.is_floating_point() and value.dtype != dtype and value.data_ptr() not in known:
-            known[value.data_ptr()] = value.detach().to("cpu", dtype)
-    return {name: known.get(value.data_ptr(), value) for name, value in weights.items()}
+def _write_configuration(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    clean_generation_config(model)
+    model.save_pretrained(str(folder), state_dict={})  # everything but weights
+    write_json(folder / CONFIG_NAME, restored(read_json(folder / CONFIG_NAME), origin_of(model), dtype))
 
 
 @contextmanager

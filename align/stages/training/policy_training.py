@@ -19,6 +19,7 @@ from align.distributed.processes import Processes
 from align.models.loading.config import dimensions, max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.policy import Policy, load_policy, save_policy
+from align.models.saving.weights import Gather
 from align.models.settings import PolicySettings
 from align.models.weights import WrittenWeights
 from align.stages.base import REFERENCES, TRACKING
@@ -56,9 +57,16 @@ class PolicyTraining:
         settings = self.settings
         merge = settings.lora is None or settings.lora.merge
 
-        def save(trained: Policy) -> WrittenWeights:
-            end = end_of_turn(self.rows.train)
-            return save_policy(trained, self.tokenizer, folder, merge=merge, end_of_turn=end, dtype=settings.save_dtype)
+        def save(trained: Policy, gather: Gather) -> WrittenWeights:
+            return save_policy(
+                trained,
+                self.tokenizer,
+                folder,
+                merge=merge,
+                end_of_turn=end_of_turn(self.rows.train),
+                dtype=settings.save_dtype,
+                gather=gather,
+            )
 
         saved = save_trained(
             self.loop,
@@ -66,7 +74,7 @@ class PolicyTraining:
             folder,
             load=lambda: load_policy(settings)[0],
             save=save,
-            load_saved=lambda: load_saved_policy(folder, settings),
+            load_saved=lambda dtype: load_saved_policy(folder, settings, dtype),
         )
         return {**training_report(self.loop, self.rows, result), **saved, "done": work_done(self.loop, result)}
 

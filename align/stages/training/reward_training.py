@@ -21,9 +21,16 @@ from align.evaluation.pair_accuracy import pair_accuracy, preference_pairs
 from align.models.head_init import init_head
 from align.models.loading.config import dimensions, max_positions
 from align.models.loading.pretrained import silence_transformers
-from align.models.reward_model import RewardModel, load_rating, load_reward_model, save_reward_model, set_pad_token
+from align.models.reward_model import (
+    RewardModel,
+    load_rating,
+    load_reward_model,
+    load_saved_reward_model,
+    save_reward_model,
+    set_pad_token,
+)
 from align.models.reward_scoring import last_hidden_states, score_groups
-from align.models.settings import PolicySettings
+from align.models.saving.weights import Gather
 from align.models.weights import WrittenWeights, full_tensor, gathered_parameters
 from align.stages.inputs.context import RunContext
 from align.stages.training.contract import RewardSettings
@@ -74,9 +81,9 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     # On all processes, since the weights may be sharded; in the step's precision, several times as fast as fp32
     report = _report(model, rows, subsets) if rows.held_out else {}
 
-    def save(trained: RewardModel) -> WrittenWeights:
+    def save(trained: RewardModel, gather: Gather) -> WrittenWeights:
         set_pad_token(trained, tokenizer, end_tokens)
-        return save_reward_model(trained, tokenizer, context.folder, dtype=settings.save_dtype)
+        return save_reward_model(trained, tokenizer, context.folder, dtype=settings.save_dtype, gather=gather)
 
     saved = save_trained(
         loop,
@@ -84,7 +91,7 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
         context.folder,
         load=lambda: load_reward_model(settings, step.head, default=step.default_attributes)[0],
         save=save,
-        load_saved=lambda: load_reward_model(PolicySettings(path=str(context.folder)))[0],
+        load_saved=lambda dtype: load_saved_reward_model(context.folder, dtype),
     )
     return {
         **training_report(loop, rows, outcome),

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.models.backbone import Backbone
 from align.models.loading.int8 import check_trainable
-from align.models.policy import load_policy
+from align.models.loading.pretrained import load_pretrained
+from align.models.policy import Policy, load_policy
 from align.models.saving.comparison import compare_saved
 from align.models.saving.folder import check_saveable
+from align.models.saving.weights import WHOLE, Gather
 from align.models.settings import LoraSettings, PolicySettings
 from align.models.weights import WrittenWeights
 from align.train.loop import Loop
 from align.train.resuming import keep_checkpoint
-from align.train.sharding.gather import complete_model
+from align.train.sharding.gather import ShardedGather, complete_model
 from align.train.training_run import TrainingResult
 
 B = TypeVar("B", bound=Backbone)
@@ -32,26 +36,33 @@ def save_trained(
     folder: Path,
     *,
     load: Callable[[], B],
-    save: Callable[[B], WrittenWeights],
-    load_saved: Callable[[], Backbone],
+    save: Callable[[B, Gather], WrittenWeights],
+    load_saved: Callable[[torch.dtype], Backbone],
 ) -> dict[str, Any]:
     """Save the trained model, compare what is on disk with it, and return what the manifest says of that.
 
     All processes call it together. `load` returns the untrained model, `save` writes the trained one and returns its
-    weights, `load_saved` loads what was written. If anything fails, a checkpoint keeps the weights.
+    weights, `load_saved` loads what was written in a dtype. If anything fails, a checkpoint keeps the weights.
 
-    The main process holds at most one complete model of its own: under ZeRO-3 and FSDP2 that which it writes is freed
-    before the saved one is loaded, and weights in fp32 are mapped from the file.
+    Under ZeRO-3 and FSDP2 no process holds a complete model: weights are gathered a few at a time, and those that were
+    written are loaded in the dtype of the files, from which they are mapped. Adapters are merged into a complete model,
+    which is freed before the saved one is loaded.
     """
     loop.checkpointer.save_trained(result.metrics)
     if loop.training_run.settings.until_step is not None:
         loop.processes.run_on_main(lambda: keep_checkpoint(folder), "keeping the checkpoint")
     expected = loop.outputs()
-    trained = complete_model(loop.sharding, loop.processes, load)
-    written = loop.processes.run_on_main(partial(save, trained), "writing the model")
-    del trained
+    loop.sharding.reshard()
+    if loop.sharding.gathers_per_layer and not isinstance(loop.policy.hf, PeftModel):
+        written = save(cast(B, loop.policy), ShardedGather(loop.sharding, loop.processes))
+        dtype = written.dtype
+    else:
+        trained = complete_model(loop.sharding, loop.processes, load)
+        written = loop.processes.run_on_main(partial(save, trained, WHOLE), "writing the model")
+        del trained
+        dtype = torch.float32
     difference = loop.processes.run_on_main(
-        lambda: compare_saved(load_saved(), expected, written=written, folder=folder), "comparing the saved model"
+        lambda: compare_saved(load_saved(dtype), expected, written=written, folder=folder), "comparing the saved model"
     )
     return {"saved": {"max_difference": difference, "rows": len(expected.sequences)}}
 
@@ -69,8 +80,9 @@ def check_before_training(
         )
 
 
-def load_saved_policy(folder: Path, settings: PolicySettings) -> Backbone:
-    """Load the policy that a step with these settings has written to a folder."""
-    keeps_adapters = settings.lora is not None and not settings.lora.merge
-    lora = LoraSettings(adapters="continued") if keeps_adapters else None
+def load_saved_policy(folder: Path, settings: PolicySettings, dtype: torch.dtype) -> Backbone:
+    """Load the policy that a step with these settings has written to a folder; adapters in fp32."""
+    if settings.lora is None or settings.lora.merge:
+        return Policy(load_pretrained(str(folder), AutoModelForCausalLM, dtype=dtype))
+    lora = LoraSettings(adapters="continued")
     return load_policy(PolicySettings(path=str(folder), lora=lora, quantize=settings.quantize))[0]

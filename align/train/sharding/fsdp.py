@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from align.errors import InputError
@@ -45,12 +45,12 @@ class Fsdp2(Replicated):
 
     def _optimized(self, names: Collection[str]) -> Sequence[Tensor]:
         """Return the sharded parameters."""
-        self._reshard()
+        self.reshard()
         return super()._optimized(names)
 
     def shards(self, *, moments: bool) -> Iterator[ParameterShard]:
         """Yield the rows of each parameter that this process holds."""
-        self._reshard()
+        self.reshard()
         for name, value in self.policy.named_parameters():
             if value.requires_grad:
                 rows_here = local(value.detach())
@@ -59,16 +59,15 @@ class Fsdp2(Replicated):
                 if rows_here.numel():
                     yield self._shard(name, start, rows_here, value, slice(None), moments=moments)
 
-    def _reshard(self) -> None:
+    def reshard(self) -> None:
         """Reshard the parameters of the root module, which stay gathered after a forward pass."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the complete value of every trained parameter, on every process."""
-        self._reshard()
-        for name, value in self.policy.named_parameters():
-            if value.requires_grad:
-                full = full_tensor(value.detach())
-                yield name, full.bfloat16() if self.in_bf16 else full
+    @contextmanager
+    def complete(self, values: Sequence[Tensor]) -> Generator[Sequence[Tensor]]:
+        """Yield the complete values of parameters, rounded as in forward passes, and of buffers."""
+        is_rounded = [self.in_bf16 and isinstance(value, nn.Parameter) for value in values]
+        full = [full_tensor(value.detach()) for value in values]
+        yield [value.bfloat16() if rounds else value for value, rounds in zip(full, is_rounded, strict=True)]

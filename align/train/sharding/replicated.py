@@ -223,11 +223,13 @@ class Replicated:
         if self.state is not None:
             self.state.write_numbers()
 
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the complete value of every trained parameter, on every process."""
-        for name, value in self.policy.named_parameters():
-            if value.requires_grad:
-                yield name, value.detach()
+    def reshard(self) -> None:
+        """Release complete weights that a forward pass has left behind."""
+
+    @contextmanager
+    def complete(self, values: Sequence[Tensor]) -> Generator[Sequence[Tensor]]:
+        """Yield the complete values of parameters and buffers for the length of the block; every process enters it."""
+        yield [value.detach() for value in values]
 
     @torch.no_grad()
     def load_parameters(self, values: Mapping[str, Tensor]) -> None:

@@ -112,9 +112,8 @@ class Zero3(Zero12):
             persistent[0].partition(persistent)
             persistent[0].all_gather(persistent)
 
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the complete value of every trained parameter, on every process."""
-        for name, value in self.policy.named_parameters():
-            if value.requires_grad:
-                with gathered_parameters([value]):
-                    yield name, value.detach()
+    @contextmanager
+    def complete(self, values: Sequence[Tensor]) -> Generator[Sequence[Tensor]]:
+        """Gather parameters for the length of the block."""
+        with gathered_parameters(values):
+            yield [value.detach() for value in values]
