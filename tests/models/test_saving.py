@@ -1,17 +1,19 @@
 """A saved folder holds the trained model: adapters on tied weights, and the comparison after a save."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import SEQUENCES, SMALL, learned
+from tiny_models import MORE_TREE, SEQUENCES, SMALL, TREE, learned, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.errors import InputError, RunError
 from align.models.policy import load_policy, save_policy
 from align.models.reward_model import load_reward_model, save_reward_model, set_pad_token
+from align.models.saving import weights as saving
 from align.models.saving.comparison import compare_saved, model_outputs, random_groups
 from align.models.settings import HeadSettings, LoraSettings, PolicySettings
 
@@ -117,6 +119,32 @@ def one_bit(folder):
     name = min(weights)
     weights[name].view(torch.int32).flatten()[-1] ^= 1
     save_file(weights, file, metadata={"format": "pt"})
+
+
+def written(write, folder):
+    """The files of a model's weights, by name."""
+    write(folder)
+    return {file.name: file.read_bytes() for file in folder.glob("model*")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral", "qwen3_moe", "deepseek_v3", "gemma"])
+def test_files_of_weights_are_those_of_transformers(tmp_path, monkeypatch, kind, dtype):
+    """Also those of an index, where experts that files hold one by one do not fall into several of them."""
+    name, settings = (TREE | MORE_TREE)[kind]
+    tied = {"tie_word_embeddings": kind == "gemma"}
+    tiny_model(name, settings | tied).save_pretrained(tmp_path / "start")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "start")
+    weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    if kind == "gemma":
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    for limit in (10**9, *([10_000] if kind in ("llama", "gpt2", "gemma") else [])):
+        monkeypatch.setattr(saving, "SHARD_BYTES", limit)
+        (tmp_path / f"own-{limit}").mkdir()
+        own = written(partial(saving.write_weights, model, dtype=dtype), tmp_path / f"own-{limit}")
+        save = partial(model.save_pretrained, state_dict=dict(weights), max_shard_size=limit)
+        theirs = written(save, tmp_path / f"theirs-{limit}")
+        assert own == theirs and (len(own) > 2) == (limit < 10**9)
 
 
 DAMAGE = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ FAILED_CONVERSION = (LookupError, RuntimeError, TypeError, ValueError)  # of som
 
 class Gather:
     """How a save gets complete weights, and which process writes them. Here this process holds all of them."""
+
+    is_main = True  # whether this process writes
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Run work on the process that writes, and return its result on every process."""
@@ -62,7 +64,10 @@ def write_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype, gath
     files = _Files(model, folder, dtype, split)
     for names in _parts(model, distinct, converted):
         with gather.complete([weights[name] for name in names]) as values:
-            gather.on_main(partial(files.add, dict(zip(names, values, strict=True)), ignored))
+            if gather.is_main:
+                files.copy(names, values)
+            del values  # which would keep them after the block
+        gather.on_main(partial(files.write, ignored))
     parameters = sum(distinct[name].numel() for name in distinct if isinstance(weights[name], nn.Parameter))
     kept = {id(weights[name]): name for name in distinct}
     return gather.on_main(partial(files.finish, parameters, {name: kept[id(weights[name])] for name in weights}))
@@ -74,15 +79,18 @@ class _Files:
     def __init__(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype, split: StateDictSplit) -> None:
         self._model, self._folder, self._dtype, self._split = model, folder, dtype, split
         self._digests: dict[str, str] = {}
+        self._copies: dict[str, Tensor] = {}
         self._begun: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
 
-    def add(self, values: Mapping[str, Tensor], ignored: Iterable[str]) -> None:
-        """Copy complete weights, which transformers converts together, and write the files that they complete."""
-        copies = {name: _rounded(value, self._dtype) for name, value in values.items()}
-        self._digests |= {name: tensor_digest(value) for name, value in copies.items()}
-        written = {name: value for name, value in copies.items() if name not in ignored}
-        del copies
-        for name, value in _convert(self._model, written).items():
+    def copy(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
+        """Copy complete weights that transformers converts together."""
+        self._copies = {name: _rounded(value, self._dtype) for name, value in zip(names, values, strict=True)}
+
+    def write(self, ignored: Collection[str]) -> None:
+        """Convert the copied weights, but for those that are `ignored`, and write the files that they complete."""
+        self._digests |= {name: tensor_digest(value) for name, value in self._copies.items()}
+        kept = [name for name in self._copies if name not in ignored]
+        for name, value in _convert(self._model, {name: self._copies.pop(name) for name in kept}).items():
             file = self._split.tensor_to_filename[name]
             self._begun[file][name] = value.contiguous()
             if len(self._begun[file]) == len(self._split.filename_to_tensors[file]):
@@ -108,7 +116,7 @@ def _parts(model: PreTrainedModel, distinct: Mapping[str, Tensor], converted: Ma
     These are single weights, the weights of layers, or all.
     """
     place = {name: position for position, name in enumerate(converted)}
-    for key in (str, _layer, lambda _: ""):
+    for key in (str, _layer, _all):
         parts: defaultdict[str, list[str]] = defaultdict(list)
         for name in distinct:
             parts[key(name)].append(name)
@@ -127,6 +135,11 @@ def _layer(name: str) -> str:
     """Return the name of the layer that a weight is in: up to the first number; else its own name."""
     found = re.match(r".*?\.\d+\.", name)
     return name if found is None else found.group()
+
+
+def _all(name: str) -> str:
+    """Return one and the same name for every weight."""
+    return ""
 
 
 def _convert(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
