@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -20,6 +19,8 @@ from align.stages.inputs.opening import FIRST_ROWS
 from align.stages.inputs.sources import SourceSettings, check_without_constraints
 
 NOT_SAVED = ("echo", "prompt_eol")
+
+_Numbered = tuple[int, Row]  # a row, with its number in the file
 
 
 class Embedder(Stage):
@@ -107,27 +108,27 @@ class Embedder(Stage):
 
     def open_rows(self, name: str, source: SourceSettings) -> None:
         """Raise for first rows without the columns of the objective."""
-        self.columns_of(source.path, self._read(source, FIRST_ROWS))
+        self.columns_of(source.path, self._read(source.model_copy(update={"order": "file", "limit": FIRST_ROWS})))
 
-    def _read(self, source: SourceSettings, limit: int | None) -> list[Row]:
+    def _read(self, source: SourceSettings) -> list[_Numbered]:
         if source.is_procedural:
             raise InputError(f"{source.path} has no columns of texts; give a file or a data set")
-        last = None if limit is None else source.skip + limit
-        found = list[Row](islice(read_rows(source.path, split=source.split, columns=source.columns), source.skip, last))
+        rows = enumerate(read_rows(source.path, split=source.split, columns=source.columns), start=1)
+        found = list[_Numbered](source.choice.of(rows))
         if not found:
             raise InputError(f"{source.path}: no rows")
         return found
 
-    def columns_of(self, path: str, rows: list[Row]) -> tuple[str, ...]:
+    def columns_of(self, path: str, rows: list[_Numbered]) -> tuple[str, ...]:
         """Return the columns to read; raise `InputError` for the first row that lacks one, or whose text is none."""
         sets = OBJECTIVE_COLUMNS[self.train.objective] if self.train is not None else tuple((c,) for c in TEXT_COLUMNS)
-        columns = next((each for each in sets if all(name in rows[0] for name in each)), None)
+        columns = next((each for each in sets if all(name in rows[0][1] for name in each)), None)
         if columns is None:
             needed = " or ".join(", ".join(each) for each in sets)
-            raise InputError(f"{path}: has no columns {needed}; it has {', '.join(rows[0])}; `columns` renames them")
+            raise InputError(f"{path}: has no columns {needed}; it has {', '.join(rows[0][1])}; `columns` renames them")
         if self.train is None:
-            columns = tuple(name for name in TEXT_COLUMNS if name in rows[0])
-        for number, row in enumerate(rows, start=1):
+            columns = tuple(name for name in TEXT_COLUMNS if name in rows[0][1])
+        for number, row in rows:
             for name in columns:
                 is_right = isinstance(row.get(name), str if name in TEXT_COLUMNS else int | float)
                 if not is_right:
@@ -137,13 +138,13 @@ class Embedder(Stage):
 
     def training_rows(self, source: SourceSettings) -> list[dict[str, Any]]:
         """Return the rows as the objective reads them: scores become values in [0, 1], and labels numbers from 0."""
-        rows = self._read(source, source.limit)
+        rows = self._read(source)
         columns = self.columns_of(source.path, rows)
-        found = [{name: row[name] for name in columns} for row in rows]
+        found = [{name: row[name] for name in columns} for _, row in rows]
         if columns == ("text",) and self.train is not None:
             return [{"anchor": row["text"], "positive": row["text"]} for row in found]
         if "score" in columns and self.train is not None:
-            for number, row in enumerate(found, start=1):
+            for (number, _), row in zip(rows, found, strict=True):
                 score = float(row["score"]) / self.train.max_score
                 if not 0 <= score <= 1:
                     raise InputError(
@@ -166,7 +167,7 @@ class Embedder(Stage):
 
     def estimate(self, planning: Planning) -> Estimate:
         """Return the number of rows; the time of sentence-transformers' trainer is not known before it runs."""
-        rows = self._read(planning.inputs.sources[self.data], planning.inputs.sources[self.data].limit)
+        rows = self._read(planning.inputs.sources[self.data])
         return Estimate(
             name=planning.name,
             stage=self.stage,

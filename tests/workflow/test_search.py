@@ -377,6 +377,9 @@ SOURCES = {
     "after filtered": {"where": {"odd": True}, "skip": 3},
     "lenient": {"on_error": "skip", "skip": 3},
     "renamed": {"columns": {"prompt": "other"}, "limit": 3},
+    "random": {"order": "random", "limit": 6},
+    "after random": {"order": "random", "skip": 6},
+    "another random": {"order": "random", "seed": 1, "skip": 6},
 }
 
 
@@ -396,5 +399,6 @@ def test_sources_that_yield_a_row_of_one_file_share_rows(tmp_path):
         for path in paths:
             if rows[one] & rows[other]:
                 assert _share_rows(found[one], found[other].model_copy(update={"path": path})), (one, other)
-    for one, other in (("first", "second"), ("filtered", "after filtered")):
+    assert rows["random"] & rows["another random"]
+    for one, other in (("first", "second"), ("filtered", "after filtered"), ("random", "after random")):
         assert not rows[one] & rows[other] and not _share_rows(found[other], found[one])

@@ -21,11 +21,12 @@ KINDS = {Demonstration: "a demonstration", Comparison: "a comparison", Prompt: "
 
 
 def first_records(source: SourceSettings, number: int = FIRST_ROWS) -> Iterator[Located[Record]]:
-    """Yield the first records of rows that are read; none of procedural rows, which only need an end."""
+    """Yield the first records of a file of rows; none of procedural rows, which only need an end."""
     if source.is_procedural:
         check_end(source)
         return
-    yield from islice(streamed(source, kind=Prompt, seed=0).records, number)
+    in_file = source.model_copy(update={"order": "file"})  # not the whole file
+    yield from islice(streamed(in_file, kind=Prompt, seed=0).records, number)
 
 
 def check_kind(located: Located[Record], kind: type[Demonstration | Comparison], stage: str) -> None:

@@ -21,6 +21,7 @@ from align.errors import InputError, RowOrigin, within
 from align.procedural import tasks
 from align.records import Comparison, Demonstration, Located, Prompt, Record
 from align.registry import pick
+from align.stages.inputs.row_choice import RowChoice
 from align.synth.constraints import constrain
 from align.synth.scored_groups import prompt_of
 from align.synth.settings import ConstraintSettings
@@ -55,11 +56,20 @@ class SourceSettings(Settings):
         ge=1,
         description="Rows to read after those; all by default. Rows of one judged pair or question count as one.",
     )
+    order: Literal["file", "random"] = Field(
+        default="file",
+        description="Where `skip` and `limit` count: in the file, or in a random order of its rows, as of a file that "
+        "is sorted by subject. Two sources with one `seed` share no rows if their `skip` and `limit` do not overlap.",
+    )
     responses: int = Field(default=4, ge=1, description="Responses per prompt, for comparisons of a built-in task.")
     on_error: Literal["error", "skip"] = Field(
         default="error", description="Stop at a row that cannot be read or encoded, or skip it and count it."
     )
-    seed: int = Field(default=0, description="Seed of a built-in task and of constraints, added to the recipe's seed.")
+    seed: int = Field(
+        default=0,
+        description="Seed of a built-in task and of constraints, added to the recipe's seed; and, not added to it, of "
+        "a random `order`.",
+    )
     constraints: ConstraintSettings | None = Field(
         default=None, description="Verifiable instructions to append to the prompts."
     )
@@ -80,6 +90,11 @@ class SourceSettings(Settings):
     def is_procedural(self) -> bool:
         """Whether the project generates the rows itself."""
         return self.path.startswith(PROCEDURAL)
+
+    @property
+    def choice(self) -> RowChoice:
+        """Which of its rows are read."""
+        return RowChoice(self.skip, self.limit, self.seed if self.order == "random" else None)
 
     @property
     def made_by(self) -> tuple[str, str] | None:
@@ -119,10 +134,14 @@ def check_source(source: SourceSettings) -> None:
         "format": source.is_procedural and "procedural rows are not read from a file",
         "columns": source.is_procedural and "procedural rows are not read from a file",
         "where": source.is_procedural and "procedural rows are not read from a file",
+        "order": source.is_procedural
+        and "procedural rows are random"
+        or (source.limit is None and not source.skip and "it is for skip and limit, which choose rows"),
         "responses": not source.is_procedural and f"it is only for {PROCEDURAL}KIND",
         "seed": not source.is_procedural
         and source.constraints is None
-        and f"it is only for {PROCEDURAL}KIND or constraints",
+        and source.order == "file"
+        and f"it is only for {PROCEDURAL}KIND, constraints or a random order",
     }
     for key, reason in without_effect.items():
         value = getattr(source, key)
@@ -140,26 +159,52 @@ def streamed(source: SourceSettings, *, kind: type[Record], seed: int) -> Stream
     """Return the records of a source one at a time; procedural rows are generated as `kind`."""
     if source.is_procedural:
         found = _generated(source, kind, seed)
+    elif source.order == "random":
+        found = _opened(source, None)
+        return replace(found, records=_drawn_records(found, source))
     else:
-        found = stream(
-            source.path,
-            format=source.format,
-            split=source.split,
-            limit=None if source.limit is None else source.skip + source.limit,
-            on_error=source.on_error,
-            columns=source.columns,
-            where=source.where,
-        )
+        found = _opened(source, None if source.limit is None else source.skip + source.limit)
     return replace(found, records=_after_skipped(found, source)) if source.skip else found
+
+
+def _opened(source: SourceSettings, limit: int | None) -> Stream:
+    """Return the first `limit` records of a source that is read."""
+    return stream(
+        source.path,
+        format=source.format,
+        split=source.split,
+        limit=limit,
+        on_error=source.on_error,
+        columns=source.columns,
+        where=source.where,
+    )
+
+
+def _drawn_records(found: Stream, source: SourceSettings) -> Iterator[Located[Record]]:
+    """Yield the records that the source takes of a random order, as in the file, which is read twice."""
+    chosen = source.choice.places(sum(1 for _ in _opened(source, None).records))
+    if not chosen:
+        raise _all_skipped(source)
+    number = 0
+    for place, located in enumerate(found.records):
+        if place in chosen:
+            yield replace(located, row=number)
+            number += 1
+        else:
+            found.statistics.num_rows -= 1
 
 
 def _after_skipped(found: Stream, source: SourceSettings) -> Iterator[Located[Record]]:
     first = next(islice(found.records, min(source.skip, sys.maxsize), None), None)
     if first is None:
-        raise InputError(f"{source.path}: skip is {source.skip}, and the source has no more rows", ("skip",))
+        raise _all_skipped(source)
     for located in chain([first], found.records):
         yield replace(located, row=located.row - source.skip)
     found.statistics.num_rows -= source.skip
+
+
+def _all_skipped(source: SourceSettings) -> InputError:
+    return InputError(f"{source.path}: skip is {source.skip}, and the source has no more rows", ("skip",))
 
 
 def check_end(source: SourceSettings) -> int:

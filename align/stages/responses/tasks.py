@@ -24,7 +24,7 @@ from align.stages.inputs.opening import FIRST_ROWS, first_records
 from align.stages.inputs.sources import SourceSettings, prompts, rows_of, streamed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -180,24 +180,16 @@ def task_rows(task: Task, name: str, inputs: StepInputs, *, counts: Counter[str]
 
 def _read_task_rows(task: Task, source: SourceSettings, seed: int, counts: Counter[str] | None) -> list[Row]:
     if not _is_read_as_prompts(source):
-        last = None if source.limit is None else source.skip + source.limit
         rows = read_rows(source.path, split=source.split, columns=source.columns)
-        return list(islice(rows, source.skip, last) if task.item is None else _of_items(rows, task.item, source))
+        if source.order == "random":
+            rows = list(rows)
+            task.check_rows(rows, source.path)  # errors have the numbers of rows in the file
+        return list(source.choice.of(rows, task.item))
     found = prompts(source, seed=seed, counts=counts)
     if longer := [prompt for prompt in found if len(prompt.messages) > 1]:
         text = one_line(longer[0].messages[-1].content)[:40]
         raise InputError(f"{source.path}: prompt {text!r}: has messages before it; a task asks one message alone")
     return [{**prompt.metadata, "prompt": prompt.messages[-1].content} for prompt in found]
-
-
-def _of_items(rows: Iterable[Row], item: Callable[[Row], str | None], source: SourceSettings) -> Iterator[Row]:
-    """Yield all rows of the items that `skip` and `limit` choose; items are counted by their first rows."""
-    numbers: dict[str | int, int] = {}
-    for place, row in enumerate(rows):
-        name = item(row)
-        number = numbers.setdefault(place if name is None else name, len(numbers)) - source.skip
-        if number >= 0 and (source.limit is None or number < source.limit):
-            yield row
 
 
 def likelihood_rows(

@@ -14,7 +14,13 @@ from align.workflow.search.outcomes import COSTS, Manifests, Outcome, base_name,
 from align.workflow.search.points import point
 from align.workflow.search.trials import trial_name
 
-COUNTED = ("format", "columns", "where", "on_error")  # settings that decide which rows `skip` and `limit` count
+COUNTED = (
+    "format",
+    "columns",
+    "where",
+    "on_error",
+    "order",
+)  # settings that decide which rows `skip` and `limit` count
 
 
 def search_results(recipe: Recipe, manifests: Manifests) -> dict[str, Any]:
@@ -88,6 +94,8 @@ def _share_rows(one: SourceSettings, other: SourceSettings) -> bool:
     if _split(one) != _split(other):
         return False
     if one.is_procedural or any(getattr(one, name) != getattr(other, name) for name in COUNTED):
+        return True
+    if one.choice.seed != other.choice.seed:  # two random orders
         return True
     first, second = sorted([one, other], key=lambda source: source.skip)
     return first.limit is None or first.skip + first.limit > second.skip
