@@ -78,7 +78,7 @@ def test_rows_of_one_item_are_taken_together():
 
 
 def test_a_permutation_is_uniform():
-    """Of two out of four rows, each pair is taken equally often: 600 draws (chi-squared, 5 degrees of freedom, 0.1 %)."""
+    """Of two out of four rows, each pair is taken equally often: 600 draws (chi-squared test at 0.1 %)."""
     drawn = Counter(RowChoice(0, 2, seed).places(4) for seed in range(600))
     assert sum((drawn[pair] - 100) ** 2 / 100 for pair in drawn) < 20.5
     assert len(drawn) == 6
