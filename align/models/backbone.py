@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from align.data.token_groups import TokenSequence
 from align.models.adapters.dropout import TokenDropout, install_dropout
-from align.models.tree import attention
+from align.models.tree import attention, recurrence
 from align.models.tree.batch import TokenBatch
+from align.models.tree.layout import TreeLayout
 from align.models.tree.parts import cut_batch, run_parts
 
 
@@ -35,6 +36,9 @@ class Backbone(nn.Module, ABC):
             # Under sdpa transformers 5.20 ignores soft-capping and 5.23 raises
             self.base.set_attn_implementation("eager")
         self._plain_attention: str = self._attention
+        # Before any sharding, which changes the layers' classes
+        self.is_recurrent = recurrence.is_recurrent(self.base)
+        self.recurrence_error = recurrence.follow_tree(self.base) if self.is_recurrent else None
         self.max_rows: int | None = None  # rows of a forward pass over a tree; a larger one runs in parts
         self.records_routing = False  # whether a forward pass keeps the logits of the routers, which it then returns
         self._router_logits: tuple[Tensor, ...] | None = None
@@ -122,7 +126,7 @@ class Backbone(nn.Module, ABC):
         """Return the decoder's output for all rows of the batch."""
         # The model's own attention would ignore the layout, and every token would attend to all earlier ones
         assert self.is_tree == (batch.layout is not None), "a tree batch needs use_forward('tree')"
-        structure = {"attention_mask": batch.attention_mask} if batch.layout is None else {"tree": batch.layout}
+        structure = {"attention_mask": batch.attention_mask} if batch.layout is None else self._tree(batch.layout)
         if self.dropout is not None:
             self.dropout.key_T = batch.key_T
         decoder = cast(nn.Module, self.base.get_decoder())
@@ -130,6 +134,10 @@ class Backbone(nn.Module, ABC):
             decoder = cast(nn.Module, self.base.model)
         ids, positions = batch.input_ids, batch.position_ids
         return decoder(input_ids=ids, position_ids=positions, use_cache=False, **structure, **options)
+
+    def _tree(self, layout: TreeLayout) -> dict[str, Any]:
+        """Return the keywords that pass the tree on to attention, and to recurrent layers if there are any."""
+        return {"tree": layout, **(recurrence.trie_keywords(layout) if self.is_recurrent else {})}
 
     def take_router_logits(self) -> tuple[Tensor, ...]:
         """Return the logits of each layer's router in the last forward pass over a batch, [R * L, E], and drop them."""

@@ -18,6 +18,7 @@ from align.models.tree.batch import plain_batch, tree_batch
 
 # Layer types in transformers' configurations that tree attention supports
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
+_ATTENTION_LAYERS = _TREE_LAYERS | {"attention"}  # of hybrid models
 # Configuration fields of recurrent, chunked or otherwise stateful models
 _STATEFUL = ("attention_chunk_size", "layers_block_type", "hybrid_override_pattern", "conv_L_cache", "mamba_d_state")
 
@@ -44,11 +45,14 @@ def tree_unsupported_reason(model: Backbone, max_length: int) -> str | None:
     hf, config = model.base, model.base.config.get_text_config()
     kind = type(hf).__name__
     settable = hf._can_set_attn_implementation()  # pyright: ignore[reportPrivateUsage] - no public equivalent
-    if not (settable and getattr(hf, "_supports_attention_backend", False)):
+    # transformers does not set the flag of hybrid models, whose attention layers do use the interface
+    if not (settable and (model.is_recurrent or getattr(hf, "_supports_attention_backend", False))):
         return f"{kind} does not support custom attention implementations"
+    if model.recurrence_error:
+        return f"{kind}: {model.recurrence_error}"
     unsupported = set(getattr(config, "layer_types", None) or ()) - _TREE_LAYERS
     stateful = [name for name in _STATEFUL if getattr(config, name, None) is not None]
-    if unsupported or stateful or getattr(hf, "_is_stateful", False):
+    if not model.is_recurrent and (unsupported or stateful or getattr(hf, "_is_stateful", False)):
         feature = ", ".join(sorted(unsupported) or stateful or ["recurrent state"])
         return f"{kind} has {feature}, which tree attention does not support"
     window = getattr(config, "sliding_window", None)
@@ -105,6 +109,8 @@ def parts_unsupported_reason(model: Backbone, groups: Sequence[Sequence[TokenSeq
         return "the router auxiliary loss counts whole micro-batches"
     if changing := _CHANGING_ROPE & _rope_types(getattr(config, "rope_parameters", None)):
         return f"{sorted(changing)[0]} rotary embeddings depend on the longest sequence of a pass"
+    if model.is_recurrent:
+        return "the states of recurrent layers are not handed from one part to another"
     if model.dropout is not None and getattr(model.base, "is_gradient_checkpointing", False):
         return "gradient checkpointing would recompute dropout with the masks of another part"
     batch = tree_batch([short for sequence in groups[0] for short in _branching_pair(sequence)]).to(model.device)
@@ -137,7 +143,10 @@ def _measure_tree(
         outputs = _batch_outputs(model, sample)
     except InputError as error:
         return error.message
-    layers = model.base.config.get_text_config().num_hidden_layers
+    config = model.base.config.get_text_config()
+    layers = config.num_hidden_layers
+    if model.is_recurrent:
+        layers = sum(kind in _ATTENTION_LAYERS for kind in config.layer_types)
     if attention.call_count() - before != layers:
         return f"its {layers} layers called tree attention {attention.call_count() - before} times"
     compare(model, outputs, expected, "tree")

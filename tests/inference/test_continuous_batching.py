@@ -217,9 +217,9 @@ def test_sliding_windows_are_respected(name):
     assert agreement(model) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["bloom", "mamba", "falcon", "lfm2", "qwen3_next"])
+@pytest.mark.parametrize("name", ["bloom", "mamba", "falcon", *tiny_models.RECURRENT])
 def test_models_without_keys_by_position_are_rejected_with_the_reason(name):
-    kind, settings, _ = tiny_models.PLAIN[name]
+    kind, settings, *_ = (tiny_models.PLAIN | tiny_models.RECURRENT)[name]
     model = tiny_models.tiny_model(kind, settings)
     assert enable_continuous_batching(model).startswith(type(model).__name__)
 

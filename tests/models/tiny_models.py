@@ -93,6 +93,43 @@ MORE_TREE = {
     "smollm3": ("smollm3", {}),
     "starcoder2": ("starcoder2", {}),
 }
+MIXED = {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+CONVOLUTIONS = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+DELTA = MIXED | {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 4}
+# Models with recurrent layers, whose tree forward needs the extra `recurrent`: name -> (model type, settings)
+RECURRENT = {
+    "bamba": ("bamba", MAMBA | {"num_hidden_layers": 3, "attn_layer_indices": [1]}),
+    "lfm2": ("lfm2", CONVOLUTIONS),
+    "qwen3_next": ("qwen3_next", EXPERTS | DELTA | {"shared_expert_intermediate_size": 16}),
+}
+MORE_RECURRENT = {
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        MIXED | MAMBA | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 16},
+    ),
+    "lfm2_moe": ("lfm2_moe", EXPERTS | CONVOLUTIONS | {"num_dense_layers": 1}),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            "num_hidden_layers": None,  # follows from the types
+            "layers_block_type": ["mamba", "attention", "mlp", "mamba"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 8,
+            "n_groups": 2,
+            "chunk_size": 4,
+        },
+    ),
+    "olmo_hybrid": ("olmo_hybrid", DELTA | {"linear_num_key_heads": 4}),
+    "qwen3_5": ("qwen3_5_text", DELTA),
+    "qwen3_5_moe": ("qwen3_5_moe_text", EXPERTS | DELTA | {"shared_expert_intermediate_size": 16}),
+}
 # Models without a tree forward: name -> (model type, settings, part of the reason)
 PLAIN = {
     "bloom": ("bloom", {"n_layer": 2, "n_head": 4}, "does not support custom attention implementations"),
@@ -105,24 +142,10 @@ PLAIN = {
     "mamba": ("mamba", {"state_size": 4}, "does not support custom attention implementations"),
     "stablelm": ("stablelm", {}, "does not support custom attention implementations"),
     "nemotron": ("nemotron", {}, "does not pass forward keywords"),
-    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, "has conv, which"),
     "recurrent_gemma": (
         "recurrent_gemma",
         {"logits_soft_cap": 3.0, "block_types": ["recurrent", "attention"]},
         "linear_attention",
-    ),
-    "qwen3_next": (
-        "qwen3_next",
-        {
-            **EXPERTS,
-            "layer_types": ["linear_attention", "full_attention"],
-            "linear_num_value_heads": 4,
-            "linear_num_key_heads": 2,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-            "shared_expert_intermediate_size": 16,
-        },
-        "does not support custom attention implementations",
     ),
     "minimax": (
         "minimax",

@@ -31,6 +31,8 @@ _IGNORED = {
     "output_attentions",
     "output_hidden_states",
     "is_causal",
+    "tree_cu_seqlens_q",  # the same trie in the form that recurrent layers read
+    "tree_segment_parents",
 }
 _SUPPORTED = {"softcap", "sliding_window"}
 _VARLEN_WIDTHS = range(8, 257, 8)  # head widths that PyTorch's CUDA flash kernel accepts without padding
