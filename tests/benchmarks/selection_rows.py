@@ -8,6 +8,7 @@ user_oriented_instructions.jsonl) and of GSM8K (train.jsonl.gz):
     --pool N              rows that training chooses from (400)
     --curated N           rows of the reference (160), in --reference-epochs N passes (1)
     --test N              test rows (120)
+    --max-length N        longer rows are dropped (512 tokens)
     --precision P         fp32 or bf16 (fp32)
     --seed N              of the sets of rows and their order (0)
 
@@ -40,10 +41,10 @@ runs: {folder}
 seed: {seed}
 policy: {{path: "{policy}"}}
 data:
-  curated: {{path: {folder}/curated.jsonl, max_length: 512}}
-  own: {{path: {folder}/own.jsonl, max_length: 512}}
-  shuffled: {{path: {folder}/shuffled.jsonl, max_length: 512}}
-  test: {{path: {folder}/test.jsonl, max_length: 512}}
+  curated: {{path: {folder}/curated.jsonl, max_length: {max_length}}}
+  own: {{path: {folder}/own.jsonl, max_length: {max_length}}}
+  shuffled: {{path: {folder}/shuffled.jsonl, max_length: {max_length}}}
+  test: {{path: {folder}/test.jsonl, max_length: {max_length}}}
 steps:
   base: {{stage: import}}
   reference:
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=400)
     parser.add_argument("--curated", type=int, default=160)
     parser.add_argument("--test", type=int, default=120)
+    parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--reference-epochs", type=float, default=1)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--seed", type=int, default=0)
