@@ -82,7 +82,7 @@ class _Executor:
         with meter, pinned_time(began_at(working)), _errors_of(self.recipe, step.name):
             context = run_context(self.recipe, step.name, working, meter, self.content)
             content = settings.run(context)
-            meter.add_elsewhere(spending.used_elsewhere(settings, context))
+            meter.add_elsewhere(spending.used_elsewhere())
         done = content.pop("done")
         ledger = meter.ledger(done, self.recipe.accounting).to_json()
         self.seconds.append(time.monotonic() - began)
@@ -226,7 +226,7 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
             with pinned_time(began), _errors_of(recipe, name):
                 context = run_context(recipe, name, working, progress, content)
                 recipe.steps[name].run(context)
-                spending.used_elsewhere(recipe.steps[name], context)
+                spending.used_elsewhere()
             shutdown_processes()
         return
     lock = LAUNCH_LOCK if is_launched else pipeline.LOCK_FILE  # a launched child may outlive a killed pipeline

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from align.accounting.budget import Allowance, Spent, reached
 from align.accounting.energy import EnergyMeter
 from align.accounting.ledger import Ledger
-from align.accounting.process_usage import PROCESS_USAGE, ServersAndJudges
+from align.accounting.peak_memory import peak_memory
+from align.accounting.process_usage import PROCESS_USAGE
 from align.artifacts import read_json, read_manifest, working_folder, write_json
+from align.distributed.processes import Processes
 from align.distributed.signals import stop_run
 from align.errors import InputError
 from align.models.loading.config import dimensions
+from align.models.loading.pretrained import default_device
 from align.pipeline import INTERRUPTED, PlannedStep
-from align.stages.base import Stage
-from align.stages.costs.meter import read_spent, remove_spent, spent_by, spent_unfinished
-from align.stages.inputs.context import RunContext
+from align.stages.costs.meter import ProcessUse, read_spent, remove_spent, spent_by, spent_unfinished
 from align.workflow.estimate import ModelPlans
 from align.workflow.recipe.schema import Recipe
 from align.workflow.search.outcomes import base_name
@@ -124,13 +126,10 @@ def _replaced(root: Path) -> list[dict[str, Any]]:
     return read_json(root / REPLACED) if (root / REPLACED).is_file() else []
 
 
-def used_elsewhere(settings: Stage, context: RunContext) -> list[ServersAndJudges]:
-    """Return what servers charged the other processes of a step and what judges computed there.
-
-    All processes call it when they have run the step. It is empty where a step has no engines and no judge models.
-    """
-    if not settings.engines():
+def used_elsewhere() -> list[ProcessUse]:
+    """Return what the other processes of a launch have used; all of them call it when they have run the step."""
+    if not torch.distributed.is_initialized():
         return []
-    processes = context.processes
-    amounts = processes.all_gather_object(PROCESS_USAGE.now)
-    return [*amounts[: processes.rank], *amounts[processes.rank + 1 :]]
+    processes = Processes(PartialState())
+    uses = processes.all_gather_object(ProcessUse(PROCESS_USAGE.now, peak_memory(torch.device(default_device()))))
+    return [*uses[: processes.rank], *uses[processes.rank + 1 :]]

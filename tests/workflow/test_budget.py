@@ -16,6 +16,7 @@ from align.accounting import energy
 from align.accounting.budget import Allowance, BudgetSettings, Spent, reached
 from align.accounting.counters import NoCounter
 from align.accounting.energy import EnergyReading
+from align.accounting.process_usage import ServersAndJudges
 from align.accounting.settings import AccountingSettings
 from align.artifacts import discard_attempt, read_json, write_json
 from align.cli import main
@@ -25,7 +26,7 @@ from align.distributed.signals import defer_stop
 from align.errors import InputError, Stopped
 from align.stages.costs import meter as module
 from align.stages.costs.measured import Done
-from align.stages.costs.meter import Meter, spent_unfinished
+from align.stages.costs.meter import Meter, ProcessUse, spent_unfinished
 from align.workflow.launcher import Command
 from align.workflow.spending import allowance, energy_meter
 
@@ -169,6 +170,8 @@ def test_the_peak_memory_of_a_step_is_the_largest_of_its_attempts(tmp_path, monk
     write_json(tmp_path / "spent-1.json", spent)
     last = Meter(tmp_path, SilentProgress(), Energy(), Allowance(BudgetSettings(), PRICE))
     assert last.ledger(Done(), PRICE).peak_memory_bytes == 900
+    last.add_elsewhere([ProcessUse(ServersAndJudges(), peak) for peak in (800, 1100)])  # of other processes
+    assert last.ledger(Done(), PRICE).peak_memory_bytes == 1100
 
 
 @pytest.mark.parametrize(("machines", "is_known"), [(1, True), (2, False)])

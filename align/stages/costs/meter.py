@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -31,6 +31,13 @@ READ_EVERY_S = 1.0  # seconds between two readings of the energy counters
 SERVERS_AND_JUDGES = "servers_and_judges"  # what servers charged an attempt, and what judges computed in it
 PEAKS = "peak_memory_bytes"  # of an attempt, by kind of device
 RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: reset this process's peak memory
+
+
+class ProcessUse(NamedTuple):
+    """What a process of a launch has used when it has run its step."""
+
+    charged: ServersAndJudges
+    peak_memory: int  # bytes, of its own device
 
 
 class Meter:
@@ -59,7 +66,7 @@ class Meter:
         self._read = -math.inf
         self._before = self._last = energy.reading
         self._charged_before = PROCESS_USAGE.now
-        self._elsewhere: list[ServersAndJudges] = []  # of other processes of the launch
+        self._elsewhere: list[ProcessUse] = []  # of other processes of the launch
         self._flops = 0.0  # as far as they are known while the step runs
         self._devices = int(os.environ.get("WORLD_SIZE", "1"))
         self._peak_flops = None if peak_flops is None else peak_flops * self._devices
@@ -116,7 +123,9 @@ class Meter:
             "co2_kg": energy.co2_kg,
             "devices": self._devices,
             "flops": self._flops,
-            SERVERS_AND_JUDGES: sum_usage([PROCESS_USAGE.now.since(self._charged_before), *self._elsewhere]).to_json(),
+            SERVERS_AND_JUDGES: sum_usage(
+                [PROCESS_USAGE.now.since(self._charged_before), *(each.charged for each in self._elsewhere)]
+            ).to_json(),
         }
 
     def _save_spent(self) -> None:
@@ -138,6 +147,7 @@ class Meter:
             flops, source = flops + apart.judge_flops, FORMULA
         device = torch.device(done.device)
         peaks = [each[PEAKS].get(device.type, 0) for each in self._earlier if PEAKS in each]
+        peaks += [each.peak_memory for each in self._elsewhere]
         peak = max([peak_memory(device), *peaks])  # before the matrix product below, which needs some
         usage = Usage(
             tokens_trained=done.tokens_trained,
@@ -154,9 +164,9 @@ class Meter:
         )
         return step_ledger(usage, energy, settings, server_cost=apart.server_cost)
 
-    def add_elsewhere(self, amounts: Iterable[ServersAndJudges]) -> None:
-        """Add what servers charged other processes of the launch, and what judges computed there."""
-        self._elsewhere += amounts
+    def add_elsewhere(self, uses: Iterable[ProcessUse]) -> None:
+        """Add what other processes of the launch have used."""
+        self._elsewhere += uses
 
 
 def read_spent(working: Path) -> list[dict[str, Any]]:
