@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -16,7 +16,7 @@ from align.synth.items import NAMES, Item
 from align.synth.parsing.lists import same
 from align.synth.ratings import Ratings
 from align.synth.requests import Answer, Request, Teachers, ask_user
-from align.synth.splits import SplitShares
+from align.synth.splits import SplitShares, seed_words
 
 DROPPED = "dropped: "  # first part of the names of counts whose sum with `kept` is `asked`
 ASKED, KEPT = "asked", "kept"
@@ -38,6 +38,7 @@ class Workbench:
     teachers: Teachers
     ratings: Ratings | None  # None where the step has no judges
     language: str | None = None  # of prompts and turns, as an ISO 639-1 code; any where None
+    unsafe: Set[str] = frozenset()  # words of prompts that a source of the step flags
     by: str | None = None  # model that is asked; the first one where None
     counts: Counter[str] = field(default_factory=Counter[str])
     asked_of: Counter[str] = field(default_factory=Counter[str])  # id of a parent -> items asked for about it
@@ -118,13 +119,13 @@ class Workbench:
             entry=self.entry,
             family=self.family,
             parents=tuple(dict.fromkeys(parent.id for parent in parents)),
-            flagged=any(parent.flagged for parent in parents),
             template=template,
             model=answers[0].model if answers else "",
             requests=tuple(dict.fromkeys(answer.request for answer in answers)),
             **content,
         )
-        return with_split(own, parents, self.shares)
+        flagged = any(parent.flagged for parent in parents) or is_unsafe(own, self.unsafe)
+        return with_split(replace(own, flagged=flagged), parents, self.shares)
 
     def rate(self, groups: Sequence[tuple[Prompt, Sequence[str]]]) -> list[tuple[Verdict, ...]]:
         """Return the verdicts of the step's judges on each group of responses; each is asked once."""
@@ -137,11 +138,20 @@ class Workbench:
 
 
 def with_split(item: Item, parents: Sequence[Item], shares: SplitShares) -> Item:
-    """Return the item with its seeds and their split; a prompt or document without seeds is one itself."""
+    """Return the item with its seeds and their split; a prompt or document without seeds is one itself.
+
+    A flagged one is never in the split `sft`.
+    """
     seeds = tuple(sorted({seed for parent in parents for seed in parent.seeds}))
     if item.kind in NAMES:
         return replace(item, seeds=seeds)
     if not seeds:
         return replace(item, seeds=(item.id,), split=shares.split_of(item.first_prompt, flagged=item.flagged))
     splits = {parent.split for parent in parents if parent.seeds}
-    return replace(item, seeds=seeds, split=splits.pop() if len(splits) == 1 else None)
+    split = splits.pop() if len(splits) == 1 else None
+    return replace(item, seeds=seeds, split=None if item.flagged and split == "sft" else split)
+
+
+def is_unsafe(item: Item, unsafe: Set[str]) -> bool:
+    """Return whether an item's prompt is one of those whose words are in `unsafe`."""
+    return bool(unsafe) and seed_words(item.first_prompt) in unsafe

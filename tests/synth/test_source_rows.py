@@ -200,3 +200,32 @@ def test_made_prompts_with_instructions_are_evaluated(tmp_path):
     rows = made_rows(tmp_path, "test-prompts.jsonl")
     verdicts = (tmp_path / "runs/made/evaluate-base/followed.jsonl").read_text().splitlines()
     assert len(verdicts) == len(rows) > 3
+
+
+def test_a_made_prompt_that_a_source_flags_is_flagged_with_what_is_made_of_it(tmp_path):
+    """The teacher asks again what users have asked: as seeds the prompts are others, so only their words tell."""
+    seeds = source(tmp_path, [{"prompt": f"Seed {word}?"} for word in WORDS])
+    families = {
+        "longer": {"family": "revise_open_qa", "of": "rows", "number": 2, "write": True},
+        "answered": {"family": "dialogues", "of": "longer", "turns": 1, "split": "sft"},
+        "asked": {"family": "prompts", "of": "others"},
+    }
+    others = [{"prompt": "Nothing.", "flagged": False}]
+    make(tmp_path / "free", ScriptedTeacher(HONEST), families, data=seeds | source(tmp_path, others, "others"))
+    made = [
+        row
+        for row in made_rows(tmp_path / "free", "sft-prompts.jsonl")
+        if row["metadata"]["lineage"]["entry"] == "longer"
+    ]
+    again = [row["prompt"][-1]["content"] for row in made[::2]]
+    others += [{"prompt": f"{prompt.upper()}", "flagged": True} for prompt in again]
+    report = make(
+        tmp_path / "marked", ScriptedTeacher(HONEST), families, data=seeds | source(tmp_path, others, "others")
+    )
+    check_counts(report)
+    kept = {row["prompt"][-1]["content"] for row in made_rows(tmp_path / "marked", "sft-prompts.jsonl")}
+    assert len(again) > 2 and not kept & set(again)
+    assert {row["prompt"][-1]["content"] for row in made[1::2]} <= kept
+    assert report["left_out"]["flagged as unsafe"] >= len(again)
+    for row in made_rows(tmp_path / "marked", "sft-demonstrations.jsonl"):
+        assert row["messages"][0]["content"] not in again

@@ -44,7 +44,7 @@ from align.synth.ratings import Ratings
 from align.synth.requests import STORE_FORMAT, Teacher, Teachers
 from align.synth.scored_groups import prompt_of
 from align.synth.splits import FLAGGED, SEVERAL, seed_words
-from align.synth.workbench import ASKED, KEPT, Workbench, with_split
+from align.synth.workbench import ASKED, KEPT, Workbench, is_unsafe, with_split
 
 if TYPE_CHECKING:
     from align.synth.families.family import Family
@@ -144,6 +144,7 @@ def _make(step: SynthesisSettings, context: RunContext, teachers: Teachers, judg
             teachers=teachers,
             ratings=judge,
             language=step.language,
+            unsafe=unsafe,
             by=family.by,
         )
         parents: list[Item] = []
@@ -183,7 +184,7 @@ def _split(items: Sequence[Item], unsafe: Set[str], step: SynthesisSettings, pat
     """Return the items of a source with their splits; rows with an `unsafe` prompt are flagged, and never in `sft`."""
     found = list[Item]()
     for each in items:
-        item = replace(each, flagged=each.flagged or seed_words(each.first_prompt) in unsafe)
+        item = replace(each, flagged=each.flagged or is_unsafe(each, unsafe))
         item = item if item.seeds else with_split(item, (), step.splits)
         found.append(replace(item, split=None) if item.flagged and item.split == "sft" else item)
     others = {item.split for item in found if item.split is not None} - {*step.splits.used}
