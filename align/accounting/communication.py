@@ -1,4 +1,4 @@
-"""Bytes that data-parallel training sends, by formula: DDP, ZeRO and FSDP2. Imports no torch."""
+"""Bytes that training sends, by formula: DDP, ZeRO, FSDP2, and sequence parallelism. Imports no torch."""
 
 from __future__ import annotations
 
@@ -104,3 +104,14 @@ def communication_bytes(sharding: Sharding, traffic: Traffic) -> int:
         gathered += traffic.unpartitioned * traffic.steps
     sizes = traffic.weight_bytes, traffic.gathered_bytes or traffic.weight_bytes
     return (numbers * sizes[0] + gathered * sizes[1]) * (sharding.processes - 1) // sharding.processes
+
+
+def exchange_bytes(model: Decoder, *, tokens: int, split: int, processes: int, size: int = FP32) -> int:
+    """Compute the bytes that each process sends around attention if groups of `split` processes split the rows.
+
+    `tokens` are those of all forward and all backward passes of all processes. For each of its own, in each layer, a
+    process sends (P - 1) / P of query, key, value and attention output, or of their gradients, of `size` bytes each.
+    Not counted: rows of padding, and log-probabilities, which are one number for each target.
+    """
+    width = 2 * (model.query_width + model.kv_width)
+    return tokens * model.layers * width * size * (split - 1) // (split * processes)

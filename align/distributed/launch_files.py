@@ -47,6 +47,20 @@ def launch_kind(launch: str) -> str:
     return str(read_recipe(Path(launch)).get("distributed_type") or "NO") if Path(launch).is_file() else "NO"
 
 
+def num_processes(launch: str | None) -> int:
+    """Return the number of processes of a launch file: 1 without one, 0 for a file that does not exist."""
+    if launch is None:
+        return 1
+    return int(read_recipe(Path(launch)).get("num_processes") or 1) if Path(launch).is_file() else 0
+
+
+def check_process_groups(size: int, number: int) -> None:
+    """Raise `InputError` unless this number of processes are groups of `size`, which split sequences."""
+    if number % size:
+        message = f"{size} needs a launch with a multiple of {size} processes, not {number}"
+        raise InputError(message, ("train", "sequence_parallel"))
+
+
 def check_launch_environment(*, precision: str, max_grad_norm: float) -> None:
     """Raise `InputError` for what `accelerate launch` has read from its file and the recipe decides otherwise."""
     names = {

@@ -19,6 +19,7 @@ from align.models.tree import attention, recurrence
 from align.models.tree.batch import TokenBatch
 from align.models.tree.layout import TreeLayout
 from align.models.tree.parts import cut_batch, run_parts
+from align.models.tree.sequence_group import SequenceGroup
 
 
 class Backbone(nn.Module, ABC):
@@ -40,6 +41,7 @@ class Backbone(nn.Module, ABC):
         self.is_recurrent = recurrence.is_recurrent(self.base)
         self.recurrence_error = recurrence.follow_tree(self.base) if self.is_recurrent else None
         self.max_rows: int | None = None  # rows of a forward pass over a tree; a larger one runs in parts
+        self.sequence_group: SequenceGroup | None = None  # of processes that split the rows of each tree
         self.records_routing = False  # whether a forward pass keeps the logits of the routers, which it then returns
         self._router_logits: tuple[Tensor, ...] | None = None
         self.auxiliary_loss: Tensor | None = None  # transformers' own, of the last forward pass over one sequence

@@ -62,6 +62,12 @@ class Policy(Backbone):
         With `collisions` also log sum_v p(v)^2 at each target, without gradient: fp32, shape [2, N]. If the batch names
         K tokens for each target, also their log-probabilities, and that of all others together: fp32, shape [K + 2, N].
         """
+        if self.sequence_group is None or batch.layout is None:
+            return self._logps(batch, collisions)
+        share, targets = batch.share_of(self.sequence_group)
+        return self.sequence_group.gather(self._logps(share, collisions), targets, len(batch.targets_N))
+
+    def _logps(self, batch: TokenBatch, collisions: bool) -> Tensor:
         hidden_ND = self._inputs_of_head(batch)
         if batch.tokens_NK is not None:
             return self.head(hidden_ND, targets=batch.targets_N, tokens=batch.tokens_NK).T

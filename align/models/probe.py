@@ -8,6 +8,7 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from align.data.token_groups import TokenSequence
 from align.errors import InputError, RunError
@@ -15,6 +16,7 @@ from align.models.backbone import Backbone
 from align.models.router_loss import router_loss
 from align.models.tree import attention
 from align.models.tree.batch import plain_batch, tree_batch
+from align.models.tree.sequence_group import LOC, SequenceGroup
 
 # Layer types in transformers' configurations that tree attention supports
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
@@ -50,16 +52,20 @@ def tree_unsupported_reason(model: Backbone, max_length: int) -> str | None:
         return f"{kind} does not support custom attention implementations"
     if model.recurrence_error:
         return f"{kind}: {model.recurrence_error}"
-    unsupported = set(getattr(config, "layer_types", None) or ()) - _TREE_LAYERS
-    stateful = [name for name in _STATEFUL if getattr(config, name, None) is not None]
-    if not model.is_recurrent and (unsupported or stateful or getattr(hf, "_is_stateful", False)):
-        feature = ", ".join(sorted(unsupported) or stateful or ["recurrent state"])
-        return f"{kind} has {feature}, which tree attention does not support"
+    unsupported = _unsupported_layers(config)
+    if not model.is_recurrent and (unsupported or getattr(hf, "_is_stateful", False)):
+        return f"{kind} has {unsupported or 'recurrent state'}, which tree attention does not support"
     window = getattr(config, "sliding_window", None)
     windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     if window is not None and window < max_length and windowed and getattr(config, "use_sliding_window", True):
         return f"{kind} has a sliding window of {window} tokens, shorter than the longest sequence ({max_length})"
     return None
+
+
+def _unsupported_layers(config: PretrainedConfig) -> str:
+    """Return the types of layers, or else the fields, of a configuration that tree attention does not support."""
+    types = set(getattr(config, "layer_types", None) or ()) - _TREE_LAYERS
+    return ", ".join(sorted(types) or [name for name in _STATEFUL if getattr(config, name, None) is not None])
 
 
 @torch.no_grad()
@@ -104,11 +110,10 @@ def parts_unsupported_reason(model: Backbone, groups: Sequence[Sequence[TokenSeq
 
     The model must be set to the tree forward, with weights in fp32.
     """
-    config = model.base.config.get_text_config()
     if router_loss(model) is not None:
         return "the router auxiliary loss counts whole micro-batches"
-    if changing := _CHANGING_ROPE & _rope_types(getattr(config, "rope_parameters", None)):
-        return f"{sorted(changing)[0]} rotary embeddings depend on the longest sequence of a pass"
+    if reason := _changing_rope(model.base.config.get_text_config()):
+        return reason
     if model.is_recurrent:
         return "the states of recurrent layers are not handed from one part to another"
     if model.dropout is not None and getattr(model.base, "is_gradient_checkpointing", False):
@@ -123,6 +128,45 @@ def parts_unsupported_reason(model: Backbone, groups: Sequence[Sequence[TokenSeq
         model.max_rows = None
     _compare(model, found, expected, "tree in parts")
     return None
+
+
+def split_unsupported_reason(config: PretrainedConfig, size: int) -> str | None:
+    """Return why `size` processes cannot split the trees of a model, as far as its configuration says so."""
+    config = config.get_text_config()
+    num_heads, unsupported = getattr(config, "num_attention_heads", None), _unsupported_layers(config)
+    if unsupported or not num_heads:
+        feature = unsupported or "no attention heads"
+        return f"{config.model_type} has {feature}; only full and sliding attention can be split over processes"
+    heads = {"query": num_heads, "key/value": getattr(config, "num_key_value_heads", None) or num_heads}
+    for kind, number in heads.items():
+        if isinstance(number, int) and number % size:
+            return f"the model's {number} {kind} heads cannot be split over {size} processes; use a divisor"
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", None):
+        return "the router auxiliary loss counts whole micro-batches; set output_router_logits to false in the model"
+    return _changing_rope(config)
+
+
+@torch.no_grad()
+def split_rows(
+    model: Backbone, groups: Sequence[Sequence[TokenSequence]], group: SequenceGroup, *, is_rounded: bool = False
+) -> None:
+    """Let the processes of a group split the rows of the model's trees, and compare that with whole trees.
+
+    The model must be set to the tree forward. Raises `InputError` if it cannot be split, `RunError` if results differ.
+    All processes call it together.
+    """
+    reason = "a recurrent layer cannot be split over processes" if model.is_recurrent else None
+    if reason := reason or split_unsupported_reason(model.base.config, group.size):
+        raise InputError(reason, LOC)
+    sample = [short for sequence in groups[0] for short in _branching_pair(sequence)]
+    expected, model.sequence_group = _batch_outputs(model, sample), group
+    (_compare_rounded if is_rounded else _compare)(model, _batch_outputs(model, sample), expected, "split tree")
+
+
+def _changing_rope(config: PretrainedConfig) -> str | None:
+    """Return which rotary embeddings depend on the tokens of a forward pass, None without such."""
+    changing = _CHANGING_ROPE & _rope_types(getattr(config, "rope_parameters", None))
+    return f"{min(changing)} rotary embeddings depend on the longest sequence of a pass" if changing else None
 
 
 def _rope_types(parameters: object) -> set[str]:

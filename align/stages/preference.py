@@ -50,6 +50,7 @@ class Preference(TrainingStage):
     )
 
     makes: ClassVar[str] = POLICY
+    can_split_rows: ClassVar[bool] = True
 
     def made(self, name: str) -> list[str]:
         """Return the name of each round's policy, after those of the uniform runs that it is compared with."""

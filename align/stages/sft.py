@@ -44,6 +44,7 @@ class SFT(TrainingStage):
 
     makes: ClassVar[str] = POLICY
     can_choose_tokens: ClassVar[bool] = True
+    can_split_rows: ClassVar[bool] = True
 
     @property
     def weights(self) -> dict[str, float]:

@@ -29,6 +29,7 @@ from align.train.indexed_groups import GroupView
 from align.train.objectives.base import ObjectiveOutput
 from align.train.objectives.batch import GroupBatch
 from align.train.objectives.unpaired import uses_kl
+from align.train.passes.data_ranks import split_sequences
 from align.train.passes.evaluator import Evaluator
 from align.train.passes.kl_pass import make_kl_pass
 from align.train.passes.large_groups import limit_rows
@@ -112,7 +113,11 @@ class Loop:
         forward = choose_forward(self.policy, sequences, run.forward, precision=precision, is_rounded=is_rounded)
         if forward.name == "plain":
             self.progress.note(f"plain padded forward: {forward.reason}")
-        if note := limit_rows(self.sharding, self.groups, forward):
+        notes = (
+            limit_rows(self.sharding, self.groups, forward),
+            split_sequences(run, self.sharding, self.groups, forward),
+        )
+        for note in filter(None, notes):
             self.progress.note(note)
         return forward
 
@@ -204,7 +209,7 @@ class Loop:
         denominator = run.objective.denominator(groups)
         learning_rate = settings.learning_rate_at(number, self.num_steps)
         self.sharding.set_learning_rate(learning_rate)
-        statistics = StepStatistics(self.accelerator)
+        statistics = StepStatistics(self.batcher.ranks)
         estimate = self.kl_pass.of_step(number, groups) if self.kl_pass is not None else None
         router = self.router_pass() if self.router_pass is not None else None
         if router is not None and len(plan.ranks[0]) > 1:

@@ -12,6 +12,7 @@ from align.config import Settings
 from align.data.batching import steps_per_epoch
 from align.errors import InputError, within
 from align.registry import DOTTED_PATH, import_dotted, suggest
+from align.train.passes.early_stopping import EarlyStopping
 from align.train.sharding.snapshots import CONFLICT, CONFLICTING, SnapshotSettings
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # decay rate of a moving average
@@ -19,7 +20,8 @@ RewardLoss = Literal["regression", "bt", "bt_margin", "bt_scaled"]
 
 CPU_BUDGET = 2048  # tokens of a micro-batch on a CPU, by default
 # Settings that determine only how or when something is computed or stored, not the trained weights
-WITHOUT_EFFECT = {"tokens_per_micro_batch", "reduce", "checkpoint_steps", "checkpoint_minutes", "trackers"}
+CHECKPOINTS = {"checkpoint_steps", "checkpoint_minutes"}
+WITHOUT_EFFECT = {"tokens_per_micro_batch", "sequence_parallel", "reduce", "trackers", *CHECKPOINTS}
 # Settings that determine only where a training ends; one with other values can resume its checkpoints
 ENDS = {"until_step", "on_divergence"}
 
@@ -43,15 +45,6 @@ def check_optimizer(name: str) -> None:
     if ":" in name:
         with within(*OPTIMIZER_LOC):
             import_dotted(name, "optimizer")
-
-
-class EarlyStopping(Settings):
-    """When training stops before its last step."""
-
-    patience: int = Field(ge=1, description="Evaluations in a row without a lower held-out loss after which to stop.")
-    min_delta: float = Field(
-        default=0.0, ge=0, description="Decrease of the held-out loss that counts as an improvement."
-    )
 
 
 class TrainSettings(Settings):
@@ -83,6 +76,13 @@ class TrainSettings(Settings):
         description="Token budget of one forward and backward pass of a process; affects memory and speed only. A "
         "larger group of responses runs in parts; its shared prefixes are computed once. Default: 2048 on a CPU; on a "
         "GPU 16384, 8192 or 4096, the most whose activations take a quarter of its memory, else 2048.",
+    )
+    sequence_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="Neighbouring processes that split the tokens of each micro-batch, for sequences too long for one "
+        "device; around attention they split the heads (Ulysses: Jacobs et al. 2023). Must divide the number of "
+        "processes and those of query and key/value heads. Affects memory and speed only. For sft and preference.",
     )
     optimizer: str = Field(
         default="adamw",
@@ -250,8 +250,8 @@ class TrainSettings(Settings):
 
     @property
     def token_budget(self) -> int:
-        """The tokens of one forward and backward pass; the loop sets those of a GPU before it begins."""
-        return self.tokens_per_micro_batch or CPU_BUDGET
+        """The tokens of a pass of all processes that split it; the loop sets those of a GPU before it begins."""
+        return (self.tokens_per_micro_batch or CPU_BUDGET) * self.sequence_parallel
 
     @property
     def forward_precision(self) -> str:

@@ -95,6 +95,17 @@ def test_groups_above_the_token_budget_are_in_memory_in_parts_unless_weights_are
     assert found(SMALL_BUDGET, "policy.forward=plain").peak > parts.peak
 
 
+def test_processes_that_split_sequences_hold_fewer_activations(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    def peak(split):
+        wide = "policy.from_config.intermediate_size=2048"
+        launch = "steps.sft.launch=launch/ddp-cpu-2.yaml"
+        return memory_of(tmp_path, wide, launch, f"steps.sft.train.sequence_parallel={split}")["sft"].peak
+
+    assert peak(2) < peak(1)
+
+
 @pytest.mark.parametrize(
     ("libc", "threshold", "told"),
     [(("glibc", "2.36"), None, True), (("glibc", "2.36"), "1048576", False), (("glibc", "2.38"), None, False)]

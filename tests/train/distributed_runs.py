@@ -1,14 +1,16 @@
 """Runs that come out the same in one process and in several: accelerate launch ... distributed_runs.py FOLDER CASES.
 
-CASES are names of CASES, joined by commas. Prints what the model was wrapped in, and how its weights lay.
+CASES are names of CASES, joined by commas; a third argument holds more settings of all of them, in JSON. Prints what
+the model was wrapped in, and how its weights lay.
 """
 
 import json
 import os
 import sys
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from tempfile import mkdtemp
 
 import torch
 from accelerate import PartialState
@@ -24,6 +26,7 @@ from tiny_training import (
     distillation,
     labelled,
     loop,
+    metrics,
     mixture_policy,
     numbers,
     policy,
@@ -82,6 +85,11 @@ CASES = {
     # Gradients reduced in each micro-batch, to the shares where they are shared out
     "each": (supervised(), demonstrations(36), {"tokens_per_micro_batch": 90, "reduce": "each"}),
 }
+# In fp64, where next to nothing is rounding; with groups above a small budget, which run in parts
+EXACT = {
+    "exact": (preference("dpo", sft_weight=0.1), comparisons(33, sizes=(1, 2, 5), longest=60), {}),
+    "parts": (preference("dpo"), comparisons(33, sizes=(2, 5)), {"tokens_per_micro_batch": 60}),
+}
 # With weights in bf16; killed and resumed, too, which must be exact
 BF16_WEIGHTS = {
     mode: (preference("dpo"), comparisons(36), {"precision": "bf16", "weights": mode, "checkpoint_steps": 3})
@@ -106,12 +114,12 @@ def cut_everything(accelerator):
     return accelerator
 
 
-def run_case(folder, name):
+def run_case(folder, name, **more):
     """The finished run; in the first process it leaves metrics.jsonl and trained.safetensors.
 
     With a checkpoint it is killed on the way and goes on, and must be what a run that nobody kills is, bit for bit.
     """
-    objective, train, settings = (CASES | BF16_WEIGHTS)[name]
+    objective, train, settings = (CASES | EXACT | BF16_WEIGHTS)[name]
     killed = "checkpoint_steps" in settings
 
     def make(folder, stop_after=None):
@@ -120,11 +128,12 @@ def run_case(folder, name):
             "reward": reward_model,
             "mixture": mixture_policy,
         }.get(name, policy)()
+        model = model.double() if name in EXACT else model
         if name == "rpo":
             model.base.gradient_checkpointing_enable({"use_reentrant": False})
         made = {"reward": rated, "kto": labelled}.get(name, partial(comparisons, sizes=(2, 3)))
         held_out = made(3, seed=9)
-        changes = {"epochs": 2, "evaluate_every": 3} | settings
+        changes = {"epochs": 2, "evaluate_every": 3} | settings | more
         join_fsdp()
         joined = cut_everything(make_accelerator(training_settings(**changes)))
         report, job = Recorder(stop_after), {"held_out": held_out}
@@ -155,10 +164,19 @@ def run_case(folder, name):
     return made
 
 
+@cache
+def alone(name):
+    """The metrics and the folder of a case run in one process."""
+    folder = Path(mkdtemp())
+    run_case(folder, name)
+    return metrics(folder), folder
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    more = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     for case in sys.argv[2].split(","):
-        made = run_case(Path(sys.argv[1]) / case, case)
+        made = run_case(Path(sys.argv[1]) / case, case, **more)
         cut = sum(not getattr(value, "ds_persist", True) for value in made.policy.parameters())
         told = {"case": case, "processes": made.accelerator.num_processes, "wrapped": type(made.model).__name__}
         print(json.dumps(told | {"way": type(made.sharding).__name__, "cut": cut}), flush=True)

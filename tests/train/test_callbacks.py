@@ -5,7 +5,7 @@ import pytest
 from tiny_training import Killed, Recorder, comparisons, demonstrations, loop, same, supervised, weights
 
 from align.errors import InputError, RunError
-from align.train.settings import EarlyStopping
+from align.train.passes.early_stopping import EarlyStopping
 from align.train.training_run import evaluations_without_gain
 
 HELD_OUT = {"held_out": demonstrations(4, seed=9)}

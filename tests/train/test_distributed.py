@@ -1,11 +1,9 @@
 """However the weights lie over two processes, a step computes what one process computes."""
 
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
-from distributed_runs import CASES, STEPS, run_case
+from distributed_runs import CASES, STEPS, alone
 from forked import start_forked
 from launching import LAUNCH, finish, fsdp_on_a_cpu, told
 from safetensors.torch import load_file
@@ -34,14 +32,6 @@ WAYS = {
     "zero3": ("DeepSpeedEngine", "Zero3", True, CASES),
     "fsdp2": ("FSDPPolicy", "Fsdp2", False, CASES),
 }
-
-
-@cache
-def alone(name):
-    """The metrics and the folder of a case run in one process."""
-    folder = Path(mkdtemp())
-    run_case(folder, name)
-    return metrics(folder), folder
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -25,7 +25,7 @@ SETTINGS = {"prompts_per_step": 2, "epochs": 2, "tokens_per_micro_batch": BUDGET
 DISTINCT = [len({tuple(each.ids[: at + 1]) for each in one.sequences for at in range(len(each.ids))}) for one in GROUPS]
 HELD_OUT = {"held_out": GROUPS[:2]}
 ABOVE = sum(size > BUDGET for size in [*DISTINCT, *DISTINCT[:2]])
-NOTE = f"{ABOVE} of 8 groups have more tokens than tokens_per_micro_batch (100), up to {max(DISTINCT)}; they run "
+NOTE = f"{ABOVE} of 8 groups have more tokens than a micro-batch may have (100), up to {max(DISTINCT)}; they run "
 
 
 def run(folder, *, model=None, objective=None, train=GROUPS, job=None, **changes):

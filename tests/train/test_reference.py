@@ -26,6 +26,7 @@ from tiny_training import (
 from align.data.group_columns import sequence_key
 from align.errors import RunError
 from align.train.indexed_groups import GroupView
+from align.train.passes.data_ranks import DataRanks
 from align.train.references.cache import PASS_KEYS, ReferenceCache, References
 from align.train.references.compute import fill_cache
 from align.train.settings import TrainSettings
@@ -59,7 +60,8 @@ def filling(cache, policy, groups, folder, *, budget, forward="tree"):
     """The work of a pass over the groups."""
     accelerator = make_accelerator(TrainSettings(learning_rate=1.0))
     column = folder / "column.bin"
-    more = {"forward": forward, "token_budget": budget, "accelerator": accelerator, "work_file": folder / "computed"}
+    more = {"forward": forward, "token_budget": budget, "ranks": DataRanks(accelerator)}
+    more["work_file"] = folder / "computed"
     outputs = lambda tokens: tokens.sum_by_sequence(policy(tokens)).tolist()  # noqa: E731
     return fill_cache(cache, outputs, GroupView(groups), column=column, **more)
 
@@ -364,7 +366,7 @@ def test_what_several_processes_had_stored_before_a_kill_is_not_computed_again(t
             work_file=tmp_path / "computed",
             forward="plain",
             token_budget=1,
-            accelerator=Rank(number),
+            ranks=DataRanks(Rank(number)),
         )
         for _ in islice(work, stop):
             pass

@@ -13,7 +13,8 @@ from transformers import (
 from align.config import build
 from align.errors import InputError
 from align.train.objectives.settings import PreferenceSettings
-from align.train.settings import EarlyStopping, TrainSettings
+from align.train.passes.early_stopping import EarlyStopping
+from align.train.settings import TrainSettings
 from align.train.sharding.snapshots import SnapshotSettings
 
 # Rate of step 0 to 11 with a warm-up of 4 and a learning rate of 8, worked out by hand where that is easy
@@ -158,6 +159,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "compile": "pieces",
         "weights": "bf16_master",
         "tokens_per_micro_batch": 7,
+        "sequence_parallel": 2,
         "evaluate_every": 7,
         "keep": "best",
         "checkpoint_steps": 7,
@@ -175,6 +177,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
     }
     assert without == {
         "tokens_per_micro_batch",
+        "sequence_parallel",
         "evaluate_every",
         "checkpoint_steps",
         "checkpoint_minutes",

@@ -65,19 +65,29 @@ def tree_attention(  # noqa: PLR0913 - the signature of transformers' AttentionI
         )
     check_supported(module, tree, attention_mask, dropout, kwargs)
     _calls["tree"] += 1
-    key, value = _with_shared(module, key, value, tree)
-    query, key, value = (_kernel_input(each) for each in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     softcap = cast("float | None", kwargs.get("softcap"))
+    if tree.group is None:
+        key, value = _with_shared(module, key, value, tree)
+        return _attend(query, key, value, tree, scale, softcap), None
+    own = [_kernel_input(each) for each in (query, key, value)]
+    query, key, value = tree.group.to_heads(own, tree.num_rows - tree.num_shared)
+    key, value = _with_shared(module, key, value, tree)
+    return tree.group.to_rows(_attend(query, key, value, tree, scale, softcap)), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scale: float, softcap: float | None) -> Tensor:
+    """Return the attention of every row to its root path, [1, T, H, D], by the kernel for the inputs."""
+    query, key, value = (_kernel_input(each) for each in (query, key, value))
     if not softcap and query.shape[-1] == value.shape[-1]:
         if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] in _VARLEN_WIDTHS:
-            return varlen_attention(query, key, value, tree, scale), None
+            return varlen_attention(query, key, value, tree, scale)
         if query.device.type == "cpu":
             blocks = cast("Callable[..., Tensor]", BlockAttention.apply)
-            return blocks(query, key, value, tree, scale).transpose(1, 2), None
+            return blocks(query, key, value, tree, scale).transpose(1, 2)
     is_small = query.device.type != "cpu" and query.shape[1] * query.shape[2] * tree.num_rows <= DENSE_SCORES
     matrices = dense_attention if is_small else span_attention
-    return matrices(query, key, value, tree, scale, softcap).transpose(1, 2), None
+    return matrices(query, key, value, tree, scale, softcap).transpose(1, 2)
 
 
 def check_supported(

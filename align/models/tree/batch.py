@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.accounting.flops import Work
 from align.data.token_groups import TokenSequence, common_prefix
 from align.models.tree.layout import TreeLayout, tree_layout
+from align.models.tree.sequence_group import SequenceGroup
 
 HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; 2^64 over the golden ratio
 
@@ -52,6 +53,32 @@ class TokenBatch:
         """Return the sum over the targets of each sequence in fp64, shape [S]."""
         sums_S = torch.zeros(self.num_sequences, dtype=torch.float64, device=logps_N.device)
         return sums_S.index_add(0, self.sequence_N, logps_N.double())
+
+    def share_of(self, group: SequenceGroup) -> tuple[TokenBatch, Tensor]:
+        """Return the rows of this process as an input of a policy, and the indices of its targets among the N.
+
+        All processes have equally many rows. Those that pad have no targets, and other rows do not attend to them.
+        """
+        assert self.layout is not None, "only the rows of a tree can be split"
+        own = group.rows(self.input_ids.shape[1])
+        (targets,) = torch.nonzero((self.rows_N >= own.start) & (self.rows_N < own.stop), as_tuple=True)
+
+        def cut(values: Tensor) -> Tensor:
+            held = values[..., own]
+            return nn.functional.pad(held, (0, own.stop - own.start - held.shape[-1]))
+
+        share = replace(
+            self,
+            input_ids=cut(self.input_ids),
+            position_ids=cut(self.position_ids),
+            key_T=cut(self.key_T),
+            layout=replace(self.layout, group=group),
+            rows_N=self.rows_N[targets] - own.start,
+            targets_N=self.targets_N[targets],
+            tokens_NK=None if self.tokens_NK is None else self.tokens_NK[targets],
+            sequence_N=self.sequence_N[targets],
+        )
+        return share, targets
 
     def to(self, device: torch.device) -> TokenBatch:
         """Return the batch with its tensors on `device`."""

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from align.models.tree.sequence_group import SequenceGroup
+
 Heads = tuple[Tensor, Tensor]  # keys and values, each [1, G, T, D]
 
 
@@ -60,6 +62,7 @@ class TreeLayout:
     num_shared: int = 0
     shared: Mapping[nn.Module, Heads] | None = None  # by attention module
     record: Callable[[nn.Module, Tensor, Tensor], None] | None = None  # called with the keys and values of each module
+    group: SequenceGroup | None = None  # of processes that split the rows that have queries
 
     @property
     def own_spans(self) -> tuple[Span, ...]:

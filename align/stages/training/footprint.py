@@ -105,12 +105,12 @@ def footprint(
 
     `held` is the largest number of tokens that a group has in memory at once if it may run in parts.
     """
-    settings, ways = step.train, sharding_of(step.launch, step.train.reduce)
+    settings, ways, split = step.train, sharding_of(step.launch, step.train.reduce), step.train.sequence_parallel
     largest, budget = sum(sorted(sizes)[-settings.prompts_per_step :]), settings.token_budget
     if not step.has_lm_head:  # but one vector for each attribute
         model = replace(model, tied=True)
     micro = MicroBatch(
-        tokens=max(min(budget, largest), max(sizes)),  # at once
+        tokens=-(-max(min(budget, largest), max(sizes)) // split),  # at once
         targets=None if step.has_lm_head else 0,
         tree=policy.forward != "plain",
         bf16=settings.precision == "bf16",
@@ -120,7 +120,7 @@ def footprint(
     )
     in_parts = micro
     if micro.tree and held < max(sizes):
-        in_parts = replace(micro, tokens=max(min(budget, largest), held), in_parts=True)
+        in_parts = replace(micro, tokens=-(-max(min(budget, largest), held) // split), in_parts=True)
     lora, quantized = policy.lora, policy.quantize is not None
     trained = None if lora is None else adapter_weights(model, lora.rank)
 

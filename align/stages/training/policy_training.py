@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.accounting.communication import FP32, Sharding, Traffic, communication_bytes
+from align.accounting.communication import FP32, Sharding, Traffic, communication_bytes, exchange_bytes
+from align.accounting.flops import Decoder
 from align.accounting.memory import BF16
 from align.config import Settings
 from align.data.chat_templates import apply_template
@@ -166,10 +167,11 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
     """Return what the training computed, for the step's ledger."""
     weights, trained = num_parameters(loop.policy.parameters()), num_parameters(loop.sharding.trainable)
     processes, device = loop.accelerator.num_processes, loop.accelerator.device
+    settings, model = loop.training_run.settings, dimensions(loop.policy.base.config)
     ways = Sharding(
         stage=loop.sharding.stage,
         processes=processes,
-        reduce=loop.training_run.settings.reduce,
+        reduce=settings.reduce,
         cpu=device.type == "cpu",
     )
     small = [value for value in loop.policy.parameters() if getattr(value, "ds_persist", False)]
@@ -183,8 +185,11 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
         forward_only=outcome.num_forward_passes,
         gathered_bytes=BF16 if loop.sharding.in_bf16 else FP32,
     )
+    wire_bytes: int | None = communication_bytes(ways, traffic)
+    if settings.sequence_parallel > 1:
+        wire_bytes = None if isinstance(model, str) else wire_bytes + _exchanged(loop, outcome, model)
     return Done(
-        dimensions=dimensions(loop.policy.base.config),
+        dimensions=model,
         weights=weights,
         frozen=trained < weights,
         tokens_trained=outcome.tokens_trained,
@@ -192,9 +197,22 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
         observed=outcome.forward_only,
         others=work_of_others(loop.training_run),
         devices=processes,
-        precision=loop.training_run.settings.precision,
-        wire_bytes=communication_bytes(ways, traffic),
+        precision=settings.precision,
+        wire_bytes=wire_bytes,
         device=str(device),
+    )
+
+
+def _exchanged(loop: Loop, outcome: TrainingResult, model: Decoder) -> int:
+    """Return the bytes that each process has sent around attention; checkpointed layers send twice going forward."""
+    settings = loop.training_run.settings
+    passes = 3 if any(getattr(each, "gradient_checkpointing", False) for each in loop.policy.modules()) else 2
+    return exchange_bytes(
+        model,
+        tokens=passes * outcome.trained.tokens + outcome.forward_only.tokens,
+        split=settings.sequence_parallel,
+        processes=loop.accelerator.num_processes,
+        size=BF16 if settings.precision == "bf16" else FP32,
     )
 
 
@@ -214,6 +232,6 @@ def training_report(loop: Loop, rows: StepRows, outcome: TrainingResult) -> dict
         "last": dict(outcome.last_metrics),
         "kept": dict(outcome.kept_metrics),
         "threads": torch.get_num_threads(),
-        "tokens_per_micro_batch": loop.training_run.settings.token_budget,
+        "tokens_per_micro_batch": loop.training_run.settings.tokens_per_micro_batch,
         **selection_report(loop, outcome, dimensions(loop.policy.base.config)),
     }

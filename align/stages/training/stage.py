@@ -10,7 +10,8 @@ from pydantic import Field
 from align.content_hash import code_of
 from align.data.mixing import Mixture
 from align.data.rejections import Rejections
-from align.distributed.launch_files import check_training_launch, launch_kind
+from align.distributed.launch import is_launched
+from align.distributed.launch_files import check_process_groups, check_training_launch, launch_kind, num_processes
 from align.errors import ErrorList, InputError, within
 from align.models.settings import GGUF, kept_adapters_error
 from align.records import Comparison, Demonstration, Record
@@ -29,6 +30,8 @@ from align.train.tracking import check_trackers
 
 if TYPE_CHECKING:
     from align.data.token_groups import TokenGroup
+
+SEQUENCE_PARALLEL = ("train", "sequence_parallel")  # location in a step
 
 
 def different_settings(step: TrainingStage, earlier: Stage) -> list[str]:
@@ -63,6 +66,7 @@ class TrainingStage(Stage):
     )
 
     can_choose_tokens: ClassVar[bool] = False
+    can_split_rows: ClassVar[bool] = False
 
     def made(self, name: str) -> list[str]:
         """Return the step, after its cross-fitted references and the uniform one that it is compared with."""
@@ -155,6 +159,8 @@ class TrainingStage(Stage):
                 raise InputError(
                     "a step that chooses its rows or tokens cannot be resumed by another step", ("selection",)
                 )
+        if self.train.sequence_parallel > 1 and (self.selection is not None or not self.can_split_rows):
+            raise InputError("is for sft and preference without selection; leave it out", SEQUENCE_PARALLEL)
         check_trackers(self.train.trackers)
 
     def validate_inputs(self, inputs: StepInputs) -> None:
@@ -183,6 +189,13 @@ class TrainingStage(Stage):
                 )
             with errors.collect():
                 self.train.check_kind(launch_kind(self.launch))
+        if not is_launched():  # else this process may be of another launch than the step's, or of more processes
+            with errors.collect():
+                check_process_groups(self.train.sequence_parallel, num_processes(self.launch))
+        if self.train.sequence_parallel > 1 and inputs.policy.forward == "plain":
+            errors.found.append(
+                InputError("a padded forward cannot be split; use policy.forward: tree", SEQUENCE_PARALLEL)
+            )
         for name, source in inputs.sources.items():
             with errors.collect():
                 check_without_constraints(name, source.constraints is not None, self.data_loc(name))
@@ -252,8 +265,12 @@ class TrainingStage(Stage):
 
     def estimate(self, planning: Planning) -> Estimate:
         """Return rows, tokens, memory and time; an upper bound where an earlier step makes the rows."""
+        from align.models.probe import split_unsupported_reason  # noqa: PLC0415 - imports torch
         from align.stages.training.planning import estimate_bound, estimate_training  # noqa: PLC0415 - imports torch
 
+        size = self.train.sequence_parallel
+        if size > 1 and (reason := split_unsupported_reason(planning.config, size)):
+            raise InputError(reason, SEQUENCE_PARALLEL)
         made_by = next((name for name in self.shares() if name in planning.made), None)
         if made_by is not None:
             return estimate_bound(self, planning, planning.made[made_by])

@@ -36,7 +36,7 @@ class Evaluator:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return the loss, the metrics and the computed work over all held-out groups; all ranks call it together."""
-        statistics = StepStatistics(self._batcher.accelerator)
+        statistics = StepStatistics(self._batcher.ranks)
         estimate = self._kl_pass.of_held_out(self._groups) if self._kl_pass is not None else None
         router = self._router_pass() if self._router_pass is not None else None
         for micro in self._batcher.micro_batches(self._plan, kl=estimate and estimate.kl):

@@ -8,7 +8,7 @@ on the micro-batches nor on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +86,8 @@ class KLPass:
 
     @torch.no_grad()
     def _estimate(self, indices: range, groups: GroupView) -> KLEstimate:
-        accelerator, work, num_passes = self._batcher.accelerator, Work(0, 0, 0), 0
-        ratio_and_count = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        ranks, work, num_passes = self._batcher.ranks, Work(0, 0, 0), 0
+        ratio_and_count = torch.zeros(2, dtype=torch.float64, device=ranks.accelerator.device)
         if len(indices) < MIN_KL_PROMPTS:  # the last step of an epoch: no other response, so no evidence of divergence
             return KLEstimate(ratio_and_count[0], {})
         for micro in self._batcher.micro_batches(self._batcher.plan(indices)):
@@ -96,7 +96,7 @@ class KLPass:
             ratio_and_count += micro.weight * torch.stack([ratio_BK.sum(), batch.mask_BK.sum().double()])
             work, num_passes = sum_work([work, batch.tokens.work()]), num_passes + 1
         own = torch.cat([ratio_and_count, ratio_and_count.new_tensor([float(part) for part in work])])
-        ratio, count, *computed = cast(Tensor, accelerator.reduce(own, reduction="sum")).unbind()
+        ratio, count, *computed = ranks.sum(own).unbind()
         names = [KL + name for name in (*WORK_METRICS, "micro_batches", "tokens_cut")]
         # The pairs have the responses of the groups, cut where they are too long for their new prompt
         num_cut = groups.num_trained_tokens - self._pairs.view.select(indices).num_trained_tokens

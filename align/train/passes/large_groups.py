@@ -24,6 +24,6 @@ def limit_rows(sharding: Replicated, groups: GroupView, forward: Forward) -> str
         reason = parts_unsupported_reason(sharding.policy, groups.probe_sequences())
     if reason is None:
         sharding.policy.max_rows = token_budget
-    above = f"more tokens than tokens_per_micro_batch ({token_budget}), up to {sizes[is_above].max()}"
+    above = f"more tokens than a micro-batch may have ({token_budget}), up to {sizes[is_above].max()}"
     how = "run in parts, with each shared prefix computed once" if reason is None else f"run at once: {reason}"
     return f"{is_above.sum()} of {len(sizes)} groups have {above}; they {how}"

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from accelerate import Accelerator
 from torch import Tensor
 
 from align.data.balance import imbalance
@@ -16,6 +15,7 @@ from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
 from align.train.distillation.cache import TeacherTargets
 from align.train.indexed_groups import GroupView
 from align.train.objectives.batch import GroupBatch, group_batch
+from align.train.passes.data_ranks import DataRanks
 from align.train.references.cache import References
 
 # Forward -> function of sequences that returns its model input
@@ -40,18 +40,17 @@ class MicroBatcher:
         forward: Literal["tree", "plain"],
         token_budget: int,
         references: References | None,
-        accelerator: Accelerator,
+        ranks: DataRanks,
         teacher: TeacherTargets | None = None,
     ) -> None:
-        self.accelerator = accelerator
+        self.ranks, self.accelerator = ranks, ranks.accelerator
         self._groups, self._references, self._collate = groups, references, COLLATE[forward]
         self._teacher = teacher
         self._sizes, self._token_budget = groups.column(forward), token_budget
 
     def plan(self, indices: Sequence[int]) -> StepPlan:
         """Split the groups over ranks and micro-batches."""
-        num_ranks = self.accelerator.num_processes
-        return plan_step(indices, self._sizes, token_budget=self._token_budget, num_ranks=num_ranks)
+        return plan_step(indices, self._sizes, token_budget=self._token_budget, num_ranks=self.ranks.number)
 
     def imbalance(self, plan: StepPlan) -> float:
         """Return the tokens of the fullest rank over the mean of all ranks."""
@@ -59,7 +58,7 @@ class MicroBatcher:
 
     def micro_batches(self, plan: StepPlan, *, kl: Tensor | None = None) -> Iterator[MicroBatch]:
         """Yield the micro-batches of this rank on its device, with the estimate `kl` of the whole step, if given."""
-        micros = plan.ranks[self.accelerator.process_index]
+        micros = plan.ranks[self.ranks.own]
         for number, micro in enumerate(micros, start=1):
             members = micro or plan.groups[:1]
             references = None if self._references is None else [self._references.of(index) for index in members]

@@ -6,12 +6,12 @@ import math
 from typing import cast
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from align.accounting.flops import Work, sum_work
 from align.errors import RunError
 from align.train.objectives.base import ObjectiveOutput, Tally
+from align.train.passes.data_ranks import DataRanks
 from align.train.passes.micro_batches import MicroBatch
 from align.train.training_run import WORK_METRICS
 
@@ -23,9 +23,9 @@ class DivergedError(RunError):
 class StepStatistics:
     """Sums over the micro-batches of this rank; `reduce` adds them up over ranks and divides once."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    def __init__(self, ranks: DataRanks) -> None:
+        self._ranks = ranks
+        self._loss = torch.zeros((), dtype=torch.float64, device=ranks.accelerator.device)
         self._tallies: dict[str, Tally] = {}
         self._work, self._num_micro_batches = Work(0, 0, 0), 0
 
@@ -40,7 +40,7 @@ class StepStatistics:
 
     def check_finite(self, step: int) -> None:
         """Raise `DivergedError` on all ranks if the loss of any rank is not finite."""
-        losses = cast(Tensor, self._accelerator.gather(self._loss.reshape(1))).tolist()
+        losses = cast(Tensor, self._ranks.accelerator.gather(self._loss.reshape(1))).tolist()
         not_finite = [(rank, loss) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
         if not_finite:
             rank, loss = not_finite[0]
@@ -58,7 +58,7 @@ class StepStatistics:
         counts = [self._tallies[name].count for name in names]
         work = [self._loss.new_tensor(float(part)) for part in self._work]
         sums = torch.stack([self._loss / denominator, *totals, *counts, *work]).double()
-        loss, *rest = cast(Tensor, self._accelerator.reduce(sums, reduction="sum")).tolist()
+        loss, *rest = self._ranks.sum(sums).tolist()
         sums_and_counts = zip(names, rest[: len(names)], rest[len(names) : 2 * len(names)], strict=True)
         return {
             "loss": loss,

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
-from torch import Tensor
 
 from align.accounting.flops import Work, sum_work
 from align.artifacts import read_json, write_json
@@ -23,6 +22,7 @@ from align.data.token_groups import TokenSequence
 from align.errors import RunError
 from align.models.tree.batch import TokenBatch
 from align.train.indexed_groups import GroupView
+from align.train.passes.data_ranks import DataRanks
 from align.train.passes.micro_batches import COLLATE
 from align.train.references.cache import Pass, ReferenceCache, References, ReferenceWork, first_occurrences
 
@@ -50,7 +50,7 @@ def fill_cache(
     work_file: Path,
     forward: Literal["tree", "plain"],
     token_budget: int,
-    accelerator: Accelerator,
+    ranks: DataRanks,
 ) -> Iterator[int]:
     """Compute missing values on all ranks, store them in the cache and write the column of all groups.
 
@@ -58,19 +58,19 @@ def fill_cache(
     its micro-batches. The computed work is stored in `work_file`.
     """
     # The main process decides what is missing: another run may be adding to the folder at the same time
-    is_main, nothing = accelerator.is_main_process, Pass(np.empty(0, np.int64), 0)
-    (plan,) = broadcast_object_list([cache.begin_pass(groups, column) if is_main else nothing])
+    accelerator, nothing = ranks.accelerator, Pass(np.empty(0, np.int64), 0)
+    (plan,) = broadcast_object_list([cache.begin_pass(groups, column) if accelerator.is_main_process else nothing])
     yield plan.num_missing
     to_store = first_occurrences(groups, plan.groups)
     to_compute = to_store & References(groups, column, cache.shape).missing()
     writer, work, num_forward_passes = _Writer(cache), Work(0, 0, 0), 0
-    sizes, num_ranks = groups.column(forward), accelerator.num_processes
-    for micros, filler in _micro_batches(plan, sizes, token_budget=token_budget, num_ranks=num_ranks):
+    sizes = groups.column(forward)
+    for micros, filler in _micro_batches(plan, sizes, token_budget=token_budget, num_ranks=ranks.number):
         spans = [groups.sequence_span(index) for micro in micros for index in micro]
         if not any(to_store[span].any() for span in spans):
             continue
         # A rank without groups runs one anyway: sharded weights are gathered by all ranks together
-        own = micros[accelerator.process_index]
+        own = micros[ranks.own]
         sequences = [sequence for index in own or (filler,) for sequence in groups[index].sequences]
         batch = COLLATE[forward](sequences)
         # Counted in every attempt, although an earlier one may have stored the values
@@ -79,7 +79,7 @@ def fill_cache(
             continue
         batch = batch.to(accelerator.device)
         totals = outputs(batch)
-        if own:
+        if own and ranks.is_first_process:
             is_new = np.concatenate([to_compute[groups.sequence_span(index)] for index in own])
             for sequence, total, keep in zip(sequences, totals, is_new, strict=True):
                 if keep:
@@ -89,9 +89,9 @@ def fill_cache(
     writer.flush()
     _write_column(cache, groups, column, accelerator)
     if num_forward_passes:
-        _store_work(work_file, work, num_forward_passes, accelerator)
+        _store_work(work_file, work, num_forward_passes, ranks)
     accelerator.wait_for_everyone()
-    if is_main:
+    if accelerator.is_main_process:
         cache.finish_pass()
 
 
@@ -144,11 +144,11 @@ class _Writer:
         self.values, self.flushed_at, self.num_pending = {}, time.monotonic(), 0
 
 
-def _store_work(path: Path, work: Work, num_forward_passes: int, accelerator: Accelerator) -> None:
+def _store_work(path: Path, work: Work, num_forward_passes: int, ranks: DataRanks) -> None:
     """Store the work of all ranks for later attempts, which find nothing missing."""
-    own = torch.tensor(list(work), dtype=torch.float64, device=accelerator.device)
-    total = cast(Tensor, accelerator.reduce(own, reduction="sum")).tolist()
-    if accelerator.is_main_process:
+    own = torch.tensor(list(work), dtype=torch.float64, device=ranks.accelerator.device)
+    total = ranks.sum(own).tolist()
+    if ranks.accelerator.is_main_process:
         write_json(path, [*map(int, total), num_forward_passes])
 
 

@@ -15,6 +15,7 @@ from align.models.tree.batch import TokenBatch
 from align.train.distillation.cache import TeacherTargets
 from align.train.indexed_groups import ROWS, GroupView
 from align.train.objectives.batch import sequence_logps
+from align.train.passes.data_ranks import DataRanks
 from align.train.passes.micro_batches import MicroBatcher
 from align.train.references.cache import ReferenceCache, References
 from align.train.references.compute import Outputs, fill_cache
@@ -33,6 +34,11 @@ class RunPasses:
     processes: Processes
     progress: Progress
 
+    @property
+    def ranks(self) -> DataRanks:
+        """Return the data-parallel ranks of the run."""
+        return DataRanks(self.accelerator, self.run.settings.sequence_parallel)
+
     def batcher(
         self, groups: GroupView, references: References | None, teacher: TeacherTargets | None = None
     ) -> MicroBatcher:
@@ -43,7 +49,7 @@ class RunPasses:
             token_budget=self.run.settings.token_budget,
             references=references,
             teacher=teacher,
-            accelerator=self.accelerator,
+            ranks=self.ranks,
         )
 
     def column(self, work_file: str) -> Path:
@@ -78,7 +84,7 @@ class RunPasses:
             work_file=self.run.folder / work_file,
             forward=forward,
             token_budget=self.run.settings.token_budget,
-            accelerator=self.accelerator,
+            ranks=self.ranks,
         )
         with self.processes.activity("computing reference log-probabilities"):
             num_missing = next(work)
