@@ -99,7 +99,7 @@ REASONS = {
         {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 2},
         4,
     ),
-    "mamba has linear_attention; only attention": ({"model_type": "mamba"}, 2),
+    "mamba has linear_attention; only full": ({"model_type": "mamba"}, 2),
     "router auxiliary loss": ({"model_type": "mixtral", "output_router_logits": True}, 2),
     "dynamic rotary embeddings": (
         {"model_type": "llama", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
