@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # these modules import torch, which validating a recipe does 
     from align.distributed.processes import Processes
     from align.distributed.progress import Progress
     from align.models.policy import Policy
+    from align.models.reward_model import RewardModel
     from align.rewards.verdicts import Judge
 
 T = TypeVar("T")
@@ -103,8 +104,8 @@ class EstimateInputs(Protocol):
         """Return the rows of the task's data, after `Task.check_rows`."""
         ...
 
-    def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
-        """Return the encoded rows; with `preferred_only` the best response of each."""
+    def token_groups(self, *, preferred_only: bool, compares: bool = False) -> Sequence[TokenGroup]:
+        """Return the encoded rows: the best response of each if `preferred_only`, several generated if `compares`."""
         ...
 
     def num_prompt_tokens(self, prompts: Sequence[Prompt]) -> int:
@@ -184,6 +185,10 @@ class TaskInputs(Protocol):
         """Return the loaded policy."""
         ...
 
+    def reward_model(self) -> RewardModel:
+        """Return the loaded reward model, where the step evaluates one in place of a policy."""
+        ...
+
     def choice_logps(
         self, prompts: Sequence[str] | Sequence[Sequence[Message]], answers: Sequence[str]
     ) -> list[tuple[float, ...]]:
@@ -197,8 +202,8 @@ class TaskInputs(Protocol):
         """Return the rows of the task's data, after `Task.check_rows`."""
         ...
 
-    def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
-        """Return the encoded rows; with `preferred_only` the best response of each."""
+    def token_groups(self, *, preferred_only: bool, compares: bool = False) -> Sequence[TokenGroup]:
+        """Return the encoded rows: the best response of each if `preferred_only`, several generated if `compares`."""
         ...
 
     def reference(self, *, own_answers: bool) -> tuple[Policy, Sequence[TokenGroup]]:

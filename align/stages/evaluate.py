@@ -15,8 +15,9 @@ from align.evaluation.measures.response_measures import KL_FROM_START
 from align.evaluation.task import Task, TaskSize
 from align.evaluation.tasks.embeddings import EMBEDDING_TASKS
 from align.evaluation.tasks.lm_eval import HarnessTask
+from align.evaluation.tasks.pair_accuracy import REWARD_TASKS
 from align.registry import suggest
-from align.stages.base import EMBEDDER, POLICY, SCORES, SOURCE, Column, Input, Placed, Stage, UsedEngine
+from align.stages.base import EMBEDDER, POLICY, REWARD_MODEL, SCORES, SOURCE, Column, Input, Placed, Stage, UsedEngine
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers
 from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.inputs.sources import SourceSettings, check_unsplit, check_without_constraints
@@ -32,7 +33,7 @@ class Evaluate(Stage):
     stage: Literal["evaluate"] = Field(default="evaluate", description="Score policies on tasks.")
     policies: list[str] | Literal["all"] = Field(
         default_factory=list[str],
-        description="Steps whose policies are evaluated; 'all' for every policy of the recipe.",
+        description="Steps whose policies, or with task pair_accuracy reward models, are evaluated; 'all' policies.",
     )
     models: list[str] = Field(
         default_factory=list[str], description="Additional models to evaluate: Hub ids, folders or gguf:FILE."
@@ -84,9 +85,15 @@ class Evaluate(Stage):
             for name, path in self._references()
             if path.startswith(STEP)
         ]
-        only_embeds = all(task.task in EMBEDDING_TASKS for task in self.tasks.values())
-        kinds = (POLICY, EMBEDDER) if only_embeds else (POLICY,)
-        return [*(Input(policy, kinds, ("policies",)) for policy in self.policies), *rows, *steps]
+        return [*(Input(policy, self._kinds, ("policies",)) for policy in self.policies), *rows, *steps]
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        """What the step evaluates."""
+        tasks = {task.task for task in self.tasks.values()}
+        if tasks <= {*REWARD_TASKS}:
+            return (REWARD_MODEL,)
+        return (POLICY, EMBEDDER) if tasks <= {*EMBEDDING_TASKS} else (POLICY,)
 
     def _references(self) -> list[tuple[str, str]]:
         """Return the tasks with a reference policy, and its path."""
@@ -113,8 +120,11 @@ class Evaluate(Stage):
         errors = ErrorList()
         with errors.collect():
             check_launch(self.launch)
-        for name in self.tasks:
+        for name, task in self.tasks.items():
             with errors.collect():
+                if task.task in REWARD_TASKS and self._kinds != (REWARD_MODEL,):
+                    message = f"{task.task} evaluates reward models, and the other tasks do not: write another step"
+                    raise InputError(message, ("tasks", name, "task"))
                 if "/" in name or name.startswith("."):
                     raise InputError(
                         f"{name!r} is used as a file name, so it must not contain '/' or start with '.'",

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.distributed.processes import Processes
 from align.evaluation.tasks import TASKS
 from align.models.policy import Policy
+from align.models.reward_model import RewardModel
+from align.models.settings import Rating
 
 CONFIG = {
     "hidden_size": 32,
@@ -61,3 +63,25 @@ def test_metrics_equal_those_from_transformers_logits(policy, precision, near):
     right = [a < b for of in summed for place, a in enumerate(of) for b in of[place + 1 :]]
     assert found["accuracy_summed"].value == sum(right) / len(right)
     assert found["accuracy_summed"].n == len(GROUPS)
+
+
+@torch.no_grad()
+def test_pair_accuracy_is_that_of_rewards_which_transformers_computes_one_by_one():
+    torch.manual_seed(0)
+    config = LlamaConfig(**CONFIG, initializer_range=0.2, num_labels=2, pad_token_id=0)
+    weights = (0.75, -1.5)
+    model = RewardModel(LlamaForSequenceClassification(config), Rating(("true", "long"), weights))
+    fresh = LlamaForSequenceClassification(config).eval()
+    fresh.load_state_dict(model.base.state_dict())
+    drawn = np.random.default_rng(3)
+    groups = [group(row, drawn.integers(1, 64, 3), *(drawn.integers(1, 64, 4) for _ in range(3))) for row in range(6)]
+    groups += [group(6, [1], [2])]  # no pair
+    right, number = 0, 0
+    for each in groups:
+        ids = [torch.from_numpy(one.ids.astype("int64"))[None] for one in each.sequences]
+        rewards = [sum(w * float(s) for w, s in zip(weights, fresh(one).logits[0], strict=True)) for one in ids]
+        pairs = [(a, b) for a in range(len(rewards)) for b in range(a + 1, len(rewards))]  # the later one is better
+        right, number = right + sum(rewards[b] > rewards[a] for a, b in pairs), number + len(pairs)
+    parts = TASKS["pair_accuracy"].measure(model, groups, precision="fp32", processes=Processes())
+    found = TASKS["pair_accuracy"].scores(list(parts))["accuracy"]
+    assert found.value == pytest.approx(right / number) and found.n == 6 and 0 < right < number == 18

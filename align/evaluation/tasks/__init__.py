@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from align.errors import InputError
 from align.evaluation.task import Task
-from align.evaluation.tasks import embeddings, ifeval, mmlu, nll, preference, procedural, topic_following
+from align.evaluation.tasks import embeddings, ifeval, mmlu, nll, pair_accuracy, preference, procedural, topic_following
 from align.evaluation.tasks.code import humaneval, mbpp
 from align.evaluation.tasks.fidelity import DRIFT, FIDELITY
 from align.evaluation.tasks.judged import alpaca_eval, arena_hard, judged_pairs, mt_bench, win_rate
@@ -31,6 +31,7 @@ TASKS: dict[str, Task] = {
         mmlu.TASK,
         nll.TASK,
         preference.TASK,
+        pair_accuracy.TASK,
         win_rate.TASK,
         judged_pairs.TASK,
         alpaca_eval.TASK,

@@ -82,4 +82,5 @@ TASK = PreferenceTask(
         *(f"{name}_{form}" for name in ("confidence", "calibration_error") for form in FORMS),
     ),
     measure=measure,
+    compares=True,
 )

@@ -20,24 +20,31 @@ from align.distributed.processes import Processes
 from align.distributed.progress import Progress
 from align.distributed.work_split import split_work
 from align.errors import InputError
-from align.evaluation.answers import answers_from_file, answers_from_policy, responses_by_prompt, write_lines
+from align.evaluation.answers import answers_from_file, answers_from_policy, write_lines
 from align.evaluation.choices import choice_groups
-from align.evaluation.given_responses import row_id_of
 from align.evaluation.likelihood import forward_work, likelihoods
 from align.evaluation.task import Answer, NextTurn, PairedResponses, Row, Task, TaskResult
+from align.evaluation.tasks.pair_accuracy import REWARD_TASKS
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.policy import Policy
-from align.records import Message, Prompt, at_place
+from align.models.reward_model import RewardModel
+from align.records import Message, at_place
 from align.registry import UserCode, suggest
 from align.rewards.judges import make_judge
-from align.rewards.thoughts import ThoughtSettings, visible_text
+from align.rewards.thoughts import ThoughtSettings
 from align.rewards.verdicts import Judge
 from align.stages.inputs.context import RunContext
-from align.stages.inputs.sources import SourceSettings, prompts, rows_of
+from align.stages.inputs.sources import SourceSettings
 from align.stages.responses.engines import PolicyEngines, engine_identity, engine_settings
 from align.stages.responses.judging import need_gpu_alone, serving_judges
-from align.stages.responses.references import load_evaluated, reference_answers, with_divergences
+from align.stages.responses.references import (
+    load_evaluated,
+    load_evaluated_rewards,
+    paired_responses,
+    reference_answers,
+    with_divergences,
+)
 from align.stages.responses.sampling import open_journal
 from align.stages.responses.tasks import TaskSettings, likelihood_rows, task_rows
 
@@ -184,8 +191,15 @@ class _TaskInputs:
     def _loaded(self) -> tuple[Policy, PreTrainedTokenizerBase]:
         return load_evaluated(self.policy_path)
 
+    @cached_property
+    def _rewards(self) -> tuple[RewardModel, PreTrainedTokenizerBase]:
+        return load_evaluated_rewards(self.policy_path)
+
     def policy(self) -> Policy:
         return self._loaded[0]
+
+    def reward_model(self) -> RewardModel:
+        return self._rewards[0]
 
     @property
     def metrics(self) -> Sequence[str] | None:
@@ -204,10 +218,11 @@ class _TaskInputs:
         found = likelihoods(self.policy(), groups, precision=self.precision, processes=self.processes)
         return [tuple(each.logp for each in group) for group in found]
 
-    def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
-        policy, tokenizer = self._loaded
-        name, inputs, limit = self.settings.data, self.context.inputs, max_positions(policy.base.config)
-        groups, counts = likelihood_rows(name, inputs, tokenizer, model_limit=limit, best=preferred_only)
+    def token_groups(self, *, preferred_only: bool, compares: bool = False) -> Sequence[TokenGroup]:
+        model, tokenizer = self._rewards if self.settings.task in REWARD_TASKS else self._loaded
+        name, inputs, limit = self.settings.data, self.context.inputs, max_positions(model.base.config)
+        kinds = {"best": preferred_only, "compares": compares}
+        groups, counts = likelihood_rows(name, inputs, tokenizer, model_limit=limit, **kinds)
         left_out = ", ".join(f"{number} {reason}" for reason, number in counts["left_out"].items()) or "none"
         self.progress.note(f"{self.name}: {counts['rows']} rows read, {len(groups)} measured, {left_out} left out")
         self.counts |= counts
@@ -273,28 +288,7 @@ class _TaskInputs:
         return make_judge(judges, combine=self.settings.combine, thoughts=self.thoughts)
 
     def paired_responses(self) -> PairedResponses:
-        left_out = Counter[str]()
-        with rows_of(self.settings.data):
-            asked = list(prompts(self._source, seed=0, counts=left_out))
-        known: dict[str, Prompt] = {}
-        for prompt in asked:
-            known.setdefault(prompt.messages[-1].content, prompt)
-        left_out["prompts with the last message of an earlier one"] = len(asked) - len(known)
-        self.counts["left_out"] = dict(+left_out)
-        if len(self.settings.responses) != 2:  # noqa: PLR2004 - the policy's and the baseline's
-            raise InputError(
-                f"task {self.settings.task} compares two files of responses, not {len(self.settings.responses)}",
-                ("responses",),
-            )
-        ids = {row_id: text for text, prompt in known.items() if (row_id := row_id_of(prompt.metadata)) is not None}
-        ours, theirs = (responses_by_prompt(path, ids) for path in self.settings.responses)
-        both = [text for text in known if text in ours and text in theirs]
-        if not both:
-            raise InputError(f"task {self.settings.task}: no prompt of {self._source.path} is answered in both files")
-        self.progress.note(f"{len(both)} of {len(known)} prompts are answered in both files")
-        visible = [tuple(visible_text(of[text], self.thoughts) for of in (ours, theirs)) for text in both]
-        pairs = [(known[text], (one, two)) for text, (one, two) in zip(both, visible, strict=True)]
-        return PairedResponses(pairs, len(known) - len(both))
+        return paired_responses(self.settings, self.context, self.counts)
 
     def split(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]], *, activity: str) -> list[R]:
         return split_work(items, work, processes=self.processes, activity=activity)

@@ -1,4 +1,4 @@
-"""The reference of an evaluation: the policy that another one is compared with, along answers of one of them."""
+"""What an evaluated policy is compared with: a reference along answers of one of them, or responses in files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from align.data.chat_templates import apply_template
 from align.data.readers.tool_calls import tools_of
 from align.data.token_groups import TokenGroup
 from align.errors import InputError
+from align.evaluation.answers import responses_by_prompt
 from align.evaluation.fidelity import different_vocabularies, divergences
+from align.evaluation.given_responses import row_id_of
 from align.evaluation.likelihood import forward_work
 from align.evaluation.sampled_task import with_kl
-from align.evaluation.task import Parts, Sampled, StartKL, TaskResult
+from align.evaluation.task import PairedResponses, Parts, Sampled, StartKL, TaskResult
 from align.inference.engines import load_engine
 from align.inference.samples import Sample, prompt_key, unique_prompts
 from align.inference.settings import EngineSettings, LocalSettings, SamplingSettings
 from align.models.loading.pretrained import default_device
 from align.models.policy import Policy, load_policy
+from align.models.reward_model import RewardModel, load_rating, load_reward_model
 from align.models.settings import PolicySettings
-from align.records import Comparison, Located, Response
+from align.records import Comparison, Located, Prompt, Response
+from align.rewards.thoughts import visible_text
 from align.stages.inputs.context import RunContext, TrainingStart
 from align.stages.inputs.sources import prompts, rows_of
 from align.stages.responses.tasks import TaskSettings
@@ -37,6 +41,15 @@ def load_evaluated(path: str) -> tuple[Policy, PreTrainedTokenizerBase]:
     policy, tokenizer = load_policy(PolicySettings(path=path))
     apply_template(tokenizer)
     return policy.to(default_device()), tokenizer
+
+
+def load_evaluated_rewards(path: str) -> tuple[RewardModel, PreTrainedTokenizerBase]:
+    """Return a reward model on the default device, and its tokenizer with a chat template."""
+    if load_rating(path) is None:
+        raise InputError(f"{path} is not a reward model; the stage reward_model trains one")
+    model, tokenizer = load_reward_model(PolicySettings(path=path))
+    apply_template(tokenizer)
+    return model.to(default_device()), tokenizer
 
 
 def reference_answers(
@@ -135,3 +148,28 @@ def _start_kl(encoded: Sequence[Sequence[TokenGroup]], of_turns: Sequence[Parts]
         found.append((sum(nats), sum(tokens)) if answer else None)
     work = forward_work([turn for answer in encoded for turn in answer])
     return StartKL(start=start.name, kl=found, work=sum_work([work, work]))  # one pass of each policy
+
+
+def paired_responses(settings: TaskSettings, context: RunContext, counts: dict[str, Any]) -> PairedResponses:
+    """Return the responses of a task's two files to the prompts of its source; `counts` receives those left out."""
+    source, left_out = context.inputs.sources[settings.data], Counter[str]()
+    with rows_of(settings.data):
+        asked = list(prompts(source, seed=0, counts=left_out))
+    known: dict[str, Prompt] = {}
+    for prompt in asked:
+        known.setdefault(prompt.messages[-1].content, prompt)
+    left_out["prompts with the last message of an earlier one"] = len(asked) - len(known)
+    counts["left_out"] = dict(+left_out)
+    if len(settings.responses) != 2:  # noqa: PLR2004 - the policy's and the baseline's
+        raise InputError(
+            f"task {settings.task} compares two files of responses, not {len(settings.responses)}", ("responses",)
+        )
+    ids = {row_id: text for text, prompt in known.items() if (row_id := row_id_of(prompt.metadata)) is not None}
+    ours, theirs = (responses_by_prompt(path, ids) for path in settings.responses)
+    both = [text for text in known if text in ours and text in theirs]
+    if not both:
+        raise InputError(f"task {settings.task}: no prompt of {source.path} is answered in both files")
+    context.progress.note(f"{len(both)} of {len(known)} prompts are answered in both files")
+    visible = [tuple(visible_text(of[text], settings.thoughts) for of in (ours, theirs)) for text in both]
+    pairs = [(known[text], (one, two)) for text, (one, two) in zip(both, visible, strict=True)]
+    return PairedResponses(pairs, len(known) - len(both))

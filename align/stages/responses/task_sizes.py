@@ -24,9 +24,10 @@ class _EstimateInputs(NamedTuple):
     def rows(self, task: Task) -> Sequence[Row]:
         return task_rows(task, self.settings.data, self.planning.inputs)
 
-    def token_groups(self, *, preferred_only: bool) -> Sequence[TokenGroup]:
-        inputs, tokenizer = self.planning.inputs, self.planning.tokenizer
-        return likelihood_rows(self.settings.data, inputs, tokenizer, model_limit=None, best=preferred_only)[0]
+    def token_groups(self, *, preferred_only: bool, compares: bool = False) -> Sequence[TokenGroup]:
+        name, inputs, tokenizer = self.settings.data, self.planning.inputs, self.planning.tokenizer
+        found = likelihood_rows(name, inputs, tokenizer, model_limit=None, best=preferred_only, compares=compares)
+        return found[0]
 
     def num_prompt_tokens(self, prompts: Sequence[Any]) -> int:
         return prompt_tokens(prompts, self.planning.tokenizer)

@@ -199,17 +199,19 @@ def likelihood_rows(
     *,
     model_limit: int | None,
     best: bool = False,
+    compares: bool = False,
 ) -> tuple[list[TokenGroup], dict[str, Any]]:
     """Return the encoded rows with a response of a source, and the counts of rows read and left out.
 
     Of a source with held-out prompts, only their rows are returned. With `best`, only the preferred response of each.
+    Generated rows have one response, or several with `compares`.
     """
     from align.data.chat_encoder import ChatEncoder  # noqa: PLC0415 - imports transformers
     from align.stages.training.rows import is_held_out, preferred  # noqa: PLC0415 - imports torch
 
     source = inputs.sources[name]
     with rows_of(name):
-        reading = streamed(source, kind=Demonstration, seed=inputs.seed)
+        reading = streamed(source, kind=Comparison if compares else Demonstration, seed=inputs.seed)
         found = list(reading.records)
         answered = [(each.record, each.place) for each in found if isinstance(each.record, Comparison | Demonstration)]
         limit = source.max_length or model_limit
