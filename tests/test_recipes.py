@@ -36,6 +36,7 @@ def chat(row):
 FORMS = {
     "HuggingFaceH4/ultrafeedback_binarized": pair,
     "openbmb/UltraFeedback": completions,
+    "allenai/reward-bench": pair,
     "nvidia/HelpSteer2": lambda row: {"prompt": f"say {row}", "response": "yes", **RATED},
     "allenai/tulu-3-sft-mixture": lambda row: {
         "messages": [{"role": "user", "content": f"say {row}"}, {"role": "assistant", "content": "yes"}]

@@ -17,6 +17,7 @@ from align.workflow.launcher import Command
 from align.workflow.recipe.inputs import check_inputs
 from align.workflow.recipe.schema import Recipe
 from align.workflow.search.calls import assumed
+from align.workflow.search.results import search_lines
 
 if TYPE_CHECKING:
     from align.workflow.prediction import Interval, Prediction
@@ -57,6 +58,8 @@ def check(path: Path, overrides: Sequence[str]) -> None:
             predictions.append(predict(recipe, each, earlier.get(each.stage, [])))
             used = _lines(each, predictions[-1])
             _show(console, each.name, each.stage, [*_engine_lines(recipe.steps[each.name].engines()), *used.items()])
+    for name in recipe.search:
+        _show(console, f"search of {name}", "", search_lines(recipe, name))
     for note in notes:
         console.print(note, highlight=False, soft_wrap=True)
     _show(console, "whole recipe", "", total_lines(recipe, estimates, predictions))

@@ -5,6 +5,7 @@ settings and inputs.
 """
 
 from align.pipeline.cleanup import Cleanup
+from align.pipeline.copying import copied
 from align.pipeline.lock import LOCK_FILE, locked
 from align.pipeline.planning import FINISHED, INTERRUPTED, RUNNING, WAITING, PlannedStep, plan
 from align.pipeline.runner import Execute, run
@@ -22,6 +23,7 @@ __all__ = [
     "PlannedStep",
     "Step",
     "check_name",
+    "copied",
     "dependents",
     "fingerprints",
     "locked",

@@ -182,7 +182,8 @@ class Generate(GenerationSettings, Stage):
         from align.stages.responses.generation import generate_groups  # noqa: PLC0415 - imports torch
         from align.stages.responses.sampling import prompt_check  # noqa: PLC0415
 
-        folders = {name: str(context.inputs.folders[name]) for name in self.policies}
+        inputs = context.inputs
+        folders = {inputs.sampled_name(name): str(inputs.folders[name]) for name in self.policies}
         statistics = GroupStatistics()
         answering = [*folders.values(), *self.models]
         check = prompt_check(answering, self.engine) if self._skips_rows(context.inputs) else None

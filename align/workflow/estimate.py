@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from align.accounting.communication import FP32
 from align.models.loading.config import dimensions
 from align.models.loading.pretrained import count_weights, silence_transformers
-from align.pipeline.steps import Step, order
+from align.pipeline.steps import order
 from align.stages.costs.estimates import Estimate, PlannedModel, Planning
 from align.stages.inputs.context import ModelSpec
 from align.stages.training.models import planned_config, planned_tokenizer
@@ -30,7 +30,7 @@ class ModelPlans:
         """Return the model that a step starts from or asks."""
         start = self._recipe.steps[name].start
         if start is None:
-            return ModelSpec(self._recipe.policy)
+            return ModelSpec(self._recipe.sections(name).policy)
         return self._recipe.steps[start].model(self.start(start))
 
     def loaded(self, name: str) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
@@ -69,15 +69,26 @@ def estimate(recipe: Recipe) -> Iterator[Estimate]:
     """Yield the estimate of each step in the order in which they run; raise for the first thing that is wrong."""
     silence_transformers()
     plans, made = ModelPlans(recipe), dict[str, Estimate]()
-    for name in (each.name for each in order([Step(name, recipe.inputs(name), "") for name in recipe.steps])):
+    for name in (each.name for each in order(recipe.graph())):
         with recipe.locating(name):
             recipe.steps[name].check_machine()
-            made[name] = recipe.steps[name].estimate(replace(plans.planning(name), made=made))
+            if (copied := recipe.copies.get(name)) is not None:
+                nothing = {"flops": 0.0, "seconds": 0.0, "disk": 0, "spare": 0, "parts": {}}
+                made[name] = replace(made[copied], name=name, **nothing)
+            else:
+                known = {**made, **_sources(recipe, name, made)}
+                made[name] = recipe.steps[name].estimate(replace(plans.planning(name), made=known))
         yield made[name]
-        for source, each in recipe.data.items():
-            if each.made_by is not None and each.made_by[0] == name:
-                rows = made[name].rows
-                made[source] = replace(made[name], rows=rows if each.limit is None else min(rows, each.limit))
+
+
+def _sources(recipe: Recipe, name: str, made: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Return the estimates of the sources of a step that earlier steps make."""
+    found: dict[str, Estimate] = {}
+    for source, each in recipe.sections(name).data.items():
+        if each.made_by is not None and each.made_by[0] in made:
+            maker = made[each.made_by[0]]
+            found[source] = replace(maker, rows=maker.rows if each.limit is None else min(maker.rows, each.limit))
+    return found
 
 
 def disk_need(recipe: Recipe) -> tuple[int, int]:
@@ -85,7 +96,7 @@ def disk_need(recipe: Recipe) -> tuple[int, int]:
     silence_transformers()
     plans, models, checkpoints = ModelPlans(recipe), 0, 0
     for name, step in recipe.steps.items():
-        if step.disk(1) == (0, 0):
+        if step.disk(1) == (0, 0) or name in recipe.copies:  # a copy has links to files
             continue
         size = plans.num_weights(name) * FP32
         stays, spare = step.disk(size)

@@ -27,7 +27,7 @@ from align.models.loading.pretrained import default_device
 from align.redaction import as_written
 from align.registry import UserCode
 from align.stages.base import REFERENCES
-from align.stages.costs.measured import matrix_rate
+from align.stages.costs.measured import Done, matrix_rate
 from align.stages.costs.meter import Meter, remove_spent
 from align.stages.inputs.context import RunContext
 from align.stages.responses.sampling import remove_journals
@@ -70,7 +70,8 @@ class _Executor:
     def __call__(self, step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
         spending.record_replaced(self.recipe, step.name)
         began, settings, allowed = time.monotonic(), self.recipe.steps[step.name], spending.allowance(self.recipe)
-        if settings.launch is not None and self.command is not None:
+        copied = self.recipe.copies.get(step.name)
+        if copied is None and settings.launch is not None and self.command is not None:
             self.progress.phase(settings.stage, 0)
             mark = pipeline.fingerprints(self.recipe.pipeline(self.content))[step.name]
             began_at(working)  # for every process of the launch
@@ -80,19 +81,22 @@ class _Executor:
         peak = _peak_flops(settings.training_precision)
         meter = Meter(working, self.progress, self.energy, allowed, peak_flops=peak)
         with meter, pinned_time(began_at(working)), _errors_of(self.recipe, step.name):
-            context = run_context(self.recipe, step.name, working, meter, self.content)
-            content = settings.run(context)
-            meter.add_elsewhere(spending.used_elsewhere())
+            if copied is not None:
+                content = {**pipeline.copied(inputs[copied], working), "done": Done()}
+            else:
+                context = run_context(self.recipe, step.name, working, meter, self.content)
+                content = settings.run(context)
+                meter.add_elsewhere(spending.used_elsewhere())
         done = content.pop("done")
         ledger = meter.ledger(done, self.recipe.accounting).to_json()
         self.seconds.append(time.monotonic() - began)
         return {
+            **content,
             "stage": settings.stage,
             "settings": as_written(settings.model_dump(mode="json")),
             "seed": self.recipe.seed,
             "versions": artifacts.versions(),
             "environment": environment(),
-            **content,
             "device": done.device,
             "ledger": ledger,
             "attempts": meter.attempts,
@@ -204,7 +208,7 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
     if is_launched and os.environ[INSIDE_RUN] != marks[name]:
         changed = "the recipe, or a file that it names, has changed since the run began"
         raise RunError(f"step {name!r}: {changed}; rerun the same command")
-    needed = _ancestors(steps, name)
+    needed = recipe.ancestors(name)
     chosen = [steps[other] for other in steps if other in needed or other == name]
     plans = {each.step.name: each for each in pipeline.plan(chosen, recipe.root)}
     state = plans[name].state
@@ -255,7 +259,10 @@ def _is_prepared(steps: Sequence[pipeline.Step], recipe: Recipe, name: str) -> b
 def _ends(recipe: Recipe, until: str | None, rerun_from: str | None) -> tuple[str | None, list[str]]:
     """Return the last step to run and the steps to run again, by the names under which they run."""
     last = recipe.expanded(until)[-1] if until is not None else None
-    return last, recipe.expanded(rerun_from) if rerun_from is not None else []
+    if rerun_from is None:
+        return last, []
+    of_trials = [trial for trial, step in recipe.stands_for.items() if step == rerun_from]
+    return last, [*of_trials, *recipe.expanded(rerun_from)]
 
 
 def _check_machine(recipe: Recipe, steps: Sequence[pipeline.PlannedStep]) -> None:
@@ -287,14 +294,3 @@ def _cleanup(working: Path) -> None:
     remove_spent(working)
     for name in (*WORK_FILES, CONTENT, PHASES, BEGAN, slurm.JOB_FILE):
         (working / name).unlink(missing_ok=True)
-
-
-def _ancestors(steps: Mapping[str, pipeline.Step], name: str) -> set[str]:
-    """Return all steps that the step depends on."""
-    found: set[str] = set()
-    waiting = list(steps[name].inputs)
-    while waiting:
-        other = waiting.pop()
-        found.add(other)
-        waiting += steps[other].inputs
-    return found

@@ -25,7 +25,6 @@ from align.pipeline import INTERRUPTED, PlannedStep
 from align.stages.costs.meter import ProcessUse, read_spent, remove_spent, spent_by, spent_unfinished
 from align.workflow.estimate import ModelPlans
 from align.workflow.recipe.schema import Recipe
-from align.workflow.search.outcomes import base_name
 
 SEVERAL_MACHINES = "the step ran on several machines, and only the first one has a meter"
 REPLACED = ".spent.json"  # in a run folder: what was used for folders of steps that were replaced or removed since
@@ -104,9 +103,9 @@ def _used(recipe: Recipe) -> Iterator[tuple[str, Spent]]:
 
 
 def _later_trials(recipe: Recipe) -> list[str]:
-    """Return the trials of an earlier call, and their evaluations, that the recipe does not have at this rung."""
-    bases = [base_name(recipe, name) for name in recipe.search]
-    found = {path.name for base in bases for path in recipe.root.glob(f"*{base}-trial-*-rung-*")}
+    """Return the steps of trials of an earlier call that the recipe does not have at this rung."""
+    waiting = [step for searched in recipe.searched.values() for step in searched.waiting]
+    found = {path.name for step in waiting for path in recipe.root.glob(f"*{step}-trial-*")}
     return sorted({name.removesuffix(".partial") for name in found} - recipe.steps.keys())
 
 

@@ -71,7 +71,7 @@ SEARCHED = """
   evaluate: {stage: evaluate, policies: [dpo], tasks: {general: {data: test, max_new_tokens: 6}}}
 search:
   dpo:
-    space: {loss.settings.beta: {log: [0.01, 1]}, train.learning_rate: {log: [1.0e-4, 1.0e-2]}}
+    space: {steps.general.train.learning_rate: {choices: [1.0e-3, 3.0e-3]}, train.learning_rate: {log: [1.0e-4, 0.01]}}
     evaluation: validation
     metric: chat.nll
     budget: {trials: 4}

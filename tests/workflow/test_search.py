@@ -128,7 +128,7 @@ def outcome(trial, value, *, first=0, last=10, flops=0.0, diverged=None):
     costs = {"flops": flops, "seconds": 1.0, "cost": None}
     nothing = {"flops": 0.0, "seconds": 0.0, "cost": None}
     score = {"value": value, "low": value, "high": value, "n": 4}
-    return Outcome(trial, score, diverged, first, last, 100, costs, nothing)
+    return Outcome(trial, score, diverged, first, last, 100, nothing, costs, nothing)
 
 
 def halve(made, values):
@@ -234,6 +234,7 @@ RECIPE = {
         "evaluate": {"stage": "evaluate", "policies": "all", "tasks": {"general_test": {"data": "test"}}},
     },
 }
+DPO = RECIPE["steps"]["dpo"]
 SMALL = {
     "space": {"loss.settings.beta": {"log": [0.01, 1]}, "train.learning_rate": {"log": [1e-4, 1e-2]}},
     "evaluation": "validation",
@@ -329,7 +330,6 @@ def test_a_wrong_search_is_named_with_its_key(changes, said):
     assert len(error.value.parts) == 1, error.value
 
 
-DPO = RECIPE["steps"]["dpo"]
 HALF = {**DPO, "train": {"learning_rate": 1e-3, "until_step": 3}}
 RESUMED = [
     ({"resume": "halve"}, "resume: no earlier step is called 'halve'"),

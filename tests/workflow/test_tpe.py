@@ -39,7 +39,7 @@ def loss(values):
 def outcome(trial, values, sign):
     diverged = "the loss is nan" if values["train.learning_rate"] > 0.01 else None
     score = {"value": math.nan if diverged else sign * loss(values), "low": None, "high": None, "n": 4}
-    return Outcome(trial, score, diverged, 0, 10, 10, NOTHING, NOTHING)
+    return Outcome(trial, score, diverged, 0, 10, 10, NOTHING, NOTHING, NOTHING)
 
 
 def points(made, seed=0, sign=1):

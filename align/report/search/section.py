@@ -53,8 +53,13 @@ def trial_rows(found: Facts, rates: Set[str]) -> tuple[list[str], list[list[str]
 
 
 def summary(found: Facts, rates: Set[str]) -> str:
-    """Return one paragraph: how many trials, what they took, what was chosen, and its score on other rows."""
-    parts = [f"{len(found['trials'])} trials took {_costs(found['cost_of_trials'])}."]
+    """Return one paragraph: ranges, number and cost of trials, what was chosen, and its score on other rows."""
+    parts: list[str] = []
+    if ranges := found.get("ranges"):
+        parts.append(f"Searched: {', '.join(f'{key} ({text})' for key, text in ranges.items())}.")
+    if made := [step for steps in found.get("earlier", {}).values() for step in steps]:
+        parts.append(f"Made for trials, and shared by those with equal values: {', '.join(made)}.")
+    parts.append(f"{len(found['trials'])} trials took {_costs(found['cost_of_trials'])}.")
     if found["chosen"] is not None:
         settings = found["trials"][str(found["chosen"])]["settings"]
         chosen = ", ".join(f"{key} {_text(value)}" for key, value in settings.items())

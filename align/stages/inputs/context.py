@@ -48,6 +48,7 @@ class StepInputs:
     sources: Mapping[str, SourceSettings]  # by name; rows that a step makes are a source, too
     folders: Mapping[str, Path]  # of the steps that it reads, by name
     run: Path  # folder of the run
+    stands_for: Mapping[str, str] = field(default_factory=dict[str, str])  # step of a search's trial -> step
     training_start: TrainingStart | None = None  # of the evaluated policy, where a step compares them
     tracking: TrackingSettings = TrackingSettings()
     content: Callable[[str], str] = content_of  # hash of a file, folder or module; cached over the steps of a run
@@ -65,6 +66,10 @@ class StepInputs:
     def path_of(self, model: str) -> str:
         """Return the folder of the step that `step:NAME` names; a path or Hub ID is returned as it is."""
         return str(self.folders[model.removeprefix(STEP)]) if model.startswith(STEP) else model
+
+    def sampled_name(self, policy: str) -> str:
+        """Return the name by which a policy is sampled: in a trial of a search the same as without the search."""
+        return self.stands_for.get(policy, policy)
 
     def policy_from(self, start: str | None) -> PolicySettings:
         """Return the policy in an earlier step's folder, run as the recipe says; the recipe's own for None."""

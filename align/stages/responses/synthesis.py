@@ -102,8 +102,9 @@ def _teachers(step: SynthesisSettings, context: RunContext, servers: ExitStack) 
 
     `servers` holds the server of the teacher that was loaded last.
     """
-    paths = {name: str(context.inputs.folders[name]) for name in step.policies} | {name: name for name in step.models}
-    content = context.inputs.content
+    inputs, content = context.inputs, context.inputs.content
+    paths = {inputs.sampled_name(name): str(inputs.folders[name]) for name in step.policies}
+    paths |= {name: name for name in step.models}
     how = [engine_identity(step.engine, context.processes), *map(content, step.engine.contents)]
 
     def load(name: str, path: str) -> Engine:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from align.config import build
 from align.content_hash import STEP
 from align.errors import ErrorList, InputError, Location, within
@@ -93,11 +95,11 @@ def _written_step(name: str, raw: Any, latest: Mapping[str, str]) -> Stage:  # n
         errors = ErrorList()
         errors.found.append(InputError(f"no stage is called {stage!r}; write {text}", (*loc, "stage")))
         with errors.collect():
-            build(STAGES[meant], {**_with_latest(raw, latest), "stage": meant}, loc)
+            build(STAGES[meant], {**with_names(raw, latest), "stage": meant}, loc)
         errors.raise_found()
     with within(*loc, "stage"):
         kind = stage_class(stage)
-    return build(kind, _with_latest(raw, latest), loc)
+    return build(kind, with_names(raw, latest), loc)
 
 
 def _check_name(step: Expanded, found: Mapping[str, Expanded], following: list[tuple[Expanded, str]]) -> None:
@@ -109,12 +111,22 @@ def _check_name(step: Expanded, found: Mapping[str, Expanded], following: list[t
         raise InputError(f"it becomes a step called {step.name!r}, and there is one of this name already", loc)
 
 
-def _with_latest(value: Any, latest: Mapping[str, str], key: str = "") -> Any:  # noqa: ANN401 - plain values of YAML
-    """Return the value with the last round in place of the name of a step in rounds."""
+def with_names(value: Any, names: Mapping[str, str], key: str = "") -> Any:  # noqa: ANN401 - settings of any type
+    """Return settings, or plain values, in which `names` replaces names of steps: below NAMES_STEPS and in step:NAME.
+
+    >>> with_names({"policy": "sft", "judges": [{"path": "step:rate"}]}, {"sft": "sft-2", "rate": "rate-1"})
+    {'policy': 'sft-2', 'judges': [{'path': 'step:rate-1'}]}
+    """
+    if isinstance(value, BaseModel):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        changed = {name: with_names(each, names, name) for name, each in fields.items()}
+        return value.model_copy(update={name: each for name, each in changed.items() if each != fields[name]})
     if isinstance(value, Mapping):
-        return {str(name): _with_latest(each, latest, str(name)) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_with_latest(each, latest, key) for each in value]
+        kept = names if key == "data" else {}  # shares of rows by their names
+        return {kept.get(str(name), str(name)): with_names(each, names, str(name)) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(with_names(each, names, key) for each in value)
     if isinstance(value, str) and value.startswith(STEP):
-        return STEP + latest.get(value.removeprefix(STEP), value.removeprefix(STEP))
-    return latest.get(value, value) if isinstance(value, str) and key in NAMES_STEPS else value
+        name, slash, file = value.removeprefix(STEP).partition("/")
+        return f"{STEP}{names.get(name, name)}{slash}{file}"
+    return names.get(value, value) if isinstance(value, str) and key in NAMES_STEPS else value

@@ -45,11 +45,12 @@ def _open_inputs(recipe: Recipe, until: str | None) -> None:
 
 
 def _open_policy(recipe: Recipe, errors: ErrorList) -> None:
-    if recipe.policy.path is not None:
+    policies = [recipe.policy, *(sections.policy for sections in recipe.own.values())]
+    for path in dict.fromkeys(policy.path for policy in policies if policy.path is not None):
         with errors.collect(), within("policy", "path"):
-            open_model(recipe.policy.path)
-    template = recipe.policy.chat_template
-    if template is not None and template.endswith(".jinja"):
+            open_model(path)
+    templates = [policy.chat_template or "" for policy in policies]
+    for template in dict.fromkeys(each for each in templates if each.endswith(".jinja")):
         with errors.collect(), within("policy", "chat_template"):
             open_file(template)
 
@@ -66,7 +67,7 @@ def _open_sources(recipe: Recipe, name: str, errors: ErrorList, *, from_hub: boo
     """Read the first rows of a step's sources; what an earlier step makes is not there yet."""
     step = recipe.steps[name]
     for source in step.shares():
-        settings = recipe.data.get(source)
+        settings = recipe.sections(name).data.get(source)
         if settings is None or settings.made_by is not None:
             continue
         if (hub_dataset(settings.path) is not None) == from_hub:

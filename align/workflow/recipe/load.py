@@ -8,11 +8,12 @@ from typing import Any
 
 from align.config import build, located, read_recipe
 from align.errors import ErrorList, InputError, InputErrors
-from align.pipeline import Step, order
+from align.pipeline import order
+from align.workflow.recipe.expansion import expand
 from align.workflow.recipe.hints import with_hints
 from align.workflow.recipe.schema import Recipe, WrittenRecipe
 from align.workflow.recipe.validation import validate
-from align.workflow.search.trials import expand_with_trials
+from align.workflow.search.trials import with_trials
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -27,16 +28,31 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def validated_recipe(values: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from plain values and validate it. The parts that can be built are validated in any case."""
+    """Build a recipe from plain values and validate it. The parts that can be built are validated in any case.
+
+    Trials of searches are made of a recipe that is valid without them.
+    """
     errors, broken = ErrorList(), set[str]()
     recipe = _expanded(values, errors, broken)
     with errors.collect():
         validate(recipe, broken)
+    if recipe.search and not errors.found:
+        with errors.collect():
+            recipe = with_trials(values, recipe, _built)
+            validate(recipe)
     if errors.found:
         steps = values.get("steps")
         given = steps.items() if isinstance(steps, Mapping) else ()
         stages = {str(name): str(step.get("stage")) for name, step in given if isinstance(step, Mapping)}
         raise with_hints(InputErrors(errors.found), stages)
+    return recipe
+
+
+def _built(values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of plain values; raise if a part of it cannot be built."""
+    errors = ErrorList()
+    recipe = _expanded(values, errors, set())
+    errors.raise_found()
     return recipe
 
 
@@ -51,7 +67,7 @@ def _expanded(values: Mapping[str, Any], errors: ErrorList, broken: set[str]) ->
         message = f"a mapping from a step's name to its settings is needed, not {given!r}"
         errors.found.append(InputError(message, ("steps",)))
         given = {}
-    placed = expand_with_trials(given, written.search, written.seed, errors, broken)
+    placed = expand(given, errors, broken)
     sources = written.data
     tested = [name for each in placed for name in each.step.tests() if name in sources and not sources[name].made_by]
     tested = list(dict.fromkeys(tested))
@@ -85,7 +101,7 @@ def _sections(values: dict[str, Any], errors: ErrorList, broken: set[str]) -> Wr
 def _check_order(recipe: Recipe) -> None:
     """Raise where the steps cannot run in any order."""
     try:
-        order([Step(name, recipe.inputs(name), key="") for name in recipe.steps])
+        order(recipe.graph())
     except InputError as error:
         error.loc = ("steps", recipe.written[str(error.loc[1])][0])
         raise

@@ -17,12 +17,13 @@ from align.errors import InputError, Location
 from align.models.settings import PolicySettings
 from align.pipeline import MAX_NAME, Step
 from align.registry import pick
+from align.stages.base import POLICY
 from align.stages.inputs.context import StepInputs, TrainingStart
 from align.stages.inputs.sources import SourceSettings
 from align.stages.table import AnyStage
 from align.train.tracking import TrackingSettings
 from align.workflow.recipe.retention import Keep
-from align.workflow.search.settings import SearchSettings
+from align.workflow.search.settings import SearchedSteps, SearchSettings
 
 
 class WrittenRecipe(Settings):
@@ -65,6 +66,13 @@ class WrittenRecipe(Settings):
     steps: dict[str, AnyStage] = Field(description="Steps by name, in the order in which they run.")
 
 
+class Sections(Settings):
+    """The sections of a recipe that a step reads."""
+
+    policy: PolicySettings = Field(description="The model that the recipe starts from, and how policies run.")
+    data: dict[str, SourceSettings] = Field(description="Sources of rows, by name.")
+
+
 class Recipe(WrittenRecipe):
     """A recipe whose steps are expanded: rounds one by one, and an evaluation of each policy."""
 
@@ -72,11 +80,37 @@ class Recipe(WrittenRecipe):
         default_factory=dict[str, tuple[str, ...]],
         description="Maps each expanded step to the step and setting of the recipe file that define it.",
     )
+    searched: dict[str, SearchedSteps] = Field(
+        default_factory=dict[str, SearchedSteps], description="The steps of each search, by its name under `search`."
+    )
+    own: dict[str, Sections] = Field(
+        default_factory=dict[str, Sections],
+        description="Sections that steps of trials read in place of the recipe's, by the name of the step.",
+    )
 
     @property
     def root(self) -> Path:
         """Folder of the run."""
         return Path(self.runs) / self.run
+
+    @property
+    def copies(self) -> dict[str, str]:
+        """Maps steps to those of a search's chosen trial whose folder they copy in place of running."""
+        return {step: trial for each in self.searched.values() for step, trial in each.copies.items()}
+
+    @property
+    def stands_for(self) -> dict[str, str]:
+        """Maps each step before a searched one that is made for trials to that of the recipe."""
+        return {
+            step: step.removesuffix(f"-trial-{trial}")
+            for searched in self.searched.values()
+            for trial, steps in searched.earlier.items()
+            for step in steps
+        }
+
+    def sections(self, name: str) -> Sections | Recipe:
+        """Return the sections that a step reads: its own, or those of the recipe."""
+        return self.own.get(name, self)
 
     def expanded(self, name: str) -> list[str]:
         """Return the steps that `name` stands for: itself, or all that the written step became."""
@@ -121,14 +155,32 @@ class Recipe(WrittenRecipe):
         return self.location(name, loc) if is_own else loc
 
     def inputs(self, name: str) -> tuple[str, ...]:
-        """Return the steps whose folders the step reads."""
-        names: list[str] = []
+        """Return the steps whose folders the step reads: that which it copies, or those of its settings."""
+        copied = self.copies.get(name)
+        return self._named(name) if copied is None else (copied,)
+
+    def _named(self, name: str) -> tuple[str, ...]:
+        """Return the steps that the settings of a step name."""
+        names, data = list[str](), self.sections(name).data
         for each in self.steps[name].inputs():
-            made_by = self.data[each.name].made_by if each.name in self.data else None
+            made_by = data[each.name].made_by if each.name in data else None
             names.append(each.name if made_by is None else made_by[0])
         if (start := self._training_start(name)) is not None and start.step is not None:
             names.append(start.step)
         return tuple(dict.fromkeys(other for other in names if other in self.steps))
+
+    def ancestors(self, name: str) -> set[str]:
+        """Return the steps that a step depends on, directly or indirectly."""
+        found, waiting = set[str](), [name]
+        while waiting:
+            new = set(self.inputs(waiting.pop())) - found
+            found |= new
+            waiting += new
+        return found
+
+    def graph(self) -> list[Step]:
+        """Return the steps with the names of those that they read, and without their hashes."""
+        return [Step(name, self.inputs(name), key="") for name in self.steps]
 
     def _training_start(self, name: str) -> TrainingStart | None:
         """Return the policy that the training of a step's policy started from, for a step that compares them."""
@@ -140,24 +192,24 @@ class Recipe(WrittenRecipe):
             return TrainingStart(lacking="no step of the recipe trains it")
         if maker.start is not None:
             return TrainingStart(str(self.root / maker.start), maker.start)
-        if self.policy.path is not None:
-            return TrainingStart(self.policy.path)
+        if (path := self.sections(name).policy.path) is not None:
+            return TrainingStart(path)
         return TrainingStart(lacking="its training started from random weights")
 
-    def metric_columns(self) -> dict[str, str]:
-        """Return the metrics that policies of the recipe are evaluated by: TASK.METRIC -> column of the table."""
+    def metric_columns(self, *, only_policies: bool = False) -> dict[str, str]:
+        """Return the metrics that models of the recipe are evaluated by: TASK.METRIC -> column of the table."""
         found: dict[str, str] = {}
         for name, step in self.steps.items():
-            if step.start is not None:
+            if step.start is not None and not (only_policies and self.steps[step.start].makes != POLICY):
                 columns = step.columns(self.resolved(name))
                 found |= {f"{column.loc[-1]}.{column.metric}": column.name for column in columns}
         return found
 
-    def source(self, name: str) -> SourceSettings:
-        """Return the rows called `name`: a source, or what a step makes."""
+    def source(self, name: str, reader: str = "") -> SourceSettings:
+        """Return the rows called `name`: a source, as the step `reader` has it, or what a step makes."""
         step = self.steps.get(name)
         rows = None if step is None else step.rows(self.root / name)
-        return rows if rows is not None else pick(self.data, name, "source of data")
+        return rows if rows is not None else pick(self.sections(reader).data, name, "source of data")
 
     def _located(self, source: SourceSettings) -> SourceSettings:
         """Return a source with the file of its rows in place of the step that makes them."""
@@ -173,13 +225,14 @@ class Recipe(WrittenRecipe):
         Sources keep `step:NAME/FILE` as their path if not `located`: a key does not depend on the folder of the run.
         """
         step = self.steps[name]
-        sources = {source: self.source(source) for source in step.shares()}
+        sources = {source: self.source(source, name) for source in step.shares()}
         return StepInputs(
             seed=self.seed,
-            policy=self.policy,
+            policy=self.sections(name).policy,
             sources={key: self._located(source) for key, source in sources.items()} if located else sources,
-            folders={other: self.root / other for other in self.inputs(name)},
+            folders={other: self.root / other for other in self._named(name)},
             run=self.root,
+            stands_for=self.stands_for,
             training_start=self._training_start(name),
             tracking=self.tracking,
             content=content,
@@ -188,7 +241,9 @@ class Recipe(WrittenRecipe):
     def pipeline(self, content: Callable[[str], str] | None = None) -> list[Step]:
         """Return the steps for the scheduler, each with the hash of everything that decides its content."""
         content = content or cache(content_of)  # a file that several steps read is hashed once
-        return [
-            Step(name, self.inputs(name), stable_hash(step.cache_key(self.resolved(name, content, located=False))))
+        copies = self.copies
+        keys = {
+            name: "copy" if name in copies else step.cache_key(self.resolved(name, content, located=False))
             for name, step in self.steps.items()
-        ]
+        }
+        return [Step(name, self.inputs(name), stable_hash(key)) for name, key in keys.items()]

@@ -12,7 +12,6 @@ from align.train.tracking import check_trackers
 from align.workflow.recipe.retention import KeepBest
 from align.workflow.recipe.schema import Recipe
 from align.workflow.recipe.servers import check_servers
-from align.workflow.search.outcomes import base_name
 from align.workflow.search.trials import evaluation_name, trial_name
 
 
@@ -153,15 +152,17 @@ def check_columns(recipe: Recipe) -> None:
 
 def check_keep(recipe: Recipe) -> None:
     """Raise unless policies of the recipe are evaluated by the metric that `keep` names."""
-    if isinstance(recipe.keep, KeepBest) and recipe.keep.best not in (known := recipe.metric_columns()):
+    known = recipe.metric_columns(only_policies=True)
+    if isinstance(recipe.keep, KeepBest) and recipe.keep.best not in known:
         nearest = suggest(recipe.keep.best, known) if known else "no step of the stage evaluate has a known metric"
         raise InputError(f"no policy is evaluated by {recipe.keep.best!r}; {nearest}", ("keep", "best"))
 
 
 def check_search(recipe: Recipe) -> None:
     """Raise unless each search ranks trials by a metric of its evaluation, and can know the cost that it limits."""
-    for name, search in recipe.search.items():
-        first = trial_name(base_name(recipe, name), search.levels[0][0], rung=1)
+    for name, searched in recipe.searched.items():
+        search = recipe.search[name]
+        first = trial_name(searched.base, search.levels[0][0], rung=1)
         step = evaluation_name(search.evaluation, first)  # other policies may have other metrics
         known = [f"{column.loc[-1]}.{column.metric}" for column in recipe.steps[step].columns(recipe.resolved(step))]
         with within("search", name, "metric"):

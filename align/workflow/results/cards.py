@@ -26,7 +26,7 @@ def card_content(recipe: Recipe, name: str, manifests: Manifests) -> CardContent
     lineage = _lineage(recipe, name)
     sources = dict.fromkeys(source for step in lineage for source in _data(recipe, step))
     first = recipe.steps[lineage[0]]
-    base = getattr(first, "path", None) or recipe.policy.path
+    base = getattr(first, "path", None) or recipe.sections(lineage[0]).policy.path
     return CardContent(
         title=f"{recipe.run}/{name}",
         kind="reward_model" if recipe.steps[name].makes == REWARD_MODEL else "policy",
@@ -50,8 +50,8 @@ def _lineage(recipe: Recipe, name: str) -> list[str]:
 
 def _data(recipe: Recipe, name: str) -> list[str]:
     """Return the sources of a step's rows: paths of those that are read, names of steps that make them."""
-    steps = recipe.steps
-    return [source if source in steps else recipe.data[source].path for source in steps[name].shares()]
+    steps, data = recipe.steps, recipe.sections(name).data
+    return [source if source in steps else data[source].path for source in steps[name].shares()]
 
 
 def _summary(recipe: Recipe, name: str, manifest: Mapping[str, Any]) -> StageSummary:

@@ -59,8 +59,9 @@ def changes(recipe: Recipe, manifests: Manifests) -> dict[str, dict[str, Any]]:
 
 
 def _start(recipe: Recipe, policy: str) -> str | None:
-    """Return the step that a policy starts from; None for a policy that no step makes."""
-    return recipe.steps[policy].start if policy in recipe.steps else None
+    """Return the step that a policy starts from, or its copy after a search; None for a policy that no step makes."""
+    start = recipe.steps[policy].start if policy in recipe.steps else None
+    return next((copy for copy, trial in recipe.copies.items() if trial == start), start)
 
 
 class _Parts(NamedTuple):

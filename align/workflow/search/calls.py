@@ -11,7 +11,7 @@ from align.config import read_recipe
 from align.pipeline.planning import finished_steps
 from align.workflow.launcher import Command
 from align.workflow.recipe.schema import Recipe
-from align.workflow.search.outcomes import advanced, base_name, num_promoted, outcomes
+from align.workflow.search.outcomes import advanced, num_promoted, outcomes
 from align.workflow.search.settings import NUM_BEFORE_TPE, SearchSettings
 from align.workflow.search.tpe import check_optuna, with_drawn
 from align.workflow.search.trials import evaluation_name, trial_name
@@ -43,7 +43,7 @@ def calls(command: Command, *, until: str | None = None, rerun_from: str | None 
         search, names = command.loaded.search[name], list(command.loaded.steps)
         if until is not None:
             end = command.loaded.expanded(until)[-1]
-            if names.index(end) < names.index(base_name(command.loaded, name)):
+            if names.index(end) < min(map(names.index, command.loaded.searched[name].waiting)):
                 break
         search = _begun(name, search)
         while search.chosen is None:
@@ -96,7 +96,7 @@ def assumed(command: Command) -> tuple[Command, list[str]]:
 def _in_order(recipe: Recipe) -> list[str]:
     """Return the searched steps in the order in which they run."""
     names = list(recipe.steps)
-    return sorted(recipe.search, key=lambda name: names.index(base_name(recipe, name)))
+    return sorted(recipe.search, key=lambda name: names.index(recipe.searched[name].base))
 
 
 def _begun(name: str, search: SearchSettings) -> SearchSettings:
@@ -125,7 +125,7 @@ def _is_limited(search: SearchSettings) -> bool:
 def _last_trial(recipe: Recipe, name: str) -> str:
     """Return the evaluation of the last trial so far."""
     search = recipe.search[name]
-    trained = trial_name(base_name(recipe, name), search.levels[-1][-1], len(search.levels))
+    trained = trial_name(recipe.searched[name].base, search.levels[-1][-1], len(search.levels))
     return evaluation_name(search.evaluation, trained)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from align.accounting.ledger import sum_if_known
 from align.errors import InputError, RunError
 from align.workflow.recipe.schema import Recipe
 from align.workflow.search.settings import SearchSettings
@@ -26,6 +27,7 @@ class Outcome:
     first_step: int  # optimizer steps of the rung before
     last_step: int
     num_steps: int  # of the whole training
+    earlier: Mapping[str, float | None]  # of the steps before the training that were made for this trial
     training: Mapping[str, float | None]
     evaluation: Mapping[str, float | None]
 
@@ -40,53 +42,50 @@ class Outcome:
         return self.diverged is None and not math.isnan(self.score["value"])
 
 
-def base_name(recipe: Recipe, name: str) -> str:
-    """Return the step that a search is about: the first round of a step in rounds."""
-    return name if name in recipe.steps else f"{name}-1"
-
-
 def trial_names(recipe: Recipe, *, decided: bool) -> set[str]:
-    """Return the names of all trials of a recipe by rung, or only those of rungs after which it is decided who goes on.
+    """Return the names of all steps of trials, or only those that no later rung can need any more.
 
-    These are all rungs but the latest one of a search that has not ended.
+    These are the trials of all rungs but the latest one of a search that has not ended.
     """
     found: set[str] = set()
-    for name, search in recipe.search.items():
-        levels = search.levels if search.chosen is not None or not decided else search.levels[:-1]
-        for rung, trials in enumerate(levels, start=1):
-            found |= {trial_name(base_name(recipe, name), trial, rung) for trial in trials}
+    for name, searched in recipe.searched.items():
+        search = recipe.search[name]
+        is_whole = search.chosen is not None or not decided
+        for rung, trials in enumerate(search.levels if is_whole else search.levels[:-1], start=1):
+            found |= {trial_name(searched.base, trial, rung) for trial in trials}
+        found |= {step for steps in searched.earlier.values() for step in steps if is_whole}
     return found
 
 
 def check_chosen(recipe: Recipe, name: str) -> None:
     """Raise `InputError` for a step whose settings a search has yet to choose."""
-    origin = recipe.written[name][0]
-    search = recipe.search.get(origin)
-    if search is not None and search.chosen is None and name not in trial_names(recipe, decided=False):
-        raise InputError(f"the settings of step {name!r} are searched, which only `align run` does", ("search", origin))
+    for search, searched in recipe.searched.items():
+        if name in searched.waiting and recipe.search[search].chosen is None:
+            raise InputError(f"step {name!r} waits for a search, which only `align run` does", ("search", search))
 
 
 def outcomes(recipe: Recipe, name: str, manifests: Manifests) -> list[list[Outcome]]:
     """Return the outcomes of the finished trials of a search, by rung."""
-    search, base = recipe.search[name], base_name(recipe, name)
+    search, base = recipe.search[name], recipe.searched[name].base
     found: list[list[Outcome]] = []
     for rung, trials in enumerate(search.levels, start=1):
         names = {trial: trial_name(base, trial, rung) for trial in trials}
         asked = {trial: evaluation_name(search.evaluation, names[trial]) for trial in trials}
-        finished = [trial for trial in trials if names[trial] in manifests and asked[trial] in manifests]
+        steps = recipe.searched[name].earlier if rung == 1 else {}
         first = 0 if rung == 1 else search.rungs[rung - 2]
-        found.append(
-            [
-                _outcome(recipe, search, trial, first, manifests[names[trial]], manifests[asked[trial]])
-                for trial in finished
-            ]
-        )
+        found.append([])
+        for trial in trials:
+            made = (*steps.get(trial, ()), names[trial], asked[trial])
+            if all(step in manifests for step in made):
+                found[-1].append(_outcome(recipe, search, trial, first, [manifests[step] for step in made]))
     return found
 
 
 def _outcome(
-    recipe: Recipe, search: SearchSettings, trial: int, first: int, trained: Mapping[str, Any], asked: Mapping[str, Any]
+    recipe: Recipe, search: SearchSettings, trial: int, first: int, manifests: Sequence[Mapping[str, Any]]
 ) -> Outcome:
+    """Return the outcome of a trial; `manifests` end with those of its training and of its evaluation."""
+    *earlier, trained, asked = manifests
     (scores,) = asked["scores"].values()
     last = int(trained["optimizer_steps"])
     return Outcome(
@@ -96,9 +95,15 @@ def _outcome(
         min(first, last),
         last,
         int(trained["planned_steps"]),
-        {name: trained["ledger"][name] for name in COSTS},
-        {name: asked["ledger"][name] for name in COSTS},
+        _costs(earlier),
+        _costs([trained]),
+        _costs([asked]),
     )
+
+
+def _costs(manifests: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return what steps took together; None where it is unknown of one of them."""
+    return {name: sum_if_known(manifest["ledger"][name] for manifest in manifests) for name in COSTS}
 
 
 def _unknown(asked: Mapping[str, Any], metric: str) -> dict[str, Any]:
@@ -159,8 +164,9 @@ def _predicted(search: SearchSettings, first: Sequence[Outcome], number: int, na
     """Return what a search of `number` trials will have taken when the chosen one is trained to its end."""
     training = sum(_known(each.training, name) for each in first)
     evaluation = sum(_known(each.evaluation, name) for each in first)
+    earlier = sum(_known(each.earlier, name) for each in first)
     per_step, end = training / sum(each.last_step for each in first), max(each.num_steps for each in first)
-    total, trials = (training + evaluation) / len(first) * number, number
+    total, trials = (training + evaluation + earlier) / len(first) * number, number
     before = min(search.rungs[0], end)
     for rung in search.rungs[1:]:
         trials, after = num_promoted(trials, search), min(rung, end)

@@ -10,7 +10,7 @@ from align.accounting.ledger import sum_if_known
 from align.stages.evaluate import Evaluate
 from align.stages.inputs.sources import SourceSettings
 from align.workflow.recipe.schema import Recipe
-from align.workflow.search.outcomes import COSTS, Manifests, Outcome, base_name, outcomes
+from align.workflow.search.outcomes import COSTS, Manifests, Outcome, outcomes
 from align.workflow.search.points import point
 from align.workflow.search.trials import trial_name
 
@@ -33,7 +33,8 @@ def search_results(recipe: Recipe, manifests: Manifests) -> dict[str, Any]:
 
 
 def _search(recipe: Recipe, name: str, manifests: Manifests) -> dict[str, Any]:
-    search, base = recipe.search[name], base_name(recipe, name)
+    search, searched = recipe.search[name], recipe.searched[name]
+    base = searched.base
     found = outcomes(recipe, name, manifests)
     trials: dict[int, dict[str, Any]] = {}
     for rung, level in enumerate(found, start=1):
@@ -47,12 +48,29 @@ def _search(recipe: Recipe, name: str, manifests: Manifests) -> dict[str, Any]:
     return {
         **search.model_dump(mode="json", exclude={"started", "drawn"}),
         "greater_is_better": search.is_greater_better,
+        "ranges": {key: each.text for key, each in search.space.items()},
         "column": recipe.metric_columns()[search.metric],
+        "earlier": {str(trial): steps for trial, steps in searched.earlier.items()},
         "trials": {str(number): trials[number] for number in sorted(trials)},
         "cost_of_trials": {cost: sum_if_known(rung[cost] for rung in every) for cost in COSTS},
         "cost_of_chosen": {cost: manifests[base]["ledger"][cost] for cost in COSTS} if is_finished else None,
         "estimate": _estimate(recipe, name, manifests) or None,
     }
+
+
+def search_lines(recipe: Recipe, name: str) -> list[tuple[str, str]]:
+    """Return what a search draws and compares, and which steps its trials share, as lines with a heading."""
+    search, searched = recipe.search[name], recipe.searched[name]
+    first = trial_name(searched.base, search.levels[0][0], 1)
+    needed, rungs = recipe.ancestors(first), ", ".join(map(str, search.rungs))
+    own = dict.fromkeys(recipe.stands_for[step] for steps in searched.earlier.values() for step in steps)
+    shared = [step for step in recipe.steps if step in needed and step not in recipe.stands_for]
+    return [
+        *((key, each.text) for key, each in search.space.items()),
+        ("compared by", f"{search.metric} of {search.evaluation}, after {rungs} optimizer steps"),
+        ("trials have", ", ".join([*own, searched.base])),
+        ("trials share", ", ".join(shared) or "none"),
+    ]
 
 
 def _rung(found: Outcome, step: str, *, goes_on: bool | None) -> dict[str, Any]:
@@ -62,7 +80,7 @@ def _rung(found: Outcome, step: str, *, goes_on: bool | None) -> dict[str, Any]:
         "score": dict(found.score),
         "diverged": found.diverged,
         "goes_on": goes_on,
-        **{cost: sum_if_known([found.training[cost], found.evaluation[cost]]) for cost in COSTS},
+        **{cost: sum_if_known([found.training[cost], found.evaluation[cost], found.earlier[cost]]) for cost in COSTS},
     }
 
 

@@ -45,6 +45,19 @@ class Range(Settings):
             raise InputError(f"needs bounds that are whole numbers, not {list(bounds)}", ("integer",))
         return self
 
+    @property
+    def text(self) -> str:
+        """The range as a page shows it.
+
+        >>> Range(log=(0.02, 2.0)).text, Range(choices=["dpo", "ipo"]).text
+        ('log 0.02 to 2', 'one of dpo, ipo')
+        """
+        if self.choices is not None:
+            return f"one of {', '.join(map(str, self.choices))}"
+        kind = "log" if self.log is not None else "linear"
+        low, high = self.log or self.linear or (0.0, 0.0)
+        return f"{kind} {low:g} to {high:g}" + (", whole numbers" if self.integer else "")
+
 
 class TrialBudget(Settings):
     """Limits of a whole search. They include the training of the chosen trial to the end."""
@@ -61,11 +74,16 @@ class TrialBudget(Settings):
 
 
 class SearchSettings(Settings):
-    """A search of settings of one training step, by successive halving (Jamieson & Talwalkar 2016)."""
+    """A search of settings for one step that trains a policy or a reward model, by successive halving.
+
+    Jamieson & Talwalkar 2016.
+    """
 
     space: dict[str, Range] = Field(
         min_length=1,
-        description="Searched keys of the step, such as `loss.settings.beta`, with their ranges.",
+        description="Searched keys with their ranges: keys of the step, such as `loss.settings.beta`; and "
+        "`steps.NAME.KEY` of an earlier step, `data.NAME.KEY` and `policy.KEY`. Steps before the searched one that "
+        "depend on such a key run once for each of its values; all others are shared by all trials.",
     )
     points: Literal["sobol", "random", "tpe"] = Field(
         default="sobol",
@@ -73,7 +91,10 @@ class SearchSettings(Settings):
         "both from the recipe's seed and the number of the trial only; or, after 10 trials with Sobol points, one "
         "after the other by optuna's TPE sampler, from the scores of all earlier trials at the first rung.",
     )
-    evaluation: str = Field(description="Step with `stage: evaluate` that evaluates the trials; use validation rows.")
+    evaluation: str = Field(
+        description="Step with `stage: evaluate` that evaluates the trials; use validation rows. Reward models have "
+        "the task `pair_accuracy`."
+    )
     metric: str = Field(description="Metric of that step by which trials are ranked, as TASK.METRIC.")
     greater_is_better: bool | None = Field(
         default=None, description="Whether the highest value is the best; by default as for `keep`."
@@ -121,3 +142,12 @@ class SearchSettings(Settings):
     def levels(self) -> list[list[int]]:
         """The numbers of the trials of each rung so far; before the search, all trials of the first rung."""
         return self.started if self.started is not None else [list(range(1, (self.budget.trials or 1) + 1))]
+
+
+class SearchedSteps(Settings):
+    """The steps that a search makes, and those that wait for it."""
+
+    base: str = Field(description="The searched step; of a step in rounds the first round.")
+    earlier: dict[int, list[str]] = Field(description="Steps before the searched one, by the trial they are made for.")
+    copies: dict[str, str] = Field(description="Maps steps that wait to those of the chosen trial that they copy.")
+    waiting: list[str] = Field(description="Steps that depend on a searched key, and so have the chosen values.")

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from align.errors import ErrorList, InputError, Location, dotted_loc, within
+from align.errors import ErrorList, InputError, within
+from align.pipeline import dependents
 from align.registry import pick
-from align.stages.base import POLICY
+from align.stages.base import POLICY, REWARD_MODEL, Stage
 from align.stages.evaluate import Evaluate
 from align.stages.training.stage import TrainingStage
-from align.workflow.recipe.expansion import Expanded, expand
-from align.workflow.search.points import point, with_point
-from align.workflow.search.settings import SearchSettings
+from align.workflow.recipe.expansion import with_names
+from align.workflow.recipe.schema import Recipe, Sections
+from align.workflow.search.keys import check_keys, dependent, keys_by_step, place, values_of
+from align.workflow.search.points import with_point
+from align.workflow.search.settings import SearchedSteps, SearchSettings
 
-Searches = Mapping[str, SearchSettings]
 
-
-def trial_name(step: str, trial: int, rung: int) -> str:
-    """Return the name of the step that trains a trial up to a rung; both are counted from 1."""
-    return f"{step}-trial-{trial}-rung-{rung}"
+def trial_name(step: str, trial: int, rung: int | None = None) -> str:
+    """Return the name of the step that trains a trial up to a rung, or of one before it; both are counted from 1."""
+    return f"{step}-trial-{trial}" if rung is None else f"{step}-trial-{trial}-rung-{rung}"
 
 
 def evaluation_name(evaluation: str, trained: str) -> str:
@@ -27,107 +30,196 @@ def evaluation_name(evaluation: str, trained: str) -> str:
     return f"{evaluation}-{trained}"
 
 
-def expand_with_trials(
-    given: Mapping[Any, Any], searches: Searches, seed: int, errors: ErrorList, broken: set[str]
-) -> list[Expanded]:
-    """Return the steps in the order in which they run, with the trials of each search before the step it is about.
+def with_trials(values: Mapping[str, Any], recipe: Recipe, build: Callable[[Mapping[str, Any]], Recipe]) -> Recipe:
+    """Return a recipe with the trials of each search before the steps that wait for it.
 
-    A step whose search has ended has the settings of the chosen trial, and resumes its training.
+    `values` are the plain values of the recipe, and `build` makes a recipe of such values. The searched step and all
+    others that depend on a searched key have the values of the chosen trial once the search has ended.
     """
-    chosen = {name: (search, search.chosen) for name, search in searches.items() if search.chosen and name in given}
-    points = {name: point(search, seed, trial) for name, (search, trial) in chosen.items()}
-    given = {name: with_point(raw, points[str(name)]) if name in points else raw for name, raw in given.items()}
-    placed = expand(given, errors, broken)
-    if errors.found:
-        return placed
+    values, searches = {**values, "search": {}}, recipe.search
     for name, search in searches.items():
+        chosen = {} if search.chosen is None else values_of(search, name, recipe.seed, search.chosen)
+        values = with_point(values, chosen)
+    plain = build(values).model_copy(update={"search": searches})
+    found, errors = plain, ErrorList()
+    for name in searches:
         with errors.collect():
-            placed = _with_trials(placed, given, name, search, seed)
-        broken |= {name} if errors.found else set()
-    return placed
-
-
-def _with_trials(
-    placed: Sequence[Expanded], given: Mapping[Any, Any], name: str, search: SearchSettings, seed: int
-) -> list[Expanded]:
-    """Return the steps with the trials of one search, each followed by its evaluation."""
-    base, evaluation = searched_step(placed, name), _evaluation(placed, name, search)
-    _check_end(base, search)
-    found, taken = list[Expanded](), {each.name for each in placed}
-    for rung, trials in enumerate(search.levels, start=1):
-        for trial in trials:
-            step = _trained(given, base, name, search, point(search, seed, trial), rung)
-            resume = trial_name(base.name, trial, rung - 1) if rung > 1 else None
-            trained = trial_name(base.name, trial, rung)
-            asks = evaluation.step.model_copy(update={"policies": [trained], "models": []})
-            found.append(base._replace(name=trained, step=step.model_copy(update={"resume": resume})))
-            found.append(evaluation._replace(name=evaluation_name(search.evaluation, trained), step=asks))
-    if twice := taken.intersection(each.name for each in found):
-        raise InputError(f"the step {min(twice)!r} has the name of a trial; rename it", ("search", name))
-    if search.chosen is not None:
-        rungs = [rung for rung, trials in enumerate(search.levels, start=1) if search.chosen in trials]
-        if not rungs:
-            raise InputError(f"{search.chosen} is none of the trials {search.levels}", ("search", name, "chosen"))
-        resume = trial_name(base.name, search.chosen, rungs[-1])
-        placed = [
-            each._replace(step=each.step.model_copy(update={"resume": resume})) if each is base else each
-            for each in placed
-        ]
-    at = next(number for number, each in enumerate(placed) if each.name == base.name)
-    return [*placed[:at], *found, *placed[at:]]
-
-
-def searched_step(placed: Sequence[Expanded], name: str) -> Expanded:
-    """Return the step that the search of `name` is about: itself, or of a step in rounds the first round."""
-    loc = ("search", name)
-    if "." in name:
-        raise InputError("a searched step has no '.' in its name; rename it", loc)
-    with within(*loc):
-        pick({each.origin: each for each in placed}, name, "step")
-    own = [each for each in placed if each.origin == name and isinstance(each.step, TrainingStage)]
-    if not own or own[0].step.makes != POLICY:
-        raise InputError("a search is for a step that trains a policy: sft or preference", loc)
-    return own[0]
-
-
-def _check_end(base: Expanded, search: SearchSettings) -> None:
-    """Raise where the searched step stops before the last rung, whose checkpoint it would resume."""
-    assert isinstance(base.step, TrainingStage)
-    until = base.step.train.until_step
-    if until is not None and until < search.rungs[-1]:
-        message = f"the last rung is {search.rungs[-1]}, and the step stops after {until}: train.until_step"
-        raise InputError(message, ("search", base.origin, "rungs"))
-
-
-def _evaluation(placed: Sequence[Expanded], name: str, search: SearchSettings) -> Expanded:
-    """Return a step of the evaluation that compares the trials."""
-    found = {each.origin: each for each in placed if isinstance(each.step, Evaluate)}
-    with within("search", name, "evaluation"):
-        return pick(found, search.evaluation, "step with stage: evaluate")
-
-
-def _trained(
-    given: Mapping[Any, Any], base: Expanded, name: str, search: SearchSettings, values: Mapping[str, Any], rung: int
-) -> TrainingStage:
-    """Return the searched step with the settings of a trial, up to a rung, in place of the written ones."""
-    if rung > len(search.rungs):
-        raise InputError(f"names {rung} rungs of {len(search.rungs)}", ("search", name, "started"))
-    stops = {"train.until_step": search.rungs[rung - 1], "train.on_divergence": "stop"}
-    errors = ErrorList()
-    raw = with_point(given[name], {**values, **stops})
-    placed = expand({**given, name: raw}, errors, set())
-    for error in errors.found:
-        error.loc = _place(error.loc, name, search)
+            found = _Trials(plain, name, values, build).added_to(found)
     errors.raise_found()
-    step = next(each.step for each in placed if each.name == base.name)
-    assert isinstance(step, TrainingStage)
-    return step
+    return found
 
 
-def _place(loc: Location, name: str, search: SearchSettings) -> Location:
-    """Return where a search sets a setting of a trial."""
-    below = dotted_loc(loc[2:])
-    if below == "train.until_step":
-        return ("search", name, "rungs")
-    key = next((key for key in search.space if below == key or below.startswith(f"{key}.")), None)
-    return loc if key is None else ("search", name, "space", key)
+@dataclass
+class _Trials:
+    """The trials of one search, and the steps that they add to a recipe."""
+
+    recipe: Recipe  # without trials, with the chosen values of the searches that have ended
+    name: str
+    values: Mapping[str, Any]  # of that recipe
+    build: Callable[[Mapping[str, Any]], Recipe]
+    steps: dict[str, Stage] = field(default_factory=dict[str, Stage])  # that are added
+    written: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    own: dict[str, Sections] = field(default_factory=dict[str, Sections])
+    points: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])  # by trial
+
+    @property
+    def search(self) -> SearchSettings:
+        """The settings of the search."""
+        return self.recipe.search[self.name]
+
+    @cached_property
+    def base(self) -> str:
+        """The searched step: of a step in rounds, the first round."""
+        loc = ("search", self.name)
+        if "." in self.name:
+            raise InputError("a searched step has no '.' in its name; rename it", loc)
+        with within(*loc):
+            pick({origin: origin for origin, *_ in self.recipe.written.values()}, self.name, "step")
+        for step in self.recipe.expanded(self.name) if self.name not in self.recipe.steps else [self.name]:
+            settings = self.recipe.steps[step]
+            if isinstance(settings, TrainingStage) and settings.makes in (POLICY, REWARD_MODEL):
+                return step
+        raise InputError("a search is for a step that trains a policy or a reward model", loc)
+
+    @cached_property
+    def evaluation(self) -> str:
+        """A step of the evaluation that compares the trials."""
+        steps, written = self.recipe.steps, self.recipe.written
+        found = {written[name][0]: name for name, step in steps.items() if isinstance(step, Evaluate)}
+        with within("search", self.name, "evaluation"):
+            return pick(found, self.search.evaluation, "step with stage: evaluate")
+
+    @cached_property
+    def dependent(self) -> dict[str, set[str]]:
+        """The steps that depend on each searched key by themselves."""
+        return dependent(self.recipe, self.name, self.base, self.variant)
+
+    @cached_property
+    def waiting(self) -> dict[str, set[str]]:
+        """The searched keys that the steps which wait for the search depend on."""
+        return {step: keys for step, keys in keys_by_step(self.recipe, self.dependent).items() if keys}
+
+    def added_to(self, recipe: Recipe) -> Recipe:
+        """Return a recipe, which may have trials of other searches, with those of this one."""
+        check_keys(self.recipe, self.name, self.base)
+        self._check_end()
+        self._check_others()
+        earlier: dict[int, list[str]] = {}
+        for rung, trials in enumerate(self.search.levels, start=1):
+            for trial in trials:
+                if new := self._add_trial(trial, rung):
+                    earlier[trial] = new  # all of them at the first rung
+        if twice := recipe.steps.keys() & self.steps.keys():
+            raise InputError(f"the step {min(twice)!r} has the name of a trial; rename it", ("search", self.name))
+        copies = {} if self.search.chosen is None else self._add_chosen(self.search.chosen)
+        changed = {name: self.steps.pop(name) for name in recipe.steps.keys() & self.steps.keys()}
+        found = recipe.model_copy(
+            update={
+                "steps": {**recipe.steps, **changed, **self.steps},
+                "written": {**recipe.written, **self.written},
+                "own": {**recipe.own, **self.own},
+            }
+        )
+        for step in self.steps:
+            if wrong := [name for name in found.inputs(step) if name in self.waiting]:
+                what = f"step {self.written[step][0]!r} reads {wrong[0]!r} by a key in which a search cannot replace it"
+                raise InputError(what, ("search", self.name, "space"))
+        known = SearchedSteps(base=self.base, earlier=earlier, copies=copies, waiting=list(self.waiting))
+        steps = {name: found.steps[name] for name in self._ordered(found)}
+        return found.model_copy(update={"steps": steps, "searched": {**recipe.searched, self.name: known}})
+
+    def variant(self, point: Mapping[str, Any]) -> Recipe:
+        """Return the recipe without trials, with other values at dotted keys."""
+        try:
+            found = self.build(with_point(self.values, point))
+        except InputError as error:
+            for part in error.parts:
+                part.loc = place(part.loc, self.name, self.search)
+            raise
+        if self.base not in found.steps:
+            raise InputError(f"a trial has no step {self.base!r}; leave {self.name}.rounds out", ("search", self.name))
+        return found
+
+    def _point(self, trial: int) -> dict[str, Any]:
+        if trial not in self.points:
+            self.points[trial] = values_of(self.search, self.name, self.recipe.seed, trial)
+        return self.points[trial]
+
+    def _check_end(self) -> None:
+        """Raise where the searched step stops before the last rung, whose checkpoint it would resume."""
+        step, rungs = self.recipe.steps[self.base], self.search.rungs
+        assert isinstance(step, TrainingStage)
+        until, loc = step.train.until_step, ("search", self.name, "rungs")
+        if until is not None and until < rungs[-1]:
+            raise InputError(f"the last rung is {rungs[-1]}, and the step stops after {until}: train.until_step", loc)
+        if len(self.search.levels) > len(rungs):
+            message = f"names {len(self.search.levels)} rungs of {len(rungs)}"
+            raise InputError(message, ("search", self.name, "started"))
+        chosen = self.search.chosen
+        if chosen is not None and not any(chosen in trials for trials in self.search.levels):
+            message = f"{chosen} is none of the trials {self.search.levels}"
+            raise InputError(message, ("search", self.name, "chosen"))
+
+    def _check_others(self) -> None:
+        """Raise where what compares the trials, or another search before the trials, depends on a searched key."""
+        recipe, name = self.recipe, self.evaluation
+        asked = recipe.steps[name].model_copy(update={"policies": [], "kl_from_start": False})
+        asking = recipe.model_copy(update={"steps": {**recipe.steps, name: asked}})
+        for step in [each for each in asking.ancestors(name) if each in self.waiting]:
+            what = f"reads step {step!r}, which depends on {min(self.waiting[step])}; it is the same for all trials"
+            raise InputError(what, ("search", self.name, "evaluation"))
+        for step in self.waiting:
+            other = recipe.written[step][0]
+            if other != self.name and other in recipe.search and self.base not in recipe.ancestors(step):
+                what = f"step {other!r}, which has a search of its own, depends on {min(self.waiting[step])}"
+                raise InputError(f"{what}; search these keys in one of the two", ("search", self.name, "space"))
+
+    def _names(self, trial: int, variant: Recipe) -> dict[str, str]:
+        """Return the steps that are made for trials, by those of the recipe that they stand for.
+
+        A trial shares them with the first one that has the same values of the keys that they depend on.
+        """
+        keys, before, own = keys_by_step(variant, self.dependent), variant.ancestors(self.base), self._point(trial)
+        found: dict[str, str] = {}
+        for step in [each for each in variant.steps if each in before and keys[each]]:
+            same = (other for other in range(1, trial + 1) if all(self._point(other)[k] == own[k] for k in keys[step]))
+            found[step] = trial_name(step, next(same))
+        return found
+
+    def _add(self, name: str, of: str, variant: Recipe, names: Mapping[str, str], **changes: Any) -> None:  # noqa: ANN401
+        """Add a step of a trial: the step `of` of the recipe of the trial, which reads other steps of the trial."""
+        self.steps[name] = with_names(variant.steps[of], names).model_copy(update=changes)
+        self.written[name] = variant.written[of]
+        sections = Sections(policy=variant.policy, data=with_names(variant.data, names))
+        if sections != Sections(policy=self.recipe.policy, data=self.recipe.data):
+            self.own[name] = sections
+
+    def _add_trial(self, trial: int, rung: int) -> list[str]:
+        """Add a trial up to a rung, with its evaluation; return the new steps before the searched one."""
+        train, base = f"steps.{self.name}.train", self.base
+        stops = {f"{train}.until_step": self.search.rungs[rung - 1], f"{train}.on_divergence": "stop"}
+        variant = self.variant({**self._point(trial), **stops})
+        names = self._names(trial, variant)
+        new = {step: name for step, name in names.items() if name not in self.steps}
+        for step, name in new.items():
+            self._add(name, step, variant, names)
+        trained = trial_name(base, trial, rung)
+        self._add(trained, base, variant, names, resume=trial_name(base, trial, rung - 1) if rung > 1 else None)
+        evaluated = evaluation_name(self.search.evaluation, trained)
+        self._add(evaluated, self.evaluation, variant, {}, policies=[trained], models=[])
+        return list(new.values())
+
+    def _add_chosen(self, trial: int) -> dict[str, str]:
+        """Add the searched step, which resumes the chosen trial; return the steps that are copies of the trial's."""
+        rung = max(rung for rung, trials in enumerate(self.search.levels, start=1) if trial in trials)
+        names = self._names(trial, self.recipe)
+        self._add(self.base, self.base, self.recipe, names, resume=trial_name(self.base, trial, rung))
+        return names
+
+    def _ordered(self, recipe: Recipe) -> list[str]:
+        """Return the steps in their order: the trials follow what they read and come before the steps that wait."""
+        names, waiting = list(recipe.steps), dependents(recipe.graph(), list(self.waiting)) - self.steps.keys()
+        needed = set[str]().union(*(recipe.ancestors(step) for step in self.steps))
+        before = {*names[: names.index(self.base)], *needed} - waiting - self.steps.keys()
+        first = [name for name in names if name in before]
+        return [*first, *self.steps, *(name for name in names if name not in before and name not in self.steps)]
