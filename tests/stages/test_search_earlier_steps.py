@@ -10,7 +10,8 @@ from align.artifacts import read_json, read_manifest
 from align.report.run_folder import read_run
 from align.report.search.section import searches
 from align.workflow.launcher import Command
-from align.workflow.search.calls import assumed
+from align.workflow.runner import planned
+from align.workflow.search.calls import assumed, calls
 
 GROUPS = {
     "stage": "generate",
@@ -107,6 +108,16 @@ def test_costs_include_the_steps_made_for_trials_and_the_page_names_the_ranges(s
     assert found["estimate"] == {"chat_test nll": read_json(folder / "runs/small/table.json")["dpo"]["chat_test nll"]}
     command, notes = assumed(Command(folder / "small.yaml"))
     assert notes == [] and set(command.loaded.steps) == set(made)
+
+
+def test_a_step_that_waits_runs_after_the_search_and_again_in_every_trial(searched):
+    folder, made, _ = searched
+    command = Command(folder / "small.yaml")
+    assert [call.until for call in calls(command, until="rate")] == ["rate"]
+    assert len(list(calls(command, until="groups"))) == 3  # both rungs, and the chosen steps
+    recipe = assumed(command)[0].loaded
+    again = {each.step.name for each in planned(recipe, None, "groups") if each.reason == "reruns as requested"}
+    assert again == {name for name in made if name.startswith(("groups", "dpo", "evaluate-dpo", "validation-dpo"))}
 
 
 @pytest.mark.slow
