@@ -8,7 +8,7 @@ from typing import Literal
 from align.accounting.flops import Decoder
 from align.errors import InputError
 
-FP32 = 4  # bytes
+FP32, BF16 = 4, 2  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,8 @@ class Traffic:
     regathered: int = 0  # micro-batches for whose backward pass ZeRO-3 gathers all weights again; see below
     forward_only: int = 0  # micro-batches without a backward pass: references and held-out rows
     weight_bytes: int = FP32
-    gathered_bytes: int | None = None  # of a weight that ZeRO-3 or FSDP2 gathers; None: weight_bytes
+    reduced_bytes: int | None = None  # of a gradient; None: weight_bytes
+    gathered_in_bf16: int = 0  # weights that ZeRO-3 or FSDP2 gathers in bf16, of those that it partitions
 
 
 def communication_bytes(sharding: Sharding, traffic: Traffic) -> int:
@@ -91,19 +92,17 @@ def communication_bytes(sharding: Sharding, traffic: Traffic) -> int:
     trained = traffic.weights if traffic.trained is None else traffic.trained
     reductions = traffic.micro_batches if sharding.reduce == "each" and sharding.stage != 1 else traffic.steps
     partitioned = traffic.weights - traffic.unpartitioned
-    numbers = {
-        0: 2 * trained * reductions,
-        1: (2 + 1) * trained * traffic.steps,
-        2: 2 * trained * reductions + trained * traffic.steps,
-        3: (2 if sharding.cpu else 1) * trained * reductions,
-    }[sharding.stage]
-    gathered = 0
+    reduced = (1 if sharding.stage == 3 and not sharding.cpu else 2) * trained * reductions
+    gathered = trained * traffic.steps if sharding.stage in (1, 2) else 0
+    saved = 0  # bytes, by bf16
     if sharding.stage == 3:
         gathered = partitioned * (2 * traffic.micro_batches + traffic.forward_only)
         gathered -= sharding.kept(partitioned) * (traffic.micro_batches - traffic.regathered)
+        # As if the same share of the weights that are kept were gathered in bf16
+        saved = gathered * (traffic.weight_bytes - BF16) * traffic.gathered_in_bf16 // max(1, partitioned)
         gathered += traffic.unpartitioned * traffic.steps
-    sizes = traffic.weight_bytes, traffic.gathered_bytes or traffic.weight_bytes
-    return (numbers * sizes[0] + gathered * sizes[1]) * (sharding.processes - 1) // sharding.processes
+    sent = reduced * (traffic.reduced_bytes or traffic.weight_bytes) + gathered * traffic.weight_bytes - saved
+    return sent * (sharding.processes - 1) // sharding.processes
 
 
 def exchange_bytes(model: Decoder, *, tokens: int, split: int, processes: int, size: int = FP32) -> int:

@@ -195,7 +195,7 @@ class Loop:
         with self.sharding.full_precision():
             outputs = model_outputs(self.policy, self.groups.probe_sequences())
         has_base = not all(value.requires_grad for value in self.policy.parameters())  # saved without rounding
-        return replace(outputs, is_rounded=self.sharding.in_bf16 and (self.sharding.gathers_per_layer or has_base))
+        return replace(outputs, is_rounded=self.sharding.always_rounds or (self.sharding.in_bf16 and has_base))
 
     def step(self, number: int) -> dict[str, float]:
         """Take optimizer step `number`, counted from 0, and return its metrics.

@@ -34,7 +34,17 @@ UNSHARDED = {
 }
 PRODUCTS = "bf16-products"
 # Settings added since 0.2; with their defaults they are left out, so that steps finished before stay finished
-ADDED = ("compile", "optimizer", "optimizer_settings", "early_stopping", "callbacks", "weights", "average", *ENDS)
+ADDED = (
+    "compile",
+    "optimizer",
+    "optimizer_settings",
+    "early_stopping",
+    "callbacks",
+    "weights",
+    "average",
+    "reduce_dtype",
+    *ENDS,
+)
 
 
 def check_optimizer(name: str) -> None:
@@ -130,6 +140,11 @@ class TrainSettings(Settings):
         default="once",
         description="Reduce gradients over processes once per step, or after each micro-batch, which under ZeRO-2 and "
         "ZeRO-3 saves the memory of unsharded gradients.",
+    )
+    reduce_dtype: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="Dtype in which gradients are reduced over processes. bf16 sends half the bytes and rounds the "
+        "sums: results then depend on the number of processes. Gradients are accumulated in fp32 either way.",
     )
     on_divergence: Literal["error", "stop"] = Field(
         default="error",

@@ -124,9 +124,18 @@ def test_large_models_send_what_the_zero_paper_states():
 
 def test_weights_that_are_gathered_in_bf16_send_half_of_their_bytes():
     """An fp32 gradient is reduced once, and bf16 weights are gathered in the forward and in the backward pass."""
-    traffic = Traffic(weights=7_000_000_000, gathered_bytes=2)
+    traffic = Traffic(weights=7_000_000_000, gathered_in_bf16=7_000_000_000)
     sent = communication_bytes(Sharding(stage=3, processes=1024, reuse=0, cpu=False), traffic)
     assert sent / traffic.weights == pytest.approx(4 + 2 * 2, rel=2e-3)
+
+
+def test_some_weights_gathered_and_all_gradients_reduced_in_bf16_send_half_of_their_bytes():
+    """Nine tenths of the weights in bf16 and one in fp32, twice, and a gradient in bf16."""
+    traffic = Traffic(weights=7_000_000_000, gathered_in_bf16=6_300_000_000, reduced_bytes=2)
+    sent = communication_bytes(Sharding(stage=3, processes=1024, reuse=0, cpu=False), traffic)
+    assert sent / traffic.weights == pytest.approx(2 + 2 * (0.9 * 2 + 0.1 * 4), rel=2e-3)
+    sent = communication_bytes(Sharding(stage=2, processes=1024, cpu=False), traffic)
+    assert sent / traffic.weights == pytest.approx(2 * 2 + 4, rel=2e-3)  # updated weights are gathered in fp32
 
 
 def test_invalid_sharding_is_rejected():

@@ -78,6 +78,11 @@ CASES = {
         comparisons(33, sizes=(1, 2, 5), longest=60),
         {"tokens_per_micro_batch": 200, "precision": "bf16"},
     ),
+    "bf16 reduced": (
+        supervised(),
+        demonstrations(36),
+        {"tokens_per_micro_batch": 90, "precision": "bf16", "reduce_dtype": "bf16"},
+    ),
     # Rows chosen by the loss of a policy that was trained for it, in 10 steps of the 2 epochs
     "selected": (supervised(), demonstrations(160), {"tokens_per_micro_batch": 90}),
     "tokens": (ChosenTokensObjective(0.4), demonstrations(36), {"tokens_per_micro_batch": 90}),

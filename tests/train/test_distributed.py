@@ -28,7 +28,12 @@ CHANGING = {
 WAYS = {
     "ddp": ("DistributedDataParallel", "Replicated", False, CASES),
     "zero1": ("DeepSpeedEngine", "Zero12", False, ("rpo", "resumed", "each")),
-    "zero2": ("DeepSpeedEngine", "Zero12", False, ("rpo", "alone", "adapters", "reward", "resumed", "bf16", "each")),
+    "zero2": (
+        "DeepSpeedEngine",
+        "Zero12",
+        False,
+        ("rpo", "alone", "adapters", "reward", "resumed", "bf16", "bf16 reduced", "each"),
+    ),
     "zero3": ("DeepSpeedEngine", "Zero3", True, CASES),
     "fsdp2": ("FSDPPolicy", "Fsdp2", False, CASES),
 }
@@ -78,7 +83,7 @@ def compare(name, folder):
     lines_of_two = metrics(folder)
     assert len(lines) == len(lines_of_two) == STEPS
     trained, trained_by_two = (load_file(where / "trained.safetensors") for where in (of_one, folder))
-    if name == "bf16":
+    if name.startswith("bf16"):
         compare_rounded(name, folder)
         return
     for line, line_of_two in zip(lines, lines_of_two, strict=True):

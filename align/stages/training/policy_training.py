@@ -11,9 +11,8 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.accounting.communication import FP32, Sharding, Traffic, communication_bytes, exchange_bytes
+from align.accounting.communication import BF16, FP32, Sharding, Traffic, communication_bytes, exchange_bytes
 from align.accounting.flops import Decoder
-from align.accounting.memory import BF16
 from align.config import Settings
 from align.data.chat_templates import apply_template
 from align.distributed.processes import Processes
@@ -183,7 +182,8 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
         micro_batches=outcome.num_micro_batches,
         regathered=outcome.num_micro_batches,  # the probe of the forward comes first, without a backward pass
         forward_only=outcome.num_forward_passes,
-        gathered_bytes=BF16 if loop.sharding.in_bf16 else FP32,
+        reduced_bytes=BF16 if loop.training_run.settings.reduce_dtype == "bf16" else FP32,
+        gathered_in_bf16=loop.sharding.num_rounded,
     )
     wire_bytes: int | None = communication_bytes(ways, traffic)
     if settings.sequence_parallel > 1:

@@ -82,10 +82,12 @@ class MasterWeights(Replicated):
             if value.grad is None:  # a process must not leave out a reduction that the others take part in
                 value.grad = torch.zeros_like(value, dtype=torch.float32)
         gradients = [cast(Tensor, value.grad) for value in self.trainable]
-        for work in [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        dtype = torch.bfloat16 if self.settings.reduce_dtype == "bf16" else torch.float32
+        sums = [gradient.to(dtype) for gradient in gradients]
+        for work in [torch.distributed.all_reduce(each, async_op=True) for each in sums]:
             cast(Any, work).wait()
-        for gradient in gradients:
-            gradient.div_(self.accelerator.num_processes)
+        for gradient, each in zip(gradients, sums, strict=True):
+            gradient.copy_(each).div_(self.accelerator.num_processes)
 
     @torch.no_grad()
     def _update(self, place: Place) -> None:

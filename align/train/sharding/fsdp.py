@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from align.errors import InputError
 from align.models.weights import full_tensor
+from align.train.sharding.bf16_gathers import Bf16ReduceScatter, Bf16Shard, autocast_weights
 from align.train.sharding.replicated import ParameterShard, Replicated, local
 
 
@@ -24,6 +25,7 @@ class Fsdp2(Replicated):
 
     def _prepare(self) -> None:
         base: Any = self.policy.base
+        rounded = autocast_weights(self.policy) if self.rounds_gathers else []
         if self.in_bf16:  # the fp32 shards are the master weights
             if self.policy.has_fp32_head:
                 raise InputError("FSDP2 would run the head in bf16; launch with DDP, or use fp32", ("train", "weights"))
@@ -33,6 +35,15 @@ class Fsdp2(Replicated):
         self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
         self.trainable = [value for value in self.policy.parameters() if value.requires_grad]
         self.optimizer = self.prepared.optimizer
+        for name, value in self.policy.named_parameters():
+            if name in rounded:
+                Bf16Shard.install(value)
+            if name in rounded or self.in_bf16:
+                self.num_rounded += value.numel()
+        self.always_rounds = self.num_rounded > 0
+        if self.settings.reduce_dtype == "bf16":
+            for module in self._sharded_modules():
+                module.set_custom_reduce_scatter(Bf16ReduceScatter())
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager[Any]:
         """Return a context for one forward and backward pass; gradients are reduced in the last one of a step."""
@@ -61,9 +72,11 @@ class Fsdp2(Replicated):
 
     def reshard(self) -> None:
         """Reshard the parameters of the root module, which stay gathered after a forward pass."""
-        for module in self.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for module in self._sharded_modules():
+            module.reshard()
+
+    def _sharded_modules(self) -> list[FSDPModule]:
+        return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
 
     @contextmanager
     def complete(self, values: Sequence[Tensor]) -> Generator[Sequence[Tensor]]:

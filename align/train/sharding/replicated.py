@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
@@ -49,6 +50,8 @@ class Replicated:
     is_sharded = False  # whether each process holds, and must save, a different part
     gathers_per_layer = False  # whether complete weights exist only while a layer runs
     stage = 0  # ZeRO stage
+    num_rounded = 0  # weights that are gathered in bf16
+    always_rounds = False  # whether they are in fp32 forward passes, too
     pieces: CompiledPieces | None = None  # of the policy, set by `use_precision`
     _in_fp32 = False  # set by `full_precision`
 
@@ -76,6 +79,10 @@ class Replicated:
     def _prepare(self) -> None:
         """Wrap the model and the optimizer with accelerate."""
         self.model: nn.Module = self.accelerator.prepare_model(self.policy)
+        if self.settings.reduce_dtype == "bf16" and isinstance(self.model, DistributedDataParallel):
+            # DDP refuses the hook itself without NCCL, which it does not need
+            hook: Any = lambda group, bucket: bf16_compress_hook(group, bucket)  # noqa: E731
+            self.model.register_comm_hook(None, hook)
         self.prepared: Any = self.accelerator.prepare_optimizer(self.optimizer)
 
     def use_precision(self) -> None:
@@ -207,6 +214,11 @@ class Replicated:
     def _optimized(self, names: Collection[str]) -> Sequence[Tensor]:
         """Return the tensors that the optimizer updates for the named parameters."""
         return [value for name, value in self.policy.named_parameters() if value.requires_grad and name in names]
+
+    @property
+    def rounds_gathers(self) -> bool:
+        """Whether weights that autocast rounds to bf16 are gathered in bf16 where weights are sharded."""
+        return self.settings.precision == "bf16" and self.settings.weights == "fp32"
 
     @property
     def in_bf16(self) -> bool:

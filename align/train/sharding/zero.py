@@ -9,11 +9,15 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from align.errors import RunError
 from align.models.weights import gathered_parameters
-from align.train.sharding.replicated import ParameterShard, Place, Replicated
+from align.train.sharding.bf16_gathers import autocast_weights
+from align.train.sharding.replicated import ParameterShard, Place, Replicated, num_parameters
+
+PARAM_COMM_DTYPE = "comm_dtype"  # attribute of a parameter: the dtype that DeepSpeed gathers it in
 
 
 class Zero12(Replicated):
@@ -26,6 +30,7 @@ class Zero12(Replicated):
         sizes = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}  # the loop accumulates itself
         autocast = {"bf16": {"enabled": False}, "fp16": {"enabled": False}}  # instead, the loop casts
         config |= {**sizes, **autocast, "gradient_clipping": self.settings.max_grad_norm}
+        config["communication_data_type"] = self.settings.reduce_dtype  # of gradients
         self.engine: Any = self.accelerator.prepare(self.policy, self.optimizer)[0]
         if type(self.engine).__name__ != "DeepSpeedEngine":
             raise RunError(f"expected a DeepSpeedEngine around the model, not a {type(self.engine).__name__}")
@@ -84,6 +89,32 @@ class Zero3(Zero12):
     """DeepSpeed ZeRO stage 3: weights are sharded too, and gathered while a layer runs."""
 
     gathers_per_layer = True
+    _rounded: Sequence[Any] = ()  # parameters that are gathered in bf16
+
+    def use_precision(self) -> None:
+        """Gather weights in bf16 that autocast rounds, in forward and backward passes and nowhere else."""
+        super().use_precision()
+        names = autocast_weights(self.policy) if self.rounds_gathers else []
+        # Small parameters are complete in every process, also in fp32 passes
+        found = [value for name, value in self.policy.named_parameters() if name in names]
+        self._rounded = [value for value in found if not cast(Any, value).ds_persist]
+        self.num_rounded = num_parameters(self._rounded)
+        if self._rounded:  # before DeepSpeed's own hooks, which gather weights
+            self.policy.register_forward_pre_hook(lambda *_: self._round(not self._in_fp32), prepend=True)
+            self.policy.register_forward_hook(lambda *_: self._round(False), always_call=True)
+
+    def _round(self, rounds: bool) -> None:
+        """Gather weights in bf16, or as they are, from here on; an attribute that DeepSpeed reads."""
+        for value in self._rounded:
+            if rounds:
+                setattr(value, PARAM_COMM_DTYPE, torch.bfloat16)
+            elif hasattr(value, PARAM_COMM_DTYPE):
+                delattr(value, PARAM_COMM_DTYPE)
+
+    def _backward(self, loss: Tensor) -> None:
+        self._round(True)
+        super()._backward(loss)
+        self._round(False)
 
     def shards(self, *, moments: bool) -> Iterator[ParameterShard]:
         """Yield what this process holds of each parameter, without the padding of the last shard."""
