@@ -45,7 +45,7 @@ from align.train.selection.selector import make_selector
 from align.train.selection.token_references import token_references
 from align.train.sharding.accelerator import make_accelerator
 from align.train.sharding.averaging import WeightAverage
-from align.train.sharding.bf16_weights import round_weights
+from align.train.sharding.bf16.weights import round_weights
 from align.train.sharding.prepare import describe, prepare_sharding
 from align.train.tracking import Tracking, check_trackers, start_trackers
 from align.train.training_run import HELD_OUT, START, TrainingResult, TrainingRun, evaluations_without_gain

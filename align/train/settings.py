@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -11,8 +10,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from align.config import Settings
 from align.data.batching import steps_per_epoch
 from align.errors import InputError, within
-from align.registry import DOTTED_PATH, import_dotted, suggest
+from align.registry import DOTTED_PATH, suggest
 from align.train.passes.early_stopping import EarlyStopping
+from align.train.sharding.optimizer_names import OPTIMIZERS, UNSHARDED
 from align.train.sharding.snapshots import CONFLICT, CONFLICTING, SnapshotSettings
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # decay rate of a moving average
@@ -25,13 +25,6 @@ WITHOUT_EFFECT = {"tokens_per_micro_batch", "sequence_parallel", "reduce", "trac
 # Settings that determine only where a training ends; one with other values can resume its checkpoints
 ENDS = {"until_step", "on_divergence"}
 
-OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
-OPTIMIZER_LOC = ("train", "optimizer")  # location in a step
-# Why the result of an optimizer would depend on how parameters are sharded
-UNSHARDED = {
-    "adafactor": "averages squared gradients over rows and columns of whole matrices",
-    "adamw_8bit": "quantizes its state in blocks of whole parameters",
-}
 PRODUCTS = "bf16-products"
 # Settings added since 0.2; with their defaults they are left out, so that steps finished before stay finished
 ADDED = (
@@ -45,16 +38,6 @@ ADDED = (
     "reduce_dtype",
     *ENDS,
 )
-
-
-def check_optimizer(name: str) -> None:
-    """Raise `InputError` for an optimizer whose package is missing, or for a user's own that cannot be imported."""
-    if name == "adamw_8bit" and find_spec("bitsandbytes") is None:
-        message = "adamw_8bit needs bitsandbytes, which is not installed: pip install bitsandbytes"
-        raise InputError(message, OPTIMIZER_LOC)
-    if ":" in name:
-        with within(*OPTIMIZER_LOC):
-            import_dotted(name, "optimizer")
 
 
 class TrainSettings(Settings):
@@ -144,7 +127,8 @@ class TrainSettings(Settings):
     reduce_dtype: Literal["fp32", "bf16"] = Field(
         default="fp32",
         description="Dtype in which gradients are reduced over processes. bf16 sends half the bytes and rounds the "
-        "sums: results then depend on the number of processes. Gradients are accumulated in fp32 either way.",
+        "sums, so that results depend on the number of processes; one process reduces nothing. Gradients are "
+        "accumulated over micro-batches in fp32 either way.",
     )
     on_divergence: Literal["error", "stop"] = Field(
         default="error",

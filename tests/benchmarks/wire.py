@@ -10,6 +10,8 @@ Usage, from the root of the repository:
     --micro-batches N    of each process in a step (3)
     --hidden N           of a random Llama with three layers and 2048 tokens; 256 make 4 million weights (256)
     --tied               its head is its embedding
+    --bf16               precision bf16, in which ZeRO-3 gathers what autocast rounds in bf16
+    --reduce-bf16        gradients are reduced in bf16
     --checkpointing      layers run once more in the backward pass
     --evaluations        after each step as many held-out micro-batches are looked at
 
@@ -32,7 +34,7 @@ from typing import Any
 
 import torch
 
-from align.accounting.communication import Sharding, Traffic, communication_bytes
+from align.accounting.communication import BF16, FP32, Sharding, Traffic, communication_bytes
 from align.data.token_groups import TokenGroup
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))  # where modules of tests find each other
@@ -73,7 +75,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--forward", choices=("tree", "plain"), default="tree")
     for name, default in {"steps": 4, "micro-batches": 3, "hidden": 256}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name in ("tied", "checkpointing", "evaluations"):
+    for name in ("tied", "checkpointing", "evaluations", "bf16", "reduce-bf16"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument(NODE, action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -92,6 +94,8 @@ def compare(options: argparse.Namespace, way: str) -> Iterator[dict[str, Any]]:
             micro_batches=micro_batches,
             regathered=micro_batches,
             forward_only=micro_batches if options.evaluations else 0,
+            reduced_bytes=BF16 if options.reduce_bf16 else FP32,
+            gathered_in_bf16=line["rounded"],
         )
         ways = Sharding(stage=STAGES[way], processes=2, reduce=line["reduce"])
         yield {"way": way, **line, "formula": communication_bytes(ways, traffic) / options.steps}
@@ -113,6 +117,8 @@ def train(options: argparse.Namespace, reduce: str) -> None:
     sizes = [value.numel() for value in model.parameters()]
     changes: dict[str, Any] = {"reduce": reduce, "prompts_per_step": in_step}
     changes |= {"tokens_per_micro_batch": PROMPT + RESPONSE, "evaluate_every": 1 if options.evaluations else None}
+    changes |= {"precision": "bf16"} if options.bf16 else {}
+    changes |= {"reduce_dtype": "bf16"} if options.reduce_bf16 else {}
     held_out = rows(in_step) if options.evaluations else []
     made = loop(
         Path(tempfile.mkdtemp()),
@@ -125,6 +131,7 @@ def train(options: argparse.Namespace, reduce: str) -> None:
     )
     made.run()
     line = {"reduce": reduce, "node": made.accelerator.process_index, "weights": sum(sizes)}
+    line |= {"rounded": made.sharding.num_rounded}
     line |= {"small": sum(size for size in sizes if size <= KEPT_WHOLE)}
     print(json.dumps(line | {"counted": (meter.sent[-1] - meter.sent[0]) / options.steps}), flush=True)
     made.accelerator.free_memory()

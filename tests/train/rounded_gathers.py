@@ -22,7 +22,7 @@ from align.stages.training import policy_training
 from align.train.objectives.reward import reward_objective
 from align.train.sharding import fsdp, zero
 from align.train.sharding.accelerator import make_accelerator
-from align.train.sharding.bf16_gathers import autocast_weights
+from align.train.sharding.bf16.gathers import autocast_weights
 
 LARGER = {"hidden_size": 64, "intermediate_size": 128}
 CASES = {

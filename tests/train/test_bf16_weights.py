@@ -34,7 +34,7 @@ from align.config import build
 from align.errors import InputError
 from align.train.objectives.reward import reward_objective
 from align.train.settings import TrainSettings
-from align.train.sharding.bf16_weights import StochasticRounding
+from align.train.sharding.bf16.weights import StochasticRounding
 
 MODES = ("bf16_master", "bf16_stochastic")
 EACH = pytest.mark.parametrize("mode", MODES)

@@ -74,7 +74,9 @@ def compare_rounded(name, folder):
     lines, of_one = alone(name)
     gaps = [abs(line["loss"] - other["loss"]) for line, other in zip(lines, metrics(folder), strict=True)]
     trained, trained_by_two = (load_file(where / "trained.safetensors") for where in (of_one, folder))
-    assert max(gaps) <= 1e-2 and gap(trained, trained_by_two) <= 1e-2, (max(gaps), gap(trained, trained_by_two))
+    # A gradient near zero may change its sign when it is rounded, and AdamW moves a weight by up to 3e-3 in each step
+    limit = 3e-2 if name == "bf16 reduced" else 1e-2
+    assert max(gaps) <= 1e-2 and gap(trained, trained_by_two) <= limit, (max(gaps), gap(trained, trained_by_two))
 
 
 def compare(name, folder):

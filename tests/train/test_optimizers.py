@@ -80,7 +80,7 @@ def test_adafactor_is_that_of_transformers_with_a_learning_rate_of_its_own(tmp_p
 
 
 def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.train.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("align.train.sharding.optimizer_names.find_spec", lambda name: None)
     with pytest.raises(InputError, match="adamw_8bit needs bitsandbytes, which is not installed: pip install") as error:
         loop(tmp_path, supervised(), demonstrations(4), optimizer="adamw_8bit")
     assert error.value.loc == ("train", "optimizer")

@@ -15,7 +15,7 @@ from tiny_training import gap, llama, metrics, numbers, same, with_adapters
 from align.models.loading.origin import remove_randomness
 from align.models.policy import Policy
 from align.models.tree.batch import plain_batch
-from align.train.sharding.bf16_gathers import autocast_weights
+from align.train.sharding.bf16.gathers import autocast_weights
 
 STEPS = 3
 # Of the model's weights, those that autocast rounds, by their names: all matrices but embeddings

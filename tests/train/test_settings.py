@@ -165,6 +165,7 @@ def test_only_settings_that_change_no_number_are_left_out_of_the_identity():
         "checkpoint_steps": 7,
         "checkpoint_minutes": 7.0,
         "reduce": "each",
+        "reduce_dtype": "bf16",
         "trackers": ["tensorboard"],
         "until_step": 7,
         "average": SnapshotSettings(last=2, every=1),

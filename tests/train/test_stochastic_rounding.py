@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from align.train.sharding import stochastic_rounding
-from align.train.sharding.stochastic_rounding import round_stochastically
+from align.train.sharding.bf16 import stochastic_rounding
+from align.train.sharding.bf16.stochastic_rounding import round_stochastically
 
 NUM_DRAWS = 4000
 

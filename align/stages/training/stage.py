@@ -24,7 +24,8 @@ from align.stages.inputs.sources import SourceSettings, check_without_constraint
 from align.stages.training.contract import Groups
 from align.stages.training.uniform import check_selection, reference_names, uniform_names, with_uniform
 from align.train.selection.settings import SelectionSettings
-from align.train.settings import ENDS, PRODUCTS, TrainSettings, check_optimizer
+from align.train.settings import ENDS, PRODUCTS, TrainSettings
+from align.train.sharding.optimizer_names import check_optimizer
 from align.train.sharding.snapshots import ADAPTERS
 from align.train.tracking import check_trackers
 

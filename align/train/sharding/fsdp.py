@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from align.errors import InputError
 from align.models.weights import full_tensor
-from align.train.sharding.bf16_gathers import Bf16ReduceScatter, Bf16Shard, autocast_weights
+from align.train.sharding.bf16.gathers import Bf16ReduceScatter, Bf16Shard, autocast_weights
 from align.train.sharding.replicated import ParameterShard, Replicated, local
 
 
@@ -43,7 +43,7 @@ class Fsdp2(Replicated):
         self.always_rounds = self.num_rounded > 0
         if self.settings.reduce_dtype == "bf16":
             for module in self._sharded_modules():
-                module.set_custom_reduce_scatter(Bf16ReduceScatter())
+                module.set_custom_reduce_scatter(cast(Any, Bf16ReduceScatter()))  # whose base class is not public
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager[Any]:
         """Return a context for one forward and backward pass; gradients are reduced in the last one of a step."""

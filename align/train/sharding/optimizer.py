@@ -15,7 +15,8 @@ from transformers.optimization import Adafactor
 from align.errors import InputError, RunError, one_line
 from align.models.backbone import Backbone
 from align.registry import DOTTED_PATH, UserCode, import_dotted, pick
-from align.train.settings import OPTIMIZER_LOC, TrainSettings, check_optimizer
+from align.train.settings import TrainSettings
+from align.train.sharding.optimizer_names import OPTIMIZER_LOC, check_optimizer
 
 Groups = list[dict[str, Any]]
 

@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from align.errors import InputError
 from align.models.backbone import Backbone
 from align.train.settings import TrainSettings
-from align.train.sharding.bf16_weights import MasterWeights, StochasticRounding
+from align.train.sharding.bf16.weights import MasterWeights, StochasticRounding
 from align.train.sharding.fsdp import Fsdp2
 from align.train.sharding.optimizer import make_optimizer
 from align.train.sharding.replicated import Replicated

@@ -7,7 +7,7 @@ and FSDP2 are in the other modules of this package.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -81,7 +81,7 @@ class Replicated:
         self.model: nn.Module = self.accelerator.prepare_model(self.policy)
         if self.settings.reduce_dtype == "bf16" and isinstance(self.model, DistributedDataParallel):
             # DDP refuses the hook itself without NCCL, which it does not need
-            hook: Any = lambda group, bucket: bf16_compress_hook(group, bucket)  # noqa: E731
+            hook: Callable[[Any, Any], Any] = lambda group, bucket: bf16_compress_hook(group, bucket)  # noqa: E731
             self.model.register_comm_hook(None, hook)
         self.prepared: Any = self.accelerator.prepare_optimizer(self.optimizer)
 

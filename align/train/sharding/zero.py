@@ -14,7 +14,7 @@ from torch import Tensor
 
 from align.errors import RunError
 from align.models.weights import gathered_parameters
-from align.train.sharding.bf16_gathers import autocast_weights
+from align.train.sharding.bf16.gathers import autocast_weights
 from align.train.sharding.replicated import ParameterShard, Place, Replicated, num_parameters
 
 PARAM_COMM_DTYPE = "comm_dtype"  # attribute of a parameter: the dtype that DeepSpeed gathers it in
@@ -100,8 +100,14 @@ class Zero3(Zero12):
         self._rounded = [value for value in found if not cast(Any, value).ds_persist]
         self.num_rounded = num_parameters(self._rounded)
         if self._rounded:  # before DeepSpeed's own hooks, which gather weights
-            self.policy.register_forward_pre_hook(lambda *_: self._round(not self._in_fp32), prepend=True)
-            self.policy.register_forward_hook(lambda *_: self._round(False), always_call=True)
+            self.policy.register_forward_pre_hook(self._before_forward, prepend=True)
+            self.policy.register_forward_hook(self._after_forward, always_call=True)
+
+    def _before_forward(self, *_: object) -> None:
+        self._round(not self._in_fp32)
+
+    def _after_forward(self, *_: object) -> None:
+        self._round(False)
 
     def _round(self, rounds: bool) -> None:
         """Gather weights in bf16, or as they are, from here on; an attribute that DeepSpeed reads."""

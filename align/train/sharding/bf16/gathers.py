@@ -19,6 +19,11 @@ from transformers.pytorch_utils import Conv1D
 
 from align.models.backbone import Backbone
 
+_preserve_version: Any = vars(torch.autograd)["_unsafe_preserve_version_counter"]  # FSDP2 uses it in the same place
+_FUNCTIONS = vars(torch.distributed)
+_reduce_scatter: Any = (
+    _FUNCTIONS.get("reduce_scatter_single") or _FUNCTIONS["reduce_scatter_tensor"]
+)  # before torch 2.13
 LINEAR = (nn.Linear, Conv1D)  # not their subclasses, which may use their weights otherwise
 
 
@@ -71,7 +76,7 @@ class Bf16Shard:
         (rounded,) = gathered
         full = rounded.new_empty(size, dtype=dtype) if out is None else out
         # As FSDP2 itself writes gathered weights: autograd may have saved them, and their values are the same again
-        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(full):  # pyright: ignore[reportPrivateUsage]
+        with torch.no_grad(), _preserve_version(full):
             full.copy_(rounded[: size[0]])
         rounded.untyped_storage().resize_(0)
         return (full, (full,)) if out is None else None
@@ -98,5 +103,5 @@ class Bf16ReduceScatter:
         """Reduce gradients over processes; each gets its shard."""
         assert not async_op, "FSDP2 waits by means of streams"
         shard = torch.empty_like(output_tensor, dtype=torch.bfloat16)
-        torch.distributed.reduce_scatter_tensor(shard, input_tensor.bfloat16(), op, group)
+        _reduce_scatter(shard, input_tensor.bfloat16(), op=op, group=group)
         output_tensor.copy_(shard)

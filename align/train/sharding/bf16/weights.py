@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from align.models.backbone import Backbone
 from align.models.weights import castable_parameters
+from align.train.sharding.bf16.stochastic_rounding import round_stochastically
 from align.train.sharding.replicated import WEIGHT, ParameterShard, Place, Replicated
-from align.train.sharding.stochastic_rounding import round_stochastically
 
 
 def bf16_parameters(policy: Backbone) -> dict[str, Tensor]:
