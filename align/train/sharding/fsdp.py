@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
 
 from align.errors import InputError
 from align.models.weights import full_tensor
@@ -25,11 +25,12 @@ class Fsdp2(Replicated):
 
     def _prepare(self) -> None:
         base: Any = self.policy.base
-        rounded = autocast_weights(self.policy) if self.rounds_gathers else []
+        plugin: Any = self.accelerator.state.fsdp_plugin
+        offloads = isinstance(plugin.cpu_offload, CPUOffloadPolicy)  # from copies without the methods of `Bf16Shard`
+        rounded = autocast_weights(self.policy) if self.rounds_gathers and not offloads else []
         if self.in_bf16:  # the fp32 shards are the master weights
             if self.policy.has_fp32_head:
                 raise InputError("FSDP2 would run the head in bf16; launch with DDP, or use fp32", ("train", "weights"))
-            plugin: Any = self.accelerator.state.fsdp_plugin
             plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         cast(Any, self.policy)._no_split_modules = base._no_split_modules  # names of the layers that accelerate shards
         self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
