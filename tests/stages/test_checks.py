@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.distributed.processes import Processes
@@ -12,8 +12,10 @@ from align.evaluation.likelihood_task import LikelihoodTask
 from align.evaluation.sampled_task import SampledTask
 from align.evaluation.task import Answer
 from align.evaluation.tasks import IN_RECIPES, TASKS
+from align.evaluation.tasks.pair_accuracy import RewardTask
 from align.models.policy import Policy
-from align.models.settings import PolicySettings
+from align.models.reward_model import RewardModel
+from align.models.settings import PolicySettings, Rating
 from align.procedural import tasks
 from align.stages.evaluate import Evaluate
 from align.stages.inputs.sources import SourceSettings
@@ -55,8 +57,11 @@ def test_a_likelihood_task_reports_the_metrics_it_declares(name):
     ids = [np.array([1, 2, last], np.int32) for last in (3, 4)]
     trained = np.array([False, False, True])
     group = TokenGroup(tuple(TokenSequence(each, trained) for each in ids), (1.0, 0.0), None, ({}, {}), 0)
-    task, policy = TASKS[name], Policy(LlamaForCausalLM(config))
-    found = task.scores(list(task.measure(policy, [group], precision="fp32", processes=Processes())))
+    task, model = TASKS[name], Policy(LlamaForCausalLM(config))
+    if isinstance(task, RewardTask):
+        config.num_labels = 1
+        model = RewardModel(LlamaForSequenceClassification(config), Rating(("reward",), (1.0,)))
+    found = task.scores(list(task.measure(model, [group], precision="fp32", processes=Processes())))
     assert set(found) == {*task.metrics, *task.measures}
 
 

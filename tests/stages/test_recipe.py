@@ -116,7 +116,15 @@ ROWS_READ_BY = {
     "test": ["evaluate-general", "evaluate-rpo-3"],
 }
 # Where and in what portions a step is computed, and who looks on: no number depends on it
-NO_NUMBER = {"launch", "tokens_per_micro_batch", "checkpoint_steps", "checkpoint_minutes", "trackers", "evaluate_every"}
+NO_NUMBER = {
+    "launch",
+    "tokens_per_micro_batch",
+    "sequence_parallel",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "trackers",
+    "evaluate_every",
+}
 NO_NUMBER |= {"gradient_checkpointing", "batch_size"}
 OTHERS = [
     7,

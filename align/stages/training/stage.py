@@ -190,7 +190,8 @@ class TrainingStage(Stage):
                 )
             with errors.collect():
                 self.train.check_kind(launch_kind(self.launch))
-        if not is_launched():  # else this process may be of another launch than the step's, or of more processes
+        # Within a launch, this process may be of another one than the step's, or of more processes
+        if self.train.sequence_parallel > 1 and not is_launched():
             with errors.collect():
                 check_process_groups(self.train.sequence_parallel, num_processes(self.launch))
         if self.train.sequence_parallel > 1 and inputs.policy.forward == "plain":

@@ -54,8 +54,8 @@ def fill_cache(
 ) -> Iterator[int]:
     """Compute missing values on all ranks, store them in the cache and write the column of all groups.
 
-    Yields the number of missing groups first, then the number of groups that this rank has finished, after each of
-    its micro-batches. The computed work is stored in `work_file`.
+    Yields the number of missing groups first, then the number of groups that all ranks have finished, after each
+    micro-batch. The computed work is stored in `work_file`.
     """
     # The main process decides what is missing: another run may be adding to the folder at the same time
     accelerator, nothing = ranks.accelerator, Pass(np.empty(0, np.int64), 0)
@@ -85,7 +85,7 @@ def fill_cache(
                 if keep:
                     writer.add(sequence, total)
         writer.flush_if_due()
-        yield len(own)
+        yield sum(map(len, micros))
     writer.flush()
     _write_column(cache, groups, column, accelerator)
     if num_forward_passes:
