@@ -5,12 +5,16 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import psutil
 import pytest
+import typer
 from small_runs import ROOT, written
 from tiny_training import Recorder, comparisons, loop, numbers, preference, same, weights
 
+from align.commands.console import exit_status
+from align.commands.console.exit_status import Commands, exit_with
 from align.distributed.signals import Terminated, defer_stop, raise_on_sigterm
 from align.errors import CTRL_C, SIGTERM, RunError, Stopped
 
@@ -80,6 +84,33 @@ def test_sigterm_that_nothing_defers_interrupts_as_ctrl_c_does():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_sigterm_does_not_hide_the_failure_that_is_ending_a_process(monkeypatch, capsys, fails):
+    """A launcher ends the process that is about to say that another one has died."""
+    app = typer.Typer(cls=Commands)
+
+    @app.command()
+    def train():
+        try:
+            if fails:
+                raise RunError("process 1 has died")
+        finally:
+            with nullcontext():  # as of what is closed on the way
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+
+    @app.command()
+    def other(): ...
+
+    monkeypatch.setattr(sys, "argv", ["align", "train"])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(exit_status, "end", sys.exit)
+        exit_with(app)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("align: process 1 has died" if fails else "align: stopped by SIGTERM; rerun"), said
 
 
 def test_outside_of_the_main_thread_the_signals_are_left_as_they_are():

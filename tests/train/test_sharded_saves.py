@@ -37,8 +37,9 @@ def test_no_process_holds_more_than_a_file_and_what_is_gathered_at_once(tmp_path
         (case, is_main) for case in cases for is_main in (0, 1)
     )
     for one in seen:
-        # Largest single weight: what transformers converts together, too, is one tensor of all experts
-        assert 0 < one["most"] <= one["largest"] + one["main"] * LIMIT + MESSAGES, one
+        # What transformers converts is one tensor of all experts here, which it may hold for a while after that, too
+        held = one["largest"] * (2 if one["case"] == "experts" and one["main"] else 1)
+        assert 0 < one["most"] <= held + one["main"] * LIMIT + MESSAGES, one
         is_rounded = one["case"] in ("tied", "master")  # the files, or the forward pass that they are compared with
         assert one["max_difference"] <= (0.1 if is_rounded else 1e-3), one
         assert one["loaded"] == [str(DTYPES[cases[one["case"]][-1]])] * one["main"]

@@ -26,10 +26,15 @@ class Commands(TyperGroup):
     """The commands, of which an interrupt is an error in one line that says how to resume."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer contains its own click
-        """Run a command. What was interrupted is in the notes of the exception, the innermost first."""
+        """Run a command. What was interrupted is in the notes of the exception, the innermost first.
+
+        A launcher ends the other processes when one has died: of a process that is ending for that, the reason is told.
+        """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
+            if isinstance(error, Terminated) and (ending := _failure_in(error)):
+                raise ending from None
             by = SIGTERM if isinstance(error, Terminated) else CTRL_C
             notes = ", ".join(reversed(getattr(error, "__notes__", [])))
             what = "interrupted" if by == CTRL_C else f"stopped by {by}"
@@ -67,6 +72,12 @@ def exit_with(app: typer.Typer) -> None:
         _fail(f"interrupted; {RERUN}", status=status)
     if status:
         end(status)
+
+
+def _failure_in(error: BaseException) -> InputError | RunError | None:
+    """Return the failure that was ending the process when an exception came in between."""
+    before = error.__context__
+    return before if before is None or isinstance(before, InputError | RunError) else _failure_in(before)
 
 
 def _usage_message(error: BaseException) -> str:
