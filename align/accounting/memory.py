@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from align.accounting.communication import FP32, Sharding
+from align.accounting.communication import BF16, FP32, Sharding
 from align.accounting.flops import Decoder
 
-BF16 = 2  # bytes
 NUM_MOMENTS = 2  # of AdamW, for each weight
 # Bytes of a weight in 4 bits; 64 share a scale in 8 bits, 256 scales share one in fp32: Dettmers et al. 2023, sec. 3
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)

@@ -11,6 +11,7 @@ from align.config import read_recipe
 from align.errors import InputError
 
 LOC = ("launch",)
+SEQUENCE_PARALLEL = ("train", "sequence_parallel")  # location in a step
 # Key of a DeepSpeed file or of accelerate's -> the recipe's setting that decides it
 DECIDED = {
     "optimizer": "train.optimizer",
@@ -58,7 +59,7 @@ def check_process_groups(size: int, number: int) -> None:
     """Raise `InputError` unless this number of processes are groups of `size`, which split sequences."""
     if number % size:
         message = f"{size} needs a launch with a multiple of {size} processes, not {number}"
-        raise InputError(message, ("train", "sequence_parallel"))
+        raise InputError(message, SEQUENCE_PARALLEL)
 
 
 def check_launch_environment(*, precision: str, max_grad_norm: float) -> None:

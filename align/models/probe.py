@@ -11,12 +11,13 @@ import torch
 from transformers import PretrainedConfig
 
 from align.data.token_groups import TokenSequence
+from align.distributed.launch_files import SEQUENCE_PARALLEL
 from align.errors import InputError, RunError
 from align.models.backbone import Backbone
 from align.models.router_loss import router_loss
 from align.models.tree import attention
 from align.models.tree.batch import plain_batch, tree_batch
-from align.models.tree.sequence_group import LOC, SequenceGroup
+from align.models.tree.sequence_group import SequenceGroup
 
 # Layer types in transformers' configurations that tree attention supports
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
@@ -157,7 +158,7 @@ def split_rows(
     """
     reason = "a recurrent layer cannot be split over processes" if model.is_recurrent else None
     if reason := reason or split_unsupported_reason(model.base.config, group.size):
-        raise InputError(reason, LOC)
+        raise InputError(reason, SEQUENCE_PARALLEL)
     sample = [short for sequence in groups[0] for short in _branching_pair(sequence)]
     expected, model.sequence_group = _batch_outputs(model, sample), group
     (_compare_rounded if is_rounded else _compare)(model, _batch_outputs(model, sample), expected, "split tree")

@@ -33,7 +33,7 @@ class Evaluate(Stage):
     stage: Literal["evaluate"] = Field(default="evaluate", description="Score policies on tasks.")
     policies: list[str] | Literal["all"] = Field(
         default_factory=list[str],
-        description="Steps whose policies, or with task pair_accuracy reward models, are evaluated; 'all' policies.",
+        description="Steps whose policies (task pair_accuracy: reward models) are evaluated; 'all' for every policy.",
     )
     models: list[str] = Field(
         default_factory=list[str], description="Additional models to evaluate: Hub ids, folders or gguf:FILE."

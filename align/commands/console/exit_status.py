@@ -28,7 +28,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer contains its own click
         """Run a command. What was interrupted is in the notes of the exception, the innermost first.
 
-        A launcher ends the other processes when one has died: of a process that is ending for that, the reason is told.
+        When a process of a launch dies, its launcher sends SIGTERM to the others. One that is already ending with an
+        error shows the error.
         """
         try:
             return super().invoke(ctx)

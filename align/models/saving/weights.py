@@ -53,7 +53,7 @@ def write_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype, gath
     """Write the weights of a model, rounded to `dtype`, and return what identifies them; every process must call it.
 
     Besides one file, of at most `SHARD_BYTES` or one tensor, the writing process holds the weights that transformers
-    converts together: one, or those of a layer, and for a while what they are converted to.
+    converts together: one, or those of a layer, and during the conversion also the converted copies.
     """
     weights = model.state_dict(keep_vars=True)
     empty = {name: _without_data(value, dtype) for name, value in weights.items()}

@@ -16,9 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from align.distributed.launch_files import SEQUENCE_PARALLEL
 from align.errors import InputError
-
-LOC = ("train", "sequence_parallel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class SequenceGroup:
         """Return each [1, H, L, D] as [1, H / P, T, D]: the heads of this process in all rows, without padding."""
         for each in heads:
             if each.shape[1] % self.size:
-                raise InputError(f"{each.shape[1]} heads cannot be split over {self.size} processes", LOC)
+                raise InputError(f"{each.shape[1]} heads cannot be split over {self.size} processes", SEQUENCE_PARALLEL)
         sent = [each.reshape(self.size, -1) for each in heads]
         received = self._exchange(torch.cat(sent, dim=1)).split([each.shape[1] for each in sent], dim=1)
         shapes = [(self.size, each.shape[1] // self.size, *each.shape[2:]) for each in heads]

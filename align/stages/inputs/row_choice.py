@@ -36,12 +36,14 @@ class RowChoice:
             yield from islice(rows, min(self.skip, end), end)
             return
         numbers: dict[str | int, int] = {}  # of the items, by their first rows
-        numbered = (
-            (numbers.setdefault(place if (name := item and item(row)) is None else name, len(numbers)), row)
-            for place, row in enumerate(rows)
-        )
+
+        def number(place: int, row: Row) -> int:
+            name = None if item is None else item(row)
+            return numbers.setdefault(place if name is None else name, len(numbers))
+
+        numbered = ((number(place, row), row) for place, row in enumerate(rows))
         chosen = range(self.skip, end)
         if self.seed is not None:
             numbered = list(numbered)
             chosen = self.places(len(numbers))
-        yield from (row for number, row in numbered if number in chosen)
+        yield from (row for place, row in numbered if place in chosen)

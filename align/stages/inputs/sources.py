@@ -58,8 +58,8 @@ class SourceSettings(Settings):
     )
     order: Literal["file", "random"] = Field(
         default="file",
-        description="Where `skip` and `limit` count: in the file, or in a random order of its rows, as of a file that "
-        "is sorted by subject. Two sources with one `seed` share no rows if their `skip` and `limit` do not overlap.",
+        description="Order in which `skip` and `limit` count rows: that of the file, or a random one, for files that "
+        "are sorted, as by subject. Sources with the same `seed` share no rows if their ranges do not overlap.",
     )
     responses: int = Field(default=4, ge=1, description="Responses per prompt, for comparisons of a built-in task.")
     on_error: Literal["error", "skip"] = Field(
@@ -67,8 +67,8 @@ class SourceSettings(Settings):
     )
     seed: int = Field(
         default=0,
-        description="Seed of a built-in task and of constraints, added to the recipe's seed; and, not added to it, of "
-        "a random `order`.",
+        description="Seed of a built-in task and of constraints, added to the recipe's seed. A random `order` depends "
+        "on it alone, so that a recipe reads the same rows with every seed of its own.",
     )
     constraints: ConstraintSettings | None = Field(
         default=None, description="Verifiable instructions to append to the prompts."
@@ -134,9 +134,9 @@ def check_source(source: SourceSettings) -> None:
         "format": source.is_procedural and "procedural rows are not read from a file",
         "columns": source.is_procedural and "procedural rows are not read from a file",
         "where": source.is_procedural and "procedural rows are not read from a file",
-        "order": source.is_procedural
-        and "procedural rows are random"
-        or (source.limit is None and not source.skip and "it is for skip and limit, which choose rows"),
+        "order": "procedural rows are random"
+        if source.is_procedural
+        else source.limit is None and not source.skip and "it is for skip and limit, which choose rows",
         "responses": not source.is_procedural and f"it is only for {PROCEDURAL}KIND",
         "seed": not source.is_procedural
         and source.constraints is None

@@ -182,7 +182,7 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
         micro_batches=outcome.num_micro_batches,
         regathered=outcome.num_micro_batches,  # the probe of the forward comes first, without a backward pass
         forward_only=outcome.num_forward_passes,
-        reduced_bytes=BF16 if loop.training_run.settings.reduce_dtype == "bf16" else FP32,
+        reduced_bytes=BF16 if settings.reduce_dtype == "bf16" else FP32,
         gathered_in_bf16=loop.sharding.num_rounded,
     )
     wire_bytes: int | None = communication_bytes(ways, traffic)

@@ -11,7 +11,13 @@ from align.content_hash import code_of
 from align.data.mixing import Mixture
 from align.data.rejections import Rejections
 from align.distributed.launch import is_launched
-from align.distributed.launch_files import check_process_groups, check_training_launch, launch_kind, num_processes
+from align.distributed.launch_files import (
+    SEQUENCE_PARALLEL,
+    check_process_groups,
+    check_training_launch,
+    launch_kind,
+    num_processes,
+)
 from align.errors import ErrorList, InputError, within
 from align.models.settings import GGUF, kept_adapters_error
 from align.records import Comparison, Demonstration, Record
@@ -31,8 +37,6 @@ from align.train.tracking import check_trackers
 
 if TYPE_CHECKING:
     from align.data.token_groups import TokenGroup
-
-SEQUENCE_PARALLEL = ("train", "sequence_parallel")  # location in a step
 
 
 def different_settings(step: TrainingStage, earlier: Stage) -> list[str]:
@@ -267,12 +271,13 @@ class TrainingStage(Stage):
 
     def estimate(self, planning: Planning) -> Estimate:
         """Return rows, tokens, memory and time; an upper bound where an earlier step makes the rows."""
-        from align.models.probe import split_unsupported_reason  # noqa: PLC0415 - imports torch
         from align.stages.training.planning import estimate_bound, estimate_training  # noqa: PLC0415 - imports torch
 
-        size = self.train.sequence_parallel
-        if size > 1 and (reason := split_unsupported_reason(planning.config, size)):
-            raise InputError(reason, SEQUENCE_PARALLEL)
+        if self.train.sequence_parallel > 1:
+            from align.models.probe import split_unsupported_reason  # noqa: PLC0415 - imports torch
+
+            if reason := split_unsupported_reason(planning.config, self.train.sequence_parallel):
+                raise InputError(reason, SEQUENCE_PARALLEL)
         made_by = next((name for name in self.shares() if name in planning.made), None)
         if made_by is not None:
             return estimate_bound(self, planning, planning.made[made_by])

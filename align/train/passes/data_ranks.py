@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from align.distributed.launch import COLLECTIVE_TIMEOUT
-from align.distributed.launch_files import check_process_groups
+from align.distributed.launch_files import SEQUENCE_PARALLEL, check_process_groups
 from align.errors import InputError
 from align.models.policy import Policy
 from align.models.probe import Forward, split_rows
-from align.models.tree.sequence_group import LOC, SequenceGroup
+from align.models.tree.sequence_group import SequenceGroup
 from align.train.indexed_groups import GroupView
 from align.train.sharding.replicated import Replicated
 from align.train.training_run import TrainingRun
@@ -57,9 +57,9 @@ def split_sequences(run: TrainingRun, sharding: Replicated, groups: GroupView, f
         return None
     check_process_groups(size, accelerator.num_processes)
     if forward.name == "plain":
-        raise InputError(f"a padded forward cannot be split ({forward.reason}); leave it out", LOC)
+        raise InputError(f"a padded forward cannot be split ({forward.reason}); leave it out", SEQUENCE_PARALLEL)
     if not isinstance(policy, Policy) or run.teacher is not None or run.selection is not None:
-        raise InputError("is for sft and preference training without selection; leave it out", LOC)
+        raise InputError("is for sft and preference training without selection; leave it out", SEQUENCE_PARALLEL)
     group, _ = dist.new_subgroups(size, timeout=COLLECTIVE_TIMEOUT)
     own = SequenceGroup(cast(dist.ProcessGroup, group), accelerator.process_index % size, size)
     is_rounded = sharding.gathers_per_layer and sharding.in_bf16

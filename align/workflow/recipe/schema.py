@@ -101,12 +101,8 @@ class Recipe(WrittenRecipe):
     @property
     def stands_for(self) -> dict[str, str]:
         """Maps each step before a searched one that is made for trials to that of the recipe."""
-        return {
-            step: step.removesuffix(f"-trial-{trial}")
-            for searched in self.searched.values()
-            for trial, steps in searched.earlier.items()
-            for step in steps
-        }
+        made = [steps for searched in self.searched.values() for steps in searched.earlier.values()]
+        return {name: step for steps in made for name, step in steps.items()}
 
     def sections(self, name: str) -> Sections | Recipe:
         """Return the sections that a step reads: its own, or those of the recipe."""

@@ -14,13 +14,8 @@ from align.workflow.search.outcomes import COSTS, Manifests, Outcome, outcomes
 from align.workflow.search.points import point
 from align.workflow.search.trials import trial_name
 
-COUNTED = (
-    "format",
-    "columns",
-    "where",
-    "on_error",
-    "order",
-)  # settings that decide which rows `skip` and `limit` count
+# Settings that decide which rows `skip` and `limit` count
+COUNTED = ("format", "columns", "where", "on_error", "order")
 
 
 def search_results(recipe: Recipe, manifests: Manifests) -> dict[str, Any]:
@@ -50,7 +45,7 @@ def _search(recipe: Recipe, name: str, manifests: Manifests) -> dict[str, Any]:
         "greater_is_better": search.is_greater_better,
         "ranges": {key: each.text for key, each in search.space.items()},
         "column": recipe.metric_columns()[search.metric],
-        "earlier": {str(trial): steps for trial, steps in searched.earlier.items()},
+        "earlier": {str(trial): list(steps) for trial, steps in searched.earlier.items()},
         "trials": {str(number): trials[number] for number in sorted(trials)},
         "cost_of_trials": {cost: sum_if_known(rung[cost] for rung in every) for cost in COSTS},
         "cost_of_chosen": {cost: manifests[base]["ledger"][cost] for cost in COSTS} if is_finished else None,

@@ -148,6 +148,8 @@ class SearchedSteps(Settings):
     """The steps that a search makes, and those that wait for it."""
 
     base: str = Field(description="The searched step; of a step in rounds the first round.")
-    earlier: dict[int, list[str]] = Field(description="Steps before the searched one, by the trial they are made for.")
+    earlier: dict[int, dict[str, str]] = Field(
+        description="Steps before the searched one that are made for each trial, with those that they stand for."
+    )
     copies: dict[str, str] = Field(description="Maps steps that wait to those of the chosen trial that they copy.")
     waiting: list[str] = Field(description="Steps that depend on a searched key, and so have the chosen values.")

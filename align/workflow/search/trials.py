@@ -104,7 +104,7 @@ class _Trials:
         check_keys(self.recipe, self.name, self.base)
         self._check_end()
         self._check_others()
-        earlier: dict[int, list[str]] = {}
+        earlier: dict[int, dict[str, str]] = {}
         for rung, trials in enumerate(self.search.levels, start=1):
             for trial in trials:
                 if new := self._add_trial(trial, rung):
@@ -194,8 +194,8 @@ class _Trials:
         if sections != Sections(policy=self.recipe.policy, data=self.recipe.data):
             self.own[name] = sections
 
-    def _add_trial(self, trial: int, rung: int) -> list[str]:
-        """Add a trial up to a rung, with its evaluation; return the new steps before the searched one."""
+    def _add_trial(self, trial: int, rung: int) -> dict[str, str]:
+        """Add a trial up to a rung, with its evaluation; return the new steps before it, and what they stand for."""
         train, base = f"steps.{self.name}.train", self.base
         stops = {f"{train}.until_step": self.search.rungs[rung - 1], f"{train}.on_divergence": "stop"}
         variant = self.variant({**self._point(trial), **stops})
@@ -207,7 +207,7 @@ class _Trials:
         self._add(trained, base, variant, names, resume=trial_name(base, trial, rung - 1) if rung > 1 else None)
         evaluated = evaluation_name(self.search.evaluation, trained)
         self._add(evaluated, self.evaluation, variant, {}, policies=[trained], models=[])
-        return list(new.values())
+        return {name: step for step, name in new.items()}
 
     def _add_chosen(self, trial: int) -> dict[str, str]:
         """Add the searched step, which resumes the chosen trial; return the steps that are copies of the trial's."""
