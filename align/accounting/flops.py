@@ -6,22 +6,32 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from align.accounting.recurrence import ATTENTION, MLPS, RECURRENCES, Recurrence, layer_types, read_size, recurrence_of
 from align.errors import InputError
 
 # Model types whose MLP has no gate: decoders, and encoders of texts
-UNGATED = frozenset({"gpt2", "gpt_neox", "nemotron", "opt", "phi", "starcoder2"}) | frozenset(
+UNGATED = frozenset({"gpt2", "gpt_neox", "nemotron", "nemotron_h", "opt", "phi", "starcoder2"}) | frozenset(
     {"albert", "bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta"}
 )
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Mixtures of experts with standard attention -> key of an expert's width; the cost of other mixtures is unknown
 EXPERT_WIDTH = {
+    "granitemoehybrid": "intermediate_size",
+    "lfm2_moe": "moe_intermediate_size",
     "mixtral": "intermediate_size",
+    "nemotron_h": "moe_intermediate_size",
     "olmoe": "intermediate_size",
     "phimoe": "intermediate_size",
     "qwen2_moe": "moe_intermediate_size",
+    "qwen3_5_moe_text": "moe_intermediate_size",
     "qwen3_moe": "moe_intermediate_size",
+    "qwen3_next": "moe_intermediate_size",
 }
-LAYERS = {"full_attention", "sliding_attention"}  # types of layers that the formulas cover
+GATED_SHARED = "shared_expert_intermediate_size"  # of a shared expert whose output has a gate
+SHARED_WIDTH = (GATED_SHARED, "shared_intermediate_size", "moe_shared_expert_intermediate_size")
+# Keys of layers that the formulas do not cover: latent attention, and recurrences of other architectures
+OTHER_LAYERS = ("kv_lora_rank", "mamba_d_state", "lru_width")
+GATED_ATTENTION = {"qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"}  # model types
 
 BACKWARD = 2  # FLOPs of a backward pass relative to its forward pass: Kaplan et al. 2020, sec. 2.1
 
@@ -35,10 +45,11 @@ class Mixture:
     active: int  # experts of each token
     intermediate: int  # of each expert
     shared: int = 0  # intermediate size of the expert that every token passes through, besides the active ones
+    shared_gate: bool = True  # the output of that expert has a gate
 
     def num_weights(self, hidden: int, matrices: int, experts: int) -> int:
         """Return the number of weights of the layers with this number of experts, router and gate included."""
-        shared = matrices * hidden * self.shared + (hidden if self.shared else 0)
+        shared = matrices * hidden * self.shared + (hidden if self.shared and self.shared_gate else 0)
         return self.layers * (hidden * self.experts + matrices * hidden * self.intermediate * experts + shared)
 
 
@@ -47,7 +58,7 @@ class Decoder:
     """The dimensions of a decoder that determine its cost."""
 
     hidden: int
-    layers: int
+    layers: int  # with attention or a recurrence
     query_width: int  # heads x head size
     kv_width: int  # key-value heads x head size
     intermediate: int  # of the dense layers
@@ -55,6 +66,14 @@ class Decoder:
     gated: bool = True  # the MLP has a gate projection besides the up projection
     tied: bool = True  # the LM head shares the embedding's weight
     mixture: Mixture | None = None
+    gated_attention: bool = False  # the output of attention has a gate
+    recurrence: Recurrence | None = None
+    num_mlps: int | None = None  # None: one in each layer
+
+    @property
+    def num_attention(self) -> int:
+        """Return the number of layers with attention."""
+        return self.layers - (self.recurrence.layers if self.recurrence else 0)
 
     @property
     def matrices(self) -> int:
@@ -64,9 +83,12 @@ class Decoder:
     @property
     def num_dense(self) -> int:
         """Return the number of weights of the layers' matrices outside mixtures of experts, without biases."""
-        dense = self.layers - (self.mixture.layers if self.mixture else 0)
-        attention = 2 * self.hidden * (self.query_width + self.kv_width)
-        return self.layers * attention + dense * self.matrices * self.hidden * self.intermediate
+        mlps = self.layers if self.num_mlps is None else self.num_mlps
+        dense = mlps - (self.mixture.layers if self.mixture else 0)
+        attention = self.hidden * ((3 if self.gated_attention else 2) * self.query_width + 2 * self.kv_width)
+        recurrent = self.recurrence.layers * self.recurrence.num_weights if self.recurrence else 0
+        mlp = self.matrices * self.hidden * self.intermediate
+        return self.num_attention * attention + recurrent + dense * mlp
 
     @property
     def num_linear(self) -> int:
@@ -120,30 +142,57 @@ def decoder_from_config(config: Mapping[str, Any]) -> Decoder:
     """
     config = config.get("text_config", config)
     _check_covered(config)
-    hidden, heads = _read(config, "hidden_size", "n_embd"), _read(config, "num_attention_heads", "n_head")
-    head_size = _read(config, "head_dim") if config.get("head_dim") else hidden // heads
-    key_heads = _read(config, "num_key_value_heads") if config.get("num_key_value_heads") else heads
-    default_inner = "n_inner" in config and config["n_inner"] is None  # in GPT-2 this means 4 x hidden
-    layers = _read(config, "num_hidden_layers", "n_layer")
+    kind = config.get("model_type")
+    hidden, heads = read_size(config, "hidden_size", "n_embd"), read_size(config, "num_attention_heads", "n_head")
+    head_size = read_size(config, "head_dim") if config.get("head_dim") else hidden // heads
+    key_heads = read_size(config, "num_key_value_heads") if config.get("num_key_value_heads") else heads
+    if kind == "nemotron_h":
+        types = layer_types(config)
+        mlps = sum(each in MLPS for each in types)
+        layers = len(types) - mlps
+    else:
+        mlps, layers = None, read_size(config, "num_hidden_layers", "n_layer")
     return Decoder(
         hidden=hidden,
         layers=layers,
         query_width=heads * head_size,
         kv_width=key_heads * head_size,
-        intermediate=4 * hidden if default_inner else _read(config, "intermediate_size", "n_inner", "ffn_dim"),
-        vocab=_read(config, "vocab_size"),
-        gated=config.get("model_type") not in UNGATED,
+        intermediate=_intermediate(config, hidden),
+        vocab=read_size(config, "vocab_size"),
+        gated=kind not in UNGATED,
         tied=bool(config.get("tie_word_embeddings", True)),
         mixture=_mixture(config, layers),
+        gated_attention=kind in GATED_ATTENTION,
+        recurrence=recurrence_of(config),
+        num_mlps=mlps,
     )
 
 
 def _check_covered(config: Mapping[str, Any]) -> None:
-    """Raise `InputError` for attention that the formulas do not cover."""
-    other = sorted(set(map(str, config.get("layer_types") or ())) - LAYERS)
-    if other or config.get("kv_lora_rank"):
-        kind = f"layers of type {other[0]}" if other else f"kv_lora_rank {config['kv_lora_rank']}"
-        raise InputError(f"cost formulas do not cover {kind}")
+    """Raise `InputError` for layers that the formulas do not cover."""
+    if config.get("model_type") in RECURRENCES:
+        other, keys = [], ("moe_latent_size",)
+    else:
+        other, keys = sorted(set(map(str, config.get("layer_types") or ())) - ATTENTION), OTHER_LAYERS
+    kinds = [f"layers of type {each}" for each in other] + [f"{key} {config[key]}" for key in keys if config.get(key)]
+    if kinds:
+        raise InputError(f"cost formulas do not cover {kinds[0]}")
+
+
+def _intermediate(config: Mapping[str, Any], hidden: int) -> int:
+    """Return the width of an MLP that is no mixture of experts."""
+    if "n_inner" in config and config["n_inner"] is None:  # GPT-2
+        return 4 * hidden
+    if config.get("model_type") == "granitemoehybrid":  # without experts
+        return read_size(config, "shared_intermediate_size")
+    # The last one where every MLP is a mixture
+    width = read_size(config, "intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
+    if config.get("block_auto_adjust_ff_dim"):  # LFM2
+        width = int(2 * width / 3)
+        if config.get("block_ffn_dim_multiplier") is not None:
+            multiple = read_size(config, "block_multiple_of")
+            width = multiple * -(-int(config["block_ffn_dim_multiplier"] * width) // multiple)
+    return width
 
 
 def _mixture(config: Mapping[str, Any], layers: int) -> Mixture | None:
@@ -155,27 +204,20 @@ def _mixture(config: Mapping[str, Any], layers: int) -> Mixture | None:
     if kind not in EXPERT_WIDTH:
         known = ", ".join(EXPERT_WIDTH)
         raise InputError(f"cost formulas cover the mixtures of experts {known}, not {kind}")
-    dense: list[int] = config.get("mlp_only_layers") or []
+    dense = config.get("mlp_only_layers") or range(config.get("num_dense_layers") or 0)
     step: int = config.get("decoder_sparse_step") or 1
     sparse = sum(layer not in dense and (layer + 1) % step == 0 for layer in range(layers))
+    if kind == "nemotron_h":
+        sparse = layer_types(config).count("moe")
+    shared = next((key for key in SHARED_WIDTH if config.get(key)), None)
     return Mixture(
         layers=sparse,
         experts=config[names[0]],
-        active=_read(config, "num_experts_per_tok"),
-        intermediate=_read(config, EXPERT_WIDTH[kind]),
-        shared=config.get("shared_expert_intermediate_size") or 0,
+        active=read_size(config, "num_experts_per_tok"),
+        intermediate=read_size(config, EXPERT_WIDTH[kind]),
+        shared=read_size(config, shared) if shared else 0,
+        shared_gate=shared == GATED_SHARED,
     )
-
-
-def _read(config: Mapping[str, Any], *names: str) -> int:
-    """Return the value of the first name that has one."""
-    name = next((name for name in names if config.get(name)), names[0])
-    value = config.get(name)
-    if not value:
-        raise InputError(f"the model's configuration has no {names[0]}, so its cost is unknown")
-    if not isinstance(value, int):  # such as one width for each layer
-        raise InputError(f"{name} of the model's configuration is not one number, so its cost is unknown")
-    return value
 
 
 def forward_flops(model: Decoder, work: Work) -> int:
@@ -184,12 +226,15 @@ def forward_flops(model: Decoder, work: Work) -> int:
     - Linear layers: 2 FLOPs per weight and token (Kaplan et al. 2020, table 1); of experts, the active ones only.
     - Attention: 4 FLOPs per layer, attended (query, key) pair and unit of query width: 2 for the scores and 2 for the
       weighted values (Chowdhery et al. 2022, app. B, but counting only the pairs that the mask allows).
+    - Recurrent layers: 2 FLOPs per weight, and those of the recurrence in chunks (`align/accounting/recurrence.py`).
     - LM head: 2 FLOPs per weight and target position.
 
     Norms, activations and softmax are not counted.
     """
-    layers = 2 * model.num_active * work.tokens + 4 * model.query_width * work.attended_pairs * model.layers
-    return layers + 2 * model.hidden * model.vocab * work.targets
+    linear = 2 * model.num_active * work.tokens
+    attention = 4 * model.query_width * work.attended_pairs * model.num_attention
+    recurrent = model.recurrence.layers * model.recurrence.token_flops * work.tokens if model.recurrence else 0
+    return linear + attention + recurrent + 2 * model.hidden * model.vocab * work.targets
 
 
 def training_flops(model: Decoder, work: Work) -> int:

@@ -1,4 +1,4 @@
-"""Memory of a training step in each process, by formula, in bytes. Imports no torch.
+"""Memory of a training step in each process, by formula, in bytes; not of recurrent layers. Imports no torch.
 
 DeepSpeed's allocations are those of version 0.19.8 for a model whose own weights are fp32, as here
 (runtime/zero/stage_1_and_2.py, stage3.py).

@@ -146,6 +146,8 @@ def _lines(step: Estimate, predicted: Prediction) -> dict[str, str]:
         lines["optimizer steps"] = f"{training.optimizer_steps:,}"
         if training.memory is not None:
             lines["memory"] = training.memory.describe()
+        elif step.flops:
+            lines["memory"] = "unknown for recurrent layers"
     elif step.tokens:
         lines["tokens"] = f"{at_most}{step.tokens:,}"
     lines |= step.parts

@@ -1,10 +1,11 @@
-"""Runs over mixtures of experts: their cost is that of the active experts, and an unknown cost stops nothing."""
+"""Runs over mixtures of experts and hybrids: active experts and recurrences count; an unknown cost stops nothing."""
 
 import json
 
 import pytest
 from small_runs import metrics, run, written
 
+from align.commands.check import check
 from align.workflow.estimate import disk_need, estimate
 from align.workflow.recipe.load import load_recipe
 from align.workflow.results.tables import plan_table
@@ -20,6 +21,13 @@ GPT_OSS = [
     *EXPERTS,
     "policy.from_config.model_type=gpt_oss",
     "policy.from_config.head_dim=8",
+]
+LFM2 = [
+    "policy.from_config.model_type=lfm2",
+    "policy.from_config.num_hidden_layers=2",
+    "policy.from_config.num_key_value_heads=2",
+    "policy.from_config.layer_types=[conv,full_attention]",
+    "policy.from_config.block_auto_adjust_ff_dim=false",
 ]
 
 
@@ -52,3 +60,16 @@ def test_an_estimate_of_a_mixture_says_what_is_unknown_and_knows_its_size(tmp_pa
     assert models == 3 * 4 * made["base"]["weights"] and checkpoints > 0  # fp32, one for each step
     (table,) = plan_table(planned(recipe, None, None), found)
     assert list(table.columns[4].cells)[1:3] == ["unknown", "unknown"]
+
+
+def test_an_estimate_of_a_hybrid_has_flops_and_no_memory(tmp_path, capsys):
+    path = written(tmp_path)
+    sft = list(estimate(load_recipe(path, LFM2)))[1]
+    assert sft.training.memory is None
+    check(path, LFM2)
+    assert capsys.readouterr().out.count("unknown for recurrent layers") == 2
+    # Of each token: a projection of 16 to 48, a kernel of 3 for each of 16, a matrix out, 4 matrices of attention, and
+    # 3 matrices of an MLP twice. The head and attention add to that
+    per_token = 2 * (16 * 48 + 3 * 16 + 16 * 16 + 4 * 16 * 16 + 2 * 3 * 16 * 32)
+    head = 2 * 16 * 300
+    assert 3 * per_token * sft.tokens < sft.flops < 3 * (per_token + head + 4 * 16 * 256) * sft.tokens

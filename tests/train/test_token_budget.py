@@ -41,8 +41,9 @@ def test_activations_take_a_quarter_of_the_memory(memory, checkpointing, expecte
     assert found == expected
 
 
-def test_a_model_of_unknown_dimensions_has_the_smallest_budget():
-    assert default_token_budget(BF16, "unknown", checkpointing=False, memory=80 * GIB) == 2048
+@pytest.mark.parametrize("model", ["unknown", dimensions(transformers.Qwen3_5TextConfig())])
+def test_a_model_of_unknown_activations_has_the_smallest_budget(model):
+    assert default_token_budget(BF16, model, checkpointing=False, memory=80 * GIB) == 2048
 
 
 def trained(folder, **changes):

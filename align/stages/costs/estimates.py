@@ -36,7 +36,7 @@ class TrainingEstimate:
     optimizer_steps: int
     longest: int  # tokens of the longest sequence
     unshared: int  # tokens of an epoch if responses did not share their prompt
-    memory: Footprint | None  # None where the model's dimensions are unknown
+    memory: Footprint | None  # None where the model's dimensions are unknown or layers are recurrent
     balances: list[Balance]  # of the first optimizer steps, for numbers of ranks that have a group each
 
 

@@ -94,7 +94,7 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
             longest=max(len(each.ids) for group in data.train for each in group.sequences),
             unshared=sum(len(each.ids) for index in epoch for each in data.train[index].sequences),
             memory=None
-            if isinstance(model, str)
+            if isinstance(model, str) or model.recurrence is not None
             else footprint(step, planning.inputs.policy, model, sizes, held=_tokens_held(step, data.train, sizes)),
             balances=_balances(step, sizes, epoch),
         ),

@@ -27,9 +27,9 @@ def default_token_budget(
 ) -> int:
     """Return the largest default budget whose activations take at most a quarter of the memory of a GPU, in bytes.
 
-    `memory` is None on a CPU. For a model whose dimensions are unknown it is the budget of a CPU.
+    `memory` is None on a CPU. For a model whose activations are unknown it is the budget of a CPU.
     """
-    if memory is None or isinstance(model, str):
+    if memory is None or isinstance(model, str) or model.recurrence is not None:
         return CPU_BUDGET
     bf16, bf16_weights = settings.precision == "bf16", settings.weights != "fp32"
     for tokens in GPU_BUDGETS:
