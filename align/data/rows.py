@@ -119,7 +119,8 @@ def _files(path: Path, split: str | None) -> list[Path]:
 
 def _is_data(file: Path, folder: Path) -> bool:
     is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    is_excluded = file.name in (*DATASET_FILES, *UNHASHED_FILES)
+    is_cache = file.name.startswith("cache-") and file.suffix == ".arrow"  # a result of `datasets`' map or filter
+    is_excluded = is_cache or file.name in (*DATASET_FILES, *UNHASHED_FILES)
     return file.is_file() and not is_hidden and not is_excluded and opener_of(file) is not None
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pyarrow as pa
 import pytest
+from datasets import Dataset, load_from_disk
 from pyarrow import ipc, parquet
 
 from align.data.rows import read_rows
@@ -92,6 +93,14 @@ def test_a_folder_gives_its_data_files_in_order_and_nothing_else(tmp_path):
     for name in ("README.md", "manifest.json", "state.json", "dataset_info.json"):
         (tmp_path / name).write_text("{}")
     assert list(read_rows(str(tmp_path))) == [*ROWS, ROWS[0]]
+
+
+def test_a_saved_dataset_gives_its_rows_without_what_datasets_caches_beside_them(tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    saved = load_from_disk(str(tmp_path / "saved"))
+    saved.map(lambda row: {"prompt": row["prompt"].upper()}), saved.filter(lambda row: row["prompt"] == "second")
+    assert len(list((tmp_path / "saved").glob("*.arrow"))) == 3  # with both caches
+    assert list(read_rows(str(tmp_path / "saved"))) == ROWS
 
 
 @pytest.mark.parametrize(
