@@ -90,6 +90,14 @@ def test_tokenizer_template_and_end_of_sequence_are_saved_with_it(model_folder, 
     assert generation["pad_token_id"] == before.pad_token_id
 
 
+def test_the_chat_template_of_the_settings_is_the_tokenizers_and_is_saved_with_it(settings, tmp_path):
+    policy, tokenizer = load_policy(settings(chat_template="chatml"))
+    save_policy(policy, tokenizer, tmp_path / "saved")
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        text = each.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        assert text == "<|im_start|>user\na<|im_end|>\n"
+
+
 STOPS = [(1, None, 1), (None, 9, [1, 9]), ([7, 8], 9, [1, 7, 8, 9])]
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from align.data.chat_templates import apply_template
 from align.errors import InputError
 from align.models.loading.config import gguf_file
 from align.models.loading.errors import loading
@@ -19,7 +20,7 @@ CLASS = "align_declared_class"  # attribute of a tokenizer
 
 
 def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the settings without loading the model."""
+    """Load the tokenizer of the settings, with the chat template that they name, without loading the model."""
     source = settings.tokenizer or settings.path
     if source is None:
         raise InputError("required with from_config: a folder or a Hub ID", ("policy", "tokenizer"))
@@ -33,6 +34,8 @@ def load_tokenizer(settings: PolicySettings) -> PreTrainedTokenizerBase:
             setattr(tokenizer, CLASS, get_tokenizer_config(source).get("tokenizer_class"))
     for name in LOADED_HOW:
         tokenizer.init_kwargs.pop(name, None)
+    if settings.chat_template is not None:
+        apply_template(tokenizer, settings.chat_template)
     return tokenizer
 
 

@@ -173,7 +173,7 @@ def _by_difficulty(step: str | None, context: RunContext, ran: list[ModelWork], 
 
     settings = context.inputs.policy_from(step)
     policy, tokenizer = load_policy(settings)
-    apply_template(tokenizer, settings.chat_template)
+    apply_template(tokenizer)
     policy = policy.to(default_device()).eval()
     encoder = ChatEncoder(tokenizer, max_length=max_positions(policy.base.config))
     works: list[Work] = []

@@ -30,7 +30,7 @@ def import_policy(spec: ModelSpec, context: RunContext) -> dict[str, Any]:
     discard_attempt(context.folder)
     settings = with_tokenizer(spec, context.folder)
     policy, tokenizer = load_policy(settings)
-    apply_template(tokenizer, settings.chat_template)
+    apply_template(tokenizer)
     expected = model_outputs(policy, random_groups(len(tokenizer)))
     written = save_policy(policy, tokenizer, context.folder, dtype=settings.save_dtype)
     saved, _ = load_policy(PolicySettings(path=str(context.folder)))
@@ -59,7 +59,7 @@ def planned_tokenizer(spec: ModelSpec, folder: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer that a step will use, with its chat template, before any step has run."""
     settings = with_tokenizer(spec, folder)
     tokenizer = load_tokenizer(settings)
-    apply_template(tokenizer, settings.chat_template)
+    apply_template(tokenizer)
     return tokenizer
 
 

@@ -88,7 +88,7 @@ def prepare(
     accelerator = make_accelerator(step.train)
     with zero3_init(accelerator) if settings.is_plain_checkpoint else nullcontext():
         policy, tokenizer = load_policy(settings)
-    apply_template(tokenizer, settings.chat_template)
+    apply_template(tokenizer)
     check_before_training(policy, tokenizer, Processes(accelerator), context.progress)
     request = RowRequest(step, tokenizer, context.inputs, max_positions(policy.base.config))
     rows = step_rows(request, context.folder, run_on_main=Processes(accelerator).run_on_main)

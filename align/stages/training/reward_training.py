@@ -55,7 +55,7 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     has_head = load_rating(settings.path) is not None
     with zero3_init(accelerator) if has_head else nullcontext():
         model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
-    apply_template(tokenizer, settings.chat_template)
+    apply_template(tokenizer)
     check_before_training(model, tokenizer, Processes(accelerator), context.progress)
     rating = model.rating
     request = RowRequest(step, tokenizer, context.inputs, max_positions(model.base.config), rating.names)
