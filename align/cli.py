@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from align.commands.console.exit_status import Commands, end, exit_with
-from align.commands.parsing.arguments import Overrides, RecipeArgument, StepOption, example, show_version
+from align.commands.parsing.arguments import (
+    ColumnOption,
+    OnErrorOption,
+    Overrides,
+    RecipeArgument,
+    SplitOption,
+    StepOption,
+    example,
+    parse_columns,
+    show_version,
+)
 from align.commands.parsing.human import human
 from align.commands.parsing.models import models
 
@@ -45,11 +55,17 @@ def init(
     policy: Annotated[str, typer.Option(help="The model to train: folder, hub id, gguf:FILE.", show_default=False)],
     out: Annotated[Path, typer.Option(help="File for the recipe.")] = Path("my-recipe.yaml"),
     lora: Annotated[bool, typer.Option("--lora/--full", help="Train adapters, or all weights.")] = True,
+    column: ColumnOption = None,
+    split: SplitOption = None,
+    on_error: OnErrorOption = "error",
 ) -> None:
     """Write a commented recipe for your rows and model. The columns decide the steps: SFT, reward model, DPO, RPO."""
     from align.commands.interactive.init import init as command  # noqa: PLC0415 - imports pydantic
 
-    command(data, policy, out, lora=lora)
+    given = {"split": split, "on_error": on_error, "columns": parse_columns(column or ())}
+    is_default = (None, "error", {})
+    reading = {name: value for name, value in given.items() if value not in is_default}
+    command(data, policy, out, lora=lora, reading=reading)
 
 
 @app.command(

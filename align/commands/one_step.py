@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from align.artifacts import atomic_file, remove_leftovers
+from align.commands.parsing.arguments import parse_columns
 from align.config import Settings, build, read_overrides
 from align.data.chat_clock import began_at, pinned_time
 from align.distributed.processes import shutdown_processes
@@ -66,19 +67,6 @@ def settings_of(kind: type[S], judges: Sequence[str], overrides: Sequence[str], 
         rows = values.setdefault("rows", {})
         rows["columns"] = {**rows.get("columns", {}), **parse_columns(columns)}
     return build(kind, values)
-
-
-def parse_columns(options: Sequence[str]) -> dict[str, str]:
-    """Return the columns that options `NAME=COLUMN` rename: name of the format -> column of the file."""
-    found: dict[str, str] = {}
-    for option in options:
-        name, _, column = option.partition("=")
-        if not name or not column:
-            raise InputError(f"--column {option!r} is not of the form NAME=COLUMN, as in --column prompt=question")
-        if name in found:
-            raise InputError(f"--column {option!r}: {name} is {found[name]!r} already; name one column")
-        found[name] = column
-    return found
 
 
 def run_one_step(

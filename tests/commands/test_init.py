@@ -88,6 +88,33 @@ def test_several_files_become_one_recipe_with_the_steps_in_order(in_folder, caps
     assert f"{NUMBER} rows read as sharegpt: dialogues to imitate" in capsys.readouterr().out
 
 
+def test_a_split_and_the_choice_to_skip_bad_rows_are_written(in_folder, capsys):
+    (in_folder / "splits").mkdir(exist_ok=True)
+    rows = [ROWS["trl_pairs"][0]] * 29 + [{"prompt": "q", "chosen": " ", "rejected": "bad"}]
+    for name in ("train", "test"):
+        (in_folder / f"splits/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"row 30: a response is empty; correct the row, or give --on-error skip"):
+        init(["splits"], "./model", in_folder / "my-recipe.yaml", lora=True, reading={"split": "test"})
+    assert not (in_folder / "my-recipe.yaml").exists()
+    main_with("init", "splits", "--policy", "./model", "--split", "test", "--on-error", "skip")
+    assert "29 rows read as preference: pairs; dropped: a response is empty 1\n" in capsys.readouterr().out
+    source = load_recipe(in_folder / "my-recipe.yaml").data["splits"]
+    assert (source.split, source.on_error) == ("test", "skip")
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "kto"])
+def test_a_file_may_be_called_as_a_step_and_have_columns_of_its_own(in_folder, name):
+    column = {"sft": "response", "dpo": "chosen", "kto": "completion"}[name]
+    rows = [{"q": "question", "a": f"answer {number}", "label": number % 2 == 0} for number in range(4)]
+    if name == "dpo":
+        rows = [{**row, "rejected": "no"} for row in rows]
+    (in_folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main_with("init", f"{name}.jsonl", "--policy", "./model", "--column", "prompt=q", "--column", f"{column}=a")
+    recipe = load_recipe(in_folder / "my-recipe.yaml")
+    assert list(recipe.steps) == [name] and list(recipe.data) == [f"{name}_rows"]
+    assert recipe.data[f"{name}_rows"].columns == {"prompt": "q", column: "a"}
+
+
 def test_values_fit_the_rows_and_the_model(in_folder):
     (in_folder / "few.jsonl").write_text(json.dumps(ROWS["trl_pairs"][0]) + "\n")
     init(["few.jsonl"], "./base", in_folder / "few.yaml", lora=False)
@@ -133,6 +160,11 @@ WRONG = {
     "a recipe that exists": (["trl_pairs.jsonl", "--policy", "./model", "--out", "model/config.json"], "exists; name"),
     "a model that is not there": (["trl_pairs.jsonl", "--policy", "./gone"], "no such folder"),
     "rows that are not there": (["gone.jsonl", "--policy", "./model"], "no such file or folder"),
+    "splits of which none is named": (["halves", "--policy", "./model"], "contains several splits"),
+    "unrated responses": (
+        ["unrated.jsonl", "--policy", "./model"],
+        "unrated.jsonl: the responses have no rewards; align",
+    ),
     "rows of two kinds": (["two.jsonl", "--policy", "./model"], "write them into two files"),
 }
 
@@ -141,6 +173,10 @@ WRONG = {
 def test_what_cannot_be_written_is_one_line(in_folder, capsys, case):
     rows = [{"prompt": "q", "responses": SCORED}, {"prompt": "q", "metadata": {}}]
     (in_folder / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (in_folder / "unrated.jsonl").write_text(json.dumps({"prompt": "q", "completions": ["a", "b"]}) + "\n")
+    (in_folder / "halves").mkdir(exist_ok=True)
+    for name in ("train", "test"):
+        (in_folder / f"halves/{name}.jsonl").write_text(json.dumps(ROWS["prompts"][0]))
     arguments, said = WRONG[case]
     with pytest.raises(SystemExit) as ended:
         main_with("init", *arguments)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from align.artifacts import atomic_file
 from align.commands.interactive.suggestion import DPO, KINDS, KTO, RATE, RPO, SAMPLES, SFT, Rows, look_at
 from align.content_hash import GGUF
 from align.errors import InputError
 from align.stages.inputs.opening import open_model
-from align.workflow.recipe.inputs import check_inputs
+from align.workflow.recipe.inputs import open_inputs
 from align.workflow.recipe.load import load_recipe
 
 LEARNING_RATES = {  # of adapters, and of all weights
@@ -38,19 +40,24 @@ DESCRIPTIONS = {
 }
 
 
-def init(data: Sequence[str], policy: str, out: Path, *, lora: bool) -> None:
-    """Write a recipe with a step for each source of rows, after looking at them; print what comes next."""
+def init(
+    data: Sequence[str], policy: str, out: Path, *, lora: bool, reading: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write a recipe with a step for each source of rows, after looking at them; print what comes next.
+
+    `reading` are settings of every source, such as `split`.
+    """
     if out.exists():
         raise InputError(f"{out}: exists; name another file with --out, or move it away")
     open_model(policy)
     found: list[Rows] = []
     for path in data:
-        found.append(look_at(path, [rows.name for rows in found]))
+        found.append(look_at(path, [rows.name for rows in found], reading))
     with atomic_file(out) as partial:
         partial.write_text(recipe_text(found, policy, lora=lora), "utf-8")
-        check_inputs(load_recipe(partial), partial)
+        open_inputs(load_recipe(partial))
     for rows in found:
-        print(f"{rows.path}: {_number(rows)} read as {rows.format}: {rows.about}")
+        print(f"{rows.path}: {_number(rows)} read as {rows.format}: {rows.about}{_dropped(rows)}")
     print(f"Written to {out}. Next:\n  align check {out}\n  align run {out}")
 
 
@@ -114,8 +121,14 @@ def _number(rows: Rows) -> str:
     return f"{rows.num_rows:,} rows" if rows.is_all else f"the first {rows.num_rows:,} rows"
 
 
+def _dropped(rows: Rows) -> str:
+    reasons = ", ".join(f"{reason} {number}" for reason, number in rows.dropped.items())
+    return f"; dropped: {reasons}" if reasons else ""
+
+
 def _data_lines(rows: Rows) -> list[str]:
     lines = [f"  {rows.name}:  # {_number(rows)}: {rows.about} ({rows.format})", f"    path: {json.dumps(rows.path)}"]
+    lines += [f"    {name}: {json.dumps(value)}" for name, value in rows.reading.items()]
     if rows.is_held_out:
         lines.append("    held_out: 0.1  # share of the prompts that is evaluated and not trained")
     if rows.kind != SAMPLES:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from align.data.reading import stream
 from align.errors import InputError
 from align.losses.unpaired import LABELS
 from align.records import Comparison, Demonstration, Record
+from align.stages.inputs.opening import lack_of_preference
 from align.train.objectives.settings import MIN_KL_PROMPTS
 
 LOOKED_AT = 1000  # rows
@@ -35,6 +37,8 @@ class Rows:
     is_all: bool  # whether the source has no more
     about: str  # what the rows hold
     attributes: tuple[str, ...] = ()  # that the rows rate
+    reading: Mapping[str, Any] = field(default_factory=dict[str, Any])  # settings of the source that were given
+    dropped: Mapping[str, int] = field(default_factory=dict[str, int])  # reason -> rows that cannot be read
 
     @property
     def prompts_per_step(self) -> int:
@@ -48,10 +52,18 @@ class Rows:
         return self.kind != SAMPLES and self.num_rows >= HELD_OUT_FROM
 
 
-def look_at(path: str, taken: Sequence[str]) -> Rows:
-    """Return what the first rows of a source are and which step they are for; `taken` are names of other sources."""
-    reading = stream(path, limit=LOOKED_AT + 1)
-    records = [located.record for located in reading.records]
+def look_at(path: str, taken: Sequence[str], reading: Mapping[str, Any]) -> Rows:
+    """Return what the first rows of a source are and which step they `taken` are names of other sources.
+
+    `reading` are settings of the source, such as `split`.
+    """
+    found = stream(path, limit=LOOKED_AT + 1, **reading)
+    try:
+        records = [located.record for located in found.records]
+    except InputError as error:
+        if "on_error" not in reading:
+            raise InputError(f"{error}; correct the row, or give --on-error skip") from error
+        raise
     shown, is_all = records[:LOOKED_AT], len(records) <= LOOKED_AT
     kind, about = _kind_of(path, shown)
     names = {name for record in shown for name in _attributes(record)} if kind == RATE else set[str]()
@@ -59,11 +71,13 @@ def look_at(path: str, taken: Sequence[str]) -> Rows:
         path=path,
         name=_name_of(path, taken),
         kind=kind,
-        format=reading.format,
+        format=found.format,
         num_rows=len(shown),
         is_all=is_all,
         about=about,
         attributes=tuple(sorted(names)),
+        reading=reading,
+        dropped=dict(found.statistics.dropped),
     )
 
 
@@ -82,6 +96,9 @@ def _kind_of(path: str, records: Sequence[Record]) -> tuple[str, str]:
         return KTO, "single responses, labelled as good or not"
     if sizes == [1]:
         return SFT, "single responses, of which the good ones are imitated"
+    lacks = [lack_of_preference(record, needs_rewards=False) for record in comparisons]
+    if all(lacks):
+        raise InputError(f"{path}: {lacks[0]}; align score rates responses with a reward model")
     rewarded = all(response.reward is not None for record in comparisons for response in record.responses)
     if rewarded and sizes[-1] > 2:  # noqa: PLR2004 - a pair
         number = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
@@ -98,5 +115,6 @@ def _attributes(record: Record) -> list[str]:
 def _name_of(path: str, taken: Sequence[str]) -> str:
     """Return a name for a source: that of its file, made different from those in `taken`."""
     stem = re.sub(r"\W+", "_", Path(path.partition(":")[0]).name.partition(".")[0]).strip("_") or "rows"
+    stem = f"{stem}_rows" if stem in KINDS else stem  # a source and a step need different names
     names = [stem, *(f"{stem}_{number}" for number in range(2, len(taken) + 2))]
     return next(name for name in names if name not in taken)

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from align.commands.parsing.arguments import ColumnOption, DataOption, JudgeOption, LimitOption, Settings, example
+from align.commands.parsing.arguments import (
+    ColumnOption,
+    DataOption,
+    JudgeOption,
+    LimitOption,
+    OnErrorOption,
+    Settings,
+    SplitOption,
+    example,
+    parse_columns,
+)
 
 models = typer.Typer()
 
@@ -22,12 +32,11 @@ def score(
     column: ColumnOption = None,
     limit: LimitOption = None,
     format: Annotated[str, typer.Option(help="Name of a row format; auto detects it by the columns.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="Split of a folder or dataset.", show_default=False)] = None,
-    on_error: Annotated[str, typer.Option(help="Rows that cannot be read: error or skip.")] = "error",
+    split: SplitOption = None,
+    on_error: OnErrorOption = "error",
 ) -> None:
     """Rate every response of a file by a reward model. The same command resumes an interrupted one."""
     from align.commands import run as command  # noqa: PLC0415 - imports torch
-    from align.commands.one_step import parse_columns  # noqa: PLC0415
     from align.commands.score import score as score_file  # noqa: PLC0415
     from align.workflow.results.tables import scored_tables  # noqa: PLC0415
 

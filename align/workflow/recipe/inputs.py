@@ -20,10 +20,10 @@ def check_inputs(recipe: Recipe, path: Path, overrides: Sequence[str] = (), *, u
     `until` is the last step whose inputs are opened.
     """
     with located(path, overrides):
-        _open_inputs(recipe, until)
+        open_inputs(recipe, until)
 
 
-def _open_inputs(recipe: Recipe, until: str | None) -> None:
+def open_inputs(recipe: Recipe, until: str | None = None) -> None:
     """Raise for every source whose first rows a step cannot use, and every model, file and folder that is not there.
 
     What is on this machine comes first: data sets of the Hub are opened only if all of that is right.
