@@ -24,6 +24,7 @@ from tiny_training import (
     comparisons,
     demonstrations,
     distillation,
+    hybrid_policy,
     labelled,
     loop,
     metrics,
@@ -71,6 +72,8 @@ CASES = {
     "kto": (preference("kto"), labelled(33, sizes=(1, 1, 3)), {"tokens_per_micro_batch": 100}),
     "weighted": (preference("dpo", beta=1.0, weighting="wpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
     "mixture": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
+    # Small steps, as its recurrences amplify rounding
+    "hybrid": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200, "learning_rate": 3e-4}),
     # Killed between the first and the second of the snapshots whose mean the weights become in the end
     "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3, "average": {"last": 2, "every": 5}}),
     "bf16": (
@@ -132,6 +135,7 @@ def run_case(folder, name, **more):
             "adapters": partial(with_adapters, dropout=0.2),
             "reward": reward_model,
             "mixture": mixture_policy,
+            "hybrid": hybrid_policy,
         }.get(name, policy)()
         model = model.double() if name in EXACT else model
         if name == "rpo":

@@ -107,6 +107,25 @@ def mixture_policy(kind="mixtral", **changes):
     return Policy(mixture(kind, **changes)).train()
 
 
+def hybrid_policy():
+    """A random Qwen3.5: two gated delta nets and attention, without the vision blocks that its class names."""
+    values = {
+        **SIZES,
+        "num_hidden_layers": 3,
+        "head_dim": 8,
+        "initializer_range": 0.05,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("qwen3_5_text", **values)
+        return Policy(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")).train()
+
+
 def with_adapters(dropout=0.0):
     """A policy whose base stands still under adapters with weights of their own."""
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=dropout, task_type="CAUSAL_LM")

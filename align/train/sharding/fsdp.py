@@ -32,7 +32,9 @@ class Fsdp2(Replicated):
             if self.policy.has_fp32_head:
                 raise InputError("FSDP2 would run the head in bf16; launch with DDP, or use fp32", ("train", "weights"))
             plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        cast(Any, self.policy)._no_split_modules = base._no_split_modules  # names of the layers that accelerate shards
+        # The layers that accelerate shards; it raises for one that the model lacks, such as vision blocks of Qwen3.5
+        present = {type(module).__name__ for module in base.modules()}
+        cast(Any, self.policy)._no_split_modules = sorted(present & set(base._no_split_modules or ()))
         self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
         self.trainable = [value for value in self.policy.parameters() if value.requires_grad]
         self.optimizer = self.prepared.optimizer
