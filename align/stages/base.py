@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -174,6 +175,14 @@ class Stage(LaunchSettings, ABC):
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise a located `InputError` for the first setting that cannot work with the step's inputs."""
+
+    def check_processes(self, name: str) -> None:
+        """Raise `InputError` in a launch of several processes for a step, called `name`, that runs in one."""
+        number = int(os.environ.get("WORLD_SIZE", "1"))
+        if number > 1 and "launch" in self.refused:
+            raise InputError(
+                f"step {name!r}: {self.stage} runs in one process, not {number}; start it without a launch"
+            )
 
     def check_machine(self) -> None:
         """Raise a located `InputError` for a setting that needs another machine than this one."""

@@ -201,6 +201,7 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
     recipe = command.loaded
     (name,) = recipe.expanded(name)[-1:]
     check_chosen(recipe, name)
+    recipe.steps[name].check_processes(name)
     content = cache(content_of)
     steps = {step.name: step for step in recipe.pipeline(content)}
     marks = pipeline.fingerprints(list(steps.values()))

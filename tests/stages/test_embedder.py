@@ -203,6 +203,7 @@ def test_dropout_is_set_in_modules_and_attributes_and_refused_where_there_is_non
         ("objective: sigmoid", "objective: simcse", "selection needs the loss of each pair of rows"),
         ("task: sts", "task: nll", "step 'sigmoid' makes an encoder of texts, not a policy"),
         ("encoder: {max_tokens: 8}", "encoder: {model: some/model}", "the step's own policies are embedded"),
+        ("data: pairs", "data: pairs\n    launch: launch/ddp-cpu-2.yaml", "sigmoid.launch: .* runs in one process"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused_before_it_runs(folder, tmp_path, old, new, error):

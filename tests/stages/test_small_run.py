@@ -190,6 +190,16 @@ def test_no_process_waits_for_the_first_at_a_step_that_lacks_nothing_but_its_nam
     assert (tmp_path / "runs/small/sft/manifest.json").exists()
 
 
+def test_a_stage_of_one_process_is_refused_by_each_process_of_a_launch(tmp_path, monkeypatch):
+    path = written(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(InputError, match="^step 'base': import runs in one process, not 2; start it without"):
+            running.run_step(Command(path), "base", Told())
+    assert not (tmp_path / "runs").exists()
+
+
 def test_what_the_references_of_a_killed_step_have_taken_is_in_its_ledger(tmp_path):
     often = "steps.dpo.train.checkpoint_steps=1"
     with pytest.raises(KeyboardInterrupt):

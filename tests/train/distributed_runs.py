@@ -88,6 +88,10 @@ CASES = {
     ),
     # Rows chosen by the loss of a policy that was trained for it, in 10 steps of the 2 epochs
     "selected": (supervised(), demonstrations(160), {"tokens_per_micro_batch": 90}),
+    # Rows chosen jointly by their first tokens; the last step of an epoch scores one row, which a rank has not
+    "embedded": (supervised(), demonstrations(129), {"tokens_per_micro_batch": 90}),
+    "gradient": (preference("dpo"), comparisons(160), {"tokens_per_micro_batch": 200}),
+    "scorer": (supervised(), demonstrations(160), {"tokens_per_micro_batch": 90}),
     "tokens": (ChosenTokensObjective(0.4), demonstrations(36), {"tokens_per_micro_batch": 90}),
     "distilled": (distillation(beta=0.5, top_k=8, sft_weight=1.0), demonstrations(36), {"tokens_per_micro_batch": 90}),
     # Gradients reduced in each micro-batch, to the shares where they are shared out
@@ -103,6 +107,36 @@ BF16_WEIGHTS = {
     mode: (preference("dpo"), comparisons(36), {"precision": "bf16", "weights": mode, "checkpoint_steps": 3})
     for mode in ("bf16_master", "bf16_stochastic")
 }
+# A run that is killed after step 8, and what another number of processes makes of it, from the checkpoint of step 6
+MOVED = dict.fromkeys(
+    ("stopped", "continued"), (supervised(), demonstrations(129), {"tokens_per_micro_batch": 90, "checkpoint_steps": 3})
+)
+JOINT = {
+    "score": "learnability",
+    "reference": "cross_fit:other",
+    "filter": 0.75,
+    "chunks": 4,
+    "coupling": "embedding",
+    "coupling_weight": 5.0,
+    "score_tokens": 6,
+}
+SELECTIONS = {
+    "selected": {"score": "learnability", "reference": "step:other", "filter": 0.75, "chunks": 4},
+    "embedded": JOINT,
+    "gradient": JOINT | {"coupling": "gradient"},
+    "scorer": {"scorer": "step:small", "reference": "cross_fit:other", "filter": 0.75, "chunks": 4, "every": 2},
+    "tokens": {"reference": "step:other", "tokens": 0.4},
+    **dict.fromkeys(MOVED, JOINT),
+}
+
+
+def chosen_by(settings):
+    """A selection by models that were trained for it, of which the scorer is smaller than the policy."""
+    seeds = (5, 6) if settings["reference"].startswith("cross_fit") else (5,)
+    fixed = {"reference": FixedModel(loads=[partial(policy, seed) for seed in seeds])}
+    if "scorer" in settings:
+        fixed["scorer"] = FixedModel(loads=[partial(policy, 7, hidden_size=16)])
+    return Selection(settings=SelectionSettings(**settings), fixed=fixed)
 
 
 def join_fsdp():
@@ -127,7 +161,7 @@ def run_case(folder, name, **more):
 
     With a checkpoint it is killed on the way and goes on, and must be what a run that nobody kills is, bit for bit.
     """
-    objective, train, settings = (CASES | EXACT | BF16_WEIGHTS)[name]
+    objective, train, settings = (CASES | EXACT | BF16_WEIGHTS | MOVED)[name]
     killed = "checkpoint_steps" in settings
 
     def make(folder, stop_after=None):
@@ -146,23 +180,23 @@ def run_case(folder, name, **more):
         join_fsdp()
         joined = cut_everything(make_accelerator(training_settings(**changes)))
         report, job = Recorder(stop_after), {"held_out": held_out}
-        if name in ("selected", "tokens"):
-            rows, tokens = {"score": "learnability", "filter": 0.75, "chunks": 4}, {"tokens": 0.4}
-            chosen = SelectionSettings(reference="step:other", **(rows if name == "selected" else tokens))
-            fixed = {"reference": FixedModel(loads=[partial(policy, seed=5)])}
-            job["selection"] = Selection(settings=chosen, fixed=fixed)
+        if name in SELECTIONS:
+            job["selection"] = chosen_by(SELECTIONS[name])
         if name == "distilled":
             job["teacher"] = Teacher(partial(policy, seed=5), 8)
         return loop(folder, objective, train, model=model, progress=report, accelerator=joined, job=job, **changes)
 
-    if killed:
+    if killed and name != "continued":
+        made = make(folder, stop_after=8)
         with suppress(Killed):
-            make(folder, stop_after=8).run()
+            made.run()
+        if name == "stopped":
+            return made
     made = make(folder)
     made.run()
     assert len(made.progress.steps) == STEPS - 6 * killed
     trained = weights(made.policy)
-    if killed:
+    if killed and name != "continued":
         whole = make(folder / "whole")
         whole.run()
         assert not whole.accelerator.is_main_process or numbers(folder / "whole") == numbers(folder)
