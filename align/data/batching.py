@@ -56,6 +56,16 @@ def steps_per_epoch(num_groups: int, prompts_per_step: int) -> int:
     return -(-num_groups // prompts_per_step)
 
 
+def groups_in_steps(num_steps: int, num_groups: int, prompts_per_step: int) -> int:
+    """Return how many groups the first steps take together, each as often as it is taken.
+
+    >>> groups_in_steps(4, 10, 4)
+    14
+    """
+    epochs, steps = divmod(num_steps, steps_per_epoch(num_groups, prompts_per_step))
+    return epochs * num_groups + min(num_groups, steps * prompts_per_step)
+
+
 def groups_of_step(
     step: int,
     num_groups: int,

@@ -19,7 +19,7 @@ from tiny_models import (
 from align.models.loading.origin import remove_randomness
 from align.models.policy import Policy
 from align.models.tree import attention
-from align.models.tree.batch import count_tokens, plain_batch, tree_batch
+from align.models.tree.batch import count_tokens, count_work, plain_batch, tree_batch
 
 DEVICES = [
     "cpu",
@@ -185,6 +185,7 @@ def test_every_distinct_prefix_is_computed_once(sequences):
     rows = prefixes_of_rows(batch)
     assert set(rows) == distinct_pairs(sequences)
     assert len(rows) == len(set(rows)) == batch.num_tokens == batch.layout.num_rows == count_tokens(sequences)
+    assert batch.work() == count_work(sequences)
 
 
 @pytest.mark.parametrize("make", [tree_batch, plain_batch])

@@ -24,6 +24,21 @@ def test_the_pass_of_the_reference_counts_at_equal_flops():
     assert (found.equal_steps, found.equal_flops, found.cost) == (2.5, 2.0, 1.0)
 
 
+def test_the_training_of_cross_fitted_references_counts_at_equal_flops():
+    easy = HARD | {"score": "easy", "scoring_flops": 0.0, "reference_flops": 17.0}
+    (named,) = comparisons({"plain": UNIFORM, "easy": easy | {"reference_training_flops": 0.0}})
+    (fitted,) = comparisons({"plain": UNIFORM, "easy": easy | {"reference_training_flops": 53.0}})
+    assert fitted.equal_flops == 2.0 and named.equal_flops == pytest.approx(2.5 - 0.5 * 17 / 70)
+    assert named.once.endswith("their training not included") and "training of the references: 53" in fitted.once
+
+
+def test_the_cost_is_relative_to_rows_of_mean_length():
+    longer = HARD | {"uniform_flops": 80.0, "rows": 8.0, "mean_tokens": 40.0, "mean_tokens_chosen": 50.0}
+    (found,) = comparisons({"hard": longer})
+    cells = comparison_cells(found)
+    assert cells["cost"] == "2.09 × (1.67 predicted)" and cells["rows"] == "8, chosen rows 1.25 × as long"
+
+
 def test_a_run_of_as_many_steps_takes_the_place_of_the_longer_one_at_equal_steps():
     steps = UNIFORM | {"curve": [[10, 100.0, 2.1]]}
     (found,) = comparisons({"plain": UNIFORM, "plain-steps": steps, "hard": HARD})
@@ -54,3 +69,4 @@ def test_the_loss_at_equal_flops_is_that_of_a_straight_line_between_points(scori
     (found,) = comparisons({"plain": plain, "hard": hard})
     assert found.equal_flops == (None if loss is None else pytest.approx(loss))
     assert scoring != 57 or found.verdict == "lost"
+    assert scoring != 71 or found.verdict == "not compared: uniform ended at 97.7% of the FLOPs"

@@ -1,10 +1,12 @@
 """A step of a recipe that selects its rows: the uniform run beside it, its cost, and settings that cannot work."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file
 from small_runs import SMALL_POLICY, run, written
 
 from align.accounting.flops import Decoder, Work
@@ -15,6 +17,7 @@ from align.models.reward_model import load_reward_model, save_reward_model, set_
 from align.models.settings import HeadSettings, LoraSettings, PolicySettings
 from align.records import Demonstration, Message
 from align.report import write_report
+from align.report.selection.section import comparisons
 from align.stages.costs.measured import Done
 from align.stages.training.selecting import fixed_models
 from align.testing import tiny_policy
@@ -80,14 +83,60 @@ def test_a_selected_step_is_shown_beside_uniform_training_of_equal_flops(tmp_pat
 
 @pytest.mark.slow
 def test_cross_fitted_references_are_trained_on_two_halves_of_the_rows(tmp_path):
-    text = RECIPE.replace('reference: "step:reference"', "reference: cross_fit, compare: null")
+    text = RECIPE.replace('reference: "step:reference"', "reference: cross_fit")
     run(tmp_path, text=text)
-    chosen, *halves = (manifest(tmp_path, name) for name in ("chosen", "chosen-fold-1", "chosen-fold-2"))
+    names = ("chosen-uniform", "chosen", "chosen-fold-1", "chosen-fold-2")
+    uniform, chosen, *halves = (manifest(tmp_path, name) for name in names)
     sizes = [half["rows"]["in_fold"] for half in halves]
     assert sum(sizes) == chosen["rows"]["trained"] == halves[0]["rows"]["trained"] and min(sizes) > 30
     work = [json.loads(path.read_text()) for path in (tmp_path / "runs/small").glob("references/*/*.json")]
     keys = [set(each) for each in work]  # of the rows that each reference scored
     assert sorted(map(len, keys)) == sorted(sizes) and not keys[0] & keys[1]
+    # Uniform training of equal FLOPs also pays for the references: a pass over every row, and the training of both
+    steps, fitted = chosen["optimizer_steps"], sum(half["rows"]["epoch"] for half in halves)
+    expected = steps * (1 + 1 / (3 * 0.5)) + sum(sizes) / 3 / 4 + fitted / 4
+    assert uniform["optimizer_steps"] == pytest.approx(expected, abs=1)
+    planned = {each.name: each for each in estimate(load_recipe(tmp_path / "small.yaml"))}["chosen-uniform"]
+    assert planned.training.optimizer_steps == uniform["optimizer_steps"]
+    assert "a pass of the reference and its training" in planned.parts["selection"]
+    selected = chosen["selection"]
+    assert selected["reference_training_flops"] == sum(half["selection"]["training_flops"] for half in halves) > 0
+    assert selected["curve"][0][1] == selected["reference_flops"] + selected["reference_training_flops"]
+    (compared,) = comparisons({"chosen": selected, "chosen-uniform": uniform["selection"]})
+    assert compared.verdict in ("won", "lost") and "training of the references" in compared.once
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_processes_that_share_out_a_model_choose_the_rows_of_one(tmp_path, monkeypatch):
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install align[deepspeed]")
+    for name, value in {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}.items():
+        monkeypatch.setenv(name, value)
+    text = RECIPE.replace("  chosen:", "  fitted:")
+    text = text.replace('reference: "step:reference", chunks: 2', "reference: cross_fit, compare: null, until: 0.1")
+    text += """  chosen:
+    stage: sft
+    policy: base
+    data: {{pool: 1, other: 1}}
+    train: {{learning_rate: 1.0e-3, prompts_per_step: 4}}
+    selection: {{reference: "cross_fit:fitted", compare: null, coupling: gradient, score_tokens: 9}}
+"""
+    alone, launched = (tmp_path / name / "runs/small" for name in ("alone", "launched"))
+    run(tmp_path / "alone", text=text)
+    shutil.copytree(alone, launched)
+    shutil.rmtree(launched / "chosen")
+    run(tmp_path / "launched", "steps.chosen.launch=launch/zero3-cpu-2.yaml", text=text)
+    rows = [[step[1] for step in map(json.loads, lines[1:])] for lines in map(journal, (alone, launched))]
+    groups, groups_of_two = ([groups for ((groups, _),) in each] for each in rows)
+    made, made_by_two = (manifest(tmp_path / name, "chosen") for name in ("alone", "launched"))
+    assert groups == groups_of_two and len(groups) == made["optimizer_steps"] > 10
+    assert made_by_two["ledger"]["devices"] == 2 and made_by_two["fingerprint"] == made["fingerprint"]
+    trained, trained_by_two = (load_file(each / "chosen/model.safetensors") for each in (alone, launched))
+    assert max((trained[name] - trained_by_two[name]).abs().max().item() for name in trained) <= 5e-5
+
+
+def journal(folder):
+    return (folder / "chosen/selection.jsonl").read_text().splitlines()
 
 
 def test_a_step_that_chooses_tokens_is_shown_beside_uniform_training_of_equal_flops(tmp_path):

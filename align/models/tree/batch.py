@@ -157,9 +157,32 @@ def plain_batch(sequences: Sequence[TokenSequence]) -> TokenBatch:
 
 def count_tokens(sequences: Sequence[TokenSequence]) -> int:
     """Return the number of rows of the sequences' tree: distinct (prefix, token) pairs."""
+    return count_work(sequences).tokens
+
+
+def count_work(sequences: Sequence[TokenSequence]) -> Work:
+    """Return the work of a forward pass over the sequences' tree, without making its batch.
+
+    >>> import numpy as np
+    >>> from align.data.token_groups import TokenSequence
+    >>> mask = np.array([False, False, True])
+    >>> sequences = [TokenSequence(np.array([5, 6, last], np.int32), mask) for last in (7, 8)]
+    >>> count_work(sequences) == tree_batch(sequences).work() == Work(tokens=4, attended_pairs=9, targets=2)
+    True
+    """
     ids = [sequence.ids for sequence in sorted(sequences, key=_sort_key)]
-    shared = sum(common_prefix(first, second) for first, second in pairwise(ids))
-    return sum(len(each) for each in ids) - shared
+    shared = [common_prefix(first, second) for first, second in pairwise(ids)]
+    lengths = [len(each) for each in ids]
+    return Work(
+        tokens=sum(lengths) - sum(shared),
+        attended_pairs=sum(map(_pairs, lengths)) - sum(map(_pairs, shared)),
+        targets=sum(int(sequence.loss_mask.sum()) for sequence in sequences),
+    )
+
+
+def _pairs(length: int) -> int:
+    """Return the (query, key) pairs of a sequence whose tokens attend to themselves and to those before."""
+    return length * (length + 1) // 2
 
 
 def count_rows(batch: TokenBatch, sequences: Sequence[TokenSequence], sizes: Sequence[int]) -> Tensor:

@@ -35,18 +35,30 @@ class Comparison(NamedTuple):
     loss: float | None
     equal_steps: float | None
     equal_flops: float | None
+    ended: float | None  # FLOPs of the uniform run over those of the step, where they are fewer
 
     @property
     def verdict(self) -> str:
         """Return whether the selection has the lower loss at equal FLOPs."""
         if self.loss is None or self.equal_flops is None:
-            return "not compared"
+            reason = "" if self.ended is None else f": uniform ended at {percent(self.ended)} of the FLOPs"
+            return f"not compared{reason}"
         return "won" if self.loss < self.equal_flops else "lost"
 
     @property
     def cost(self) -> float:
-        """Return the FLOPs of training and scoring over those of training."""
-        return (self.selected["training_flops"] + self.selected["scoring_flops"]) / self.selected["training_flops"]
+        """Return the FLOPs of training and scoring over those of training on as many rows of mean length."""
+        uniform = self.selected.get("uniform_flops", self.selected["training_flops"])  # of older versions
+        return (self.selected["training_flops"] + self.selected["scoring_flops"]) / uniform
+
+    @property
+    def once(self) -> str:
+        """Return what fixed models have cost, and whether that includes their training; empty where there are none."""
+        passes, training = self.selected["reference_flops"], self.selected.get("reference_training_flops")
+        if not passes:
+            return ""
+        trained = f", training of the references: {scaled(training)}" if training else ", their training not included"
+        return f"fixed models: {scaled(passes)} FLOPs, once{trained}"
 
 
 def comparisons(selections: Mapping[str, Facts]) -> Iterator[Comparison]:
@@ -57,14 +69,18 @@ def comparisons(selections: Mapping[str, Facts]) -> Iterator[Comparison]:
         beside = None if found["compare"] is None else found["compare"].removeprefix(STEP)
         other, same = selections.get(beside or ""), selections.get(f"{beside}{EQUAL_STEPS}")
         curve, steps = found["curve"], (same or other or {}).get("curve", [])
-        used = found["training_flops"] + found["scoring_flops"] + found["reference_flops"]
+        used = sum(
+            found.get(f"{name}_flops", 0.0) for name in ("training", "scoring", "reference", "reference_training")
+        )
+        beside_curve = (other or {}).get("curve", [])
         yield Comparison(
             name,
             beside if other is not None else None,
             found,
             curve[-1][2] if curve else None,
             next((loss for step, _, loss in reversed(steps) if step <= found["steps"]), None),
-            _loss_at((other or {}).get("curve", []), used),
+            _loss_at(beside_curve, used),
+            beside_curve[-1][1] / used if beside_curve and beside_curve[-1][1] < used else None,
         )
 
 
@@ -90,7 +106,9 @@ def comparison_cells(compared: Comparison) -> dict[str, str]:
     found = compared.selected
     shares = {name.removeprefix("share/"): found[name] for name in found if name.startswith("share/")}
     parts = [f"{name} {percent(share)} of {percent(found[f'pool_share/{name}'])}" for name, share in shares.items()]
-    size = found.get("effective_sample_size")
+    size, length = found.get("effective_sample_size"), ""
+    if "mean_tokens" in found:
+        length = f", chosen rows {found['mean_tokens_chosen'] / found['mean_tokens']:.2f} × as long"
     return {
         "score": f"{found['score']}, {found['filter']:g}",
         "loss": fixed(compared.loss) if compared.loss is not None else "",
@@ -99,7 +117,7 @@ def comparison_cells(compared: Comparison) -> dict[str, str]:
         if compared.equal_flops is not None
         else compared.verdict,
         "cost": f"{compared.cost:.2f} × ({found['predicted_cost']:.2f} predicted)",
-        "rows": f"{found['rows']:,.0f}" if "rows" in found else "",
+        "rows": f"{found['rows']:,.0f}{length}" if "rows" in found else "",
         "effective": f"{size:,.1f}" if size is not None else "",
         "chosen": ", ".join(parts) or (f"{percent(found['token_share'])} of tokens" if "token_share" in found else ""),
     }
@@ -112,8 +130,7 @@ def selection_table(runs: Mapping[str, Run]) -> Table | None:
         for compared in comparisons(_selections(run)):
             cells = comparison_cells(compared)
             name = f"{compared.step} of {label}" if label else compared.step
-            reference = compared.selected["reference_flops"]
-            below = [(f"fixed models: {scaled(reference)} FLOPs, once", "quiet")] if reference else []
+            below = [(compared.once, "quiet")] if compared.once else []
             rows.append([Cell(name, below=below), *(Cell(cells[column]) for column in COLUMNS)])
     return Table("selection", ["step", *(HEADINGS.get(column, column) for column in COLUMNS)], rows) if rows else None
 

@@ -14,11 +14,11 @@ from align.accounting.flops import BACKWARD, Decoder, Work, forward_flops, sum_w
 from align.accounting.peak_memory import gpu_memory
 from align.config import Settings
 from align.data.balance import Balance, balance
-from align.data.batching import Indices, order, steps_per_epoch
+from align.data.batching import Indices, groups_in_steps, order, steps_per_epoch
 from align.data.token_groups import TokenGroup
 from align.models.loading.config import max_positions
 from align.models.loading.pretrained import default_device
-from align.models.tree.batch import tree_batch
+from align.models.tree.batch import count_work, tree_batch
 from align.models.tree.parts import rows_held
 from align.stages.costs.estimates import Estimate, Planning, TrainingEstimate, equal_rows, model_disk
 from align.stages.costs.measured import NOTHING, matrix_rate
@@ -27,8 +27,10 @@ from align.stages.training.footprint import footprint, sharding_of
 from align.stages.training.rows import RowRequest, StepRows, step_rows
 from align.stages.training.selecting import selection_of
 from align.train.passes.token_budget import default_token_budget
-from align.train.selection.selection import FixedModel, Selection, SelectionCost
+from align.train.selection.folds import FOLDS
+from align.train.selection.selection import CostRange, FixedModel, Selection, SelectionCost
 from align.train.selection.settings import UNIFORM
+from align.train.settings import TrainSettings
 
 # Shares of a large matrix product's rate that training reaches: measured on a Xeon and on an H100 (tests/README.md)
 EFFICIENCY = {"cpu": 0.6, "cuda": 0.37}
@@ -64,7 +66,7 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
     step, micro_batches = _with_token_budget(step, planning)
     settings, model = step.train, planning.decoder
     num_rows = data.mixture.num_rows if data.mixture is not None else len(data.train)
-    selection = selection_of(step, data, model, _fixed_sizes(step, planning), frozen=_is_frozen(planning))
+    selection = selection_of(step, data, model, _fixed_models(step, planning), frozen=_is_frozen(planning))
     num_steps = settings.num_steps(num_rows) if selection is None else selection.num_steps(settings, num_rows)
     average = _average_line(step, num_steps)
     start, num_steps = _taken(step, planning), min(num_steps, settings.until_step or num_steps)
@@ -74,6 +76,7 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
     works = [_work(group, head=step.has_lm_head) for group in data.train]
     work = sum_work(works[index] for index in epoch)
     sizes = [each.tokens for each in works]
+    costs = None if selection is None else selection.cost_range(works, epoch, settings)
     return Estimate(
         name=planning.name,
         stage=step.stage,
@@ -86,7 +89,7 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
         until_step=settings.until_step,
         disk=planning.model_bytes,
         spare=model_disk(planning.model_bytes, step.train)[1],
-        parts=micro_batches | _selection_lines(selection, settings.prompts_per_step) | average,
+        parts=micro_batches | _selection_lines(selection, settings.prompts_per_step, costs) | average,
         training=TrainingEstimate(
             counts=data.counts,
             format=data.format,
@@ -126,17 +129,29 @@ def estimate_bound(step: TrainingSettings, planning: Planning, made: Estimate) -
     )
 
 
-def _fixed_sizes(step: TrainingSettings, planning: Planning) -> dict[str, FixedModel]:
-    """Return the dimensions of the reference and of the scorer of a step's selection, where it has them."""
-    names = {} if step.selection is None else step.selection.fixed_steps
-    return {key: FixedModel(size=planning.dimensions_of(steps[0])) for key, steps in names.items()}
+def _fixed_models(step: TrainingSettings, planning: Planning) -> dict[str, FixedModel]:
+    """Return what is known of the reference and of the scorer of a step's selection, where it has them."""
+    found: dict[str, FixedModel] = {}
+    for key, names in step.selection.fixed_steps.items() if step.selection is not None else ():
+        is_cross_fitted = len(names) > 1
+        rows = sum(_trained_rows(step.train, planning.made[name]) for name in names) if is_cross_fitted else 0
+        found[key] = FixedModel(size=planning.dimensions_of(names[0]), trained_rows=rows)
+    return found
+
+
+def _trained_rows(train: TrainSettings, made: Estimate) -> int:
+    """Return on how many rows a cross-fitted reference is trained, with the settings of the step that it is for."""
+    if made.training is not None:
+        return groups_in_steps(made.training.optimizer_steps, made.rows, train.prompts_per_step)
+    half = -(-made.rows // FOLDS)  # a bound counts all rows
+    return groups_in_steps(train.num_steps(half), half, train.prompts_per_step)
 
 
 def _bound_selection(step: TrainingSettings, planning: Planning, work: Work, num_rows: int) -> Selection | None:
     """Return the selection from rows of equal length that are scored whole; None without a selection."""
     if step.selection is None:
         return None
-    model, fixed = planning.decoder, _fixed_sizes(step, planning)
+    model, fixed = planning.decoder, _fixed_models(step, planning)
     sizes = [each.size for each in fixed.values() if not isinstance(each.size, str)]
     if isinstance(model, str) or len(sizes) < len(fixed):  # FLOPs are unknown
         return Selection(settings=step.selection, fixed=fixed)
@@ -218,8 +233,10 @@ def _is_frozen(planning: Planning) -> bool:
     return planning.inputs.policy.lora is not None
 
 
-def _selection_lines(selection: Selection | None, prompts_per_step: int) -> dict[str, str]:
-    """Return what is predicted of a selection, for the estimate."""
+def _selection_lines(
+    selection: Selection | None, prompts_per_step: int, costs: CostRange | None = None
+) -> dict[str, str]:
+    """Return what is predicted of a selection, for the estimate; `costs` are known if the rows exist."""
     if selection is None:
         return {}
     settings, cost = selection.settings, f"{selection.cost_factor:.2f}"
@@ -228,13 +245,17 @@ def _selection_lines(selection: Selection | None, prompts_per_step: int) -> dict
         return {"selection": f"{settings.tokens:.0%} of the trained tokens of each row{once}"}
     if settings.score == UNIFORM:
         passed = f" and a pass of the {' and the '.join(selection.fixed)}" if selection.fixed else ""
+        passed += " and its training" if settings.is_cross_fitted else ""
         equal = "" if settings.equal == "steps" else f", for the FLOPs of {cost} times as many optimizer steps{passed}"
         beside = f"filter {settings.filter:g}" if settings.tokens is None else f"tokens {settings.tokens:g}"
         return {"selection": f"uniform, beside a step with {beside}{equal}"}
     size = settings.super_batch(prompts_per_step)
+    ends = (
+        "" if costs is None else f" ({costs.low:.2f} for the shortest of each step, {costs.high:.2f} for the longest)"
+    )
     return {
         "selection": f"{settings.score}: {prompts_per_step} of {size} rows per step, {cost} times the FLOPs of uniform "
-        f"training of as many rows{once}"
+        f"training of as many rows if the chosen rows are of mean length{ends}{once}"
     }
 
 
@@ -246,7 +267,7 @@ def _average_line(step: TrainingSettings, num_steps: int) -> dict[str, str]:
 
 def _work(group: TokenGroup, *, head: bool) -> Work:
     """Return the work of a forward pass over the group's own tree, with or without an LM head."""
-    work = tree_batch(group.sequences).work()
+    work = count_work(group.sequences)
     return work if head else work._replace(targets=0)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from align.accounting.flops import Decoder, Work, forward_flops
+from align.accounting.flops import Decoder, Work, forward_flops, sum_work
+from align.artifacts import METRICS
 from align.errors import InputError
 from align.models.backbone import Backbone
 from align.models.loading.config import dimensions, load_config
@@ -20,6 +23,7 @@ from align.models.settings import LoraSettings, PolicySettings
 from align.stages.inputs.context import StepInputs
 from align.stages.training.contract import TrainingSettings
 from align.stages.training.rows import StepRows
+from align.storage.disk_errors import reading
 from align.train.loop import Loop
 from align.train.selection.selection import FixedModel, Selection, selection_cost
 from align.train.selection.settings import SELECTION, UNIFORM
@@ -45,6 +49,7 @@ def selection_of(
         settings=step.selection,
         fixed=fixed,
         sources=rows.sources,
+        size=model,
         cost=selection_cost(rows.train, step.selection, model, sizes, has_lm_head=step.has_lm_head, frozen=frozen),
     )
 
@@ -70,8 +75,21 @@ def fixed_models(
         paths = [str(inputs.folders[name]) for name in names]
         settings = [PolicySettings(path=path, lora=kept, quantize=quantize) for path in paths]
         loads = [partial(_load_fixed, each, tokenizer, attributes, key) for each in settings]
-        found[key] = FixedModel(loads=loads, size=dimensions(load_config(paths[0])))
+        is_cross_fitted = len(paths) > 1
+        lines = [line for path in paths for line in _metrics_of(Path(path))] if is_cross_fitted else []
+        found[key] = FixedModel(
+            loads=loads,
+            size=dimensions(load_config(paths[0])),
+            trained_rows=sum(int(line["groups"]) for line in lines),
+            trained=sum_work(map(work_of, lines)),
+        )
     return found
+
+
+def _metrics_of(folder: Path) -> list[dict[str, float]]:
+    """Return the metrics of each optimizer step of a finished step."""
+    with reading(folder / METRICS):
+        return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
 def _load_fixed(
@@ -95,7 +113,9 @@ def selection_report(loop: Loop, outcome: TrainingResult, model: Decoder | str) 
     """Return what the manifest says of a step's selection: costs, shares, and the held-out loss over FLOPs.
 
     FLOPs are None where the dimensions of a model are unknown. Those of reference and scorer are their passes over all
-    rows, estimated from some of them, even if another step has run them already; the held-out curve starts after them.
+    rows, estimated from some of them, even if another step has run them already, and the training of cross-fitted
+    references; the held-out curve starts after them. The uniform FLOPs are those of training on as many rows of mean
+    cost.
     """
     selection = loop.training_run.selection
     if selection is None:
@@ -103,8 +123,13 @@ def selection_report(loop: Loop, outcome: TrainingResult, model: Decoder | str) 
     trained = [selection.cost.training * _flops(model, work_of(line)) for line in outcome.metrics]
     scored = [_flops(model, work_of(line, SELECTION)) for line in outcome.metrics]
     is_known = not any(isinstance(size, str) for size in (model, *(each.size for each in selection.fixed.values())))
-    reference = selection.cost.once if selection.settings.score != UNIFORM else 0.0
-    total = accumulate(map(sum, zip(trained, scored, strict=True)), initial=reference)
+    uniform = [
+        flops / line.get(f"{SELECTION}row_cost", 1.0) for flops, line in zip(trained, outcome.metrics, strict=True)
+    ]
+    fixed = selection.fixed.values() if selection.settings.score != UNIFORM else ()
+    reference = selection.cost.once if fixed else 0.0
+    fitted = sum(selection.cost.training * _flops(each.size, each.trained) for each in fixed)
+    total = accumulate(map(sum, zip(trained, scored, strict=True)), initial=reference + fitted)
     loss = f"{HELD_OUT}loss"
     points = [[0, next(total), outcome.metrics[0].get(f"{START}loss")]]
     lines = zip(outcome.metrics, total, strict=True)
@@ -118,12 +143,14 @@ def selection_report(loop: Loop, outcome: TrainingResult, model: Decoder | str) 
         "predicted_cost": selection.cost_factor,
         "training_flops": sum(trained) if is_known else None,
         "scoring_flops": sum(scored) if is_known else None,
+        "uniform_flops": sum(uniform) if is_known else None,
         "reference_flops": reference if is_known else None,
+        "reference_training_flops": fitted if is_known else None,
         "scoring_seconds": sum(line.get(f"{SELECTION}seconds", 0.0) for line in outcome.metrics),
         "curve": [point for point in points if point[-1] is not None] if is_known else [],
     }
     names = sorted({name for line in outcome.metrics for name in line if name.startswith(SELECTION)})
-    kept = ("token_share", "share/", "pool_share/", "mean_score", "mean_cosine", "effective_sample_size", "rows")
+    kept = ("token_share", "share/", "pool_share/", "mean_", "effective_sample_size", "rows")
     for name in names:
         if name.removeprefix(SELECTION).startswith(kept):
             found[name.removeprefix(SELECTION)] = fmean(line[name] for line in outcome.metrics if name in line)

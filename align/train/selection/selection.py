@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from align.accounting.flops import BACKWARD, Decoder, Work, forward_flops, sum_work
-from align.data.batching import order
+from align.data.batching import Indices, order
 from align.data.token_groups import TokenGroup
-from align.models.tree.batch import tree_batch
+from align.models.tree.batch import count_work
 from align.train.selection.cut_groups import CutGroups
 from align.train.selection.settings import UNIFORM, SelectionSettings
 from align.train.settings import TrainSettings
@@ -19,6 +21,7 @@ from align.train.settings import TrainSettings
 if TYPE_CHECKING:
     from align.models.backbone import Backbone
 
+NOT_GIVEN = "the dimensions were not given"
 SAMPLED_GROUPS = 512  # groups from which the cost of scoring is estimated
 
 
@@ -31,12 +34,29 @@ class SelectionCost(NamedTuple):
     training: float = 1 + BACKWARD  # FLOPs of training on a row over those of its forward pass
 
 
+class CostRange(NamedTuple):
+    """The least and the most that a run can cost, over uniform training of as many rows."""
+
+    low: float
+    high: float
+
+
+class ChosenCost(NamedTuple):
+    """What the chosen rows of a step cost, compared with all rows that it chose from."""
+
+    mean_tokens: float  # of all rows
+    mean_tokens_chosen: float
+    row_cost: float  # mean FLOPs of a chosen row over those of any row
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedModel:
     """A model whose losses of the rows are computed once: the reference, or the scorer in place of the policy."""
 
     loads: Sequence[Callable[[], Backbone]] = ()  # load it; two models for a cross-fitted reference
-    size: Decoder | str = "the dimensions were not given"  # or why they are unknown
+    size: Decoder | str = NOT_GIVEN  # or why they are unknown
+    trained_rows: int = 0  # on which cross-fitted references were trained, over all their steps; 0 for other models
+    trained: Work = Work(0, 0, 0)  # of that training; not known before it has run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +67,37 @@ class Selection:
     fixed: Mapping[str, FixedModel] = field(default_factory=dict[str, FixedModel])  # reference and scorer, by key
     sources: Mapping[str, int] = field(default_factory=dict[str, int])  # rows of each, as they follow each other
     cost: SelectionCost = SelectionCost()
+    size: Decoder | str = NOT_GIVEN  # dimensions of the policy, or why they are unknown
 
     @property
     def cost_factor(self) -> float:
-        """Return the training FLOPs over those of uniform training of as many rows, without passes of fixed models."""
+        """Return the training FLOPs over those of uniform training of as many rows, without passes of fixed models.
+
+        The chosen rows are assumed to cost as much as those of the pool on average.
+        """
         return self.settings.cost_factor(self.cost.scoring, self.cost.training)
+
+    def cost_range(self, works: Sequence[Work], epoch: Indices, train: TrainSettings) -> CostRange:
+        """Return the cost factor if each step of an epoch chose its cheapest rows, and its most expensive ones.
+
+        `works` are those of all rows, and `epoch` the rows of an epoch in their order.
+        """
+        costs, number = np.array([work_flops(self.size, work) for work in works]), self.rows_per_step(train)
+        batches = [np.sort(costs[list(epoch[start : start + number])]) for start in range(0, len(epoch), number)]
+        sizes = [chosen_rows(len(each), train.prompts_per_step, number) for each in batches]
+        pairs = list(zip(batches, sizes, strict=True))
+        mean = sum(each.mean() * size for each, size in pairs)
+        ends = (sum(each[:size].sum() for each, size in pairs), sum(each[-size:].sum() for each, size in pairs))
+        return CostRange(*(self.cost_factor + self.settings.until * float(end / mean - 1) for end in ends))
+
+    def chosen_cost(self, groups: Iterable[TokenGroup], chosen: Indices) -> ChosenCost:
+        """Return what the groups at the places `chosen` cost, compared with all groups."""
+        works = [count_work(group.sequences) for group in groups]
+        tokens, flops = np.array([[work.tokens, work_flops(self.size, work)] for work in works]).T
+        places = list(chosen)
+        return ChosenCost(
+            float(tokens.mean()), float(tokens[places].mean()), float(flops[places].mean() / flops.mean())
+        )
 
     def rows_per_step(self, train: TrainSettings) -> int:
         """Return the number of rows that a step takes from the epoch."""
@@ -83,8 +129,9 @@ class Selection:
         return {steps, math.ceil(steps + self._steps_once(train) - 1e-9)}
 
     def _steps_once(self, train: TrainSettings) -> float:
-        """Return the optimizer steps that cost as much as the passes of fixed models."""
-        return self.cost.once / (self.cost.row * train.prompts_per_step)
+        """Return the optimizer steps that cost as much as the passes of fixed models and cross-fitting references."""
+        trained = sum(each.trained_rows for each in self.fixed.values())
+        return (self.cost.once / self.cost.row + trained) / train.prompts_per_step
 
 
 def selection_cost(
@@ -104,7 +151,7 @@ def selection_cost(
     sample = list(islice(order(len(groups), seed=0, epoch=0), SAMPLED_GROUPS))
 
     def work(part: Sequence[TokenGroup]) -> Work:
-        return sum_work(tree_batch(part[index].sequences).work() for index in sample)
+        return sum_work(count_work(part[index].sequences) for index in sample)
 
     whole = work(groups)
     scored = whole if settings.score_tokens is None else work(CutGroups(groups, settings.score_tokens))
@@ -116,12 +163,18 @@ def selection_cost(
     scoring = scored._replace(targets=num_heads * scored.targets)
     training = float(BACKWARD if frozen else 1 + BACKWARD)
     return SelectionCost(
-        scoring=_flops(own, scoring) / _flops(own, whole),
-        once=sum(_flops(size, scored) for size in others) * len(groups) / len(sample),
-        row=training * _flops(own, whole) / len(sample),
+        scoring=work_flops(own, scoring) / work_flops(own, whole),
+        once=sum(work_flops(size, scored) for size in others) * len(groups) / len(sample),
+        row=training * work_flops(own, whole) / len(sample),
         training=training,
     )
 
 
-def _flops(model: Decoder | str, work: Work) -> float:
+def chosen_rows(num_rows: int, prompts_per_step: int, rows_per_step: int) -> int:
+    """Return how many of the rows of a step are chosen: the last ones of an epoch may not fill a super-batch."""
+    return math.ceil(num_rows * prompts_per_step / rows_per_step)
+
+
+def work_flops(model: Decoder | str, work: Work) -> float:
+    """Return the FLOPs of a forward pass; its tokens where the dimensions of the model are unknown."""
     return float(work.tokens if isinstance(model, str) else forward_flops(model, work))

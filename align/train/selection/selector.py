@@ -30,6 +30,7 @@ from align.train.selection.cut_groups import CutGroups
 from align.train.selection.features import HeadFeatures, mean_cosine, similarities
 from align.train.selection.sampler import Floats, effective_sample_size, gumbel_noise, select
 from align.train.selection.scorer import Losses, Scorer, fixed_outputs, scored_objective
+from align.train.selection.selection import chosen_rows
 from align.train.selection.settings import EASY, HARD, LEARNABILITY, SELECTION, UNIFORM
 from align.train.training_run import TrainingRun
 
@@ -149,13 +150,13 @@ class Selector:
             metrics["mean_cosine"] = mean_cosine(cosine_BB)
             metrics["mean_cosine_chosen"] = mean_cosine(cosine_BB[np.ix_(chosen, chosen)])
         groups = [int(rows[position]) for position in chosen]
+        metrics |= self._selection.chosen_cost((self._run.train[row] for row in rows), chosen.tolist())._asdict()
         for name, shares in self._shares(rows, groups).items():
             metrics |= {f"share/{name}": shares[1], f"pool_share/{name}": shares[0]}
         return groups, {SELECTION + name: value for name, value in metrics.items()}
 
     def _size(self, rows: Sequence[int]) -> int:
-        """Return how many of the rows are chosen: the last ones of an epoch may not fill a super-batch."""
-        return math.ceil(len(rows) * self._run.settings.prompts_per_step / self._run.rows_per_step)
+        return chosen_rows(len(rows), self._run.settings.prompts_per_step, self._run.rows_per_step)
 
     def _shares(self, rows: Sequence[int], chosen: Sequence[int]) -> dict[str, tuple[float, float]]:
         """Return the share of each source among the rows and among the chosen ones, if there are several sources."""

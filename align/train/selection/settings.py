@@ -45,7 +45,8 @@ class SelectionSettings(Settings):
         description="Reference model. `step:NAME`: a step of the same stage, trained on curated rows. cross_fit: two "
         "models, each trained uniformly on one half of the rows, split by prompt, and used to score the other half; "
         "they are the steps NAME-fold-1 and NAME-fold-2, and another step can use them as `cross_fit:NAME`. With "
-        "`equal: flops`: the reference whose pass over all rows counts toward the FLOPs.",
+        "`equal: flops`: the reference whose pass over all rows counts toward the FLOPs, as does its training if it is "
+        "cross-fitted.",
     )
     scorer: str | None = Field(
         default=None,
@@ -219,6 +220,11 @@ class SelectionSettings(Settings):
         elif self.reference not in (None, CROSS_FIT):  # of a step that has its name
             found["reference"] = fold_names(self.reference.removeprefix(CROSS_FIT + ":"))
         return found
+
+    @property
+    def is_cross_fitted(self) -> bool:
+        """Whether the reference is two models that are trained for the selection."""
+        return self.reference is not None and self.reference.startswith(CROSS_FIT)
 
     @property
     def chooses_tokens(self) -> bool:

@@ -155,9 +155,11 @@ def _selection_table(found: Made) -> Table:
     title = "Selection beside uniform training: held-out loss, uniform after as many steps and as many FLOPs, and cost"
     columns = ("loss", "equal steps", "equal FLOPs", "FLOPs of uniform", "effective", "chosen")
     table = _table(title, "step", "score, filter", *columns)
-    for compared in comparisons(found):
-        cells = comparison_cells(compared)
-        table.add_row(compared.step, *(cells[column] for column in COLUMNS if column != "rows"))
+    compared = list(comparisons(found))
+    for each in compared:
+        cells = comparison_cells(each)
+        table.add_row(each.step, *(cells[column] for column in COLUMNS if column != "rows"))
+    table.caption = "\n".join(f"{each.step}: {each.once}" for each in compared if each.once)
     return table
 
 

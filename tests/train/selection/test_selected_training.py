@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -24,11 +25,14 @@ from tiny_training import (
     with_adapters,
 )
 
-from align.accounting.flops import decoder_from_config, forward_flops, training_flops
+from align.accounting.flops import Work, decoder_from_config, forward_flops, training_flops
 from align.data.batching import order
 from align.errors import InputError
 from align.models.policy import response_logps
 from align.models.tree.batch import tree_batch
+from align.report.selection.section import comparisons as reported
+from align.stages.training.policy_training import work_done
+from align.stages.training.selecting import selection_report
 from align.train.objectives.batch import group_batch
 from align.train.objectives.reward import reward_objective
 from align.train.references.compute import SCORE_WORK, read_work
@@ -189,6 +193,89 @@ def test_training_costs_what_the_formula_says(tmp_path, cut, coupling):
         assert rho == 1
 
 
+UNEQUAL = [
+    {},
+    {"score_tokens": 3},
+    {"coupling": "gradient", "coupling_weight": 20.0},
+    {"until": 0.5},
+]
+
+
+@pytest.mark.parametrize("changes", UNEQUAL)
+def test_the_ledger_and_the_report_count_the_tokens_of_rows_of_unequal_lengths(tmp_path, changes):
+    draw = np.random.default_rng(5)
+    sizes = [(int(prompt), int(answer)) for prompt, answer in draw.integers(2, 60, size=(NUM_ROWS, 2))]
+    rows = [
+        (draw.integers(120, size=prompt).tolist(), draw.integers(120, size=answer).tolist()) for prompt, answer in sizes
+    ]
+    model, progress = policy(), Recorder()
+    size = decoder_from_config(model.base.config.to_dict())
+    selected = replace(selection(filter=0.75, **changes), size=size)
+    selected = replace(
+        selected, cost=selection_cost([group(row, [answer]) for row, answer in rows], selected.settings, size)
+    )
+    made = loop(
+        tmp_path,
+        supervised(),
+        [group(row, [answer]) for row, answer in rows],
+        model=model,
+        progress=progress,
+        job={"selection": selected},
+        epochs=2,
+    )
+    outcome = made.run()
+
+    matrices = sum(
+        value.numel() for layer in model.base.model.layers for value in layer.parameters() if value.dim() == 2
+    )
+
+    def forward(row, *, answers=None, heads=1):
+        """FLOPs of a row: matrices, attention (2 layers, width 32), and the LM head at the answer's tokens."""
+        prompt, answer = sizes[row]
+        answer = min(answer, answers or answer)
+        tokens = prompt + answer
+        return 2 * tokens * matrices + 4 * 32 * 2 * tokens * (tokens + 1) / 2 + heads * 2 * 32 * 120 * answer
+
+    epochs = [order(NUM_ROWS, seed=0, epoch=number) for number in (0, 1)]
+    super_batches = [list(epoch[start : start + 32]) for epoch in epochs for start in (0, 32)]
+    found = chosen(tmp_path)
+    num_scored = len(found)
+    assert (num_scored, outcome.num_steps) == (2 if "until" in changes else 4, 4)
+    found += [rows[:BATCH] for rows in super_batches[num_scored:]]
+    heads = 2 if "coupling" in changes else 1
+    training = 3 * sum(forward(row) for each in found for row in each)
+    scoring = sum(
+        forward(row, answers=changes.get("score_tokens"), heads=heads)
+        for each in super_batches[:num_scored]
+        for row in each
+    )
+    assert sum(step["flops"] for step in progress.steps) == pytest.approx(training + scoring, rel=0.02)
+    assert work_done(made, outcome).flops[0] == pytest.approx(training + scoring, rel=0.02)
+    # As many rows of mean cost in place of the chosen ones
+    uniform = 3 * sum(BATCH * np.mean([forward(row) for row in each]) for each in super_batches[:num_scored])
+    uniform += 3 * sum(forward(row) for each in found[num_scored:] for row in each)
+    (compared,) = reported({"chosen": selection_report(made, outcome, size)["selection"]})
+    assert compared.cost == pytest.approx((training + scoring) / uniform, rel=0.02)
+    assert abs(training / uniform - 1) > 0.03  # the chosen rows are of other lengths
+    line = numbers(tmp_path)[0]
+    lengths = [[sum(sizes[row]) for row in each] for each in (super_batches[0], found[0])]
+    assert [line["selection/mean_tokens"], line["selection/mean_tokens_chosen"]] == [np.mean(each) for each in lengths]
+
+
+def test_a_run_costs_between_the_choice_of_the_shortest_and_of_the_longest_rows():
+    works = [Work(int(tokens), 0, 0) for tokens in np.random.default_rng(0).integers(1, 100, size=20)]
+    made = selection(filter=0.5, until=0.5)
+    epoch, train = list(order(20, seed=0, epoch=0)), TrainSettings(learning_rate=1.0, prompts_per_step=4)
+    batches = [[works[row].tokens for row in epoch[start : start + 8]] for start in (0, 8, 16)]
+    sums = [[sum(some) for some in combinations(each, len(each) // 2)] for each in batches]
+    mean = sum(map(np.mean, sums))
+    low, high = made.cost_range(works, epoch, train)
+    predicted = 1 + 0.5 / (3 * 0.5)
+    assert low == pytest.approx(predicted + 0.5 * (sum(map(min, sums)) / mean - 1))
+    assert high == pytest.approx(predicted + 0.5 * (sum(map(max, sums)) / mean - 1))
+    assert low < predicted < high
+
+
 def test_a_small_scorer_takes_the_place_of_the_policy_at_its_own_cost(tmp_path):
     draw = np.random.default_rng(0)
     groups = [group(row[:6], [row[6:]]) for row in draw.integers(120, size=(NUM_ROWS, 16)).tolist()]
@@ -253,6 +340,8 @@ def test_uniform_training_of_equal_flops_pays_for_the_reference_too():
     assert made.selected_steps(train, 160) == 10
     assert made.num_steps(train, 160) == 10 + 4 + 10  # 10 * 0.6 / (3 * 0.5) of scoring, 960 / (8 * 12) of the reference
     assert made.compared_steps(train, 160) == {10, 20}
+    fitted = replace(made, fixed={"reference": FixedModel(trained_rows=157)})
+    assert fitted.num_steps(train, 160) == 24 + 20 and fitted.compared_steps(train, 160) == {10, 40}
 
 
 def test_only_the_first_trained_tokens_are_scored():
