@@ -145,7 +145,8 @@ def slot_attention(  # noqa: PLR0913 - the signature is transformers' AttentionI
         )
         for run in runs
     ]
-    return torch.cat(outputs)[:, :, : grouped.shape[2]].reshape(num_rows, 1, num_heads, -1), None
+    output = torch.cat(outputs)[:, :, : grouped.shape[2]].reshape(num_rows, 1, num_heads, -1)
+    return output.contiguous(), None  # some models take views of it
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor, scale: float | None) -> Tensor:

@@ -77,6 +77,7 @@ MORE_TREE = {
     "gpt_neox": ("gpt_neox", {}),
     "granite": ("granite", GRANITE),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2, **GRANITE}),
+    "jetmoe": ("jetmoe", {"num_local_experts": 4, "kv_channels": 8}),
     "mistral": ("mistral", {"sliding_window": 64}),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "olmo2": ("olmo2", {}),

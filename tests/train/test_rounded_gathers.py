@@ -49,7 +49,7 @@ def test_rounding_what_may_be_gathered_in_bf16_changes_no_bit_under_autocast(nam
     exact, names = outputs_and_gradients(kind, settings, is_rounded=False)
     rounded, _ = outputs_and_gradients(kind, settings, is_rounded=True)
     assert same(exact, rounded)
-    assert len(names) >= 8 and not any("embed_tokens" in name or "norm" in name for name in names)
+    assert len(names) >= 7 and not any("embed_tokens" in name or "norm" in name for name in names)
 
 
 def test_frozen_weights_under_adapters_and_the_adapters_may_be_gathered_in_bf16_but_not_with_dora():

@@ -77,17 +77,20 @@ def tree_attention(  # noqa: PLR0913 - the signature of transformers' AttentionI
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scale: float, softcap: float | None) -> Tensor:
-    """Return the attention of every row to its root path, [1, T, H, D], by the kernel for the inputs."""
+    """Return the attention of every row to its root path, [1, T, H, D], by the kernel for the inputs.
+
+    It is contiguous, as that of transformers' own implementations, since some models take views of it.
+    """
     query, key, value = (_kernel_input(each) for each in (query, key, value))
     if not softcap and query.shape[-1] == value.shape[-1]:
         if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] in _VARLEN_WIDTHS:
             return varlen_attention(query, key, value, tree, scale)
         if query.device.type == "cpu":
             blocks = cast("Callable[..., Tensor]", BlockAttention.apply)
-            return blocks(query, key, value, tree, scale).transpose(1, 2)
+            return blocks(query, key, value, tree, scale).transpose(1, 2).contiguous()
     is_small = query.device.type != "cpu" and query.shape[1] * query.shape[2] * tree.num_rows <= DENSE_SCORES
     matrices = dense_attention if is_small else span_attention
-    return matrices(query, key, value, tree, scale, softcap).transpose(1, 2)
+    return matrices(query, key, value, tree, scale, softcap).transpose(1, 2).contiguous()
 
 
 def check_supported(
