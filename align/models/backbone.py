@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
@@ -109,6 +110,15 @@ class Backbone(nn.Module, ABC):
         """Switch between the tree forward and the padded forward."""
         if self.is_tree != (name == "tree"):
             self.base.set_attn_implementation(attention.NAME if name == "tree" else self._plain_attention)
+
+    @contextmanager
+    def whole_trees(self) -> Generator[None]:
+        """Run every tree in one forward pass within the block, which calls the head once for each batch."""
+        max_rows, self.max_rows = self.max_rows, None
+        try:
+            yield
+        finally:
+            self.max_rows = max_rows
 
     def hidden_states(self, batch: TokenBatch) -> Tensor:
         """Return the last hidden states of all rows of the batch, shape [R, L, D]."""

@@ -47,7 +47,7 @@ def last_hidden_states(model: RewardModel, groups: Sequence[TokenGroup], *, toke
         model(batch)
         return captured[0]
 
-    with model.head.register_forward_pre_hook(capture):
+    with model.whole_trees(), model.head.register_forward_pre_hook(capture):
         return _run_groups(groups, model, run, token_budget)
 
 

@@ -104,3 +104,14 @@ def test_last_hidden_states_are_the_inputs_of_the_head(tokenizer_folder):
     states, scores = last_hidden_states(model, groups, token_budget=30), score_groups(model, groups)
     for states_KD, scores_KA in zip(states, scores, strict=True):
         torch.testing.assert_close(states_KD @ model.head.weight.T, scores_KA, rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_states_of_groups_that_train_in_parts_are_those_of_whole_trees(tokenizer_folder):
+    model, _ = load_reward_model(PolicySettings(from_config=FRESH, tokenizer=str(tokenizer_folder)))
+    made = [random_sequences(seed, prompts=1, max_responses=4) for seed in range(7)]
+    groups = [TokenGroup(tuple(one), None, None, ({},) * len(one), row) for row, one in enumerate(made)]
+    model.use_forward("tree")
+    expected, model.max_rows = last_hidden_states(model, groups), 8
+    found = last_hidden_states(model, groups)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert model.max_rows == 8

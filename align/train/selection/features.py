@@ -54,13 +54,11 @@ class HeadFeatures:
     def recording(self) -> Generator[None]:
         """Keep what enters the head in forward passes of the model, where sharded weights are gathered."""
         handle = self._model.linear_head.register_forward_pre_hook(self._record, with_kwargs=True)
-        # All of a batch at once: a large group in parts calls the head once for each part
-        max_rows, self._model.max_rows = self._model.max_rows, None
         try:
-            yield
+            with self._model.whole_trees():
+                yield
         finally:
             handle.remove()
-            self._model.max_rows = max_rows
             self._hidden_ND = self._residual_NP = None
 
     def _record(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
