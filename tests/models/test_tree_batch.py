@@ -16,6 +16,8 @@ from tiny_models import (
     token_sequences,
 )
 
+from align.data.token_groups import TokenSequence
+from align.errors import InputError
 from align.models.loading.origin import remove_randomness
 from align.models.policy import Policy
 from align.models.tree import attention
@@ -205,6 +207,13 @@ def test_a_target_is_predicted_from_the_row_before_it(sequences, make):
     ]
     assert found == expected
     assert batch.num_sequences == len(sequences)
+
+
+@pytest.mark.parametrize("make", [tree_batch, plain_batch])
+def test_a_first_token_cannot_be_in_the_loss(make):
+    sequence = TokenSequence(np.array([5, 6, 7], np.int32), np.array([True, False, True]))
+    with pytest.raises(InputError, match="the loss mask of a sequence holds its first token"):
+        make([sequence])
 
 
 @pytest.mark.parametrize("sequences", CASES, ids=range(len(CASES)))

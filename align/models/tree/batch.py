@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from align.accounting.flops import Work
 from align.data.token_groups import TokenSequence, common_prefix
+from align.errors import InputError
 from align.models.tree.layout import TreeLayout, tree_layout
 from align.models.tree.sequence_group import SequenceGroup
 
@@ -234,6 +235,8 @@ def _targets(sequences: Sequence[TokenSequence], paths: Sequence[np.ndarray]) ->
     A shared row has one target for each sequence that continues from it.
     """
     positions = [np.flatnonzero(sequence.loss_mask) for sequence in sequences]
+    if any(0 in at[:1] for at in positions):
+        raise InputError("the loss mask of a sequence holds its first token, which nothing predicts; exclude it there")
     rows = np.concatenate([path[at - 1] for path, at in zip(paths, positions, strict=True)])
     ids = np.concatenate([sequence.ids[at] for sequence, at in zip(sequences, positions, strict=True)])
     owner = np.repeat(np.arange(len(sequences)), [len(at) for at in positions])
