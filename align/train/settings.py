@@ -183,7 +183,9 @@ class TrainSettings(Settings):
         return names
 
     @model_validator(mode="after")
-    def _check_adam(self) -> TrainSettings:
+    def _check_optimizer_settings(self) -> TrainSettings:
+        if "weight_decay" in self.optimizer_settings and ":" not in self.optimizer:
+            raise InputError("weight_decay is a key of train itself; set it there", ("optimizer_settings",))
         if not self.optimizer.startswith("adamw"):
             for name in sorted({"betas", "epsilon"} & self.model_fields_set):
                 raise InputError(

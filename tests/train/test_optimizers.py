@@ -12,6 +12,7 @@ from tiny_training import (
     comparisons,
     demonstrations,
     gap,
+    killed_and_whole,
     loop,
     policy,
     preference,
@@ -27,6 +28,7 @@ from align.train.settings import TrainSettings
 
 OWN = "own_training:Signs"
 NAMES = ["adafactor", OWN, "adamw_8bit"]
+AMSGRAD = {"optimizer_settings": {"amsgrad": True}}
 WITHOUT_8BIT = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 EACH = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=WITHOUT_8BIT if "8bit" in name else ()) for name in NAMES]
@@ -50,6 +52,18 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, name):
     assert same(expected, found)
     assert [line["loss"] for line in result.metrics] == [line["loss"] for line in whole.metrics]
     assert gap(expected, trained(tmp_path / "adamw", "adamw", epochs=2)[1]) > 1e-4
+
+
+def test_a_killed_run_keeps_the_largest_second_moments_of_amsgrad(tmp_path):
+    steep = {"learning_rate": 3e-2, "schedule": "constant", "betas": (0.9, 0.5)}  # second moments that fall again
+
+    def make(folder, **more):
+        return loop(folder, supervised(), demonstrations(24), epochs=2, checkpoint_steps=2, **AMSGRAD, **steep, **more)
+
+    resumed = killed_and_whole(make, tmp_path)
+    without = loop(tmp_path / "without", supervised(), demonstrations(24), epochs=2, **steep)
+    without.run()
+    assert gap(weights(resumed.policy), weights(without.policy)) > 1e-3
 
 
 @EACH
@@ -91,6 +105,7 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     [
         ({"optimizer": "adam"}, "optimizer: no optimizer is called 'adam'; did you mean 'adamw'"),
         ({"optimizer": "adafactor", "betas": [0.9, 0.99]}, "betas: applies to AdamW only"),
+        ({"optimizer_settings": {"weight_decay": 0.1}}, "optimizer_settings: weight_decay is a key of train itself"),
     ],
 )
 def test_a_wrong_optimizer_is_refused_where_the_recipe_is_read(values, message):
@@ -102,6 +117,7 @@ def test_a_wrong_optimizer_is_refused_where_the_recipe_is_read(values, message):
     ("name", "settings", "message"),
     [
         ("adafactor", {"momentum": 0.9}, "adafactor does not take these settings: .*momentum"),
+        ("adamw", {"foreach": True}, "adamw does not take these settings: .*foreach"),
         ("own_training:no_optimizer", {}, "returned a str, not a torch.optim.Optimizer"),
         ("own_training:nothing", {}, "optimizer 'own_training:nothing' cannot be imported"),
     ],

@@ -56,7 +56,9 @@ def make_optimizer(
     make = _own(name) if is_own else pick(OPTIMIZERS, name, "optimizer")
     try:
         made = make(parameters, settings)
-    except (TypeError, ValueError) as error:
+    except RunError:  # of a user's own code
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} does not take these settings: {one_line(error)}", OPTIMIZER_LOC) from error
     if not isinstance(made, Optimizer):
         raise InputError(f"{name} returned a {type(made).__name__}, not a torch.optim.Optimizer", OPTIMIZER_LOC)

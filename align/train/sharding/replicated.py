@@ -31,6 +31,7 @@ WEIGHT = "weight"
 AVERAGE = "weight_average"  # no name that an optimizer gives to its state
 CLIP_EPSILON = 1e-6  # that PyTorch adds to the norm when it clips
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of AdamW's moments
+LARGEST = "max_exp_avg_sq"  # and, with amsgrad, of the largest second moments so far
 
 
 class ParameterShard(NamedTuple):
@@ -41,7 +42,7 @@ class ParameterShard(NamedTuple):
 
     name: str
     start: int  # position in the flattened parameter
-    values: dict[str, Tensor]  # WEIGHT and, if asked for, each of MOMENTS and, once it has begun, AVERAGE
+    values: dict[str, Tensor]  # WEIGHT and, if asked for, each of the moments and, once it has begun, AVERAGE
 
 
 class Replicated:
@@ -196,10 +197,15 @@ class Replicated:
         if moments and self.state is not None:
             values |= self.state.tensors(key)
         elif moments and (state := self.optimizer.state.get(key)):
-            values |= {name: local(state[name]).view(-1)[within] for name in MOMENTS}
+            values |= {name: local(state[name]).view(-1)[within] for name in self._moments}
         if moments and self.is_averaging:
             values[AVERAGE] = self.averages[name]
         return ParameterShard(name, start, values)
+
+    @property
+    def _moments(self) -> tuple[str, ...]:
+        """Return the names of the moments that AdamW keeps."""
+        return (*MOMENTS, LARGEST) if any(group["amsgrad"] for group in self.optimizer.param_groups) else MOMENTS
 
     def init_moments(self, steps: int, names: Collection[str]) -> None:
         """Create zero moments after `steps` steps for the named parameters, to be overwritten from a checkpoint."""
@@ -208,7 +214,7 @@ class Replicated:
             return
         for value in self._optimized(names):
             count = torch.tensor(float(steps), dtype=torch.float32, device=value.device if value.is_cuda else "cpu")
-            zeros = {name: torch.zeros_like(value, memory_format=torch.preserve_format) for name in MOMENTS}
+            zeros = {name: torch.zeros_like(value, memory_format=torch.preserve_format) for name in self._moments}
             self.optimizer.state[value] = {"step": count, **zeros}
 
     def _optimized(self, names: Collection[str]) -> Sequence[Tensor]:
