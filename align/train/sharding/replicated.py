@@ -232,9 +232,11 @@ class Replicated:
         return self.settings.weights != "fp32"
 
     def finish(self) -> None:
-        """Return to fp32 weights and eager modules after the training, to compare, merge and save them."""
+        """Return to fp32 weights and the policy's own forward pass after the training, to compare, merge and save."""
         if self.pieces is not None:
             self.pieces.remove()
+        vars(self.policy).pop("forward", None)  # that of `use_precision`
+        self.policy.max_rows = self.policy.sequence_group = None
 
     def sync_model(self) -> None:
         """Copy values that were written into shards to the model and the optimizer, where they hold copies."""
