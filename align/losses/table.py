@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,8 @@ class CustomLoss:
     function: Callable[..., Any]  # (policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK, mask_BK) -> loss_B
     uses_rewards: bool = True
     uses_reference: bool = True
+    path: str = ""  # of the factory that made it, `package.module:factory`, and the settings that this was given
+    given: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def __call__(
         self,
@@ -139,4 +141,4 @@ def _custom_loss(path: str, settings: dict[str, object]) -> Loss:
     if isinstance(loss, PreferenceLoss | UnpairedLoss):
         return loss
     custom = loss if isinstance(loss, CustomLoss) else CustomLoss(loss)
-    return replace(custom, function=partial(code.call, custom.function))
+    return replace(custom, function=partial(code.call, custom.function), path=path, given=settings)

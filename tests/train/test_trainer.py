@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
@@ -90,11 +91,11 @@ def test_a_killed_trainer_resumes_with_the_same_arguments(tmp_path, killed_after
     assert len(result.metrics) == 6
 
 
-def own_dpo(policy_BK, reference_BK, rewards_BK, lengths_BK, mask_BK):
-    """DPO of two responses with a beta of 0.1, written without the library."""
+def own_dpo(policy_BK, reference_BK, rewards_BK, lengths_BK, mask_BK, *, beta=0.1):
+    """DPO of two responses, written without the library."""
     ratio_BK = policy_BK - reference_BK
     sign_B = (rewards_BK[:, 0] - rewards_BK[:, 1]).sign()
-    return -logsigmoid(0.1 * sign_B * (ratio_BK[:, 0] - ratio_BK[:, 1]))
+    return -logsigmoid(beta * sign_B * (ratio_BK[:, 0] - ratio_BK[:, 1]))
 
 
 def test_a_loss_may_be_a_name_settings_an_object_or_a_function(tmp_path):
@@ -112,6 +113,35 @@ def test_another_loss_does_not_resume_a_checkpoint(tmp_path):
     for other in (preference_loss("dpo", beta=0.2), preference_loss("ipo"), own_dpo):
         with pytest.raises(RuntimeError, match="the checkpoint has other settings or data"):
             trainer(tmp_path, loss=other).train()
+
+
+def dpo_with(beta):
+    """Return a loss of one's own, made with a setting."""
+    return partial(own_dpo, beta=beta)
+
+
+@pytest.mark.parametrize("make", [dpo_with, lambda beta: preference_loss(f"{__name__}:dpo_with", beta=beta)])
+def test_another_setting_of_a_loss_of_ones_own_does_not_resume_a_checkpoint(tmp_path, make):
+    with pytest.raises(Killed):
+        trainer(tmp_path, loss=make(0.1), stop_after=2, checkpoint_steps=1).train()
+    with pytest.raises(RuntimeError, match="the checkpoint has other settings or data"):
+        trainer(tmp_path, loss=make(0.2)).train()
+    assert len(trainer(tmp_path, loss=make(0.1)).train().metrics) == 6
+
+
+def test_a_policy_that_was_trained_is_trained_further_as_one_that_was_loaded(tmp_path):
+    model, tokenizer = tiny_policy()
+    first = SETTINGS.model_copy(update={"precision": "bf16", "tokens_per_micro_batch": 20, "max_steps": 1})
+    made = Trainer(model, tokenizer, ROWS, loss="dpo", settings=first, folder=tmp_path / "first")
+    assert model.max_rows == 20
+    made.train()
+    made.save(tmp_path / "saved")
+    second, found = SETTINGS.model_copy(update={"max_steps": 2}), list[list[float]]()
+    for number, each in enumerate([model, load_policy(PolicySettings(path=str(tmp_path / "saved")))[0]]):
+        further = Trainer(each, tokenizer, ROWS, loss="dpo", settings=second, folder=tmp_path / f"second-{number}")
+        found.append(losses(further.train()))
+        assert further.loop.forward.name == "tree" and each.max_rows is None
+    assert found[0] == found[1]
 
 
 def test_demonstrations_and_the_best_of_comparisons_are_imitated(tmp_path):

@@ -6,6 +6,7 @@ Shape legend: B groups of the micro-batch, K responses of the largest group.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ class PreferenceObjective:
 def _key_of(loss: Loss) -> dict[str, object]:
     """Return plain values that identify a loss object."""
     if isinstance(loss, CustomLoss):
-        return {"name": _qualified_name(loss.function), "settings": {}}
+        return {"name": loss.path or _qualified_name(loss.function), "settings": dict(loss.given)}
     settings = {name: getattr(loss, name) for name in loss.settings}
     if isinstance(loss, UnpairedLoss):
         return {"name": "kto" if loss.uses_kl else "apo_zero_unpaired", "settings": settings}
@@ -139,6 +140,10 @@ def _key_of(loss: Loss) -> dict[str, object]:
 
 
 def _qualified_name(function: Callable[..., object]) -> str:
+    """Return module and name of a function; for a `functools.partial`, with its arguments."""
+    if isinstance(function, partial):
+        given = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
+        return f"{_qualified_name(function.func)}({', '.join(given)})"
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}:{named.__qualname__}"
 
