@@ -47,8 +47,8 @@ from align.train.sharding.accelerator import make_accelerator
 from align.train.sharding.averaging import WeightAverage
 from align.train.sharding.bf16.weights import round_weights
 from align.train.sharding.prepare import describe, prepare_sharding
-from align.train.tracking import Tracking, check_trackers, start_trackers
-from align.train.training_run import HELD_OUT, START, TrainingResult, TrainingRun, evaluations_without_gain
+from align.train.tracking import check_trackers, start_trackers
+from align.train.training_run import HELD_OUT, START, STOPPED, TrainingResult, TrainingRun, evaluations_without_gain
 
 
 class Loop:
@@ -129,7 +129,9 @@ class Loop:
         lines = self.checkpointer.resume()
         if lines:
             self.progress.note(f"resumed after step {len(lines)} of {self.num_steps}")
-        self._start_trackers()
+        tracking = run.where_tracked
+        if names := run.settings.trackers or tracking.settings.trackers:
+            start_trackers(self.accelerator, names, tracking, self.settings_hash)
         last_step, diverged = run.last_step, None
         self.progress.phase("train", last_step, len(lines))
         with self.checkpointer.stops(self.progress.note, last_step) as stop, self.selector or nullcontext():
@@ -137,7 +139,7 @@ class Loop:
                 if self._stops(lines):
                     break
                 with self.processes.activity(f"step {number + 1}"):
-                    before = self._start_metrics() if number == 0 else {}
+                    before = self.evaluator.evaluate(START) if number == 0 and self.evaluator is not None else {}
                     try:
                         metrics = self.step(number) | before
                     except DivergedError as error:
@@ -162,17 +164,10 @@ class Loop:
             diverged=diverged,
         )
 
-    def _start_trackers(self) -> None:
-        run = self.training_run
-        config, folder = run.settings.model_dump(mode="json"), run.folder / "tracking"
-        tracking = run.tracking or Tracking(run=run.folder.name, step="train", folder=folder, config=config)
-        if names := run.settings.trackers or tracking.settings.trackers:
-            start_trackers(self.accelerator, names, tracking, self.settings_hash)
-
     def _stops(self, lines: list[dict[str, float]]) -> bool:
         """Return whether the training ends before its last step, and note why."""
         early = self.training_run.settings.early_stopping
-        reason = "a callback returned True" if self.callbacks.is_stopped else None
+        reason = "a callback returned True" if lines and STOPPED in lines[-1] else None
         if early is not None and evaluations_without_gain(lines, early.min_delta) >= early.patience:
             reason = f"the held-out loss has not improved in {early.patience} evaluation(s)"
         if reason is not None:
@@ -257,19 +252,16 @@ class Loop:
         """Return the groups that optimizer step `number`, from 0, takes from the epoch."""
         return groups_of_step(number, self.training_run.num_rows, self.training_run.rows_per_step, epoch_of=self.epoch)
 
-    def _start_metrics(self) -> dict[str, float]:
-        """Return the metrics on the held-out rows before the first update."""
-        if self.evaluator is None:
-            return {}
-        return {START + name: value for name, value in self.evaluator.evaluate().items()}
-
     def _evaluate_and_log(self, metrics: dict[str, float], lines: list[dict[str, float]]) -> None:
         """Evaluate if that is due after the step, then add its metrics to the log, the trackers and `lines`."""
-        if self.evaluator is not None and self.training_run.is_evaluated(int(metrics["step"])):
-            metrics |= {HELD_OUT + name: value for name, value in self.evaluator.evaluate().items()}
-            self.checkpointer.save_if_best([*lines, metrics])
-            self.callbacks("evaluation", metrics)
+        is_due = self.training_run.is_evaluated(int(metrics["step"]))
+        if is_due:
+            self._evaluate(metrics, lines)
         self.callbacks("step", metrics)
+        if self.callbacks.is_stopped:
+            metrics[STOPPED] = 1.0  # for a rerun, which does not ask the callback again
+            if not is_due:
+                self._evaluate(metrics, lines)
         if self.accelerator.is_main_process:
             append_line(self.training_run.folder / METRICS, metrics)
         self.accelerator.log(
@@ -277,6 +269,13 @@ class Loop:
         )
         lines.append(metrics)
         self.progress.advance(1, metrics | self._flops.of(metrics))
+
+    def _evaluate(self, metrics: dict[str, float], lines: list[dict[str, float]]) -> None:
+        """Add the metrics on the held-out rows, if there are any, and save the weights if they are the best so far."""
+        if self.evaluator is not None:
+            metrics |= self.evaluator.evaluate(HELD_OUT)
+            self.checkpointer.save_if_best([*lines, metrics])
+            self.callbacks("evaluation", metrics)
 
     @cached_property
     def _flops(self) -> StepFlops:

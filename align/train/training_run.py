@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 WORK_METRICS = ("tokens_computed", "pairs_attended", "targets")  # names of the fields of `Work` in the metrics
 HELD_OUT = "held_out/"  # prefix of the metrics on held-out rows
 START = f"start/{HELD_OUT}"  # the same before the first update, in the metrics of step 1
+STOPPED = "stopped"  # in the metrics of the step after which a callback stopped the training
 ROUTING = "routing/"  # prefix of the work of counting the choices of a mixture of experts before a step
 KL = "kl/"  # prefix of the work of estimating the KL divergence before a step or an evaluation
 FORWARD_ONLY = (START, HELD_OUT, ROUTING, KL, START + KL, HELD_OUT + KL, SELECTION)
@@ -99,6 +100,12 @@ class TrainingRun:
         """Return the last optimizer step that is taken; later ones are left to a step that resumes this one."""
         return min(self.num_steps, self.settings.until_step or self.num_steps)
 
+    @property
+    def where_tracked(self) -> Tracking:
+        """Return where the run is tracked, by default in its folder."""
+        config, folder = self.settings.model_dump(mode="json"), self.folder / "tracking"
+        return self.tracking or Tracking(run=self.folder.name, step="train", folder=folder, config=config)
+
     def is_evaluated(self, step: int) -> bool:
         """Return whether the held-out rows are evaluated after a step: the last one, and those that settings name."""
         every, found = self.settings.evaluate_every, {self.last_step}
@@ -130,7 +137,7 @@ class TrainingRun:
             *([] if self.mixture is None else [asdict(self.mixture)]),
             *([] if self.selection is None else [self.selection.settings.cache_key()]),
             *([] if teacher is None else [teacher.weights]),
-            *groups.digests(held_out=self.settings.keep == "best"),
+            *groups.digests(held_out=self.settings.is_evaluation_decisive),
         ]
         return stable_hash(content)
 

@@ -94,7 +94,7 @@ def test_weights_that_were_the_best_in_one_life_only_do_not_cost_those_that_are(
     def life(losses, stop_after=None):
         made = start(tmp_path, stop_after=stop_after, checkpoint_steps=5)
         told = iter(losses)
-        made.evaluator.evaluate = lambda: {"loss": next(told)}
+        made.evaluator.evaluate = lambda prefix: {f"{prefix}loss": next(told)}
         return made, made.run
 
     with pytest.raises(Killed):
@@ -111,9 +111,9 @@ def test_weights_that_were_the_best_for_a_while_do_not_pile_up(tmp_path):
     made = start(tmp_path, checkpoint_steps=3)
     falling, there = iter(range(10, 0, -1)), []
 
-    def evaluate():
+    def evaluate(prefix):
         there.append({path.name for path in tmp_path.glob("best-*")})
-        return {"loss": float(next(falling))}
+        return {f"{prefix}loss": float(next(falling))}
 
     made.evaluator.evaluate = evaluate
     made.run()
@@ -150,7 +150,7 @@ def test_the_best_of_no_held_out_rows_is_refused(tmp_path):
 
 def test_a_loss_that_is_never_finite_has_no_best(tmp_path):
     trained = start(tmp_path, max_steps=2)
-    trained.evaluator.evaluate = lambda: {"loss": float("nan")}
+    trained.evaluator.evaluate = lambda prefix: {f"{prefix}loss": float("nan")}
     with pytest.raises(RunError, match="no held-out loss was finite"):
         trained.run()
 

@@ -70,6 +70,34 @@ def test_a_callback_that_returns_true_stops_the_training(tmp_path):
     assert any("a callback returned True" in note for note in made.progress.notes)
 
 
+def test_a_rerun_of_a_training_that_a_callback_stopped_takes_no_further_step(tmp_path):
+    made = [loop(tmp_path, supervised(), demonstrations(40), callbacks=["own_training:stop_at_two"]) for _ in range(2)]
+    first = made[0].run()
+    made[0].checkpointer.save_trained(first.metrics)
+    second = made[1].run()
+    assert second.metrics == first.metrics and same(weights(made[1].policy), weights(made[0].policy))
+
+
+def test_the_step_after_which_a_callback_stops_is_evaluated(tmp_path):
+    settings = {"callbacks": ["own_training:stop_at_two"], "keep": "best", "evaluate_every": 4}
+    made = loop(tmp_path, supervised(), demonstrations(40), job=HELD_OUT, **settings)
+    result = made.run()
+    assert result.kept_metrics["step"] == 2
+    assert made.evaluator.evaluate()["loss"] == result.last_metrics["held_out/loss"]
+
+
+def test_other_held_out_rows_do_not_resume_a_training_that_they_may_stop(tmp_path):
+    def make(held_out, progress=None):
+        settings = BAD | {"early_stopping": EarlyStopping(patience=3), "checkpoint_steps": 1}
+        job = {"held_out": held_out}
+        return loop(tmp_path, supervised(), demonstrations(24), job=job, progress=progress, **settings)
+
+    with pytest.raises(Killed):
+        make(demonstrations(4, seed=9), Recorder(stop_after=2)).run()
+    with pytest.raises(RunError, match="the checkpoint has other settings or data"):
+        make(demonstrations(4, seed=8)).run()
+
+
 def test_a_callback_that_raises_names_its_file_and_line(tmp_path):
     made = loop(tmp_path, supervised(), demonstrations(8), callbacks=["own_training:fail"])
     with pytest.raises(RunError, match=r"callback 'own_training:fail' raised .*KeyError.*") as error:

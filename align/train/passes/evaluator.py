@@ -34,8 +34,11 @@ class Evaluator:
         self._denominator = objective.denominator(self._groups)
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Return the loss, the metrics and the computed work over all held-out groups; all ranks call it together."""
+    def evaluate(self, prefix: str = "") -> dict[str, float]:
+        """Return the loss, the metrics and the computed work over all held-out groups; all ranks call it together.
+
+        Their names begin with `prefix`.
+        """
         statistics = StepStatistics(self._batcher.ranks)
         estimate = self._kl_pass.of_held_out(self._groups) if self._kl_pass is not None else None
         router = self._router_pass() if self._router_pass is not None else None
@@ -44,4 +47,5 @@ class Evaluator:
             if router is not None:
                 router.add(micro)
         metrics = statistics.reduce(self._denominator) | (estimate.metrics if estimate is not None else {})
-        return metrics if router is None else router.metrics(metrics)
+        metrics = metrics if router is None else router.metrics(metrics)
+        return {prefix + name: value for name, value in metrics.items()}
