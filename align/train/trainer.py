@@ -25,7 +25,7 @@ from align.models.policy import Policy, load_policy, save_policy
 from align.models.reward_model import RewardModel, load_reward_model, save_reward_model, set_pad_token
 from align.models.saving.comparison import ModelOutputs, compare_saved
 from align.models.settings import PolicySettings
-from align.records import Comparison, Demonstration, Located
+from align.records import Comparison, Demonstration, Located, Record
 from align.train.filters import comparable, distinct, labelled, of_kind, with_labels, with_pairs
 from align.train.indexed_groups import end_of_turn
 from align.train.loop import Loop
@@ -56,7 +56,7 @@ class Trainer:
     resumes from its latest checkpoint, the last of which holds the trained weights. Under `accelerate launch` all
     processes make the same calls.
 
-    Raises `InputError` for an unknown loss, for rows of the wrong kind, or if no row is left to train on.
+    Raises `InputError` for an unknown loss, for a policy or rows of the wrong kind, or if no row is left to train on.
 
     >>> from tempfile import TemporaryDirectory
     >>> from align.testing.tiny import tiny_policy, tiny_preferences
@@ -84,6 +84,8 @@ class Trainer:
         held_out: Iterable[Row] = (),
         progress: Progress | None = None,
     ) -> None:
+        if not isinstance(cast(object, policy), Policy | RewardModel):
+            raise InputError(f"policy is of type {type(policy).__name__}; align.load_policy returns a Policy")
         self.policy, self.tokenizer = policy, tokenizer
         self.objective = make_objective(loss)
         self.counts = Counter[str]()
@@ -144,6 +146,10 @@ class Trainer:
         if isinstance(rows, TokenStore):
             return rows
         located = [Located(row, f"{name}: row {index + 1}", index) for index, row in enumerate(rows)]
+        for each in located:
+            if not isinstance(cast(object, each.record), Record | TokenGroup):
+                kind = type(each.record).__name__
+                raise InputError(f"{each.place}: is of type {kind}; records are needed, as in align.read(FILE).records")
         groups = [each for each in located if isinstance(each.record, TokenGroup)]
         if groups and len(groups) < len(located):
             raise InputError(f"{name}: token groups and records are mixed; encode all rows or none")

@@ -190,6 +190,8 @@ TIED = Comparison((Message("user", "Hi"),), (Response("Yes", 1.0), Response("No"
         ([TIED, TIED], "dpo", r"no row is left to train on \(dropped:no response is preferred 2, records 2, rows 2\)"),
         (ROWS, "dpoo", "did you mean 'dpo'"),
         (tiny_demonstrations(2), "dpo", "rows: row 1: the row is a demonstration, but training needs comparisons"),
+        ([{"prompt": "q", "chosen": "a", "rejected": "b"}], "dpo", "rows: row 1: is of type dict; records are needed"),
+        ("pairs.jsonl", "dpo", "rows: row 1: is of type str; records are needed"),
         ([*comparisons(1), ROWS[0]], "dpo", "rows: token groups and records are mixed"),
     ],
 )
