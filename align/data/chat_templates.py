@@ -28,7 +28,9 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, name: str | None = None) 
     own = _named(tokenizer)
     if name is None:
         if not tokenizer.chat_template:
-            raise InputError(f"the tokenizer has no chat template; name a .jinja file or one of {', '.join(TEMPLATES)}")
+            raise InputError(
+                f"the tokenizer has no chat template: set chat_template to {', '.join(TEMPLATES)} or a .jinja file"
+            )
         if own and "default" not in own:
             raise InputError(
                 f"the tokenizer has several chat templates and no default: set chat_template to one of {', '.join(own)}"

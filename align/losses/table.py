@@ -67,6 +67,9 @@ LOSSES: dict[str, PreferenceLoss | UnpairedLoss] = {
 }
 
 
+TRL_NAMES = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "exo_pair": "exo"}  # those that differ
+
+
 @dataclass(frozen=True, slots=True)
 class CustomLoss:
     """A user's loss function with the attributes and methods that a trainer expects of a `PreferenceLoss`.
@@ -118,6 +121,8 @@ def preference_loss(name: str, **settings: object) -> Loss:
     """
     if ":" in name:
         return _custom_loss(name, settings)
+    if name in TRL_NAMES:
+        raise InputError(f"no preference loss is called {name!r}; TRL's {name} is called {TRL_NAMES[name]!r} here")
     loss = pick(LOSSES, name, "preference loss")
     for setting in settings:
         if setting not in loss.settings:

@@ -11,7 +11,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from align.losses.table import preference_loss
+from align.errors import InputError
+from align.losses.table import TRL_NAMES, preference_loss
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,6 +43,13 @@ SAME = [
     ("exo_pair", {"beta": 0.3, "label_smoothing": 0.2}, "exo", {"beta": 0.3, "label_smoothing": 0.2}),
     ("exo_pair", {"beta": 0.3, "label_smoothing": 0.2}, "rpo_fwd_kl", {"beta": 0.3, "eta": math.log(4)}),
 ]
+
+
+@pytest.mark.parametrize("name", TRL_NAMES)
+def test_a_name_of_trl_is_answered_with_the_loss_of_the_same_numbers(name):
+    ours = next(ours for theirs, _, ours, _ in SAME if theirs == name)
+    with pytest.raises(InputError, match=f"TRL's {name} is called '{ours}' here"):
+        preference_loss(name)
 
 
 def tiny_llama(seed):

@@ -229,6 +229,13 @@ def test_a_broken_model_folder_raises_a_one_line_error(model_folder, how, monkey
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_that_is_not_there_is_told_beside_what_the_hub_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"cannot load a model from 'models/gone' \(no such folder here\): "):
+        load_policy(PolicySettings(path="models/gone"))
+
+
 INVALID_CONFIGS = {
     "no model_type": ({"model_type": None}, "from_config.model_type: a transformers architecture is required"),
     "an unknown model_type": ({"model_type": "lama"}, "'lama'; did you mean 'llama'?"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -43,8 +44,10 @@ def loading(what: str, source: str, *loc: str) -> Generator[None]:
     except (InputError, RunError):
         raise
     except LOAD_ERRORS as error:
-        name = source if len(source) <= MAX_NAME else f"{source[:MAX_NAME]}…"
+        name = repr(source if len(source) <= MAX_NAME else f"{source[:MAX_NAME]}…")
+        if "/" in source and ":" not in source and not Path(source).exists():
+            name += " (no such folder here)"  # what follows is about the Hub
         reason = one_line(error)[:MAX_SHOWN] or type(error).__name__
         if error_code(error) in UNREADABLE:
-            raise RunError(f"cannot load {what} from {name!r}: {reason}") from error
-        raise InputError(f"cannot load {what} from {name!r}: {reason}", loc) from error
+            raise RunError(f"cannot load {what} from {name}: {reason}") from error
+        raise InputError(f"cannot load {what} from {name}: {reason}", loc) from error

@@ -91,6 +91,7 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
         ("beta", "label_smoothing", "gamma", "eta", "reference_free", "desirable_weight", "undesirable_weight"),
         ("steps.NAME.loss.settings.KEY", ""),
     ),
+    "use_weighting": ("steps.NAME.loss.settings.weighting", "wpo"),
     "kto_chosen_weight": ("steps.NAME.loss.settings.desirable_weight", ""),
     "kto_rejected_weight": ("steps.NAME.loss.settings.undesirable_weight", ""),
     "simpo_gamma": ("steps.NAME.loss.settings.gamma", ""),
