@@ -29,6 +29,21 @@ def test_a_tied_verdict_has_no_chosen_response(lines):
     assert found.chosen is None and [response.content for response in found.responses] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"chosen": "a", "rejected": "b"},
+        {"responses": [{"content": "a", "reward": 1}, {"content": "b", "reward": 0}]},
+        {"completions": ["a", "b"]},
+        {"completion": "a", "label": True},
+    ],
+)
+def test_a_response_does_not_continue_a_message_of_the_assistant(lines, answers):
+    turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "Sure: "}]
+    with pytest.raises(InputError, match="prompt ends with a message of the assistant"):
+        read(lines({"prompt": turns, **answers}))
+
+
 JUNK = (
     None,
     "",

@@ -46,6 +46,8 @@ def row_prompt(row: Row, columns: Sequence[str] = PROMPT_COLUMNS) -> RowPrompt:
     messages = prompt_messages(value, column)
     if not any(message.content.strip() for message in messages):
         raise InputError(f"{column} is empty")
+    if messages[-1].role == "assistant":
+        raise InputError(f"{column} ends with a message of the assistant, which a response cannot continue")
     used = (name for name in candidates if name not in unused)
     return RowPrompt(with_system(row, (*_history(row), *messages)), (column, *used, "history", *SYSTEM_COLUMNS))
 
