@@ -212,6 +212,22 @@ def test_a_reward_model_goes_on_with_its_head(finished):
     assert 0 < (before - after).abs().max() < 0.02
 
 
+def test_the_ledger_of_a_reward_model_has_no_language_model_head(finished):
+    root, _ = finished
+    steps = [json.loads(line) for line in (root / "sharpen" / "metrics.jsonl").read_text().splitlines()]
+    weights = 2 * (4 * 32 * 32 + 3 * 32 * 64)  # of two layers: attention and MLP
+
+    def forward(prefix):
+        tokens, pairs = (
+            sum(step.get(prefix + name, 0) for step in steps) for name in ("tokens_computed", "pairs_attended")
+        )
+        return 2 * weights * tokens + 2 * 4 * 32 * pairs
+
+    assert manifest(root, "sharpen")["ledger"]["flops"] == 3 * forward("") + forward("held_out/") + forward(
+        "start/held_out/"
+    )
+
+
 def test_the_tables_show_what_was_reported(finished):
     _, ended = finished
     for words in ("shout", "length", "margin 1 to 1", "odd", "even", "95 %"):

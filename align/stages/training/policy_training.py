@@ -32,7 +32,7 @@ from align.stages.training.selecting import fixed_models, selection_of, selectio
 from align.train.indexed_groups import end_of_turn
 from align.train.loop import Loop
 from align.train.objectives.base import Objective
-from align.train.passes.step_flops import work_of_others
+from align.train.passes.step_flops import work_in, work_of_others
 from align.train.resuming import adopt_checkpoint
 from align.train.selection.selection import Selection
 from align.train.sharding.accelerator import make_accelerator, zero3_init
@@ -193,8 +193,8 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
         weights=weights,
         frozen=trained < weights,
         tokens_trained=outcome.tokens_trained,
-        trained=outcome.trained,
-        observed=outcome.forward_only,
+        trained=work_in(loop.policy, outcome.trained),
+        observed=work_in(loop.policy, outcome.forward_only),
         others=work_of_others(loop.training_run),
         devices=processes,
         precision=settings.precision,

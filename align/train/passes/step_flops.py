@@ -21,7 +21,7 @@ class StepFlops:
     """Counts the FLOPs of the optimizer steps of a run, of all ranks together."""
 
     def __init__(self, policy: Backbone, trainable: Sequence[Tensor], run: TrainingRun) -> None:
-        self._model, self._run = dimensions(policy.base.config), run
+        self._policy, self._model, self._run = policy, dimensions(policy.base.config), run
         self._is_frozen = num_parameters(trainable) < num_parameters(policy.parameters())
 
     def of(self, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -31,10 +31,11 @@ class StepFlops:
         """
         if isinstance(self._model, str):
             return {}
-        observed = sum_work(work_of(metrics, each) for each in TIMED)
-        timed = total_flops(self._model, trained=work_of(metrics), observed=observed, frozen=self._is_frozen)
+        trained, observed = work_of(metrics), sum_work(work_of(metrics, each) for each in TIMED)
+        trained, observed = work_in(self._policy, trained), work_in(self._policy, observed)
+        timed = total_flops(self._model, trained=trained, observed=observed, frozen=self._is_frozen)
         works: list[tuple[Decoder | str, Work]] = [
-            (self._model, work_of(metrics, each)) for each in FORWARD_ONLY if each not in TIMED
+            (self._model, work_in(self._policy, work_of(metrics, each))) for each in FORWARD_ONLY if each not in TIMED
         ]
         if metrics["step"] == 1:
             works += [(self._model, read_work(self._run.folder).work), *work_of_others(self._run)]
@@ -44,6 +45,11 @@ class StepFlops:
                 return {}
             flops += forward_flops(size, work)
         return {"flops": float(flops), "timed_flops": float(timed)}
+
+
+def work_in(policy: Backbone, work: Work) -> Work:
+    """Return the work of the policy or reward model for the rows of `work`: a reward model has no LM head."""
+    return work if policy.outputs_are_of == "targets" else work._replace(targets=0)
 
 
 def work_of_others(run: TrainingRun) -> tuple[tuple[Decoder | str, Work], ...]:
