@@ -50,7 +50,15 @@ def selection_of(
         fixed=fixed,
         sources=rows.sources,
         size=model,
-        cost=selection_cost(rows.train, step.selection, model, sizes, has_lm_head=step.has_lm_head, frozen=frozen),
+        cost=selection_cost(
+            rows.train,
+            step.selection,
+            model,
+            sizes,
+            mixture=rows.mixture,
+            has_lm_head=step.has_lm_head,
+            frozen=frozen,
+        ),
     )
 
 

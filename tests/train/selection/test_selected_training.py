@@ -27,6 +27,7 @@ from tiny_training import (
 
 from align.accounting.flops import Work, decoder_from_config, forward_flops, training_flops
 from align.data.batching import order
+from align.data.mixing import Mixture
 from align.errors import InputError
 from align.models.policy import response_logps
 from align.models.tree.batch import tree_batch
@@ -321,6 +322,16 @@ def test_the_reference_costs_one_pass_of_its_own_size_over_all_rows():
     for sizes in (("unknown", "unknown"), ("unknown", small), (large, "unknown")):  # then tokens, for all models
         cost = selection_cost(groups, selection(filter=0.75).settings, sizes[0], sizes[1:])
         assert cost == (1.0, 600 * 16, 3 * 16, 3)
+
+
+def test_an_epoch_has_the_rows_of_a_mixture_and_a_fixed_model_scores_every_row():
+    groups = [group([1], [[2] * length]) for length in [9] * 12 + [99] * 30]
+    mixture = Mixture((12, 30), (0.75, 0.25), seed=0)
+    assert sorted(len(groups[row].sequences[0].ids) for row in mixture.epoch(0)).count(10) == 0.75 * mixture.num_rows
+    cost = selection_cost(groups, selection(score_tokens=4).settings, "unknown", ["unknown"], mixture=mixture)
+    assert cost.once == 42 * 5
+    assert cost.row == pytest.approx(3 * (0.75 * 10 + 0.25 * 100))
+    assert cost.scoring == pytest.approx(5 / (0.75 * 10 + 0.25 * 100))
 
 
 def test_scoring_is_a_larger_share_of_the_training_of_adapters():
