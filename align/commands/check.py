@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
+from align.commands.progress import duration_text
 from align.inference.managed.kinds import KINDS
 from align.inference.managed.version import engine_version
 from align.stages.base import UsedEngine
@@ -22,12 +23,21 @@ from align.workflow.search.results import search_lines
 if TYPE_CHECKING:
     from align.workflow.prediction import Interval, Prediction
 
-TOTALS = {  # resource -> its name, its unit, and its own unit in that
-    "seconds": ("time", "minutes", 60),
-    "energy_wh": ("energy", "Wh", 1),
-    "money": ("money", "", 1),
-    "peak_memory_bytes": ("peak memory", "GiB in a process", 2**30),
-    "wire_bytes": ("network", "GiB sent by each device", 2**30),
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"  # noqa: PLR2004 - where .3g has an exponent
+
+
+def _gib(value: float) -> str:
+    return _number(value / 2**30)
+
+
+TOTALS = {  # resource -> its name, its unit, and a value as text
+    "seconds": ("time", "", duration_text),
+    "energy_wh": ("energy", "Wh", _number),
+    "money": ("money", "", _number),
+    "peak_memory_bytes": ("peak memory", "GiB in a process", _gib),
+    "wire_bytes": ("network", "GiB sent by each device", _gib),
 }
 
 
@@ -105,7 +115,7 @@ def total_lines(
     no_flops = [each.name for each in estimates if each.flops is None]
     flops = f"{at_most}{sum(each.flops or 0.0 for each in estimates):.2e} FLOPs{_without(no_flops)}"
     lines = [("compute", flops)]
-    for resource, (name, unit, in_unit) in TOTALS.items():
+    for resource, (name, unit, as_text) in TOTALS.items():
         value, unknown = total(predictions, resource)
         unit = recipe.accounting.currency if resource == "money" else unit
         if resource == "money" and recipe.accounting.price_per_device_hour is None:
@@ -113,7 +123,7 @@ def total_lines(
         elif value is None:
             text = f"unknown: no step of these stages has been measured on this machine, below {recipe.runs}"
         else:
-            text = f"{at_most}{_range(value, unit, in_unit)}{_without(unknown)}"
+            text = f"{at_most}{_range(value, unit, as_text)}{_without(unknown)}"
         lines.append((name, text))
     num_earlier = sum(each.num_earlier for each in {each.stage: each for each in predictions}.values())
     lines.append(
@@ -122,10 +132,11 @@ def total_lines(
     return lines
 
 
-def _range(value: Interval, unit: str, in_unit: float) -> str:
+def _range(value: Interval, unit: str, text: Callable[[float], str]) -> str:
     """Return the median of earlier steps, and their range where it is one."""
-    low, typical, high = (f"{each / in_unit:.3g}" for each in value)
-    return f"{typical} {unit}" if low == high else f"{typical} {unit} ({low} to {high})"
+    low, typical, high = map(text, value)
+    typical = f"{typical} {unit}".rstrip()
+    return typical if low == high else f"{typical} ({low} to {high})"
 
 
 def _without(names: Sequence[str]) -> str:
@@ -155,11 +166,11 @@ def _lines(step: Estimate, predicted: Prediction) -> dict[str, str]:
         lines["FLOPs"] = f"unknown, as are time and memory: {step.unknown}"
     if step.flops and step.seconds:
         lines["FLOPs"] = f"{at_most}{step.flops:.2e}"
-        by_formula = f"{step.seconds / 60:.1f} minutes on this machine, estimated from a matrix product"
+        by_formula = f"{duration_text(step.seconds)} on this machine, estimated from a matrix product"
         lines["time"] = f"{at_most}{by_formula}; no earlier {step.stage} step to learn from"
     if predicted.seconds is not None:
         learned = (
-            f"{_range(predicted.seconds, 'minutes', 60)}, from {predicted.num_earlier} earlier {step.stage} step(s)"
+            f"{_range(predicted.seconds, '', duration_text)}, from {predicted.num_earlier} earlier {step.stage} step(s)"
         )
         lines["time"] = f"{at_most}{learned} on this machine"
     lines["disk"] = f"{(step.disk + step.spare) / 2**30:.2f} GiB while it runs, {step.disk / 2**30:.2f} GiB after"

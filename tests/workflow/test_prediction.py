@@ -144,8 +144,8 @@ def test_check_shows_the_whole_recipe_and_says_where_there_is_nothing_to_learn_f
     for number, seconds in enumerate((60, 120)):
         plant(tmp_path / "runs", f"earlier-{number}", "a", "sft", ledger(kwh=0.5, flops=float(flops), seconds=seconds))
     steps, lines = shown(capsys, path, "accounting.price_per_device_hour=2", "accounting.currency=EUR")
-    assert "time 1.5 minutes (1 to 2), from 2 earlier sft step(s) on this machine" in steps
-    assert "time 1.5 minutes (1 to 2), without base, dpo: unknown" in lines
+    assert "time 1 min 30 s (1 min 0 s to 2 min 0 s), from 2 earlier sft step(s) on this machine" in steps
+    assert "time 1 min 30 s (1 min 0 s to 2 min 0 s), without base, dpo: unknown" in lines
     assert "money 0.05 EUR (0.0333 to 0.0667), without base, dpo: unknown" in lines
     assert "energy 500 Wh, without base, dpo: unknown" in lines
     assert f"learned from 2 finished step(s) of these stages on this machine, below {tmp_path / 'runs'}" in lines
