@@ -59,7 +59,7 @@ def test_a_system_message_comes_first(run_folder, monkeypatch, capsys):
 
 
 WRONG = {
-    "a run": ((".",), "name the folder of a policy, RUN/STEP; it has dpo"),
+    "a run": ((".",), "; name one of its folders: dpo"),
     "several replies": (("dpo", "sampling.num_responses=2", "sampling.temperature=1"), "a message gets one reply"),
     "an unknown setting": (("dpo", "sampling.max_tokens=2"), "did you mean 'max_new_tokens'?"),
     "a message that does not fit": (("dpo", "sampling.max_new_tokens=400"), "too long for the model"),

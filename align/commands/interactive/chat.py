@@ -15,7 +15,7 @@ from align.inference.samples import TOO_LONG, Engine
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.models.loading.pretrained import silence_transformers
 from align.records import Message, Prompt
-from align.stages.inputs.opening import MODEL_FILES
+from align.stages.inputs.opening import open_model
 
 RESET, QUIT = "/reset", ("/exit", "/quit")
 PROMPT = "> "
@@ -40,7 +40,8 @@ def chat_settings(overrides: Sequence[str]) -> ChatSettings:
 
 def chat(policy: str, system: str | None, settings: ChatSettings) -> None:
     """Answer the lines of the standard input until it ends; every reply sees the dialogue so far."""
-    _check_folder(policy)
+    if Path(policy).is_dir():
+        open_model(policy)
     silence_transformers()
     engine = load_engine(policy, settings.engine)
     is_terminal = sys.stdin.isatty()
@@ -76,17 +77,3 @@ def _lines(*, is_terminal: bool) -> Iterator[str]:
             yield input(PROMPT if is_terminal else "").strip()
         except EOFError:
             return
-
-
-def _check_folder(policy: str) -> None:
-    """Raise for the folder of a run, whose steps hold the policies."""
-    folder = Path(policy)
-    if not folder.is_dir() or _holds_model(folder):
-        return
-    steps = [path.name for path in sorted(folder.iterdir()) if _holds_model(path)]
-    known = f"it has {', '.join(steps)}" if steps else "it holds no model"
-    raise InputError(f"{folder}: name the folder of a policy, RUN/STEP; {known}")
-
-
-def _holds_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in MODEL_FILES)

@@ -76,7 +76,11 @@ def _check_folder(folder: Path) -> None:
     check_not_removed(folder)
     configs = [folder / name for name in MODEL_FILES if (folder / name).is_file()]
     if not configs:
-        raise InputError(f"{folder} holds no model: it has no {' and no '.join(MODEL_FILES)}")
+        inside = [
+            path.name for path in sorted(folder.iterdir()) if any((path / name).is_file() for name in MODEL_FILES)
+        ]
+        of_run = f"; name one of its folders: {', '.join(inside)}" if inside else ""
+        raise InputError(f"{folder} holds no model: it has no {' and no '.join(MODEL_FILES)}{of_run}")
     try:
         json.loads(configs[0].read_bytes())
     except (OSError, ValueError) as error:
