@@ -17,7 +17,7 @@ from align.data.token_groups import TokenGroup, TokenSequence
 from align.errors import InputError
 from align.models.adapters.attach import prepare_for_training
 from align.models.adapters.files import save_adapters
-from align.models.adapters.merging import merge_and_untie
+from align.models.adapters.merging import merge_to_save
 from align.models.backbone import Backbone
 from align.models.lm_head.logprobs import LogitTransform
 from align.models.lm_head.patch import patch_lm_head
@@ -30,7 +30,7 @@ from align.models.saving.folder import clean_generation_config, dtype_of, write_
 from align.models.saving.weights import WHOLE, Gather
 from align.models.settings import PolicySettings, SaveDtype
 from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
-from align.models.weights import WrittenWeights, written_weights
+from align.models.weights import WrittenWeights
 
 
 class Policy(Backbone):
@@ -148,8 +148,8 @@ def save_policy(
 
     With `merge` adapters are merged into the weights in place, and the policy must not be trained afterwards; without
     it only the adapters are written. Generation stops at the model's previous stop tokens, at EOS, and at
-    `end_of_turn`, the last token of trained responses. Weights are rounded to `dtype`. Without adapters they may be
-    sharded: every process then calls it with a `gather`.
+    `end_of_turn`, the last token of trained responses. Weights are rounded to `dtype`. They may be sharded: every
+    process then calls it with a `gather`.
     Returns what identifies the written weights. Raises `InputError` on merging into weights in 4 bits, and for weights
     in int8.
     """
@@ -158,7 +158,7 @@ def save_policy(
     if isinstance(hf, PeftModel) and merge:
         if is_quantized(policy.base):
             raise InputError("adapters cannot be merged into weights in 4 bits", ("policy", "quantize"))
-        hf = merge_and_untie(hf)
+        hf, gather = merge_to_save(hf, gather)
     base = policy.base if not isinstance(hf, PreTrainedModel) else hf
     previous: Any = base.generation_config.eos_token_id
     known: list[Any] = [*(previous if isinstance(previous, list) else [previous]), tokenizer.eos_token_id, end_of_turn]
@@ -167,10 +167,10 @@ def save_policy(
     base.generation_config.pad_token_id = tokenizer.pad_token_id
     if isinstance(hf, PeftModel):
         saved_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+        quantize = NF4 if is_quantized(base) else None
         clean_generation_config(base)
-        adapters = save_adapters(hf, folder, dtype=saved_dtype, quantize=NF4 if is_quantized(base) else None)
-        base.generation_config.save_pretrained(str(folder))
-        written = written_weights(adapters, saved_dtype)
+        written = save_adapters(hf, folder, dtype=saved_dtype, quantize=quantize, gather=gather)
+        gather.on_main(lambda: base.generation_config.save_pretrained(str(folder)))
     else:
         written = write_model(hf, folder, dtype_of(hf, dtype), gather)
     gather.on_main(partial(write_tokenizer, tokenizer, folder))

@@ -25,7 +25,7 @@ from transformers import (
 from align.data.token_groups import TokenSequence
 from align.errors import InputError, one_line
 from align.models.adapters.attach import merge_adapters, prepare_for_training
-from align.models.adapters.merging import merge_and_untie
+from align.models.adapters.merging import merge_to_save
 from align.models.backbone import Backbone
 from align.models.loading.config import is_sequence_classifier, load_config
 from align.models.loading.errors import LOAD_ERRORS
@@ -152,12 +152,14 @@ def save_reward_model(
     """Write a folder that `AutoModelForSequenceClassification` loads: safetensors, labels, weights and tokenizer.
 
     `set_pad_token` must have been called. Adapters are merged in place; the model must not be trained afterwards.
-    Without adapters weights may be sharded: every process then calls it with a `gather`.
+    Weights may be sharded: every process then calls it with a `gather`.
     Returns what identifies the written weights.
     """
     assert model.base.config.get_text_config().pad_token_id is not None, "call set_pad_token first"
-    merged = merge_and_untie(model.hf) if isinstance(model.hf, PeftModel) else model.hf
-    written = write_model(merged, folder, dtype_of(merged, dtype), gather)
+    hf = model.hf
+    if isinstance(hf, PeftModel):
+        hf, gather = merge_to_save(hf, gather)
+    written = write_model(hf, folder, dtype_of(hf, dtype), gather)
     gather.on_main(partial(write_tokenizer, tokenizer, folder))
     return written
 

@@ -11,7 +11,7 @@ from small_runs import RECIPE, metrics, run
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from align.errors import InputError, RunError
-from align.models import policy as policy_module
+from align.models.adapters import merging
 
 BASE = RECIPE.partition("  sft: ")[0]
 SFT = RECIPE.partition("  dpo: ")[0]
@@ -42,7 +42,7 @@ def test_adapters_on_tied_embeddings_leave_the_policy_that_was_trained(tmp_path)
 def test_a_saved_policy_that_differs_ends_the_step_and_keeps_the_training(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         # As peft merges them, which changes the tied head, too
-        patch.setattr(policy_module, "merge_and_untie", lambda model: model.merge_and_unload())
+        patch.setattr(merging, "merge_and_untie", lambda model: model.merge_and_unload())
         with pytest.raises(RunError, match=r"sft\.partial: the saved model differs from .* nats"):
             run(tmp_path, *EMBEDDINGS, *RATES, text=TIED)
     assert not (tmp_path / "runs/small/sft").exists()

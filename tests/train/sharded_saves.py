@@ -1,7 +1,8 @@
 """Saves of models whose weights lie over two processes: accelerate launch ... sharded_saves.py FOLDER TOKENIZER.
 
-For each case the first process writes the complete weights as FOLDER/CASE/whole, and all together the model as
-FOLDER/CASE/saved. Each process prints what it held at most beyond its shards, in bytes, and the largest single weight.
+For each case the first process writes the complete weights, with adapters merged by peft, as FOLDER/CASE/whole, and all
+together the model as FOLDER/CASE/saved. Each process prints what it held at most beyond its shards, in bytes, and the
+largest single weight.
 """
 
 import gc
@@ -12,13 +13,17 @@ from pathlib import Path
 
 import torch
 from distributed_runs import cut_everything, join_fsdp
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.lora import Embedding, Linear
 from safetensors.torch import save_file
 from tiny_rewards import NAMES, WEIGHTS, rated
 from tiny_rewards import model as reward_model
-from tiny_training import comparisons, loop, mixture_policy, policy, preference, settings, supervised, weights
+from tiny_training import comparisons, llama, loop, mixture_policy, policy, preference, settings, supervised, weights
 from transformers import AutoTokenizer
 
-from align.models.policy import save_policy
+from align.models.adapters.files import adapter_weights
+from align.models.adapters.merging import merge_and_untie
+from align.models.policy import Policy, save_policy
 from align.models.reward_model import load_saved_reward_model, save_reward_model
 from align.models.saving import weights as saving
 from align.models.settings import PolicySettings
@@ -28,11 +33,31 @@ from align.train.sharding.accelerator import make_accelerator
 
 LIMIT = 40_000  # bytes of a file
 REWARDS = reward_objective("regression", NAMES, WEIGHTS)
+KEPT = "kept adapters"
+
+
+def adapted(targets, **changes):
+    """A policy with new adapters; with changes of the model they are LoRA, without them DoRA."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", use_dora=not changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Policy(get_peft_model(llama(**changes), config)).train()
+
+
 # Model, objective, rows, settings, and the dtype of the files
 CASES = {
     "tied": (lambda: policy(tie_word_embeddings=True), supervised(), comparisons(8), {}, "bf16"),
     "experts": (mixture_policy, preference("dpo"), comparisons(8), {}, "fp32"),
     "reward": (reward_model, REWARDS, rated(8), {}, "original"),
+    "adapters": (lambda: adapted("all-linear"), supervised(), comparisons(8), {}, "fp32"),
+    "tied adapters": (
+        lambda: adapted(["embed_tokens", "k_proj"], tie_word_embeddings=True),
+        supervised(),
+        comparisons(8),
+        {},
+        "bf16",
+    ),
+    KEPT: (lambda: adapted(["q_proj", "down_proj"]), supervised(), comparisons(8), {}, "fp32"),
 }
 BF16 = {"precision": "bf16", "weights": "bf16_master"}  # FSDP2 alone
 MASTER = {"master": (policy, supervised(), comparisons(8), BF16, "fp32")}
@@ -69,6 +94,16 @@ class Meter:
         return measured
 
 
+DELTAS = {layer: layer.get_delta_weight for layer in (Linear, Embedding)}
+
+
+def with_peft(model, trained, *, merged):
+    """The weights of a model that is whole in this process: what a save writes of them, in fp32."""
+    model.hf.load_state_dict(trained)
+    found = merge_and_untie(model.hf).state_dict() if merged else adapter_weights(model.hf)
+    return {name: value.detach() for name, value in found.items()}
+
+
 def save(case, folder, tokenizer):
     make, objective, rows, changes, dtype = (CASES | MASTER)[case]
     join_fsdp()
@@ -76,6 +111,8 @@ def save(case, folder, tokenizer):
     made = loop(folder / "run", objective, rows, model=make(), accelerator=joined, **changes)
     result = made.run()
     whole, target = weights(made.policy), folder / "saved"
+    if isinstance(made.policy.hf, PeftModel):
+        whole = with_peft(make(), whole, merged=case != KEPT)
     target.mkdir(exist_ok=True)
     if made.accelerator.is_main_process:
         save_file({name: value.clone() for name, value in whole.items()}, folder / "whole.safetensors")
@@ -84,21 +121,28 @@ def save(case, folder, tokenizer):
     is_reward = case == "reward"
 
     def write(trained, gather):
+        gc.collect()  # what the forward pass before has left behind
         gather.complete = meter.after(gather.complete)
         if is_reward:
             trained.base.config.pad_token_id = 5  # of the model, whose vocabulary is smaller than the tokenizer's
             return save_reward_model(trained, tokenizer, target, dtype=dtype, gather=gather)
-        return save_policy(trained, tokenizer, target, dtype=dtype, gather=gather)
+        return save_policy(trained, tokenizer, target, dtype=dtype, gather=gather, merge=case != KEPT)
 
     def load(dtype):
         asked.append(str(dtype))
+        if case == KEPT:
+            loaded = make()
+            set_peft_model_state_dict(loaded.hf, load_peft_weights(str(target)))
+            return loaded
         return (
             load_saved_reward_model(target, dtype) if is_reward else load_saved_policy(target, PolicySettings(), dtype)
         )
 
     asked, meter = [], Meter(made.policy)
     saving.tensor_digest, saving.save_file = meter.around(saving.tensor_digest), meter.around(saving.save_file)
-    said = save_trained(made, result, target, load=None, save=write, load_saved=load)
+    for layer in (Linear, Embedding):
+        layer.get_delta_weight = meter.after(DELTAS[layer])
+    said = save_trained(made, result, target, save=write, load_saved=load)
     told = {"case": case, "main": made.accelerator.is_main_process, "most": meter.most, "largest": largest}
     print(json.dumps(told | said["saved"] | {"loaded": asked}), flush=True)
     made.accelerator.free_memory()

@@ -20,7 +20,9 @@ from torch import Tensor
 from align.artifacts import read_json, write_json
 from align.errors import InputError
 from align.models.loading.errors import loading
+from align.models.saving.weights import WHOLE, Gather
 from align.models.settings import is_adapter
+from align.models.weights import WrittenWeights, written_weights
 
 ADAPTER_INFO = "made_of.json"  # in a folder of adapters: their base, its quantization, and the rank of each part
 TRAINED, FROZEN = "default", "below"  # names in peft of the trained adapters and of the frozen ones under them
@@ -72,20 +74,45 @@ def adapters_on(layer: LoraLayer) -> set[str]:
 
 
 def adapter_weights(hf: PeftModel, name: str = TRAINED) -> dict[str, Tensor]:
-    """Return the weights of the named adapter, under the names that they have in a file."""
+    """Return the weights of the named adapter, under the names that they have in a file; they may be sharded."""
+    state = hf.state_dict(keep_vars=True)
     # The vocabulary is never resized; by default peft queries the Hub to find out
-    return get_peft_model_state_dict(hf, adapter_name=name, save_embedding_layers=cast(Any, False))
+    return get_peft_model_state_dict(hf, state, adapter_name=name, save_embedding_layers=cast(Any, False))
 
 
 def save_adapters(
-    hf: PeftModel, folder: Path, *, dtype: torch.dtype = torch.float32, quantize: str | None = None
-) -> dict[str, Tensor]:
-    """Write the adapters without their base, stacked ones as one, and return their weights.
+    hf: PeftModel,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantize: str | None = None,
+    gather: Gather = WHOLE,
+) -> WrittenWeights:
+    """Write the adapters without their base, stacked ones as one, and return what identifies their weights.
 
-    `quantize` is the quantization of the base, which is recorded.
+    `quantize` is the quantization of the base, which is recorded. If weights are sharded, every process calls it with a
+    `gather`.
     """
     names = [name for name in (FROZEN, TRAINED) if name in hf.peft_config]
-    parts = [adapter_weights(hf, name) for name in names]
+    parts = [_complete(adapter_weights(hf, name), gather) for name in names]
+    return gather.on_main(lambda: _write(hf, folder, dict(zip(names, parts, strict=True)), dtype, quantize))
+
+
+def _complete(weights: Mapping[str, Tensor], gather: Gather) -> dict[str, Tensor]:
+    """Return copies of complete weights in main memory; none on a process that does not write."""
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        with gather.complete([value]) as (full,):
+            if gather.is_main:
+                found[name] = full.to("cpu", value.dtype, copy=True)
+    return found
+
+
+def _write(
+    hf: PeftModel, folder: Path, weights: Mapping[str, dict[str, Tensor]], dtype: torch.dtype, quantize: str | None
+) -> WrittenWeights:
+    """Write complete weights of adapters, by name of the adapter."""
+    names, parts = list(weights), list(weights.values())
     config = cast(LoraConfig, copy.copy(hf.peft_config[TRAINED]))
     ranks = [max(len(value) for key, value in part.items() if _is_lora_a(key)) for part in parts]
     if len(names) == 2:
@@ -98,13 +125,13 @@ def save_adapters(
         if isinstance(value, set):  # the order of a set differs between processes
             setattr(config, name, sorted(cast("set[str]", value)))
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in parts[0].items()}
+    tensors = {name: value.to(dtype).contiguous() for name, value in parts[0].items()}
     assert all(value.numel() for value in tensors.values()), "weights of a sharded model must be gathered"
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     info = {"base": config.base_model_name_or_path, "quantize": quantize}
     write_json(folder / ADAPTER_INFO, {**info, "rank": ranks[-1], "rank_below": sum(ranks[:-1])})
-    return tensors
+    return written_weights(tensors, dtype)
 
 
 def _is_lora_a(key: str) -> bool:
@@ -125,7 +152,7 @@ def _concatenate(hf: PeftModel, parts: Sequence[Mapping[str, Tensor]], ranks: Se
             block = torch.zeros(shape)
             if key in part:
                 factor = 1.0 if dim == 0 else layer.scaling[name]
-                block.narrow(dim, 0, part[key].shape[dim]).copy_(part[key].detach() * factor)
+                block.narrow(dim, 0, part[key].shape[dim]).copy_(part[key] * factor)
             blocks.append(block)
         result[key] = torch.cat(blocks, dim=dim)
     return result

@@ -49,6 +49,11 @@ class Gather:
 WHOLE = Gather()
 
 
+def complete_shape(value: Tensor) -> tuple[int, ...]:
+    """Return the shape of a parameter that may be sharded."""
+    return tuple(getattr(value, "ds_shape", value.shape))  # ZeRO-3 empties parameters and keeps their shape here
+
+
 def write_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype, gather: Gather = WHOLE) -> WrittenWeights:
     """Write the weights of a model, rounded to `dtype`, and return what identifies them; every process must call it.
 
@@ -151,8 +156,7 @@ def _convert(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Te
 
 def _without_data(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor that has the shape of the complete one and the dtype that it is written in."""
-    shape = getattr(value, "ds_shape", value.shape)  # ZeRO-3 empties parameters and keeps their shape here
-    return torch.empty(tuple(shape), dtype=dtype if value.is_floating_point() else value.dtype, device="meta")
+    return torch.empty(complete_shape(value), dtype=dtype if value.is_floating_point() else value.dtype, device="meta")
 
 
 def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -55,6 +55,7 @@ class PolicyTraining:
     def save(self, folder: Path, result: TrainingResult) -> dict[str, Any]:
         """Write the trained policy as a plain Hugging Face folder and return what the manifest says of it."""
         settings = self.settings
+        done = work_done(self.loop, result)  # with the adapters, which are merged now
         merge = settings.lora is None or settings.lora.merge
 
         def save(trained: Policy, gather: Gather) -> WrittenWeights:
@@ -72,11 +73,11 @@ class PolicyTraining:
             self.loop,
             result,
             folder,
-            load=lambda: load_policy(settings)[0],
             save=save,
             load_saved=lambda dtype: load_saved_policy(folder, settings, dtype),
         )
-        return {**training_report(self.loop, self.rows, result), **saved, "done": work_done(self.loop, result)}
+        done = replace(done, weights=num_parameters(self.loop.policy.parameters()))
+        return {**training_report(self.loop, self.rows, result), **saved, "done": done}
 
 
 def prepare(

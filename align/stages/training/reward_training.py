@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from statistics import StatisticsError, correlation, mean
 from typing import Any, cast
 
@@ -42,6 +43,7 @@ from align.train.checkpoint import has_checkpoint
 from align.train.loop import Loop
 from align.train.objectives.reward import BradleyTerryObjective, RewardObjective, label_table, reward_objective
 from align.train.sharding.accelerator import make_accelerator, zero3_init
+from align.train.sharding.replicated import num_parameters
 
 INIT_GROUPS = 1024  # groups that a new head is fitted to before training
 
@@ -85,18 +87,18 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
         set_pad_token(trained, tokenizer, end_tokens)
         return save_reward_model(trained, tokenizer, context.folder, dtype=settings.save_dtype, gather=gather)
 
+    done = work_done(loop, outcome)  # with the adapters, which are merged now
     saved = save_trained(
         loop,
         outcome,
         context.folder,
-        load=lambda: load_reward_model(settings, step.head, default=step.default_attributes)[0],
         save=save,
         load_saved=lambda dtype: load_saved_reward_model(context.folder, dtype),
     )
     return {
         **training_report(loop, rows, outcome),
         **saved,
-        "done": work_done(loop, outcome),
+        "done": replace(done, weights=num_parameters(model.parameters())),
         "aggregate": aggregate,
         "report": report,
     }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from align.distributed.processes import Processes
@@ -24,7 +23,7 @@ from align.models.settings import LoraSettings, PolicySettings
 from align.models.weights import WrittenWeights
 from align.train.loop import Loop
 from align.train.resuming import keep_checkpoint
-from align.train.sharding.gather import ShardedGather, complete_model
+from align.train.sharding.gather import ShardedGather
 from align.train.training_run import TrainingResult
 
 B = TypeVar("B", bound=Backbone)
@@ -35,31 +34,28 @@ def save_trained(
     result: TrainingResult,
     folder: Path,
     *,
-    load: Callable[[], B],
     save: Callable[[B, Gather], WrittenWeights],
     load_saved: Callable[[torch.dtype], Backbone],
 ) -> dict[str, Any]:
     """Save the trained model, compare what is on disk with it, and return what the manifest says of that.
 
-    All processes call it together. `load` returns the untrained model, `save` writes the trained one and returns its
-    weights, `load_saved` loads what was written in a dtype. If anything fails, a checkpoint keeps the weights.
+    All processes call it together. `save` writes the trained model and returns its weights, `load_saved` loads what was
+    written in a dtype. If anything fails, a checkpoint keeps the weights.
 
-    Under ZeRO-3 and FSDP2 no process holds a complete model: weights are gathered a few at a time, and those that were
-    written are loaded in the dtype of the files, from which they are mapped. Adapters are merged into a complete model,
-    which is freed before the saved one is loaded.
+    Under ZeRO-3 and FSDP2 no process holds a complete model: weights are gathered, and adapters merged, a few at a
+    time, and those that were written are loaded in the dtype of the files, from which they are mapped.
     """
     loop.checkpointer.save_trained(result.metrics)
     if loop.training_run.settings.until_step is not None:
         loop.processes.run_on_main(lambda: keep_checkpoint(folder), "keeping the checkpoint")
     expected = loop.outputs()
     loop.sharding.reshard()
-    if loop.sharding.gathers_per_layer and not isinstance(loop.policy.hf, PeftModel):
-        written = save(cast(B, loop.policy), ShardedGather(loop.sharding, loop.processes))
+    trained = cast(B, loop.policy)
+    if loop.sharding.gathers_per_layer:
+        written = save(trained, ShardedGather(loop.sharding, loop.processes))
         dtype = written.dtype
     else:
-        trained = complete_model(loop.sharding, loop.processes, load)
         written = loop.processes.run_on_main(partial(save, trained, WHOLE), "writing the model")
-        del trained
         dtype = torch.float32
     difference = loop.processes.run_on_main(
         lambda: compare_saved(load_saved(dtype), expected, written=written, folder=folder), "comparing the saved model"

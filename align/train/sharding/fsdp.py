@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
 
 from align.errors import InputError
@@ -83,7 +83,7 @@ class Fsdp2(Replicated):
 
     @contextmanager
     def complete(self, values: Sequence[Tensor]) -> Generator[Sequence[Tensor]]:
-        """Yield the complete values of parameters, rounded as in forward passes, and of buffers."""
-        is_rounded = [self.in_bf16 and isinstance(value, nn.Parameter) for value in values]
+        """Yield the complete values of parameters and buffers, trained ones rounded as in forward passes."""
+        is_rounded = [self.in_bf16 and value.requires_grad for value in values]
         full = [full_tensor(value.detach()) for value in values]
         yield [value.bfloat16() if rounds else value for value, rounds in zip(full, is_rounded, strict=True)]
