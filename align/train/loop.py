@@ -66,10 +66,10 @@ class Loop:
         self.num_steps = run.num_steps
         self.epoch = lru_cache(maxsize=2)(run.epoch)  # permuting a large epoch for each of its steps would be slow
         self.processes = Processes(self.accelerator)
+        self.sharding = prepare_sharding(self.accelerator, policy, settings, run.head_lr_multiplier)
         if settings.weights != "fp32":
             round_weights(policy)
         self.initial_weights = fingerprint(policy)
-        self.sharding = prepare_sharding(self.accelerator, policy, settings, run.head_lr_multiplier)
         self.model = self.sharding.model
         self.groups = GroupView(run.train, run.held_out)
         self.forward = self._choose_forward()

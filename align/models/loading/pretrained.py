@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from align.models.loading.int8 import check_torchao, is_int8
 from align.models.loading.origin import remove_randomness, set_origin
 from align.models.loading.quantization import dequantize, patch_quantized_layers, quantization_options
 from align.models.loading.seeding import seeded
+from align.models.loading.shards import hold_shards, reading_shards
 from align.models.settings import GGUF, PolicySettings, exported_gguf, is_adapter
 
 QUANTIZE = ("policy", "quantize")
@@ -57,7 +59,7 @@ def load_base(settings: PolicySettings) -> PreTrainedModel:
 def load_pretrained(
     path: str, auto_class: type[Any], *, quantize: Literal["nf4"] | None = None, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """Load a folder or Hub ID with one of transformers' Auto classes, without dropout.
+    """Load a folder or Hub ID with one of transformers' Auto classes, without dropout; shards, if `load_shards` asks.
 
     Raises `InputError` if weights are missing or were removed, if the model does not use all, or if they are quantized.
     """
@@ -77,7 +79,8 @@ def load_pretrained(
             check_torchao(("policy",))
         if (limit := max_positions(config)) is not None and limit < 1:
             raise InputError(f"{path!r}: max_position_embeddings is {limit}, so no sequence fits", ("policy",))
-        loaded: Any = auto_class.from_pretrained(path, output_loading_info=True, config=config, **options)
+        with nullcontext() if quantize or is_int8(config) else reading_shards():
+            loaded: Any = auto_class.from_pretrained(path, output_loading_info=True, config=config, **options)
     model, info = loaded
     check_loaded(path, info["missing_keys"], info["unexpected_keys"])
     if generation_config is not None and model.can_generate():
@@ -90,6 +93,7 @@ def load_pretrained(
     # Quantized weights would silently not be trained
     if not all(value.is_floating_point() for value in model.parameters()):
         raise _already_quantized(path)
+    hold_shards(model)
     return model
 
 

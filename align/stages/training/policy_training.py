@@ -35,7 +35,7 @@ from align.train.objectives.base import Objective
 from align.train.passes.step_flops import work_in, work_of_others
 from align.train.resuming import adopt_checkpoint
 from align.train.selection.selection import Selection
-from align.train.sharding.accelerator import make_accelerator, zero3_init
+from align.train.sharding.accelerator import make_accelerator, sharded_loading
 from align.train.sharding.replicated import num_parameters
 from align.train.tracking import Tracking
 from align.train.training_run import Teacher, TrainingResult, TrainingRun
@@ -87,7 +87,7 @@ def prepare(
     silence_transformers()
     settings = context.inputs.policy_from(step.start)
     accelerator = make_accelerator(step.train)
-    with zero3_init(accelerator) if settings.is_plain_checkpoint else nullcontext():
+    with sharded_loading(accelerator, settings.lora) if settings.is_plain_checkpoint else nullcontext():
         policy, tokenizer = load_policy(settings)
     apply_template(tokenizer)
     check_before_training(policy, tokenizer, Processes(accelerator), context.progress)

@@ -42,7 +42,7 @@ from align.stages.training.selecting import fixed_models, selection_of
 from align.train.checkpoint import has_checkpoint
 from align.train.loop import Loop
 from align.train.objectives.reward import BradleyTerryObjective, RewardObjective, label_table, reward_objective
-from align.train.sharding.accelerator import make_accelerator, zero3_init
+from align.train.sharding.accelerator import make_accelerator, sharded_loading
 from align.train.sharding.replicated import num_parameters
 
 INIT_GROUPS = 1024  # groups that a new head is fitted to before training
@@ -55,7 +55,7 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     accelerator = make_accelerator(step.train)
     num_resumed, is_resumed = begin(step, context, Processes(accelerator)), has_checkpoint(context.folder)
     has_head = load_rating(settings.path) is not None
-    with zero3_init(accelerator) if has_head else nullcontext():
+    with sharded_loading(accelerator, settings.lora) if has_head else nullcontext():
         model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
     apply_template(tokenizer)
     check_before_training(model, tokenizer, Processes(accelerator), context.progress)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +18,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from align.distributed.launch import COLLECTIVE_TIMEOUT, check_world_size, is_launched, launched_with
 from align.distributed.launch_files import check_launch_environment
 from align.errors import InputError, RunError
+from align.models.loading.shards import load_shards
+from align.models.settings import LoraSettings
 from align.train.settings import TrainSettings
+
+LOADS_SHARDS = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # accelerate's variable for fsdp_cpu_ram_efficient_loading
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
@@ -45,13 +51,25 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
         **options,
     )
     _check_joined(accelerator)
-    unset_hf_deepspeed_config()  # else transformers shards every model it loads; `zero3_init` enables that where wanted
+    if accelerator.distributed_type == DistributedType.FSDP and _fsdp_loads_shards():
+        # Else transformers would load every model in the first process of a machine only, and accelerate send it on
+        cast(Any, accelerator.state.fsdp_plugin).cpu_ram_efficient_loading = False
+        os.environ[LOADS_SHARDS] = "false"
+    unset_hf_deepspeed_config()  # else transformers shards every model; `sharded_loading` enables that where wanted
     return accelerator
 
 
 @contextmanager
-def zero3_init(accelerator: Accelerator) -> Generator[None]:
-    """Shard models while they are loaded within the block, if the launch file asks ZeRO-3 to do so."""
+def sharded_loading(accelerator: Accelerator, lora: LoraSettings | None) -> Generator[None]:
+    """Shard models while they are loaded within the block, if the launch file asks ZeRO-3 or FSDP2 to do so.
+
+    Under FSDP2 not with DoRA, whose magnitudes start as norms of the complete weights.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        is_dora = lora is not None and lora.dora
+        with load_shards(accelerator.num_processes) if _fsdp_loads_shards() and not is_dora else nullcontext():
+            yield
+        return
     plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == DistributedType.DEEPSPEED else None
     if plugin is None or not plugin.is_zero3_init_enabled():
         yield
@@ -61,6 +79,12 @@ def zero3_init(accelerator: Accelerator) -> Generator[None]:
         yield
     finally:
         unset_hf_deepspeed_config()
+
+
+@cache
+def _fsdp_loads_shards() -> bool:
+    """Return whether the launch file asks for it; `make_accelerator` then changes the environment."""
+    return os.environ.get(LOADS_SHARDS, "false").lower() == "true"
 
 
 def _check_launch() -> None:

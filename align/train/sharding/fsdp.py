@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
 
 from align.errors import InputError
+from align.models.loading.shards import LoadedShard
 from align.models.weights import full_tensor
 from align.train.sharding.bf16.gathers import Bf16ReduceScatter, Bf16Shard, autocast_weights
 from align.train.sharding.replicated import ParameterShard, Replicated, local
@@ -35,9 +36,12 @@ class Fsdp2(Replicated):
         # The layers that accelerate shards; it raises for one that the model lacks, such as vision blocks of Qwen3.5
         present = {type(module).__name__ for module in base.modules()}
         cast(Any, self.policy)._no_split_modules = sorted(present & set(base._no_split_modules or ()))
+        shards = {name: value.shard for name, value in self.policy.named_parameters() if isinstance(value, LoadedShard)}
         self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
         self.trainable = [value for value in self.policy.parameters() if value.requires_grad]
         self.optimizer = self.prepared.optimizer
+        for name, shard in shards.items():
+            local(self.policy.get_parameter(name).detach()).copy_(shard)
         for name, value in self.policy.named_parameters():
             if name in rounded:
                 Bf16Shard.install(value)
