@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from operator import itemgetter
 from typing import Any, Generic, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
@@ -161,13 +162,18 @@ class ContinuousBatch(Generic[R]):
     """
 
     def __init__(self, model: PreTrainedModel, size: int, sizes: Sequence[int] = ()) -> None:
-        is_on_cpu = model.device.type == "cpu"
+        self._device, self._dtype = model.device, model.dtype  # each of these properties searches the parameters
+        is_on_cpu = self._device.type == "cpu"
         self._model = model
         self._multiple = CPU_ROWS[0] if is_on_cpu else ROWS
         self._size = round_up(size, self._multiple)
         self._sizes = sizes or (CPU_ROWS[:1] if is_on_cpu else ())
+        config = model.config.get_text_config()
+        has_window = getattr(config, "use_sliding_window", True)
+        self._window: int | None = getattr(config, "sliding_window", None) if has_window else None
+        self._kinds = sorted(set(getattr(config, "layer_types", None) or ["sliding_attention"]))  # of layers
         self._layers: list[SlotLayer] = []
-        self._positions: list[int] = []  # of each row's next token
+        self._positions = np.empty(0, dtype=np.int64)  # of each row's next token
         self.rows: list[R] = []
 
     def add(self, rows: Sequence[R], prefix: DynamicCache, length: int) -> None:
@@ -179,43 +185,33 @@ class ContinuousBatch(Generic[R]):
                 keys, values = cast(Tensor, filled.keys), cast(Tensor, filled.values)
                 layer.fill(slice(len(self.rows), len(self.rows) + len(rows)), keys, values)
         self.rows += rows
-        self._positions += [length] * len(rows)
+        self._positions = np.append(self._positions, np.full(len(rows), length))
 
-    def remove(self, row: R) -> None:
-        """Remove a row; the last row takes its slot."""
-        self._swap(self.rows.index(row), len(self.rows) - 1)
-        self.rows.pop()
-        self._positions.pop()
+    def remove(self, rows: Sequence[R]) -> None:
+        """Remove rows; others take their slots."""
+        self._arrange([slot for slot, row in enumerate(self.rows) if row not in rows])
 
     def sort(self) -> list[R]:
         """Sort the rows by the number of keys they attend to, most first, and return them."""
-        widths = self._widths()
-        if all(first >= second for first, second in pairwise(widths)):
-            return self.rows
-        for place in range(len(widths)):
-            widest = max(range(place, len(widths)), key=widths.__getitem__)
-            if widths[widest] > widths[place]:
-                self._swap(place, widest)
-                widths[place], widths[widest] = widths[widest], widths[place]
+        if (np.diff(self._widths()) > 0).any():
+            self._arrange(range(len(self.rows)))
         return self.rows
 
     @torch.no_grad()
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Return the logits [A, V] after one more token of each row."""
         logits_AV = self.logits(tokens, self._sizes)
-        self._positions = [position + 1 for position in self._positions]
+        self._positions += 1
         return logits_AV
 
     @torch.no_grad()
     def logits(self, tokens: Sequence[int], sizes: Sequence[int]) -> Tensor:
         """Return the logits [A, V] after one more token of each of the first rows, which stay where they are."""
-        num_padding = -len(tokens) % self._multiple
-        device = self._model.device
-        positions = self._positions[: len(tokens)]
-        tokens_A = torch.tensor([*tokens, *[0] * num_padding], device=device)
-        positions_A = torch.tensor([*positions, *[0] * num_padding], device=device)
-        widths = self._widths()[: len(tokens)]
-        widths += widths[-1:] * num_padding
+        padding = [0] * (-len(tokens) % self._multiple)
+        tokens_A = torch.tensor([*tokens, *padding], device=self._device)
+        positions_A = torch.tensor([*self._positions[: len(tokens)].tolist(), *padding], device=self._device)
+        widths: list[int] = self._widths()[: len(tokens)].tolist()
+        widths += widths[-1:] * len(padding)
         logits: list[Tensor] = []
         start = 0
         while start < len(tokens_A):
@@ -239,33 +235,37 @@ class ContinuousBatch(Generic[R]):
         )
         return output.logits[:, -1]
 
-    def _widths(self) -> list[int]:
+    def _widths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Return the number of keys that each row's next token reads."""
-        return [round_up(position + 1, WIDTH) for position in self._positions]
+        return (self._positions // WIDTH + 1) * WIDTH
 
-    def _swap(self, first: int, second: int) -> None:
-        if first == second:
-            return
-        for layer in self._layers:
-            layer.swap(first, second, max(self._positions[first], self._positions[second]))
-        rows, positions = self.rows, self._positions
-        rows[first], rows[second] = rows[second], rows[first]
-        positions[first], positions[second] = positions[second], positions[first]
+    def _arrange(self, kept: Sequence[int]) -> None:
+        """Keep the rows of some slots and sort them by the number of keys, most first; move as few as possible."""
+        widths: list[int] = self._widths().tolist()
+        wanted = sorted((widths[slot] for slot in kept), reverse=True)
+        staying = {slot for slot in kept if slot < len(wanted) and widths[slot] == wanted[slot]}
+        moving = sorted((slot for slot in kept if slot not in staying), key=lambda slot: -widths[slot])
+        others = iter(moving)
+        sources = [slot if slot in staying else next(others) for slot in range(len(wanted))]
+        targets = [slot for slot in range(len(wanted)) if slot not in staying]
+        if moving:
+            length = int(self._positions[moving].max())
+            for layer in self._layers:
+                layer.move(torch.tensor(moving), torch.tensor(targets), length)
+        self.rows = [self.rows[slot] for slot in sources]
+        self._positions = self._positions[sources]
 
     def _masks(self, positions_A: Tensor, width: int) -> Any:  # noqa: ANN401 - transformers takes a mask, or one per layer type
         """Return additive masks [A, 1, 1, L]."""
-        config = self._model.config.get_text_config()
         positions_L = torch.arange(width, device=positions_A.device)
         causal_AL = positions_L <= positions_A[:, None]
-        window = getattr(config, "sliding_window", None)
-        if window is None or not getattr(config, "use_sliding_window", True):
+        if self._window is None:
             return self._additive(causal_AL)
-        sliding_AL = causal_AL & (positions_L > positions_A[:, None] - window)
+        sliding_AL = causal_AL & (positions_L > positions_A[:, None] - self._window)
         masks = {"full_attention": causal_AL, "sliding_attention": sliding_AL}
-        kinds = sorted(set(getattr(config, "layer_types", None) or ["sliding_attention"]))
-        found = {kind: self._additive(masks[kind]) for kind in kinds}
-        return found if len(found) > 1 else found[kinds[0]]
+        found = {kind: self._additive(masks[kind]) for kind in self._kinds}
+        return found if len(found) > 1 else found[self._kinds[0]]
 
     def _additive(self, visible_AL: Tensor) -> Tensor:
-        mask_AL = torch.zeros(visible_AL.shape, dtype=self._model.dtype, device=visible_AL.device)
+        mask_AL = torch.zeros(visible_AL.shape, dtype=self._dtype, device=visible_AL.device)
         return mask_AL.masked_fill_(~visible_AL, -torch.inf)[:, None, None]

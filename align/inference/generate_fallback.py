@@ -26,6 +26,7 @@ class PartialResponse:
     number: int
     seed: int
     prompt_ids: list[int]
+    opening: str = ""  # of its text: the mark of a thought that the prompt opens
     uniforms: list[float] = field(default_factory=list[float])  # in [0, 1), of its tokens, while it is being decoded
     ids: list[int] = field(default_factory=list[int])  # sampled so far
     finish: str = ""

@@ -75,14 +75,11 @@ class SlotLayer(DynamicLayer):
         self._reserve(length, keys, values)
         self._keys[slots, :, :length], self._values[slots, :, :length] = keys, values
 
-    def swap(self, first: int, second: int, length: int) -> None:
-        """Swap the first `length` positions of two slots."""
-        if not self.is_initialized:
-            return
-        for stored in (self._keys, self._values):
-            kept = stored[first, :, :length].clone()
-            stored[first, :, :length] = stored[second, :, :length]
-            stored[second, :, :length] = kept
+    def move(self, sources: Tensor, targets: Tensor, length: int) -> None:
+        """Copy the first `length` positions of some slots to others, all at once."""
+        if self.is_initialized:
+            for stored in (self._keys, self._values):
+                stored[targets, :, :length] = stored[sources, :, :length]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         """Write the new keys and values [A, G, 1, D] at the rows' positions; return those of the rows up to `width`."""

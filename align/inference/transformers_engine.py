@@ -167,9 +167,10 @@ class TransformersEngine:
             if fits:
                 self.throughput.processed_tokens += len(ids)
                 self.throughput.attended_pairs += len(ids) * (len(ids) + 1) // 2
+            opening = self._opened_thought(ids)
             seeds = [sample_seed(settings, self.name, key, number) for number in range(settings.num_responses)]
             groups[key] = [
-                PartialResponse(key, number, seed, ids, finish="" if fits else TOO_LONG)
+                PartialResponse(key, number, seed, ids, opening, finish="" if fits else TOO_LONG)
                 for number, seed in enumerate(seeds)
             ]
         longest_first = sorted(groups.values(), key=lambda group: -len(group[0].prompt_ids))
@@ -201,10 +202,9 @@ class TransformersEngine:
                 if batch.rows:
                     active = list(batch.sort())
                     self._sample_next(active, batch.step([response.ids[-1] for response in active]), settings)
-                    for response in active:
-                        if response.finish:
-                            batch.remove(response)
-                            ended.append(response)
+                    if done := [response for response in active if response.finish]:
+                        batch.remove(done)
+                        ended += done
             yield from (self._finish(response, settings) for response in ended)
 
     def _prefill(
@@ -215,8 +215,9 @@ class TransformersEngine:
         counts = [rows // length for rows in sizes if length in sizes and rows % length == 0] or [1]
         prompts: dict[str, list[int]] = {}
         for each in waiting:
-            is_full = each.key not in prompts and len(prompts) == counts[-1]
-            if is_full or padded_length(self._model, len(each.prompt_ids)) != length:
+            if each.key in prompts:
+                continue
+            if len(prompts) == counts[-1] or padded_length(self._model, len(each.prompt_ids)) != length:
                 break
             prompts[each.key] = each.prompt_ids
         together = dict(islice(prompts.items(), max(count for count in counts if count <= len(prompts))))
@@ -268,9 +269,9 @@ class TransformersEngine:
 
     def _finish(self, response: PartialResponse, settings: SamplingSettings) -> Sample:
         text, _ = cut_at_stop(self._text(response.ids), settings.stop)
-        text = self._opened_thought(response.prompt_ids) + text
         num_tokens = len(response.ids)
         self._count_sampled(response, num_tokens)
+        text = response.opening + text
         return Sample(response.key, response.number, self.name, text, num_tokens, response.finish, response.seed)
 
     def _opened_thought(self, prompt_ids: list[int]) -> str:

@@ -79,10 +79,10 @@ def logits_of(model, rows, num_steps, size):
             batch.add([(number, ids)], prefill(model, [ids[:-num_steps]])[0][0], len(ids) - num_steps)
         going = list(batch.sort())
         logits = batch.step([ids[len(ids) - num_steps + len(found[number])] for number, ids in going])
-        for (number, ids), row in zip(going, logits, strict=True):
+        for (number, _), row in zip(going, logits, strict=True):
             found[number].append(row.clone())
-            if len(found[number]) == num_steps - number % 3:  # rows do not all go at once
-                batch.remove((number, ids))
+        # rows do not all go at once
+        batch.remove([(number, ids) for number, ids in going if len(found[number]) == num_steps - number % 3])
     return found
 
 
