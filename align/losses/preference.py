@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
 from align.losses.comparisons import PAIRS, compare, is_informative
-from align.losses.distances import Distance, exo
+from align.losses.distances import Distance, exo, odds_ratio
 from align.registry import LazyModule
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ class PreferenceLoss:
     def settings(self) -> tuple[str, ...]:
         """Return the names of the settings that change this loss."""
         own = ("eta",) if self.uses_rewards else ("weighting",)
-        common = ("beta", "pairs", "per_token", "reference_free", "length_penalty")
+        # The odds of orpo are those of a mean log-probability: with a length added to it, it would be no longer one
+        margin = () if self.distance.function is odds_ratio else ("length_penalty",)
+        common = ("beta", "pairs", "per_token", "reference_free", *margin)
         return tuple(dict.fromkeys((*common, *own, *self.distance.settings)))
 
     @property

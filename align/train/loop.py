@@ -47,7 +47,7 @@ from align.train.sharding.accelerator import make_accelerator
 from align.train.sharding.averaging import WeightAverage
 from align.train.sharding.bf16.weights import round_weights
 from align.train.sharding.prepare import describe, prepare_sharding
-from align.train.tracking import check_trackers, start_trackers
+from align.train.tracking import check_trackers, trackers
 from align.train.training_run import HELD_OUT, START, STOPPED, TrainingResult, TrainingRun, evaluations_without_gain
 
 
@@ -129,12 +129,11 @@ class Loop:
         lines = self.checkpointer.resume()
         if lines:
             self.progress.note(f"resumed after step {len(lines)} of {self.num_steps}")
-        tracking = run.where_tracked
-        if names := run.settings.trackers or tracking.settings.trackers:
-            start_trackers(self.accelerator, names, tracking, self.settings_hash)
+        names = run.settings.trackers or run.where_tracked.settings.trackers
+        tracked = trackers(self.accelerator, names, run.where_tracked, self.settings_hash)
         last_step, diverged = run.last_step, None
         self.progress.phase("train", last_step, len(lines))
-        with self.checkpointer.stops(self.progress.note, last_step) as stop, self.selector or nullcontext():
+        with tracked, self.checkpointer.stops(self.progress.note, last_step) as stop, self.selector or nullcontext():
             for number in range(len(lines), last_step):
                 if self._stops(lines):
                     break
@@ -152,8 +151,6 @@ class Loop:
                     self.checkpointer.save_if_due(lines, last_step, stop)
         if run.settings.until_step is not None:
             self.checkpointer.save_trained(lines)  # the last weights, before the best ones replace them
-        if self.accelerator.trackers:
-            self.accelerator.end_training()
         return TrainingResult(
             metrics=lines,
             kept_metrics=self.checkpointer.load_kept(lines),

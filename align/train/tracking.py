@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,8 +80,12 @@ def installed_trackers() -> list[str]:
     return [name for name, modules in MODULES.items() if any(find_spec(module) for module in modules)]
 
 
-def start_trackers(accelerator: Accelerator, names: Sequence[str], tracking: Tracking, settings_hash: str) -> None:
-    """Start trackers, which `accelerator.log` then writes to; a resumed step goes on in the same tracked run."""
+@contextmanager
+def trackers(accelerator: Accelerator, names: Sequence[str], tracking: Tracking, settings_hash: str) -> Iterator[None]:
+    """Start trackers, which `accelerator.log` then writes to, and end them with the training, also if it fails.
+
+    A resumed step goes on in the same tracked run.
+    """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # noqa: PLC0415 - imports torch, and names are checked before
 
     config = flattened(tracking.config)
@@ -95,6 +100,11 @@ def start_trackers(accelerator: Accelerator, names: Sequence[str], tracking: Tra
         tracker.start()
         tracker.store_init_configuration(_scalars(config) if name == "tensorboard" else config)
         accelerator.trackers.append(tracker)
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:  # `end_training` also ends the process group, which saving needs
+            tracker.finish()
 
 
 def _options(name: str, tracking: Tracking, settings_hash: str) -> dict[str, Any]:

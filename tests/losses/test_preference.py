@@ -268,7 +268,7 @@ def test_orpo_compares_the_odds_of_the_mean_token_probabilities(probability):
     assert found_B.item() == pytest.approx(0.5 * math.log(1 + 1 / ratio), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"orpo"}))
 def test_a_length_penalty_is_the_loss_of_log_ratios_that_are_that_much_larger_per_token(name):
     policy_BK, reference_BK, rewards_BK, lengths_BK = random_groups(5, 3)
     loss = preference_loss(name, length_penalty=0.01)

@@ -1,11 +1,13 @@
 """Trackers of a recipe: one tracked run for each training step, with its configuration, outside of its folder."""
 
+from types import SimpleNamespace
+
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from small_runs import run
 
-from align.errors import InputError
-from align.train.tracking import MODULES, flattened, installed_trackers
+from align.errors import InputError, RunError
+from align.train.tracking import MODULES, Tracking, flattened, installed_trackers, trackers
 
 
 class FakeTracker:
@@ -51,6 +53,15 @@ def test_each_step_is_a_run_of_the_project_with_its_whole_typed_configuration(tm
     assert dpo.config["loss.name"] == "dpo"
     assert [step for step, _ in sft.logged] == [1, 2, 3, 4, 5, 6] and "loss" in sft.logged[0][1]
     assert sft.finished and dpo.finished
+
+
+def test_a_training_that_fails_ends_its_tracked_run(tmp_path, wandb):
+    accelerator = SimpleNamespace(trackers=[])
+    tracking = Tracking(run="small", step="sft", folder=tmp_path, config={})
+    with pytest.raises(RunError), trackers(accelerator, ["wandb"], tracking, "hash"):
+        assert not wandb[0].finished
+        raise RunError("diverged")
+    assert wandb[0].finished
 
 
 def test_tensorboard_writes_outside_of_the_model_folder(tmp_path):

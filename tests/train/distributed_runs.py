@@ -94,8 +94,12 @@ CASES = {
     "scorer": (supervised(), demonstrations(160), {"tokens_per_micro_batch": 90}),
     "tokens": (ChosenTokensObjective(0.4), demonstrations(36), {"tokens_per_micro_batch": 90}),
     "distilled": (distillation(beta=0.5, top_k=8, sft_weight=1.0), demonstrations(36), {"tokens_per_micro_batch": 90}),
-    # Gradients reduced in each micro-batch, to the shares where they are shared out
-    "each": (supervised(), demonstrations(36), {"tokens_per_micro_batch": 90, "reduce": "each"}),
+    # Gradients reduced in each micro-batch, to the shares where they are shared out; a tracker that ends before saving
+    "each": (
+        supervised(),
+        demonstrations(36),
+        {"tokens_per_micro_batch": 90, "reduce": "each", "trackers": ["tensorboard"]},
+    ),
 }
 # In fp64, where next to nothing is rounding; with groups above a small budget, which run in parts
 EXACT = {

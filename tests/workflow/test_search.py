@@ -306,7 +306,7 @@ WRONG = [
     ({"budget": {"money": 1.0}}, "search.dpo.budget.money: the cost of trials is unknown"),
     ({"space": {"train.learning_rat": {"log": [1, 2]}}}, "search.dpo.space.train.learning_rat"),
     ({"space": {"train.learning_rate": {"linear": [-1, 0]}}}, "search.dpo.space.train.learning_rate"),
-    ({"space": {"loss.name": {"choices": ["dpo"], "log": [1, 2]}}}, "give one of log, linear, choices"),
+    ({"space": {"loss.name": {"choices": ["dpo", "ipo"], "log": [1, 2]}}}, "give one of log, linear, choices"),
     ({"space": {"train.learning_rate": {"log": [0, 1]}}}, "a logarithmic range is above 0"),
     ({"space": {"train.learning_rate": {"log": [2, 1]}}}, "[2.0, 1.0] are not a lowest and a highest value"),
     (

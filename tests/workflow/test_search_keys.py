@@ -17,9 +17,9 @@ WRONG = [
     ),
     ({"space": {"run": {"choices": ["a", "b"]}}}, "search.dpo.space.run: a search draws no 'run'"),
     ({"space": {"budget.flops": {"log": [1, 2]}}}, "search.dpo.space.budget.flops: a search draws no 'budget'"),
-    ({"space": {"accounting.currency": {"choices": ["USD"]}}}, "a search draws no 'accounting'"),
+    ({"space": {"accounting.currency": {"choices": ["USD", "EUR"]}}}, "a search draws no 'accounting'"),
     ({"space": {"search.dpo.halving": {"linear": [2, 4]}}}, "a search draws no 'search'"),
-    ({"space": {"steps.sft": {"choices": [{}]}}}, "search.dpo.space.steps.sft: a search draws no 'steps'"),
+    ({"space": {"steps.sft": {"choices": [{}, {}]}}}, "search.dpo.space.steps.sft: a search draws no 'steps'"),
     (
         {"space": {"steps.validation.tasks.general.max_new_tokens": {"choices": [8, 16]}}},
         "step 'validation' evaluates, which is the same for all trials; give steps.NAME.KEY",

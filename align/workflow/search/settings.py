@@ -24,7 +24,9 @@ class Range(Settings):
     linear: Bounds | None = Field(
         default=None, description="Lowest and highest value; uniform, rounded to 4 significant digits."
     )
-    choices: list[Any] | None = Field(default=None, min_length=1, description="Values, with equal probabilities.")
+    choices: list[Any] | None = Field(
+        default=None, min_length=2, description="Values, at least two, with equal probabilities."
+    )
     integer: bool = Field(
         default=False, description="Round values of log and linear to whole numbers; the bounds must be whole numbers."
     )
