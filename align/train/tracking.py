@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -81,7 +81,7 @@ def installed_trackers() -> list[str]:
 
 
 @contextmanager
-def trackers(accelerator: Accelerator, names: Sequence[str], tracking: Tracking, settings_hash: str) -> Iterator[None]:
+def trackers(accelerator: Accelerator, names: Sequence[str], tracking: Tracking, settings_hash: str) -> Generator[None]:
     """Start trackers, which `accelerator.log` then writes to, and end them with the training, also if it fails.
 
     A resumed step goes on in the same tracked run.
