@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from align.data.reading import read
     from align.evaluation.tasks import TASKS
     from align.inference.engines import load_engine
+    from align.inference.settings import EngineSettings, SamplingSettings
     from align.losses.table import LOSSES, preference_loss
     from align.models.policy import load_policy, response_logps, save_policy
     from align.models.settings import PolicySettings
     from align.models.tree.batch import tree_batch
     from align.records import Comparison, Demonstration, Message, Prompt, Response, ToolCall
     from align.rewards.judges import make_judge
+    from align.rewards.settings import JudgeSettings
     from align.rewards.verifiers.instructions import VERIFIERS
     from align.train.objectives.batch import group_batch
     from align.train.objectives.preference import PreferenceObjective
@@ -39,6 +41,8 @@ __all__ = [
     "ChatEncoder",
     "Comparison",
     "Demonstration",
+    "EngineSettings",
+    "JudgeSettings",
     "Message",
     "PolicySettings",
     "PreferenceObjective",
@@ -46,6 +50,7 @@ __all__ = [
     "Prompt",
     "RegressionObjective",
     "Response",
+    "SamplingSettings",
     "SupervisedObjective",
     "ToolCall",
     "TrainSettings",
@@ -69,12 +74,14 @@ _MODULES = {
     "align.data.reading": ("read",),
     "align.evaluation.tasks": ("TASKS",),
     "align.inference.engines": ("load_engine",),
+    "align.inference.settings": ("EngineSettings", "SamplingSettings"),
     "align.losses.table": ("LOSSES", "preference_loss"),
     "align.models.policy": ("load_policy", "response_logps", "save_policy"),
     "align.models.settings": ("PolicySettings",),
     "align.models.tree.batch": ("tree_batch",),
     "align.records": ("Comparison", "Demonstration", "Message", "Prompt", "Response", "ToolCall"),
     "align.rewards.judges": ("make_judge",),
+    "align.rewards.settings": ("JudgeSettings",),
     "align.rewards.verifiers.instructions": ("VERIFIERS",),
     "align.train.objectives.batch": ("group_batch",),
     "align.train.objectives.preference": ("PreferenceObjective",),

@@ -23,7 +23,7 @@ RENAMED_KEYS = {
     "rates": "metrics",
 }
 MAX_SHOWN = 80  # characters of a wrong value in an error
-MISSING, UNKNOWN = "missing", "extra_forbidden"  # pydantic's names of these errors
+MISSING, UNKNOWN, PATTERN = "missing", "extra_forbidden", "string_pattern_mismatch"  # pydantic's names of these errors
 
 
 class _Found(NamedTuple):
@@ -112,8 +112,16 @@ def _input_error(found: _Found, place: Location) -> InputError:
             part.loc = (*place, *part.loc)
         return cause
     message = one_line(error["msg"].removeprefix("Value error, "))
+    if error["type"] == PATTERN and (examples := _examples(found)):
+        message = f"must look like {' or '.join(map(repr, examples))} (pattern {error['ctx']['pattern']})"
     form = _short_form(found) if error["type"].startswith("model") else None
     return InputError(f"{message}{form or ''} (got {repr(error['input'])[:MAX_SHOWN]})", place)
+
+
+def _examples(found: _Found) -> list[Any]:
+    """Return examples of a value that the settings give."""
+    fields = [model.model_fields.get(str(found.place[-1])) for model in found.kinds]
+    return [example for field in fields if field is not None for example in field.examples or ()]
 
 
 def _short_form(found: _Found) -> str | None:

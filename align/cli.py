@@ -155,7 +155,9 @@ app.add_typer(models)
 app.add_typer(human)
 
 
-@app.command("test-loss", epilog=example("align test-loss my_losses:make beta=0.1", "align test-loss rpo_bwd_kl eta=2"))
+@app.command(
+    "test-loss", epilog=example("align test-loss my_losses:squared beta=0.1", "align test-loss rpo_bwd_kl eta=2")
+)
 def test_loss(
     loss: Annotated[str, typer.Argument(help="Name of a loss, or module:name of your own.", show_default=False)],
     settings: Annotated[
@@ -168,19 +170,20 @@ def test_loss(
     check_named_loss(loss, settings or ())
 
 
-@app.command(epilog=example("align keys", "align keys sft", "align keys data"))
+@app.command(epilog=example("align keys", "align keys sft", "align keys learning_rate"))
 def keys(
-    section: Annotated[
+    name: Annotated[
         str | None,
         typer.Argument(
-            help="A section (recipe, policy, data, train, sampling, engine, judges, …) or a stage; default: all."
+            help="A section (recipe, policy, data, train, sampling, engine, judges, …), a stage, or a part of keys; "
+            "default: all."
         ),
     ] = None,
 ) -> None:
     """List every recipe key with its type, default and meaning."""
     from align.commands.keys import show_keys  # noqa: PLC0415 - imports pydantic
 
-    show_keys(section)
+    show_keys(name)
 
 
 @app.command(epilog=example("align schema --json > recipe.schema.json"))

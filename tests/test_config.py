@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 from pydantic import Field, model_validator
 
+from align.accounting.settings import AccountingSettings
 from align.config import Settings, build, located, read_recipe, stable_hash
 from align.errors import InputError, one_line
 from align.registry import import_dotted, pick, suggest
@@ -189,6 +190,12 @@ def test_a_wrong_value_is_an_error_with_location_and_value(values, message):
         build(Recipe, values, ("r.yaml",))
     assert str(caught.value).startswith("r.yaml.")
     assert message in str(caught.value)
+
+
+def test_a_text_of_another_form_is_an_error_with_an_example():
+    with pytest.raises(InputError) as caught:
+        build(AccountingSettings, {"currency": "euro"}, ("accounting",))
+    assert str(caught.value) == "accounting.currency: must look like 'EUR' (pattern ^[A-Z]{3}$) (got 'euro')"
 
 
 def test_yaml_types_become_settings_types():

@@ -55,7 +55,7 @@ def test_every_kind_of_variant_has_an_example_and_a_table():
 def test_the_loss_is_the_squared_error_of_the_implicit_reward():
     policy_BK, reference_BK, rewards_BK = torch.tensor([[[-3.0, -5.0]], [[-4.0, -4.0]], [[1.0, -0.5]]]).double()
     lengths_BK, mask_BK = torch.ones(1, 2).double(), torch.ones(1, 2).bool()
-    loss = preference_loss("my_losses:make", beta=0.5)
+    loss = preference_loss("my_losses:squared", beta=0.5)
     found_B = loss(policy_BK, reference_BK, rewards_BK, lengths_BK, mask_BK)
     assert found_B.tolist() == pytest.approx([((0.5 - 1.0) ** 2 + (-0.5 + 0.5) ** 2) / 2])
     assert [result for result in check_loss(loss) if result.status == "failed"] == []

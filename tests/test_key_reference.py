@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from pages import ROOT
 from pydantic import RootModel
 
+from align.commands.keys import show_keys
 from align.config import Settings, build
 from align.errors import InputError
 from align.models.settings import PolicySettings
@@ -31,6 +32,18 @@ def plain(path):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_key_has_a_type_and_a_meaning(section):
     assert [key.key for key in keys(section) if not (key.type and key.meaning)] == []
+
+
+def test_a_part_of_a_name_finds_its_keys_in_all_sections(capsys):
+    show_keys("learning_rate")
+    shown = capsys.readouterr().out
+    assert "Stage embedder" in shown and "train: settings" in shown
+    assert [line.split()[0] for line in shown.splitlines() if "learning" in line] == [
+        "train.learning_rate",
+        "learning_rate",
+    ]
+    with pytest.raises(InputError, match="no section and no key is called 'polcy'; did you mean 'policy'?"):
+        show_keys("polcy")
 
 
 LAUNCHED = {"sft", "reward_model", "generate", "score", "preference", "evaluate", "synthesize", "distill"}

@@ -162,6 +162,7 @@ class CustomEngineSettings(Settings):
 
     name: str = Field(
         pattern=r"^[\w.]+:\w+$",
+        examples=["my_engines:make"],
         description="module:function that returns an `align.inference.samples.Engine`, called with (policy, settings, "
         "name=...).",
     )

@@ -67,6 +67,7 @@ LOSSES: dict[str, PreferenceLoss | UnpairedLoss] = {
 }
 
 
+TENSORS = ("policy_logps_BK", "reference_logps_BK", "rewards_BK", "lengths_BK", "mask_BK")  # arguments of a loss
 TRL_NAMES = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "exo_pair": "exo"}  # those that differ
 
 
@@ -77,10 +78,10 @@ class CustomLoss:
     Its beta is unknown, so its implicit rewards are plain log-ratios.
     """
 
-    function: Callable[..., Any]  # (policy_logps_BK, reference_logps_BK, rewards_BK, lengths_BK, mask_BK) -> loss_B
+    function: Callable[..., Any]  # of TENSORS; returns loss_B
     uses_rewards: bool = True
     uses_reference: bool = True
-    path: str = ""  # of the factory that made it, `package.module:factory`, and the settings that this was given
+    path: str = ""  # of the user's function, `package.module:function`, and the settings that it was given
     given: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def __call__(
@@ -108,8 +109,9 @@ Loss = PreferenceLoss | UnpairedLoss | CustomLoss
 def preference_loss(name: str, **settings: object) -> Loss:
     """Return the loss called `name` in `LOSSES` with the given settings, or a user's loss.
 
-    `name` may be a dotted path `package.module:factory`. The factory is called with the settings and returns a
-    `PreferenceLoss`, an `UnpairedLoss`, or a function of the same arguments as `PreferenceLoss.__call__`.
+    `name` may be a dotted path `package.module:function`: a function of the same five tensors as
+    `PreferenceLoss.__call__`, which takes settings as keywords, or a factory, which is called with the settings and
+    returns such a function, a `PreferenceLoss` or an `UnpairedLoss`.
 
     Raises `InputError` for an unknown name, an unknown setting, or a value out of range.
 
@@ -134,16 +136,27 @@ def preference_loss(name: str, **settings: object) -> Loss:
 
 
 def _custom_loss(path: str, settings: dict[str, object]) -> Loss:
-    factory = import_dotted(path, "preference loss")
-    try:
-        inspect.signature(factory).bind(**settings)
-    except TypeError as error:
-        raise InputError(f"preference loss {path!r} does not accept the settings {settings}: {error}") from error
+    made = import_dotted(path, "preference loss")
     code = UserCode("preference loss", path)
-    loss: Any = code.call(factory, **settings)
+    error = _refusal(made, settings)
+    if error is None:
+        loss: Any = code.call(made, **settings)
+    elif _refusal(made, settings, *TENSORS) is None:
+        loss = partial(made, **settings)
+    else:
+        raise InputError(f"preference loss {path!r} does not accept the settings {settings}: {error}") from error
     if not callable(loss):
         raise InputError(f"preference loss {path!r} must return a function that returns loss_B, not {loss!r}")
     if isinstance(loss, PreferenceLoss | UnpairedLoss):
         return loss
     custom = loss if isinstance(loss, CustomLoss) else CustomLoss(loss)
     return replace(custom, function=partial(code.call, custom.function), path=path, given=settings)
+
+
+def _refusal(function: Callable[..., object], settings: dict[str, object], *tensors: str) -> TypeError | None:
+    """Return why a function cannot be called with the settings after the tensors; None if it can be."""
+    try:
+        inspect.signature(function).bind(*tensors, **settings)
+    except TypeError as error:
+        return error
+    return None

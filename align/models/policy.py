@@ -118,12 +118,15 @@ def response_logps(policy: Policy, groups: Sequence[TokenGroup]) -> Tensor:
     return nn.utils.rnn.pad_sequence(list(logps_by_group), batch_first=True)
 
 
-def load_policy(settings: PolicySettings) -> tuple[Policy, PreTrainedTokenizerBase]:
+def load_policy(settings: PolicySettings | str | Path) -> tuple[Policy, PreTrainedTokenizerBase]:
     """Load a policy in fp32 without dropout, and its tokenizer with its chat template, on the CPU.
 
+    A text or path stands for settings with this `path`: a folder, a Hub ID or gguf:FILE.
     Adapters in the folder are merged unless the settings train or keep them. Raises `InputError` if the model or
     tokenizer cannot be loaded, or if the adapter settings do not fit the model.
     """
+    if not isinstance(settings, PolicySettings):
+        settings = PolicySettings(path=str(settings))
     model = load_base(settings)
     tokenizer = load_tokenizer_for(model, settings)
     hf = prepare_for_training(model, settings, task="CAUSAL_LM")

@@ -8,7 +8,7 @@ Everything runs offline on a CPU in about a second. A test of your own loss, and
 
 
     def test_my_loss():
-        assert_loss(align.preference_loss("my_losses:make", beta=0.1))
+        assert_loss(align.preference_loss("my_losses:squared", beta=0.1))
 
 
     def test_my_recipe_runs(tmp_path):

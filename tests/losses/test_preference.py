@@ -599,6 +599,9 @@ def linear(**settings):
 
 def number():
     return 3
+
+def direct(policy_BK, reference_BK, rewards_BK, lengths_BK, mask_BK, *, slope=1.0):
+    return exponential(slope)(policy_BK, reference_BK, rewards_BK, lengths_BK, mask_BK)
 """
 
 
@@ -612,6 +615,10 @@ def test_custom_losses_and_distances_load_by_dotted_path(tmp_path, monkeypatch):
     torch.testing.assert_close(loss.implicit_rewards(*groups[:2], groups[3]), policy_BK - reference_BK)
     assert loss.uses_rewards
     assert loss.uses_reference
+    direct = preference_loss("own_losses:direct", slope=0.5)
+    assert isinstance(direct, CustomLoss)
+    assert (direct.path, direct.given) == ("own_losses:direct", {"slope": 0.5})
+    torch.testing.assert_close(direct(*groups, None), loss(*groups, None))
     linear = preference_loss("own_losses:linear", beta=0.5)
     assert isinstance(linear, PreferenceLoss)
     hinge = preference_loss("hinge", beta=0.5)  # is 1 + linear where it is positive

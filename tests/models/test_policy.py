@@ -41,6 +41,13 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
+def test_a_path_stands_for_settings_with_it(model_folder):
+    expected, _ = load_policy(PolicySettings(path=str(model_folder)))
+    for path in (model_folder, str(model_folder)):
+        policy, tokenizer = load_policy(path)
+        assert fingerprint(policy) == fingerprint(expected) and tokenizer.chat_template is not None
+
+
 def test_a_randomly_initialized_policy_depends_only_on_its_seed(settings):
     torch.manual_seed(1)
     first, _ = load_policy(settings(seed=7))

@@ -43,6 +43,7 @@ class SynthesisSettings(Settings):
     language: str | None = Field(
         default=None,
         pattern="^[a-z]{2,3}$",
+        examples=["en"],
         description="ISO code, such as en, of the language of prompts and user turns; others are dropped.",
     )
     embeddings: Literal["words", "policy"] = Field(

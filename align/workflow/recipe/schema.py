@@ -32,6 +32,7 @@ class WrittenRecipe(Settings):
     run: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=MAX_NAME,
+        examples=["my-model.2"],
         description="Name of the run's folder below `runs`.",
     )
     runs: str = Field(default="runs", description="Folder of all runs.")
