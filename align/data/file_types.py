@@ -20,12 +20,12 @@ from align.errors import InputError, one_line
 from align.registry import LazyModule
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyarrow import ipc, parquet
 else:  # most files need neither, and a wrong recipe is answered faster
     ipc, parquet = LazyModule("pyarrow.ipc"), LazyModule("pyarrow.parquet")
 
 MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")  # Hendrycks et al. 2021
+ARROW_MAGIC = b"ARROW1"  # begins the file form of Arrow, and not its stream form, which `datasets` writes
 ROW_KEYS = ("data", "rows", "examples", "records", "prompts")  # keys under which a JSON object can hold its rows
 
 
@@ -175,8 +175,14 @@ def _csv_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
 
 
 def _is_mmlu(first: Sequence[str]) -> bool:
-    """Return whether the first line of a CSV file is a question of MMLU: these files have no header."""
-    return len(first) == len(MMLU_COLUMNS) and first[-1] in MMLU_COLUMNS[1:-1]
+    """Return whether the first line of a CSV file is a question of MMLU: these files have no header.
+
+    A header whose last names are A, B, C and D is none.
+    """
+    letters = MMLU_COLUMNS[1:-1]
+    if len(first) != len(MMLU_COLUMNS) or first[-1] not in letters:
+        return False
+    return first[-2] not in letters[: letters.index(first[-1])][-1:]
 
 
 def _mmlu_rows(rows: csv.DictReader[str], file: Path) -> Iterator[dict[str, Any]]:
@@ -191,15 +197,22 @@ def _mmlu_rows(rows: csv.DictReader[str], file: Path) -> Iterator[dict[str, Any]
 
 
 def _parquet_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
-    for batch in parquet.ParquetFile(io.BytesIO(stream.read()) if file.suffix == ".gz" else stream).iter_batches():
+    for batch in parquet.ParquetFile(_seekable(stream, file)).iter_batches():
         yield from map(from_columns, batch.to_pylist())
 
 
-def _arrow_rows(stream: BinaryIO, _: Path) -> Iterator[Any]:
-    content = stream.read()
-    is_file = content.startswith(b"ARROW1")  # Arrow has a file form and a stream form; `datasets` writes streams
-    table: pa.Table = ipc.open_file(content).read_all() if is_file else ipc.open_stream(content).read_all()
-    yield from map(from_columns, table.to_pylist())
+def _arrow_rows(stream: BinaryIO, file: Path) -> Iterator[Any]:
+    content = _seekable(stream, file)
+    is_file = content.read(len(ARROW_MAGIC)) == ARROW_MAGIC
+    content.seek(0)
+    opened: Any = ipc.open_file(content) if is_file else ipc.open_stream(content)
+    for batch in map(opened.get_batch, range(opened.num_record_batches)) if is_file else opened:
+        yield from map(from_columns, batch.to_pylist())
+
+
+def _seekable(stream: BinaryIO, file: Path) -> BinaryIO:
+    """Return a stream whose parts can be read in any order: the content in memory of a gzipped file."""
+    return io.BytesIO(stream.read()) if file.suffix == ".gz" else stream
 
 
 OPENERS: dict[str, Opener] = {

@@ -31,10 +31,10 @@ def as_parquet(rows):
     return sink.getvalue()
 
 
-def as_arrow(rows, opening):
+def as_arrow(rows, opening, rows_per_batch=None):
     sink, table = io.BytesIO(), pa.Table.from_pylist(rows)
     with opening(sink, table.schema) as writer:
-        writer.write_table(table)
+        writer.write_table(table, max_chunksize=rows_per_batch)
     return sink.getvalue()
 
 
@@ -72,6 +72,16 @@ def test_a_single_object_is_one_row_and_a_bare_string_a_prompt(tmp_path):
     (tmp_path / "kept.json").write_text('{"data": [], "examples": [{"a": 1}], "version": 2}')
     assert list(read_rows(str(tmp_path / "kept.json"))) == [{"a": 1}]
     assert list(read_rows(str(tmp_path / "strings.jsonl"))) == [{"prompt": "a"}, {"prompt": "b"}]
+
+
+def test_a_header_that_ends_in_the_letters_of_choices_is_no_question_of_mmlu(tmp_path):
+    (tmp_path / "header.csv").write_text("id,question,A,B,C,D\n1,Which?,a,b,c,d\n")
+    assert list(read_rows(str(tmp_path / "header.csv"))) == [
+        {"id": "1", "question": "Which?", "A": "a", "B": "b", "C": "c", "D": "d"}
+    ]
+    (tmp_path / "blood_test.csv").write_text("Which group?,A,B,AB,O,D\n")
+    (question,) = read_rows(str(tmp_path / "blood_test.csv"))
+    assert (question["D"], question["answer"], question["subject"]) == ("O", "D", "blood")
 
 
 def test_a_csv_cell_can_exceed_the_default_limit(tmp_path):
@@ -128,6 +138,7 @@ BROKEN = {
     "plain.jsonl.gz": (as_lines(ROWS), "cannot be read after row 0: Not a gzipped file"),
     "cut.parquet": (as_parquet(ROWS)[:-40], "cannot be read after row 0"),
     "cut.arrow": (as_arrow(ROWS, ipc.new_stream)[:100], "cannot be read after row 0"),
+    "cut_later.arrow": (as_arrow(ROWS * 3, ipc.new_stream, 2)[:-40], "cannot be read after row 4"),
     "latin.jsonl": ('{"a": 1}\n{"prompt": "ä"}'.encode("latin-1"), "line 2: byte 0xe4 is not UTF-8; Western text is"),
     "latin.json": ('[{"a": 1},\n{"prompt": "ä"}]'.encode("latin-1"), "line 2: byte 0xe4 is not UTF-8; Western text is"),
     "latin.csv": ("prompt\nä ü\n".encode("latin-1"), "byte 0xe4 is not UTF-8; Western text is probably in Latin-1"),
