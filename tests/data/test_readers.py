@@ -1,6 +1,8 @@
 """Readers: every format becomes the right records, and invalid rows are rejected with their place."""
 
+import csv
 import dataclasses
+import json
 
 import pytest
 from format_rows import ONE_ROW, REPLIES, ROW_IDS, STEERLM, chat, demonstration, pair, sharegpt
@@ -137,18 +139,34 @@ def test_a_review_scores_both_answers_unless_the_score_is_negative(lines):
     assert [(response.content, response.reward) for response in found.responses] == [("a", 7.0), ("b", 7.5)]
 
 
-@pytest.mark.parametrize("mark", [{"loss_weight": 0.0}, {"loss_weight": 0.5}, {"weight": 0}, {"train": False}])
+@pytest.mark.parametrize(
+    "mark", [{"loss_weight": 0.0}, {"loss_weight": 0.5}, {"weight": 0}, {"train": False}, {"loss": False}]
+)
 @pytest.mark.parametrize("turn", [1, 3])
 def test_an_assistant_message_with_partial_loss_weight_is_rejected(lines, mark, turn):
     turns = chat("ask", "say", "more", "yes")
     turns[turn] |= mark
     with pytest.raises(
-        InputError, match=r"row 1: an assistant message has (loss_weight|weight|train) (0|0.5|0.0|False),"
+        InputError, match=r"row 1: an assistant message has (loss_weight|weight|train|loss) (0|0.5|0.0|False),"
     ):
         read(lines({"messages": turns}))
     turns[turn] |= {name: 1 for name in mark}
     turns[0] |= mark
     assert read(lines({"messages": turns})).records == [demonstration("ask", "say", "more", "yes")]
+
+
+@pytest.mark.parametrize("written", [json.dumps, str])
+def test_chat_lists_in_cells_of_a_csv_file_are_read_as_in_json(lines, tmp_path, written):
+    row = {"prompt": chat("=rule", "ask"), "chosen": chat("ask", "go\nod")[1:], "rejected": sharegpt("ask", "bad")[1:]}
+    with (tmp_path / "rows.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([row.keys(), map(written, row.values())])
+    assert read(str(tmp_path / "rows.csv")).records == read(lines(row)).records
+
+
+@pytest.mark.parametrize("text", ['[{"role": "user"}] begins a list', '[{"id": 1}, {"id": 2}]', '[{"role": "user"}]'])
+def test_text_that_is_no_chat_list_stays_text(lines, text):
+    (found,) = read(lines({"prompt": text, "completion": text})).records
+    assert [message.content for message in found.messages] == [text, text]
 
 
 WRONG = {

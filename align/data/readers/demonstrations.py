@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
 
 from align.data.columns import Row
 from align.data.readers.cells import FINISH_KEYS, as_finish, as_list, as_object, metadata_of, shortened
-from align.data.readers.messages import answer_messages, as_messages, check_trained, unread_fields
+from align.data.readers.messages import answer_messages, as_messages, chat_list, check_trained, unread_fields
 from align.data.readers.prompts import SYSTEM_COLUMNS, check_not_half_a_pair, row_prompt, with_system
 from align.data.readers.roles import role_of
 from align.data.readers.tool_calls import as_calls
@@ -69,8 +68,7 @@ def demonstration(row: Row) -> Iterator[Record]:
             "the prompt contains assistant messages, which a demonstration would train; use a messages column"
         )
     messages = answer_messages(row[reply], reply)
-    if isinstance(row[reply], list):
-        check_trained(cast(list[Any], row[reply]))
+    check_trained(chat_list(row[reply], reply) or [])
     metadata = metadata_of(row, {*prompt.columns, reply, *FINISH_KEYS})
     yield Demonstration((*prompt.messages, *messages), metadata, as_finish(row))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -13,13 +14,16 @@ from align.data.readers.tool_calls import THOUGHT_FIELDS, as_calls, calls_of, wi
 from align.errors import InputError
 from align.records import Message
 
-LOSS_FIELDS = ("loss_weight", "weight", "train")  # whether a turn is trained: LLaMA-Factory, OpenAI, Axolotl
+# Whether a turn is trained: LLaMA-Factory, OpenAI, Axolotl (both names), ms-swift
+LOSS_FIELDS = ("loss_weight", "weight", "train", "training", "loss")
 OF_ANSWERS = (*THOUGHT_FIELDS, "tool_calls", "function_call")  # fields that only an assistant message has
 CALLING_ROLES = ("function_call", "tool_call")
 OF_RESULTS = ("name", "tool_call_id")  # fields that are read of a tool's message
 UNSUPPORTED_FIELDS = (  # fields of a message with content that would be lost
     *("refusal", "image", "images", "image_url", "audio", "audios", "video", "videos", "documents", "attachments"),
 )
+LIST_OF_OBJECTS = re.compile(r"\s*\[\s*\{\s*['\"]\w+['\"]\s*:")  # how one begins as JSON or as a Python literal
+TURN_KEYS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})  # of a message
 READ_FIELDS = {"role", "from", "content", "value", *LOSS_FIELDS, *OF_ANSWERS}
 
 Messages = tuple[Message, ...]
@@ -93,10 +97,24 @@ def _is_filled(value: Any) -> bool:  # noqa: ANN401 - a cell of any type
 
 def prompt_messages(value: Any, name: str) -> Messages:  # noqa: ANN401 - a cell of any type
     """Return the messages of a chat list or of text with markup; plain text is one user message."""
-    if isinstance(value, list):
-        return as_messages(cast(list[Any], value), name)
+    if (turns := chat_list(value, name)) is not None:
+        return as_messages(turns, name)
     text = as_text(value, name)
     return messages_from_markup(text) or (Message("user", text),)
+
+
+def chat_list(value: Any, name: str) -> list[Any] | None:  # noqa: ANN401 - a cell of any type
+    """Return a chat list, also one that is written as JSON or as a Python literal, as in CSV files; None for others."""
+    if isinstance(value, list):
+        return cast(list[Any], value)
+    if not isinstance(value, str) or not LIST_OF_OBJECTS.match(value):
+        return None
+    try:
+        turns = as_list(value, name)
+    except InputError:  # text that only begins like one
+        return None
+    are_messages = all(isinstance(turn, Mapping) and any(keys <= turn.keys() for keys in TURN_KEYS) for turn in turns)
+    return turns if are_messages else None
 
 
 def answer_messages(value: Any, name: str) -> Messages:  # noqa: ANN401 - a cell of any type
@@ -104,8 +122,8 @@ def answer_messages(value: Any, name: str) -> Messages:  # noqa: ANN401 - a cell
 
     An answer is plain text, text with markup, a message, or a chat list.
     """
-    if isinstance(value, list | Mapping):
-        turns = cast(list[Any], value) if isinstance(value, list) else [value]
+    turns = [value] if isinstance(value, Mapping) else chat_list(value, name)
+    if turns is not None:
         messages = as_messages(turns, name)
         check_trained(turns[-1:])
     else:
