@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
@@ -252,10 +252,11 @@ class _RowReader:
             else:
                 self._errors.add(located.place, mismatch(self._name, self._reader, named.record))
 
-    def _read(self, located: Located[Row]) -> list[Located[Record]]:
+    def _read(self, located: Located[Row], remaining: Sequence[Record] = ()) -> list[Located[Record]]:
+        """Return the records of a row; `remaining` are those of a row without its empty responses."""
         try:
             tools = () if ":" in self._name else tools_of(located.record)
-            records = [_with_tools(each, tools) for each in self._reader.read(located.record)]
+            records = [_with_tools(each, tools) for each in remaining or self._reader.read(located.record)]
             if not records:
                 raise InputError("the row contains no record")
             if located.metadata:
@@ -266,9 +267,7 @@ class _RowReader:
             return [Located(record, located.place) for record in records if self._is_wanted(record, whole)]
         except InputError as error:
             self._errors.add(located.place, error)
-            if not isinstance(error, EmptyResponses):
-                return []
-            return [Located(_with_tools(error.remaining, tools_of(located.record)), located.place)]
+            return self._read(located, [error.remaining]) if isinstance(error, EmptyResponses) else []
         except RunError as error:
             raise RunError(f"{located.place}: {error}") from error
 

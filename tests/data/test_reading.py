@@ -36,6 +36,7 @@ def test_records_keep_the_place_of_their_first_row(lines):
         ({"prompt": "a", "completion": "b", "metadata": {"id": 1}, "id": 2, "tags": [], "note": ""}, {"id"}),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2, "score_rejected": 1, "margin": 1}, set()),
         ({"prompt": "a", "response": "b", "helpfulness": 3, "verbosity": 1, "split": "train"}, {"split"}),
+        ({"messages": [{"role": "assistant", "content": "a", "note": "b"}], "metadata": {}}, {"messages.note"}),
         ({"input": "a", "output_A": "b", "output_B": "c", "parsed_result": {"x": {"preference": "A"}}}, set()),
     ],
 )
@@ -66,6 +67,15 @@ def test_a_group_loses_only_its_empty_responses(lines):
     assert read(path, on_error="skip").dropped == {"a response is empty": 1}
     with pytest.raises(InputError, match="row 1: a response is empty"):
         read(path)
+
+
+def test_a_group_without_its_empty_responses_is_read_like_any_other(lines):
+    answers = [{"content": text, "reward": 1, "model": model} for text, model in (("a", "x"), ("", "y"), ("b", "z"))]
+    rows = [{"request": "ask", "responses": answers, "prompt": "own", "metadata": {"kind": kind}} for kind in "pq"]
+    found = read(lines(*rows), columns={"prompt": "request"}, where={"kind": "q"}, on_error="skip")
+    assert found.records == [
+        group(("a", 1.0), ("b", 1.0), metadata={"kind": "q", "prompt": "own", "models": ["x", "z"]})
+    ]
 
 
 def test_a_limit_stops_reading(lines):

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from align.data.columns import Row
-from align.data.readers.demonstrations import dialogue
+from align.data.readers.demonstrations import dialogue, unread_in_dialogue
 from align.data.readers.prompts import prompt_only
-from align.data.readers.response_groups import group
+from align.data.readers.response_groups import group, unread_fields
 from align.data.readers.tool_calls import TOOLS_COLUMN
 from align.errors import InputError
 from align.records import Demonstration, Message, Prompt, Record, Response
@@ -20,6 +20,11 @@ def native(row: Row) -> Iterator[Record]:
     if "responses" in row:
         return group(row)
     return dialogue(row) if "messages" in row else prompt_only(row)
+
+
+def unread_in_native(row: Row) -> set[str]:
+    """Return the fields of responses, or of the messages of a dialogue, that are not read."""
+    return unread_in_dialogue(row) if "messages" in row and "responses" not in row else unread_fields(row)
 
 
 def native_record(row: Row) -> Record:

@@ -28,6 +28,7 @@ CONTENT_KEYS = ("content", "completion", "response", "output", "answer")
 REWARD_KEYS = ("reward", "overall_score", "fine-grained_score", "score", "rating", "preference", "pass_rate")
 ATTRIBUTE_KEYS = ("attributes", "annotations", "ratings")
 MODEL_KEYS = ("model", "generator", "model_name", "source", "sampling_config")
+MODELS = "models"  # key of the metadata: the model of each response
 RATING_COLUMNS = ("ratings", "rating")  # of distilabel
 GENERATOR_COLUMNS = ("generation_models", "model_names", "generation_model")
 CALL_KEYS = ("tool_calls", "function_call")
@@ -55,17 +56,18 @@ def group(row: Row) -> Iterator[Record]:
     ]
     prompt = row_prompt(row)
     metadata = metadata_of(row, {*prompt.columns, column, "chosen"})
-    models = [next((item[key] for key in MODEL_KEYS if key in item), None) for item in items]
-    if any(models):
-        metadata["models"] = models
     chosen = row["chosen"] if row.get("chosen") is not None else best_ranked(items)
     if chosen is not None and (not isinstance(chosen, int) or isinstance(chosen, bool)):
         raise InputError(f"chosen is {shortened(chosen)}; the index of a response is needed")
     filled = [item for item in items if _has_answer(item)]
-    if len(filled) == len(items) or chosen is not None or len(filled) < 2:
-        yield Comparison(prompt.messages, tuple(map(as_response, items)), chosen, metadata)
-    else:
-        raise EmptyResponses(Comparison(prompt.messages, tuple(map(as_response, filled)), None, metadata))
+    kept = items if chosen is not None or len(filled) < 2 else filled
+    models = [next((item[key] for key in MODEL_KEYS if key in item), None) for item in kept]
+    if any(models):
+        metadata[MODELS] = models
+    comparison = Comparison(prompt.messages, tuple(map(as_response, kept)), chosen, metadata)
+    if len(kept) < len(items):
+        raise EmptyResponses(comparison)
+    yield comparison
 
 
 def unread_fields(row: Row) -> set[str]:

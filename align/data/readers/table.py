@@ -8,7 +8,7 @@ from align.data.readers.demonstrations import demonstration, dialogue, function_
 from align.data.readers.documents import finqa, unread_in_finqa, wiki_table_questions
 from align.data.readers.glaive import glaive
 from align.data.readers.hermes import hermes, is_hermes
-from align.data.readers.native import native
+from align.data.readers.native import native, unread_in_native
 from align.data.readers.openassistant import openassistant
 from align.data.readers.pairs import (
     LIKED,
@@ -109,7 +109,7 @@ READERS = {
     "prompt_completion": Reader(
         ("prompt completion", "prompt response", "prompt output", "input output", "query response"), demonstration
     ),
-    "native": Reader(("prompt responses", "messages metadata", "prompt metadata"), native, unread=unread_fields),
+    "native": Reader(("prompt responses", "messages metadata", "prompt metadata"), native, unread=unread_in_native),
     "moderated": Reader(("conversation openai_moderation",), moderated, unread=unread_in_dialogue),
     "topic_following": Reader(
         ("conversation_json", "conversation distractors"), topic_following, unread=unread_in_topic_following
