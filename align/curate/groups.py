@@ -8,9 +8,11 @@ from typing import Any, cast
 from align.curate.row_keys import response_key
 from align.curate.settings import GroupChoiceSettings
 from align.data.group_choice import best_and_low, most_variance
+from align.data.readers.response_groups import MODELS
 from align.records import Comparison, Record, Response
 
-ORIGINS = "origins"  # metadata of sampled groups: one entry a response
+# Metadata with one entry a response: of sampled groups, and of groups whose responses name their model
+BESIDE = ("origins", MODELS)
 
 
 def merge(comparisons: Sequence[Comparison]) -> Comparison:
@@ -20,20 +22,21 @@ def merge(comparisons: Sequence[Comparison]) -> Comparison:
     the first with the highest reward is kept. Prompt and metadata are those of the first comparison; keys that it lacks
     are those of the next.
     """
-    kept: dict[bytes, tuple[Response, Any]] = {}
+    kept: dict[bytes, tuple[Response, list[Any]]] = {}
     metadata: dict[str, Any] = {}
     for comparison in comparisons:
-        origins = _origins(comparison)
         metadata = {**comparison.metadata, **metadata}
-        for response, origin in zip(comparison.responses, origins, strict=True):
+        beside = [_beside(comparison, name) for name in BESIDE]
+        for response, *entries in zip(comparison.responses, *beside, strict=True):
             key = response_key(response)
             if key not in kept or _reward(response) > _reward(kept[key][0]):
-                kept[key] = response, origin
+                kept[key] = response, entries
     first = comparisons[0]
     chosen = None if first.chosen is None else list(kept).index(response_key(first.responses[first.chosen]))
-    metadata.pop(ORIGINS, None)
-    if any(origin is not None for _, origin in kept.values()):
-        metadata[ORIGINS] = [origin for _, origin in kept.values()]
+    for number, name in enumerate(BESIDE):
+        found = [entries[number] for _, entries in kept.values()]
+        if any(entry is not None for entry in found):
+            metadata[name] = found
     return Comparison(first.prompt, tuple(each for each, _ in kept.values()), chosen, metadata, first.tools)
 
 
@@ -60,18 +63,19 @@ def chosen_responses(record: Record, rule: GroupChoiceSettings) -> Record:
         indices = [record.chosen, *indices[1:]]
     chosen = None if record.chosen is None else indices.index(record.chosen)
     metadata = dict(record.metadata)
-    if ORIGINS in metadata:
-        origins = _origins(record)
-        metadata[ORIGINS] = [origins[index] for index in indices]
+    for name in BESIDE:
+        entries = _beside(record, name)
+        if any(entry is not None for entry in entries):
+            metadata[name] = [entries[index] for index in indices]
     responses = tuple(record.responses[index] for index in indices)
     return Comparison(record.prompt, responses, chosen, metadata, record.tools)
 
 
-def _origins(comparison: Comparison) -> Sequence[Any]:
-    """Return the origin of each response; None where it is not known."""
-    origins: Any = comparison.metadata.get(ORIGINS)
-    if isinstance(origins, list | tuple) and len(cast(Sequence[Any], origins)) == len(comparison.responses):
-        return cast(Sequence[Any], origins)
+def _beside(comparison: Comparison, name: str) -> Sequence[Any]:
+    """Return the entry of each response under a key of the metadata; None where it is not known."""
+    entries: Any = comparison.metadata.get(name)
+    if isinstance(entries, list | tuple) and len(cast(Sequence[Any], entries)) == len(comparison.responses):
+        return cast(Sequence[Any], entries)
     return [None] * len(comparison.responses)
 
 

@@ -16,6 +16,7 @@ CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORDS = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 WORDS_AND_MARKS = re.compile(rf"[{CJK}]|[^\W{CJK}]+|[^\w\s]")
 ASCII_WORDS_AND_MARKS = re.compile(r"\w+|[^\w\s]", re.ASCII)  # the same for such texts, and faster
+EXPONENT = re.compile("[\u00b2\u00b3\u00b9\u2070-\u207f]+")  # superscript digits and signs
 NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: 2^64 / golden ratio (Knuth, TAOCP vol. 3, sec. 6.4)
@@ -26,10 +27,14 @@ MAX_VOCABULARY = 1 << 20  # words whose hashes are remembered
 def normalized(text: str) -> str:
     """Return the text in Unicode form NFKC, in lower case, with single spaces.
 
-    >>> normalized("  Ｈow   far is it?")
-    'how far is it?'
+    An exponent, of which NFKC would make a digit like all others, follows the mark ^.
+
+    >>> normalized("  Ｈow   far is it?"), normalized("2²")
+    ('how far is it?', '2^2')
     """
-    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", EXPONENT.sub(r"^\g<0>", text))
+    return " ".join(text.lower().split())
 
 
 def mixed(values: Hashes) -> Hashes:

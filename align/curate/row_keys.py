@@ -100,11 +100,12 @@ def row_keys(record: Record, source: str, row: str, *, with_task: bool) -> RowKe
     if with_task:
         numbers = sorted(number for field in fields[:num_compared] for number in NUMBERS.findall(field))
         task = _bits([numbers, task_features(prompt)])
+    is_compared = len(responses) > 1 or (bool(rewards or label) and LIKED not in record.metadata)
     scale = source if rewards else None  # rewards of two sources need not have one scale
     return RowKeys(
         id=blake2b(f"{source}\n{row}".encode(), digest_size=DIGEST_BYTES).digest(),
         exact=digest([*chat, answers, label]),
-        prompt=digest([*chat, label, scale]) if rewards or label is not None or len(responses) > 1 else None,
+        prompt=digest([*chat, label, scale]) if is_compared else None,
         fields=fields,
         num_compared=num_compared,
         guard=guard,

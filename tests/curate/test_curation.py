@@ -167,7 +167,7 @@ def test_the_row_with_the_higher_reward_is_kept_then_the_longer_one(tmp_path):
 
 def test_groups_of_equal_prompts_have_all_distinct_responses_with_their_best_rewards(tmp_path):
     rows = [
-        ("a", group("What is it?", ("one", 1.0), ("two", 2.0), origins=["p", "q"])),
+        ("a", group("What is it?", ("one", 1.0), ("two", 2.0), origins=["p", "q"], models=["m", "n"])),
         ("a", group(" what is  it?", ("ONE", 4.0), ("three", 3.0), origins=["r", "s"])),
         ("a", group("What is it?", ("four", 0.0), ("two", 1.0))),
     ]
@@ -177,6 +177,8 @@ def test_groups_of_equal_prompts_have_all_distinct_responses_with_their_best_rew
     assert by_text == {"ONE": 4.0, "two": 2.0, "three": 3.0, "four": 0.0}
     origins = dict(zip([one.content for one in found.responses], found.metadata["origins"], strict=True))
     assert origins == {"ONE": "r", "two": "q", "three": "s", "four": None}
+    models = dict(zip([one.content for one in found.responses], found.metadata["models"], strict=True))
+    assert models == {"ONE": None, "two": "n", "three": None, "four": None}
     assert len(found.metadata["curated"]["rows"]) == 3
     assert report["duplicate_responses"] == 2
 
@@ -196,6 +198,23 @@ def test_groups_with_other_labels_rewards_or_answers_stay_apart(tmp_path):
     assert (len(kept), lines, report["sources"]["a"]["merged"]) == (7, [], 1)
     (merged,) = [one for one in kept if len(one.responses) == 3]
     assert merged.responses[merged.chosen].content == "one"
+
+
+def test_single_responses_with_a_binary_label_are_never_a_group(tmp_path):
+    """Two liked answers to one prompt have equal rewards: as a group, neither would be preferred."""
+    rows = [("a", group("What is it?", (text, float(liked)), liked=liked)) for text, liked in (("x", 1), ("y", 1))]
+    rows += [("a", group("What is it?", ("z", 0.0), liked=0))]
+    kept, lines, _ = cleaned(tmp_path / "out", rows, CurationSettings(groups=GroupChoiceSettings()))
+    assert (sorted(one.responses[0].content for one in kept), lines) == (["x", "y", "z"], [])
+
+
+def test_an_exponent_is_no_digit_of_its_base(tmp_path):
+    rows = [("a", group(f"What is {number}?", (f"as {number}", 1.0), ("?", 0.0))) for number in ("2²", "22", "2^2")]
+    kept, _, _ = cleaned(tmp_path / "out", rows)
+    assert [{each.content for each in one.responses} for one in sorted(kept, key=lambda one: len(one.responses))] == [
+        {"as 22", "?"},
+        {"as 2²", "?"},
+    ]
 
 
 def test_a_merged_label_is_the_preferred_response():
@@ -320,7 +339,7 @@ def test_all_rows_of_a_test_prompt_in_other_words_are_removed_and_count_as_one_o
 
 def test_groups_without_signal_are_dropped_and_others_keep_the_chosen_responses(tmp_path):
     rows = [
-        ("a", group("First?", *((f"r{at}", float(at)) for at in range(6)), origins=list("abcdef"))),
+        ("a", group("First?", *((f"r{at}", float(at)) for at in range(6)), origins=list("abcdef"), models=[*"uvwxyz"])),
         ("a", group("Second?", ("x", 1.0), ("y", 1.0))),
         ("a", group("Third?", ("x", None), ("y", None), chosen=1)),
         ("a", group("Fourth?", ("x", 2.0), ("y", 1.0), ("z", 0.0), chosen=1)),
@@ -332,6 +351,7 @@ def test_groups_without_signal_are_dropped_and_others_keep_the_chosen_responses(
     found = {one.prompt[0].content: one for one in kept}
     assert [one.content for one in found["First?"].responses] == ["r5", "r0"]
     assert found["First?"].metadata["origins"] == ["f", "a"]
+    assert found["First?"].metadata["models"] == ["z", "u"]
     assert (len(found["Third?"].responses), found["Third?"].chosen) == (2, 1)
     assert found["Fifth?"].chosen is not None
     fourth = found["Fourth?"]
