@@ -82,7 +82,7 @@ def _rows(kind: str, purpose: str, *, num_rows: int, seed: int, split: str) -> I
 def prompts(kind: str, *, num_rows: int, seed: int, split: str) -> list[Prompt]:
     """Return distinct prompts; their metadata is what `grade` needs.
 
-    Raises `InputError` if the split has fewer distinct instructions of this kind.
+    Raises `InputError` if four times as many draws contain fewer distinct instructions.
     """
     found: dict[tuple[Message, ...], Spec] = {}
     for row in _rows(kind, "prompts", num_rows=MAX_DRAWS * num_rows, seed=seed, split=split):
@@ -90,7 +90,10 @@ def prompts(kind: str, *, num_rows: int, seed: int, split: str) -> list[Prompt]:
             break
         found.setdefault(row.prompt, row.spec)
     if len(found) < num_rows:
-        raise InputError(f"num_rows is {num_rows}, but split {split} has only {len(found)} distinct {kind} prompts")
+        raise InputError(
+            f"num_rows is {num_rows}, but {MAX_DRAWS * num_rows} draws of split {split} contain only {len(found)} "
+            f"distinct {kind} prompts"
+        )
     return [Prompt(prompt, spec) for prompt, spec in found.items()]
 
 

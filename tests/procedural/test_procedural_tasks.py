@@ -338,7 +338,7 @@ def test_the_corpus_contains_every_word_of_the_tasks():
         (lambda: prompts("generel", num_rows=1, seed=0, split="test"), "did you mean 'general'"),
         (
             lambda: prompts("general", num_rows=2500, seed=0, split="test"),
-            "num_rows is 2500, but split test has only",
+            "num_rows is 2500, but 10000 draws of split test contain only",
         ),
         (lambda: demonstrations("codes", num_rows=1, seed=0), "did you mean 'code'"),
         (lambda: prompts("general", num_rows=1, seed=0, split="valid"), "did you mean 'validation'"),

@@ -200,6 +200,17 @@ def test_dialogues_are_filtered_by_the_reward_of_the_judges(tmp_path):
         make(tmp_path / "other", ScriptedTeacher(), families, data=judged["data"])
 
 
+def test_the_known_answer_to_a_first_message_is_not_that_of_a_later_one(tmp_path):
+    families = {f"talks_{turns}": {"family": "dialogues", "of": "seeds", "turns": turns} for turns in (1, 2)}
+    rows = [{"prompt": seed, "answer": "42", "topic": "age"} for seed in SEEDS]
+    make(tmp_path, ScriptedTeacher(HONEST), families, data=source(tmp_path, rows))
+    found = Counter(
+        (len(row["messages"]), row["metadata"].get("answer"), row["metadata"]["topic"])
+        for row in all_rows(tmp_path)["demonstrations"]
+    )
+    assert found.keys() == {(2, "42", "age"), (4, None, "age")}
+
+
 def test_incapable_tasks_are_declined_and_their_twins_answered_in_the_same_split(tmp_path):
     families = {"tasks": {"family": "incapable", "number": 8, "lacks": ["cannot see", "has no clock"]}}
     report = make(tmp_path, ScriptedTeacher(HONEST), families, splits=EVERY_SPLIT)
@@ -408,6 +419,13 @@ def test_settings_without_effect_on_a_family_are_refused(families, message):
     built = {name: build(FAMILIES[each["family"]], each) for name, each in families.items()}
     with pytest.raises(InputError, match=message):
         check_families(built, [])
+
+
+def test_a_request_that_is_to_be_repeated_stands_above_the_instruction(tmp_path):
+    families = {"asked": {"family": "instructions", "of": "seeds", "kinds": ["combination:repeat_prompt"]}}
+    make(tmp_path, ScriptedTeacher(HONEST), families, data=source(tmp_path, prompts()))
+    asked = [row["prompt"][0]["content"] for row in all_rows(tmp_path)["prompts"]]
+    assert len(asked) == len(SEEDS) and all(text.startswith(tuple(SEEDS)) for text in asked)
 
 
 @pytest.mark.parametrize("form", ["persistent", "revision"])

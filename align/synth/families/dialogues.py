@@ -155,7 +155,7 @@ class TwoTurn(_TalkFamily):
             talk.messages = talk.messages[: talk.parent.first_user + 1]
         self._answer(talks, bench)
         self._reply(talks, bench)
-        for item in _finished(talks, PROMPT, self._template().hash, bench):
+        for item in _finished(talks, PROMPT, self._template().hash, bench, other_turn=True):
             revised = self._revised(item.metadata, item.prompt)
             yield item if revised is None else replace(item, metadata={**item.metadata, "kind": self.task, **revised})
 
@@ -215,12 +215,13 @@ class Dialogues(_TalkFamily):
                     talk.reason = NOT_FOLLOWED
         if self.min_reward is not None:
             self._filter(talks, self.min_reward, bench)
-        yield from _finished(talks, DEMONSTRATION, self._template().hash, bench)
+        yield from _finished(talks, DEMONSTRATION, self._template().hash, bench, other_turn=self.turns > 1)
 
     def _filter(self, talks: Sequence[Talk], least: float, bench: Workbench) -> None:
         going = [talk for talk in talks if not talk.reason]
         groups = [
-            (Prompt(tuple(each.messages[:-1]), each.parent.metadata), [each.messages[-1].content]) for each in going
+            (Prompt(tuple(each.messages[:-1]), _metadata(each, other_turn=self.turns > 1)), [each.messages[-1].content])
+            for each in going
         ]
         for talk, (verdict,) in zip(going, bench.rate(groups), strict=True):
             talk.reward = verdict.reward
@@ -230,15 +231,19 @@ class Dialogues(_TalkFamily):
                 talk.reason = LOW_REWARD
 
 
-def _finished(talks: Sequence[Talk], kind: str, template: str, bench: Workbench) -> Iterator[Item]:
+def _metadata(talk: Talk, *, other_turn: bool) -> Mapping[str, Any]:
+    """Return the parent's metadata; without what holds for the first answer only if another one is the last."""
+    return for_another_turn(talk.parent.metadata) if other_turn else talk.parent.metadata
+
+
+def _finished(talks: Sequence[Talk], kind: str, template: str, bench: Workbench, *, other_turn: bool) -> Iterator[Item]:
     """Yield the dialogues that were not given up, and count the others."""
     for talk in talks:
         if talk.reason:
             bench.drop(talk.reason)
             continue
         rated = {} if talk.reward is None else {"reward": talk.reward}
-        before = talk.parent.metadata if kind == DEMONSTRATION else for_another_turn(talk.parent.metadata)
-        metadata = {**before, "persona": talk.persona, **rated}
+        metadata = {**_metadata(talk, other_turn=other_turn), "persona": talk.persona, **rated}
         item = bench.item(
             kind,
             [talk.parent],

@@ -136,7 +136,10 @@ class Instructions(_Constrained):
     def _joined(self, parent: Item, answer: Answer | None, bench: Workbench) -> Item:
         without = frozenset[str]() if self.form == SINGLE else OF_ONE_PROMPT
         constraints = self._drawn(parent, bench, without)
-        join = bench.random("join", parent.id).choice(JOINS[self.form])
+        joins = JOINS[self.form]
+        if any(each.kind in OF_ONE_PROMPT for each in constraints):  # they speak of the request above
+            joins = [each for each in joins if each.startswith("{prompt}")]
+        join = bench.random("join", parent.id).choice(joins)
         instructions = " ".join(each.wording for each in constraints)
         if answer is None:
             *before, last = parent.messages
