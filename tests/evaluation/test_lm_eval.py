@@ -12,7 +12,7 @@ from align.distributed.progress import SilentProgress
 from align.errors import InputError
 from align.evaluation.statistics import Score
 from align.evaluation.tasks import TASKS, lm_eval
-from align.evaluation.tasks.lm_eval import harness, uses_chat_template
+from align.evaluation.tasks.lm_eval import harness, scores_of, uses_chat_template
 from align.stages.responses.tasks import TaskSettings
 
 tasks = pytest.importorskip("lm_eval.tasks", reason="lm-evaluation-harness is not installed")
@@ -131,3 +131,22 @@ def test_the_limit_of_the_command_and_of_a_step_is_that_of_the_harness(folder, m
     assert limits == [2, None]
     with pytest.raises(InputError, match="limit: has no effect on task nll; set the limit of its source"):
         TaskSettings(task="nll", data="rows", limit=2).check_used(TASKS["nll"])
+
+
+def test_every_filter_of_a_metric_and_every_group_of_tasks_has_a_score():
+    """Of gsm8k's two exact matches the last one was kept without its name, and a group such as mmlu was a KeyError."""
+    sums = {"alias": "sums", "sample_len": 40, "exact_match,strict": 0.25, "exact_match_stderr,strict": 0.01}
+    sums |= {"exact_match,flexible": 0.5, "exact_match_stderr,flexible": 0.02, "f1,none": 0.5, "f1_stderr,none": "N/A"}
+    words = {"alias": "words", "acc,none": 1.0, "acc_stderr,none": 0.0}
+    found = {
+        "results": {"all": {"acc,none": 0.75, "acc_stderr,none": 0.1}, "text": {"alias": " - text"}, "sums": sums}
+        | {"words": words},
+        "group_subtasks": {"all": ["sums", "text"], "text": ["words"]},
+        "n-samples": {name: {"original": 50, "effective": number} for name, number in (("sums", 40), ("words", 3))},
+    }
+    assert {name: (score.value, round(score.high, 4), score.n) for name, score in scores_of(found).items()} == {
+        "all/acc": (0.75, 0.946, 43),
+        "sums/exact_match/strict": (0.25, 0.2696, 40),
+        "sums/exact_match/flexible": (0.5, 0.5392, 40),
+        "words/acc": (1.0, 1.0, 3),
+    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def harness(
     batch_size: int = 8,
     chat_template: bool = False,
 ) -> dict[str, Score]:
-    """Return each metric of each harness task as `task/metric`, for the saved policy at `model`.
+    """Return each metric of each harness task as `task/metric` (`scores_of`), for the saved policy at `model`.
 
     `folder` holds additional task files. Without network access their data must be in the local cache. With
     `chat_template` each request is a user turn, and few-shot examples are turns before it. Metrics without a standard
@@ -90,17 +91,36 @@ def harness(
         )
     except (OSError, ConnectionError) as error:
         raise InputError(f"lm-evaluation-harness cannot run {', '.join(names)}: {one_line(error)[:200]}") from error
-    scores: dict[str, Score] = {}
-    for task, metrics in found["results"].items():
-        num_rows = found["n-samples"][task]["effective"]
-        for name, value in metrics.items():
-            metric, _, filtered = name.partition(",")
-            error = metrics.get(f"{metric}_stderr,{filtered}")
-            if isinstance(value, float | int) and isinstance(error, float) and not metric.endswith("_stderr"):
-                margin = NORMAL_95 * error
-                scores[f"{task}/{metric}"] = Score(float(value), float(value - margin), float(value + margin), num_rows)
+    scores = scores_of(found)
     if not scores:
         raise InputError(
             f"lm-evaluation-harness gives no metric of {', '.join(names)} a standard error; a single row has none"
         )
     return scores
+
+
+def scores_of(found: Mapping[str, Any]) -> dict[str, Score]:
+    """Return the metrics with a standard error in the results of `simple_evaluate`, of tasks and of groups of tasks.
+
+    A metric that a task computes by several filters of the answers has a score for each, `task/metric/filter`.
+    """
+    scores: dict[str, Score] = {}
+    for task, values in found["results"].items():
+        known: list[tuple[str, str, float, float]] = []
+        for name, value in values.items():
+            metric, _, filtered = name.partition(",")
+            error = values.get(f"{metric}_stderr,{filtered}")
+            if isinstance(value, float | int) and isinstance(error, float) and not metric.endswith("_stderr"):
+                known.append((metric, filtered, float(value), NORMAL_95 * float(error)))
+        times = Counter(metric for metric, *_ in known)
+        for metric, filtered, value, margin in known:
+            name = f"{task}/{metric}/{filtered}" if times[metric] > 1 else f"{task}/{metric}"
+            scores[name] = Score(value, value - margin, value + margin, _num_rows(found, task))
+    return scores
+
+
+def _num_rows(found: Mapping[str, Any], task: str) -> int:
+    """Return the number of rows of a task, or of all tasks of a group."""
+    if task in found["n-samples"]:
+        return found["n-samples"][task]["effective"]
+    return sum(_num_rows(found, each) for each in found["group_subtasks"].get(task, ()))
