@@ -1,5 +1,6 @@
 import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,16 @@ def test_a_preference_out_of_range_is_an_error(value):
 def test_an_output_that_is_no_text_is_an_error():
     with pytest.raises(InputError, match="row 1: has output_2 7"):
         judged_pairs([{**ROW, "output_2": 7}])
+
+
+def test_the_games_of_a_pair_are_one_observation_of_the_discrete_win_rate():
+    """Two games in both orders of 40 pairs were 80 prompts, so that the interval was too narrow by the root of 2."""
+    known = {"prompt": "", "a": "one", "b": "two"}
+    games = [
+        {**known, "id": number, "order": order, "verdict": 0.9 if number % 2 else 0.2}
+        for number in range(40)
+        for order in ("a first", "b first")
+    ]
+    found = discrete_win_rate(judged_pairs(games))
+    assert (found.value, found.n) == (0.5, 40)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 40), rel=0.1)

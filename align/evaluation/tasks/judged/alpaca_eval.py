@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from align.errors import InputError
 from align.evaluation.pairs.length_controlled import length_controlled_win_rate
 from align.evaluation.pairs.table import TIE, JudgedPair, pairs_of
 from align.evaluation.pairs.win_rates import equal_length, pair_counts, win_rate
-from align.evaluation.statistics import Score, score
+from align.evaluation.statistics import Score
 from align.evaluation.task import TaskInputs, TaskResult
 from align.evaluation.tasks.judged.table_task import TableTask
 
@@ -26,13 +26,13 @@ class AlpacaEvalTask(TableTask):
         """Score the rows."""
         games, _ = self.read(inputs)
         pairs = pairs_of(games)
-        weighted = win_rate(pairs, GAMES)
-        if weighted is None:
+        weighted, discrete = win_rate(pairs, GAMES), discrete_win_rate(pairs)
+        if weighted is None or discrete is None:
             raise InputError(f"{self.name}: none of {len(pairs)} rows has a preference")
         length = equal_length(pairs)
         scores = {
             "win_rate": weighted,
-            "discrete_win_rate": discrete_win_rate(pairs),
+            "discrete_win_rate": discrete,
             "win_rate_equal_length": length.win_rate,
         }
         if self.published:
@@ -44,10 +44,14 @@ class AlpacaEvalTask(TableTask):
         )
 
 
-def discrete_win_rate(pairs: Sequence[JudgedPair]) -> Score:
-    """Return the win rate of probabilities that are rounded to a win, a tie or a loss."""
-    known = [win for pair in pairs for win in pair.wins if win is not None]
-    return score([TIE if win == TIE else float(win > TIE) for win in known])
+def discrete_win_rate(pairs: Sequence[JudgedPair]) -> Score | None:
+    """Return the win rate of probabilities that are rounded to a win, a tie or a loss; None if no pair counts."""
+    rounded = [JudgedPair(tuple(replace(game, verdict=_rounded(game.win)) for game in pair.games)) for pair in pairs]
+    return win_rate(rounded, GAMES)
+
+
+def _rounded(win: float | None) -> float | None:
+    return win if win is None or win == TIE else float(win > TIE)
 
 
 METRICS = ("win_rate", "discrete_win_rate", "win_rate_equal_length")
