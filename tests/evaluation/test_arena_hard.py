@@ -121,6 +121,15 @@ def test_each_control_fits_the_models_term_and_its_own_terms_of_style(control):
     assert ours.coefficients == pytest.approx(best[1:], abs=1e-4)
 
 
+def test_pairs_without_a_battle_are_no_prompts_of_the_score_at_equal_style():
+    """They were counted in `n` and resampled, unlike in the plain score."""
+    known = planted(0.3, np.array([0.7, -0.4]), num=60, seed=3, shift=20)
+    void = table([("A>B", None)] * 30, [("short", styled(3, 90))] * 30)
+    found = style_control([*known, *void], "v2", "equal_style")
+    assert found == style_control(known, "v2", "equal_style")
+    assert found.score.n == arena_hard_score([*known, *void], "v2").n == 60
+
+
 def test_features_are_relative_differences():
     pairs = table([("A>B", "A>B")], [("# T\n- one\n**b** x", "plain text of the baseline, which is longer")])
     a, b = (len(text) for text in (pairs[0].games[0].a, pairs[0].games[0].b))

@@ -104,9 +104,12 @@ def style_control(
         rows = np.concatenate([by_pair[number] for number in chosen])
         return maximize(inputs[found.pair[rows]], found.wins[rows], prior, weights=found.weights[rows])
 
-    best = fit(np.arange(len(pairs)))
-    low, high = bootstrap_interval(lambda chosen: float(sigmoid(fit(chosen)[0])), len(pairs), resamples=RESAMPLES)
-    return StyleControl(Score(float(sigmoid(best[0])), low, high, len(pairs)), best[1:].tolist())
+    counted = np.unique(found.pair)  # pairs with a battle
+    best = fit(counted)
+    low, high = bootstrap_interval(
+        lambda chosen: float(sigmoid(fit(counted[chosen])[0])), len(counted), resamples=RESAMPLES
+    )
+    return StyleControl(Score(float(sigmoid(best[0])), low, high, len(counted)), best[1:].tolist())
 
 
 def style_features(pairs: Sequence[JudgedPair], lengths: np.ndarray | None = None) -> np.ndarray:
