@@ -72,6 +72,9 @@ def test_other_rows_are_rejected(row, message):
         *[(text, "B") for text in ("Option A fails. So the correct choice is (B).", "B\nbecause", "Answer: B")],
         *[(text, "B") for text in ("B is the correct answer.", "(B) is right", "The answer is B because of it")],
         *[(text, "A") for text in ("The answer is A.", "Answer: A", "The answer is (A) two", "A is correct")],
+        *[(text, "A") for text in ("The answer is A because of it", "The best choice is A, not B.", "I pick option A")],
+        *[(f"{text}\n\nOption A is too small. Option B is a planet.", "C") for text in ("Answer: C", "**Answer**: C")],
+        ("The correct answer is option C. Option D is wrong.", "C"),
         *[(text, None) for text in ("", "A planet of the sun", "I do not know", "2", "E", "The answer is A planet.")],
     ],
 )

@@ -28,11 +28,14 @@ LETTERS = "ABCD"
 LIKELIHOOD, LIKELIHOOD_CHAT, GENERATED, UNPARSABLE = "likelihood", "likelihood_chat", "generated", "unparsable"
 OF_ANSWERS = (GENERATED, UNPARSABLE)
 FIRST = re.compile(r"\W*(?P<letter>[A-D])(?:[.):,\]*}]|\s*$|\s*\n)")  # not the article: "A plant"
-STATED = re.compile(  # not the article: "the answer is A planet"
-    r"(?i:answer|choice|option)(?:\s*(?:is|:)(?:\s*:)?)?[\s*(\[]*(?P<letter>A(?!\s+[a-z]|\w)|[B-D]\b)"
+NO_ARTICLE = r"A(?!\w|\s+(?!(?:because|since|as|and|but|which)\b)[a-z])"  # not as in "the answer is A planet"
+LINK = r"[\s*]*(?i:is|:)[\s*:]*(?:(?i:option|choice|letter)\b)?"
+STATED = re.compile(
+    rf"(?:(?i:answer|choice|option){LINK}|(?i:answer))[\s*(\[]*(?P<letter>{NO_ARTICLE}|[B-D]\b)"
     r"|\\boxed\{\s*(?:\\text\{)?\(?(?P<boxed>[A-D])\b"
     r"|\b(?P<named>[A-D])[)*]*\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
 )
+MENTIONED = re.compile(r"(?i:choice|option)[\s*(\[]+(?P<letter>[A-D])\b")  # the answer only where none is stated
 
 
 class Question(NamedTuple):
@@ -73,13 +76,15 @@ def prompt(row: Row) -> str:
 def letter_in(response: str) -> str | None:
     """Return the letter that a response gives: at its beginning, or the last one that it calls the answer.
 
+    An option that is only mentioned, as those that an explanation rules out, counts where no answer is stated.
+
     >>> letter_in("(B) Mars"), letter_in("It must be Mars, so the answer is **B**."), letter_in("A planet.")
     ('B', 'B', None)
     """
     if match := FIRST.match(response):
         return match["letter"]
-    stated = [match[match.lastgroup or 0] for match in STATED.finditer(response)]
-    return stated[-1] if stated else None
+    found = list(STATED.finditer(response)) or list(MENTIONED.finditer(response))
+    return found[-1][found[-1].lastgroup or 0] if found else None
 
 
 def grade(items: Sequence[Graded]) -> Iterator[Grade]:
