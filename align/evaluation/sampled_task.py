@@ -186,10 +186,14 @@ class SampledTask(Task):
         if cut:
             inputs.progress.note(f"{cut} of {len(answers)} responses were cut off at max_new_tokens")
         both = list(zip(answers, grades, strict=True))
-        lines = [self._line(rows[answer.row], answer, grade) for answer, grade in both]
+        measured = [measure_parts([*answer.earlier, answer.response], inputs.thoughts) for answer in answers]
+        lines = [
+            {**self._line(rows[answer.row], answer, grade), "measures": parts}
+            for (answer, grade), parts in zip(both, measured, strict=True)
+        ]
         return TaskResult(
             scores=self.scores(answers, grades),
-            measures=mean_parts(answers, [line["measures"] for line in lines]),
+            measures=mean_parts(answers, measured),
             lines=lines,
             verdicts=[
                 {self.id_column: rows[answer.row].get(self.id_column, answer.row), **grade.line}
@@ -213,8 +217,7 @@ class SampledTask(Task):
             line["finish"] = answer.finish
         if grade.checks:
             line["checks"] = [check._asdict() for check in grade.checks]
-        measures = measure_parts([*answer.earlier, answer.response])
-        return {**line, "parts": grade.parts, "measures": measures, "reward": grade.reward}
+        return {**line, "parts": grade.parts, "reward": grade.reward}
 
 
 def correct(passed: bool, more: Mapping[str, Any] = {}, checks: Sequence[Check] = ()) -> Grade:  # noqa: B006

@@ -8,6 +8,7 @@ import pytest
 from align.evaluation.measures.calibration import calibration_error, confidence
 from align.evaluation.measures.response_measures import ends_in_loop, measure_parts
 from align.evaluation.tasks import TASKS
+from align.rewards.thoughts import ThoughtSettings
 
 
 @pytest.mark.parametrize("unit", ["a", "so ", "and it is blue. ", "One line of text.\n", "x" * 299 + "y"])
@@ -34,6 +35,14 @@ def test_random_words_end_in_no_loop():
 def test_measures_count_over_all_responses_of_a_row():
     parts = measure_parts(["I'm sorry, but I can't help with that.", "la " * 30, "Yes."])
     assert parts == {"repetition": (1, 3), "length": (38 + 90 + 4, 3), "refusals": (1, 3)}
+
+
+def test_a_refusal_is_one_of_the_answer_and_not_of_the_thoughts_before_it():
+    thought = "<think>I can't recall it; I am not able to look it up. Well, it is 4.</think>"
+    parts = measure_parts([f"{thought}It is 4.", f"{thought}I'm sorry, but I can't say."])
+    assert parts["refusals"] == (1, 2)
+    marked = ThoughtSettings(start="<r>", end="</r>")
+    assert measure_parts(["<r>I'm sorry, I can't.</r>Yes."], marked)["refusals"] == (0, 1)
 
 
 def test_confidence_is_that_of_the_likelier_side():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from align.evaluation.task import Parts
+from align.rewards.thoughts import THINK, ThoughtSettings, visible_text
 from align.rewards.verifiers.refusals import is_refusal
 
 KL_FROM_START = "kl_from_start"  # nats per token, where a step asks for it
@@ -17,17 +18,18 @@ MIN_REPEATS = 4
 MIN_LOOP = 40  # characters; a shorter repetition, such as "ha ha ha ha", ends ordinary texts
 
 
-def measure_parts(responses: Sequence[str]) -> Parts:
+def measure_parts(responses: Sequence[str], thoughts: ThoughtSettings = THINK) -> Parts:
     """Return (sum, count) of each measure that the texts decide, over the responses to one row.
 
     `repetition` is the share of responses that end in a loop, `length` the mean number of characters, and `refusals`
-    the share that declines near the beginning (`align.rewards.verifiers.refusals`: English phrases).
+    the share that declines near the beginning of what follows its thoughts (`align.rewards.verifiers.refusals`: English
+    phrases).
     """
     number = len(responses)
     return {
         "repetition": (sum(map(ends_in_loop, responses)), number),
         "length": (sum(map(len, responses)), number),
-        "refusals": (sum(map(is_refusal, responses)), number),
+        "refusals": (sum(is_refusal(visible_text(each, thoughts)) for each in responses), number),
     }
 
 

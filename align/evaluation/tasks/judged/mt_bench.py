@@ -93,10 +93,11 @@ class MtBenchTask(Task):
         items = [item for answer in answers for item in _groups(rows[answer.row], answer, references, inputs)]
         verdicts = inputs.split([group for _, _, group in items], inputs.judge(), activity="judging")
         rated = [_Rated(*item, verdict) for item, (verdict,) in zip(items, verdicts, strict=True)]
-        lines = _lines(answers, rated)
+        measured = [measure_parts([*answer.earlier, answer.response], inputs.thoughts) for answer in answers]
+        lines = _lines(answers, rated, measured)
         return TaskResult(
             scores=_scores(lines),
-            measures=mean_parts(answers, list(map(_measured, answers))),
+            measures=mean_parts(answers, measured),
             lines=lines,
             verdicts=[_judgment(each, inputs) for each in rated],
             counts={
@@ -182,19 +183,16 @@ def _groups(
     return [(row, turn, (Prompt(tuple(each), known), (text,))) for turn, (each, text) in enumerate(both, start=1)]
 
 
-def _measured(answer: Answer) -> Parts:
-    return measure_parts([*answer.earlier, answer.response])
-
-
-def _lines(answers: Sequence[Answer], rated: Sequence[_Rated]) -> list[dict[str, Any]]:
+def _lines(answers: Sequence[Answer], rated: Sequence[_Rated], measured: Sequence[Parts]) -> list[dict[str, Any]]:
     """Return one line per question, with its parts: (sum of scores, number of scores) of each metric.
 
-    `rated` has the turns of each answer. Of several answers to a question the last is shown, and all count.
+    `rated` has the turns of each answer, `measured` its measures. Of several answers to a question the last is shown,
+    and all count.
     """
     by_row: dict[int, list[_Rated]] = {}
     for number, each in enumerate(rated):
         by_row.setdefault(answers[number // NUM_TURNS].row, []).append(each)
-    shown = {answer.row: answer for answer in answers}
+    shown = {answer.row: (answer, parts) for answer, parts in zip(answers, measured, strict=True)}
     lines: list[dict[str, Any]] = []
     for number, turns in by_row.items():
         row = turns[0].row
@@ -205,8 +203,8 @@ def _lines(answers: Sequence[Answer], rated: Sequence[_Rated]) -> list[dict[str,
                 parts[metric] = (sum(values), len(values))
         *earlier, last = (each.group[1][0] for each in turns[-NUM_TURNS:])
         line = {"prompt": row["turns"][0], "question_id": row["question_id"], "response": last}
-        finish = {} if shown[number].finish is None else {"finish": shown[number].finish}
-        measures = _measured(shown[number])
+        answer, measures = shown[number]
+        finish = {} if answer.finish is None else {"finish": answer.finish}
         lines.append({**line, "earlier_responses": earlier, **finish, "parts": parts, "measures": measures})
     return lines
 
