@@ -124,8 +124,8 @@ class SampledTask(Task):
         return tuple(f"pass@{k}" for k in PASS_AT if k <= num_responses) if self.pass_at_k else self.metrics
 
     def part(self, metric: str) -> str:
-        """Return `correct` for pass@k, else the metric or measure."""
-        return CORRECT if self.pass_at_k and metric not in self.measures else metric
+        """Return `correct` for pass@1, else the metric or measure; no line has pass@k for larger k."""
+        return CORRECT if self.pass_at_k and metric == f"pass@{PASS_AT[0]}" else metric
 
     def column(self, name: str, metric: str, *, is_only: bool) -> str:
         """Return `name`, and the metric if it is one of several or in nats, which are not taken for a rate."""

@@ -101,8 +101,8 @@ def test_options_depend_on_the_origin_of_the_responses():
 def test_pass_at_k_is_a_metric_for_enough_responses():
     assert TASKS["mbpp"].metrics_of(1) == TASKS["mbpp"].metrics == ("pass@1",)
     assert TASKS["mbpp"].metrics_of(12) == ("pass@1", "pass@10")
-    # Its verdicts decide pass@k only, not the measures beside it
-    assert [TASKS["mbpp"].part(name) for name in ("pass@1", "length", "kl_from_start")] == [
-        "correct", "length", "kl_from_start"
+    # Its verdicts decide pass@1 only: not the measures beside it, nor pass@10, whose paired change was that of pass@1
+    assert [TASKS["mbpp"].part(name) for name in ("pass@1", "pass@10", "length", "kl_from_start")] == [
+        "correct", "pass@10", "length", "kl_from_start"
     ]  # fmt: skip
     assert TASKS["gsm8k"].metrics_of(12) == ("correct",)

@@ -94,6 +94,18 @@ def test_the_paired_interval_is_close_to_the_bootstrap():
     assert paired_interval(then, Answers({"seed": 1}, prompts, now.passed, now.of)) is None
 
 
+def test_equal_responses_to_a_prompt_do_not_narrow_the_paired_interval():
+    rng = np.random.default_rng(4)
+    once, often = ([Answers({}), Answers({})] for _ in range(2))
+    for prompt in range(50):
+        for policy, passed in enumerate(rng.random(2)):
+            once[policy].add(prompt, passed, 1)
+            for _ in range(4):
+                often[policy].add(prompt, passed, 1)
+    assert often[0].prompts == list(range(50))
+    assert paired_interval(*often) == pytest.approx(paired_interval(*once))
+
+
 STEPS = {  # step -> stage, inputs, TFLOP, seconds, energy, peak memory
     "base": ("import", [], 7, 5, 1, 100),
     "sft": ("sft", ["base"], 1, 10, 0.5, 400),

@@ -26,7 +26,7 @@ PASSED = {"base": [1, 0, 0, 0], "sft": [1, 1, 0, 1]}  # of four prompts
 FIRST = {"data": "one", "task": "gsm8k", "max_new_tokens": 9}
 
 
-def told(folder, task, prompts=("a", "b", "c", "d"), passed=PASSED["sft"], kind="prompt"):
+def told(folder, task, prompts=("a", "b", "c", "d"), passed=PASSED["sft"], kind="prompt", before=("a", "b", "c", "d")):
     """The change of `sft` against `base`, when `sft` was asked `task` and `base` the first."""
     (folder / "small.yaml").write_text(RECIPE.format(runs=folder))
     recipe = load_recipe(folder / "small.yaml")
@@ -34,7 +34,7 @@ def told(folder, task, prompts=("a", "b", "c", "d"), passed=PASSED["sft"], kind=
     files["as_one"] = files["one"]
     steps = dict(recipe.steps)
     made = {}
-    asked = {"base": (FIRST, ("a", "b", "c", "d"), PASSED["base"]), "sft": (task, prompts, passed)}
+    asked = {"base": (FIRST, before, PASSED["base"]), "sft": (task, prompts, passed)}
     for policy, (settings, of, values) in asked.items():
         steps[f"asked-{policy}"] = EvaluateStep(stage="evaluate", policies=[policy], tasks={"sums": settings})
         made[f"asked-{policy}"] = {"scores": {policy: {"sums": {}}}, "columns": {"sums": ("sums", "correct")}}
@@ -52,6 +52,14 @@ def test_a_change_is_told_where_the_same_was_asked(tmp_path, more, kind):
     (change,) = told(tmp_path, FIRST | more, kind=kind)["sft"].values()
     assert (change["value"], change["n"], change["from"]) == (3 / 4 - 1 / 4, 4, "base")
     assert change["low"] <= change["value"] <= change["high"]
+
+
+def test_several_responses_to_a_prompt_are_one_observation_of_a_change(tmp_path):
+    """Each response was resampled as a prompt of its own."""
+    twice = ("a", "a", "b", "b")
+    (change,) = told(tmp_path, FIRST, twice, before=twice)["sft"].values()
+    # From 1/2 to 2/2 and from 0/2 to 1/2: the same change of both prompts, so that no draw has another one
+    assert [change[name] for name in ("value", "low", "high", "n")] == [0.5, 0.5, 0.5, 2]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,16 @@ class Answers:
     passed: list[float] = field(default_factory=list[float])
     of: list[float] = field(default_factory=list[float])
 
+    def add(self, prompt: Any, passed: float, of: float) -> None:  # noqa: ANN401 - text, or row number
+        """Add the next response; several to a prompt, which are dependent, follow each other and are added up."""
+        if self.prompts and self.prompts[-1] == prompt:
+            self.passed[-1] += passed
+            self.of[-1] += of
+        else:
+            self.prompts.append(prompt)
+            self.passed.append(passed)
+            self.of.append(of)
+
 
 ByTask = Mapping[str, Mapping[str, Answers]]  # task -> policy -> its answers
 
@@ -50,9 +60,7 @@ def _answers_of(step: Step) -> ByTask:
                 if part in values:
                     own = found.setdefault(column, {})
                     answers = own.setdefault(str(line.get("policy", policy)), Answers(tasks.get(file)))
-                    answers.prompts.append(line["row"] if "row" in line else line.get("prompt"))
-                    answers.passed.append(values[part][0])
-                    answers.of.append(values[part][1])
+                    answers.add(line["row"] if "row" in line else line.get("prompt"), *values[part])
     return found
 
 

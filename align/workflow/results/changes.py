@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def _start(recipe: Recipe, policy: str) -> str | None:
 
 
 class _Parts(NamedTuple):
-    """The verdicts on each prompt that has the part."""
+    """The verdicts on each prompt that has the part; those on several responses to it are added up."""
 
     prompts: list[Any]  # text, or row number
     passed: list[tuple[float, float]]  # (passed, out of)
@@ -75,8 +76,12 @@ def _parts_in(column: _Column) -> _Parts:
     lines = [json.loads(line) for line in column.file.read_text("utf-8").splitlines()]
     parts = [{**line["parts"], **line.get("measures", {})} for line in lines]
     known = [(line, own[column.part]) for line, own in zip(lines, parts, strict=True) if column.part in own]
-    prompts = [line["row"] if "row" in line else line["prompt"] for line, _ in known]
-    return _Parts(prompts, [(part[0], part[1]) for _, part in known])
+    found = _Parts([], [])
+    for prompt, responses in groupby(known, key=lambda each: each[0]["row"] if "row" in each[0] else each[0]["prompt"]):
+        parts_of = [part for _, part in responses]
+        found.prompts.append(prompt)
+        found.passed.append((sum(passed for passed, _ in parts_of), sum(of for _, of in parts_of)))
+    return found
 
 
 def _change(then: _Parts, now: _Parts) -> dict[str, Any] | None:
