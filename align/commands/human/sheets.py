@@ -14,6 +14,7 @@ from align.evaluation.given_responses import row_id_of
 from align.evaluation.human.ratings import read_ratings
 from align.evaluation.human.results import human_results
 from align.evaluation.human.sheet import form_csv, form_html, key_json, make_sheet
+from align.rewards.thoughts import visible_text
 from align.stages.inputs.sources import SourceSettings, prompts
 
 FORM, TABLE, KEY = "form.html", "form.csv", "key.json"
@@ -22,7 +23,8 @@ FORM, TABLE, KEY = "form.html", "form.csv", "key.json"
 def export(data: str, responses: Sequence[str], out: Path, *, limit: int | None, seed: int) -> dict[str, Any]:
     """Write the form, the same as CSV, and the key to the new folder `out`; return a summary.
 
-    `responses` are files, or NAME=FILE; a file's name without its ending is the model's name otherwise.
+    `responses` are files, or NAME=FILE; a file's name without its ending is the model's name otherwise. Thoughts are
+    not shown.
     """
     if out.exists():
         raise InputError(f"{out}: exists; name a new folder")
@@ -36,7 +38,11 @@ def export(data: str, responses: Sequence[str], out: Path, *, limit: int | None,
     asked = list(prompts(source, seed=0))
     rows = [(row_id_of(prompt.metadata), prompt.messages[-1].content) for prompt in asked]
     ids = {row_id: text for row_id, text in rows if row_id is not None}
-    sheet = make_sheet(asked, {name: responses_by_prompt(path, ids) for name, path in files.items()}, seed=seed)
+    answers = {
+        name: {prompt: visible_text(text) for prompt, text in responses_by_prompt(path, ids).items()}
+        for name, path in files.items()
+    }
+    sheet = make_sheet(asked, answers, seed=seed)
     with atomic_folder(out) as folder:
         write_text(folder / FORM, form_html(sheet))
         write_text(folder / TABLE, form_csv(sheet))

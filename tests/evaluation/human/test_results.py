@@ -100,7 +100,8 @@ def sheet(tmp_path):
     rows = [{"prompt": f"Question {number}", "category": "open QA"} for number in range(3)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("ours", "base", "old"):
-        lines = [json.dumps({"prompt": row["prompt"], "response": f"of {name}"}) + "\n" for row in rows]
+        thought = "<think>I give myself away.</think>" * (name == "ours")
+        lines = [json.dumps({"prompt": row["prompt"], "response": f"{thought}of {name}"}) + "\n" for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     files = [f"policy={tmp_path / 'ours.jsonl'}", str(tmp_path / "base.jsonl"), str(tmp_path / "old.jsonl")]
     summary = export(str(tmp_path / "prompts.jsonl"), files, tmp_path / "sheet", limit=None, seed=0)
@@ -109,7 +110,7 @@ def sheet(tmp_path):
 
 
 def test_the_csv_and_the_json_of_a_form_give_the_same_results(sheet, tmp_path):
-    """Annotators who see the texts prefer the policy, at any position."""
+    """Annotators who see the texts, without thoughts, prefer the policy, at any position."""
     rows = list(csv.DictReader(io.StringIO((sheet / "form.csv").read_text())))
     key = json.loads((sheet / "key.json").read_text())
     ratings = {}
