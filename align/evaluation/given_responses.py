@@ -39,9 +39,15 @@ class GivenResponse(NamedTuple):
 def read_responses(path: str) -> Iterator[tuple[int, GivenResponse]]:
     """Yield the number of the file's row, from 1, and each of its responses; none for a request that failed.
 
-    Raises `InputError` for a row without a response in a known form.
+    lm-evaluation-harness writes the responses to a row again for each filter of its task, such as the two of gsm8k:
+    only those of the first filter are read. Raises `InputError` for a row without a response in a known form.
     """
+    first_filter: object = None
     for number, row in enumerate(read_rows(path), start=1):
+        if "resps" in row:
+            first_filter = row.get("filter") if first_filter is None else first_filter
+            if row.get("filter") != first_filter:
+                continue
         try:
             found = list(_responses(row))
         except InputError as error:

@@ -67,6 +67,14 @@ def test_samples_of_a_harness_without_ids_count_rows(tmp_path):
     assert [(each.row, each.response) for each in answers_from_file(rows, GSM8K, path)] == [(1, "4"), (1, "5")]
 
 
+def test_responses_that_a_harness_repeats_for_each_filter_count_once(tmp_path):
+    """Each row of gsm8k, which has two filters, had two responses."""
+    sample = {"doc_id": 0, "doc": {"question": ROWS[0]["question"]}, "resps": [["2"]]}
+    rows = [{**sample, "filter": name} for name in ("strict-match", "flexible-extract")]
+    path = file_of(tmp_path, rows[0], {**rows[0], "doc": {"question": "2 + 2?"}, "resps": [["4"]]}, rows[1])
+    assert [(each.row, each.response) for each in answers_from_file(ROWS, GSM8K, path)] == [(0, "2"), (1, "4")]
+
+
 def test_turns_of_a_dialogue_are_kept(tmp_path):
     path = file_of(tmp_path, {"question_id": "q1", "choices": [{"turns": ["a", "b", "c"]}]})
     assert answers_from_file(ROWS, GSM8K, path) == [(0, "c", ("a", "b"), None)]
