@@ -96,7 +96,9 @@ def _of_choice(choice: Mapping[str, Any]) -> GivenResponse:
 
 
 def _of_messages(messages: Sequence[Any]) -> GivenResponse:
-    """Return the last message as the response to the one before it."""
+    """Return the last message as the response to the one before it; raise `InputError` for a prompt without one."""
+    if isinstance(messages[-1], Mapping) and (role := messages[-1].get("role")) in ("system", "user"):
+        raise InputError(f"has no response: its messages end with the {role}")
     before = messages[-2] if len(messages) > 1 else None
     return GivenResponse((_content(messages[-1]),), prompt=None if before is None else _content(before))
 

@@ -92,6 +92,7 @@ def test_a_failed_request_is_no_response(tmp_path):
         ({"doc_id": 0, "resps": [[[-1.5, False]]]}, "row 1 has .* likelihoods, and no generated text"),
         ({"id": "q1", "score": 1}, "row 1 has no response in a known form"),
         ({"id": "q9", "response": "4"}, "'q9' matches 0 rows"),
+        ({"messages": [{"role": "user", "content": PROMPT}]}, "row 1 has no response: its messages end with the user"),
         ({"id": "q1", "choices": [{"message": {"content": None}}]}, "row 1 a response is None; text is needed"),
     ],
 )
