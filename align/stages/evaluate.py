@@ -21,7 +21,7 @@ from align.stages.base import EMBEDDER, POLICY, REWARD_MODEL, SCORES, SOURCE, Co
 from align.stages.costs.estimates import Estimate, Planning, estimate_answers
 from align.stages.inputs.context import RunContext, StepInputs
 from align.stages.inputs.sources import SourceSettings, check_unsplit, check_without_constraints
-from align.stages.responses.settings import judge_engines, judge_key, judge_models
+from align.stages.responses.settings import judge_engines, judge_inputs, judge_key, judge_models
 from align.stages.responses.tasks import TaskSettings, open_task_rows
 
 NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
@@ -78,13 +78,12 @@ class Evaluate(Stage):
         return self.kl_from_start
 
     def inputs(self) -> list[Input]:
-        """Return the policy, and the rows of each task."""
+        """Return the policy, and the rows, references and judges of each task."""
         rows = [Input(task.data, (SOURCE,), ("tasks", name, "data")) for name, task in self.tasks.items() if task.data]
-        steps = [
-            Input(path.removeprefix(STEP), (POLICY,), ("tasks", name, "reference"))
-            for name, path in self._references()
-            if path.startswith(STEP)
-        ]
+        references = [(name, path.removeprefix(STEP)) for name, path in self._references() if path.startswith(STEP)]
+        steps = [Input(step, (POLICY,), ("tasks", name, "reference")) for name, step in references]
+        judges = [(name, each) for name, task in self.tasks.items() for each in judge_inputs(task.judges)]
+        steps += [each._replace(loc=("tasks", name, *each.loc)) for name, each in judges]
         return [*(Input(policy, self._kinds, ("policies",)) for policy in self.policies), *rows, *steps]
 
     @property

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small_runs import run
+from small_runs import SMALL_POLICY, run
 
 from align.errors import InputError
 from align.evaluation.pairs.forms import read_games
@@ -67,3 +67,24 @@ def test_a_step_reports_the_rules_that_count_a_pair_and_writes_the_table(tmp_pat
 def test_a_metric_that_counts_no_pair_is_an_error_if_it_is_asked_for(tmp_path, recipe):
     with pytest.raises(InputError, match=r"'win_rate.consistent' counts none of the rows"):
         run(tmp_path, text=recipe + "        metrics: [win_rate.consistent]\n")
+
+
+def test_a_judge_may_be_a_step_of_the_recipe(tmp_path, recipe):
+    """`step:NAME` was the name of a folder that is not there, and the evaluation ran before the step."""
+    changes = {
+        "policy: {{from_config: {{model_type: llama}}}}\n": SMALL_POLICY[SMALL_POLICY.index("policy:") :],
+        "data: {{": 'data: {{pairs: {{path: "tasks:general", limit: 4, responses: 2}}, ',
+        "steps:\n": "steps:\n  base: {{stage: import, vocab_size: 300}}\n"
+        "  rate: {{stage: reward_model, data: pairs, loss: bt, train: {{learning_rate: 1.0e-3, max_steps: 1}}}}\n",
+        '{{name: "test_win_rate_step:of_the_first"}}': '{{name: reward_model, settings: {{path: "step:rate"}}}}',
+    }
+    for old, new in changes.items():
+        assert recipe.count(old) == 1
+        recipe = recipe.replace(old, new)
+    made, _ = run(tmp_path, text=recipe)
+    lines = [json.loads(line) for line in (tmp_path / "runs/small/wins/wins.jsonl").read_text().splitlines()]
+    games = [game for line in lines for game in line["games"]]
+    assert [game["verdict"] for game in games] == [
+        "A>B" if ours > theirs else "B>A" for ours, theirs in (game["raw"]["rewards"] for game in games)
+    ]
+    assert len(games) == NUM_PROMPTS and made["wins"]["counts"]["wins"]["void_games"] == 0

@@ -46,6 +46,7 @@ from align.stages.responses.references import (
     with_divergences,
 )
 from align.stages.responses.sampling import open_journal
+from align.stages.responses.settings import with_folders
 from align.stages.responses.tasks import TaskSettings, likelihood_rows, task_rows
 
 T = TypeVar("T")
@@ -282,10 +283,11 @@ class _TaskInputs:
         return self.settings.embed(texts, self.policy_path, self.context.inputs)
 
     def judge(self) -> Judge:
-        if need_gpu_alone(self.settings.judges):
+        judges = with_folders(self.settings.judges, self.context.inputs)
+        if need_gpu_alone(judges):
             self.engines.release()
-        judges = self.servers.enter_context(serving_judges(self.settings.judges, self.context))
-        return make_judge(judges, combine=self.settings.combine, thoughts=self.thoughts)
+        reachable = self.servers.enter_context(serving_judges(judges, self.context))
+        return make_judge(reachable, combine=self.settings.combine, thoughts=self.thoughts)
 
     def paired_responses(self) -> PairedResponses:
         return paired_responses(self.settings, self.context, self.counts)
