@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from align.config import Settings
+from align.content_hash import code_of
 from align.distributed.slurm import SlurmSettings
 from align.errors import InputError, Location
 from align.inference.settings import EngineSettings
@@ -212,13 +213,14 @@ class Stage(LaunchSettings, ABC):
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return everything that decides what the step makes, besides the steps that it reads.
 
-        By default: seed, settings, and settings and content of the sources. What only decides how the step is
-        computed is left out.
+        By default: seed, settings, settings and content of the sources, and the code of a user's own stage. What only
+        decides how the step is computed is left out.
         """
         shares = self.shares()
         read = {name: source for name, source in inputs.sources.items() if name not in inputs.folders}
         keys = [source_key(shares[name], source, inputs.content) for name, source in read.items()]
-        return [inputs.seed, self.decisive(), *keys]
+        own = [code_of(self.stage)] if ":" in self.stage else []
+        return [inputs.seed, self.decisive(), *keys, *own]
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide what the step makes, as JSON."""

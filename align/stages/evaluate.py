@@ -213,8 +213,8 @@ class Evaluate(Stage):
     def cache_key(self, inputs: StepInputs) -> list[Any]:
         """Return what decides the scores, with the content of models and of files of responses."""
         tasks = self.tasks.values()
-        files = [path for task in tasks for path in task.answer_files]
-        code = [name for task in tasks for name in (task.code, *(task.engine.contents if task.engine else ())) if name]
+        files = [path for task in tasks for path in task.files]
+        code = [name for task in tasks for name in task.contents]
         models = [*self.models, *(path for _, path in self._references())]
         judges = judge_key([judge for task in tasks for judge in task.judges], inputs)
         return [*super().cache_key(inputs), *map(inputs.content, [*models, *files, *code]), *judges]

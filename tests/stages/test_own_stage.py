@@ -7,6 +7,7 @@ import pytest
 from small_runs import Told
 
 from align.errors import InputError
+from align.pipeline import fingerprints
 from align.workflow.launcher import Command
 from align.workflow.recipe.load import load_recipe
 from align.workflow.runner import run_recipe
@@ -92,6 +93,13 @@ def test_a_stage_in_a_module_of_the_users_own_runs_and_feeds_a_built_in_stage(re
     assert [note for note in told.notes if note.startswith("short")] == ["short: finished before, skipped"]
     again = run_recipe(Command(recipe, ("steps.short.scale=2.0",)), Told(), disk=(0, 0))
     assert again["short"]["build_id"] != made["short"]["build_id"]
+
+
+def test_an_edited_module_of_a_stage_runs_the_step_and_its_dependents_again(recipe, tmp_path):
+    before = fingerprints(load_recipe(recipe).pipeline())
+    (tmp_path / "own_stage.py").write_text(MODULE + "# edited\n")
+    after = fingerprints(load_recipe(recipe).pipeline())
+    assert [name for name in before if before[name] != after[name]] == ["short", "rpo"]
 
 
 def test_settings_of_a_users_own_stage_are_checked_with_their_line(recipe):

@@ -273,6 +273,35 @@ def test_editing_what_a_recipe_names_runs_the_steps_again_that_use_it(own, tmp_p
     assert [name for name in before if before[name] != after[name]] == again
 
 
+TASKS = """
+run: r
+policy: {{from_config: {{model_type: llama}}}}
+data:
+  asked: {{path: {0}/asked.jsonl}}
+steps:
+  base: {{stage: import, vocab_size: 300}}
+  sft: {{stage: sft, data: asked, train: {{learning_rate: 0.1}}}}
+  soup: {{stage: average, of: [base, sft], how: greedy, task: {{task: "own_task:TASK", data: asked}}}}
+  scores: {{stage: evaluate, policies: [sft], tasks: {{own: {{task: "harness:own", tasks_folder: {0}/own}}}}}}
+"""
+
+
+@pytest.mark.parametrize(("edited", "again"), [("own/own.yaml", ["scores-sft"]), ("own_task.py", ["soup"])])
+def test_editing_a_task_of_ones_own_runs_the_steps_again_that_ask_it(tmp_path, monkeypatch, edited, again):
+    (tmp_path / "own").mkdir()
+    module = "from align.evaluation.tasks.mathematics.gsm8k import TASK"
+    texts = {"asked.jsonl": "{}", "own/own.yaml": "", "own_task.py": module}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_task", raising=False)
+    text, found = TASKS.replace("{0}", str(tmp_path)), []
+    for added in ("", "# edited\n"):
+        (tmp_path / edited).write_text(texts[edited] + "\n" + added)
+        found.append(fingerprints(recipe_in(tmp_path, text).pipeline()))
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == again
+
+
 @pytest.mark.parametrize(
     "how",
     [
@@ -289,7 +318,7 @@ def test_what_says_only_how_a_step_is_computed_runs_none_again(own, how):
 def test_names_of_built_ins_rows_and_steps_are_no_files(own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = own()
-    for name in ("verifier", "rpo_bwd_kl", "auto"):
+    for name in ("verifier", "rpo_bwd_kl", "auto", "share"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("changes")
     (tmp_path / "tasks.py").write_text("somebody = 'else'")

@@ -71,6 +71,11 @@ class Averaging(AverageSettings, Stage):
             settings["task"]["engine"] = None if self.task.engine is None else self.task.engine.cache_key()
         return settings
 
+    def cache_key(self, inputs: StepInputs) -> list[Any]:
+        """Return what decides the weights, with the content of what the evaluation reads."""
+        own = [] if self.task is None else [*self.task.files, *self.task.contents]
+        return [*super().cache_key(inputs), *map(inputs.content, own)]
+
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise for an evaluation without such a metric."""
         if self.task is not None:

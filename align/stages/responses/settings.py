@@ -12,7 +12,7 @@ from align.content_hash import STEP, code_of
 from align.errors import Location
 from align.inference.managed.settings import Precision
 from align.inference.settings import EngineSettings, LocalSettings, SamplingSettings
-from align.rewards.builtin_judges import LlmSettings, RewardModelSettings
+from align.rewards.builtin_judges import JUDGES, LlmSettings, RewardModelSettings
 from align.rewards.settings import Combination, JudgeSettings, unique_judges
 from align.rewards.thoughts import THINK, ThoughtSettings
 from align.stages.base import POLICY, REWARD_MODEL, Input, LaunchSettings, UsedEngine
@@ -21,6 +21,8 @@ from align.stages.inputs.sources import SourceSettings
 from align.synth.settings import GroupSettings
 
 GROUPS_FILE = "groups.jsonl"  # in the folder of a step that makes groups of responses
+
+WORDS = ("missing", "mode", "precision", "reward")  # settings of built-in judges that name no file
 
 Judges = Annotated[list[JudgeSettings], AfterValidator(unique_judges)]
 
@@ -148,7 +150,9 @@ def judge_key(judges: list[JudgeSettings], inputs: StepInputs) -> list[str]:
     found: list[str] = []
     for judge in judges:
         found.append(code_of(judge.name))
-        found += map(inputs.content, _texts(judge.cache_key()["settings"]))
+        for key, value in judge.cache_key()["settings"].items():
+            is_word = key in WORDS and judge.name in JUDGES
+            found += _texts(value) if is_word else map(inputs.content, _texts(value))
     return found
 
 

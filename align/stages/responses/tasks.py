@@ -96,14 +96,19 @@ class TaskSettings(Settings):
         return SamplingSettings(**{name: getattr(self, name) for name in SamplingSettings.model_fields})
 
     @property
-    def answer_files(self) -> list[str]:
-        """The files of responses and of reference answers."""
-        return [*self.responses, *([self.reference_answers] if self.reference_answers else [])]
+    def files(self) -> list[str]:
+        """The files of responses and of reference answers, and the folder of the user's own task files."""
+        return [*self.responses, *(path for path in (self.reference_answers, self.tasks_folder) if path)]
 
     @property
     def code(self) -> str | None:
         """The user's own task, as module:NAME."""
         return self.task if self.task and ":" in self.task else None
+
+    @property
+    def contents(self) -> list[str]:
+        """What decides the scores by its content: code as module:NAME, and what the engine reads."""
+        return [*([self.code] if self.code else []), *(self.engine.contents if self.engine else ())]
 
     @property
     def is_sampled_here(self) -> bool:
