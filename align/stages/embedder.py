@@ -103,8 +103,11 @@ class Embedder(Stage):
         errors.raise_found()
 
     def validate_inputs(self, inputs: StepInputs) -> None:
-        """Raise for constraints, which are for prompts."""
+        """Raise for constraints, which are for prompts, and for a choice of rows by their values."""
         check_without_constraints(self.data, inputs.sources[self.data].constraints is not None, ("data",))
+        if inputs.sources[self.data].where:
+            message = f"{self.data} has where, which does not select rows of texts; write them to a file of their own"
+            raise InputError(message, ("data",))
 
     def open_rows(self, name: str, source: SourceSettings) -> None:
         """Raise for first rows without the columns of the objective."""

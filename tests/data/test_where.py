@@ -1,13 +1,19 @@
 """`where` keeps rows with certain values, counts the others, and names values that do not occur."""
 
+from pathlib import Path
+
 import pytest
 from format_rows import chat, demonstration
 from public_rows import moderation
 
 from align.data.reading import read, stream
 from align.errors import InputError
+from align.models.settings import PolicySettings
 from align.records import Prompt
+from align.stages.embedder import Embedder
+from align.stages.inputs.context import StepInputs
 from align.stages.inputs.sources import SourceSettings, check_source, streamed
+from align.stages.responses.tasks import TaskSettings
 
 SOURCES = ["MATH", "ARB", "scibench", "ARB", "leetcode"]
 ROWS = [
@@ -106,6 +112,18 @@ def test_a_source_selects_its_rows_before_it_skips(lines):
     source = SourceSettings(path=lines(*ROWS), where={"data_source": ["ARB", "leetcode"]}, skip=1)
     found = [located.record.messages[0].content for located in streamed(source, kind=Prompt, seed=0).records]
     assert found == ["ask 3", "ask 4"]
+
+
+def test_readers_of_a_files_columns_refuse_it():
+    source = SourceSettings(path="a.csv", where={"level": 3})
+    graded = TaskSettings(data="sums", task="gsm8k")
+    with pytest.raises(InputError, match="data: sums has where, which does not select the rows of task gsm8k"):
+        graded.resolve(source)
+    assert graded.resolve(source.model_copy(update={"format": "native"})).name == "gsm8k"  # read as records
+    assert TaskSettings(data="sums", task="nll").resolve(source).name == "nll"
+    inputs = StepInputs(seed=0, policy=PolicySettings(), sources={"texts": source}, folders={}, run=Path())
+    with pytest.raises(InputError, match="data: texts has where, which does not select rows of texts"):
+        Embedder(data="texts").validate_inputs(inputs)
 
 
 def test_rows_that_the_project_generates_cannot_be_selected():

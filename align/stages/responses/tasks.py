@@ -148,7 +148,14 @@ class TaskSettings(Settings):
                 raise InputError(
                     f"{source.path} does not generate rows for task {name!r}; remove `task`, or use a source that does"
                 )
-            return pick_task(name)
+            task = pick_task(name)
+        if source.where and task.columns and not _is_read_as_prompts(source):
+            raise InputError(
+                f"{self.data} has where, which does not select the rows of task {task.name}; write them to a file of "
+                "their own",
+                ("data",),
+            )
+        return task
 
 
 def _is_read_as_prompts(source: SourceSettings) -> bool:
