@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -73,6 +73,13 @@ def sampling_done(folder: Path | str, speeds: Sequence[Throughput], precision: s
         precision=precision,
         device=default_device(),
     )
+
+
+def sampling_done_by(folders: Mapping[str, Path | str], speeds: Mapping[str, Throughput], precision: str) -> Done:
+    """Return the work of sampling from policies, each in its folder and with its own dimensions."""
+    ran = [(dimensions(load_config(str(folders[name]))), speed.work) for name, speed in speeds.items()]
+    weights = [size.num_weights for size, _ in ran if not isinstance(size, str)]
+    return replace(observing_done(ran), weights=max(weights, default=None), precision=precision)
 
 
 @cache

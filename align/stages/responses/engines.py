@@ -19,6 +19,9 @@ from align.stages.costs.measured import Done, sampling_done
 from align.stages.inputs.context import RunContext
 from align.stages.responses.tasks import TaskSettings
 
+# Why the FLOPs of an evaluation are unknown
+ELSEWHERE = "the model's dimensions are unknown: it runs on a server, or in an engine of the user's own"
+
 
 def engine_place(context: RunContext) -> Place:
     """Return where the servers of a step run."""
@@ -96,8 +99,10 @@ class PolicyEngines:
     def done(self, processes: Processes, more: Work) -> Done:
         """Return the work of all engines, and of the forward passes `observed` and `more`."""
         speeds = [speed for part in processes.all_gather_object(self._speeds) for speed in part]
-        if not self.path or any(each.kind != "local" for each in self._used):
+        if not self.path:  # given responses
             return Done(devices=processes.world_size)
+        if any(each.kind != "local" for each in self._used):
+            return Done(dimensions=ELSEWHERE, devices=processes.world_size)
         precision = next((each.local.precision for each in self._used if each.local is not None), "fp32")
         observed = sum_work([*self.observed, more])
         return replace(sampling_done(self.path, speeds, precision, observed), devices=processes.world_size)

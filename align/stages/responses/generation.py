@@ -25,7 +25,7 @@ from align.records import Comparison, Prompt, Record, Response
 from align.rewards.judges import check_known
 from align.rewards.thoughts import response_text
 from align.rewards.verdicts import Verdict
-from align.stages.costs.measured import Done, sampling_done
+from align.stages.costs.measured import Done, sampling_done_by
 from align.stages.inputs.context import RunContext
 from align.stages.inputs.sources import rows_of, streamed
 from align.stages.responses.engines import engine_identity, engine_report
@@ -80,7 +80,7 @@ def generate_groups(
             )
     rates = {name: speed.tokens_per_s for name, speed in speeds.items() if speed.seconds}
     costs = {name: speed.cost for name, speed in speeds.items() if speed.cost}
-    done = _sampling_work(settings, next(iter(folders.values()), None), speeds)
+    done = _sampling_work(settings, folders, speeds)
     return {
         "report": statistics.report(),
         "engine": engine_report(settings.engine, engine, context.processes),
@@ -269,8 +269,8 @@ def _reward_summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     }
 
 
-def _sampling_work(settings: GenerationSettings, folder: str | None, speeds: Mapping[str, Throughput]) -> Done:
+def _sampling_work(settings: GenerationSettings, folders: Mapping[str, str], speeds: Mapping[str, Throughput]) -> Done:
     """Return what sampling computed, where it ran in this process."""
-    if settings.engine.kind != "local" or settings.models or folder is None:
+    if settings.engine.kind != "local" or settings.models or not folders:
         return Done(dimensions="the models' dimensions are unknown: they run on a server, or no step made them")
-    return sampling_done(folder, list(speeds.values()), local_precision(settings.engine))
+    return sampling_done_by(folders, speeds, local_precision(settings.engine))
