@@ -10,10 +10,17 @@ from align.accounting.recurrence import ATTENTION, MLPS, RECURRENCES, Recurrence
 from align.errors import InputError
 
 # Model types whose MLP has no gate: decoders, and encoders of texts
-UNGATED = frozenset({"gpt2", "gpt_neox", "nemotron", "nemotron_h", "opt", "phi", "starcoder2"}) | frozenset(
-    {"albert", "bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta"}
-)
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+UNGATED_DECODERS = (
+    "apertus", "apertus1p5_text", "arcee", "biogpt", "codegen", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "jais2",
+    "nanochat", "nemotron", "nemotron_h", "opt", "persimmon", "phi", "starcoder2",
+)  # fmt: skip
+UNGATED_ENCODERS = (
+    "albert", "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "deberta", "deberta-v2",
+    "electra", "ernie", "jina_embeddings_v3", "megatron-bert", "mpnet", "nystromformer", "roberta",
+    "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl",
+)  # fmt: skip
+UNGATED = frozenset(UNGATED_DECODERS) | frozenset(UNGATED_ENCODERS)
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Mixtures of experts with standard attention -> key of an expert's width; the cost of other mixtures is unknown
 EXPERT_WIDTH = {
     "granitemoehybrid": "intermediate_size",
@@ -29,8 +36,11 @@ EXPERT_WIDTH = {
 }
 GATED_SHARED = "shared_expert_intermediate_size"  # of a shared expert whose output has a gate
 SHARED_WIDTH = (GATED_SHARED, "shared_intermediate_size", "moe_shared_expert_intermediate_size")
-# Keys of layers that the formulas do not cover: latent attention, and recurrences of other architectures
-OTHER_LAYERS = ("kv_lora_rank", "mamba_d_state", "lru_width")
+# Keys of layers that the formulas do not cover: latent attention, recurrences of other architectures, layers that are
+# computed several times, and layers of several sizes
+OTHER_LAYERS = (
+    "kv_lora_rank", "mamba_d_state", "lru_width", "H_cycles", "hidden_size_per_layer_input", "per_layer_config",
+)  # fmt: skip
 GATED_ATTENTION = {"qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"}  # model types
 
 BACKWARD = 2  # FLOPs of a backward pass relative to its forward pass: Kaplan et al. 2020, sec. 2.1
@@ -174,7 +184,9 @@ def _check_covered(config: Mapping[str, Any]) -> None:
         other, keys = [], ("moe_latent_size",)
     else:
         other, keys = sorted(set(map(str, config.get("layer_types") or ())) - ATTENTION), OTHER_LAYERS
-    kinds = [f"layers of type {each}" for each in other] + [f"{key} {config[key]}" for key in keys if config.get(key)]
+    kinds = [f"layers of type {each}" for each in other] + [
+        key if isinstance(config[key], Mapping) else f"{key} {config[key]}" for key in keys if config.get(key)
+    ]
     if kinds:
         raise InputError(f"cost formulas do not cover {kinds[0]}")
 

@@ -35,6 +35,15 @@ CONFIGS = {
         word_embed_proj_dim=48,
     ),
     "gpt_neox": transformers.GPTNeoXConfig(**SIZES, num_attention_heads=4),
+    "gpt_bigcode": transformers.GPTBigCodeConfig(**GPT2),
+    "gptj": transformers.GPTJConfig(**GPT2, rotary_dim=4, tie_word_embeddings=False),
+    "codegen": transformers.CodeGenConfig(**GPT2, rotary_dim=4, tie_word_embeddings=False),
+    "arcee": transformers.ArceeConfig(**GROUPED),
+    "apertus": transformers.ApertusConfig(**GROUPED),
+    "jais2": transformers.Jais2Config(**GROUPED),
+    "nanochat": transformers.NanoChatConfig(**GROUPED),
+    "persimmon": transformers.PersimmonConfig(**SIZES, num_attention_heads=4),
+    "biogpt": transformers.BioGptConfig(**SIZES, num_attention_heads=4),
     "mixtral": transformers.MixtralConfig(**GROUPED, num_local_experts=5, num_experts_per_tok=2),
     "olmoe": transformers.OlmoeConfig(**SIZES, num_attention_heads=4, num_experts=6, num_experts_per_tok=3),
     "phimoe": transformers.PhimoeConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
@@ -184,6 +193,9 @@ WRONG_CONFIGS = [
     (transformers.RecurrentGemmaConfig().to_dict(), "lru_width 2560"),
     (transformers.NemotronHConfig(moe_latent_size=8).to_dict(), "moe_latent_size 8"),
     (transformers.Lfm2MoeConfig().to_dict(), "has no layer_types"),
+    (transformers.Ernie4_5_MoeConfig().to_dict(), "not ernie4_5_moe"),
+    (transformers.Gemma4TextConfig().to_dict(), "do not cover hidden_size_per_layer_input 256"),
+    ({"per_layer_config": {"1": {"head_dim": 8}}}, "do not cover per_layer_config$"),
     ({"hidden_size": [8, 16], "num_attention_heads": 2}, "hidden_size .* is not one number"),
 ]
 
@@ -195,6 +207,8 @@ def test_unsupported_models_are_rejected(config, message):
 
 
 ENCODERS = ["Albert", "Bert", "Camembert", "Deberta", "DebertaV2", "Electra", "MPNet", "Roberta", "XLMRoberta"]
+ENCODERS += ["BigBird", "Data2VecText", "Ernie", "MegatronBert", "Nystromformer", "RobertaPreLayerNorm", "RoFormer"]
+ENCODERS += ["XLMRobertaXL"]
 
 
 @pytest.mark.parametrize("name", ENCODERS)
