@@ -20,6 +20,7 @@ GEMMA_27B_LAYERS = (46, 62)
 # Keys of configurations whose effect has no place in a file, and those that name the activation function
 NEVER = ("attention_bias", "mlp_bias", "use_sliding_window", "use_bidirectional_attention")
 ACTIVATIONS = ("hidden_act", "hidden_activation")
+SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # llama.cpp has a default for Gemma 2, 50 and 30
 ROPE_FREQS = "rope_freqs.weight"
 
 
@@ -56,10 +57,11 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     expected = {key: (None, False) for key in NEVER} | {key: (None, found.activation) for key in ACTIVATIONS}
     if found.pattern:
         expected |= _expected_of_gemma(found, config)
-    for key, allowed in expected.items():
-        if values.get(key) not in allowed:
-            message = f"GGUF files of the architecture {found.name} cannot hold that {key} is {values[key]!r}"
-            raise InputError(message, ("policy",))
+    wrong = [key for key, allowed in expected.items() if values.get(key) not in allowed]
+    wrong += [key for key in SOFT_CAPS if found.name == "gemma2" and values.get(key) is None]
+    if wrong:
+        message = f"GGUF files of the architecture {found.name} cannot hold that {wrong[0]} is {values.get(wrong[0])!r}"
+        raise InputError(message, ("policy",))
     return found
 
 

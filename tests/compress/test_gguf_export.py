@@ -255,6 +255,10 @@ def test_pre_tokenizers_get_llama_cpps_name_and_an_unknown_one_is_an_error(part,
         ({"model_type": "llama", "attention_bias": True}, "llama cannot hold that attention_bias is True"),
         ({"model_type": "gemma2", "head_dim": 16}, "gemma2 cannot hold that query_pre_attn_scalar is 256"),
         (
+            {**ARCHITECTURES["gemma2"], "attn_logit_softcapping": None},
+            "gemma2 cannot hold that attn_logit_softcapping is None",
+        ),
+        (
             {"model_type": "llama", "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
             "RoPE scaling 'yarn' is not exported",
         ),
