@@ -17,7 +17,8 @@ import torch
 from align.redaction import SECRET_NAME, redact
 
 CPU_INFO = Path("/proc/cpuinfo")  # Linux
-SECRET = re.compile(rf"((?:{SECRET_NAME.pattern})[^=\s]*=)\S+", re.IGNORECASE)  # in an argument of a command
+# In an argument of a command; a tokenizer and numbers of tokens, such as max_new_tokens=64, are none
+SECRET = re.compile(rf"(?!tokenizer\b|tokens\w*=\d+(?!\S))((?:{SECRET_NAME.pattern})[^=\s]*=)\S+", re.IGNORECASE)
 
 
 def environment() -> dict[str, Any]:

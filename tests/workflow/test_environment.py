@@ -16,6 +16,10 @@ def test_the_command_is_recorded_without_folders_and_without_secrets():
     text = command_line(given)
     assert "sk-123" not in text and "abc" not in text
     assert text.endswith("run=key")
+    plain = "sampling.max_new_tokens=64 train.tokens_per_micro_batch=512 policy.tokenizer=org/base pre_tokenizer=qwen2"
+    assert command_line(["align", *plain.split()]) == f"align {plain}"
+    hidden = command_line(["align", "body.tokens=5ecret", "tokenizer_key=abc"])
+    assert hidden == "align 'body.tokens=***' 'tokenizer_key=***'"
 
 
 def test_the_commit_is_that_of_the_working_directory(tmp_path, monkeypatch):
