@@ -8,7 +8,7 @@ import yaml
 from middle_recipe import MIDDLE, recipe_in
 
 from align.errors import InputError
-from align.stages.base import REFERENCES
+from align.stages.base import EMBEDDINGS, REFERENCES
 from align.workflow.recipe.expansion import RESERVED
 from align.workflow.recipe.expansion import RUN_FILES as LEAVES
 
@@ -480,7 +480,7 @@ def shuffle(values, draw):
 
 
 def test_every_name_that_a_run_needs_beside_its_steps_is_reserved():
-    assert {*LEAVES, REFERENCES} <= set(RESERVED)
+    assert {*LEAVES, EMBEDDINGS, REFERENCES} <= set(RESERVED)
 
 
 def test_an_override_below_what_is_wrong_is_named(tmp_path):

@@ -12,13 +12,13 @@ from align.content_hash import STEP
 from align.errors import ErrorList, InputError, Location, within
 from align.pipeline import check_name
 from align.registry import suggest
-from align.stages.base import POLICY, REFERENCES, RESPONSES, TRACKING, Placed, Stage
+from align.stages.base import EMBEDDINGS, POLICY, REFERENCES, RESPONSES, TRACKING, Placed, Stage
 from align.stages.table import STAGES, stage_class
 from align.workflow.recipe.hints import stage_hint
 
 # Files of a run beside the folders of its steps
 RUN_FILES = ("recipe.json", "search.json", "table.json", "changes.json", "ledger.json", "report.html")
-RESERVED = (*RUN_FILES, REFERENCES, RESPONSES, TRACKING)
+RESERVED = (*RUN_FILES, EMBEDDINGS, REFERENCES, RESPONSES, TRACKING)
 NAMES_STEPS = (
     "policy",
     "policies",
