@@ -58,6 +58,8 @@ def generate(
     own = {name: getattr(settings, name) for name in GenerateSettings.model_fields if name != "rows"}
     step = Generate(models=list(policies), data=SOURCE, **own)
     identity = {"policies": {policy: content_of(policy) for policy in policies}, "data": content_of(data)}
+    reading = settings.rows.model_dump(mode="json", include={"format", "columns"}, exclude_defaults=True)
+    identity |= {"rows": reading} if reading else {}  # they decide what judges know of a prompt
 
     def work(context: RunContext) -> dict[str, Any]:
         found = step.run(context)
