@@ -163,19 +163,15 @@ class Generate(GenerationSettings, Stage):
         """Return an upper bound: all responses as long as they may be."""
         from align.data.chat_encoder import ChatEncoder  # noqa: PLC0415 - imports transformers
 
-        if made := [planning.made[name] for name in self.sources if name in planning.made]:
-            responses = (
-                sum(each.rows for each in made) * self.sampling.num_responses * len([*self.policies, *self.models])
-            )
-            tokens = sum(each.tokens for each in made)
-            drawn = responses * self.sampling.max_new_tokens
-            rows = sum(each.rows for each in made)
-            return estimate_answers(self.stage, planning, rows, tokens, drawn, precision=local_precision(self.engine))
-        check = ChatEncoder(planning.tokenizer).check_prompt if self._skips_rows(planning.inputs) else None
-        asked = self.asked(planning.inputs, check=check)
-        drawn = len(asked) * self._responses_per_prompt * self.sampling.max_new_tokens
-        tokens = prompt_tokens(asked, planning.tokenizer)
-        return estimate_answers(self.stage, planning, len(asked), tokens, drawn, precision=local_precision(self.engine))
+        made = [planning.made[name] for name in self.sources if name in planning.made]
+        rows, tokens = sum(each.rows for each in made), sum(each.tokens for each in made)
+        if given := [name for name in self.sources if name not in planning.made]:
+            own = self.model_copy(update={"data": given})
+            check = ChatEncoder(planning.tokenizer).check_prompt if own._skips_rows(planning.inputs) else None
+            asked = own.asked(planning.inputs, check=check)
+            rows, tokens = rows + len(asked), tokens + prompt_tokens(asked, planning.tokenizer)
+        drawn = rows * self._responses_per_prompt * self.sampling.max_new_tokens
+        return estimate_answers(self.stage, planning, rows, tokens, drawn, precision=local_precision(self.engine))
 
     def run(self, context: RunContext) -> dict[str, Any]:
         """Sample, judge and write the groups; a killed step resumes at the next sample."""

@@ -24,3 +24,31 @@ def test_only_sampling_is_estimated_at_less_than_the_rate_of_a_matrix_product(tm
     found = {each.name.partition("-")[0]: each for each in estimate(load_recipe(written(tmp_path, RECIPE)))}
     assert found["scored"].seconds == found["scored"].flops / RATE
     assert found["sampled"].seconds > 10 * found["sampled"].flops / RATE
+
+
+MIXED = (
+    SMALL_POLICY
+    + """\
+data:
+  rows: {{path: "{runs}/rows.jsonl"}}
+  clean: {{path: "step:cleaned/rows.jsonl"}}
+  shown: {{path: "tasks:general", limit: 8}}
+steps:
+  base: {{stage: import, vocab_size: 300}}
+  cleaned: {{stage: curate, data: rows}}
+  made: {{stage: generate, policies: [base], data: clean, judges: [], sampling: {{max_new_tokens: 6}}}}
+  given: {{stage: generate, policies: [base], data: shown, judges: [], sampling: {{max_new_tokens: 6}}}}
+  both: {{stage: generate, policies: [base], data: [shown, clean], judges: [], sampling: {{max_new_tokens: 6}}}}
+"""
+)
+
+
+def test_prompts_of_a_file_and_of_an_earlier_step_count_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "matrix_rate", lambda device, precision: RATE)
+    path = written(tmp_path, MIXED)
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    (tmp_path / "runs/rows.jsonl").write_text("".join(f'{{"prompt": "say {row}"}}\n' for row in range(3)))
+    found = {each.name: each for each in estimate(load_recipe(path))}
+    made, given, both = (found[name] for name in ("made", "given", "both"))
+    assert (made.rows, given.rows, both.rows) == (3, 8, 11)
+    assert both.tokens == made.tokens + given.tokens
