@@ -113,7 +113,7 @@ def _input_error(found: _Found, place: Location) -> InputError:
         return cause
     message = one_line(error["msg"].removeprefix("Value error, "))
     if error["type"] == PATTERN and (examples := _examples(found)):
-        message = f"must look like {' or '.join(map(repr, examples))} (pattern {error['ctx']['pattern']})"
+        message = f"must look like {' or '.join(map(repr, examples))} (pattern {error.get('ctx', {}).get('pattern')})"
     form = _short_form(found) if error["type"].startswith("model") else None
     return InputError(f"{message}{form or ''} (got {repr(error['input'])[:MAX_SHOWN]})", place)
 
