@@ -13,8 +13,8 @@ from align.data.reading import read
 from align.errors import InputError
 from align.inference.samples import Throughput
 from align.records import Comparison, Message, Prompt
+from align.stages.costs.measured import sampling_done
 from align.stages.inputs.sources import SourceSettings
-from align.stages.responses.generation import sampling_done
 from align.stages.responses.tasks import likelihood_rows
 from align.synth.constraints import split_of
 
