@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from align.evaluation.statistics import Score, bootstrap_interval, ratio
+from align.report.pareto.paired import Answers
 from align.workflow.recipe.schema import Recipe
 
 Manifests = Mapping[str, Mapping[str, Any]]
@@ -54,7 +54,7 @@ def changes(recipe: Recipe, manifests: Manifests) -> dict[str, dict[str, Any]]:
             continue
         for column in [each for each in own if each in columns[before]]:
             then, now = columns[before][column], own[column]
-            if then.asked == now.asked and (change := _change(_parts_in(then), _parts_in(now))):
+            if then.asked == now.asked and (change := _change(_answers_in(then), _answers_in(now))):
                 found.setdefault(policy, {})[column] = {**change, "from": before}
     return found
 
@@ -65,30 +65,21 @@ def _start(recipe: Recipe, policy: str) -> str | None:
     return next((copy for copy, trial in recipe.copies.items() if trial == start), start)
 
 
-class _Parts(NamedTuple):
-    """The verdicts on each prompt that has the part; those on several responses to it are added up."""
-
-    prompts: list[Any]  # text, or row number
-    passed: list[tuple[float, float]]  # (passed, out of)
-
-
-def _parts_in(column: _Column) -> _Parts:
-    lines = [json.loads(line) for line in column.file.read_text("utf-8").splitlines()]
-    parts = [{**line["parts"], **line.get("measures", {})} for line in lines]
-    known = [(line, own[column.part]) for line, own in zip(lines, parts, strict=True) if column.part in own]
-    found = _Parts([], [])
-    for prompt, responses in groupby(known, key=lambda each: each[0]["row"] if "row" in each[0] else each[0]["prompt"]):
-        parts_of = [part for _, part in responses]
-        found.prompts.append(prompt)
-        found.passed.append((sum(passed for passed, _ in parts_of), sum(of for _, of in parts_of)))
+def _answers_in(column: _Column) -> Answers:
+    """Return the verdicts on each prompt that has the part."""
+    found = Answers(column.asked)
+    for line in map(json.loads, column.file.read_text("utf-8").splitlines()):
+        parts = {**line["parts"], **line.get("measures", {})}
+        if column.part in parts:
+            found.add(line["row"] if "row" in line else line["prompt"], *parts[column.part])
     return found
 
 
-def _change(then: _Parts, now: _Parts) -> dict[str, Any] | None:
+def _change(then: Answers, now: Answers) -> dict[str, Any] | None:
     """Return the paired difference with its interval; None where the prompts differ, or without any."""
     if then.prompts != now.prompts or not then.prompts:  # a calibration error has no parts
         return None
-    pairs = list(zip(then.passed, now.passed, strict=True))
+    pairs = list(zip(*(zip(each.passed, each.of, strict=True) for each in (then, now)), strict=True))
     values = np.asarray(pairs, dtype=np.float64)  # [prompts, then or now, passed or of]
 
     def difference(chosen: np.ndarray) -> float:
