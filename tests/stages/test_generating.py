@@ -142,7 +142,7 @@ def test_without_a_judge_responses_have_no_rewards(policy, tmp_path):
 def test_what_was_sampled_on_a_gpu_is_accounted_for_there(policy, monkeypatch):
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        done = sampling_done(Path(policy), [Throughput(processed_tokens=12, sampled_tokens=7)], "bf16")
+        done = sampling_done([(Path(policy), Throughput(processed_tokens=12, sampled_tokens=7).work)], "bf16")
         assert (done.device, done.observed.tokens) == ("cuda" if there else "cpu", 12)
 
 

@@ -8,7 +8,7 @@ from align.accounting.flops import Work
 from align.distributed.processes import Processes
 from align.inference.samples import Throughput
 from align.inference.settings import EngineSettings, ServerSettings
-from align.stages.costs.measured import sampling_done_by
+from align.stages.costs.measured import sampling_done
 from align.stages.responses import engines
 
 VOCABULARY = 100
@@ -33,7 +33,7 @@ def test_policies_of_several_sizes_count_each_with_its_own(tmp_path):
         "small": Throughput(processed_tokens=10, attended_pairs=55, sampled_tokens=4),
         "large": Throughput(processed_tokens=3, attended_pairs=6, sampled_tokens=1),
     }
-    done = sampling_done_by({name: tmp_path / name for name in speeds}, speeds, "bf16")
+    done = sampling_done([(tmp_path / name, speed.work) for name, speed in speeds.items()], "bf16")
     assert done.flops[0] == by_hand(16, 10, 55, 4) + by_hand(32, 3, 6, 1)
     assert (done.weights, done.precision) == (10 * 32**2 + 2 * 32 * VOCABULARY, "bf16")
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from align.accounting.flops import Decoder, Work, forward_flops, sum_work, total_flops
-from align.inference.samples import Throughput
+from align.accounting.flops import Decoder, Work, forward_flops, total_flops
 from align.models.loading.config import dimensions, load_config
 from align.models.loading.pretrained import default_device
 
@@ -63,23 +62,11 @@ def observing_done(ran: Sequence[tuple[Decoder | str, Work]]) -> Done:
     return Done(dimensions=size, observed=work, others=tuple(others), device=default_device())
 
 
-def sampling_done(folder: Path | str, speeds: Sequence[Throughput], precision: str, more: Work = NOTHING) -> Done:
-    """Return the work of sampling from a policy, and of a forward pass over `more`."""
-    size = dimensions(load_config(str(folder)))
-    return Done(
-        dimensions=size,
-        weights=None if isinstance(size, str) else size.num_weights,
-        observed=sum_work([*(speed.work for speed in speeds), more]),
-        precision=precision,
-        device=default_device(),
-    )
-
-
-def sampling_done_by(folders: Mapping[str, Path | str], speeds: Mapping[str, Throughput], precision: str) -> Done:
-    """Return the work of sampling from policies, each in its folder and with its own dimensions."""
-    ran = [(dimensions(load_config(str(folders[name]))), speed.work) for name, speed in speeds.items()]
-    weights = [size.num_weights for size, _ in ran if not isinstance(size, str)]
-    return replace(observing_done(ran), weights=max(weights, default=None), precision=precision)
+def sampling_done(ran: Iterable[tuple[Path | str, Work]], precision: str) -> Done:
+    """Return the forward passes of policies, each with the dimensions that its folder has."""
+    sized = [(dimensions(load_config(str(folder))), work) for folder, work in ran]
+    weights = [size.num_weights for size, _ in sized if not isinstance(size, str)]
+    return replace(observing_done(sized), weights=max(weights, default=None), precision=precision)
 
 
 @cache

@@ -104,5 +104,5 @@ class PolicyEngines:
         if any(each.kind != "local" for each in self._used):
             return Done(dimensions=ELSEWHERE, devices=processes.world_size)
         precision = next((each.local.precision for each in self._used if each.local is not None), "fp32")
-        observed = sum_work([*self.observed, more])
-        return replace(sampling_done(self.path, speeds, precision, observed), devices=processes.world_size)
+        work = sum_work([*(speed.work for speed in speeds), *self.observed, more])
+        return replace(sampling_done([(self.path, work)], precision), devices=processes.world_size)

@@ -25,7 +25,7 @@ from align.records import Comparison, Prompt, Record, Response
 from align.rewards.judges import check_known
 from align.rewards.thoughts import response_text
 from align.rewards.verdicts import Verdict
-from align.stages.costs.measured import Done, sampling_done_by
+from align.stages.costs.measured import Done, sampling_done
 from align.stages.inputs.context import RunContext
 from align.stages.inputs.sources import rows_of, streamed
 from align.stages.responses.engines import engine_identity, engine_report
@@ -273,4 +273,6 @@ def _sampling_work(settings: GenerationSettings, folders: Mapping[str, str], spe
     """Return what sampling computed, where it ran in this process."""
     if settings.engine.kind != "local" or settings.models or not folders:
         return Done(dimensions="the models' dimensions are unknown: they run on a server, or no step made them")
-    return sampling_done_by(folders, speeds, local_precision(settings.engine))
+    return sampling_done(
+        [(folders[name], speed.work) for name, speed in speeds.items()], local_precision(settings.engine)
+    )

@@ -28,7 +28,7 @@ from align.inference.samples import Engine
 from align.models.loading.pretrained import silence_transformers
 from align.records import Prompt, Record
 from align.stages.base import RESPONSES
-from align.stages.costs.measured import Done, sampling_done_by
+from align.stages.costs.measured import Done, sampling_done
 from align.stages.inputs.context import RunContext
 from align.stages.inputs.sources import SourceSettings, rows_of, streamed
 from align.stages.responses.engines import engine_identity, engine_place
@@ -260,5 +260,6 @@ def _done(step: SynthesisSettings, context: RunContext, teachers: Teachers) -> D
         return Done(dimensions="the models' dimensions are unknown: they run on a server, or no step made them")
     inputs = context.inputs
     folders = {inputs.sampled_name(name): inputs.folders[name] for name in step.policies}
-    done = sampling_done_by(folders, teachers.throughput, local_precision(step.engine))
+    ran = [(folders[name], speed.work) for name, speed in teachers.throughput.items()]
+    done = sampling_done(ran, local_precision(step.engine))
     return replace(done, devices=context.processes.world_size)
