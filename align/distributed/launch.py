@@ -53,9 +53,14 @@ def launched_with(plugin: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true"
 
 
+def num_launched() -> int:
+    """Return the number of processes of the launch that this one belongs to; 1 without a launch."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def check_world_size(joined: int) -> None:
     """Raise `RunError` unless accelerate joined as many processes as were launched."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = num_launched()
     if joined != launched:
         raise RunError(f"{launched} processes were launched, but accelerate joined {joined}")
 

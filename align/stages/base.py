@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import Field, model_validator
 
 from align.config import Settings
 from align.content_hash import code_of
+from align.distributed.launch import num_launched
 from align.distributed.slurm import SlurmSettings
 from align.errors import InputError, Location
 from align.inference.settings import EngineSettings
@@ -179,7 +179,7 @@ class Stage(LaunchSettings, ABC):
 
     def check_processes(self, name: str) -> None:
         """Raise `InputError` in a launch of several processes for a step, called `name`, that runs in one."""
-        number = int(os.environ.get("WORLD_SIZE", "1"))
+        number = num_launched()
         if number > 1 and "launch" in self.refused:
             raise InputError(
                 f"step {name!r}: {self.stage} runs in one process, not {number}; start it without a launch"

@@ -19,6 +19,7 @@ from align.accounting.energy import EnergyMeter
 from align.content_hash import content_of
 from align.data.chat_clock import BEGAN, began_at, pinned_time
 from align.distributed import slurm
+from align.distributed.launch import num_launched
 from align.distributed.launch_files import check_gpus
 from align.distributed.processes import shutdown_processes
 from align.distributed.progress import Progress
@@ -109,7 +110,7 @@ def _peak_flops(precision: str | None) -> float | None:
     None where no optimizer step computes, and where processes share the processor while it would be measured.
     """
     device = default_device()
-    is_shared = device == "cpu" and os.environ.get("WORLD_SIZE", "1") != "1"
+    is_shared = device == "cpu" and num_launched() > 1
     return None if precision is None or is_shared else matrix_rate(device, precision)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -21,6 +20,7 @@ from align.accounting.peak_memory import peak_memory
 from align.accounting.process_usage import PROCESS_USAGE, ServersAndJudges, sum_usage
 from align.accounting.settings import AccountingSettings
 from align.artifacts import SPENT, read_json, write_json
+from align.distributed.launch import num_launched
 from align.distributed.progress import Progress
 from align.distributed.signals import stop_run
 from align.models.loading.pretrained import default_device
@@ -68,7 +68,7 @@ class Meter:
         self._charged_before = PROCESS_USAGE.now
         self._elsewhere: list[ProcessUse] = []  # of other processes of the launch
         self._flops = 0.0  # as far as they are known while the step runs
-        self._devices = int(os.environ.get("WORLD_SIZE", "1"))
+        self._devices = num_launched()
         self._peak_flops = None if peak_flops is None else peak_flops * self._devices
 
     def __enter__(self) -> Self:
