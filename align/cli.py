@@ -63,8 +63,7 @@ def init(
     from align.commands.interactive.init import init as command  # noqa: PLC0415 - imports pydantic
 
     given = {"split": split, "on_error": on_error, "columns": parse_columns(column or ())}
-    is_default = (None, "error", {})
-    reading = {name: value for name, value in given.items() if value not in is_default}
+    reading = {name: value for name, value in given.items() if value not in (None, "error", {})}  # the defaults
     command(data, policy, out, lora=lora, reading=reading)
 
 
@@ -175,8 +174,8 @@ def keys(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A section (recipe, policy, data, train, sampling, engine, judges, …), a stage, or a part of keys; "
-            "default: all."
+            help="A section (recipe, policy, data, train, sampling, engine, judges, …), a stage, or a part "
+            "of a key's name; default: all."
         ),
     ] = None,
 ) -> None:

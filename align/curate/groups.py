@@ -11,8 +11,8 @@ from align.data.group_choice import best_and_low, most_variance
 from align.data.readers.response_groups import MODELS
 from align.records import Comparison, Record, Response
 
-# Metadata with one entry a response: of sampled groups, and of groups whose responses name their model
-BESIDE = ("origins", MODELS)
+# Keys of the metadata with one entry per response: of sampled groups, and of groups whose responses name their model
+PER_RESPONSE = ("origins", MODELS)
 
 
 def merge(comparisons: Sequence[Comparison]) -> Comparison:
@@ -26,14 +26,14 @@ def merge(comparisons: Sequence[Comparison]) -> Comparison:
     metadata: dict[str, Any] = {}
     for comparison in comparisons:
         metadata = {**comparison.metadata, **metadata}
-        beside = [_beside(comparison, name) for name in BESIDE]
-        for response, *entries in zip(comparison.responses, *beside, strict=True):
+        by_key = [_entries(comparison, name) for name in PER_RESPONSE]
+        for response, *entries in zip(comparison.responses, *by_key, strict=True):
             key = response_key(response)
             if key not in kept or _reward(response) > _reward(kept[key][0]):
                 kept[key] = response, entries
     first = comparisons[0]
     chosen = None if first.chosen is None else list(kept).index(response_key(first.responses[first.chosen]))
-    for number, name in enumerate(BESIDE):
+    for number, name in enumerate(PER_RESPONSE):
         found = [entries[number] for _, entries in kept.values()]
         if any(entry is not None for entry in found):
             metadata[name] = found
@@ -63,15 +63,15 @@ def chosen_responses(record: Record, rule: GroupChoiceSettings) -> Record:
         indices = [record.chosen, *indices[1:]]
     chosen = None if record.chosen is None else indices.index(record.chosen)
     metadata = dict(record.metadata)
-    for name in BESIDE:
-        entries = _beside(record, name)
+    for name in PER_RESPONSE:
+        entries = _entries(record, name)
         if any(entry is not None for entry in entries):
             metadata[name] = [entries[index] for index in indices]
     responses = tuple(record.responses[index] for index in indices)
     return Comparison(record.prompt, responses, chosen, metadata, record.tools)
 
 
-def _beside(comparison: Comparison, name: str) -> Sequence[Any]:
+def _entries(comparison: Comparison, name: str) -> Sequence[Any]:
     """Return the entry of each response under a key of the metadata; None where it is not known."""
     entries: Any = comparison.metadata.get(name)
     if isinstance(entries, list | tuple) and len(cast(Sequence[Any], entries)) == len(comparison.responses):

@@ -67,7 +67,7 @@ class PreferenceLoss:
     def settings(self) -> tuple[str, ...]:
         """Return the names of the settings that change this loss."""
         own = ("eta",) if self.uses_rewards else ("weighting",)
-        # The odds of orpo are those of a mean log-probability: with a length added to it, it would be no longer one
+        # orpo takes the odds of a mean log-probability; a sum with the length has no odds
         margin = () if self.distance.function is odds_ratio else ("length_penalty",)
         common = ("beta", "pairs", "per_token", "reference_free", *margin)
         return tuple(dict.fromkeys((*common, *own, *self.distance.settings)))

@@ -53,9 +53,9 @@ class Rows:
 
 
 def look_at(path: str, taken: Sequence[str], reading: Mapping[str, Any]) -> Rows:
-    """Return what the first rows of a source are and which step they `taken` are names of other sources.
+    """Return what the first rows of a source are and which step they are for.
 
-    `reading` are settings of the source, such as `split`.
+    `taken` are names of other sources, `reading` settings of this one, such as `split`.
     """
     found = stream(path, limit=LOOKED_AT + 1, **reading)
     try:
