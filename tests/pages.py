@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DOCS = tuple(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md")))
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
@@ -13,6 +14,7 @@ PAGES = (
     "launch/README.md",
     "recipes/README.md",
     "tests/README.md",
+    *DOCS,
 )
 OWN_RECIPE = "my-recipe.yaml"  # the reader's recipe in examples
 

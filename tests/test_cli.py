@@ -253,7 +253,7 @@ def test_preview_shows_the_rows_of_a_step(recipe: Path):
 
 
 def test_preview_shows_the_format_of_each_source_and_the_columns_that_decide_it(recipe: Path):
-    """The columns of each row are by hand; the format is that of the table in recipes/README.md."""
+    """The columns of each row are by hand; the format is that of the table in docs/data.md."""
     rows = {
         "two": ({"question": "a", "chosen": "b", "rejected": "c"}, []),
         "chats": ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, []),

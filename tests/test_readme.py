@@ -8,7 +8,19 @@ from fnmatch import fnmatch
 import pytest
 import typer
 import yaml
-from pages import OWN_RECIPE, PAGES, ROOT, align_commands, anchors, blocks, inline_code, links, shell_commands, text
+from pages import (
+    DOCS,
+    OWN_RECIPE,
+    PAGES,
+    ROOT,
+    align_commands,
+    anchors,
+    blocks,
+    inline_code,
+    links,
+    shell_commands,
+    text,
+)
 from transformers import AutoModelForCausalLM
 
 import align
@@ -20,7 +32,7 @@ from align.data.writing import write
 from align.losses.table import LOSSES
 from align.models.policy import save_policy
 from align.testing import tiny_policy, tiny_preferences
-from align.workflow.recipe.load import load_recipe
+from align.workflow.recipe.load import load_recipe, validated_recipe
 from align.workflow.reference import SECTIONS, keys
 
 COMMANDS = typer.main.get_command(app).commands
@@ -55,8 +67,8 @@ def test_a_command_names_options_recipes_steps_settings_and_folders_that_exist(p
     assert set(re.findall(r"runs/[\w.-]+/[\w.-]+", " ".join(words))) <= MADE
 
 
-def test_every_command_is_shown_in_the_guide():
-    shown = {name for code in inline_code("recipes/README.md") for name in re.findall(r"^align ([a-z-]+)", code)}
+def test_every_command_is_on_the_page_of_commands():
+    shown = {name for code in inline_code("docs/commands.md") for name in re.findall(r"^align ([a-z-]+)", code)}
     assert shown == set(COMMANDS)
 
 
@@ -88,12 +100,12 @@ def test_links_and_paths_lead_to_files_and_headings_that_exist(page):
         assert path.exists(), target
         assert not anchor or anchor in anchors(path.relative_to(ROOT)), f"{target}#{anchor}"
     for code in inline_code(page):
-        if re.fullmatch(r"(align|tests|recipes|launch)/[\w./-]+", code) and page != "CHANGELOG.md":
+        if re.fullmatch(r"(align|docs|tests|recipes|launch)/[\w./-]+", code) and page != "CHANGELOG.md":
             assert (ROOT / code).exists(), code
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "recipes/README.md", "align/README.md", "launch/README.md", "CONTRIBUTING.md"]
+    "page", ["README.md", "recipes/README.md", "align/README.md", "launch/README.md", "CONTRIBUTING.md", *DOCS]
 )
 def test_keys_in_the_text_are_keys_of_a_recipe(page):
     for code in inline_code(page):
@@ -101,29 +113,59 @@ def test_keys_in_the_text_are_keys_of_a_recipe(page):
             assert set(re.split(r"[:=]", code)[0].split(".")) <= KEYS, code
 
 
-def test_the_recipes_of_the_guides_are_valid(tmp_path):
-    """Complete ones on their own, and the steps of the guide together, in their order."""
+# Pages whose steps other pages refer to
+BEGINNINGS = (
+    "docs/models.md",
+    "docs/sft.md",
+    "docs/reward-models.md",
+    "docs/preference.md",
+    "docs/on-policy-rounds.md",
+)
+SOURCES = ("programs", "self_instruct", "gsm8k", "pairs", "ratings", "ifeval", "texts", "stsb", "held_out", "chats")
+PROMPTS = ("prompts", "questions")
+
+
+def merged(old, new):
+    """`old` with the keys of `new`, also below keys that both have."""
+    nested = {key: merged(old[key], value) for key, value in new.items() if isinstance(old.get(key), dict) and value}
+    return {**old, **new, **nested}
+
+
+def parts(page):
+    """The parts of a recipe that a page shows."""
+    recipes = [yaml.safe_load(block) for block in blocks(page, "yaml")]
+    return [recipe for recipe in recipes if "run" not in recipe]
+
+
+def test_complete_recipes_of_the_pages_are_valid(tmp_path):
     complete = [(page, block) for page in PAGES for block in blocks(page, "yaml") if "\nrun:" in f"\n{block}"]
-    assert {page for page, _ in complete} == {"README.md", "recipes/README.md"}
-    steps, parts = {}, [yaml.safe_load(block) for block in blocks("recipes/README.md", "yaml")]
-    for part in parts:
-        steps |= part["steps"] if "run" not in part and "steps" in part else {}
-    assert len(steps) >= 5
-    read = ("programs", "self_instruct", "gsm8k", "pairs", "ratings", "ifeval", "feedback", "texts", "stsb", "held_out")
-    data = {name: {"path": "rows.jsonl"} for name in read} | {
-        name: {"path": "tasks:general"} for name in ("prompts", "questions")
-    }
-    whole = {"run": "guide", "policy": next(part["policy"] for part in parts if "run" not in part and "policy" in part)}
-    path = tmp_path / "guide.yaml"
-    path.write_text(yaml.safe_dump(whole | {"data": data, "steps": steps}, sort_keys=False))
-    load_recipe(path)
+    assert {page for page, _ in complete} == {"README.md", "docs/first-recipe.md", "docs/tools.md"}
     for page, block in complete:
-        path.write_text(block)
-        assert load_recipe(path).steps, page
+        (tmp_path / OWN_RECIPE).write_text(block)
+        assert load_recipe(tmp_path / OWN_RECIPE).steps, page
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if parts(page)])
+def test_parts_of_recipes_on_a_page_are_valid_together(page, tmp_path, monkeypatch):
+    """After those of the pages whose steps others refer to; sources without a part of their own are files of rows."""
+    (tmp_path / "my_module.py").write_text("def after_step(event): ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = {"run": "guide", "data": {}, "steps": {}}
+    for part in [part for each in dict.fromkeys((*BEGINNINGS, page)) for part in parts(each)]:
+        assert part.keys() <= {"policy", "data", "search", "steps"}
+        whole = merged(whole, part)
+    paths = dict.fromkeys(SOURCES, "rows.jsonl") | dict.fromkeys(PROMPTS, "tasks:general")
+    given = {name: {"path": path} for name, path in paths.items() if name not in whole["steps"]}
+    assert validated_recipe({**whole, "data": given | whole["data"]}).steps
+
+
+def test_every_page_is_in_the_index():
+    listed = {target for target, _ in links("docs/README.md")}
+    assert {page.removeprefix("docs/") for page in DOCS} - {"README.md"} <= listed
 
 
 def test_the_table_of_loss_settings_has_the_defaults_of_every_loss():
-    table = text("recipes/README.md").partition("| setting | meaning | default |")[2].partition("\n\n")[0]
+    table = text("docs/preference.md").partition("| setting | meaning | default |")[2].partition("\n\n")[0]
     rows = {row[0].strip(" `"): row[2] for row in (line.strip("|").split("|") for line in table.splitlines()[2:])}
     assert rows.keys() == {setting for loss in LOSSES.values() for setting in loss.settings}
     for name, loss in LOSSES.items():

@@ -1,4 +1,4 @@
-"""The errors of the guide's troubleshooting section are the ones that the commands print."""
+"""The errors of docs/troubleshooting.md are the ones that the commands print."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
 
 
 def messages():
-    return [block.strip() for block in blocks("recipes/README.md", "text") if block.startswith("align: ")]
+    return [block.strip() for block in blocks("docs/troubleshooting.md", "text") if block.startswith("align: ")]
 
 
 @pytest.mark.parametrize("message", messages())
@@ -99,5 +99,5 @@ def test_the_message_is_printed(message, folder, monkeypatch, capsys):
     assert re.fullmatch(".*".join(map(re.escape, message.split("…"))), printed), printed
 
 
-def test_every_case_is_in_the_guide():
+def test_every_case_is_on_the_page():
     assert len(messages()) == len(CASES)

@@ -316,9 +316,9 @@ def test_skipped_rows_and_unused_parents_are_counted(tmp_path):
     assert [number for name, number in counts.items() if name.startswith("rows: ")] == [1]
 
 
-def test_the_guide_lists_every_family():
-    guide = (ROOT / "recipes/README.md").read_text("utf-8").partition("## Synthetic data")[2].partition("\n## ")[0]
-    assert [name for name in FAMILIES if f"`{name}`" not in guide] == []
+def test_the_page_lists_every_family():
+    page = (ROOT / "docs/synthetic-data.md").read_text("utf-8")
+    assert [name for name in FAMILIES if f"`{name}`" not in page] == []
 
 
 def test_every_family_is_made_by_a_test():
