@@ -33,7 +33,7 @@ LOST = "lost"  # key under which the main process names a lost process to the ot
 class Heartbeat:
     """The heartbeat of this process, and what it knows of the other processes."""
 
-    stopped = False  # of all heartbeats of the process
+    stopped = threading.Event()  # of all heartbeats of the process
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
@@ -69,7 +69,7 @@ class Heartbeat:
         """Send heartbeats until they are stopped; exit when the main process reports a lost process."""
         seen = _Seen(self.world_size)
         num_sent = 0
-        while not self.stopped:
+        while not self.stopped.is_set():
             num_sent += 1
             try:
                 self._store.set(str(self.rank), json.dumps([num_sent, self.activity]))
@@ -77,11 +77,12 @@ class Heartbeat:
                     self._store.set(LOST, self._message(lost, seen.last[lost]))
                 if self._store.check([LOST]):
                     self._exit(self._store.get(LOST).decode())
-                Heartbeat.stopped = Heartbeat.stopped or self._store.check([ENDED])
+                if self._store.check([ENDED]):
+                    stop_heartbeats()
                 self._last_response = time.monotonic()
             except RuntimeError:  # the connection is lost; `_watch_store` decides when that has lasted too long
                 pass
-            time.sleep(INTERVAL_S)
+            self.stopped.wait(INTERVAL_S)
         with suppress(RuntimeError):  # the main process may have exited already
             self._store.set(ENDED if self.rank == 0 else str(self.rank), ENDED)
 
@@ -90,13 +91,18 @@ class Heartbeat:
         stop_heartbeats()
         self._sender.join(TIMEOUT_S)
         if self.rank == 0:
-            time.sleep(2 * INTERVAL_S)
+            others, start = [str(rank) for rank in range(1, self.world_size)], time.monotonic()
+            while not self._have_ended(others) and time.monotonic() - start < 2 * INTERVAL_S:
+                time.sleep(INTERVAL_S / 50)
+
+    def _have_ended(self, ranks: list[str]) -> bool:
+        """Return whether these processes have stopped their heartbeats."""
+        return self._store.check(ranks) and all(value.decode() == ENDED for value in self._store.multi_get(ranks))
 
     def _watch_store(self) -> None:
         """Exit when the store has not responded for too long."""
         while time.monotonic() - self._last_response <= TIMEOUT_S:
-            time.sleep(INTERVAL_S)
-            if self.stopped:
+            if self.stopped.wait(INTERVAL_S):
                 return
         self._exit(self._message(0, ""))
 
@@ -138,7 +144,7 @@ def get_heartbeat(rank: int, world_size: int) -> Heartbeat:
 
 def stop_heartbeats() -> None:
     """Stop sending and checking heartbeats; called before shutdown, when processes exit in any order."""
-    Heartbeat.stopped = True
+    Heartbeat.stopped.set()
 
 
 def _has_exited(pid: int) -> bool:

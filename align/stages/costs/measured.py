@@ -19,7 +19,7 @@ FORMULA = "2 per weight and token, 4 per attended pair and unit of width; a back
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-products": torch.bfloat16}
 # Side of the square matrices whose product measures the device's rate; a smaller one leaves a large GPU half idle
 PRODUCT_SIDE, PRODUCT_SIDE_CUDA = 2048, 4096
-SMALLEST_SIDE, SLOW_PRODUCT_S = 256, 0.2  # the side doubles until a product takes this long
+SMALLEST_SIDE, SLOW_PRODUCT_S = 256, 0.02  # the side doubles until a product takes this long
 PRODUCTS = 4  # timed; the first one is slower
 
 
