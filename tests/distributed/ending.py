@@ -17,14 +17,14 @@ def leave_early():
 
 
 if __name__ == "__main__":
-    heartbeat.TIMEOUT_S = 2.0
+    heartbeat.INTERVAL_S, heartbeat.TIMEOUT_S = 0.3, 1.5
     joined = PartialState(cpu=True, backend="gloo")
     heartbeat.get_heartbeat(joined.process_index, joined.num_processes)
     torch.distributed.barrier()
     if joined.process_index == int(sys.argv[1]):
         leave_early()
     else:
-        time.sleep(3 * heartbeat.TIMEOUT_S)
+        time.sleep(2 * heartbeat.TIMEOUT_S)
         if sys.argv[2] == "waits":
             torch.distributed.barrier()
         print("{}", flush=True)

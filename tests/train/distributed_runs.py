@@ -50,70 +50,70 @@ from align.train.training_run import Teacher
 # Clocks differ: the first rank finds it time for a checkpoint when the other does not.
 OFTEN = 1e-9 if os.environ.get("RANK", "0") == "0" else 1e9
 
-STEPS = 10
+STEPS, KILLED_AFTER, RESUMED_AFTER = 6, 5, 4
 # Objective, training data and settings of each run, with held-out rows
 CASES = {
-    "sft": (supervised(), demonstrations(36), {"tokens_per_micro_batch": 90}),
+    "sft": (supervised(), demonstrations(20), {"tokens_per_micro_batch": 90}),
     # Very unequal groups, so that ranks have different numbers of them, and a last step of an epoch of one group
     "rpo": (
         preference("rpo_bwd_kl", beta=0.1, sft_weight=0.02),
-        comparisons(33, sizes=(1, 2, 5), longest=60),
+        comparisons(17, sizes=(1, 2, 5), longest=60),
         {"tokens_per_micro_batch": 200, "checkpoint_minutes": OFTEN},
     ),
     # Steps of one group: a rank has none
-    "alone": (preference("dpo"), comparisons(5), {"prompts_per_step": 1}),
-    "adapters": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
+    "alone": (preference("dpo"), comparisons(3), {"prompts_per_step": 1}),
+    "adapters": (preference("dpo"), comparisons(20), {"tokens_per_micro_batch": 200}),
     "reward": (
         reward_objective("regression", NAMES, WEIGHTS),
-        rated(33),
+        rated(17),
         {"tokens_per_micro_batch": 200, "keep": "best", "evaluate_every": 1, "learning_rate": 2e-2},
     ),
     # Ranks without a prompt whose responses they could pair, and a last step of an epoch of one prompt
-    "kto": (preference("kto"), labelled(33, sizes=(1, 1, 3)), {"tokens_per_micro_batch": 100}),
-    "weighted": (preference("dpo", beta=1.0, weighting="wpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
-    "mixture": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200}),
+    "kto": (preference("kto"), labelled(17, sizes=(1, 1, 3)), {"tokens_per_micro_batch": 100}),
+    "weighted": (preference("dpo", beta=1.0, weighting="wpo"), comparisons(20), {"tokens_per_micro_batch": 200}),
+    "mixture": (preference("dpo"), comparisons(20), {"tokens_per_micro_batch": 200}),
     # Small steps, as its recurrences amplify rounding
-    "hybrid": (preference("dpo"), comparisons(36), {"tokens_per_micro_batch": 200, "learning_rate": 3e-4}),
+    "hybrid": (preference("dpo"), comparisons(20), {"tokens_per_micro_batch": 200, "learning_rate": 3e-4}),
     # Killed between the first and the second of the snapshots whose mean the weights become in the end
-    "resumed": (preference("dpo"), comparisons(36), {"checkpoint_steps": 3, "average": {"last": 2, "every": 5}}),
+    "resumed": (preference("dpo"), comparisons(20), {"checkpoint_steps": 2, "average": {"last": 2, "every": 3}}),
     "bf16": (
         preference("rpo_bwd_kl", beta=0.1, sft_weight=0.02),
-        comparisons(33, sizes=(1, 2, 5), longest=60),
+        comparisons(17, sizes=(1, 2, 5), longest=60),
         {"tokens_per_micro_batch": 200, "precision": "bf16"},
     ),
     "bf16 reduced": (
         supervised(),
-        demonstrations(36),
+        demonstrations(20),
         {"tokens_per_micro_batch": 90, "precision": "bf16", "reduce_dtype": "bf16"},
     ),
-    # Rows chosen by the loss of a policy that was trained for it, in 10 steps of the 2 epochs
-    "selected": (supervised(), demonstrations(160), {"tokens_per_micro_batch": 90}),
+    # Rows chosen by the loss of a policy that was trained for it, in 6 steps of the 2 epochs
+    "selected": (supervised(), demonstrations(96), {"tokens_per_micro_batch": 90}),
     # Rows chosen jointly by their first tokens; the last step of an epoch scores one row, which a rank has not
-    "embedded": (supervised(), demonstrations(129), {"tokens_per_micro_batch": 90}),
-    "gradient": (preference("dpo"), comparisons(160), {"tokens_per_micro_batch": 200}),
-    "scorer": (supervised(), demonstrations(160), {"tokens_per_micro_batch": 90}),
-    "tokens": (ChosenTokensObjective(0.4), demonstrations(36), {"tokens_per_micro_batch": 90}),
-    "distilled": (distillation(beta=0.5, top_k=8, sft_weight=1.0), demonstrations(36), {"tokens_per_micro_batch": 90}),
+    "embedded": (supervised(), demonstrations(65), {"tokens_per_micro_batch": 90}),
+    "gradient": (preference("dpo"), comparisons(96), {"tokens_per_micro_batch": 200}),
+    "scorer": (supervised(), demonstrations(96), {"tokens_per_micro_batch": 90}),
+    "tokens": (ChosenTokensObjective(0.4), demonstrations(20), {"tokens_per_micro_batch": 90}),
+    "distilled": (distillation(beta=0.5, top_k=8, sft_weight=1.0), demonstrations(20), {"tokens_per_micro_batch": 90}),
     # Gradients reduced in each micro-batch, to the shares where they are shared out; a tracker that ends before saving
     "each": (
         supervised(),
-        demonstrations(36),
+        demonstrations(20),
         {"tokens_per_micro_batch": 90, "reduce": "each", "trackers": ["tensorboard"]},
     ),
 }
 # In fp64, where next to nothing is rounding; with groups above a small budget, which run in parts
 EXACT = {
-    "exact": (preference("dpo", sft_weight=0.1), comparisons(33, sizes=(1, 2, 5), longest=60), {}),
-    "parts": (preference("dpo"), comparisons(33, sizes=(2, 5)), {"tokens_per_micro_batch": 60}),
+    "exact": (preference("dpo", sft_weight=0.1), comparisons(17, sizes=(1, 2, 5), longest=60), {}),
+    "parts": (preference("dpo"), comparisons(17, sizes=(2, 5)), {"tokens_per_micro_batch": 60}),
 }
 # With weights in bf16; killed and resumed, too, which must be exact
 BF16_WEIGHTS = {
-    mode: (preference("dpo"), comparisons(36), {"precision": "bf16", "weights": mode, "checkpoint_steps": 3})
+    mode: (preference("dpo"), comparisons(20), {"precision": "bf16", "weights": mode, "checkpoint_steps": 2})
     for mode in ("bf16_master", "bf16_stochastic")
 }
-# A run that is killed after step 8, and what another number of processes makes of it, from the checkpoint of step 6
+# A run that is killed after step 5, and what another number of processes makes of it, from the checkpoint of step 4
 MOVED = dict.fromkeys(
-    ("stopped", "continued"), (supervised(), demonstrations(129), {"tokens_per_micro_batch": 90, "checkpoint_steps": 3})
+    ("stopped", "continued"), (supervised(), demonstrations(65), {"tokens_per_micro_batch": 90, "checkpoint_steps": 2})
 )
 JOINT = {
     "score": "learnability",
@@ -191,14 +191,14 @@ def run_case(folder, name, **more):
         return loop(folder, objective, train, model=model, progress=report, accelerator=joined, job=job, **changes)
 
     if killed and name != "continued":
-        made = make(folder, stop_after=8)
+        made = make(folder, stop_after=KILLED_AFTER)
         with suppress(Killed):
             made.run()
         if name == "stopped":
             return made
     made = make(folder)
     made.run()
-    assert len(made.progress.steps) == STEPS - 6 * killed
+    assert len(made.progress.steps) == STEPS - RESUMED_AFTER * killed
     trained = weights(made.policy)
     if killed and name != "continued":
         whole = make(folder / "whole")
