@@ -33,6 +33,7 @@ from align.losses.table import LOSSES
 from align.models.policy import save_policy
 from align.testing import tiny_policy, tiny_preferences
 from align.workflow.recipe.load import load_recipe, validated_recipe
+from align.workflow.recipe.schema import WrittenRecipe
 from align.workflow.reference import SECTIONS, keys
 
 COMMANDS = typer.main.get_command(app).commands
@@ -147,15 +148,19 @@ def test_complete_recipes_of_the_pages_are_valid(tmp_path):
 
 @pytest.mark.parametrize("page", [page for page in DOCS if parts(page)])
 def test_parts_of_recipes_on_a_page_are_valid_together(page, tmp_path, monkeypatch):
-    """After those of the pages whose steps others refer to; sources without a part of their own are files of rows."""
+    """After the page's complete recipe or the pages whose steps others refer to; other sources are files of rows."""
     (tmp_path / "my_module.py").write_text("def after_step(event): ...")
     monkeypatch.syspath_prepend(tmp_path)
-    whole = {"run": "guide", "data": {}, "steps": {}}
-    for part in [part for each in dict.fromkeys((*BEGINNINGS, page)) for part in parts(each)]:
-        assert part.keys() <= {"policy", "data", "search", "steps"}
+    own = own_recipe(page)
+    whole = yaml.safe_load(own) if own else {"run": "guide", "data": {}, "steps": {}}
+    pages = [page] if own else dict.fromkeys((*BEGINNINGS, page))
+    for part in [part for each in pages for part in parts(each)]:
+        assert part.keys() <= WrittenRecipe.model_fields.keys()
         whole = merged(whole, part)
-    paths = dict.fromkeys(SOURCES, "rows.jsonl") | dict.fromkeys(PROMPTS, "tasks:general")
-    given = {name: {"path": path} for name, path in paths.items() if name not in whole["steps"]}
+    sources = dict.fromkeys(SOURCES, {"path": "rows.jsonl"}) | dict.fromkeys(
+        PROMPTS, {"path": "tasks:general", "limit": 2000}
+    )
+    given = {name: source for name, source in sources.items() if name not in whole["steps"]}
     assert validated_recipe({**whole, "data": given | whole["data"]}).steps
 
 
