@@ -36,6 +36,7 @@ from align.synth.families.table import FAMILIES
 from align.synth.scored_groups import GroupSettings
 from align.train.selection.settings import SelectionSettings
 from align.train.settings import TrainSettings
+from align.train.tracking import TrackingSettings
 from align.workflow.recipe.schema import WrittenRecipe
 from align.workflow.search.settings import SearchSettings
 
@@ -62,6 +63,7 @@ class Key(NamedTuple):
     section: str | None = None  # the section that lists the keys below this one, if they are shared
 
 
+PARTS = ("recipe", "policy", "data", "search", "accounting", "budget", "tracking")
 # Sections of the reference: a part of the recipe, a stage, or settings that several stages contain
 SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "recipe": ("Top level", WrittenRecipe),
@@ -70,6 +72,7 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "search": ("search: settings of a step that are searched", SearchSettings),
     "accounting": ("accounting: cost and energy", AccountingSettings),
     "budget": ("budget: caps on what a run may use", BudgetSettings),
+    "tracking": ("tracking: experiment trackers", TrackingSettings),
     **{name: (f"Stage {name}", stage) for name, stage in STAGES.items()},
     "train": ("train: settings of the training loop", TrainSettings),
     "selection": ("selection: choice of the rows of each optimizer step", SelectionSettings),
@@ -111,14 +114,21 @@ def _family_keys() -> list[Key]:
 
 def page() -> str:
     """Return the page of the reference: an index, then one Markdown table for each section."""
-    index = "\n".join(f"- [{title}](#{_anchor(title)})" for title, _ in SECTIONS.values())
-    parts = [INTRO + "\n" + index]
+    parts = [f"{INTRO}\n{_index()}"]
     for name, (title, settings) in SECTIONS.items():
         rows = [_row(key) for key in keys(name)]
         intro = (settings.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
         table = ["| key | type | default | meaning |", "|---|---|---|---|", *rows]
         parts.append("\n".join([f"## {title}", "", " ".join(intro.split()), "", *table]))
     return "\n\n".join(parts) + "\n"
+
+
+def _index() -> str:
+    """Return links to the sections, in three lines."""
+    shared = [name for name in SECTIONS if name not in (*PARTS, *STAGES)]
+    groups = {"Recipe": PARTS, "Stages": STAGES, "Settings of several stages": shared}
+    lines = {group: [f"[{name}](#{_anchor(SECTIONS[name][0])})" for name in names] for group, names in groups.items()}
+    return "\n".join(f"- {group}: {', '.join(found)}" for group, found in lines.items())
 
 
 def json_schema() -> dict[str, Any]:
