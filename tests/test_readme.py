@@ -31,6 +31,7 @@ from align.commands.one_step import settings_of
 from align.data.writing import write
 from align.losses.table import LOSSES
 from align.models.policy import save_policy
+from align.records import Demonstration, Message
 from align.testing import tiny_policy, tiny_preferences
 from align.workflow.recipe.load import load_recipe, validated_recipe
 from align.workflow.recipe.schema import WrittenRecipe
@@ -196,6 +197,17 @@ def test_the_program_of_the_readme_trains_and_saves_a_policy(tmp_path, monkeypat
     for program in blocks("README.md", "python"):
         exec(program, {})
     AutoModelForCausalLM.from_pretrained("mine")
+
+
+def test_the_program_on_synthetic_data_measures_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(
+        tmp_path / "demonstrations.jsonl",
+        [Demonstration((Message("user", f"Say {at}."), Message("assistant", "Yes."))) for at in range(3)],
+    )
+    (program,) = blocks("docs/synthetic-data.md", "python")
+    exec(program, {})
+    assert "seeds" in (tmp_path / "measures.json").read_text()
 
 
 def test_the_readme_has_one_test_command():

@@ -74,7 +74,7 @@ def test_the_measures_stand_in_the_report_of_the_run(step, tmp_path):
     folder, _, _ = step
     (folder / MADE / "manifest.json").write_text(json.dumps({"stage": "synthesize"}))
     text = write_report(folder / "runs/made", tmp_path / "report.html").read_text()
-    assert "Made data" in text and "Map of embeddings" in text and "hashed words" in text
+    assert "Synthetic data" in text and "Map of embeddings" in text and "hashed words" in text
 
 
 def test_a_server_gives_no_embeddings(tmp_path):
