@@ -32,6 +32,8 @@ def _gib(value: float) -> str:
     return _number(value / 2**30)
 
 
+NAMED = 3  # steps at most that a total lists by name
+SHOWN_DISK = 0.1 * 2**30  # bytes
 TOTALS = {  # resource -> its name, its unit, and a value as text
     "seconds": ("time", "", duration_text),
     "energy_wh": ("energy", "Wh", _number),
@@ -76,7 +78,7 @@ def check(path: Path, overrides: Sequence[str]) -> None:
 
 
 def _show(console: Console, name: str, stage: str, lines: Iterable[tuple[str, str]]) -> None:
-    console.print(f"[bold]{name}[/]  {stage}", highlight=False)
+    console.print(f"[bold]{name}[/]  {stage}".rstrip(), highlight=False)
     for key, text in lines:
         console.print(f"  {key:<16} {text}", highlight=False, soft_wrap=True)
 
@@ -108,28 +110,44 @@ def _engine_lines(used: Sequence[UsedEngine]) -> list[tuple[str, str]]:
 def total_lines(
     recipe: Recipe, estimates: Sequence[Estimate], predictions: Sequence[Prediction]
 ) -> list[tuple[str, str]]:
-    """Return what the whole recipe is predicted to use, with what is unknown and why."""
+    """Return what the whole recipe is predicted to use: compute and time, and what else is known or was priced."""
+    from align.stages.training.footprint import allocator_note  # noqa: PLC0415 - imports torch
     from align.workflow.prediction import total  # noqa: PLC0415 - imports torch
 
     at_most = "at most " if any(each.bound for each in estimates) else ""
     no_flops = [each.name for each in estimates if each.flops is None]
     flops = f"{at_most}{sum(each.flops or 0.0 for each in estimates):.2e} FLOPs{_without(no_flops)}"
-    lines = [("compute", flops)]
+    lines, is_priced = [("compute", flops)], recipe.accounting.price_per_device_hour is not None
     for resource, (name, unit, as_text) in TOTALS.items():
         value, unknown = total(predictions, resource)
         unit = recipe.accounting.currency if resource == "money" else unit
-        if resource == "money" and recipe.accounting.price_per_device_hour is None:
-            text = "unknown: set accounting.price_per_device_hour"
-        elif value is None:
-            text = f"unknown: no step of these stages has been measured on this machine, below {recipe.runs}"
-        else:
-            text = f"{at_most}{_range(value, unit, as_text)}{_without(unknown)}"
-        lines.append((name, text))
-    num_earlier = sum(each.num_earlier for each in {each.stage: each for each in predictions}.values())
-    lines.append(
-        ("learned from", f"{num_earlier} finished step(s) of these stages on this machine, below {recipe.runs}")
-    )
+        if value is not None and value.high > 0:
+            formula = _formula_share(estimates, predictions) if resource == "seconds" else ""
+            lines.append((name, f"{at_most}{_range(value, unit, as_text)}{_without(unknown)}{formula}"))
+        elif value is None and (resource == "seconds" or (resource == "money" and is_priced)):
+            unmeasured = f"no step of these stages has been measured on this machine, below {recipe.runs}"
+            lines.append((name, f"unknown: {unmeasured}"))
+    if num_earlier := sum(each.num_earlier for each in {each.stage: each for each in predictions}.values()):
+        lines.append(
+            ("learned from", f"{num_earlier} finished step(s) of these stages on this machine, below {recipe.runs}")
+        )
+    memories = [each.training.memory for each in estimates if each.training is not None]
+    if any(memory is not None and memory.sharding.cpu for memory in memories) and (note := allocator_note()):
+        lines.append(("allocator", note))
     return lines
+
+
+def _formula_share(estimates: Sequence[Estimate], predictions: Sequence[Prediction]) -> str:
+    """Return how much of the predicted time no earlier step tells."""
+    by_formula = sum(
+        predicted.seconds.typical
+        for predicted in predictions
+        if predicted.seconds is not None and not predicted.num_earlier
+    )
+    if not by_formula:
+        return ""
+    share = "" if not any(each.num_earlier for each in predictions) else f"{duration_text(by_formula)} of it "
+    return f", {share}estimated from a matrix product"
 
 
 def _range(value: Interval, unit: str, text: Callable[[float], str]) -> str:
@@ -140,6 +158,8 @@ def _range(value: Interval, unit: str, text: Callable[[float], str]) -> str:
 
 
 def _without(names: Sequence[str]) -> str:
+    if len(names) > NAMED:
+        return f", without {len(names)} steps: unknown"
     return f", without {', '.join(names)}: unknown" if names else ""
 
 
@@ -147,13 +167,11 @@ def _lines(step: Estimate, predicted: Prediction) -> dict[str, str]:
     from align.stages.training.rows import describe  # noqa: PLC0415 - imports torch
 
     at_most, training = "at most " if step.bound else "", step.training
-    lines = {"rows": f"{at_most}{step.rows:,}"}
+    lines = {"rows": f"{at_most}{step.rows:,}"} if step.rows else {}
     if training is not None:
         lines["rows"] = describe(training.counts, training.format)
-        lines["tokens"] = (
-            f"{step.tokens:,} per epoch ({training.unshared:,} if prefixes were not shared), "
-            f"longest row {training.longest:,}"
-        )
+        shared = f" ({training.unshared:,} if prefixes were not shared)" if training.unshared > step.tokens else ""
+        lines["tokens"] = f"{step.tokens:,} per epoch{shared}, longest row {training.longest:,}"
         lines["optimizer steps"] = f"{training.optimizer_steps:,}"
         if training.memory is not None:
             lines["memory"] = training.memory.describe()
@@ -167,16 +185,17 @@ def _lines(step: Estimate, predicted: Prediction) -> dict[str, str]:
     if step.flops and step.seconds:
         lines["FLOPs"] = f"{at_most}{step.flops:.2e}"
         by_formula = f"{duration_text(step.seconds)} on this machine, estimated from a matrix product"
-        lines["time"] = f"{at_most}{by_formula}; no earlier {step.stage} step to learn from"
-    if predicted.seconds is not None:
+        lines["time"] = f"{at_most}{by_formula}"
+    if predicted.seconds is not None and predicted.num_earlier:
         learned = (
             f"{_range(predicted.seconds, '', duration_text)}, from {predicted.num_earlier} earlier {step.stage} step(s)"
         )
         lines["time"] = f"{at_most}{learned} on this machine"
-    lines["disk"] = f"{(step.disk + step.spare) / 2**30:.2f} GiB while it runs, {step.disk / 2**30:.2f} GiB after"
-    if training is not None:
-        lines["imbalance"] = "; ".join(
-            f"{one.num_ranks} ranks: mean {one.mean:.3f}, worst {one.worst:.3f}, lower bound {one.lower_bound:.3f}"
-            for one in training.balances
+    if step.disk + step.spare >= SHOWN_DISK:
+        lines["disk"] = f"{(step.disk + step.spare) / 2**30:.2f} GiB while it runs, {step.disk / 2**30:.2f} GiB after"
+    if training is not None and (split := training.balance) is not None:
+        lines["imbalance"] = (
+            f"{split.num_ranks} ranks: mean {split.mean:.3f}, worst {split.worst:.3f}, "
+            f"lower bound {split.lower_bound:.3f}"
         )
     return lines

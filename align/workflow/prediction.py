@@ -51,7 +51,7 @@ class Prediction:
     name: str
     stage: str
     num_earlier: int  # comparable steps on this machine
-    seconds: Interval | None
+    seconds: Interval | None  # by formula for one process and no earlier step
     money: Interval | None
     energy_wh: Interval | None
     wire_bytes: Interval | None  # sent by each device
@@ -104,11 +104,12 @@ def predict(recipe: Recipe, estimate: Estimate, earlier: Sequence[Ledger]) -> Pr
     formula = estimate.training.memory if estimate.training is not None else None
     of_weights = [each.peak_memory_bytes for each in same_devices if _is_same_size(each.weights, estimate.weights)]
     peaks = [float(peak) for peak in of_weights if peak is not None] if formula is None else [float(formula.peak)]
+    by_formula = None if estimate.seconds is None or devices > 1 else Interval.of([estimate.seconds])
     return Prediction(
         name=estimate.name,
         stage=estimate.stage,
         num_earlier=len(alike),
-        seconds=device_hours and _scaled(device_hours, SECONDS_PER_HOUR / devices),
+        seconds=by_formula if device_hours is None else _scaled(device_hours, SECONDS_PER_HOUR / devices),
         money=None if price is None or device_hours is None else _scaled(device_hours, price),
         energy_wh=learned(lambda each: each.energy_kwh, alike, work * WH_PER_KWH),
         wire_bytes=learned(lambda each: each.wire_bytes, same_devices, work) if devices > 1 else Interval(0, 0, 0),

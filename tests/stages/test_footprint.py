@@ -52,13 +52,13 @@ def memory_of(folder, *overrides):
 def test_check_tells_the_memory_of_the_launch_and_of_other_ways(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = memory_of(tmp_path, "steps.dpo.launch=launch/zero2-cpu-2.yaml")
-    assert "in one process, including the Python process" in found["sft"].describe()
+    assert found["sft"].describe().endswith("in one process, including the Python process")
     assert "in each of 2 processes under ZeRO-2, including the Python process" in found["dpo"].describe()
     for each in found.values():
         assert each.many == 8
         whole, *sharded = each.by_stage
         assert all(peak < whole + 10**8 for peak in sharded)  # DeepSpeed itself takes more than so small a model
-        assert each.describe().count("ZeRO-") == 3 + (each.sharding.stage > 0)
+    assert found["dpo"].describe().count("ZeRO-") == 4
 
 
 def test_on_a_gpu_the_process_itself_is_not_in_the_devices_memory(tmp_path, monkeypatch):

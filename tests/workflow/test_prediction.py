@@ -13,6 +13,7 @@ from align.accounting.ledger import step_ledger
 from align.accounting.settings import AccountingSettings
 from align.commands.check import check
 from align.stages.costs.estimates import Estimate
+from align.stages.training.footprint import allocator_note
 from align.workflow import prediction as module
 from align.workflow.environment import environment
 from align.workflow.launcher import Command
@@ -114,7 +115,7 @@ def test_steps_without_a_model_count_as_equally_long_and_unknown_flops_predict_n
     none = [ledger(flops=0.0, seconds=seconds, weights=None) for seconds in (2, 4, 9)]
     found = predict(recipe, Estimate(name="base", stage="import", rows=0), [*none, ledger()])
     assert (found.num_earlier, found.seconds) == (3, (2, 4, 9))
-    unknown = predict(recipe, Estimate(name="sft", stage="sft", rows=1, flops=None), [ledger()])
+    unknown = predict(recipe, Estimate(name="sft", stage="sft", rows=1, flops=None, seconds=None), [ledger()])
     assert (unknown.num_earlier, unknown.seconds, unknown.money, unknown.energy_wh) == (0, None, None, None)
 
 
@@ -136,16 +137,18 @@ def shown(capsys, path, *overrides):
 def test_check_shows_the_whole_recipe_and_says_where_there_is_nothing_to_learn_from(tmp_path, here, capsys):
     path = written(tmp_path, RECIPE)
     steps, lines = shown(capsys, path)
-    assert "estimated from a matrix product; no earlier sft step to learn from" in steps
-    (flops,) = re.findall(r"FLOPs (\S+)\n(?=.*sft step)", steps)
-    nothing = f"unknown: no step of these stages has been measured on this machine, below {tmp_path / 'runs'}"
-    assert f"time {nothing}" in lines and f"energy {nothing}" in lines
-    assert "money unknown: set accounting.price_per_device_hour" in lines
+    assert steps.count("on this machine, estimated from a matrix product") == 2
+    assert "rows 0" not in steps and "imbalance" not in steps and "ZeRO" not in steps
+    (flops,) = re.findall(r"FLOPs (\S+)\n", steps.partition("sft sft")[2].partition("dpo")[0])
+    assert [line.split()[0] for line in lines] == ["compute", "time", "peak", *["allocator"] * bool(allocator_note())]
+    assert lines[1].endswith(" s, estimated from a matrix product")
     for number, seconds in enumerate((60, 120)):
         plant(tmp_path / "runs", f"earlier-{number}", "a", "sft", ledger(kwh=0.5, flops=float(flops), seconds=seconds))
     steps, lines = shown(capsys, path, "accounting.price_per_device_hour=2", "accounting.currency=EUR")
     assert "time 1 min 30 s (1 min 0 s to 2 min 0 s), from 2 earlier sft step(s) on this machine" in steps
-    assert "time 1 min 30 s (1 min 0 s to 2 min 0 s), without base, dpo: unknown" in lines
+    assert re.fullmatch(
+        r"time 1 min 3\d s \(1 min \d s to 2 min \d s\), . s of it estimated from a matrix product", lines[1]
+    )
     assert "money 0.05 EUR (0.0333 to 0.0667), without base, dpo: unknown" in lines
     assert "energy 500 Wh, without base, dpo: unknown" in lines
     assert f"learned from 2 finished step(s) of these stages on this machine, below {tmp_path / 'runs'}" in lines

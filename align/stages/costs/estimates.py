@@ -37,7 +37,7 @@ class TrainingEstimate:
     longest: int  # tokens of the longest sequence
     unshared: int  # tokens of an epoch if responses did not share their prompt
     memory: Footprint | None  # None where the model's dimensions are unknown or layers are recurrent
-    balances: list[Balance]  # of the first optimizer steps, for numbers of ranks that have a group each
+    balance: Balance | None  # of the first optimizer steps over the ranks of the launch; None for one rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,17 +43,17 @@ class Footprint:
     by_stage: list[int]  # the peak in each of those: under DDP, ZeRO-1, 2 and 3; with bf16 weights, under DDP
 
     def describe(self) -> str:
-        """Return one line: for the step's launch, and for DDP and each ZeRO stage on more processes."""
+        """Return one line: for the step's launch, and unless it is one process on a CPU, for larger launches."""
         ways, gib = self.sharding, 2**30
         name = f"under ZeRO-{ways.stage}" if ways.stage else "under DDP"
         where = f"in each of {ways.processes} processes {name}" if ways.processes > 1 else "in one process"
         base = ", including the Python process" if ways.cpu else ""
+        line = f"about {self.peak / gib:.1f} GiB at the peak {where}{base}"
+        if ways.cpu and ways.processes == 1:
+            return line
         names = ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3")
         shared = ", ".join(f"{name} {peak / gib:.1f}" for name, peak in zip(names, self.by_stage, strict=False))
-        return (
-            f"about {self.peak / gib:.1f} GiB at the peak {where}{base}; with {self.many} processes, GiB in each: "
-            f"{shared}{allocator_note() if ways.cpu else ''}"
-        )
+        return f"{line}; with {self.many} processes, GiB in each: {shared}"
 
 
 def allocator_note() -> str:
@@ -62,7 +62,7 @@ def allocator_note() -> str:
     if name != "glibc" or tuple(map(int, version.split("."))) >= FIXED_IN or THRESHOLD in os.environ:
         return ""
     return (
-        f". glibc {version} may need up to {ALLOCATOR_OVERHEAD:g} times as much, as its heap fragments; "
+        f"glibc {version} may need up to {ALLOCATOR_OVERHEAD:g} times as much memory, as its heap fragments; "
         f"set {THRESHOLD}=1048576 to avoid this"
     )
 

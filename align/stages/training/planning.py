@@ -35,7 +35,7 @@ from align.train.settings import TrainSettings
 # Shares of a large matrix product's rate that training reaches: measured on a Xeon and on an H100 (tests/README.md)
 EFFICIENCY = {"cpu": 0.6, "cuda": 0.37}
 ASSUMED_MEMORY = 80 * 2**30  # of a GPU that the launch file asks for and this machine lacks: an A100 or H100
-RANKS, BALANCED_STEPS = (8, 64), 16  # numbers of ranks, and of optimizer steps, of the estimated balance
+BALANCED_STEPS = 16  # optimizer steps of the estimated balance
 
 
 def planned_rows(step: TrainingSettings, planning: Planning, folder: Path, *, limited: bool = True) -> StepRows:
@@ -99,7 +99,7 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
             memory=None
             if isinstance(model, str) or model.recurrence is not None
             else footprint(step, planning.inputs.policy, model, sizes, held=_tokens_held(step, data.train, sizes)),
-            balances=_balances(step, sizes, epoch),
+            balance=_balance(step, sizes, epoch),
         ),
     )
 
@@ -279,13 +279,15 @@ def _tokens_held(step: TrainingSettings, groups: Sequence[TokenGroup], sizes: Se
     return max(held, default=max(sizes))
 
 
-def _balances(step: TrainingSettings, sizes: Sequence[int], epoch: Indices) -> list[Balance]:
-    """Return how evenly the first steps of an epoch are split over ranks, each of which has a group at least."""
+def _balance(step: TrainingSettings, sizes: Sequence[int], epoch: Indices) -> Balance | None:
+    """Return how evenly the first steps of an epoch are split over the ranks of the launch."""
+    num_ranks = sharding_of(step.launch).processes // step.train.sequence_parallel
+    if num_ranks == 1:
+        return None
     per_step, budget = step.train.prompts_per_step, step.train.token_budget
     starts = range(0, min(BALANCED_STEPS, max(1, len(epoch) // per_step)) * per_step, per_step)
     steps = [epoch[start : start + per_step] for start in starts]
-    widths = [ranks for ranks in RANKS if ranks <= len(steps[0])] or [len(steps[0])]
-    return [balance(steps, sizes, token_budget=budget, num_ranks=ranks) for ranks in widths]
+    return balance(steps, sizes, token_budget=budget, num_ranks=num_ranks)
 
 
 def _training_rate(precision: str) -> float:
