@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 import stub_engine
 
+from align.commands.interactive import chat as chat_module
 from align.config import build
 from align.distributed.processes import Processes
 from align.distributed.progress import SilentProgress
@@ -230,6 +232,30 @@ def test_an_engine_outside_of_a_step_stops_with_close_also_in_a_running_event_lo
             assert marked(mark)
 
     asyncio.run(cell())
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, RunError])
+def test_the_server_of_a_chat_stops_with_it_and_leaves_its_log_after_an_error(
+    tmp_path, policy, mark, monkeypatch, capsys, ending
+):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(chat_module, "open_model", lambda path: None)  # the stub reads no model
+    lines = iter(["question"])
+
+    def answer(prompt):
+        assert marked(mark)
+        if (line := next(lines, None)) is None:
+            raise ending
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    with pytest.raises(ending):
+        chat_module.chat(str(policy), None, chat_module.ChatSettings(engine=vllm(mark)))
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert marked(mark) == []
+    logs = [path.name for path in (tmp_path / "temporary").glob("*/*")]
+    assert logs == ([LOG] if ending is RunError else []) and len(list((tmp_path / "temporary").iterdir())) == len(logs)
 
 
 def test_the_server_does_not_see_what_a_launcher_set(tmp_path, policy, mark, monkeypatch):

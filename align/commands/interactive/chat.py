@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from pydantic import Field
 
 from align.config import Settings, build, read_overrides
-from align.errors import InputError
+from align.errors import InputError, noting_interrupts
 from align.inference.engines import load_engine
+from align.inference.managed.engine import ManagedEngine
 from align.inference.samples import TOO_LONG, Engine
 from align.inference.settings import EngineSettings, SamplingSettings
 from align.models.loading.pretrained import silence_transformers
@@ -43,7 +45,13 @@ def chat(policy: str, system: str | None, settings: ChatSettings) -> None:
     if Path(policy).is_dir():
         open_model(policy)
     silence_transformers()
-    engine = load_engine(policy, settings.engine)
+    with noting_interrupts("the dialogue is not kept"):
+        engine = load_engine(policy, settings.engine)
+        with engine if isinstance(engine, ManagedEngine) else nullcontext():
+            _talk(engine, policy, system, settings.sampling)
+
+
+def _talk(engine: Engine, policy: str, system: str | None, sampling: SamplingSettings) -> None:
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print(f"{policy}: {RESET} starts a new dialogue, {QUIT[0]} or Ctrl-D ends")
@@ -56,7 +64,7 @@ def chat(policy: str, system: str | None, settings: ChatSettings) -> None:
             dialogue = list(start)
         elif line:
             dialogue.append(Message("user", line))
-            answer = reply(engine, dialogue, settings.sampling)
+            answer = reply(engine, dialogue, sampling)
             print(answer, flush=True)
             dialogue.append(Message("assistant", answer))
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from align.distributed.processes import Processes
 from align.distributed.progress import SilentProgress
+from align.errors import RunError
 from align.inference.managed.serving import Place, serving
 from align.inference.managed.settings import ManagedSettings, Precision
 from align.inference.openai_engine import OpenAIEngine
@@ -23,27 +26,46 @@ from align.records import Prompt
 class StartedServer:
     """A server that was started for a model, at the address in `settings`.
 
-    `close`, or the end of this process, stops it. `rates` is the precision of a reward model.
+    `close`, the end of a `with` block or of this process stops it. `rates` is the precision of a reward model.
     """
 
     def __init__(self, path: str, settings: ManagedSettings, *, name: str, rates: Precision | None = None) -> None:
         engine = EngineSettings.model_validate({settings.kind: settings})
         with ExitStack() as stack:
-            folder = Path(tempfile.mkdtemp(prefix="align-engine-"))  # stays after an error, whose message names the log
+            folder = Path(tempfile.mkdtemp(prefix="align-engine-"))
+            stack.push(partial(_remove_folder, folder))
             place = Place(Processes(), folder, SilentProgress())
             reachable = stack.enter_context(serving(path, engine, name=name, place=place, rates=rates))
             assert reachable.server is not None
             self.settings: ServerSettings = reachable.server
-            self._folder, self._stack = folder, stack.pop_all()
+            self._stack = stack.pop_all()
+        self._closing = weakref.finalize(self, self._stack.close)
 
     def close(self) -> None:
         """Stop the server."""
-        self._stack.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._closing()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._closing.detach() is not None:
+            self._stack.__exit__(kind, error, at)
+
+
+def _remove_folder(
+    folder: Path, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+) -> None:
+    """Remove a server's folder, unless the server has failed: the message of the error names the log."""
+    if not isinstance(error, RunError):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class ManagedEngine:
-    """Starts a server for the policy and samples from it. `close`, or the end of this process, stops the server."""
+    """Starts a server for the policy and samples from it.
+
+    `close`, the end of a `with` block or of this process stops the server.
+    """
 
     def __init__(self, policy: str, settings: ManagedSettings, *, name: str) -> None:
         self.name = name
@@ -69,4 +91,4 @@ class ManagedEngine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        self._server.__exit__(kind, error, at)
