@@ -108,11 +108,16 @@ def test_every_pair_of_labels_survives_a_file(form, first, second):
     assert [game.raw for game in found.games] == [game.raw for game in pair.games]
 
 
-@pytest.mark.parametrize("form", ["align", "arena_hard", "fastchat"])
-def test_a_failed_request_is_told_from_an_answer_without_a_mark(form):
-    pair = pairs_of([known("a first", None, void="request failed"), known("b first", None)])[0]
+REASONS = ["no mark", "refusal", "cut off", "request failed", "prompt too long"]
+
+
+@pytest.mark.parametrize("form", ["align", "arena_hard", "arena_hard_2024", "fastchat", "alpaca_eval"])
+@pytest.mark.parametrize("first", REASONS)
+@pytest.mark.parametrize("second", REASONS)
+def test_the_reason_of_a_void_game_survives_a_file(form, first, second):
+    (pair,) = pairs_of([known("a first", None, void=first), known("b first", None, void=second)])
     (found,) = pairs_of(read_games([FORMS[form].write(pair)], "file"))
-    assert [game.void for game in found.games] == ["request failed", "no mark"]
+    assert [game.void for game in found.games] == ([first] if form == "alpaca_eval" else [first, second])
 
 
 def test_a_probability_is_written_where_the_form_has_numbers_only():
@@ -220,7 +225,7 @@ def test_a_file_is_converted_into_another_form(tmp_path, form, name):
     ]
     (tmp_path / "judged.jsonl").write_text("".join(json.dumps(game.to_json()) + "\n" for game in games))
     summary = convert_pairs(str(tmp_path / "judged.jsonl"), form, tmp_path / name)
-    assert (summary["pairs"], summary["games"]) == (2, 4)
+    assert (summary["pairs"], summary["games"], summary["void"]) == (2, 4, {"no mark": 1})
     found = pairs_of(read_games(list(read_rows(str(tmp_path / name))), name))
     assert [pair.wins for pair in found] == ([[1, 0.5], [0, None]] if form == "fastchat" else [[0.75], [0]])
     with pytest.raises(InputError, match="exists"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from align.errors import InputError
-from align.evaluation.pairs.forms.form import Form, Row, text_or_error
+from align.evaluation.pairs.forms.form import VOID, Form, Row, text_or_error
 from align.evaluation.pairs.table import TIE, JudgedGame, JudgedPair
 from align.rewards.verdicts import NO_MARK
 
@@ -38,7 +38,7 @@ def read(row: Row) -> list[JudgedGame]:
             judge=str(row.get("annotator") or ""),
             raw=logprobs(row.get("raw_completion")),
             verdict=win,
-            void=NO_MARK if win is None else "",
+            void=str(row.get(VOID) or NO_MARK) if win is None else "",
             model=str(row.get("generator_2") or ""),
             baseline=str(row.get("generator_1") or ""),
             category=str(row.get("dataset") or ""),
@@ -57,11 +57,15 @@ def logprobs(completion: Any) -> dict[str, float] | str:  # noqa: ANN401 - JSON 
 
 
 def write(pair: JudgedPair) -> Row:
-    """Return the row of a pair; of two games, the mean of those that are not void is its preference."""
+    """Return the row of a pair; of two games, the mean of those that are not void is its preference.
+
+    The reason is that of the first game where all are void.
+    """
     game = pair.games[0]
     if game.a is None or game.b is None:
         raise InputError(f"pair {game.id!r} is without its responses, which AlpacaEval's form holds")
     known = [win for win in pair.wins if win is not None]
+    void = {} if known or game.void == NO_MARK else {VOID: game.void}
     return {
         "dataset": game.category,
         "instruction": game.prompt,
@@ -71,6 +75,7 @@ def write(pair: JudgedPair) -> Row:
         "generator_2": game.model,
         "annotator": game.judge,
         "preference": BASELINE_WINS + sum(known) / len(known) if known else None,
+        **void,
     }
 
 

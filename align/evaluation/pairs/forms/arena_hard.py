@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from align.errors import InputError
-from align.evaluation.pairs.forms.form import Form, Row, id_or_error
+from align.evaluation.pairs.forms.form import VOID, Form, Row, id_or_error
 from align.evaluation.pairs.table import A_FIRST, B_FIRST, JudgedGame, JudgedPair, Order
 from align.rewards.judge_prompts.parsing import normal_label
 from align.rewards.verdicts import REQUEST_FAILED, why_void
@@ -47,7 +47,7 @@ def _outcome(game: Any, order: Order) -> dict[str, Any]:  # noqa: ANN401 - JSON
     text = str(judgment.get("answer") or "") if isinstance(judgment, dict) else str(judgment)
     score = game["score"]
     if score is None:
-        return {"verdict": None, "void": why_void(text), "raw": text}
+        return {"verdict": None, "void": str(game.get(VOID) or why_void(text)), "raw": text}
     if (label := normal_label(str(score))) is None:
         raise InputError(f"has score {score!r}, which is no label of Arena-Hard, such as A>B")
     return {"verdict": _for(order, label), "raw": text}
@@ -71,20 +71,25 @@ def _score(game: JudgedGame) -> str | None:
     return None if game.verdict is None else _for(game.order, game.verdict)
 
 
+def _void(game: JudgedGame) -> dict[str, str]:
+    return {VOID: game.void} if game.verdict is None and game.void != why_void(str(game.raw)) else {}
+
+
 def write(pair: JudgedPair) -> Row:
     """Return the row of a pair, in the form of v2."""
     first, games = pair.games[0], list[Row | None]()
     for game in _both(pair):
         failed = game.void == REQUEST_FAILED
-        games.append(None if failed else {"score": _score(game), "judgment": {"answer": game.raw}})
-    known = {"uid": first.id, "category": first.category, "judge": first.judge}
-    return {**known, "model": first.model, "baseline": first.baseline, "games": games}
+        known = {"score": _score(game), "judgment": {"answer": game.raw}, **_void(game)}
+        games.append(None if failed else known)
+    row = {"uid": first.id, "category": first.category, "judge": first.judge}
+    return {**row, "model": first.model, "baseline": first.baseline, "games": games}
 
 
 def write_2024(pair: JudgedPair) -> Row:
-    """Return the row of a pair, in the form of 2024, which holds no baseline and no failed request."""
+    """Return the row of a pair, in the form of 2024, which holds no baseline."""
     first = pair.games[0]
-    games = [{"judgment": game.raw, "score": _score(game)} for game in _both(pair)]
+    games = [{"judgment": game.raw, "score": _score(game), **_void(game)} for game in _both(pair)]
     return {"question_id": first.id, "model": first.model, "judge": first.judge, "games": games}
 
 

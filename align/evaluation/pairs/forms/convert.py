@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,4 +28,6 @@ def convert_pairs(path: str, form: str, out: Path) -> dict[str, Any]:
     rows = [dict(writer.write(pair)) for pair in pairs]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(out, json.dumps(rows, indent=2, ensure_ascii=False) if out.suffix == ".json" else "".join(lines))
-    return {"out": str(out), "form": form, "pairs": len(pairs), "games": sum(len(pair.games) for pair in pairs)}
+    games = [game for pair in pairs for game in pair.games]
+    void = Counter(game.void for game in games if game.verdict is None)
+    return {"out": str(out), "form": form, "pairs": len(pairs), "games": len(games), "void": dict(void)}

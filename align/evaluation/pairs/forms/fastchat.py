@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from align.errors import InputError
-from align.evaluation.pairs.forms.form import Form, Row, id_or_error
+from align.evaluation.pairs.forms.form import VOID, Form, Row, id_or_error
 from align.evaluation.pairs.table import A_FIRST, B_FIRST, JudgedGame, JudgedPair, Order
 from align.rewards.verdicts import REQUEST_FAILED, why_void
 
@@ -38,7 +38,7 @@ def read(row: Row) -> list[JudgedGame]:
         winner, text = row[f"{game}_winner"], str(row.get(f"{game}_judgment") or "")
         if winner not in (*WINNERS, ERROR):
             raise InputError(f"has {game}_winner {winner!r}; it is one of {', '.join((*WINNERS, ERROR))}")
-        void = "" if winner in WINNERS else REQUEST_FAILED if text == API_ERROR else why_void(text)
+        void = "" if winner in WINNERS else str(row.get(f"{game}_{VOID}") or _why_void(text))
         found.append(JudgedGame(**known, order=order, raw=text, verdict=WINNERS.get(winner), void=void))
     return found
 
@@ -62,8 +62,14 @@ def write(pair: JudgedPair) -> Row:
         if isinstance(game.verdict, float | int):
             raise InputError(f"pair {first.id!r} has a probability as verdict; FastChat's form holds winners")
         row[f"{prefix}_winner"] = ERROR if game.verdict is None else names[game.verdict.replace(">>", ">")]
-        row[f"{prefix}_judgment"] = API_ERROR if game.void == REQUEST_FAILED else game.raw
+        row[f"{prefix}_judgment"] = text = API_ERROR if game.void == REQUEST_FAILED else game.raw
+        if game.verdict is None and game.void != _why_void(str(text)):
+            row[f"{prefix}_{VOID}"] = game.void
     return row
+
+
+def _why_void(text: str) -> str:
+    return REQUEST_FAILED if text == API_ERROR else why_void(text)
 
 
 def read_review(row: Row) -> list[JudgedGame]:

@@ -10,6 +10,7 @@ from align.errors import InputError
 from align.evaluation.pairs.table import JudgedGame, JudgedPair
 
 Row = Mapping[str, Any]
+VOID = "void"  # key for why a game is void, which other tools ignore; written where the form itself does not tell
 
 
 @dataclass(frozen=True, slots=True)
