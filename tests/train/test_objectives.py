@@ -78,7 +78,21 @@ def test_rpo_follows_the_rewards_against_the_label(rewards, best):
     labelled = group([1], [[2, 3], [4]], rewards=rewards, chosen=1)
     loss, tallies = said(preference("rpo_bwd_kl", beta=0.5), [labelled], REFERENCES)
     assert loss == pytest.approx(bernoulli_kl(sigmoid(rewards[0] - rewards[1]), sigmoid(0.5 * -0.3)))
-    assert tallies["logps/chosen"] == pytest.approx(best)
+    assert tallies["loss/sft"] == pytest.approx(-best)
+
+
+def test_metrics_of_pairs_leave_out_groups_that_tie_and_take_the_pair_that_the_loss_compares():
+    tied = group([1], [[2], [4]], rewards=[1.0, 1.0])
+    # Nats 0.5, 0.4 and 0.6 with log-ratios of -0.2, 0.1 and -0.3; the last two are equally bad
+    ranked = group([1], [[2, 3], [4], [6]], rewards=[1.0, 0.0, 0.0])
+    loss, tallies = said(
+        preference("dpo", beta=1.0, pairs="best_worst"), [tied, ranked], [[0.0, 0.0], [-0.3, -0.5, -0.3]]
+    )
+    assert loss == pytest.approx(-math.log(sigmoid(-0.2 + 0.3)))
+    assert tallies["loss/preference"] == pytest.approx(loss / 2)
+    assert (tallies["rewards/chosen"], tallies["rewards/rejected"]) == pytest.approx((-0.2, -0.3))
+    assert (tallies["logps/chosen"], tallies["logps/rejected"]) == pytest.approx((-0.5, -0.6))
+    assert (tallies["rewards/margins"], tallies["rewards/accuracies"]) == pytest.approx((0.1, 1.0))
 
 
 @pytest.mark.parametrize("rewards", [(0.5, 0.5, 0.5), None])
@@ -261,7 +275,7 @@ def test_a_users_own_loss_comes_in_by_its_name():
     objective = preference(f"{__name__}:shifted", shift=0.5)
     loss, tallies = said(objective, groups, [REFERENCES[0], [-0.5]])
     assert loss == pytest.approx((-0.2 + 0.1) + 10 * 1.25 + 100 * 3 + 0.5 + 10 * 3.0 + 100 + 0.5)
-    assert tallies["rewards/chosen"] == pytest.approx(-0.1)  # plain log-ratios: nothing is known of its beta
+    assert tallies["rewards/chosen"] == pytest.approx(-0.2)  # the plain log-ratio: nothing is known of its beta
 
 
 def test_a_users_own_loss_that_is_not_one_value_a_group_is_refused():

@@ -56,7 +56,11 @@ class PreferenceObjective:
         return float(len(groups))
 
     def __call__(self, policy: nn.Module, batch: GroupBatch) -> ObjectiveOutput:
-        """Return preference loss and SFT term, summed over groups."""
+        """Return preference loss and SFT term, summed over groups.
+
+        Metrics of the best and the worst response are means over groups whose responses differ in rank. As in
+        `best_and_worst`, the first of equals is the best and the last of equals the worst.
+        """
         if isinstance(self.loss, UnpairedLoss):
             return unpaired_output(self.loss, response_logps(policy, batch), batch)
         weights: dict[str, Tensor] = {}
@@ -68,7 +72,7 @@ class PreferenceObjective:
         preference_B = self.loss(logps_BK, batch.reference_BK, rewards_BK, batch.lengths_BK, batch.mask_BK, **weights)
         self._check_shape(preference_B, batch)
         best_B = first_argmax(rewards_BK.masked_fill(~batch.mask_BK, -torch.inf))
-        worst_B = first_argmax((-rewards_BK).masked_fill(~batch.mask_BK, -torch.inf))
+        worst_B = last_argmin(rewards_BK.masked_fill(~batch.mask_BK, torch.inf))
         nll_B = -select(logps_BK, best_B)
         sft_B = nll_B / select(batch.lengths_BK, best_B) if self.settings.sft_per_token else nll_B
         loss = preference_B.sum()
@@ -76,9 +80,7 @@ class PreferenceObjective:
             loss = loss + self.settings.sft_weight * sft_B.sum()
         implicit_BK = self.loss.implicit_rewards(logps_BK.detach(), batch.reference_BK, batch.lengths_BK, batch.mask_BK)
         margins_B = select(implicit_BK, best_B) - select(implicit_BK, worst_B)
-        values_B = {
-            "loss/preference": preference_B,
-            "loss/sft": sft_B,
+        pair_B = {
             "rewards/chosen": select(implicit_BK, best_B),
             "rewards/rejected": select(implicit_BK, worst_B),
             "logps/chosen": select(logps_BK, best_B),
@@ -88,9 +90,13 @@ class PreferenceObjective:
         }
         for log_weights_BK in weights.values():
             extremes_B2 = torch.stack([select(log_weights_BK, best_B), select(log_weights_BK, worst_B)], dim=1)
-            values_B["weights"] = pair_weights(extremes_B2, torch.ones_like(extremes_B2, dtype=torch.bool))
+            pair_B["weights"] = pair_weights(extremes_B2, torch.ones_like(extremes_B2, dtype=torch.bool))
         num_groups = loss.new_tensor(len(batch.sizes))
-        tallies = {name: Tally(value_B.detach().sum(), num_groups) for name, value_B in values_B.items()}
+        group_B = {"loss/preference": preference_B, "loss/sft": sft_B}
+        tallies = {name: Tally(value_B.detach().sum(), num_groups) for name, value_B in group_B.items()}
+        is_pair_B = select(rewards_BK, best_B) > select(rewards_BK, worst_B)
+        for name, value_B in pair_B.items():
+            tallies[name] = Tally(torch.where(is_pair_B, value_B.detach(), 0).sum(), is_pair_B.sum())
         return ObjectiveOutput(loss, tallies, logps_BK.detach())
 
     def outputs(self, policy: nn.Module, tokens: TokenBatch) -> Tensor:
@@ -153,6 +159,11 @@ def first_argmax(values_BK: Tensor) -> Tensor:
     num_values = values_BK.shape[1]
     index_BK = torch.arange(num_values, device=values_BK.device).expand(values_BK.shape)
     return index_BK.masked_fill(values_BK < values_BK.amax(dim=1, keepdim=True), num_values).amin(dim=1)
+
+
+def last_argmin(values_BK: Tensor) -> Tensor:
+    """Return the index of the smallest value of each group, the last among equals, shape [B]."""
+    return values_BK.shape[1] - 1 - first_argmax(-values_BK.flip(1))
 
 
 def select(values_BK: Tensor, index_B: Tensor) -> Tensor:
