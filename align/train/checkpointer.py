@@ -99,16 +99,21 @@ class Checkpointer:
     def save_trained(self, lines: Sequence[Mapping[str, float]]) -> None:
         """Save the weights after the last step, unless a checkpoint has them; with `until_step` also the moments.
 
-        If the model cannot be saved after that, the next call begins at its saving.
+        If the model cannot be saved after that, the next call begins at its saving. A training that diverged in its
+        first step has nothing to save.
         """
-        if not has_checkpoint(self._run.folder, int(lines[-1]["step"])):
+        if lines and not has_checkpoint(self._run.folder, int(lines[-1]["step"])):
             self._save(lines, moments=self._run.settings.until_step is not None)
 
-    def load_kept(self, lines: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-        """Load the weights to keep and return the metrics of their step."""
-        if not self._keeps_best:
-            return lines[-1]
+    def load_kept(self, lines: Sequence[Mapping[str, float]], *, has_diverged: bool) -> Mapping[str, float]:
+        """Load the weights to keep and return the metrics of their step.
+
+        A training that diverged before its first evaluation keeps the last weights, which are the first ones if it
+        took no step.
+        """
         best = best_metrics(lines)
+        if not self._keeps_best or (has_diverged and best is None):
+            return lines[-1] if lines else {}
         if best is None:
             raise RunError("no held-out loss was finite, so there are no best weights to keep")
         load_best(self._run.folder, int(best["step"]), sharding=self._sharding)

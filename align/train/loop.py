@@ -142,7 +142,7 @@ class Loop:
                     try:
                         metrics = self.step(number) | before
                     except DivergedError as error:
-                        if run.settings.on_divergence == "error" or not lines:
+                        if run.settings.on_divergence == "error":
                             raise
                         diverged = str(error)
                         self.progress.note(f"stopped after step {len(lines)} of {self.num_steps}: {diverged}")
@@ -153,7 +153,7 @@ class Loop:
             self.checkpointer.save_trained(lines)  # the last weights, before the best ones replace them
         return TrainingResult(
             metrics=lines,
-            kept_metrics=self.checkpointer.load_kept(lines),
+            kept_metrics=self.checkpointer.load_kept(lines, has_diverged=diverged is not None),
             forward=self.forward,
             initial_weights=self.initial_weights,
             references=read_work(run.folder) if run.objective.needs_reference else ReferenceWork(),

@@ -161,13 +161,13 @@ class TrainingResult:
 
     @property
     def first_metrics(self) -> Mapping[str, float]:
-        """Return the metrics of the first optimizer step."""
-        return self.metrics[0]
+        """Return the metrics of the first optimizer step; none if the training diverged in it."""
+        return self.metrics[0] if self.metrics else {}
 
     @property
     def last_metrics(self) -> Mapping[str, float]:
         """Return the metrics of the last optimizer step, with those of the held-out rows."""
-        return self.metrics[-1]
+        return self.metrics[-1] if self.metrics else {}
 
     @property
     def tokens_trained(self) -> int:

@@ -325,13 +325,18 @@ def test_points_drawn_from_earlier_scores_are_the_same_after_a_kill(tmp_path, mo
 
 @pytest.mark.slow
 def test_a_trial_that_diverges_is_dropped_and_the_search_goes_on(tmp_path):
-    space = {"train.learning_rate": {"choices": [1e-3, 1e30]}}
-    steps = {"dpo": {**DPO, "train": {**TRAIN, "warmup_steps": 0}}, "validation": VALIDATION, "evaluate": TEST}
+    # At 1e30 after some steps; with 1e300 the gradient norm of the first step is infinite
+    space = {"train.learning_rate": {"choices": [1e-3, 1e30]}, "loss.settings.beta": {"choices": [0.1, 1e300]}}
+    train = {**TRAIN, "warmup_steps": 0, "keep": "best", "evaluate_every": 4}
+    steps = {"dpo": {**DPO, "data": "held", "train": train}, "validation": VALIDATION, "evaluate": TEST}
     ran(tmp_path, steps, search={**SEARCH, "space": space, "rungs": [4]})
     found = read_json(tmp_path / "runs/small/search.json")["dpo"]
-    diverged = {trial for trial, each in found["trials"].items() if each["rungs"][0]["diverged"]}
-    assert diverged == {trial for trial, each in found["trials"].items() if each["settings"]["train.learning_rate"] > 1}
-    assert 0 < len(diverged) < 4 and str(found["chosen"]) not in diverged
+    rungs = {trial: each["rungs"][0] for trial, each in found["trials"].items()}
+    best = {"train.learning_rate": 1e-3, "loss.settings.beta": 0.1}
+    finite = {trial for trial, each in found["trials"].items() if each["settings"] == best}
+    assert {trial for trial, rung in rungs.items() if rung["diverged"]} == rungs.keys() - finite
+    assert min(rung["optimizer_steps"] for rung in rungs.values()) == 0
+    assert 0 < len(finite) < 4 and str(found["chosen"]) in finite
     assert "dropped: optimizer step" in render_markdown([read_run(tmp_path / "runs/small")])
 
 

@@ -219,6 +219,7 @@ def _exchanged(loop: Loop, outcome: TrainingResult, model: Decoder) -> int:
 
 def training_report(loop: Loop, rows: StepRows, outcome: TrainingResult) -> dict[str, Any]:
     """Return what the manifest says of the training."""
+    uneven = outcome.imbalance  # none if the training diverged in its first step
     return {
         "rows": rows.counts,
         "format": rows.format,
@@ -226,7 +227,7 @@ def training_report(loop: Loop, rows: StepRows, outcome: TrainingResult) -> dict
         "planned_steps": loop.num_steps,
         **({"averaged_steps": loop.average.steps} if loop.average.steps else {}),
         **({"diverged": outcome.diverged} if outcome.diverged is not None else {}),
-        "imbalance": {"mean": sum(outcome.imbalance) / len(outcome.imbalance), "worst": max(outcome.imbalance)},
+        "imbalance": {"mean": sum(uneven) / len(uneven), "worst": max(uneven)} if uneven else None,
         "forward": {"name": outcome.forward.name, "reason": outcome.forward.reason},
         "reference": outcome.initial_weights,
         "first": dict(outcome.first_metrics),

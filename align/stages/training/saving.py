@@ -46,7 +46,7 @@ def save_trained(
     time, and those that were written are loaded in the dtype of the files, from which they are mapped.
     """
     loop.checkpointer.save_trained(result.metrics)
-    if loop.training_run.settings.until_step is not None:
+    if loop.training_run.settings.until_step is not None and result.metrics:
         loop.processes.run_on_main(lambda: keep_checkpoint(folder), "keeping the checkpoint")
     expected = loop.outputs()
     loop.sharding.reshard()

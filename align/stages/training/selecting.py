@@ -139,7 +139,7 @@ def selection_report(loop: Loop, outcome: TrainingResult, model: Decoder | str) 
     fitted = sum(selection.cost.training * _flops(each.size, each.trained) for each in fixed)
     total = accumulate(map(sum, zip(trained, scored, strict=True)), initial=reference + fitted)
     loss = f"{HELD_OUT}loss"
-    points = [[0, next(total), outcome.metrics[0].get(f"{START}loss")]]
+    points = [[0, next(total), outcome.first_metrics.get(f"{START}loss")]]
     lines = zip(outcome.metrics, total, strict=True)
     points += [[int(line["step"]), flops, line[loss]] for line, flops in lines if loss in line]
     found: dict[str, Any] = {

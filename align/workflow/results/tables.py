@@ -230,7 +230,7 @@ def _training_table(made: Made) -> Table:
             last, kept = manifest["last"], manifest["kept"]
             known = ("held_out/loss", "held_out/rewards/margins", "held_out/rewards/accuracies")
             held_out = [f"{kept[name]:.3f}" if name in kept else "" for name in known]
-            losses = f"{manifest['first']['loss']:.3f} → {last['loss']:.3f}"
+            losses = f"{manifest['first']['loss']:.3f} → {last['loss']:.3f}" if last else "diverged"
             table.add_row(step, f"{manifest['rows']['trained']:,}", str(manifest["optimizer_steps"]), losses, *held_out)
     return table
 

@@ -165,7 +165,8 @@ def _predicted(search: SearchSettings, first: Sequence[Outcome], number: int, na
     training = sum(_known(each.training, name) for each in first)
     evaluation = sum(_known(each.evaluation, name) for each in first)
     earlier = sum(_known(each.earlier, name) for each in first)
-    per_step, end = training / sum(each.last_step for each in first), max(each.num_steps for each in first)
+    num_steps = sum(each.last_step for each in first)  # 0 if every trial has diverged in its first step
+    per_step, end = training / max(1, num_steps), max(each.num_steps for each in first)
     total, trials = (training + evaluation + earlier) / len(first) * number, number
     before = min(search.rungs[0], end)
     for rung in search.rungs[1:]:
