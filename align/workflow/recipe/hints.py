@@ -19,6 +19,9 @@ EVERY_STEP = "every optimizer step is logged to metrics.jsonl"
 LAUNCH = "a config file of accelerate launch"
 REFERENCE = "the reference is the policy that enters the step, and needs no key"
 NO_PADDING = "the default forward pass does not pad, so that packing is not needed"
+TILES = "logits are computed tile by tile, without Liger kernels"
+WORKERS = "rows are encoded once, at the start of a step"
+MAX_PLACES = 2  # where a key may belong, in a hint
 
 # Keys of TRL, transformers, peft, Axolotl and LLaMA-Factory -> (key of a recipe or None, what else to know). NAME
 # stands for the name of a source or a step.
@@ -39,6 +42,7 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
         ("steps.NAME.train.schedule", "constant, cosine or linear"),
     ),
     "warmup_ratio": ("steps.NAME.train.warmup_steps", "in optimizer steps"),
+    **dict.fromkeys(("optim", "optimizer_name"), ("steps.NAME.train.optimizer", "")),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), ("steps.NAME.train.betas", "both as a list")),
     "adam_epsilon": ("steps.NAME.train.epsilon", ""),
     "gradient_clipping": ("steps.NAME.train.max_grad_norm", ""),
@@ -60,19 +64,30 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
     **dict.fromkeys(("r", "lora_r", "lora_rank"), ("policy.lora.rank", "")),
     "lora_alpha": ("policy.lora.alpha", ""),
     **dict.fromkeys(("target_modules", "lora_target_modules", "lora_target"), ("policy.lora.targets", "")),
+    "lora_target_linear": ("policy.lora.targets", "all linear layers by default"),
     "lora_dropout": ("policy.lora.dropout", ""),
     **dict.fromkeys(("use_dora", "peft_use_dora"), ("policy.lora.dora", "")),
     **dict.fromkeys(("use_rslora", "peft_use_rslora"), ("policy.lora.rslora", "")),
     "lora_modules_to_save": ("policy.lora.modules_to_save", ""),
     **dict.fromkeys(("use_peft", "use_lora", "adapter", "peft_config", "finetuning_type"), ("policy.lora", "")),
     **dict.fromkeys(
-        ("load_in_4bit", "bnb_4bit_quant_type", "quantization_bit", "use_4bit"), ("policy.quantize", "nf4, with lora")
+        ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "quantization_bit", "use_4bit"),
+        ("policy.quantize", "nf4, with lora"),
     ),
     **dict.fromkeys(("model", "base_model", "model_name", "model_name_or_path", "model_id"), ("policy.path", "")),
     **dict.fromkeys(("tokenizer_name", "tokenizer_name_or_path", "tokenizer_path"), ("policy.tokenizer", "")),
     "template": ("policy.chat_template", ""),
     **dict.fromkeys(
-        ("dataset", "datasets", "dataset_name", "train_file", "data_path", "data_files", "train_dataset"),
+        (
+            "dataset",
+            "datasets",
+            "dataset_name",
+            "train_file",
+            "data_path",
+            "data_files",
+            "dataset_dir",
+            "train_dataset",
+        ),
         ("data.NAME.path", "a step names it as data: NAME"),
     ),
     "dataset_config": ("data.NAME.path", "as owner/name:config"),
@@ -91,6 +106,8 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
         ("beta", "label_smoothing", "gamma", "eta", "reference_free", "desirable_weight", "undesirable_weight"),
         ("steps.NAME.loss.settings.KEY", ""),
     ),
+    **dict.fromkeys(("rl_beta", "dpo_beta", "kto_beta"), ("steps.NAME.loss.settings.beta", "")),
+    "dpo_label_smoothing": ("steps.NAME.loss.settings.label_smoothing", ""),
     "use_weighting": ("steps.NAME.loss.settings.weighting", "wpo"),
     "kto_chosen_weight": ("steps.NAME.loss.settings.desirable_weight", ""),
     "kto_rejected_weight": ("steps.NAME.loss.settings.undesirable_weight", ""),
@@ -108,7 +125,16 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
     **dict.fromkeys(
         ("ref_model", "ref_model_name_or_path", "precompute_ref_log_probs", "sync_ref_model"), (None, REFERENCE)
     ),
-    **dict.fromkeys(("packing", "sample_packing", "padding_free", "group_by_length"), (None, NO_PADDING)),
+    **dict.fromkeys(
+        ("packing", "sample_packing", "neat_packing", "padding_free", "pad_to_sequence_len", "group_by_length"),
+        (None, NO_PADDING),
+    ),
+    **dict.fromkeys(("use_liger_kernel", "enable_liger_kernel"), (None, TILES)),
+    **dict.fromkeys(("dataset_num_proc", "dataloader_num_workers", "preprocessing_num_workers"), (None, WORKERS)),
+    **dict.fromkeys(("do_train", "do_eval"), (None, "the recipe's steps are what is done")),
+    **dict.fromkeys(("push_to_hub", "hub_model_id"), (None, "align push RUN/STEP REPO uploads a finished model")),
+    "plot_loss": (None, "report.html in the run's folder has the curves"),
+    "remove_unused_columns": (None, "unused columns are never read, and reported"),
     **dict.fromkeys(
         ("resume_from_checkpoint", "overwrite_output_dir"),
         (None, "the same command resumes an interrupted step; --rerun-from STEP begins again"),
@@ -180,9 +206,15 @@ def _hint(loc: Location, steps: Mapping[str, str]) -> Hint | None:
         if not (is_elsewhere and places):
             place = _filled(target.replace("KEY", key), section, name)
             return Hint(place, f"unknown key; write {dotted_loc(place)}{f' ({note})' if note else ''}")
-    if not 1 <= len(places) <= 2:
-        return None
-    return Hint(places[0], f"unknown key here; write {' or '.join(map(dotted_loc, places))}")
+    meant = _most_general(places)
+    return Hint(meant[0], f"unknown key here; write {' or '.join(map(dotted_loc, meant))}") if meant else None
+
+
+def _most_general(places: list[Location]) -> list[Location]:
+    """Return up to two places; of more, those with the fewest parts, and none if these are more than two."""
+    fewest = min(map(len, places), default=0)
+    shown = places if len(places) <= MAX_PLACES else [place for place in places if len(place) == fewest]
+    return shown if len(shown) <= MAX_PLACES else []
 
 
 def _filled(target: str, section: str, name: str | None) -> Location:
