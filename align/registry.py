@@ -44,7 +44,7 @@ def suggest(name: str, names: Iterable[str]) -> str:
     """Return the end of an error about a wrong name: the nearest known name, where one is close, and all of them."""
     known = sorted(names)
     close = nearest(name, known)
-    return (f"did you mean {close!r}? " if close else "") + f"available: {', '.join(known)}"
+    return (f"did you mean {close!r}? " if close else "") + f"available: {', '.join(known) or 'none'}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -100,7 +100,7 @@ def _without(value: Any, paths: Collection[Keys]) -> Any:  # noqa: ANN401 - any 
 
 def describe_columns(row: Row) -> str:
     """Return the names of a row's columns, for an error."""
-    return f"the columns {_names(row)}"
+    return f"the columns {_names(row)}" if row else "no columns"
 
 
 def _names(keys: Iterable[str]) -> str:

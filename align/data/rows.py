@@ -101,7 +101,8 @@ def _files(path: Path, split: str | None) -> list[Path]:
             raise InputError(f"{path}: a file has no split {split!r}; leave split out, or name a folder or hub dataset")
         return [path]
     if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder")
+        is_url = re.match(r"\w+:/", str(path))  # Path has removed one slash
+        raise InputError(f"{path}: no such file or folder" + ("; a Hub dataset is named owner/name" if is_url else ""))
     inside = {file: file.relative_to(path).parts for file in sorted(path.rglob("*")) if _is_data(file, path)}
     if split is None:
         splits = {match[1] for parts in inside.values() for part in parts if (match := SPLIT.match(part))}
@@ -128,5 +129,6 @@ def _as_row(value: Any) -> dict[str, Any] | BadRow:  # noqa: ANN401 - any JSON t
     if isinstance(value, str):
         return {"prompt": value}
     if not isinstance(value, dict | BadRow):
-        return BadRow(f"the row is of type {type(value).__name__}; it must be an object with named columns")
+        array = "; a file that is one JSON array must end in .json" if isinstance(value, list) else ""
+        return BadRow(f"the row is of type {type(value).__name__}; it must be an object with named columns{array}")
     return cast("dict[str, Any] | BadRow", value)

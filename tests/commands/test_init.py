@@ -102,6 +102,39 @@ def test_a_split_and_the_choice_to_skip_bad_rows_are_written(in_folder, capsys):
     assert (source.split, source.on_error) == ("test", "skip")
 
 
+@pytest.mark.parametrize("name", ["0.scores", "1e5", "null", "on"])
+def test_a_file_name_that_yaml_does_not_read_as_text_is_extended(in_folder, name):
+    (in_folder / f"{name}.jsonl").write_text(json.dumps(ROWS["trl_pairs"][0]) + "\n")
+    init([f"{name}.jsonl"], "./model", in_folder / "odd.yaml", lora=True)
+    recipe = load_recipe(in_folder / "odd.yaml")
+    assert [recipe.steps["dpo"].data] == list(recipe.data) == [f"{name.partition('.')[0]}_rows"]
+
+
+def test_nothing_is_held_out_of_rows_with_few_prompts(in_folder):
+    rows = [{"prompt": "the same", "completion": f"answer {number}"} for number in range(NUMBER)]
+    (in_folder / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    init(["same.jsonl"], "./model", in_folder / "same.yaml", lora=True)
+    assert load_recipe(in_folder / "same.yaml").data["same"].held_out == 0
+
+
+def test_a_dialogue_without_an_answer_among_others_is_an_error_or_skipped(in_folder, capsys):
+    rows = [{"messages": MESSAGES}] * 3 + [{"messages": MESSAGES[:1]}]
+    (in_folder / "mostly.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"row 4: the dialogue has no answer, and 3 others have one; correct the row"):
+        init(["mostly.jsonl"], "./model", in_folder / "mostly.yaml", lora=True)
+    init(["mostly.jsonl"], "./model", in_folder / "mostly.yaml", lora=True, reading={"on_error": "skip"})
+    assert "3 rows read as messages: dialogues to imitate; dropped: no answer 1\n" in capsys.readouterr().out
+    assert list(load_recipe(in_folder / "mostly.yaml").steps) == ["sft"]
+
+
+def test_prompts_that_know_their_answer_get_the_judge_for_it(in_folder):
+    rows = [{"prompt": "2 + 2?", "ground_truth": "4"}, {"prompt": "Add.", "tests": ["assert add(1, 2) == 3"]}]
+    (in_folder / "known.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    init(["known.jsonl"], "./model", in_folder / "known.yaml", lora=True)
+    judges = load_recipe(in_folder / "known.yaml").steps["samples"].judges
+    assert [judge.name for judge in judges] == ["executed_tests", "ground_truth"]
+
+
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto"])
 def test_a_file_may_be_called_as_a_step_and_have_columns_of_its_own(in_folder, name):
     column = {"sft": "response", "dpo": "chosen", "kto": "completion"}[name]

@@ -167,6 +167,10 @@ BROKEN = {
         "contains several lists of rows, data and examples",
     ),
     "numbers.jsonl": (b'{"a": 1}\n3\n', "row 2: the row is of type int; it must be an object with named columns"),
+    "array.jsonl": (
+        b'[{"a": 1}]',
+        "row 1: the row is of type list; it must be an object with named columns; a file that",
+    ),
     "digits.jsonl": (b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", "line 2: a number has too many digits"),
     "number.json": (b"3", "contains a number alone; a list of rows, or one in each line, is needed"),
     "text.json": (b'"abc"', "contains a string alone; a list of rows"),
@@ -233,6 +237,8 @@ def test_a_missing_path_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="nothing.jsonl: no such file or folder"):
         list(read_rows(str(tmp_path / "nothing.jsonl")))
+    with pytest.raises(InputError, match="https:/hub/a: no such file or folder; a Hub dataset is named owner/name"):
+        list(read_rows("https://hub/a"))
     with pytest.raises(InputError, match="empty: no data file in this folder; data files end in"):
         list(read_rows(str(tmp_path / "empty")))
 

@@ -108,6 +108,20 @@ def test_rows_that_do_not_fit_their_step_are_an_error_with_the_line_of_their_pat
     assert UNFIT[step, source] in line
 
 
+def test_rows_of_another_kind_pass_where_they_are_skipped_and_others_are_left(folder):
+    asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    rows = [{"messages": [asked]}] * 20 + [{"messages": [asked, answered]}]
+    (folder / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    step = {"s": STEPS["sft"].replace("SOURCE", "mixed")}
+    assert "row 1: the row is a prompt without a response" in errors_of(folder, step, ["mixed"])[0]
+    path = folder / "r.yaml"
+    path.write_text(path.read_text().replace("mixed.jsonl", "mixed.jsonl, on_error: skip"))
+    check_inputs(load_recipe(path), path)
+    (folder / "mixed.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(InputError, match="none of the first 1 rows can be trained on: mixed.jsonl: row 1: the row is"):
+        check_inputs(load_recipe(path), path)
+
+
 def test_all_inputs_of_all_steps_are_opened(folder):
     steps = {
         f"s{number}": STEPS[step].replace("SOURCE", source).replace("{t:", f"{{t{number}:")

@@ -24,6 +24,7 @@ LEARNING_RATES = {  # of adapters, and of all weights
     KTO: ("2.0e-5", "1.0e-6"),
     RPO: ("2.0e-5", "1.0e-6"),
 }
+REWARD_MODEL = "[{name: reward_model, settings: {path: FOLDER}}]"
 STAGES = {SFT: "sft", RATE: "reward_model", DPO: "preference", KTO: "preference", RPO: "preference"}  # that train
 LOSSES = {
     DPO: "{name: dpo, settings: {beta: 0.1}}  # sft_weight adds an SFT term",
@@ -87,7 +88,7 @@ def recipe_text(found: Sequence[Rows], policy: str, *, lora: bool) -> str:
 
 
 def _run_name(policy: str) -> str:
-    name = policy.removeprefix(GGUF).rstrip("/").rpartition("/")[2].partition(":")[0]
+    name = policy.removeprefix(GGUF).removesuffix(".gguf").rstrip("/").rpartition("/")[2].partition(":")[0]
     kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in name)
     return f"my-{kept.strip('.-_') or 'model'}"
 
@@ -144,7 +145,7 @@ def _step_lines(name: str, rows: Rows, policy: str, *, lora: bool, is_first: boo
             "    stage: generate",
             *([f"    models: [{json.dumps(policy)}]"] if is_first else []),
             f"    data: {rows.name}",
-            "    judges: []  # for example [{name: reward_model, settings: {path: FOLDER}}]",
+            f"    judges: {_judges(rows)}",
             "    sampling: {num_responses: 4, max_new_tokens: 256}",
         ]
     lines = [
@@ -159,6 +160,11 @@ def _step_lines(name: str, rows: Rows, policy: str, *, lora: bool, is_first: boo
         lines.append(f"    loss: {LOSSES[rows.kind]}")
     with_lora, without = LEARNING_RATES[rows.kind]
     return [*lines, *_train_lines(rows, with_lora if lora else without)]
+
+
+def _judges(rows: Rows) -> str:
+    named = ", ".join(f"{{name: {name}}}" for name in rows.judges)
+    return f"[{named}]  # by what the rows know" if named else f"[]  # for example {REWARD_MODEL}"
 
 
 def _train_lines(rows: Rows, learning_rate: str) -> list[str]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from align.data.reading import stream
 from align.errors import InputError
 from align.losses.unpaired import LABELS
-from align.records import Comparison, Demonstration, Record
+from align.records import Comparison, Demonstration, Located, Prompt, Record
+from align.rewards.published_rows import known_answer, known_tests
 from align.stages.inputs.opening import lack_of_preference
+from align.synth.scored_groups import prompt_of
 from align.train.objectives.settings import MIN_KL_PROMPTS
 
 LOOKED_AT = 1000  # rows
-HELD_OUT_FROM = 20  # rows from which a tenth is held out
+HELD_OUT_FROM = 20  # distinct prompts from which a tenth is held out
 STEPS_AN_EPOCH = 4  # at least, where a file has few rows
 PROMPTS_PER_STEP = 16
 
@@ -34,11 +39,13 @@ class Rows:
     kind: str  # the step that it is for, one of KINDS
     format: str
     num_rows: int  # that were looked at
+    num_prompts: int  # that differ, among these
     is_all: bool  # whether the source has no more
     about: str  # what the rows hold
     attributes: tuple[str, ...] = ()  # that the rows rate
     reading: Mapping[str, Any] = field(default_factory=dict[str, Any])  # settings of the source that were given
     dropped: Mapping[str, int] = field(default_factory=dict[str, int])  # reason -> rows that cannot be read
+    judges: tuple[str, ...] = ()  # that rate responses by what the rows know
 
     @property
     def prompts_per_step(self) -> int:
@@ -49,7 +56,7 @@ class Rows:
     @property
     def is_held_out(self) -> bool:
         """Whether a share of the rows is kept for evaluation."""
-        return self.kind != SAMPLES and self.num_rows >= HELD_OUT_FROM
+        return self.kind != SAMPLES and self.num_prompts >= HELD_OUT_FROM
 
 
 def look_at(path: str, taken: Sequence[str], reading: Mapping[str, Any]) -> Rows:
@@ -59,12 +66,12 @@ def look_at(path: str, taken: Sequence[str], reading: Mapping[str, Any]) -> Rows
     """
     found = stream(path, limit=LOOKED_AT + 1, **reading)
     try:
-        records = [located.record for located in found.records]
+        rows = list(found.records)
+        shown, is_all = _of_one_kind(rows[:LOOKED_AT], found.statistics.dropped, reading), len(rows) <= LOOKED_AT
     except InputError as error:
         if "on_error" not in reading:
             raise InputError(f"{error}; correct the row, or give --on-error skip") from error
         raise
-    shown, is_all = records[:LOOKED_AT], len(records) <= LOOKED_AT
     kind, about = _kind_of(path, shown)
     names = {name for record in shown for name in _attributes(record)} if kind == RATE else set[str]()
     return Rows(
@@ -73,12 +80,37 @@ def look_at(path: str, taken: Sequence[str], reading: Mapping[str, Any]) -> Rows
         kind=kind,
         format=found.format,
         num_rows=len(shown),
+        num_prompts=len({repr(prompt_of(record).messages) for record in shown}),
         is_all=is_all,
         about=about,
         attributes=tuple(sorted(names)),
         reading=reading,
         dropped=dict(found.statistics.dropped),
+        judges=_judges(shown) if kind == SAMPLES else (),
     )
+
+
+def _of_one_kind(rows: Sequence[Located[Record]], dropped: Counter[str], reading: Mapping[str, Any]) -> list[Record]:
+    """Return the records; of a file that is mostly dialogues, without those that end before an answer."""
+    unanswered = [row for row in rows if isinstance(row.record, Prompt)]
+    num_answered = sum(isinstance(row.record, Demonstration) for row in rows)
+    if not unanswered or num_answered < len(rows) / 2:
+        return [row.record for row in rows]
+    if "on_error" not in reading:
+        raise InputError(f"{unanswered[0].place}: the dialogue has no answer, and {num_answered} others have one")
+    dropped["no answer"] += len(unanswered)
+    return [row.record for row in rows if not isinstance(row.record, Prompt)]
+
+
+def _judges(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return the judges that can rate responses to some of the prompts, by an answer, tests or instructions."""
+    prompts = [prompt_of(record) for record in records]
+    known = {
+        "verifier": any(prompt.metadata.get("instruction_id_list") for prompt in prompts),
+        "executed_tests": any(known_tests(prompt) is not None for prompt in prompts),
+        "ground_truth": any(known_answer(prompt.metadata) is not None for prompt in prompts),
+    }
+    return tuple(name for name, is_known in known.items() if is_known)
 
 
 def _kind_of(path: str, records: Sequence[Record]) -> tuple[str, str]:
@@ -115,6 +147,7 @@ def _attributes(record: Record) -> list[str]:
 def _name_of(path: str, taken: Sequence[str]) -> str:
     """Return a name for a source: that of its file, made different from those in `taken`."""
     stem = re.sub(r"\W+", "_", Path(path.partition(":")[0]).name.partition(".")[0]).strip("_") or "rows"
-    stem = f"{stem}_rows" if stem in KINDS else stem  # a source and a step need different names
+    is_text = isinstance(yaml.safe_load(stem), str) and not stem[0].isdigit()  # unlike null and 1e5
+    stem = stem if is_text and stem not in KINDS else f"{stem}_rows"  # a source and a step need different names
     names = [stem, *(f"{stem}_{number}" for number in range(2, len(taken) + 2))]
     return next(name for name in names if name not in taken)

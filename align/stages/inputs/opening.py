@@ -41,6 +41,19 @@ def check_kind(located: Located[Record], kind: type[Demonstration | Comparison],
     raise InputError(f"{located.place}: the row is {KINDS[type(record)]}, and {stage} needs {needs[kind]}")
 
 
+def lack_of_kind(
+    located: Located[Record], kind: type[Demonstration | Comparison], stage: str, *, skips: bool
+) -> str | None:
+    """Return why a step cannot train on a record of another kind, None for one of its kind; raise if it skips none."""
+    try:
+        check_kind(located, kind, stage)
+    except InputError as error:
+        if not skips:
+            raise
+        return error.message
+    return None
+
+
 def lack_of_preference(record: Record, *, needs_rewards: bool) -> str | None:
     """Return why no response of a comparison is known to be better than another; None where one is."""
     assert isinstance(record, Comparison)

@@ -25,7 +25,7 @@ from align.registry import import_dotted, pick
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Placed, Stage, latest_policy
 from align.stages.costs.estimates import Estimate, Planning, model_disk
 from align.stages.inputs.context import ModelSpec, StepInputs, policy_key
-from align.stages.inputs.opening import FIRST_ROWS, SEARCHED_ROWS, check_kind, first_records
+from align.stages.inputs.opening import FIRST_ROWS, SEARCHED_ROWS, first_records, lack_of_kind
 from align.stages.inputs.sources import SourceSettings, check_without_constraints
 from align.stages.training.contract import Groups
 from align.stages.training.uniform import check_selection, reference_names, uniform_names, with_uniform
@@ -221,8 +221,8 @@ class TrainingStage(Stage):
         for located in first_records(source, SEARCHED_ROWS):
             if len(lacks) >= FIRST_ROWS and None in lacks:
                 return
-            check_kind(located, self.record_kind, self.stage)
-            lacks.append(self.lack(located.record))
+            other_kind = lack_of_kind(located, self.record_kind, self.stage, skips=source.on_error == "skip")
+            lacks.append(other_kind or self.lack(located.record))
         if lacks and None not in lacks:
             message = f"none of the first {len(lacks)} rows can be trained on: {lacks[0]}"
             raise InputError(f"{source.path}: {message}")
