@@ -22,3 +22,11 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(time, "monotonic", lambda: Clock.now)
     return Clock
+
+
+@pytest.fixture
+def forked_launches(monkeypatch):
+    """Fork the processes of the steps that pipelines launch: what is tested is not how Python starts."""
+    from forked import fork_launches  # noqa: PLC0415 - imports align, which few tests need before their own imports
+
+    fork_launches(monkeypatch)

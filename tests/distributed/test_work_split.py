@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from forked import start_forked
+from forked import fork_launches, start_forked
 from launching import finish, start
 from middle_recipe import MIDDLE, recipe_in
 from small_runs import ROOT, run
@@ -70,10 +70,10 @@ FILES = {
 def both(tmp_path_factory):
     """The recipe run in this process, and with the steps that train nothing in two processes each."""
     alone, launched = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("launched")
-    return (alone / "runs/small", *run(alone, text=RECIPE)), (
-        launched / "runs/small",
-        *run(launched, *LAUNCHED, text=RECIPE),
-    )
+    made_alone = run(alone, text=RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        fork_launches(patch)
+        return (alone / "runs/small", *made_alone), (launched / "runs/small", *run(launched, *LAUNCHED, text=RECIPE))
 
 
 def test_two_processes_leave_the_same_bytes_and_scores_as_one(both):

@@ -220,6 +220,7 @@ def test_the_ledger_counts_a_pass_of_each_policy(made):
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked_launches")
 def test_two_processes_measure_the_same(made, tmp_path):
     folder, manifests = made
     of_two = ["steps.evaluate.launch=launch/ddp-cpu-2.yaml", "steps.evaluate.policies=[sft]"]

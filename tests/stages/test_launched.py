@@ -53,6 +53,7 @@ def test_the_progress_of_the_children_is_passed_on(both):
     assert ("sft", "running") in told.states and ("sft", "finished") in told.states
 
 
+@pytest.mark.usefixtures("forked_launches")
 def test_a_child_that_fails_is_one_line_with_status_one_and_the_step_goes_on_later(tmp_path):
     path = written(tmp_path)
     broken = "steps.sft.train.learning_rate=1.0e+30"  # the loss is no number after a step or two
@@ -100,6 +101,7 @@ class Stops(Told):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.usefixtures("forked_launches")
 @pytest.mark.parametrize("launch", ["cpu-1", "ddp-cpu-2"])
 def test_a_pipeline_that_is_told_to_stop_tells_its_children_who_keep_their_step(tmp_path, launch):
     longer = "steps.sft.train.epochs=40"  # 240 steps, and no checkpoint is due before a quarter of an hour

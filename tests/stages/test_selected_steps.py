@@ -108,6 +108,7 @@ def test_cross_fitted_references_are_trained_on_two_halves_of_the_rows(tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked_launches")
 def test_processes_that_share_out_a_model_choose_the_rows_of_one(tmp_path, monkeypatch):
     pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install align[deepspeed]")
     for name, value in {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}.items():

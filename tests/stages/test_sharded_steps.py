@@ -8,7 +8,7 @@ from small_runs import RECIPE, metrics, run
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install align[deepspeed]")
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.usefixtures("forked_launches")]
 
 ZERO3 = "launch/zero3-cpu-2.yaml"
 RATED = """  rate: {{stage: reward_model, policy: base, data: pairs, loss: bt, head: {{attributes: [good]}},

@@ -14,6 +14,7 @@ SPLIT = "steps.sft.train.sequence_parallel=2"
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked_launches")
 def test_a_step_that_splits_sequences_leaves_what_one_process_leaves(tmp_path):
     made, _ = run(tmp_path / "alone", until="sft")
     split, _ = run(tmp_path / "split", LAUNCH, SPLIT, until="sft")

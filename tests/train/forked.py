@@ -13,9 +13,12 @@ import sys
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from unittest.mock import patch
 
 from launching import QUIET, ROOT, command
+
+from align.workflow import launcher
 
 
 class Fork(subprocess.Popen):
@@ -58,10 +61,11 @@ def become(call, environment):
         os._exit(status)
 
 
-def launch(call, environment, outputs):
-    """Become `accelerate launch`, whose processes are forks and not calls of Python."""
+def launch(call, environment, folder, outputs):
+    """Become `accelerate launch` in a folder; its processes are forks and not calls of Python."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler  # noqa: PLC0415
 
+    os.chdir(folder)
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout.reconfigure(line_buffering=True)
@@ -70,36 +74,70 @@ def launch(call, environment, outputs):
 
 
 class ForkedLaunch:
-    """A launch in a process of its own, with the methods of `subprocess.Popen` that `launching.finish` needs."""
+    """A launch in a process of its own, which writes stdout and stderr to files."""
 
-    def __init__(self, call, environment):
-        self._folder = TemporaryDirectory()
-        self._outputs = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+    def __init__(self, call, environment, outputs):
         context = get_context("forkserver")
         context.set_forkserver_preload(["imported"])
         path = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
         with patch.dict(os.environ, QUIET | {"PYTHONPATH": path}):
             forkserver.ensure_running()
-        self._process = context.Process(target=launch, args=(call, environment, self._outputs))
+        self._process = context.Process(target=launch, args=(call, environment, os.getcwd(), outputs))
         self._process.start()
 
     @property
     def returncode(self):
         return self._process.exitcode
 
-    def communicate(self, timeout):
-        """What it wrote to stdout and stderr, once it has ended."""
+    def wait(self, timeout=None):
         self._process.join(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired("launch", timeout)
-        written = tuple(path.read_text() for path in self._outputs)
-        self._folder.cleanup()
-        return written
+        return self.returncode
 
     def terminate(self):
         self._process.terminate()
 
 
+class LaunchOfScript(ForkedLaunch):
+    """A launch with the methods of `subprocess.Popen` that `launching.finish` needs."""
+
+    def __init__(self, call, environment):
+        self._folder = TemporaryDirectory()
+        self._written = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+        super().__init__(call, environment, self._written)
+
+    def communicate(self, timeout):
+        """What it wrote to stdout and stderr, once it has ended."""
+        self.wait(timeout)
+        written = tuple(path.read_text() for path in self._written)
+        self._folder.cleanup()
+        return written
+
+
+class LaunchOfStep(ForkedLaunch):
+    """A launch of a step, with the methods of `subprocess.Popen` that `align.workflow.launcher` needs."""
+
+    def __init__(self, call, *, env, stdout, stderr, process_group):
+        super().__init__(call, env | QUIET, [Path(stdout.name)] * 2)
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def poll(self):
+        return self.returncode
+
+    def kill(self):
+        self._process.kill()
+
+
+def fork_launches(patch):
+    """Let the pipelines of this process fork the processes of their launched steps."""
+    names = SimpleNamespace(Popen=LaunchOfStep, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired)
+    patch.setattr(launcher, "subprocess", names)
+
+
 def start_forked(launch_file, *arguments, **environment):
     """`launching.start`, forked."""
-    return ForkedLaunch(command(launch_file, *arguments), os.environ | QUIET | environment)
+    return LaunchOfScript(command(launch_file, *arguments), os.environ | QUIET | environment)
