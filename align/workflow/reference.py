@@ -44,6 +44,8 @@ REQUIRED = "required"
 MAX_DEFAULT = 60  # characters of a default value in the table
 PAGE, SCHEMA = "docs/keys.md", "recipes/schema.json"  # in the repository
 INTRO = """\
+[Documentation](README.md) / Look up
+
 # Every key
 
 `align keys [SECTION or KEY]` prints the same: `align keys train`, or `align keys learning_rate` for the sections with
