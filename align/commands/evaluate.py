@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -43,6 +43,9 @@ class EvaluateSettings(Settings):
         default=SamplingSettings(temperature=0.0), description="How responses are drawn."
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="What runs the policy.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Precision of likelihoods, of a divergence and of lm-evaluation-harness."
+    )
     rows: RowOptions = Field(default=RowOptions(), description="How the rows are read.")
     judges: list[JudgeSettings] = Field(default_factory=list[JudgeSettings], description="Judges of a win rate.")
     combine: Combination = Field(default="precedence", description="How several judges are combined.")
@@ -142,7 +145,12 @@ def _task_settings(task: Task, request: Request, settings: EvaluateSettings) -> 
         if {"sampling" if name in SamplingSettings.model_fields else name, name} & used
     }
     source = {"data": SOURCE if request.data is not None else "", "task": request.task}
-    return TaskSettings.model_validate({**source, **given})
+    found = TaskSettings.model_validate({**source, **given})
+    if "precision" not in settings.model_fields_set:
+        return found
+    if not found.uses_precision(task):
+        raise InputError(f"task {request.task} does not use precision: leave it out")
+    return found.model_copy(update={"precision": settings.precision})
 
 
 def _check_answers(task: Task, request: Request) -> None:
@@ -163,6 +171,7 @@ def _check_options(task: Task, request: Request, out: Path | None, settings: Eva
     given = _given(request, out, settings)
     used = set(task.used_with(given))
     used |= {"sampling"} if "max_new_tokens" in used else set()
+    used.add("precision")  # checked with the settings of the task
     is_procedural = (request.data or "").startswith(PROCEDURAL)
     has_constraints = settings.rows.constraints is not None
     if is_procedural or (task.columns and not has_constraints):  # the rows are not read as records

@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from align.commands.evaluate import EvaluateSettings, Request, evaluate
 from align.distributed.progress import SilentProgress
 from align.errors import InputError
 from align.evaluation.statistics import Score
-from align.evaluation.tasks import TASKS, lm_eval
+from align.evaluation.tasks import TASKS, lm_eval, pick_task
 from align.evaluation.tasks.lm_eval import harness, scores_of, uses_chat_template
 from align.stages.responses.tasks import TaskSettings
 
@@ -131,6 +132,42 @@ def test_the_limit_of_the_command_and_of_a_step_is_that_of_the_harness(folder, m
     assert limits == [2, None]
     with pytest.raises(InputError, match="limit: has no effect on task nll; set the limit of its source"):
         TaskSettings(task="nll", data="rows", limit=2).check_used(TASKS["nll"])
+
+
+@pytest.mark.filterwarnings("default")  # the harness's own
+@pytest.mark.usefixtures("own_tasks_only")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_harness_has_the_precision_of_the_task(precision, folder, monkeypatch):
+    import lm_eval.evaluator  # noqa: PLC0415 - an extra, and slow to import
+
+    given = {}
+
+    def stop(**arguments):
+        given.update(arguments["model_args"])
+        raise OSError("enough")
+
+    monkeypatch.setattr(lm_eval.evaluator, "simple_evaluate", stop)
+    request = Request("harness:weather", policy=str(folder / "policy"))
+    settings = EvaluateSettings(tasks_folder=str(folder / "tasks"), precision=precision)
+    with pytest.raises(InputError, match="enough"):
+        evaluate(request, None, settings=settings, progress=SilentProgress())
+    assert given["dtype"] == {"fp32": "float32", "bf16": "bfloat16"}[precision]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_used"),
+    [
+        ({"task": "nll"}, True),
+        ({"task": "harness:weather"}, True),
+        ({"task": "ifeval"}, True),
+        ({"task": "ifeval", "engine": {"server": {"base_url": "http://localhost"}}}, False),
+        ({"task": "sts"}, False),
+    ],
+)
+def test_a_precision_that_nothing_uses_is_refused(settings, is_used):
+    found = TaskSettings.model_validate({**settings, "precision": "bf16"})
+    with nullcontext() if is_used else pytest.raises(InputError, match="precision: has no effect on task"):
+        found.check_used(pick_task(settings["task"]))
 
 
 def test_every_filter_of_a_metric_and_every_group_of_tasks_has_a_score():

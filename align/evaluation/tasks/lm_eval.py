@@ -13,6 +13,7 @@ from align.evaluation.statistics import Score
 from align.evaluation.task import EstimateInputs, Task, TaskInputs, TaskResult, TaskSize
 
 PREFIX = "harness:"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # precision -> the harness's name of the weights' data type
 NORMAL_95 = 1.96  # standard errors on either side of a 95 % interval; the harness reports standard errors
 
 
@@ -35,7 +36,14 @@ class HarnessTask(Task):
         names = [self.name.removeprefix(PREFIX)]
         chat = uses_chat_template(inputs.policy_path, inputs.chat_template)
         inputs.progress.note(f"{self.name}: prompts {'with' if chat else 'without'} the policy's chat template")
-        scores = harness(inputs.policy_path, names, folder=folder, limit=inputs.limit, chat_template=chat)
+        scores = harness(
+            inputs.policy_path,
+            names,
+            folder=folder,
+            limit=inputs.limit,
+            precision=inputs.precision,
+            chat_template=chat,
+        )
         return TaskResult(scores=scores, counts={"chat_template": chat})
 
 
@@ -57,6 +65,7 @@ def harness(
     folder: Path | None = None,
     limit: int | None = None,
     batch_size: int = 8,
+    precision: str = "fp32",
     chat_template: bool = False,
 ) -> dict[str, Score]:
     """Return each metric of each harness task as `task/metric` (`scores_of`), for the saved policy at `model`.
@@ -81,7 +90,12 @@ def harness(
     try:
         found: Any = simple_evaluate(
             model="hf",
-            model_args={"pretrained": model, "trust_remote_code": False, "device": default_device()},
+            model_args={
+                "pretrained": model,
+                "trust_remote_code": False,
+                "device": default_device(),
+                "dtype": DTYPES[precision],
+            },
             tasks=list(names),
             task_manager=manager,
             limit=limit,

@@ -49,7 +49,9 @@ class TaskSettings(Settings):
     max_new_tokens: int = Field(default=64, ge=1, description="Maximum response length, in tokens.")
     stop: list[str] = Field(default_factory=list[str], description="Stop strings; not part of the response.")
     seed: int = Field(default=0, description="Seed of the samples.")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Precision of forward passes.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Precision of the policy's forward passes in this process."
+    )
     engine: EngineSettings | None = Field(
         default=None, description="What runs the policy; this process, in `precision`, by default."
     )
@@ -123,12 +125,18 @@ class TaskSettings(Settings):
         encoder = make_encoder(settings, texts=texts, cache=inputs.run / EMBEDDINGS, content=inputs.content)
         return encoder.encode(texts)
 
+    def uses_precision(self, task: Task) -> bool:
+        """Return whether the task runs the policy in this process, and not as an encoder, which runs in fp32."""
+        return "policy" in task.options and "encoder" not in task.options and self.is_sampled_here
+
     def check_used(self, task: Task) -> None:
         """Raise for a setting that is given and has no effect on the task."""
         used = task.used_with({"responses"} if self.responses else {"policy"})
         for name in self.model_fields_set - {"data", "task", "metrics", "precision"}:
             if not {"sampling" if name in SamplingSettings.model_fields else name, name} & used:
                 raise InputError(f"has no effect on task {task.name}; remove it", (name,))
+        if "precision" in self.model_fields_set and not self.uses_precision(task):
+            raise InputError(f"has no effect on task {task.name} as it is set here; remove it", ("precision",))
         if self.limit is not None and "data" in used:
             raise InputError(f"has no effect on task {task.name}; set the limit of its source", ("limit",))
         if "reference" in used and self.reference is None:
