@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,12 +46,14 @@ def answers_from_policy(
 ) -> list[Answer]:
     """Return all responses of the policy to the last turns, ordered by row; `journal` stores the samples.
 
-    Each process samples its share of the prompts, and all return all answers. The first turn is sampled
-    `num_responses` times; later turns continue each of these dialogues once. Raises `InputError` for a row that is
-    too long for the model: an empty response would count as wrong.
+    Each process samples its share of the prompts, and all return all answers. Each row has `num_responses` dialogues,
+    whose turns are sampled independently, also where the next prompt does not depend on the responses. Raises
+    `InputError` for a row that is too long for the model: an empty response would count as wrong.
     """
     finished: list[Answer] = []
-    active: list[tuple[int, tuple[str, ...], str | None]] = [(index, (), None) for index in range(len(rows))]
+    active: list[tuple[int, tuple[str, ...], str | None]] = [
+        (index, (), None) for index in range(len(rows)) for _ in range(sampling.num_responses)
+    ]
     while active:
         dialogues: list[Dialogue] = []
         for index, responses, finish in active:
@@ -64,15 +66,38 @@ def answers_from_policy(
                 dialogues.append(Dialogue(index, responses, prompt))
         if not dialogues:
             break
-        found = _sample(dialogues, engine, sampling=sampling, journal=journal, processes=processes, progress=progress)
+        found: dict[str, list[Sample]] = {}
+        numbers, by_count = _sample_numbers(dialogues)
+        for count, some in sorted(by_count.items()):
+            each_time = sampling.model_copy(update={"num_responses": count})
+            found |= _sample(some, engine, sampling=each_time, journal=journal, processes=processes, progress=progress)
+        samples = [found[prompt_key(each.prompt)][number] for each, number in zip(dialogues, numbers, strict=True)]
         active = [
             (each.row, (*each.responses, sample.whole_text), sample.finish)
-            for each in dialogues
-            for sample in found[prompt_key(each.prompt)]
+            for each, sample in zip(dialogues, samples, strict=True)
         ]
-        sampling = sampling.model_copy(update={"num_responses": 1})
     progress.note(f"{engine.name}: {engine.throughput.tokens_per_s:,.0f} tokens/s")
     return sorted(finished, key=lambda answer: answer.row)
+
+
+def _sample_numbers(dialogues: Sequence[Dialogue]) -> tuple[list[int], dict[int, list[Dialogue]]]:
+    """Return which sample of its prompt each dialogue has, and the dialogues by the number of samples of their prompts.
+
+    Dialogues of one row with the same prompt have different samples; those of different rows share them.
+    """
+    keys = [prompt_key(each.prompt) for each in dialogues]
+    seen = Counter[tuple[int, str]]()
+    numbers: list[int] = []
+    for each, key in zip(dialogues, keys, strict=True):
+        numbers.append(seen[each.row, key])
+        seen[each.row, key] += 1
+    counts: dict[str, int] = {}
+    for (_, key), number in seen.items():
+        counts[key] = max(number, counts.get(key, 0))
+    by_count: dict[int, list[Dialogue]] = defaultdict(list)
+    for each, key in zip(dialogues, keys, strict=True):
+        by_count[counts[key]].append(each)
+    return numbers, by_count
 
 
 def _sample(

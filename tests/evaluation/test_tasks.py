@@ -75,6 +75,25 @@ def test_a_task_may_have_several_turns():
     assert TWO_TURNS.scores(answers, grades)["correct"].value == 1
 
 
+def test_turns_that_do_not_depend_on_the_responses_are_sampled_for_each_dialogue():
+    def fixed(row, responses):
+        return (Message("user", row["asked"][len(responses)]),) if len(responses) < 2 else None
+
+    found = answers_from_policy(
+        [{"asked": ["one?", "two?"]}, {"asked": ["two?", "three?"]}],
+        fixed,
+        Echo(),
+        sampling=SamplingSettings(num_responses=3),
+        journal=None,
+        processes=Processes(),
+        progress=SilentProgress(),
+    )
+    said = [(answer.row, *answer.earlier, answer.response) for answer in found]
+    assert said == [(0, f"{number} one?", f"{number} two?") for number in range(3)] + [
+        (1, f"{number} two?", f"{number} three?") for number in range(3)
+    ]
+
+
 def test_a_custom_task_is_loaded_by_its_dotted_path():
     assert pick_task(f"{__name__}:TWO_TURNS") is sys.modules[__name__].TWO_TURNS
 
