@@ -30,9 +30,10 @@ from align.storage.removal import REMOVED, Removal, as_removal, unlink_own
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 MEASURES = "measures.json"  # of made data, for the report
+STATE = "state.json"  # of a checkpoint: what was trained, and the checksum of the metrics
 SPENT = "spent-{}.json"  # in a working folder: what one attempt of a step has used so far
 # Times, speeds and descriptions are not part of a fingerprint, and are no rows
-UNHASHED_FILES = (MANIFEST, METRICS, MEASURES, "README.md")
+UNHASHED_FILES = (MANIFEST, METRICS, MEASURES, STATE, "README.md")
 UNRECORDED_FILES = (MANIFEST, "README.md")  # written after the records of a finished step's files
 FILES = "files"  # key of a manifest: size and SHA-256 of every file
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from align.artifacts import FILES, METRICS, atomic_folder, read_json, write_json
+from align.artifacts import FILES, METRICS, STATE, atomic_folder, read_json, write_json
 from align.distributed.processes import Processes
 from align.errors import RunError
 from align.storage.checksums import FileRecords, as_records, content_problems, sha256_of
@@ -30,7 +30,6 @@ from align.train.sharding.replicated import AVERAGE, WEIGHT, Replicated
 
 CHECKPOINT = "checkpoint-"  # folder name, followed by the number of finished steps
 BEST = "best-"  # folder name of the weights with the lowest held-out loss so far, followed by their step
-STATE = "state.json"
 SHARD_FILE = "shard-{:05}.safetensors"  # numbered by rank
 
 # (kind of values, parameter name) -> start in the flattened parameter, file, key in the file
