@@ -39,7 +39,6 @@ FILES = "files"  # key of a manifest: size and SHA-256 of every file
 
 # Packages whose versions a manifest records
 PACKAGES = ("align", "torch", "transformers", "tokenizers", "trl", "accelerate", "peft", "deepspeed", "datasets")
-
 # What to do about a finished step's file that is missing or damaged
 RESTORE = "restore it, or make the step again; to use an edited folder, copy it without its manifest.json"
 

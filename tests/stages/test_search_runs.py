@@ -1,7 +1,9 @@
 """Resumed steps and searches that run: the same weights as an uninterrupted training, and the same trials."""
 
+import itertools
 import json
 import math
+import shutil
 
 import pytest
 from small_runs import RATE, Told, skip_page, skip_rate
@@ -184,6 +186,28 @@ def test_stages_before_the_search_run_once_and_the_best_trials_go_on(searched):
     assert "Search of dpo" in page and f"Trial {found['chosen']} was chosen" in page
     # Checkpoints of trials are removed once no step resumes them
     assert not list((folder / "runs/small").glob("*/resume/*/*.safetensors"))
+
+
+def test_a_search_that_finishes_at_the_best_rung_has_that_trials_weights(searched, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(searched[0], folder)
+    steps = {"dpo": DPO, "validation": VALIDATION, "test": TEST}
+    made, told = ran(folder, steps, search={**SEARCH, "finish": "best_rung"})
+    # The checkpoint of the chosen trial had been removed, and is the same when it is made again
+    assert [note for note in told.notes if "the step runs again because" in note]
+    assert not [note for note in told.notes if "differs from what was removed" in note]
+    table = read_json(folder / "runs/small/table.json")
+    names = {(trial, rung): f"dpo-trial-{trial}-rung-{rung}" for trial, rung in itertools.product(range(1, 5), (1, 2))}
+    values = {place: table[name]["chat nll"]["value"] for place, name in names.items() if name in table}
+    assert len(values) == 6
+    trial, rung = min(values, key=lambda key: values[key])
+    best = names[trial, rung]
+    assert weights(folder, "dpo") == weights(folder, best)
+    assert made["dpo"]["copy_of"] == best
+    found = read_json(folder / "runs/small/search.json")["dpo"]
+    assert (found["chosen"], found["chosen_rung"], found["cost_of_chosen"]) == (trial, rung, None)
+    _, rows = trial_rows(found, set())
+    assert [(row[0], row[3]) for row in rows if row[-1] == "chosen"] == [(str(trial), str(SEARCH["rungs"][rung - 1]))]
 
 
 def test_a_finished_search_runs_nothing_again_and_is_estimated_as_it_was(searched):

@@ -132,14 +132,14 @@ def outcome(trial, value, *, first=0, last=10, flops=0.0, diverged=None):
 
 
 def halve(made, values):
-    """Run a search on a table of values by (trial, rung); the levels, and the chosen trial."""
+    """Run a search on a table of values by (trial, rung); the levels, the chosen trial, and where it stops."""
     while made.chosen is None:
         found = [[outcome(trial, values[trial, rung]) for trial in level] for rung, level in enumerate(made.levels)]
         made = advanced(made, found)
-    return made.levels, made.chosen
+    return made.levels, made.chosen, made.chosen_rung
 
 
-def brute_force(number, rungs, halving, values, *, greater):
+def brute_force(number, rungs, halving, values, *, greater, finish):
     """Successive halving as a count: who is beaten by fewer others than places are left goes on."""
     level, levels = list(range(1, number + 1)), []
     for rung in range(rungs):
@@ -151,13 +151,17 @@ def brute_force(number, rungs, halving, values, *, greater):
             for trial, own in signed.items()
         }
         level = [trial for trial in level if beaten[trial] < places]
-        if places == 1:
-            break
-    return levels, level[0]
+        if places == 1 and finish == "end":
+            return levels, level[0], None
+    seen = [(values[trial, rung], trial, rung) for rung, level in enumerate(levels) for trial in level]
+    top = (max if greater else min)(seen)[0]
+    trial, rung = min((trial, rung) for value, trial, rung in seen if value == top)
+    return levels, trial, rung + 1
 
 
+@pytest.mark.parametrize("finish", ["end", "best_rung"])
 @pytest.mark.parametrize("greater", [True, False])
-def test_halving_promotes_whom_a_brute_force_count_promotes(greater):
+def test_halving_promotes_whom_a_brute_force_count_promotes(greater, finish):
     draw, covered = random.Random(5), set()
     for number, rungs, halving in itertools.product((1, 2, 3, 7, 9, 27), (1, 2, 3), (2, 2.5, 3)):
         values = {(trial, rung): draw.randrange(6) / 5 for trial in range(1, number + 1) for rung in range(rungs)}
@@ -165,10 +169,11 @@ def test_halving_promotes_whom_a_brute_force_count_promotes(greater):
             budget={"trials": number},
             rungs=[10 * 2**rung for rung in range(rungs)],
             halving=halving,
+            finish=finish,
             greater_is_better=greater,
         )
         found = halve(made, values)
-        assert found == brute_force(number, rungs, halving, values, greater=greater)
+        assert found == brute_force(number, rungs, halving, values, greater=greater, finish=finish)
         covered.add(len(found[0]))
     assert covered == {1, 2, 3}
 
@@ -294,6 +299,10 @@ def test_a_step_in_rounds_is_searched_in_its_first_round():
     assert made.steps["dpo-1"].resume == "dpo-1-trial-3-rung-1" and made.steps["dpo-2"].resume is None
     rates = {made.steps[name].train.learning_rate for name in ("dpo-1-trial-3-rung-1", "dpo-1", "dpo-2")}
     assert rates == {point(made.search["dpo"], 0, 3)["train.learning_rate"]}
+    # Where the search ends at a rung, every round stops there, and the first is the trial itself
+    ended = recipe(steps={"dpo": rounds}, chosen=3, chosen_rung=1, finish="best_rung")
+    assert ended.copies["dpo-1"] == "dpo-1-trial-3-rung-1" and "dpo-2" not in ended.copies
+    assert {ended.steps[name].train.until_step for name in ("dpo-1", "dpo-2")} == {ended.search["dpo"].rungs[0]}
 
 
 WRONG = [

@@ -48,7 +48,8 @@ def trial_rows(found: Facts, rates: Set[str]) -> tuple[list[str], list[list[str]
             is_last = rung["diverged"] is not None or math.isnan(score["value"])
             value = 0.0 if is_last else -score["value"] if found["greater_is_better"] else score["value"]
             place = level, is_last, value, int(number)
-            rows.append((place, [*cells, _outcome(rung, is_chosen=number == str(found["chosen"]))]))
+            is_here = found.get("chosen_rung") in (None, level + 1)
+            rows.append((place, [*cells, _outcome(rung, is_chosen=is_here and number == str(found["chosen"]))]))
     return columns, [cells for _, cells in sorted(rows, key=lambda row: row[0])]
 
 
@@ -65,7 +66,10 @@ def summary(found: Facts, rates: Set[str]) -> str:
         chosen = ", ".join(f"{key} {_text(value)}" for key, value in settings.items())
         parts.append(f"Trial {found['chosen']} was chosen ({chosen}): it has the best {found['column']}, which is")
         parts.append("optimistic, as the best of several.")
-        if found["cost_of_chosen"] is not None:
+        if found.get("chosen_rung") is not None:
+            rungs = found["trials"][str(found["chosen"])]["rungs"]
+            parts.append(f"Its training stops after {rungs[found['chosen_rung'] - 1]['optimizer_steps']:,} steps.")
+        elif found["cost_of_chosen"] is not None:
             parts.append(f"Its training to the end took {_costs(found['cost_of_chosen'])} more.")
         unseen = ", ".join(
             f"{column} {score_text(score['value'], rate=rate)} ({interval_text(score, rate=rate)})"
@@ -90,6 +94,6 @@ def _outcome(rung: Facts, *, is_chosen: bool) -> str:
         return f"dropped: {rung['diverged']}"
     if rung["goes_on"] is None:
         return "not compared yet"
-    if not rung["goes_on"]:
-        return "dropped"
-    return "chosen" if is_chosen else "goes on"
+    if is_chosen:
+        return "chosen"
+    return "goes on" if rung["goes_on"] else "dropped"

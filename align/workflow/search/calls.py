@@ -80,11 +80,12 @@ def assumed(command: Command) -> tuple[Command, list[str]]:
                 search = with_drawn(advanced(search, found), recipe.seed, found[0])
             elif len(search.levels) == 1 and not _is_limited(search) and search.levels[0] != (whole := _all(search)):
                 search = search.model_copy(update={"started": [whole]})
-            elif len(search.levels) == len(search.rungs) or num_promoted(len(search.levels[-1]), search) == 1:
-                search = search.model_copy(update={"started": search.levels, "chosen": search.levels[-1][0]})
+            elif search.is_at_end(number := num_promoted(len(search.levels[-1]), search)):
+                rung = None if search.finish == "end" else len(search.levels)
+                ended = {"started": search.levels, "chosen": search.levels[-1][0], "chosen_rung": rung}
+                search = search.model_copy(update=ended)
             else:
-                going_on = search.levels[-1][: num_promoted(len(search.levels[-1]), search)]
-                search = search.model_copy(update={"started": [*search.levels, going_on]})
+                search = search.model_copy(update={"started": [*search.levels, search.levels[-1][:number]]})
         command = _with_state(command, name, search)
         if not is_known:
             many = f"{len(search.levels[0])} trial(s), of which the first ones are assumed to be the best"
@@ -137,7 +138,8 @@ def _with_state(command: Command, name: str, search: SearchSettings) -> Command:
     state = [f"search.{name}.started={json.dumps(search.levels)}", f"search.{name}.drawn={json.dumps(search.drawn)}"]
     before = tuple(each.partition("=")[0] + "=" for each in state)
     kept = [each for each in command.overrides if not each.startswith(before)]
-    state += [f"search.{name}.chosen={search.chosen}"] if search.chosen is not None else []
+    ended = search.model_dump(include={"chosen", "chosen_rung"}, exclude_none=True)
+    state += [f"search.{name}.{key}={value}" for key, value in ended.items()]
     values = read_recipe(command.recipe, command.overrides) if command.values is None else command.values
-    begun = {**values["search"][name], **search.model_dump(include={"drawn", "chosen"}), "started": search.levels}
+    begun = {**values["search"][name], **ended, "drawn": search.drawn, "started": search.levels}
     return Command(command.recipe, (*kept, *state), {**values, "search": {**values["search"], name: begun}})

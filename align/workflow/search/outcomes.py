@@ -138,9 +138,13 @@ def advanced(search: SearchSettings, found: Sequence[Sequence[Outcome]]) -> Sear
     best = [each.trial for each in last if each.has_value][: num_promoted(len(levels[-1]), search)]
     if not best:
         raise RunError(f"no trial of the last rung can be chosen: {_lacking(last[0], search)}")
-    if len(best) == 1 or len(levels) == len(search.rungs):
+    if not search.is_at_end(len(best)):
+        return search.model_copy(update={"started": [*levels, sorted(best)]})
+    if search.finish == "end":
         return search.model_copy(update={"started": levels, "chosen": best[0]})
-    return search.model_copy(update={"started": [*levels, sorted(best)]})
+    every = [(each, rung) for rung, level in enumerate(found, start=1) for each in level]
+    first, rung = min(every, key=lambda each: each[0].sort_key(is_greater_better=search.is_greater_better))
+    return search.model_copy(update={"started": levels, "chosen": first.trial, "chosen_rung": rung})
 
 
 def _lacking(found: Outcome, search: SearchSettings) -> str:
@@ -161,7 +165,7 @@ def _has_room(search: SearchSettings, first: Sequence[Outcome]) -> bool:
 
 
 def _predicted(search: SearchSettings, first: Sequence[Outcome], number: int, name: str) -> float:
-    """Return what a search of `number` trials will have taken when the chosen one is trained to its end."""
+    """Return what a search of `number` trials will have taken at its end, with the training of the chosen one."""
     training = sum(_known(each.training, name) for each in first)
     evaluation = sum(_known(each.evaluation, name) for each in first)
     earlier = sum(_known(each.earlier, name) for each in first)
@@ -173,7 +177,7 @@ def _predicted(search: SearchSettings, first: Sequence[Outcome], number: int, na
         trials, after = num_promoted(trials, search), min(rung, end)
         total += trials * per_step * (after - before) + (trials > 1) * trials * evaluation / len(first)
         before = after
-    return total + per_step * (end - before)
+    return total + per_step * (end - before) * (search.finish == "end")
 
 
 def _known(costs: Mapping[str, float | None], name: str) -> float:

@@ -16,6 +16,7 @@ from align.workflow.search.trials import trial_name
 
 # Settings that decide which rows `skip` and `limit` count
 COUNTED = ("format", "columns", "where", "on_error", "order")
+BEST_RUNG = "the best trial and rung, without further training"
 
 
 def search_results(recipe: Recipe, manifests: Manifests) -> dict[str, Any]:
@@ -33,13 +34,14 @@ def _search(recipe: Recipe, name: str, manifests: Manifests) -> dict[str, Any]:
     found = outcomes(recipe, name, manifests)
     trials: dict[int, dict[str, Any]] = {}
     for rung, level in enumerate(found, start=1):
-        going_on = search.levels[rung] if len(search.levels) > rung else [search.chosen] if search.chosen else None
+        ended = [search.chosen] if search.chosen and search.finish == "end" else [] if search.chosen else None
+        going_on = search.levels[rung] if len(search.levels) > rung else ended
         for each in level:
             trial = trials.setdefault(each.trial, {"settings": point(search, recipe.seed, each.trial), "rungs": []})
             goes_on = None if going_on is None else each.trial in going_on
             trial["rungs"].append(_rung(each, trial_name(base, each.trial, rung), goes_on=goes_on))
     every = [rung for trial in trials.values() for rung in trial["rungs"]]
-    is_finished = search.chosen is not None and base in manifests
+    is_trained_on = search.chosen is not None and search.finish == "end" and base in manifests
     return {
         **search.model_dump(mode="json", exclude={"started", "drawn"}),
         "greater_is_better": search.is_greater_better,
@@ -48,7 +50,7 @@ def _search(recipe: Recipe, name: str, manifests: Manifests) -> dict[str, Any]:
         "earlier": {str(trial): list(steps) for trial, steps in searched.earlier.items()},
         "trials": {str(number): trials[number] for number in sorted(trials)},
         "cost_of_trials": {cost: sum_if_known(rung[cost] for rung in every) for cost in COSTS},
-        "cost_of_chosen": {cost: manifests[base]["ledger"][cost] for cost in COSTS} if is_finished else None,
+        "cost_of_chosen": {cost: manifests[base]["ledger"][cost] for cost in COSTS} if is_trained_on else None,
         "estimate": _estimate(recipe, name, manifests) or None,
     }
 
@@ -63,6 +65,7 @@ def search_lines(recipe: Recipe, name: str) -> list[tuple[str, str]]:
     return [
         *((key, each.text) for key, each in search.space.items()),
         ("compared by", f"{search.metric} of {search.evaluation}, after {rungs} optimizer steps"),
+        ("becomes", "the best trial of the last rung, trained to the end" if search.finish == "end" else BEST_RUNG),
         ("trials have", ", ".join([*own, searched.base])),
         ("trials share", ", ".join(shared) or "none"),
     ]

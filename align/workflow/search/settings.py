@@ -107,13 +107,18 @@ class SearchSettings(Settings):
     rungs: list[int] = Field(
         min_length=1,
         description="Optimizer steps after which trials are compared. The best trials continue to the next rung; the "
-        "best one of the last rung continues to the end of the step.",
+        "best one of the last rung continues to the end of the step (see `finish`).",
     )
     halving: float = Field(
         default=3.0,
         gt=1,
         description="Reduction factor: a share of 1 / halving of the trials, rounded down but at least one, continues "
         "from each rung.",
+    )
+    finish: Literal["end", "best_rung"] = Field(
+        default="end",
+        description="What the step becomes: the best trial of the last rung, trained to the end; or, with `best_rung`, "
+        "the trial with the best metric of all rungs, as it was at that rung (Li et al. 2018, Algorithm 1).",
     )
     started: list[list[int]] | None = Field(
         default=None, description="Set by the search itself: the numbers of the trials started in each rung."
@@ -124,6 +129,9 @@ class SearchSettings(Settings):
     )
     chosen: int | None = Field(
         default=None, ge=1, description="Set by the search itself at its end: the trial whose settings the step takes."
+    )
+    chosen_rung: int | None = Field(
+        default=None, ge=1, description="Set by the search itself with `finish: best_rung`: where that trial stops."
     )
 
     @model_validator(mode="after")
@@ -139,6 +147,10 @@ class SearchSettings(Settings):
     def is_greater_better(self) -> bool:
         """Whether the highest value of the metric is the best."""
         return KeepBest(best=self.metric, greater_is_better=self.greater_is_better).is_greater_better
+
+    def is_at_end(self, going_on: int) -> bool:
+        """Return whether the search ends after the trials so far, of which `going_on` would go on."""
+        return len(self.levels) == len(self.rungs) or (going_on == 1 and self.finish == "end")
 
     @property
     def levels(self) -> list[list[int]]:

@@ -39,6 +39,8 @@ def with_trials(values: Mapping[str, Any], recipe: Recipe, build: Callable[[Mapp
     values, searches = {**values, "search": {}}, recipe.search
     for name, search in searches.items():
         chosen = {} if search.chosen is None else values_of(search, name, recipe.seed, search.chosen)
+        if search.chosen_rung is not None:  # of every round, where the step has rounds
+            chosen[f"steps.{name}.train.until_step"] = search.rungs[search.chosen_rung - 1]
         values = with_point(values, chosen)
     plain = build(values).model_copy(update={"search": searches})
     found, errors = plain, ErrorList()
@@ -150,7 +152,7 @@ class _Trials:
         step, rungs = self.recipe.steps[self.base], self.search.rungs
         assert isinstance(step, TrainingStage)
         until, loc = step.train.until_step, ("search", self.name, "rungs")
-        if until is not None and until < rungs[-1]:
+        if until is not None and until < rungs[-1] and self.search.chosen_rung is None:  # else it is that of the rung
             raise InputError(f"the last rung is {rungs[-1]}, and the step stops after {until}: train.until_step", loc)
         if len(self.search.levels) > len(rungs):
             message = f"names {len(self.search.levels)} rungs of {len(rungs)}"
@@ -210,11 +212,14 @@ class _Trials:
         return {name: step for step, name in new.items()}
 
     def _add_chosen(self, trial: int) -> dict[str, str]:
-        """Add the searched step, which resumes the chosen trial; return the steps that are copies of the trial's."""
-        rung = max(rung for rung, trials in enumerate(self.search.levels, start=1) if trial in trials)
-        names = self._names(trial, self.recipe)
-        self._add(self.base, self.base, self.recipe, names, resume=trial_name(self.base, trial, rung))
-        return names
+        """Add the searched step, which resumes the chosen trial; return the steps that are copies of the trial's.
+
+        The searched step is a copy itself where the search ends at a rung.
+        """
+        last = max(rung for rung, trials in enumerate(self.search.levels, start=1) if trial in trials)
+        trained, names = trial_name(self.base, trial, self.search.chosen_rung or last), self._names(trial, self.recipe)
+        self._add(self.base, self.base, self.recipe, names, resume=trained)
+        return names if self.search.chosen_rung is None else {**names, self.base: trained}
 
     def _ordered(self, recipe: Recipe) -> list[str]:
         """Return the steps in their order: the trials follow what they read and come before the steps that wait."""
