@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
-from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, modeling_gguf_pytorch_utils
 
 from align.models.loading.files import check_loaded
@@ -30,9 +30,10 @@ def load_gguf(file: Path, config: PretrainedConfig | None = None) -> PreTrainedM
     options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False, "dtype": torch.float32}
     if config is not None and config.model_type not in READ_AS_LLAMA:
         options["config"] = config
-    with _without_bar():
+    with _read_once():
         loaded, info = auto.from_pretrained(str(file.parent), output_loading_info=True, **options)
-    check_loaded(f"{GGUF}{file}", info["missing_keys"], [*info["unexpected_keys"], *_unused(file, loaded.config)])
+        unused = _unused(file, loaded.config)
+    check_loaded(f"{GGUF}{file}", info["missing_keys"], [*info["unexpected_keys"], *unused])
     values = loaded.config.to_dict()
     plain = {key: value for key, value in values.items() if key not in ("quantization_config", "_name_or_path")}
     new: PretrainedConfig = type(loaded.config).from_dict(plain) if config is None else config
@@ -45,20 +46,30 @@ def load_gguf(file: Path, config: PretrainedConfig | None = None) -> PreTrainedM
 
 
 @contextmanager
-def _without_bar() -> Generator[None]:
-    """Show no progress bar of the tensors, which transformers' own switch leaves on."""
-    module: Any = modeling_gguf_pytorch_utils
-    before = module.tqdm
-    module.tqdm = partial(before, disable=True)
+def _read_once() -> Generator[None]:
+    """Parse the file and the table of its tensors' names once; transformers does so several times, for seconds each.
+
+    Show no progress bar of the tensors, which transformers' own switch leaves on.
+    """
+    hf: Any = modeling_gguf_pytorch_utils
+    replaced: dict[tuple[Any, str], Any] = {
+        (hf, "tqdm"): partial(hf.tqdm, disable=True),
+        (gguf, "GGUFReader"): cache(gguf.GGUFReader),
+        (gguf, "get_tensor_name_map"): cache(gguf.get_tensor_name_map),
+    }
+    before = {place: getattr(*place) for place in replaced}
     try:
+        for place, value in replaced.items():
+            setattr(*place, value)
         yield
     finally:
-        module.tqdm = before
+        for place, value in before.items():
+            setattr(*place, value)
 
 
 def _unused(file: Path, config: PretrainedConfig) -> list[str]:
     """Return the weights of layers that the model lacks, which transformers skips silently."""
     layers = config.get_text_config().num_hidden_layers
-    names = [str(tensor.name) for tensor in GGUFReader(file).tensors]
+    names = [str(tensor.name) for tensor in gguf.GGUFReader(str(file)).tensors]
     blocks = [(name, re.match(r"blk\.(\d+)\.", name)) for name in names]
     return [name for name, block in blocks if block and int(block[1]) >= layers]
