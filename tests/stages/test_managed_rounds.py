@@ -159,6 +159,7 @@ def test_a_step_that_was_sampled_by_another_version_is_not_finished_by_this_one(
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked_launches")
 def test_the_processes_of_a_launch_share_the_first_ones_server(tmp_path, text):
     run(tmp_path / "one", text=text, until="rpo-1-samples")
     launched = "steps.rpo.generate.launch=launch/ddp-cpu-2.yaml"

@@ -5,6 +5,7 @@ not started anew. `start_forked` is for tests of what processes compute together
 """
 
 import atexit
+import ctypes
 import os
 import runpy
 import signal
@@ -61,11 +62,22 @@ def become(call, environment):
         os._exit(status)
 
 
-def launch(call, environment, folder, outputs):
+def enter(holder):
+    """Enter the user and network namespaces of a process, as nsenter does; Python has `os.setns` from 3.12 on."""
+    files = [os.open(f"/proc/{holder}/ns/{name}", os.O_RDONLY) for name in ("user", "net")]
+    for file in files:
+        if ctypes.CDLL(None, use_errno=True).setns(file, 0):
+            raise OSError(ctypes.get_errno(), f"the namespaces of process {holder} cannot be entered")
+        os.close(file)
+
+
+def launch(call, environment, folder, outputs, holder):
     """Become `accelerate launch` in a folder; its processes are forks and not calls of Python."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler  # noqa: PLC0415
 
     os.chdir(folder)
+    if holder is not None:
+        enter(holder)
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout.reconfigure(line_buffering=True)
@@ -76,18 +88,21 @@ def launch(call, environment, folder, outputs):
 class ForkedLaunch:
     """A launch in a process of its own, which writes stdout and stderr to files."""
 
-    def __init__(self, call, environment, outputs):
+    def __init__(self, call, environment, outputs, holder=None):
         context = get_context("forkserver")
         context.set_forkserver_preload(["imported"])
         path = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
         with patch.dict(os.environ, QUIET | {"PYTHONPATH": path}):
             forkserver.ensure_running()
-        self._process = context.Process(target=launch, args=(call, environment, os.getcwd(), outputs))
+        self._process = context.Process(target=launch, args=(call, environment, os.getcwd(), outputs, holder))
         self._process.start()
 
     @property
     def returncode(self):
         return self._process.exitcode
+
+    def poll(self):
+        return self.returncode
 
     def wait(self, timeout=None):
         self._process.join(timeout)
@@ -102,10 +117,10 @@ class ForkedLaunch:
 class LaunchOfScript(ForkedLaunch):
     """A launch with the methods of `subprocess.Popen` that `launching.finish` needs."""
 
-    def __init__(self, call, environment):
+    def __init__(self, call, environment, holder=None):
         self._folder = TemporaryDirectory()
         self._written = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
-        super().__init__(call, environment, self._written)
+        super().__init__(call, environment, self._written, holder)
 
     def communicate(self, timeout):
         """What it wrote to stdout and stderr, once it has ended."""
@@ -124,9 +139,6 @@ class LaunchOfStep(ForkedLaunch):
     @property
     def pid(self):
         return self._process.pid
-
-    def poll(self):
-        return self.returncode
 
     def kill(self):
         self._process.kill()

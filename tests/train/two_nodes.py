@@ -7,7 +7,8 @@ import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
-from launching import LAUNCH, QUIET, ROOT, command, finish
+from forked import LaunchOfScript
+from launching import LAUNCH, QUIET, command, finish
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 WIRE = "wire"  # what each node calls its end
@@ -28,9 +29,9 @@ class Loopback:
     def __exit__(self, *_):
         pass
 
-    def inside(self, node, *words):
-        """The command as it is typed on a node."""
-        return [*words]
+    def holder(self, node):
+        """A process in the namespaces of a node: none has its own."""
+        return None
 
 
 class Wire:
@@ -53,6 +54,10 @@ class Wire:
 
     def __exit__(self, *_):
         self._stack.close()
+
+    def holder(self, node):
+        """A process in the namespaces of a node."""
+        return self._holders[node]
 
     def inside(self, node, *words):
         """The command as it is typed on a node."""
@@ -95,14 +100,8 @@ def start_on(nodes, node, launch, *script):
     where = ["--num_machines", "2", "--machine_rank", node, "--num_processes", "2"]
     first = ["--main_process_ip", nodes.address, "--main_process_port", nodes.port]
     alone = [] if launch.startswith("ddp") else ["--deepspeed_multinode_launcher", "standard"]
-    return subprocess.Popen(
-        nodes.inside(node, *command(LAUNCH / launch, *where, *first, *alone, *script)),
-        env=os.environ | QUIET | {"GLOO_SOCKET_IFNAME": nodes.device},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = os.environ | QUIET | {"GLOO_SOCKET_IFNAME": nodes.device}
+    return LaunchOfScript(command(LAUNCH / launch, *where, *first, *alone, *script), environment, nodes.holder(node))
 
 
 def start_on_both(nodes, launch, *script):

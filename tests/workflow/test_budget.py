@@ -273,6 +273,7 @@ def test_a_cap_is_not_part_of_what_a_step_is(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked_launches")
 def test_two_processes_stop_together_and_continue_with_the_same_numbers(tmp_path, whole, monkeypatch, capsys):
     launch = "steps.sft.launch=launch/ddp-cpu-2.yaml"
     flops = whole[1]["sft"]["ledger"]["flops"]
@@ -352,6 +353,7 @@ def test_what_a_replaced_step_has_paid_to_servers_stays_in_the_budget(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked_launches")
 def test_all_processes_of_a_launch_pay(tmp_path):
     with serving(always=rated) as server:
         made, _ = run(tmp_path, "steps.samples.launch=launch/ddp-cpu-2.yaml", text=PAID.replace("URL", server.url))
