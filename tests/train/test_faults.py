@@ -51,7 +51,7 @@ def test_a_fault_in_one_process_is_named_and_the_next_launch_goes_on(tmp_path, b
     os.symlink(base / "runs/small/base", tmp_path / "runs/small/base")
     train = ["train", path, "--step", "sft", *LONG]
 
-    begin = start if fault == "killed" else start_forked  # one of them from the command line to the end
+    begin = start if fault == "killed" else start_forked  # one of them from the command line
     script = Path(__file__).with_name("faulty.py")
     launched = begin(file_of(way), "--main_process_port", "0", script, fault, step, *train)
     _, errors = finish(launched)
@@ -63,7 +63,7 @@ def test_a_fault_in_one_process_is_named_and_the_next_launch_goes_on(tmp_path, b
         _, told = run(tmp_path, *LONG, until="sft")
         notes = "\n".join(told.notes)
     else:
-        again = begin(file_of(next_way), "--main_process_port", "0", "-m", "align", *train)
+        again = start_forked(file_of(next_way), "--main_process_port", "0", "-m", "align", *train)
         _, notes = finish(again)
         assert again.returncode == 0, notes[-3000:]
     assert f"resumed after step {kept} of {STEPS}" in notes
