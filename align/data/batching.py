@@ -31,6 +31,7 @@ class StepPlan:
 
     groups: tuple[int, ...]
     ranks: tuple[tuple[tuple[int, ...], ...], ...]  # [rank][micro-batch] -> group indices
+    num_exits: int = 0  # micro-batches of each rank, the first ones, that take an early exit of the model
 
 
 def order(num_groups: int, *, seed: int, epoch: int, name: str = "order") -> array[int]:

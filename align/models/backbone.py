@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.data.token_groups import TokenSequence
+from align.errors import InputError
 from align.models.adapters.dropout import TokenDropout, install_dropout
 from align.models.tree import attention, recurrence
-from align.models.tree.batch import TokenBatch
+from align.models.tree.batch import EarlyExit, TokenBatch
 from align.models.tree.layout import TreeLayout
 from align.models.tree.parts import cut_batch, run_parts
 from align.models.tree.sequence_group import SequenceGroup
@@ -141,11 +142,39 @@ class Backbone(nn.Module, ABC):
         structure = {"attention_mask": batch.attention_mask} if batch.layout is None else self._tree(batch.layout)
         if self.dropout is not None:
             self.dropout.key_T = batch.key_T
-        decoder = cast(nn.Module, self.base.get_decoder())
-        if decoder is self.base:  # Llama 4 returns the model itself
-            decoder = cast(nn.Module, self.base.model)
         ids, positions = batch.input_ids, batch.position_ids
-        return decoder(input_ids=ids, position_ids=positions, use_cache=False, **structure, **options)
+        with nullcontext() if batch.exit is None else self._first_layers(batch.exit.layers):
+            return self._decoder(input_ids=ids, position_ids=positions, use_cache=False, **structure, **options)
+
+    @property
+    def _decoder(self) -> nn.Module:
+        """The transformers model without its head."""
+        decoder = cast(nn.Module, self.base.get_decoder())
+        return cast(nn.Module, self.base.model) if decoder is self.base else decoder  # Llama 4 returns the model itself
+
+    def early_exit(self, layers: int) -> EarlyExit:
+        """Return the exit after the first layers; raise `InputError` if the decoder has no list of layers to cut."""
+        _, all_layers = self._layers()
+        return EarlyExit(layers, len(all_layers))
+
+    def _layers(self) -> tuple[str, nn.ModuleList]:
+        """Return the name and the list of the decoder's layers."""
+        number = self.base.config.get_text_config().num_hidden_layers
+        lists = [(name, each) for name, each in self._decoder.named_children() if isinstance(each, nn.ModuleList)]
+        found = [(name, layers) for name, layers in lists if len(layers) == number]
+        if len(found) != 1:
+            raise InputError(f"{type(self._decoder).__name__} does not have one list of {number} layers to cut")
+        return found[0]
+
+    @contextmanager
+    def _first_layers(self, number: int) -> Generator[None]:
+        """Leave only the first layers in the decoder within the block."""
+        decoder, (name, layers) = self._decoder, self._layers()
+        setattr(decoder, name, nn.ModuleList(list(layers)[:number]))
+        try:
+            yield
+        finally:
+            setattr(decoder, name, layers)
 
     def _tree(self, layout: TreeLayout) -> dict[str, Any]:
         """Return the keywords that pass the tree on to attention, and to recurrent layers if there are any."""

@@ -41,6 +41,7 @@ from align.train.passes.token_budget import with_token_budget
 from align.train.references.cache import ReferenceCache, ReferenceWork, check_initial_gap
 from align.train.references.compute import REFERENCE_WORK, read_work
 from align.train.references.run_passes import RunPasses
+from align.train.selection.early_exit import make_exit
 from align.train.selection.selector import make_selector
 from align.train.selection.token_references import token_references
 from align.train.sharding.accelerator import make_accelerator
@@ -88,6 +89,7 @@ class Loop:
             accelerator=self.accelerator,
             processes=self.processes,
             progress=progress,
+            exit=make_exit(run, policy, self.accelerator.distributed_type.value),
         )
         self.references = self.passes.references(self.groups, REFERENCE_WORK) if run.objective.needs_reference else None
         teacher = teacher_targets(self.passes, self.groups, policy) or token_references(self.passes)
@@ -197,7 +199,7 @@ class Loop:
         start_s = time.monotonic()
         run, settings = self.training_run, self.training_run.settings
         indices, choice = self._choose(number)
-        groups, plan = self.groups.select(indices), self.batcher.plan(indices)
+        groups, plan = self.groups.select(indices), self.batcher.plan(indices, run.exits(number, indices))
         denominator = run.objective.denominator(groups)
         learning_rate = settings.learning_rate_at(number, self.num_steps)
         self.sharding.set_learning_rate(learning_rate)

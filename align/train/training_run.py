@@ -21,7 +21,7 @@ from align.train.indexed_groups import GroupView
 from align.train.objectives.base import Objective
 from align.train.objectives.chosen_tokens import ChosenTokensObjective
 from align.train.references.cache import ReferenceWork
-from align.train.selection.selection import Selection
+from align.train.selection.selection import Selection, exits
 from align.train.selection.settings import SELECTION
 from align.train.settings import ENDS, TrainSettings
 from align.train.tracking import Tracking
@@ -35,6 +35,7 @@ START = f"start/{HELD_OUT}"  # the same before the first update, in the metrics 
 STOPPED = "stopped"  # in the metrics of the step after which a callback stopped the training
 ROUTING = "routing/"  # prefix of the work of counting the choices of a mixture of experts before a step
 KL = "kl/"  # prefix of the work of estimating the KL divergence before a step or an evaluation
+EXIT = "exit/"  # prefix of the metrics of rows that are trained through an early exit
 FORWARD_ONLY = (START, HELD_OUT, ROUTING, KL, START + KL, HELD_OUT + KL, SELECTION)
 
 
@@ -118,6 +119,12 @@ class TrainingRun:
         if self.mixture is not None:
             return self.mixture.epoch(number)
         return order(len(self.train), seed=self.seed, epoch=number)
+
+    def exits(self, number: int, groups: Sequence[int]) -> Sequence[int]:
+        """Return which groups of optimizer step `number`, from 0, are trained through the early exit of a selection."""
+        if self.selection is None or not self.selection.settings.trains_exit:
+            return ()
+        return exits(groups) if number < self.selection.num_selected(self.num_steps) else ()
 
     def settings_hash(
         self,

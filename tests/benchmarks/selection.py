@@ -2,11 +2,12 @@
 
 Usage, from the root of the repository (minutes for each configuration):
 
-    python -m tests.benchmarks.selection sft --scores uniform hard easy learnability --filter 0.8
+    python -m tests.benchmarks.selection sft --scores uniform hard easy learnability learnability/1 --filter 0.8
     python -m tests.benchmarks.selection towers --filters 0.5 0.9
 
 `sft`: rows of a tiny language are translated by one of 16 skills, random permutations of 32 symbols. Half of the pool
 has random answers, 30 % are copies, which are trivial, and 20 % are skills. The reference is trained on curated rows.
+`learnability/1` scores rows by the first layer of `--layers`.
 `towers`: two towers embed two views of latent clusters with the sigmoid loss of SigLIP; half of the pairs do not match.
 Rows are chosen jointly (JEST), or each by its own pair alone. Held-out rows have no noise.
 """
@@ -17,7 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -31,15 +32,17 @@ sys.path.append(str(ROOT / "tests" / "train"))
 
 from tiny_training import Recorder, group, policy  # noqa: E402 - needs the path
 
+from align.accounting.flops import decoder_from_config, forward_flops, training_flops  # noqa: E402
 from align.losses.contrastive import sigmoid_losses  # noqa: E402
 from align.models.policy import Policy  # noqa: E402
+from align.models.tree.batch import tree_batch  # noqa: E402
 from align.train.loop import Loop  # noqa: E402
 from align.train.objectives.supervised import SupervisedObjective  # noqa: E402
 from align.train.selection.sampler import gumbel_noise, select  # noqa: E402
 from align.train.selection.selection import FixedModel, Selection  # noqa: E402
-from align.train.selection.settings import SelectionSettings  # noqa: E402
+from align.train.selection.settings import SELECTION, SelectionSettings  # noqa: E402
 from align.train.settings import TrainSettings  # noqa: E402
-from align.train.training_run import TrainingRun  # noqa: E402
+from align.train.training_run import TrainingRun, work_of  # noqa: E402
 
 
 class Task(NamedTuple):
@@ -54,6 +57,7 @@ class Task(NamedTuple):
     steps: int = 600
     reference_steps: int = 300
     evaluate_every: int = 20
+    layers: int = 2  # of the models
 
     @property
     def vocabulary(self) -> int:
@@ -89,6 +93,7 @@ class Run(NamedTuple):
 
     curve: list[tuple[int, float]]  # steps, held-out loss in nats per token
     chosen: dict[str, float]  # share of each kind among the chosen rows; empty for uniform training
+    cost: float  # FLOPs of training and scoring over those of uniform training of as many rows; all have one length
 
     @property
     def final(self) -> float:
@@ -117,28 +122,41 @@ def train(model: Policy, folder: Path, train_rows: list, held_out: list, selecti
 
 
 def noisy_sft(scores: Sequence[str], task: Task, *, filter_share: float, seed: int) -> dict[str, Run]:
-    """Return what training with each score came to; the choice takes the highest scores."""
+    """Return what training with each score came to; the choice takes the highest scores.
+
+    After a slash a score may have the number of first layers that it is computed by.
+    """
     pool, held_out = list(task.rows(task.pool_rows, seed)), list(task.rows({"skill": task.held_out}, seed + 1000))
     sizes = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": task.vocabulary, "initializer_range": 0.02}
+    sizes["num_hidden_layers"] = task.layers
     found = dict[str, Run]()
     with TemporaryDirectory() as folder:
-        reference = policy(seed + 1, **sizes)
         counts = {"trivial": task.curated * 6 // 10, "skill": task.curated * 4 // 10}
         curated = list(task.rows(counts, seed + 2000))
-        settings = {"prompts_per_step": 64, "max_steps": task.reference_steps}
-        train(reference, Path(folder) / "reference", curated, [], None, **settings)
-        reference.use_forward("plain")
-        for score in scores:
-            selection = None
+
+        @cache
+        def reference_of(layers: int | None) -> Policy:
+            made, settings = policy(seed + 1, **sizes), {"prompts_per_step": 64, "max_steps": task.reference_steps}
+            uniform = SelectionSettings(score="uniform", filter=0, compare=None, score_layers=layers)
+            selection = None if layers is None else Selection(settings=uniform)
+            train(made, Path(folder) / f"reference-{layers}", curated, [], selection, **settings)
+            made.use_forward("plain")
+            return made
+
+        for name in scores:
+            score, _, number = name.partition("/")
+            selection, layers = None, int(number) if number else None
             if score != "uniform":
                 named = "step:reference" if score != "hard" else None
-                made = SelectionSettings(score=score, reference=named, filter=filter_share, gain=None, chunks=1)
-                fixed = {"reference": FixedModel(loads=[lambda: reference])} if named else {}
+                made = SelectionSettings(
+                    score=score, reference=named, filter=filter_share, gain=None, chunks=1, score_layers=layers
+                )
+                fixed = {"reference": FixedModel(loads=[partial(reference_of, layers)])} if named else {}
                 selection = Selection(settings=made, fixed=fixed, sources=task.pool_rows)
-            per_pass = task.pool // (32 if selection is None else made.super_batch(32))
+            per_pass, model = task.pool // (32 if selection is None else made.super_batch(32)), policy(seed, **sizes)
             lines = train(
-                policy(seed, **sizes),
-                Path(folder) / score,
+                model,
+                Path(folder) / name.replace("/", "-"),
                 pool,
                 held_out,
                 selection,
@@ -148,9 +166,14 @@ def noisy_sft(scores: Sequence[str], task: Task, *, filter_share: float, seed: i
                 max_steps=task.steps,
             )
             curve = [(int(line["step"]), line["held_out/loss"]) for line in lines if "held_out/loss" in line]
-            names = [name for name in lines[0] if name.startswith("selection/share/")]
-            shares = {name.rpartition("/")[2]: float(np.mean([line[name] for line in lines])) for name in names}
-            found[score] = Run(curve, shares)
+            names = [each for each in lines[0] if each.startswith("selection/share/")]
+            shares = {each.rpartition("/")[2]: float(np.mean([line[each] for line in lines])) for each in names}
+            size = decoder_from_config(model.base.config.to_dict())
+            flops = sum(
+                training_flops(size, work_of(line)) + forward_flops(size, work_of(line, SELECTION)) for line in lines
+            )
+            uniform = training_flops(size, tree_batch(pool[0].sequences).work()) * sum(line["groups"] for line in lines)
+            found[name] = Run(curve, shares, flops / uniform)
     return found
 
 
@@ -238,15 +261,18 @@ def main() -> None:
     parser.add_argument("--filter", type=float, default=0.8)
     parser.add_argument("--filters", type=float, nargs="+", default=[0.5, 0.8, 0.9])
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     given = parser.parse_args()
     for seed in given.seeds:
         if given.experiment == "sft":
-            runs = noisy_sft(given.scores, Task(steps=given.steps), filter_share=given.filter, seed=seed)
+            runs = noisy_sft(
+                given.scores, Task(steps=given.steps, layers=given.layers), filter_share=given.filter, seed=seed
+            )
             for score, run in runs.items():
                 reached = run.steps_to(runs["uniform"].final) if "uniform" in runs else None
                 shown = {"score": score, "seed": seed, "final": run.final, "steps to uniform": reached}
-                print(json.dumps(shown | {"chosen": run.chosen, "curve": run.curve}), flush=True)
+                print(json.dumps(shown | {"cost": run.cost, "chosen": run.chosen, "curve": run.curve}), flush=True)
             continue
         print(json.dumps({"choice": "uniform", "seed": seed, **two_towers("uniform", filter_share=0, seed=seed)}))
         for choice in ("independent", "joint"):

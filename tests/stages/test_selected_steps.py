@@ -183,6 +183,12 @@ def test_the_bound_of_a_step_whose_rows_are_not_made_yet_counts_its_selection(tm
     assert found == pytest.approx(every * (0.5 + 1 / 3 + 1 / 3), rel=0.02) and "4 of 8 rows" in told
     found, told = flops("tokens", text=text.replace("chunks: 2", "tokens: 0.4"))
     assert found == pytest.approx(every * (1 + 1 / 3), rel=0.02) and "40% of the trained tokens" in told
+    # One of four layers scores all rows and trains a quarter of them; all layers train another quarter
+    deep = text.replace("num_hidden_layers: 1", "num_hidden_layers: 4")
+    deep_every, _ = flops("deep", "steps.chosen.selection=null", text=deep)
+    by_layers = deep.replace('reference: "step:reference", chunks: 2', "score: hard, score_layers: 1")
+    found, _ = flops("layers", text=by_layers)
+    assert found == pytest.approx(deep_every / 4 + every / 4 + every / 3, rel=0.02) and every < 0.6 * deep_every
 
 
 def test_only_sft_chooses_tokens(tmp_path):
@@ -262,6 +268,11 @@ WRONG = {
     "reference": ("steps.chosen.selection.reference=step:nowhere", "no step is called 'nowhere'"),
     "cross-fitting": ("steps.chosen.selection.reference=cross_fit:reference", "no step is called 'reference-fold-1'"),
     "score": ("steps.dpo.selection.score=tests:nothing", "nothing"),
+    "layers": ("steps.dpo.selection.score_layers=1", "score_layers: is for losses without reference"),
+    "layers of the reference": (
+        "steps.chosen.selection.score_layers=1",
+        "'reference' was not trained through its first 1",
+    ),
 }
 
 

@@ -92,6 +92,8 @@ CASES = {
     "embedded": (supervised(), demonstrations(65), {"tokens_per_micro_batch": 90}),
     "gradient": (preference("dpo"), comparisons(96), {"tokens_per_micro_batch": 200}),
     "scorer": (supervised(), demonstrations(96), {"tokens_per_micro_batch": 90}),
+    # Half of the chosen rows skip a layer
+    "layers": (supervised(), demonstrations(96), {"tokens_per_micro_batch": 90}),
     "tokens": (ChosenTokensObjective(0.4), demonstrations(20), {"tokens_per_micro_batch": 90}),
     "distilled": (distillation(beta=0.5, top_k=8, sft_weight=1.0), demonstrations(20), {"tokens_per_micro_batch": 90}),
     # Gradients reduced in each micro-batch, to the shares where they are shared out; a tracker that ends before saving
@@ -129,6 +131,7 @@ SELECTIONS = {
     "embedded": JOINT,
     "gradient": JOINT | {"coupling": "gradient"},
     "scorer": {"scorer": "step:small", "reference": "cross_fit:other", "filter": 0.75, "chunks": 4, "every": 2},
+    "layers": {"score": "hard", "filter": 0.75, "chunks": 4, "score_layers": 1},
     "tokens": {"reference": "step:other", "tokens": 0.4},
     **dict.fromkeys(MOVED, JOINT),
 }
@@ -136,8 +139,10 @@ SELECTIONS = {
 
 def chosen_by(settings):
     """A selection by models that were trained for it, of which the scorer is smaller than the policy."""
-    seeds = (5, 6) if settings["reference"].startswith("cross_fit") else (5,)
-    fixed = {"reference": FixedModel(loads=[partial(policy, seed) for seed in seeds])}
+    seeds = (5, 6) if settings.get("reference", "").startswith("cross_fit") else (5,)
+    fixed = (
+        {"reference": FixedModel(loads=[partial(policy, seed) for seed in seeds])} if "reference" in settings else {}
+    )
     if "scorer" in settings:
         fixed["scorer"] = FixedModel(loads=[partial(policy, 7, hidden_size=16)])
     return Selection(settings=SelectionSettings(**settings), fixed=fixed)

@@ -31,10 +31,10 @@ CHANGING = {
 }
 
 # Its rows are those that one process chooses
-SELECTED = ("selected", "embedded", "gradient", "scorer", "continued")
+SELECTED = ("selected", "embedded", "gradient", "scorer", "layers", "continued")
 
 # Left out for time where weights are sharded: "selected" and "gradient" choose rows with sharded weights, too
-SCORED = ("embedded", "scorer")
+SCORED = ("embedded", "scorer", "layers")  # the last one is refused there
 
 # How the model is wrapped, the class that says how its weights lie, whether all of them are cut, and the cases: under
 # ZeRO-1 and ZeRO-2 every process has all weights, and what an objective computes is what it computes under DDP

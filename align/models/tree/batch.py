@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,22 @@ from align.models.tree.layout import TreeLayout, tree_layout
 from align.models.tree.sequence_group import SequenceGroup
 
 HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; 2^64 over the golden ratio
+
+
+class EarlyExit(NamedTuple):
+    """A forward pass through the first decoder layers alone, followed by the model's own final norm and head."""
+
+    layers: int
+    of: int  # layers of the model
+
+    def work(self, work: Work) -> Work:
+        """Return the work of all layers that costs as much: tokens and pairs by the share of the layers, all targets.
+
+        >>> EarlyExit(layers=1, of=4).work(Work(tokens=40, attended_pairs=220, targets=7))
+        Work(tokens=10, attended_pairs=55, targets=7)
+        """
+        share = self.layers / self.of
+        return Work(round(work.tokens * share), round(work.attended_pairs * share), work.targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +58,18 @@ class TokenBatch:
     num_sequences: int
     num_tokens: int  # tokens computed, without padding
     tokens_NK: Tensor | None = None  # K tokens at each target whose log-probabilities are needed, too
+    exit: EarlyExit | None = None  # None for all layers
 
     def work(self) -> Work:
-        """Return the work of a forward pass without padding: tokens, attended pairs and targets."""
+        """Return the work of a forward pass without padding: tokens, attended pairs and targets.
+
+        That of an early exit is the work of all layers that costs as much.
+        """
         attended = self.position_ids + 1
         if self.attention_mask is not None:
             attended = attended * self.attention_mask
-        return Work(self.num_tokens, int(attended.sum()), len(self.targets_N))
+        work = Work(self.num_tokens, int(attended.sum()), len(self.targets_N))
+        return work if self.exit is None else self.exit.work(work)
 
     def sum_by_sequence(self, logps_N: Tensor) -> Tensor:
         """Return the sum over the targets of each sequence in fp64, shape [S]."""

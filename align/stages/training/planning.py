@@ -28,7 +28,7 @@ from align.stages.training.rows import RowRequest, StepRows, step_rows
 from align.stages.training.selecting import selection_of
 from align.train.passes.token_budget import default_token_budget
 from align.train.selection.folds import FOLDS
-from align.train.selection.selection import CostRange, FixedModel, Selection, SelectionCost
+from align.train.selection.selection import CostRange, FixedModel, Selection, SelectionCost, exit_work
 from align.train.selection.settings import UNIFORM
 from align.train.settings import TrainSettings
 
@@ -156,12 +156,14 @@ def _bound_selection(step: TrainingSettings, planning: Planning, work: Work, num
     if isinstance(model, str) or len(sizes) < len(fixed):  # FLOPs are unknown
         return Selection(settings=step.selection, fixed=fixed)
     num_heads = 2 if step.selection.coupling == "gradient" and step.has_lm_head else 1
+    scored = exit_work(step.selection, model, work)
     forward, training = forward_flops(model, work), BACKWARD + (not _is_frozen(planning))
     cost = SelectionCost(
-        scoring=forward_flops(model, work._replace(targets=num_heads * work.targets)) / forward,
-        once=float(sum(forward_flops(size, work) for size in sizes)),
+        scoring=forward_flops(model, scored._replace(targets=num_heads * work.targets)) / forward,
+        once=float(sum(forward_flops(size, exit_work(step.selection, size, work)) for size in sizes)),
         row=training * forward / num_rows,
         training=float(training),
+        exit=forward_flops(model, scored) / forward,
     )
     return Selection(settings=step.selection, fixed=fixed, cost=cost)
 
@@ -203,7 +205,7 @@ def _costs(
     # The KL estimate takes a forward pass of policy and reference over the mismatched pairs of every step
     num_forward_passes = reference + step.needs_kl * 2 * epochs
     flops = training + num_forward_passes * forward_flops(model, work)
-    if selection is not None and selection.settings.score != UNIFORM:
+    if selection is not None and (selection.settings.score != UNIFORM or selection.settings.trains_exit):
         flops += (selection.cost_factor - 1) * training
         unknown = [each.size for each in selection.fixed.values() if isinstance(each.size, str)]
         if unknown:

@@ -157,7 +157,7 @@ class TrainingStage(Stage):
                 import_dotted(name, "callback")
         check_optimizer(self.train.optimizer)
         if self.selection is not None:
-            check_selection(self.selection, self.train, needs_kl=self.needs_kl)
+            check_selection(self.selection, self.train, needs_kl=self.needs_kl, needs_reference=self.needs_reference)
             if self.selection.tokens is not None and not self.can_choose_tokens:
                 raise InputError(f"is for sft; {self.stage} can choose rows", ("selection", "tokens"))
             if self.resume is not None or self.train.until_step is not None:
@@ -194,6 +194,8 @@ class TrainingStage(Stage):
                 )
             with errors.collect():
                 self.train.check_kind(launch_kind(self.launch))
+                if self.selection is not None:
+                    self.selection.check_kind(launch_kind(self.launch))
         # Within a launch, this process may be of another one than the step's, or of more processes
         if self.train.sequence_parallel > 1 and not is_launched():
             with errors.collect():

@@ -49,12 +49,16 @@ def with_uniform(name: str, step: SelectingStage, before: Mapping[str, Stage]) -
     """
     folds: list[Placed] = []
     for fold, reference in enumerate(reference_names(step, name), start=1):
-        half = SelectionSettings.model_validate({"score": UNIFORM, "filter": 0, "compare": None, "fold": fold})
+        layers = step.selection.score_layers if step.selection is not None else None
+        values = {"score": UNIFORM, "filter": 0, "compare": None, "fold": fold, "score_layers": layers}
+        half = SelectionSettings.model_validate(values)
         folds.append(Placed(reference, step.model_copy(update={"selection": half})))
     selection = step.selection
     if folds and selection is not None:
         selection = selection.model_copy(update={"reference": f"{CROSS_FIT}:{name}"})
         step = step.model_copy(update={"selection": selection})
+    if selection is not None:
+        _check_reference_layers(selection, before)
     if selection is not None and selection.compare not in (None, UNIFORM):
         with within("selection", "compare"):
             baseline: Any = pick(before, selection.compare.removeprefix(STEP), "earlier step")
@@ -74,6 +78,7 @@ def with_uniform(name: str, step: SelectingStage, before: Mapping[str, Stage]) -
             "coupling": selection.coupling if is_longer else "none",
             "reference": selection.reference if is_longer else None,
             "scorer": selection.scorer if is_longer else None,
+            "score_layers": selection.score_layers if is_longer else None,
             "compare": None,
             "equal": "flops" if is_longer else "steps",
         }
@@ -85,7 +90,20 @@ def with_uniform(name: str, step: SelectingStage, before: Mapping[str, Stage]) -
     return [*found, Placed(name, last)]
 
 
-def check_selection(selection: SelectionSettings, train: TrainSettings, *, needs_kl: bool) -> None:
+def _check_reference_layers(selection: SelectionSettings, before: Mapping[str, Stage]) -> None:
+    """Raise unless the reference was trained through as many first layers as score it."""
+    layers = selection.score_layers
+    for name in selection.fixed_steps.get("reference", ()) if layers is not None else ():
+        own: SelectionSettings | None = getattr(before.get(name), "selection", None)
+        if name in before and (own is None or not own.trains_exit or own.score_layers != layers):
+            setting = f"selection: {{score: uniform, filter: 0, compare: null, score_layers: {layers}}}"
+            message = f"{name!r} was not trained through its first {layers} layer(s); give that step `{setting}`"
+            raise InputError(message, ("selection", "reference"))
+
+
+def check_selection(
+    selection: SelectionSettings, train: TrainSettings, *, needs_kl: bool, needs_reference: bool
+) -> None:
     """Raise located `InputError`s for settings of a selection that cannot work with the training."""
     if selection.score not in SCORES:
         with within("selection", "score"):
@@ -101,6 +119,8 @@ def check_selection(selection: SelectionSettings, train: TrainSettings, *, needs
             "needs chunks and prompts_per_step of 2 or more: rows that are drawn together do not affect each other",
             ("selection", "coupling"),
         )
+    if selection.score_layers is not None:
+        _check_layers(train, needs_reference=needs_reference)
     if train.average is not None and selection.compare is not None:
         raise InputError(
             "the baseline is also evaluated before its last step, where its weights are not averaged; set "
@@ -113,3 +133,14 @@ def check_selection(selection: SelectionSettings, train: TrainSettings, *, needs
             "use apo_zero_unpaired, or leave selection out",
             ("selection",),
         )
+
+
+def _check_layers(train: TrainSettings, *, needs_reference: bool) -> None:
+    """Raise `InputError` for training that `score_layers` does not support."""
+    with within("selection", "score_layers"):
+        if needs_reference:
+            raise InputError("is for losses without reference log-probabilities, which are those of all layers")
+        if train.prompts_per_step == 1:
+            raise InputError("needs prompts_per_step of 2 or more: half of the rows train only the first layers")
+        if train.reduce == "each":
+            raise InputError("needs train.reduce: once, as passes through the first layers leave the others out")

@@ -11,7 +11,7 @@ from torch import Tensor
 from align.data.balance import imbalance
 from align.data.batching import StepPlan, plan_step
 from align.data.token_groups import TokenSequence
-from align.models.tree.batch import TokenBatch, plain_batch, tree_batch
+from align.models.tree.batch import EarlyExit, TokenBatch, plain_batch, tree_batch
 from align.train.distillation.cache import TeacherTargets
 from align.train.indexed_groups import GroupView
 from align.train.objectives.batch import GroupBatch, group_batch
@@ -42,15 +42,23 @@ class MicroBatcher:
         references: References | None,
         ranks: DataRanks,
         teacher: TeacherTargets | None = None,
+        exit: EarlyExit | None = None,
     ) -> None:
         self.ranks, self.accelerator = ranks, ranks.accelerator
         self._groups, self._references, self._collate = groups, references, COLLATE[forward]
-        self._teacher = teacher
+        self._teacher, self.exit = teacher, exit
         self._sizes, self._token_budget = groups.column(forward), token_budget
 
-    def plan(self, indices: Sequence[int]) -> StepPlan:
-        """Split the groups over ranks and micro-batches."""
-        return plan_step(indices, self._sizes, token_budget=self._token_budget, num_ranks=self.ranks.number)
+    def plan(self, indices: Sequence[int], exits: Sequence[int] = ()) -> StepPlan:
+        """Split the groups over ranks and micro-batches; those of `exits` take the early exit, before the others."""
+        options = {"token_budget": self._token_budget, "num_ranks": self.ranks.number}
+        if not exits:
+            return plan_step(indices, self._sizes, **options)
+        first, taken = plan_step(exits, self._sizes, **options), set(exits)
+        rest = [index for index in indices if index not in taken]
+        then = plan_step(rest, self._sizes, **options).ranks if rest else ((),) * len(first.ranks)
+        ranks = tuple(mine + others for mine, others in zip(first.ranks, then, strict=True))
+        return StepPlan(tuple(indices), ranks, num_exits=len(first.ranks[0]))
 
     def imbalance(self, plan: StepPlan) -> float:
         """Return the tokens of the fullest rank over the mean of all ranks."""
@@ -65,6 +73,8 @@ class MicroBatcher:
             batch = group_batch(self._groups.select(members), references, self._collate)
             if self._teacher is not None:
                 batch = self._teacher.added_to(batch, members)
+            if number <= plan.num_exits:
+                batch = replace(batch, tokens=replace(batch.tokens, exit=self.exit))
             batch = batch.to(self.accelerator.device)
             batch = batch if kl is None else replace(batch, kl=kl)
             yield MicroBatch(batch, int(bool(micro)), number == len(micros))

@@ -13,7 +13,7 @@ from align.errors import RunError
 from align.train.objectives.base import ObjectiveOutput, Tally
 from align.train.passes.data_ranks import DataRanks
 from align.train.passes.micro_batches import MicroBatch
-from align.train.training_run import WORK_METRICS
+from align.train.training_run import EXIT, WORK_METRICS
 
 
 class DivergedError(RunError):
@@ -32,7 +32,8 @@ class StepStatistics:
     def add(self, micro: MicroBatch, output: ObjectiveOutput) -> None:
         """Add a micro-batch; one of weight 0 counts only as computed."""
         self._loss += output.loss.detach() * micro.weight
-        for name, tally in output.tallies.items():
+        prefix = "" if micro.batch.tokens.exit is None else EXIT
+        for name, tally in ((prefix + name, tally) for name, tally in output.tallies.items()):
             weighted = Tally(tally.total * micro.weight, tally.count * micro.weight)
             self._tallies[name] = self._tallies[name] + weighted if name in self._tallies else weighted
         self._work = sum_work([self._work, micro.batch.tokens.work()])

@@ -19,6 +19,7 @@ from align.accounting.flops import Work
 from align.artifacts import atomic_file, fingerprint_bytes, write_text
 from align.data.group_columns import KEY, KEY_BYTES, memory_map
 from align.errors import RunError
+from align.models.tree.batch import EarlyExit
 from align.storage.checksums import DAMAGED
 from align.storage.disk_errors import disk_errors, reading
 from align.train.indexed_groups import GroupView
@@ -76,9 +77,18 @@ class ReferenceCache:
 
     max_pending = 1 << 20  # trained tokens whose values may wait in memory for the next write
 
-    def __init__(self, folder: Path, *, weights: str, precision: str, shape: tuple[int, ...] = ()) -> None:
-        self.folder = folder / f"{weights}-{precision}"
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        weights: str,
+        precision: str,
+        shape: tuple[int, ...] = (),
+        exit: EarlyExit | None = None,
+    ) -> None:
+        self.folder = folder / f"{weights}-{precision}{'' if exit is None else f'-{exit.layers}-layers'}"
         self.shape = shape  # of the values of a response: () for a log-probability, [A] for A attributes
+        self.exit = exit  # of the model, where the values are not those of all layers
 
     @property
     def values(self) -> dict[str, Value]:

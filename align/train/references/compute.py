@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +72,7 @@ def fill_cache(
         # A rank without groups runs one anyway: sharded weights are gathered by all ranks together
         own = micros[ranks.own]
         sequences = [sequence for index in own or (filler,) for sequence in groups[index].sequences]
-        batch = COLLATE[forward](sequences)
+        batch = replace(COLLATE[forward](sequences), exit=cache.exit)
         # Counted in every attempt, although an earlier one may have stored the values
         work, num_forward_passes = sum_work([work, batch.work()]), num_forward_passes + 1
         if not any(to_compute[span].any() for span in spans):

@@ -11,7 +11,7 @@ from torch import nn
 
 from align.distributed.processes import Processes
 from align.distributed.progress import Progress
-from align.models.tree.batch import TokenBatch
+from align.models.tree.batch import EarlyExit, TokenBatch
 from align.train.distillation.cache import TeacherTargets
 from align.train.indexed_groups import ROWS, GroupView
 from align.train.objectives.batch import sequence_logps
@@ -33,6 +33,7 @@ class RunPasses:
     accelerator: Accelerator
     processes: Processes
     progress: Progress
+    exit: EarlyExit | None = None  # of a selection that scores rows by the first layers
 
     @property
     def ranks(self) -> DataRanks:
@@ -50,6 +51,7 @@ class RunPasses:
             references=references,
             teacher=teacher,
             ranks=self.ranks,
+            exit=self.exit,
         )
 
     def column(self, work_file: str) -> Path:

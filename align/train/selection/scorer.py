@@ -70,7 +70,8 @@ class Scorer:
         distinct, inverse = np.unique(np.asarray(groups, np.int64), return_inverse=True)
         place = {int(group): position for position, group in enumerate(distinct)}
         loss_2B = torch.zeros(2, len(distinct), dtype=torch.float64, device=accelerator.device)
-        plan, work, num_passes = self._batcher.plan(distinct.tolist()), Work(0, 0, 0), 0
+        exits = distinct.tolist() if self._batcher.exit is not None else []
+        plan, work, num_passes = self._batcher.plan(distinct.tolist(), exits), Work(0, 0, 0), 0
         own, found = plan.ranks[accelerator.process_index], list[tuple[list[int], Tensor]]()
         with self._features.recording() if self._features is not None else nullcontext():
             for members, micro in zip(own, self._batcher.micro_batches(plan), strict=True):
@@ -155,7 +156,13 @@ def _pass(passes: RunPasses, name: str, load: Callable[[], Backbone], groups: Gr
 
     # Log-probabilities depend on the weights alone, and are those of a preference loss; rewards on the loss too
     kind = precision if isinstance(model, Policy) else f"{precision}-{stable_hash(objective.cache_key())[:16]}"
-    cache = ReferenceCache(run.references, weights=fingerprint(model), precision=kind, shape=objective.output_shape)
+    cache = ReferenceCache(
+        run.references,
+        weights=fingerprint(model),
+        precision=kind,
+        shape=objective.output_shape,
+        exit=passes.exit and model.early_exit(passes.exit.layers),
+    )
     of = f" of the selection's {name}"
     return passes.outputs(cache, outputs, groups, forward=forward.name, work_file=work_file, of=of)
 

@@ -7,7 +7,6 @@ scores; a resumed run therefore reads what was chosen and does not choose again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
@@ -57,7 +56,7 @@ class Selector:
         self._path, self._made_with = run.folder / JOURNAL, {"settings": settings_hash}
         self._stack, self._journal = ExitStack(), cast("Journal | None", None)
         self._done: dict[str, list[Choice]] = {}  # first step of a scoring -> the choice of each of its steps
-        self._num_selected = math.ceil(self._settings.until * run.num_steps - 1e-9)
+        self._num_selected = run.selection.num_selected(run.num_steps)
         with_score = {HARD: _hard, EASY: _easy, LEARNABILITY: _learnability}
         self._score = with_score.get(self._settings.score) or _own(self._settings.score)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from align.accounting.flops import BACKWARD
 from align.config import Settings
 from align.content_hash import STEP
-from align.data.batching import steps_per_epoch
 from align.errors import InputError
 from align.registry import DOTTED_PATH, suggest
 
@@ -95,6 +93,14 @@ class SelectionSettings(Settings):
     )
     score_tokens: int | None = Field(
         default=None, ge=1, description="Score only the first trained tokens of each response, at most this many."
+    )
+    score_layers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Score rows by this many first layers of the policy, followed by its own final norm and head. "
+        "Every second chosen row then trains only these layers and the head, so that they keep predicting "
+        "(Flexi-JEST). The reference is scored by as many of its own layers, and its step needs the same setting, with "
+        "`score: uniform` if it does not select. For sft and reward_model; not under DeepSpeed or FSDP.",
     )
     every: int = Field(
         default=1,
@@ -185,6 +191,13 @@ class SelectionSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_layers(self) -> SelectionSettings:
+        if self.score_layers is not None and (self.scorer is not None or self.score == EASY):
+            by = "a fixed scorer" if self.scorer is not None else f"the score {EASY}"
+            raise InputError(f"has no effect on {by}; leave it out", ("score_layers",))
+        return self
+
+    @model_validator(mode="after")
     def _check_needs(self) -> SelectionSettings:
         if self.score in NEED_REFERENCE and self.reference is None:
             raise InputError(
@@ -208,7 +221,7 @@ class SelectionSettings(Settings):
         without = {"compare"}
         if self.coupling == "none":  # so that steps of versions without this key stay finished
             without |= {"coupling", "coupling_weight"}
-        without |= {name for name in ("fold", "scorer", "tokens") if getattr(self, name) is None}
+        without |= {name for name in ("fold", "scorer", "tokens", "score_layers") if getattr(self, name) is None}
         return self.model_dump(mode="json", exclude=without)
 
     @property
@@ -237,6 +250,14 @@ class SelectionSettings(Settings):
         by_policy = self.score not in (UNIFORM, EASY) and self.scorer is None and self.tokens is None
         return by_policy or self.coupling != "none"
 
+    @property
+    def trains_exit(self) -> bool:
+        """Whether half of the rows of a step are trained through the first layers alone.
+
+        A uniform run that is compared at equal FLOPs only counts what that costs the other run.
+        """
+        return self.score_layers is not None and (self.score != UNIFORM or self.equal == "steps")
+
     def super_batch(self, prompts_per_step: int) -> int:
         """Return the number of rows from which a step chooses `prompts_per_step`.
 
@@ -245,32 +266,28 @@ class SelectionSettings(Settings):
         """
         return prompts_per_step if self.tokens is not None else round(prompts_per_step / (1 - self.filter))
 
-    def cost_factor(self, scoring: float, training: float = 1 + BACKWARD) -> float:
+    def cost_factor(self, scoring: float, training: float = 1 + BACKWARD, exit: float = 1.0) -> float:
         """Return C(f) = 1 + rho / (3 (1 - f)): the training FLOPs over those of uniform training of as many rows.
 
         `scoring` is rho, the FLOPs of scoring a row over those of its forward pass; `training` is the 3, likewise those
-        of training on it, which is 2 for adapters, whose base needs no gradients. Fixed models are not included:
-        their losses are computed once for each row and cached. A share `until` of the steps is scored. That of a
-        uniform run is the cost of the run that it is compared with.
+        of training on it, which is 2 for adapters, whose base needs no gradients. With `score_layers` the 1 is
+        (1 + `exit`) / 2, where `exit` is the cost of a row in the first layers over that in all layers. Fixed models
+        are not included: their losses are computed once for each row and cached. A share `until` of the steps is
+        scored. That of a uniform run is the cost of the run that it is compared with.
         """
         if self.scorer is not None or self.tokens is not None or (self.score != UNIFORM and not self.needs_policy):
             return 1.0
-        return 1 + self.until * scoring / (training * (1 - self.filter))
+        trained = 1 - self.until * (1 - self.row_factor(exit))
+        if self.score == UNIFORM and self.trains_exit:
+            return trained
+        return trained + self.until * scoring / (training * (1 - self.filter))
 
-    def check_pool(self, num_rows: int, prompts_per_step: int, num_steps: int) -> None:
-        """Raise `InputError` if the rows do not fill one super-batch, or if a run trains on more rows than it has."""
-        size = self.super_batch(prompts_per_step)
-        if num_rows < size:
-            raise InputError(
-                f"the pool has {num_rows:,} rows, and a step chooses {prompts_per_step} of {size}; use a smaller "
-                "filter or prompts_per_step, or more rows",
-                ("selection", "filter"),
-            )
-        trained = num_steps / steps_per_epoch(num_rows, size) * num_rows * prompts_per_step / size
-        if trained > num_rows:
-            most = math.floor(10 * size / prompts_per_step) / 10
-            raise InputError(
-                f"the pool has {num_rows:,} rows, and the run would train on {trained:,.0f} chosen ones: uniform "
-                f"training could take every row once; use at most {most:g} epochs, or more rows",
-                ("selection", "filter"),
-            )
+    def row_factor(self, exit: float) -> float:
+        """Return the FLOPs of training on the rows of a scored step over those of training them through all layers."""
+        return 1.0 if self.score_layers is None else (1 + exit) / 2
+
+    def check_kind(self, kind: str) -> None:
+        """Raise `InputError` for settings that a kind of launch, by accelerate's name, does not support."""
+        if self.score_layers is not None and kind in ("DEEPSPEED", "FSDP"):
+            message = f"some passes skip layers, which {kind} does not support; launch with DDP, or leave it out"
+            raise InputError(message, ("selection", "score_layers"))

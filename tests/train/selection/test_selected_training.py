@@ -199,6 +199,7 @@ UNEQUAL = [
     {"score_tokens": 3},
     {"coupling": "gradient", "coupling_weight": 20.0},
     {"until": 0.5},
+    {"until": 0.5, "score_layers": 1, "score_tokens": 3},
 ]
 
 
@@ -226,16 +227,14 @@ def test_the_ledger_and_the_report_count_the_tokens_of_rows_of_unequal_lengths(t
     )
     outcome = made.run()
 
-    matrices = sum(
-        value.numel() for layer in model.base.model.layers for value in layer.parameters() if value.dim() == 2
-    )
+    matrices = sum(value.numel() for value in model.base.model.layers[0].parameters() if value.dim() == 2)
 
-    def forward(row, *, answers=None, heads=1):
-        """FLOPs of a row: matrices, attention (2 layers, width 32), and the LM head at the answer's tokens."""
+    def forward(row, *, answers=None, heads=1, layers=2):
+        """FLOPs of a row: matrices, attention (width 32), and the LM head at the answer's tokens."""
         prompt, answer = sizes[row]
         answer = min(answer, answers or answer)
         tokens = prompt + answer
-        return 2 * tokens * matrices + 4 * 32 * 2 * tokens * (tokens + 1) / 2 + heads * 2 * 32 * 120 * answer
+        return layers * (2 * tokens * matrices + 2 * 32 * tokens * (tokens + 1)) + heads * 2 * 32 * 120 * answer
 
     epochs = [order(NUM_ROWS, seed=0, epoch=number) for number in (0, 1)]
     super_batches = [list(epoch[start : start + 32]) for epoch in epochs for start in (0, 32)]
@@ -243,10 +242,11 @@ def test_the_ledger_and_the_report_count_the_tokens_of_rows_of_unequal_lengths(t
     num_scored = len(found)
     assert (num_scored, outcome.num_steps) == (2 if "until" in changes else 4, 4)
     found += [rows[:BATCH] for rows in super_batches[num_scored:]]
-    heads = 2 if "coupling" in changes else 1
+    heads, layers = 2 if "coupling" in changes else 1, changes.get("score_layers", 2)
     training = 3 * sum(forward(row) for each in found for row in each)
+    training -= 3 * sum(forward(row) - forward(row, layers=layers) for each in found[:num_scored] for row in each[1::2])
     scoring = sum(
-        forward(row, answers=changes.get("score_tokens"), heads=heads)
+        forward(row, answers=changes.get("score_tokens"), heads=heads, layers=layers)
         for each in super_batches[:num_scored]
         for row in each
     )
@@ -321,7 +321,7 @@ def test_the_reference_costs_one_pass_of_its_own_size_over_all_rows():
     assert cost.row == training_flops(large, whole)
     for sizes in (("unknown", "unknown"), ("unknown", small), (large, "unknown")):  # then tokens, for all models
         cost = selection_cost(groups, selection(filter=0.75).settings, sizes[0], sizes[1:])
-        assert cost == (1.0, 600 * 16, 3 * 16, 3)
+        assert cost == (1.0, 600 * 16, 3 * 16, 3, 1.0)
 
 
 def test_an_epoch_has_the_rows_of_a_mixture_and_a_fixed_model_scores_every_row():
