@@ -21,6 +21,7 @@ class ServersAndJudges:
     judge_tokens: int = 0
     judge_flops: float = 0.0
     judge_unknown: str = ""  # why the FLOPs are unknown
+    served_answers: int = 0  # of judges on servers, whose FLOPs are unknown
 
     def to_json(self) -> dict[str, Any]:
         """Return the amounts as JSON; `ServersAndJudges(**values)` reads them."""
@@ -33,6 +34,7 @@ class ServersAndJudges:
             self.judge_tokens - before.judge_tokens,
             self.judge_flops - before.judge_flops,
             self.judge_unknown,
+            self.served_answers - before.served_answers,
         )
 
 
@@ -44,6 +46,7 @@ def sum_usage(usages: Iterable[ServersAndJudges]) -> ServersAndJudges:
         sum(each.judge_tokens for each in found),
         sum(each.judge_flops for each in found),
         next((each.judge_unknown for each in found if each.judge_unknown), ""),
+        sum(each.served_answers for each in found),
     )
 
 
@@ -63,6 +66,11 @@ class ProcessUsage:
         """Add the price of a server's answer."""
         with self._lock:
             self._now.server_cost += price
+
+    def add_served_answers(self, number: int) -> None:
+        """Add answers of a judge on a server, or in an engine of the user's own."""
+        with self._lock:
+            self._now.served_answers += number
 
     def add_judging(self, model: Decoder | str, work: Work) -> None:
         """Add a forward pass of a judge, with the dimensions of its model or why they are unknown."""

@@ -50,7 +50,7 @@ class LlmJudge:
 
     def __init__(self, engine: Engine, settings: LlmSettings) -> None:
         self.engine, self.model, self.mode, self.attempts = engine, settings.model, settings.mode, settings.attempts
-        self.thoughts = settings.thoughts
+        self.thoughts, self.is_local = settings.thoughts, settings.engine.kind == "local"
         self.questions = questions_of(settings.prompts, settings.mode)
         self.sampling = SamplingSettings(
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=settings.seed
@@ -106,6 +106,8 @@ class LlmJudge:
             asked = [Prompt(dialogues[index], origin=RowOrigin("a question", skips=True)) for index in open_questions]
             with self._counted():
                 samples = list(respond(self.engine, asked, self.sampling))
+            if not self.is_local:
+                PROCESS_USAGE.add_served_answers(len(samples))
             for index, sample in zip(open_questions, samples, strict=True):
                 found[index] = self._read(sample, questions[index])
                 retry = Message("user", RETRY.format(form=questions[index].form))

@@ -157,6 +157,7 @@ class _ServedScorer:
     def __call__(self, groups: Sequence[TokenGroup]) -> Iterator[torch.Tensor | None]:
         """Yield the attributes [K, A] of each group, in order; the server is asked about all of them at a time."""
         ids = [[sequence.ids.tolist() for sequence in group.sequences] for group in groups]
+        PROCESS_USAGE.add_served_answers(sum(map(len, ids)))
         return (None if scores is None else torch.tensor(scores) for scores in self.client.scores(ids))
 
 

@@ -30,6 +30,8 @@ SAVE_EVERY_S = 10.0  # seconds between two writes of it: what a kill may lose
 READ_EVERY_S = 1.0  # seconds between two readings of the energy counters
 SERVERS_AND_JUDGES = "servers_and_judges"  # what servers charged an attempt, and what judges computed in it
 PEAKS = "peak_memory_bytes"  # of an attempt, by kind of device
+WITHOUT_SERVED = "without judges on servers, whose FLOPs are unknown"
+ONLY_SERVED = "the FLOPs of judges on servers are unknown"
 RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: reset this process's peak memory
 
 
@@ -145,6 +147,8 @@ class Meter:
             flops, source = None, apart.judge_unknown
         elif flops is not None and apart.judge_flops:
             flops, source = flops + apart.judge_flops, FORMULA
+        if flops is not None and apart.served_answers:
+            flops, source = (flops, f"{source}; {WITHOUT_SERVED}") if source == FORMULA else (None, ONLY_SERVED)
         device = torch.device(done.device)
         peaks = [each[PEAKS].get(device.type, 0) for each in self._earlier if PEAKS in each]
         peaks += [each.peak_memory for each in self._elsewhere]
