@@ -92,7 +92,7 @@ def _used(recipe: Recipe) -> Iterator[tuple[str, Spent]]:
     replaced = _replaced(recipe.root)
     for each in replaced:
         yield each["step"], spent_by(each, recipe.accounting)
-    for name in (*recipe.steps, *_later_trials(recipe)):
+    for name in (*recipe.steps, *_other_steps(recipe)):
         ledger = _ledger(recipe, name)
         if ledger is not None and _record(name, ledger) not in replaced:
             if ledger.cost is not None and ledger.currency != recipe.accounting.currency:
@@ -102,11 +102,10 @@ def _used(recipe: Recipe) -> Iterator[tuple[str, Spent]]:
         yield name, spent_unfinished(working_folder(recipe.root / name), recipe.accounting)
 
 
-def _later_trials(recipe: Recipe) -> list[str]:
-    """Return the steps of trials of an earlier call that the recipe does not have at this rung."""
-    waiting = [step for searched in recipe.searched.values() for step in searched.waiting]
-    found = {path.name for step in waiting for path in recipe.root.glob(f"*{step}-trial-*")}
-    return sorted({name.removesuffix(".partial") for name in found} - recipe.steps.keys())
+def _other_steps(recipe: Recipe) -> list[str]:
+    """Return the steps in the run's folder that the recipe lacks: later trials, and steps renamed or removed since."""
+    found = {path.name.removesuffix(".partial") for path in recipe.root.glob("*") if path.is_dir()}
+    return sorted(found - recipe.steps.keys())
 
 
 def _ledger(recipe: Recipe, name: str) -> Ledger | None:

@@ -8,6 +8,7 @@ import pytest
 from chat_server import serving
 from forked import start_forked
 from launching import LAUNCH, finish
+from ledgers import TRAINED
 from safetensors.torch import load_file
 from small_runs import RECIPE, ROOT, SMALL_POLICY, metrics, run, written
 from tiny_training import NOT_NUMBERS, same
@@ -16,6 +17,7 @@ from align.accounting import energy
 from align.accounting.budget import Allowance, BudgetSettings, Spent, reached
 from align.accounting.counters import NoCounter
 from align.accounting.energy import EnergyReading
+from align.accounting.ledger import step_ledger
 from align.accounting.process_usage import ServersAndJudges
 from align.accounting.settings import AccountingSettings
 from align.artifacts import discard_attempt, read_json, write_json
@@ -224,6 +226,21 @@ def test_what_was_used_for_steps_that_run_again_counts(tmp_path):
     with pytest.raises(Stopped):
         run(tmp_path, "steps.sft.train.learning_rate=4e-3", cap, until="sft")
     assert used(third).flops == spent.flops
+
+
+def test_what_was_used_for_steps_that_were_renamed_counts(tmp_path):
+    recipe = Command(written(tmp_path)).loaded
+    ledger = step_ledger(TRAINED, Energy().reading, AccountingSettings())
+    attempt = {"flops": 5.0, "seconds": 90.0, "devices": 2, "kwh": None}
+    for folder, name, content in (
+        ("older", "manifest.json", {"stage": "sft", "ledger": ledger.to_json()}),
+        ("begun.partial", "spent-1.json", attempt),
+        ("references", "manifest.json", {}),
+    ):
+        (recipe.root / folder).mkdir(parents=True)
+        write_json(recipe.root / folder / name, content)
+    before = allowance(recipe).before
+    assert (before.flops, before.hours) == (TRAINED.flops + 5, pytest.approx((1800 + 90) / 3600))
 
 
 def test_a_price_may_be_set_later_and_its_currency_does_not_change(tmp_path):
