@@ -258,8 +258,8 @@ ONE_ROW = [  # format, row, the record or records of the row
     ),
     (
         "openassistant",
-        {"message_id": 5, "text": "ask", "role": "prompter", "replies": REPLIES},
-        group(("better", 0.0), ("worse", -1.0), chosen=0, metadata={"message_id": 5}),
+        {"message_id": 5, "text": "ask", "role": "prompter", "lang": "en", "replies": REPLIES},
+        group(("better", 0.0), ("worse", -1.0), chosen=0, metadata={"message_id": 5, "lang": "en"}),
     ),
     (
         "vicuna_eval",

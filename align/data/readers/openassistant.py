@@ -14,7 +14,10 @@ from align.records import Comparison, Record, Response
 
 
 def openassistant(row: Row) -> Iterator[Record]:
-    """Yield a comparison for each user message with two ranked replies or more; rewards are -rank, best first."""
+    """Yield a comparison for each user message with two ranked replies or more; rewards are -rank, best first.
+
+    The message's id and language are kept as metadata, by which `where` selects.
+    """
     comparisons = list(_ranked_replies(row.get("prompt", row), ()))
     if not comparisons:
         raise InputError("no message of the tree has two ranked replies")
@@ -30,6 +33,7 @@ def _ranked_replies(tree: Any, before: Messages) -> Iterator[Comparison]:  # noq
     if messages[-1].role == "user" and len(ranks) > 1:
         ranks.sort(key=itemgetter(0))
         responses = tuple(Response(as_text(reply.get("text"), "a reply"), 0 - rank) for rank, reply in ranks)
-        yield Comparison(messages, responses, 0, {"message_id": node.get("message_id")})
+        language = {} if node.get("lang") is None else {"lang": node["lang"]}
+        yield Comparison(messages, responses, 0, {"message_id": node.get("message_id"), **language})
     for reply in kept:
         yield from _ranked_replies(reply, messages)
