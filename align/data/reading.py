@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from typing import Any
 
 from align.data.columns import Row, missing_column, renamed
 from align.data.file_types import BadRow
@@ -18,7 +19,7 @@ from align.data.readers.synonyms import ESSENTIAL, competing
 from align.data.readers.table import READERS
 from align.data.readers.tool_calls import TOOLS_COLUMN, TOOLS_TAG, tools_of
 from align.data.rejections import count_limited
-from align.data.rows import located_rows
+from align.data.rows import located_rows, rows_in_memory
 from align.data.where import RowFilter, Where
 from align.errors import InputError, RunError, one_line
 from align.records import Comparison, Located, Record, Tools
@@ -103,8 +104,9 @@ def stream(
     on_error: str = "error",
     columns: Mapping[str, str] | None = None,
     where: Where | None = None,
+    in_memory: Iterable[Mapping[str, Any]] | None = None,
 ) -> Stream:
-    """Return the records of `read` one at a time, each with its place.
+    """Return the records of `read` one at a time, each with its place; of rows `in_memory`, `path` is only the name.
 
     The first row is read at once, to detect the format; the others when the records are iterated. A source without a
     readable row raises `InputError`. So does, after the last row, a value of `where` that no row has had.
@@ -116,7 +118,8 @@ def stream(
     statistics = RowStatistics()
     rows = _RowErrors(statistics, skips=on_error == "skip")
     row_filter = RowFilter(where or {})
-    usable = rows.wanted(rows.usable(located_rows(path, split=split)), row_filter)
+    located = located_rows(path, split=split) if in_memory is None else rows_in_memory(in_memory, path)
+    usable = rows.wanted(rows.usable(located), row_filter)
     first = next(usable, None)
     if first is None:
         row_filter.check_found(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +60,12 @@ def located_rows(path: str, *, split: str | None = None) -> Iterator[Located[dic
             if error_code(error) in UNREADABLE:
                 raise RunError(f"{file}: cannot be read after row {num_rows}: {one_line(error)}") from error
             raise InputError(f"{file}: cannot be read after row {num_rows}: {one_line(error)}") from error
+
+
+def rows_in_memory(rows: Iterable[Any], name: str) -> Iterator[Located[dict[str, Any] | BadRow]]:
+    """Yield dicts, such as the rows of a `datasets.Dataset`, each with its place; `name` is that of the rows."""
+    for number, row in enumerate(rows, start=1):
+        yield Located(from_columns(_as_row(dict(row) if isinstance(row, Mapping) else row)), f"{name}: row {number}")
 
 
 def hub_dataset(path: str) -> re.Match[str] | None:

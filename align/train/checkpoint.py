@@ -87,7 +87,8 @@ def load_checkpoint(folder: Path, *, sharding: Replicated, settings_hash: str, i
     if initial_weights and state.get("initial_weights") not in (None, "", initial_weights):
         raise RunError(
             f"{latest}: this run started from other weights than the policy has now: the model that it started from "
-            "has changed or is damaged; restore it to resume, or remove the checkpoint to start again"
+            "has changed or is damaged; restore it to resume (load it again, if it was trained in memory), or remove "
+            "the checkpoint to start again"
         )
     if state["settings"] != settings_hash:
         raise RunError(f"{latest}: the checkpoint has other settings or data; remove it to restart this step")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from align.artifacts import atomic_folder
 from align.data.chat_clock import began_at, pinned_time
 from align.data.chat_encoder import ChatEncoder
+from align.data.reading import stream
 from align.data.rejections import Rejections
 from align.data.store import TokenStore
 from align.data.token_groups import TokenGroup
 from align.distributed.progress import Progress, SilentProgress
-from align.errors import InputError
+from align.errors import InputError, RunError
 from align.losses.table import Loss as PreferenceLosses
 from align.losses.unpaired import UnpairedLoss
 from align.models.loading.config import max_positions
@@ -37,7 +38,7 @@ from align.train.objectives.supervised import SupervisedObjective
 from align.train.settings import RewardLoss, TrainSettings
 from align.train.training_run import TrainingResult, TrainingRun
 
-Row = Demonstration | Comparison | TokenGroup
+Row = Demonstration | Comparison | TokenGroup | Mapping[str, Any]
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Loss = str | PreferenceSettings | PreferenceLosses | LossFunction | Objective
 
@@ -45,16 +46,17 @@ Loss = str | PreferenceSettings | PreferenceLosses | LossFunction | Objective
 class Trainer:
     """Trains a policy or a reward model on rows.
 
-    `rows` are records, which are encoded with the tokenizer's chat template and dropped if longer than the model's
-    maximum length, or token groups that are encoded already. `counts` holds the number of rows by what became of them.
+    `rows` are records; dicts with the columns of any format, such as a `datasets.Dataset`; or token groups that are
+    encoded already. The others are encoded with the tokenizer's chat template, and dropped if longer than the model's
+    maximum length. `counts` holds the number of rows by what became of them.
 
     `loss` is `"sft"`; the name of a preference loss or a user's `module:name`; `PreferenceSettings`, for other settings
     or an SFT term; a loss made by `preference_loss`; a function of (policy_logps_BK, reference_logps_BK, rewards_BK,
     lengths_BK, mask_BK) that returns the loss of each group, shape [B]; or an objective, such as `RegressionObjective`.
 
     `folder` receives metrics.jsonl, checkpoints and the reference cache. A new `Trainer` with the same arguments
-    resumes from its latest checkpoint, the last of which holds the trained weights. Under `accelerate launch` all
-    processes make the same calls.
+    resumes from its latest checkpoint, the last of which holds the trained weights; the policy must have its first
+    weights, so load it again. Under `accelerate launch` all processes make the same calls.
 
     Raises `InputError` for an unknown loss, for a policy or rows of the wrong kind, or if no row is left to train on.
 
@@ -87,8 +89,10 @@ class Trainer:
         if not isinstance(cast(object, policy), Policy | RewardModel):
             raise InputError(f"policy is of type {type(policy).__name__}; align.load_policy returns a Policy")
         self.policy, self.tokenizer = policy, tokenizer
+        if not isinstance(cast(object, settings), TrainSettings):
+            raise InputError(f"settings is of type {type(settings).__name__}; TrainSettings are needed")
         self.objective = make_objective(loss)
-        self.counts = Counter[str]()
+        self.counts, self._is_stopped = Counter[str](), False
         with pinned_time(began_at(Path(folder))):
             train, evaluated = self._encode(rows, "rows"), self._encode(held_out, "held_out")
         self.training_run = TrainingRun(
@@ -112,7 +116,11 @@ class Trainer:
         Afterwards the policy has the last weights, with `average` a mean of them, or with `keep: best` those with the
         lowest held-out loss.
         """
+        if self._is_stopped:
+            raise RunError("the training was stopped; to resume it, load the policy again and make a new Trainer")
+        self._is_stopped = True  # until it has ended: the policy has weights of the middle of the training
         result = self.loop.run()
+        self._is_stopped = False
         self.loop.checkpointer.save_trained(result.metrics)
         self.loop.sharding.finish()
         self.policy.use_forward("plain")  # so that generation with transformers works
@@ -145,11 +153,7 @@ class Trainer:
         """Return the rows as token groups that contribute to the loss; `counts` receives the others."""
         if isinstance(rows, TokenStore):
             return rows
-        located = [Located(row, f"{name}: row {index + 1}", index) for index, row in enumerate(rows)]
-        for each in located:
-            if not isinstance(cast(object, each.record), Record | TokenGroup):
-                kind = type(each.record).__name__
-                raise InputError(f"{each.place}: is of type {kind}; records are needed, as in align.read(FILE).records")
+        located = _located(rows, name)
         groups = [each for each in located if isinstance(each.record, TokenGroup)]
         if groups and len(groups) < len(located):
             raise InputError(f"{name}: token groups and records are mixed; encode all rows or none")
@@ -175,6 +179,21 @@ class Trainer:
         if isinstance(objective, BradleyTerryObjective):
             return with_pairs(distinct(groups, self.counts), rejections, loss=cast(RewardLoss, objective.name))
         return groups
+
+
+def _located(rows: Iterable[Row], name: str) -> list[Located[Any]]:
+    """Return records or token groups with their places; dicts are read as records, by their columns."""
+    needed = "records are needed, as in align.read(FILE).records, or dicts"
+    if not isinstance(cast(object, rows), Iterable):
+        raise InputError(f"{name} is of type {type(rows).__name__}; {needed}")
+    given: list[Any] = list(rows)
+    if given and isinstance(given[0], Mapping):
+        return list(stream(name, in_memory=given).records)
+    located = [Located(row, f"{name}: row {index + 1}", index) for index, row in enumerate(given)]
+    for each in located:
+        if not isinstance(each.record, Record | TokenGroup):
+            raise InputError(f"{each.place}: is of type {type(each.record).__name__}; {needed}")
+    return located
 
 
 def make_objective(loss: Loss) -> Objective:

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from datasets import Dataset
 from small_runs import RECIPE
 from small_runs import metrics as recipe_metrics
 from small_runs import run as run_recipe
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from align import Trainer
 from align.data.reading import read
 from align.data.token_groups import TokenGroup
-from align.errors import InputError
+from align.errors import InputError, RunError
 from align.losses.table import preference_loss
 from align.models.policy import load_policy
 from align.models.settings import PolicySettings
@@ -81,8 +82,11 @@ def test_a_trainer_has_the_same_numbers_as_a_recipe_on_the_same_rows(tmp_path):
 def test_a_killed_trainer_resumes_with_the_same_arguments(tmp_path, killed_after):
     whole = trainer(tmp_path / "whole")
     whole.train()
+    killed = trainer(tmp_path / "killed", stop_after=killed_after, checkpoint_steps=1)
     with pytest.raises(Killed):
-        trainer(tmp_path / "killed", stop_after=killed_after, checkpoint_steps=1).train()
+        killed.train()
+    with pytest.raises(RunError, match="load the policy again and make a new Trainer"):
+        killed.train()
     again = trainer(tmp_path / "killed", checkpoint_steps=1)
     result = again.train()
     assert any("resumed after step" in note for note in again.loop.progress.notes)
@@ -152,6 +156,24 @@ def test_demonstrations_and_the_best_of_comparisons_are_imitated(tmp_path):
     assert result.last_metrics["loss"] < 0.7 * result.first_metrics["loss"]
 
 
+@pytest.mark.parametrize("form", [list, Dataset.from_list])
+def test_dicts_in_memory_are_the_same_rows_as_records(tmp_path, form):
+    animals = ("wolf", "fish", "bird")
+    texts = [
+        (f"What color is the {each}?", f"Yes, the {each} is green.", f"No, the {each} is green.") for each in animals
+    ]
+    dicts = [dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in texts]
+    records = [
+        Comparison((Message("user", asked),), (Response(good), Response(bad)), chosen=0) for asked, good, bad in texts
+    ]
+    given, wanted = trainer(tmp_path / "a", form(dicts)), trainer(tmp_path / "b", records)
+    ids = [
+        [[part.ids.tolist() for part in group.sequences] for group in made.training_run.train]
+        for made in (given, wanted)
+    ]
+    assert ids[0] == ids[1] and len(ids[0]) == 3
+
+
 def test_token_groups_are_trained_on_as_they_are(tmp_path):
     groups = comparisons(16)
     settings = SETTINGS.model_copy(update={"keep": "best", "evaluate_every": 1})
@@ -190,7 +212,9 @@ TIED = Comparison((Message("user", "Hi"),), (Response("Yes", 1.0), Response("No"
         ([TIED, TIED], "dpo", r"no row is left to train on \(dropped:no response is preferred 2, records 2, rows 2\)"),
         (ROWS, "dpoo", "did you mean 'dpo'"),
         (tiny_demonstrations(2), "dpo", "rows: row 1: the row is a demonstration, but training needs comparisons"),
-        ([{"prompt": "q", "chosen": "a", "rejected": "b"}], "dpo", "rows: row 1: is of type dict; records are needed"),
+        ([{"prompt": "q", "chosen": "a"}], "dpo", "rows: row 1: the row has chosen without its counterpart"),
+        ([{"prompt": "q", "chosen": "a", "rejected": "b"}, 3], "dpo", "rows: row 2: the row is of type int"),
+        (None, "dpo", "rows is of type NoneType; records are needed"),
         ("pairs.jsonl", "dpo", "rows: row 1: is of type str; records are needed"),
         ([*comparisons(1), ROWS[0]], "dpo", "rows: token groups and records are mixed"),
     ],
