@@ -12,6 +12,7 @@ from small_runs import RECIPE
 
 import align
 from align.errors import InputError
+from align.testing import tiny_policy
 
 HEAVY = {"torch", "transformers", "numpy", "pydantic", "datasets", "accelerate", "peft", "trl", "pyarrow", "omegaconf"}
 
@@ -44,6 +45,19 @@ def test_type_checkers_and_users_see_the_same_names():
     assert typed == align._MODULE_OF
     assert set(typed) == set(align.__all__)
     assert len(align.__all__) == len(set(align.__all__))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_what_takes_a_path_takes_it_as_text_too(kind, tmp_path):
+    align.save_policy(*tiny_policy(), kind(tmp_path / "saved"))
+    assert align.load_policy(kind(tmp_path / "saved"))[1].chat_template
+    assert align.load_engine(kind(tmp_path / "saved")).name == str(tmp_path / "saved")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}')
+    assert align.read(kind(rows)).num_rows == 1
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(runs=tmp_path / "runs"))
+    assert list(align.load_recipe(kind(recipe)).steps) == ["base", "sft", "dpo"]
 
 
 def test_the_version_is_that_of_the_installed_package():

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from align.data.columns import Row, missing_column, renamed
@@ -61,7 +62,7 @@ class Stream:
 
 
 def read(
-    path: str,
+    path: str | Path,
     *,
     format: str = "auto",
     split: str | None = None,
@@ -84,14 +85,14 @@ def read(
     >>> folder = tempfile.TemporaryDirectory()
     >>> path = pathlib.Path(folder.name) / "pairs.jsonl"
     >>> _ = path.write_text(json.dumps({"question": "2 + 2?", "good": "4", "bad": "5"}))
-    >>> reading = read(str(path), columns={"prompt": "question", "chosen": "good", "rejected": "bad"})
+    >>> reading = read(path, columns={"prompt": "question", "chosen": "good", "rejected": "bad"})
     >>> reading.format, reading.num_rows
     ('preference', 1)
     >>> [response.content for response in reading.records[0].responses]
     ['4', '5']
     >>> folder.cleanup()
     """
-    found = stream(path, format=format, split=split, limit=limit, on_error=on_error, columns=columns, where=where)
+    found = stream(str(path), format=format, split=split, limit=limit, on_error=on_error, columns=columns, where=where)
     return found.read()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from align.inference.managed.engine import ManagedEngine
@@ -48,7 +49,12 @@ ENGINES: dict[str, Callable[..., Any]] = {
 }
 
 
-def load_engine(policy: str, settings: EngineSettings = EngineSettings(), *, name: str | None = None) -> Engine:  # noqa: B008 - frozen
+def load_engine(
+    policy: str | Path,
+    settings: EngineSettings = EngineSettings(),  # noqa: B008 - frozen
+    *,
+    name: str | None = None,
+) -> Engine:
     """Return the engine that samples from `policy`.
 
     `policy` is a folder, a Hub ID or gguf:FILE, or the name by which a server knows the model. `name` identifies the
@@ -56,4 +62,4 @@ def load_engine(policy: str, settings: EngineSettings = EngineSettings(), *, nam
     until the engine's `close` or the end of the process. Raises `InputError` for a model that cannot be loaded and for
     a server that does not answer or does not list the model, `RunError` for a server that does not start.
     """
-    return ENGINES[settings.kind](policy, settings.chosen, name=name or policy)
+    return ENGINES[settings.kind](str(policy), settings.chosen, name=name or str(policy))

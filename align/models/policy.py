@@ -140,7 +140,7 @@ def load_policy(settings: PolicySettings | str | Path) -> tuple[Policy, PreTrain
 def save_policy(
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
+    folder: str | Path,
     *,
     merge: bool = True,
     end_of_turn: int | None = None,
@@ -156,7 +156,7 @@ def save_policy(
     Returns what identifies the written weights. Raises `InputError` on merging into weights in 4 bits, and for weights
     in int8.
     """
-    hf = policy.hf
+    hf, folder = policy.hf, Path(folder)
     check_trainable(policy.base)
     if isinstance(hf, PeftModel) and merge:
         if is_quantized(policy.base):

@@ -16,13 +16,13 @@ from align.workflow.recipe.validation import validate
 from align.workflow.search.trials import with_trials
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Return the validated recipe at `path`, with `key.sub=value` overrides.
 
     All errors of the recipe are raised together. Each begins with the line of the file, or the override, that has to
     change.
     """
-    values = read_recipe(path, overrides)
+    values = read_recipe(path := Path(path), overrides)
     with located(path, overrides):
         return validated_recipe(values)
 
