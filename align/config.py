@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +24,7 @@ from align.redaction import add_interpolations
 S = TypeVar("S", bound=BaseModel)
 
 OVERRIDE = re.compile(r"[^.=]+(\.[^.=]+)*=")
+HOME = re.compile(r"^(gguf:)?~(?=/)")  # at the beginning of a path
 
 
 class Settings(BaseModel):
@@ -137,15 +138,25 @@ def _resolved(load: Callable[[], Any], overrides: Sequence[str], source: str) ->
 
 
 def _as_json(values: object) -> dict[str, Any]:
-    """Return the values as JSON has them: YAML's key 1 becomes "1"."""
+    """Return the values as JSON has them: YAML's key 1 becomes "1". A path `~/…` becomes one in the user's home."""
     try:
-        return json.loads(json.dumps(values))
+        return _in_home(json.loads(json.dumps(values)))
     except TypeError as error:
         allowed = "values must be strings, numbers, booleans, or lists or mappings of these"
         for loc, value in _leaves(values):
             if isinstance(value, bytes):
                 raise InputError(f"{allowed} (got {repr(value)[:MAX_SHOWN]})", loc) from error
         raise InputError(f"{one_line(error)}: {allowed}") from error
+
+
+def _in_home(value: Any) -> Any:  # noqa: ANN401 - YAML holds any type
+    if isinstance(value, dict):
+        return {key: _in_home(each) for key, each in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_in_home(each) for each in cast("list[Any]", value)]
+    if isinstance(value, str):
+        return HOME.sub(lambda match: (match[1] or "") + os.path.expanduser("~"), value)
+    return value
 
 
 def _leaves(value: Any, loc: Location = ()) -> Iterator[tuple[Location, Any]]:  # noqa: ANN401 - YAML holds any type

@@ -78,6 +78,17 @@ def test_interpolations_see_overrides(recipe):
     assert read_recipe(path, ["lr=2", "name=b"])["sft"] == {"lr": 2, "folder": "runs/b"}
 
 
+def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    values = "policy: {path: 'gguf:~/m.gguf'}\ndata: {a: {path: ~/a.jsonl}}\nlist: [~/b, a~/c, '~', '~x/y']"
+    assert read_recipe(recipe(values), ["runs=~/runs"]) == {
+        "policy": {"path": "gguf:/home/ada/m.gguf"},
+        "data": {"a": {"path": "/home/ada/a.jsonl"}},
+        "list": ["/home/ada/b", "a~/c", "~", "~x/y"],
+        "runs": "/home/ada/runs",
+    }
+
+
 def test_keys_are_strings_at_every_depth(recipe):
     assert read_recipe(recipe("1: {2: a, b: c}")) == {"1": {"2": "a", "b": "c"}}
 
