@@ -210,6 +210,17 @@ def test_the_program_on_synthetic_data_measures_rows(tmp_path, monkeypatch):
     assert "seeds" in (tmp_path / "measures.json").read_text()
 
 
+def test_the_programs_of_the_library_page_train_sample_and_judge(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for program in blocks("docs/library.md", "python"):
+        exec(program, names)
+    AutoModelForCausalLM.from_pretrained("trained")
+    assert names["result"].last_metrics["loss"] < 1  # that of equal margins
+    assert len(names["texts"]) == 4
+    assert "[0.0, 0.0, 0.0, 0.0]" in capsys.readouterr().out
+
+
 def test_the_readme_has_one_test_command():
     """`.ci/run` reads it."""
     first_lines = [block.splitlines()[0] for block in blocks("README.md", "bash")]
