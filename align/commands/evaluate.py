@@ -146,7 +146,7 @@ def _task_settings(task: Task, request: Request, settings: EvaluateSettings) -> 
     }
     source = {"data": SOURCE if request.data is not None else "", "task": request.task}
     found = TaskSettings.model_validate({**source, **given})
-    if "precision" not in settings.model_fields_set:
+    if settings.precision == EvaluateSettings().precision:
         return found
     if not found.uses_precision(task):
         raise InputError(f"task {request.task} does not use precision: leave it out")
