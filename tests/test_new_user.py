@@ -47,13 +47,18 @@ def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def question(row, at):
+    """The prompt of a row, which no other row has: `align init` holds out a tenth of 20 or more."""
+    return f"{at}. {row.prompt[-1].content}"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The user's folder: a model, pairs for TRL, scored responses, and ShareGPT dialogues."""
     found = tmp_path_factory.mktemp("user")
     save_policy(*tiny_policy(), found / "model")
     pairs, scored = tiny_preferences(NUM_ROWS), tiny_preferences(NUM_ROWS, num_responses=4, seed=1)
-    texts = [(row.prompt[-1].content, [response.content for response in row.responses]) for row in pairs]
+    texts = [(question(row, at), [response.content for response in row.responses]) for at, row in enumerate(pairs)]
     best = [row.responses[row.chosen or 0].content for row in pairs]
     write_rows(
         found / "pairs.jsonl",
@@ -70,10 +75,10 @@ def folder(tmp_path_factory):
         found / "scored.jsonl",
         [
             {
-                "prompt": row.prompt[-1].content,
+                "prompt": question(row, at),
                 "responses": [{"content": each.content, "reward": each.reward} for each in row.responses],
             }
-            for row in scored
+            for at, row in enumerate(scored)
         ],
     )
     sharegpt = [
