@@ -22,7 +22,7 @@ from align.artifacts import read_json, write_json
 from align.compress.weights import StoredWeights, copy_other_files, tensor_names, write_renamed
 from align.data.batching import plan_step
 from align.data.token_groups import TokenSequence
-from align.errors import InputError
+from align.errors import InputError, within
 from align.models.policy import Policy, load_policy
 from align.models.probe import choose_forward
 from align.models.saving.comparison import TOLERANCE, model_outputs, random_groups
@@ -42,7 +42,7 @@ def block_influence(policy: Policy, sequences: Sequence[TokenSequence]) -> list[
     """
     is_tree = choose_forward(policy, [[each] for each in sequences], "auto").name == "tree"
     make, lengths = tree_batch if is_tree else plain_batch, [len(each.ids) for each in sequences]
-    _, layers = decoder_layers(policy)
+    _, layers = _layers(policy)
     total_L = torch.zeros(len(layers), dtype=torch.float64)
     for micro in plan_step(range(len(sequences)), lengths, token_budget=TOKEN_BUDGET).ranks[0]:
         batch = make([sequences[index] for index in micro]).to(policy.device)
@@ -50,22 +50,13 @@ def block_influence(policy: Policy, sequences: Sequence[TokenSequence]) -> list[
     return (total_L / sum(lengths)).tolist()
 
 
-def decoder_layers(policy: Policy) -> tuple[str, nn.ModuleList]:
+def _layers(policy: Policy) -> tuple[str, nn.ModuleList]:
     """Return the decoder's layers, and their name in the model; raise `InputError` for another structure."""
-    base: Any = policy.base
-    number = base.config.get_text_config().num_hidden_layers
-    lists = [
-        (name, module)
-        for name, module in base.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == number
-    ]
-    depth = min((name.count(".") for name, _ in lists), default=0)
-    outer = [(name, module) for name, module in lists if name.count(".") == depth]
-    if len(outer) != 1 or base.config.get_text_config() is not base.config:
-        raise InputError(
-            f"{type(base).__name__} does not have one list of layers; policies of text alone do", ("policy",)
-        )
-    return outer[0]
+    config = policy.base.config
+    with within("policy"):
+        if config.get_text_config() is not config:
+            raise InputError(f"{type(policy.base).__name__} is not a model of text alone, whose layers can be dropped")
+        return policy.decoder_layers()
 
 
 def without_layers(config: PretrainedConfig, kept: Sequence[int]) -> dict[str, Any]:
@@ -86,7 +77,7 @@ def write_without_layers(policy: Policy, stored: StoredWeights, dropped: Sequenc
     `stored` are the weights of `policy`. Raises `InputError` for an architecture whose layers are stored in another
     way, or depend on their number.
     """
-    prefix, layers = decoder_layers(policy)
+    prefix, layers = _layers(policy)
     kept = [layer for layer in range(len(layers)) if layer not in dropped]
     names = _new_names(stored.names, f"{prefix}.", dict(zip(kept, range(len(kept)), strict=True)), len(layers))
     used = [file for file in stored.files if any(name in names for name in tensor_names(file))]

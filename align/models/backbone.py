@@ -154,27 +154,33 @@ class Backbone(nn.Module, ABC):
 
     def early_exit(self, layers: int) -> EarlyExit:
         """Return the exit after the first layers; raise `InputError` if the decoder has no list of layers to cut."""
-        _, all_layers = self._layers()
+        _, all_layers = self.decoder_layers()
         return EarlyExit(layers, len(all_layers))
 
-    def _layers(self) -> tuple[str, nn.ModuleList]:
-        """Return the name and the list of the decoder's layers."""
+    def decoder_layers(self) -> tuple[str, nn.ModuleList]:
+        """Return the decoder's layers, and their name in `base`; raise `InputError` for another structure."""
         number = self.base.config.get_text_config().num_hidden_layers
-        lists = [(name, each) for name, each in self._decoder.named_children() if isinstance(each, nn.ModuleList)]
-        found = [(name, layers) for name, layers in lists if len(layers) == number]
-        if len(found) != 1:
-            raise InputError(f"{type(self._decoder).__name__} does not have one list of {number} layers to cut")
-        return found[0]
+        (prefix,) = (name for name, module in self.base.named_modules() if module is self._decoder)
+        lists = [
+            (f"{prefix}.{name}", module)
+            for name, module in self._decoder.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == number
+        ]
+        depth = min((name.count(".") for name, _ in lists), default=0)
+        outer = [(name, module) for name, module in lists if name.count(".") == depth]
+        if len(outer) != 1:
+            raise InputError(f"{type(self._decoder).__name__} does not have one list of {number} layers")
+        return outer[0]
 
     @contextmanager
     def _first_layers(self, number: int) -> Generator[None]:
         """Leave only the first layers in the decoder within the block."""
-        decoder, (name, layers) = self._decoder, self._layers()
-        setattr(decoder, name, nn.ModuleList(list(layers)[:number]))
+        name, layers = self.decoder_layers()
+        self.base.set_submodule(name, nn.ModuleList(list(layers)[:number]))
         try:
             yield
         finally:
-            setattr(decoder, name, layers)
+            self.base.set_submodule(name, layers)
 
     def _tree(self, layout: TreeLayout) -> dict[str, Any]:
         """Return the keywords that pass the tree on to attention, and to recurrent layers if there are any."""

@@ -34,11 +34,11 @@ def _search(recipe: Recipe, name: str, manifests: Manifests) -> dict[str, Any]:
     found = outcomes(recipe, name, manifests)
     trials: dict[int, dict[str, Any]] = {}
     for rung, level in enumerate(found, start=1):
-        ended = [search.chosen] if search.chosen and search.finish == "end" else [] if search.chosen else None
-        going_on = search.levels[rung] if len(search.levels) > rung else ended
+        is_decided = len(search.levels) > rung or search.chosen is not None
+        next_level = search.levels[rung] if len(search.levels) > rung else [search.chosen] * (search.finish == "end")
         for each in level:
             trial = trials.setdefault(each.trial, {"settings": point(search, recipe.seed, each.trial), "rungs": []})
-            goes_on = None if going_on is None else each.trial in going_on
+            goes_on = each.trial in next_level if is_decided else None
             trial["rungs"].append(_rung(each, trial_name(base, each.trial, rung), goes_on=goes_on))
     every = [rung for trial in trials.values() for rung in trial["rungs"]]
     is_trained_on = search.chosen is not None and search.finish == "end" and base in manifests
