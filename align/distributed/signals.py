@@ -66,13 +66,19 @@ def stop_run(by: str) -> None:
 @contextmanager
 def raise_on_sigterm() -> Generator[None]:
     """Raise `Terminated` in the main thread on SIGTERM, as Ctrl-C raises `KeyboardInterrupt`."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the ending
-        raise Terminated
-
-    with _handled({signal.SIGTERM: terminate}):
+    with _handled({signal.SIGTERM: _terminate}):
         yield
+
+
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM in the rest of the block of `raise_on_sigterm` that this process is in, if it is in one."""
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    ignore_sigterm()  # a second one must not interrupt the ending
+    raise Terminated
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import linecache
 import os
 import re
 import signal
@@ -111,6 +112,52 @@ def test_sigterm_does_not_hide_the_failure_that_is_ending_a_process(monkeypatch,
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert said.startswith("align: process 1 has died" if fails else "align: stopped by SIGTERM; rerun"), said
+
+
+def test_sigterm_at_any_line_of_an_ending_does_not_hide_the_failure(monkeypatch, capsys):
+    app = typer.Typer(cls=Commands)
+    left = [0]  # lines until the signal
+
+    def trace(frame, event, arg):
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        if event != "line" or sys.exception() is None or line.startswith("except"):  # where no signal is handled
+            return trace
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return trace
+
+    @app.command()
+    def train():
+        try:
+            raise RunError("process 1 has died")
+        finally:
+            frame = sys._getframe()
+            sys.settrace(trace)
+            while frame is not outermost:
+                frame.f_trace, frame = trace, frame.f_back
+
+    @app.command()
+    def other(): ...
+
+    outermost = sys._getframe()
+    monkeypatch.setattr(sys, "argv", ["align", "train"])
+    monkeypatch.setattr(exit_status, "end", sys.exit)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # what is in force again afterwards
+    try:
+        for line in range(1, 10_000):
+            left[0] = line
+            with pytest.raises(SystemExit) as ended:
+                exit_with(app)
+            sys.settrace(None)
+            said = capsys.readouterr().err.split("\n")
+            assert (ended.value.code, said[-2]) == (1, "align: process 1 has died"), line
+            if left[0] > 0:
+                break
+    finally:
+        sys.settrace(None)
+        signal.signal(signal.SIGTERM, before)
+    assert line > 20
 
 
 def test_outside_of_the_main_thread_the_signals_are_left_as_they_are():

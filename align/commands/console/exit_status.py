@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from align.commands.console.quiet import quiet_libraries
-from align.distributed.signals import Terminated, raise_on_sigterm
+from align.distributed.signals import Terminated, ignore_sigterm, raise_on_sigterm
 from align.errors import CTRL_C, SIGTERM, InputError, RunError, Stopped
 from align.redaction import printable, redact
 from align.storage.disk_errors import FULL
@@ -29,10 +29,14 @@ class Commands(TyperGroup):
         """Run a command. What was interrupted is in the notes of the exception, the innermost first.
 
         When a process of a launch dies, its launcher sends SIGTERM to the others. One that is already ending with an
-        error shows the error.
+        error shows the error, at whatever moment the signal arrives.
         """
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except (InputError, RunError):
+                ignore_sigterm()
+                raise
         except KeyboardInterrupt as error:
             if isinstance(error, Terminated) and (ending := _failure_in(error)):
                 raise ending from None
@@ -49,9 +53,14 @@ def exit_with(app: typer.Typer) -> None:
     """
     sys.excepthook = _unexpected
     sys.path.append(os.getcwd())  # where a recipe's `module:name` is looked up last
+    with raise_on_sigterm():
+        _run(app)
+
+
+def _run(app: typer.Typer) -> None:
     status = 0
     try:
-        with raise_on_sigterm(), quiet_libraries():
+        with quiet_libraries():
             status = app(standalone_mode=not sys.argv[1:]) or 0  # standalone mode shows the help without arguments
             sys.stdout.flush()
     except OSError as error:
