@@ -151,8 +151,35 @@ def test_an_assistant_message_with_partial_loss_weight_is_rejected(lines, mark, 
     ):
         read(lines({"messages": turns}))
     turns[turn] |= {name: 1 for name in mark}
-    turns[0] |= mark
+    turns[0] |= {name: 0 for name in mark}
     assert read(lines({"messages": turns})).records == [demonstration("ask", "say", "more", "yes")]
+
+
+ASKED, SAID = ({"role": role, "content": role} for role in ("user", "assistant"))
+
+
+@pytest.mark.parametrize("mark", [{"train": True}, {"training": "yes"}, {"weight": 1}, {"loss": 0.5}])
+@pytest.mark.parametrize("role", ["system", "user", "human", "tool"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda marked: {"messages": [marked, ASKED, SAID]},
+        lambda marked: {"prompt": [marked, ASKED], "completion": "say"},
+        lambda marked: {"prompt": [marked, ASKED], "chosen": "good", "rejected": "bad"},
+        lambda marked: {"chosen": [marked, ASKED, SAID], "rejected": [marked, ASKED, {**SAID, "content": "bad"}]},
+    ],
+)
+def test_a_message_to_train_that_is_not_the_assistants_is_rejected(lines, row, role, mark):
+    marked = {"role": role, "content": "text"}
+    read(lines(row(marked)))
+    with pytest.raises(InputError, match=r"row 1: a message of the (system|user|tool) has (train|weight|loss)"):
+        read(lines(row({**marked, **mark})))
+
+
+def test_a_response_as_a_chat_list_with_partial_loss_weight_is_rejected(lines):
+    responses = [{"content": [{**SAID, "weight": 0}]}, {"content": [SAID]}]
+    with pytest.raises(InputError, match="row 1: an assistant message has weight 0"):
+        read(lines({"prompt": "ask", "responses": responses}))
 
 
 @pytest.mark.parametrize("written", [json.dumps, str])
@@ -264,6 +291,10 @@ WRONG = {
     "a masked assistant": (
         {"conversations": sharegpt("a", "b"), "mask": "Assistant"},
         "mask 'Assistant' is not supported",
+    ),
+    "a trained user": (
+        {"conversations": sharegpt("a", "b"), "mask": "System"},
+        "mask 'System' is not supported",
     ),
     "answers in the prompt": (
         {"prompt": chat("a", "b", "c"), "completion": "d"},

@@ -36,9 +36,10 @@ def dialogue(row: Row) -> Iterator[Record]:
         yield Prompt(messages, metadata)
         return
     check_trained(turns)
-    if row.get("mask") and role_of(str(row["mask"])) == "assistant":  # NeMo-Aligner's name for who is not trained
+    if row.get("mask") and role_of(str(row["mask"])) != "user":  # NeMo-Aligner's name for who is not trained
         raise InputError(
-            f"mask {shortened(row['mask'])} is not supported: the loss is computed on every assistant message"
+            f"mask {shortened(row['mask'])} is not supported: "
+            "the loss is computed on all messages of the assistant, and on no others"
         )
     yield Demonstration(messages, metadata, as_finish(row))
 

@@ -51,6 +51,8 @@ def as_message(turn: Any) -> Message:  # noqa: ANN401 - an item of a chat list
     filled = [field for field in fields if _is_filled(fields[field])]
     of_answers = [field for field in OF_ANSWERS if field in filled]
     unsupported = [field for field in UNSUPPORTED_FIELDS if field in filled] or of_answers
+    if role != "assistant":
+        _check_untrained(role, fields)
     if unsupported and (role != "assistant" or unsupported != of_answers):
         raise InputError(
             f"a message of the {role} has {unsupported[0]} besides its content; move it into the content, or remove it"
@@ -134,11 +136,24 @@ def answer_messages(value: Any, name: str) -> Messages:  # noqa: ANN401 - a cell
     return messages
 
 
+def _check_untrained(role: str, fields: Mapping[str, Any]) -> None:
+    """Raise `InputError` if a row asks to train a message that is not the assistant's, which is not supported."""
+    asked = [f"{name} {shortened(value)}" for name, value in _loss_marks(fields).items() if value != 0]
+    if asked:
+        raise InputError(
+            f"a message of the {role} has {asked[0]}, which is not supported: "
+            "the loss is computed on assistant messages only; remove the field"
+        )
+
+
+def _loss_marks(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: fields[name] for name in LOSS_FIELDS if fields.get(name) is not None}
+
+
 def check_trained(turns: list[Any]) -> None:
     """Raise `InputError` if a row excludes an assistant message from training, which is not supported."""
     for turn in turns:
-        marks = {name: turn[name] for name in LOSS_FIELDS if turn.get(name) is not None}
-        partial = [f"{name} {shortened(value)}" for name, value in marks.items() if value != 1]
+        partial = [f"{name} {shortened(value)}" for name, value in _loss_marks(turn).items() if value != 1]
         if partial and as_message(turn).role == "assistant":
             raise InputError(
                 f"an assistant message has {partial[0]}, which is not supported: "

@@ -17,7 +17,7 @@ from align.data.readers.cells import (
     metadata_of,
     shortened,
 )
-from align.data.readers.messages import as_messages
+from align.data.readers.messages import as_messages, check_trained
 from align.data.readers.prompts import row_prompt
 from align.data.readers.tool_calls import calls_of
 from align.errors import InputError
@@ -140,6 +140,7 @@ def answer_of(item: Mapping[str, Any]) -> Message:
         messages = as_messages(cast(list[Any], value), "a response")
         if [message.role for message in messages] != ["assistant"]:
             raise InputError(f"a response has {len(messages)} messages; it must be one assistant message")
+        check_trained(value)
         return messages[0]
     calls = calls_of(item)
     return Message("assistant", "" if value is None and calls else as_text(value, "a response"), calls)
