@@ -24,6 +24,7 @@ from align.redaction import add_interpolations
 S = TypeVar("S", bound=BaseModel)
 
 OVERRIDE = re.compile(r"[^.=]+(\.[^.=]+)*=")
+ENTRY = re.compile(r"(data|steps|search|steps\.[^.]+\.(tasks|families))\.[^.]+")  # what an override with null removes
 HOME = re.compile(r"^(gguf:)?~(?=/)")  # at the beginning of a path
 
 
@@ -46,7 +47,8 @@ class Settings(BaseModel):
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the values of a YAML file with `key.sub=value` overrides applied and interpolations resolved.
 
-    An override may set a key that is not in the file. Unknown keys are reported later, by `build`.
+    An override may set a key that is not in the file. Unknown keys are reported later, by `build`. `steps.NAME=null`
+    removes a step; sources, tasks, families and searches are removed in the same way.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
@@ -128,13 +130,26 @@ def _resolved(load: Callable[[], Any], overrides: Sequence[str], source: str) ->
             raise InputError("a recipe is a mapping of keys to values, not a list")
         for override in overrides:
             at = f"override {override!r}"
-            recipe.merge_with_dotlist([override])
+            _apply(override, recipe)
         at = source
         resolved = OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True)
         add_interpolations(OmegaConf.to_container(recipe), resolved, environment=os.environ)
         return resolved
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise InputError(f"{at}: {one_line(error)}") from error
+
+
+def _apply(override: str, recipe: DictConfig) -> None:
+    """Set the override's value in the recipe, or remove the named entry."""
+    key, _, value = override.partition("=")
+    if value != "null" or not ENTRY.fullmatch(key):
+        recipe.merge_with_dotlist([override])
+        return
+    above, _, name = key.rpartition(".")
+    entries = OmegaConf.select(recipe, above)
+    if not isinstance(entries, DictConfig) or name not in entries:
+        raise InputError(f"nothing to remove: there is no {key}")
+    del entries[name]
 
 
 def _as_json(values: object) -> dict[str, Any]:

@@ -78,6 +78,25 @@ def test_interpolations_see_overrides(recipe):
     assert read_recipe(path, ["lr=2", "name=b"])["sft"] == {"lr": 2, "folder": "runs/b"}
 
 
+@pytest.mark.parametrize("entry", ["data.a", "steps.dpo", "steps.evaluate.tasks.code"])
+def test_an_override_with_null_removes_an_entry(tmp_path, entry):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "data: {a: {path: x}, b: {path: y}}\n"
+        "steps: {dpo: {stage: preference, slurm: {}}, evaluate: {tasks: {code: {}, chat: {}}}}\n"
+    )
+    whole = read_recipe(path)
+    above, _, name = entry.rpartition(".")
+    part = whole
+    for key in above.split("."):
+        part = part[key]
+    del part[name]
+    assert read_recipe(path, [f"{entry}=null"]) == whole != read_recipe(path)
+    assert read_recipe(path, ["steps.dpo.slurm=null"])["steps"]["dpo"] == {"stage": "preference", "slurm": None}
+    with pytest.raises(InputError, match=rf"override '{above}.typo=null': nothing to remove: there is no {above}.typo"):
+        read_recipe(path, [f"{above}.typo=null"])
+
+
 def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(recipe, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     values = "policy: {path: 'gguf:~/m.gguf'}\ndata: {a: {path: ~/a.jsonl}}\nlist: [~/b, a~/c, '~', '~x/y']"
