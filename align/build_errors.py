@@ -48,7 +48,9 @@ def input_error(
 
 def _located(error: ErrorDetails, settings: type[BaseModel], values: Any) -> _Found:  # noqa: ANN401 - plain values
     """Return the error with its location, in which the tags of union members are left out."""
-    kinds, place, value = models_in(settings), list[str | int](), values
+    kinds = models_in(settings)
+    place = list[str | int]()
+    value = values
     *above, last = error["loc"] or ("",)
     for part in above:
         inside = _inner(value, part)
@@ -100,7 +102,8 @@ def _nearest(found: _Found) -> str | None:
 def _input_error(found: _Found, place: Location) -> InputError:
     error = found.error
     if error["type"] == UNKNOWN:
-        key, known = str(place[-1]), _known(found)
+        key = str(place[-1])
+        known = _known(found)
         if RENAMED_KEYS.get(key) in known:
             return InputError(f"this key is called {RENAMED_KEYS[key]!r} since version 0.2", place)
         return UnknownKey(f"unknown key; {suggest(key, known)}", place)

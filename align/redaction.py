@@ -50,7 +50,8 @@ def add_interpolations(written: object, resolved: object, key: str = "", *, envi
     The variables whose names are those of secrets become secrets.
     """
     if isinstance(resolved, Mapping):
-        inner, outer = cast("Mapping[str, Any]", resolved), written if isinstance(written, Mapping) else {}
+        inner = cast("Mapping[str, Any]", resolved)
+        outer = written if isinstance(written, Mapping) else {}
         for name, value in inner.items():
             text = cast("Mapping[str, Any]", outer).get(name, written)  # a reference to a section of the recipe
             add_interpolations(text, value, str(name), environment=environment)

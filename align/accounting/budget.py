@@ -59,7 +59,8 @@ class Spent:
         server_cost: float = 0.0,
     ) -> Self:
         """Return what `seconds` on so many devices used, with the price of servers' tokens."""
-        hours, price = seconds / SECONDS_PER_HOUR, accounting.price_per_device_hour
+        hours = seconds / SECONDS_PER_HOUR
+        price = accounting.price_per_device_hour
         return cls(
             flops=flops,
             hours=hours,

@@ -87,7 +87,8 @@ class EnergyMeter:
 def _codecarbon_silent() -> Generator[None]:
     """Disable codecarbon's log, which writes to stderr from its import on."""
     log = logging.getLogger("codecarbon")
-    was, log.disabled = log.disabled, True
+    was = log.disabled
+    log.disabled = True
     try:
         yield
     finally:

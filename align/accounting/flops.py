@@ -161,7 +161,8 @@ def decoder_from_config(config: Mapping[str, Any]) -> Decoder:
         mlps = sum(each in MLPS for each in types)
         layers = len(types) - mlps
     else:
-        mlps, layers = None, read_size(config, "num_hidden_layers", "n_layer")
+        mlps = None
+        layers = read_size(config, "num_hidden_layers", "n_layer")
     return Decoder(
         hidden=hidden,
         layers=layers,
@@ -181,9 +182,11 @@ def decoder_from_config(config: Mapping[str, Any]) -> Decoder:
 def _check_covered(config: Mapping[str, Any]) -> None:
     """Raise `InputError` for layers that the formulas do not cover."""
     if config.get("model_type") in RECURRENCES:
-        other, keys = [], ("moe_latent_size",)
+        other = []
+        keys = ("moe_latent_size",)
     else:
-        other, keys = sorted(set(map(str, config.get("layer_types") or ())) - ATTENTION), OTHER_LAYERS
+        other = sorted(set(map(str, config.get("layer_types") or ())) - ATTENTION)
+        keys = OTHER_LAYERS
     kinds = [f"layers of type {each}" for each in other] + [
         key if isinstance(config[key], Mapping) else f"{key} {config[key]}" for key in keys if config.get(key)
     ]

@@ -111,7 +111,8 @@ def activation_gradient_bytes(model: Decoder, micro: MicroBatch) -> int:
 def adapter_weights(model: Decoder, rank: int) -> int:
     """Return the number of weights of adapters on every projection of every layer; routed experts have none."""
     attention = 4 * model.hidden + 2 * (model.query_width + model.kv_width)
-    mixture, pairs = model.mixture, model.layers * (model.hidden + model.intermediate)
+    mixture = model.mixture
+    pairs = model.layers * (model.hidden + model.intermediate)
     if mixture is not None:
         pairs -= mixture.layers * (model.hidden + model.intermediate)
         pairs += mixture.layers * (model.hidden + mixture.shared) if mixture.shared else 0
@@ -137,7 +138,8 @@ def training_memory(
     the master weights. Not included: the process itself (`PROCESS`), and memory that the allocator reserves but cannot
     use.
     """
-    sharding, frozen = sharding or Sharding(), trained is not None
+    sharding = sharding or Sharding()
+    frozen = trained is not None
     num_trained = model.num_weights if trained is None else trained
     gathered = micro.state_size * sharding.gathered(model) if sharding.stage == 3 else 0
     size = micro.state_size if sharding.stage == 0 else FP32
@@ -147,7 +149,8 @@ def training_memory(
     held = _held(num_trained, sharding, weights, ddp=not micro.bf16_weights)
     summed = FP32 * num_trained if micro.in_parts else 0
     used = held._replace(weights=held.weights + gathered, gradients=held.gradients + summed)
-    matrix, targets = model.vocab * model.hidden * FP32, micro.num_targets
+    matrix = model.vocab * model.hidden * FP32
+    targets = micro.num_targets
     logits = 2 * tile + min(kept, targets * model.vocab)
     tiles = FP32 * (logits + targets * model.hidden) if targets else 0
     trained_head = 0 if frozen or not targets else matrix
@@ -172,7 +175,8 @@ def average_memory(model: Decoder, sharding: Sharding) -> int:
 def _held(trained: int, sharding: Sharding, weights: int, *, ddp: bool) -> Memory:
     """Return what remains in memory between micro-batches; `ddp` says whether DDP reduces gradients in its buckets."""
     shard = FP32 * sharding.shard(trained)
-    bucket, copy = FP32 * sharding.buffer(trained), shard if sharding.fp32_copy else 0
+    bucket = FP32 * sharding.buffer(trained)
+    copy = shard if sharding.fp32_copy else 0
     moments = NUM_MOMENTS * (shard if sharding.stage else FP32 * trained)
     full = FP32 * trained
     if sharding.stage == 0:

@@ -54,7 +54,8 @@ class ProcessUsage:
     """The amounts of this process so far. Several threads may add to them."""
 
     def __init__(self) -> None:
-        self._lock, self._now = Lock(), ServersAndJudges()
+        self._lock = Lock()
+        self._now = ServersAndJudges()
 
     @property
     def now(self) -> ServersAndJudges:

@@ -85,7 +85,8 @@ def _mamba2(config: Mapping[str, Any]) -> tuple[int, int]:
         read_size(config, "mamba_n_groups", "n_groups"),
         read_size(config, "mamba_d_state", "ssm_state_size"),
     )
-    chunk, inner = read_size(config, "mamba_chunk_size", "chunk_size"), heads * size
+    chunk = read_size(config, "mamba_chunk_size", "chunk_size")
+    inner = heads * size
     projections = read_size(config, "hidden_size") * (3 * inner + 2 * groups * state + heads)
     convolution = read_size(config, "mamba_d_conv", "conv_kernel") * (inner + 2 * groups * state)
     return projections + convolution, 2 * chunk * (groups * state + inner) + 4 * state * inner

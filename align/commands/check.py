@@ -45,7 +45,8 @@ TOTALS = {  # resource -> its name, its unit, and a value as text
 
 def check(path: Path, overrides: Sequence[str]) -> None:
     """Print test items found among the training rows, the estimate of each step, and that of the whole recipe."""
-    command, console = Command(path, tuple(overrides)), Console()
+    command = Command(path, tuple(overrides))
+    console = Console()
     check_inputs(command.loaded, path, overrides)
     from align.workflow.recipe.overlap import overlap_warnings  # noqa: PLC0415 - imports numpy
 
@@ -85,7 +86,8 @@ def _show(console: Console, name: str, stage: str, lines: Iterable[tuple[str, st
 
 def preview(recipe: Path, step: str, overrides: Sequence[str], *, rows: int) -> None:
     """Print a step's first rows as colored tokens."""
-    given, console = Command(recipe, tuple(overrides)), Console()
+    given = Command(recipe, tuple(overrides))
+    console = Console()
     command, _ = assumed(given)  # trials of a search with the settings that they have had
     loaded = command.loaded
     from align.workflow.preview import preview_rows, source_lines  # noqa: PLC0415 - imports torch; errors come first
@@ -117,7 +119,8 @@ def total_lines(
     at_most = "at most " if any(each.bound for each in estimates) else ""
     no_flops = [each.name for each in estimates if each.flops is None]
     flops = f"{at_most}{sum(each.flops or 0.0 for each in estimates):.2e} FLOPs{_without(no_flops)}"
-    lines, is_priced = [("compute", flops)], recipe.accounting.price_per_device_hour is not None
+    lines = [("compute", flops)]
+    is_priced = recipe.accounting.price_per_device_hour is not None
     for resource, (name, unit, as_text) in TOTALS.items():
         value, unknown = total(predictions, resource)
         unit = recipe.accounting.currency if resource == "money" else unit
@@ -166,7 +169,8 @@ def _without(names: Sequence[str]) -> str:
 def _lines(step: Estimate, predicted: Prediction) -> dict[str, str]:
     from align.stages.training.rows import describe  # noqa: PLC0415 - imports torch
 
-    at_most, training = "at most " if step.bound else "", step.training
+    at_most = "at most " if step.bound else ""
+    training = step.training
     lines = {"rows": f"{at_most}{step.rows:,}"} if step.rows else {}
     if training is not None:
         lines["rows"] = describe(training.counts, training.format)

@@ -82,7 +82,8 @@ class TerminalProgress:
         """Show the new state of a step."""
         self.states[step] = state
         if state == RUNNING:
-            self.started_at[step], self.latest = time.monotonic(), {}
+            self.started_at[step] = time.monotonic()
+            self.latest = {}
         elif step in self.started_at:
             self.seconds[step] = time.monotonic() - self.started_at[step]
             self._remove_bar()
@@ -155,7 +156,10 @@ class LineProgress:
     def watch(self, step: str, state: str) -> None:
         """Remember which step runs; print a line when it is finished."""
         if state == RUNNING:
-            self.step, self.name, self.metrics, self.step_began_s = step, "", {}, time.monotonic()
+            self.step = step
+            self.name = ""
+            self.metrics = {}
+            self.step_began_s = time.monotonic()
         elif state == FINISHED and step == self.step:
             duration = f"finished in {duration_text(time.monotonic() - self.step_began_s)}"
             self.note(f"{step}: {', '.join([duration, *self._shown()])}")
@@ -164,7 +168,8 @@ class LineProgress:
     def phase(self, name: str, total: int, done: int = 0) -> None:
         """Start to count the units of a phase; a `total` of 0 means unknown."""
         self.name, self.total, self.done, self.done_before = name, total, done, done
-        self.began_s, self.printed_s = time.monotonic(), -math.inf
+        self.began_s = time.monotonic()
+        self.printed_s = -math.inf
 
     def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
         """Count finished units; print a line for the first and the last, and every few seconds."""

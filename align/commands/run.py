@@ -21,7 +21,8 @@ FILE_WIDTH = 160  # columns of a table that goes to a file
 
 def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from: str | None, dry_run: bool) -> None:
     """Run a recipe and print its tables; with `dry_run` print what would run."""
-    command, console = Command(recipe, tuple(overrides)), _wide_console()
+    command = Command(recipe, tuple(overrides))
+    console = _wide_console()
     loaded = command.loaded
     check_inputs(loaded, recipe, overrides, until=until)
     # These import torch; errors in the recipe come first

@@ -22,7 +22,8 @@ Rule = Callable[[Iterator[Tensor]], Tensor]  # of a tensor's values in each mode
 
 def mean(values: Iterator[Tensor]) -> Tensor:
     """Return the mean of the tensors, summed in the given order."""
-    total, count = next(values).clone(), 1
+    total = next(values).clone()
+    count = 1
     for value in values:
         total += value
         count += 1

@@ -41,7 +41,8 @@ def block_influence(policy: Policy, sequences: Sequence[TokenSequence]) -> list[
     residual. A prefix that sequences share is computed once and counts for each of them.
     """
     is_tree = choose_forward(policy, [[each] for each in sequences], "auto").name == "tree"
-    make, lengths = tree_batch if is_tree else plain_batch, [len(each.ids) for each in sequences]
+    make = tree_batch if is_tree else plain_batch
+    lengths = [len(each.ids) for each in sequences]
     _, layers = _layers(policy)
     total_L = torch.zeros(len(layers), dtype=torch.float64)
     for micro in plan_step(range(len(sequences)), lengths, token_budget=TOKEN_BUDGET).ranks[0]:
@@ -94,7 +95,8 @@ def write_without_layers(policy: Policy, stored: StoredWeights, dropped: Sequenc
 def _distances(policy: Policy, layers: nn.ModuleList, batch: TokenBatch) -> Tensor:
     """Return the sum of 1 - cos(input, output) over the tokens of a batch's sequences, for each layer, fp64 [L]."""
     counts_R = np.bincount(np.concatenate(batch.paths), minlength=batch.input_ids.numel())
-    weight_R, total_L = torch.from_numpy(counts_R).to(policy.device), torch.zeros(len(layers), dtype=torch.float64)
+    weight_R = torch.from_numpy(counts_R).to(policy.device)
+    total_L = torch.zeros(len(layers), dtype=torch.float64)
 
     def measure(number: int, _: nn.Module, given: Any, named: Any, output: Any) -> None:  # noqa: ANN401
         after = output[0] if isinstance(output, tuple) else output

@@ -101,7 +101,8 @@ def write_renamed(file: Path, target: Path, names: Mapping[str, str]) -> int:
     raw, header = _header(file)
     kept = [name for name in tensor_names(file) if name in names]
     described: dict[str, Any] = {METADATA: header[METADATA]} if METADATA in header else {}
-    spans, position = [header[name]["data_offsets"] for name in kept], 0
+    spans = [header[name]["data_offsets"] for name in kept]
+    position = 0
     for name, (start, end) in zip(kept, spans, strict=True):
         described[names[name]] = {**header[name], "data_offsets": [position, position + end - start]}
         position += end - start

@@ -155,7 +155,8 @@ class Curation:
 
     def without_similar(self, groups: Groups) -> Groups:
         """Return the groups whose text does not share most n-grams with that of a preferred one."""
-        near, rows = self.settings.near_duplicates, self._first_rows(groups)
+        near = self.settings.near_duplicates
+        rows = self._first_rows(groups)
         if near is None or not rows:
             return groups
         bands_TB = np.frombuffer(self._bands, np.uint64).reshape(len(self._guards), -1)
@@ -172,7 +173,8 @@ class Curation:
 
         Rows that resemble another one and are kept are added to `similar`.
         """
-        rule, rows = self.settings.semantic_duplicates, self._first_rows(groups)
+        rule = self.settings.semantic_duplicates
+        rows = self._first_rows(groups)
         if rule is None or not rows:
             return groups
         vectors = encode([compared_text(self.spool.record(row)) for row in rows])
@@ -191,7 +193,8 @@ class Curation:
     def without_neighbours(self, groups: Groups, items: Sequence[TestItem], models: Models) -> Groups:
         """Return the groups without those whose prompt is confirmed to be a test prompt in other words."""
         rule = self.settings.neighbours
-        tests, leaders = [item for item in items if item.part == PROMPT], list(groups)
+        tests = [item for item in items if item.part == PROMPT]
+        leaders = list(groups)
         if rule is None or models.encode_tests is None or not tests or not leaders:
             return groups
         with_prompt: dict[str, list[int]] = {}  # rows of one prompt count as one of the nearest

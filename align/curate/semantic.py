@@ -94,7 +94,8 @@ class _Nearest:
     """For each of B texts the one that resembles it most: with the highest cosine, the first one of equals."""
 
     def __init__(self, number: int) -> None:
-        self.texts, self.cosines = np.zeros(number, np.int64), np.full(number, -np.inf, np.float32)
+        self.texts = np.zeros(number, np.int64)
+        self.cosines = np.full(number, -np.inf, np.float32)
 
     def update(
         self, texts_N: NDArray[np.int64], cosines_BN: Vectors, counts_BN: NDArray[np.bool_], start: int = 0

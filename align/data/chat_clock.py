@@ -43,7 +43,8 @@ def began_at(folder: Path) -> datetime:
     The current time is written for later attempts and for other processes. Raise `InputError` for a file that holds no
     time.
     """
-    path, now = folder / BEGAN, datetime.now().replace(microsecond=0)
+    path = folder / BEGAN
+    now = datetime.now().replace(microsecond=0)
     if not path.exists():
         with disk_errors(path):
             folder.mkdir(parents=True, exist_ok=True)

@@ -202,13 +202,15 @@ class ChatEncoder:
 
 def _batches(records: Iterable[Located[Trainable]]) -> Iterator[list[Located[Trainable]]]:
     """Yield the records in batches that are tokenized at once."""
-    batch, num_characters = list[Located[Trainable]](), 0
+    batch = list[Located[Trainable]]()
+    num_characters = 0
     for located in records:
         batch.append(located)
         num_characters += _characters(located.record, sum)
         if len(batch) == BATCH_SIZE or num_characters > BATCH_CHARACTERS:
             yield batch
-            batch, num_characters = [], 0
+            batch = []
+            num_characters = 0
     if batch:
         yield batch
 

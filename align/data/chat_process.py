@@ -67,7 +67,8 @@ class TemplateProcess:
 
     def close(self) -> None:
         """End the process."""
-        process, self._process = self._process, None
+        process = self._process
+        self._process = None
         self._numbers = {}
         if process is not None and self._owner == os.getpid():
             process.kill()

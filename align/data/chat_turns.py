@@ -131,7 +131,8 @@ class Renderer:
         before, (chat,) = self._chats_of(record)
         prompts, (text,) = self._template.render_prompts(before, chat)
         is_cut = self._ends_cut(record.finish)
-        indices, last = _assistant(chat), len(chat.messages) - 1
+        indices = _assistant(chat)
+        last = len(chat.messages) - 1
         if indices == [last] and prompts and OPEN_THOUGHT.search(prompts[0]):
             return self._answered(chat, prompts[0], text, is_cut=is_cut)
         self._template.check_tools(chat)
@@ -251,7 +252,8 @@ def _continued_thought(prompt: str, content: str, *, is_cut: bool) -> str | None
     opening = OPEN_THOUGHT.search(prompt)
     if opening is None:
         return None
-    mark, text = opening[0].strip(), content.lstrip()
+    mark = opening[0].strip()
+    text = content.lstrip()
     if text.startswith(mark):
         return text.removeprefix(mark).removeprefix(opening[0].removeprefix(mark))
     return content if is_cut or CLOSED_THOUGHT.search(content) else None

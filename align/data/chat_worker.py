@@ -129,9 +129,12 @@ def answer(source: str, request: dict[str, Any], *, max_characters: int) -> str:
 
 def _render(source: str, request: dict[str, Any], chat: dict[str, Any], max_characters: int) -> tuple[str, list[Any]]:
     """Return the text of a chat, and the start and end of each generation block in it."""
-    template, parts, length = _compiled(source), list[str](), 0
+    template = _compiled(source)
+    parts = list[str]()
+    length = 0
     blocks: Any = template.environment.extensions[GenerationBlocks.identifier]
-    blocks.found, blocks.before = [], parts
+    blocks.found = []
+    blocks.before = parts
     now = datetime.fromisoformat(request["now"])
     variables = {"tools": None, "documents": None, "strftime_now": now.strftime, **request["variables"], **chat}
     for part in template.generate(variables):

@@ -54,7 +54,8 @@ class _Found(NamedTuple):
 
 def _found(row: Row, column: str) -> _Found | str:
     """Return the value of a column, or of a dotted path in columns; where there is none, what there is instead."""
-    keys, value = list[str | int](), cast("Any", row)
+    keys = list[str | int]()
+    value = cast("Any", row)
     for part in [column] if column in row else column.split("."):
         key = _key(value, part)
         if key is None:

@@ -35,7 +35,8 @@ def decoded(content: bytes, file: Path, *, line: int = 1) -> str:
 
 def not_utf8(error: UnicodeDecodeError, file: Path, line: int | None = None) -> InputError:
     """Return the error for a file that is not UTF-8."""
-    wrong, place = error.object[error.start], f"{file}: line {line}" if line else str(file)
+    wrong = error.object[error.start]
+    place = f"{file}: line {line}" if line else str(file)
     if error.reason == "unexpected end of data":
         return InputError(f"{place}: ends inside a character; the file is cut off or not UTF-8")
     return InputError(  # Windows-1252 has all printable characters of Latin-1

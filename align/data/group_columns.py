@@ -55,11 +55,13 @@ class ColumnWriter:
 
     def __init__(self, groups: BinaryIO, keys: BinaryIO, tree_size: TreeSize) -> None:
         self._groups, self._keys, self._tree_size = groups, keys, tree_size
-        self._num_sequences, self._digest = 0, hashlib.sha256()
+        self._num_sequences = 0
+        self._digest = hashlib.sha256()
 
     def add(self, group: TokenGroup) -> None:
         """Write the numbers of one group."""
-        keys, lengths = list(map(_key, group.sequences)), [len(sequence.ids) for sequence in group.sequences]
+        keys = list(map(_key, group.sequences))
+        lengths = [len(sequence.ids) for sequence in group.sequences]
         self._keys.write(b"".join(keys))
         numbers = (self._tree_size(group.sequences), sum(lengths), sum(group.response_lengths), max(lengths))
         self._groups.write(PACKED_GROUP.pack(self._num_sequences, *numbers))

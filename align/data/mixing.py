@@ -70,7 +70,8 @@ class Mixture:
 
     def epoch(self, number: int) -> array[int]:
         """Return the row indices of an epoch in order, the rows of every source spread evenly over it."""
-        quotas, starts = self.quotas, [sum(self.sizes[:source]) for source in range(len(self.sizes))]
+        quotas = self.quotas
+        starts = [sum(self.sizes[:source]) for source in range(len(self.sizes))]
         weights = self.shares if self.stopping_strategy == "down_weight" else quotas
         digest = hashlib.sha256(repr((self.seed, "mixture", number)).encode()).digest()
         rng = random.Random(digest)
@@ -88,7 +89,8 @@ class Mixture:
 
     def _source_rows(self, source: int, start: int, num_rows: int) -> array[int]:
         """Return rows of one source, from position `start` of its passes; each pass is another permutation."""
-        size, found = self.sizes[source], array("I")
+        size = self.sizes[source]
+        found = array("I")
         for number in range(start // size, -(-(start + num_rows) // size)):
             found += order(size, seed=self.seed, epoch=number, name=f"source {source}")
         first = start % size

@@ -105,10 +105,13 @@ class RenderedTokenizer:
     def _continuation(self, text: str) -> Tokens:
         """Return the tokens of a text that follows another one: without the space that starts a whole text."""
         marked = ESCAPE + text  # tokenizers add that space before ESCAPE
-        encoding, by = self.encodings([marked])[marked], len(ESCAPE)
+        encoding = self.encodings([marked])[marked]
+        by = len(ESCAPE)
         first = next((index for index, (_, end) in enumerate(encoding.offsets) if end > by), len(encoding))
         if encoding.offsets[first:] and encoding.offsets[first][0] < by:  # a word tokenizer that adds no space
-            encoding, by, first = self.encodings([text])[text], 0, 0
+            encoding = self.encodings([text])[text]
+            by = 0
+            first = 0
         return Tokens(_ids(encoding)[first:], [(start - by, end - by) for start, end in encoding.offsets[first:]])
 
     def _eos(self) -> int:

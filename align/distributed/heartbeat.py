@@ -50,7 +50,8 @@ class Heartbeat:
 
     def dead_processes(self) -> list[int]:
         """Return the ranks of the processes of this host that have exited; wait briefly for one that is exiting."""
-        host, start = socket.gethostname(), time.monotonic()
+        host = socket.gethostname()
+        start = time.monotonic()
         while True:
             dead = [rank for rank, (name, pid) in enumerate(self._hosts) if name == host and _has_exited(pid)]
             if dead or time.monotonic() - start > EXIT_WAIT_S:
@@ -91,7 +92,8 @@ class Heartbeat:
         stop_heartbeats()
         self._sender.join(TIMEOUT_S)
         if self.rank == 0:
-            others, start = [str(rank) for rank in range(1, self.world_size)], time.monotonic()
+            others = [str(rank) for rank in range(1, self.world_size)]
+            start = time.monotonic()
             while not self._have_ended(others) and time.monotonic() - start < 2 * INTERVAL_S:
                 time.sleep(INTERVAL_S / 50)
 

@@ -80,7 +80,8 @@ def check_gpus(launch: str, num_gpus: int) -> None:
     if not Path(launch).is_file() or os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu":
         return
     values = read_recipe(Path(launch))
-    kind, use_cpu = str(values.get("distributed_type") or "NO"), values.get("use_cpu")
+    kind = str(values.get("distributed_type") or "NO")
+    use_cpu = values.get("use_cpu")
     if use_cpu or kind == "MULTI_CPU" or (kind in ("NO", "False") and use_cpu is None):
         return
     needed = int(values.get("num_processes") or 1) // int(values.get("num_machines") or 1)

@@ -86,7 +86,8 @@ def submit(
     The job's unique name is recorded before, and its ID as soon as it is known: `recorded_job` finds the job even if
     this process is killed in between, or if sbatch gives up on a job that the controller has accepted.
     """
-    name, record = f"align-{step}-{uuid4().hex[:8]}", log.with_name(JOB_FILE)
+    name = f"align-{step}-{uuid4().hex[:8]}"
+    record = log.with_name(JOB_FILE)
     log.unlink(missing_ok=True)  # of an earlier job; Slurm appends to it
     write_json(record, {"name": name})
     output = str(log.absolute()).replace("%", "%%")
@@ -142,14 +143,17 @@ def wait(
     Every change of the state is noted, and `look` is called in between. A step that `is_complete` is not waited for
     any longer than its job; one that is not, until its files must have become visible here.
     """
-    shown, has_run, ended_s = "", False, 0.0
+    shown = ""
+    has_run = False
+    ended_s = 0.0
     while True:
         try:
             state = job_state(job)
             has_run = has_run or state.name not in (PENDING, *ENDED)
             text = _described(state, has_run=has_run)
         except RunError as error:
-            state, text = None, f"state unknown, asking again every {QUEUE_POLL_S:g} s: {error}"
+            state = None
+            text = f"state unknown, asking again every {QUEUE_POLL_S:g} s: {error}"
         if text != shown:
             note(f"{step}: Slurm job {job}: {text}")
             shown = text

@@ -37,7 +37,8 @@ def choice_groups(
         else:
             assert encoder is not None, "made for prompts of messages"
             context = encoder.prompt_ids(prompt, row)
-            ids, start = [np.concatenate([context, end]) for end in ends], len(context)
+            ids = [np.concatenate([context, end]) for end in ends]
+            start = len(context)
         groups.append(_group(ids, start, row))
     return groups
 

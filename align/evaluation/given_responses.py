@@ -62,10 +62,8 @@ def row_id_of(row: Row) -> str | None:
 
 
 def _responses(row: Row) -> Iterator[GivenResponse]:
-    row_id, prompt = (
-        row_id_of(row),
-        next((row[name] for name in PROMPT_COLUMNS if isinstance(row.get(name), str)), None),
-    )
+    row_id = row_id_of(row)
+    prompt = next((row[name] for name in PROMPT_COLUMNS if isinstance(row.get(name), str)), None)
     text = next((row[name] for name in RESPONSE_COLUMNS if isinstance(row.get(name), str)), None)
     if text is not None:
         yield GivenResponse((text,), row_id, prompt, _finish(row))

@@ -58,7 +58,8 @@ def _data_rewards(comparison: Comparison | TokenGroup, weights: Mapping[str, flo
         given = [response.reward for response in comparison.responses if response.reward is not None]
         attributes = [response.attributes for response in comparison.responses]
     else:
-        given, attributes = list(comparison.rewards or ()), comparison.attributes
+        given = list(comparison.rewards or ())
+        attributes = comparison.attributes
     if given:
         return given
     if comparison.chosen is not None:

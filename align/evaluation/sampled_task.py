@@ -230,7 +230,8 @@ def grade_programs(run_tests: Callable[[Row, str], Verdict]) -> Grader:
 
     def grade(items: Sequence[Graded]) -> Iterator[Grade]:
         for verdict in in_parallel(lambda item: run_tests(item.row, item.response), items, num_workers=NUM_CORES):
-            passed, why = verdict.reward == 1, {"why": verdict.why} if verdict.why else {}
+            passed = verdict.reward == 1
+            why = {"why": verdict.why} if verdict.why else {}
             yield correct(passed, why, [Check(verdict.why, passed)] if verdict.why else ())
 
     return grade

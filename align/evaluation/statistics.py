@@ -81,7 +81,8 @@ def stratified_score(
     assert values and all(values.values()), "a stratum needs values"
     rng = np.random.default_rng(seed)
     total = sum(len(each) if weights is None else weights[name] for name, each in values.items())
-    value, resampled = 0.0, np.zeros(RESAMPLES)
+    value = 0.0
+    resampled = np.zeros(RESAMPLES)
     alone: list[tuple[float, float]] = []  # (share, value) of strata of one prompt
     for name, each in values.items():
         share = (len(each) if weights is None else weights[name]) / total

@@ -224,7 +224,9 @@ class ContinuousBatch(Generic[R]):
     def _forward(self, tokens_A: Tensor, positions_A: Tensor, widths: Sequence[int], first: int) -> Tensor:
         """Return the logits [A, V] of the rows from slot `first` on, whose widths are in descending order."""
         for layer in self._layers:
-            layer.first, layer.positions_A, layer.width = first, positions_A, widths[0]
+            layer.first = first
+            layer.positions_A = positions_A
+            layer.width = widths[0]
         output: Any = self._model(
             input_ids=tokens_A[:, None],
             attention_mask=self._masks(positions_A, widths[0]),

@@ -193,7 +193,8 @@ class RPOTrainer(DPOTrainer):
     def _log_tokens(self, outputs: Any, inputs: Mapping[str, Tensor]) -> None:  # noqa: ANN401 - of the fused head
         """Log the token metrics of `DPOTrainer`, means over the response tokens of all processes."""
         mask_ST = inputs["completion_mask"][:, 1:].bool()
-        num_prompts, num_tokens = len(mask_ST) // 2, mask_ST.shape[1]
+        num_prompts = len(mask_ST) // 2
+        num_tokens = mask_ST.shape[1]
         chosen, rejected = slice(None, num_prompts), slice(num_prompts, None)
         for name, values_ST, rows in (
             ("entropy", outputs.entropy, slice(None)),

@@ -115,7 +115,8 @@ class Backbone(nn.Module, ABC):
     @contextmanager
     def whole_trees(self) -> Generator[None]:
         """Run every tree in one forward pass within the block, which calls the head once for each batch."""
-        max_rows, self.max_rows = self.max_rows, None
+        max_rows = self.max_rows
+        self.max_rows = None
         try:
             yield
         finally:
@@ -188,6 +189,7 @@ class Backbone(nn.Module, ABC):
 
     def take_router_logits(self) -> tuple[Tensor, ...]:
         """Return the logits of each layer's router in the last forward pass over a batch, [R * L, E], and drop them."""
-        logits, self._router_logits = self._router_logits, None
+        logits = self._router_logits
+        self._router_logits = None
         assert logits, "the forward pass has recorded no router"
         return logits

@@ -40,7 +40,8 @@ def ridge_regression(states_ND: Tensor, label_N: Tensor) -> Tensor:
     Allen 1974).
     """
     left_NR, singular_R, right_RD = torch.linalg.svd(states_ND, full_matrices=False)
-    square_R, projection_R = singular_R.square(), left_NR.T @ label_N
+    square_R = singular_R.square()
+    projection_R = left_NR.T @ label_N
     errors: list[float] = []
     for penalty in PENALTIES * square_R.mean():
         shrinkage_R = square_R / (square_R + penalty)

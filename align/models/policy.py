@@ -79,7 +79,8 @@ class Policy(Backbone):
 
         The last log-probability is that of all other tokens together. The weights must be whole in this process.
         """
-        hidden_ND, head = self._inputs_of_head(batch), cast(nn.Linear, self.linear_head)
+        hidden_ND = self._inputs_of_head(batch)
+        head = cast(nn.Linear, self.linear_head)
         tokens_NK = top_tokens(hidden_ND, head.weight, head.bias, number, logit_transform(self.base.config))
         return tokens_NK, self.head(hidden_ND, targets=batch.targets_N, tokens=tokens_NK)[:, 1:]
 
@@ -156,7 +157,8 @@ def save_policy(
     Returns what identifies the written weights. Raises `InputError` on merging into weights in 4 bits, and for weights
     in int8.
     """
-    hf, folder = policy.hf, Path(folder)
+    hf = policy.hf
+    folder = Path(folder)
     check_trainable(policy.base)
     if isinstance(hf, PeftModel) and merge:
         if is_quantized(policy.base):

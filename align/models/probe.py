@@ -45,7 +45,8 @@ class Forward:
 
 def tree_unsupported_reason(model: Backbone, max_length: int) -> str | None:
     """Return why the architecture has no tree forward for sequences of up to `max_length` tokens; None if it has."""
-    hf, config = model.base, model.base.config.get_text_config()
+    hf = model.base
+    config = hf.config.get_text_config()
     kind = type(hf).__name__
     settable = hf._can_set_attn_implementation()  # pyright: ignore[reportPrivateUsage] - no public equivalent
     # transformers does not set the flag of hybrid models, whose attention layers do use the interface
@@ -120,7 +121,8 @@ def parts_unsupported_reason(model: Backbone, groups: Sequence[Sequence[TokenSeq
     if model.dropout is not None and getattr(model.base, "is_gradient_checkpointing", False):
         return "gradient checkpointing would recompute dropout with the masks of another part"
     batch = tree_batch([short for sequence in groups[0] for short in _branching_pair(sequence)]).to(model.device)
-    expected, model.max_rows = model(batch), 1
+    expected = model(batch)
+    model.max_rows = 1
     try:
         found = model(batch)
     except InputError as error:
@@ -134,7 +136,8 @@ def parts_unsupported_reason(model: Backbone, groups: Sequence[Sequence[TokenSeq
 def split_unsupported_reason(config: PretrainedConfig, size: int) -> str | None:
     """Return why `size` processes cannot split the trees of a model, as far as its configuration says so."""
     config = config.get_text_config()
-    num_heads, unsupported = getattr(config, "num_attention_heads", None), _unsupported_layers(config)
+    num_heads = getattr(config, "num_attention_heads", None)
+    unsupported = _unsupported_layers(config)
     if unsupported or not num_heads:
         feature = unsupported or "no attention heads"
         return f"{config.model_type} has {feature}; only full and sliding attention can be split over processes"
@@ -160,7 +163,8 @@ def split_rows(
     if reason := reason or split_unsupported_reason(model.base.config, group.size):
         raise InputError(reason, SEQUENCE_PARALLEL)
     sample = [short for sequence in groups[0] for short in _branching_pair(sequence)]
-    expected, model.sequence_group = _batch_outputs(model, sample), group
+    expected = _batch_outputs(model, sample)
+    model.sequence_group = group
     (_compare_rounded if is_rounded else _compare)(model, _batch_outputs(model, sample), expected, "split tree")
 
 

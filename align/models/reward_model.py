@@ -94,7 +94,8 @@ class RewardModel(Backbone):
         ids = torch.from_numpy(sequence.ids.astype("int64")).to(self.device)[None]
         config = self.base.config.get_text_config()
         # Transformers skips padding at the end, but a probed sequence may be cut right after a padding id
-        padding, config.pad_token_id = config.pad_token_id, None
+        padding = config.pad_token_id
+        config.pad_token_id = None
         try:
             return self.hf(input_ids=ids, use_cache=False).logits.float()
         finally:

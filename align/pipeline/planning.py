@@ -34,7 +34,8 @@ def plan(
     The steps in `rerun` and their dependents are not skipped, nor are finished steps of which files were removed that
     a step to run reads. Raises `RunError` for a finished step of which a file is missing or has another size.
     """
-    ordered, current = order(steps), fingerprints(steps)
+    ordered = order(steps)
+    current = fingerprints(steps)
     positions = {step.name: position for position, step in enumerate(ordered)}
     requested = set[str]() if is_rerun_started(steps, root, rerun) else dependents(steps, rerun)
     last = pick(positions, until, "step") if until is not None else len(ordered) - 1
@@ -77,7 +78,8 @@ def _planned(step: Step, target: Path, attempt: Attempt, *, is_requested: bool) 
 
 def _finished_reason(step: Step, target: Path) -> str:
     """Return why a finished step is skipped, after a look at the sizes of its files."""
-    records, removal = artifacts.recorded_files(target), artifacts.removal_of(target)
+    records = artifacts.recorded_files(target)
+    removal = artifacts.removal_of(target)
     if records is None:
         return f"finished before, skipped; {NOT_VERIFIED}"
     if problems := size_problems(target, records):
@@ -104,7 +106,8 @@ def _with_restored(planned: Sequence[PlannedStep], root: Path) -> list[PlannedSt
 
 def finished_steps(steps: Sequence[Step], root: Path) -> dict[str, dict[str, Any]]:
     """Return the manifest of each step that is finished with its settings and inputs, whatever was removed of it."""
-    current, found = fingerprints(steps), dict[str, dict[str, Any]]()
+    current = fingerprints(steps)
+    found = dict[str, dict[str, Any]]()
     for step in order(steps):
         built = {name: build_id(root / name) if name in found else NOT_BUILT for name in step.inputs}
         manifest = artifacts.read_manifest(root / step.name)

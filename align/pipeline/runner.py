@@ -103,7 +103,8 @@ class _Call:
             target = self.root / step.name
             self.log(f"{step.name}: {reason}")
             if state != FINISHED:
-                older, before = artifacts.read_manifest(target) or {}, build_id(target)
+                older = artifacts.read_manifest(target) or {}
+                before = build_id(target)
                 is_restored = artifacts.REMOVED in older and older["fingerprint"] == self.current[step.name]
                 yield from self._make(step, target)
                 waiting.remove(step.name)

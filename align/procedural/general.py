@@ -117,7 +117,8 @@ def _phrases() -> dict[str, list[str]]:
 
 def _can_be_drawn(spec: Spec) -> bool:
     """Return whether `draw` may return a specification whose opening and constraints are known."""
-    named, is_list = dict(spec["constraints"]), spec["task"] == "list"
+    named = dict(spec["constraints"])
+    is_list = spec["task"] == "list"
     if not 1 <= len(named) == len(spec["constraints"]) <= MAX_CONSTRAINTS or (LIST_ONLY & named.keys() and not is_list):
         return False
     return "without" not in named or named["without"] in TOPICS[spec["subject"]]
@@ -187,7 +188,8 @@ def check(rows: Sequence[tuple[Spec, str]]) -> list[tuple[bool, ...]]:
 
 def _verdicts(spec: Spec, response: str) -> tuple[bool, ...]:
     """Return the verdicts on the words, on their number, and on each constraint in the order of the instruction."""
-    words, constraints = re.findall(r"[a-z]+", response.lower()), dict(spec["constraints"])
+    words = re.findall(r"[a-z]+", response.lower())
+    constraints = dict(spec["constraints"])
     if not words:
         return (False,) * (2 + len(constraints))
     is_plain = re.fullmatch(r"[A-Za-z ,*/-]+[.!?]?", response) is not None

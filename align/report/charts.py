@@ -66,7 +66,8 @@ def training_curves(runs: Mapping[str, Run]) -> Iterator[StepCurves]:
         shown = [chart for curve, chart in charts if curve.primary]
         more = [chart for curve, chart in charts if not curve.primary]
         num_free = max(0, CHARTS_PER_ROW - len(shown))
-        shown, more = shown + more[:num_free], more[num_free:]
+        shown = shown + more[:num_free]
+        more = more[num_free:]
         yield StepCurves(name, next(iter(steps.values())).stage, shown, more)
 
 
@@ -123,7 +124,8 @@ def _chart(curve: Curve, steps: Mapping[str, Step], name: str) -> Chart | None:
     by_colour = len(steps) > MAX_DASHED  # more runs than kinds of lines have a colour each
     for number, (run, step) in enumerate(steps.items()):
         for colour, (metric, label) in enumerate(curve.metrics.items()):
-            points, is_held_out = _points(step, metric), metric.startswith(HELD_OUT)
+            points = _points(step, metric)
+            is_held_out = metric.startswith(HELD_OUT)
             if points and by_colour:
                 is_second = colour > 0 and not is_held_out
                 lines.append(Line(f"{label}, {run}", points, number, dashed=is_second, marked=is_held_out))

@@ -81,7 +81,8 @@ def smoothed(points: Points) -> list[tuple[float, float]]:
 
     The window shrinks towards both ends, so that the first and the last point keep their own values.
     """
-    half, last = _half_window(len(points)), len(points) - 1
+    half = _half_window(len(points))
+    last = len(points) - 1
     found: list[tuple[float, float]] = []
     for place, (x, y) in enumerate(points):
         reach = min(half, place, last - place)
@@ -110,7 +111,8 @@ def _is_wide(values: Sequence[float]) -> bool:
 
 
 def _plot(axes: Axes, line: Line, points: Points) -> None:
-    colour, dashes = SERIES[line.colour], "--" if line.dashed else "-"
+    colour = SERIES[line.colour]
+    dashes = "--" if line.dashed else "-"
     if not line.marked and _half_window(len(points)):
         axes.plot(*zip(*points, strict=True), "-", color=colour, linewidth=0.8, alpha=0.3)
         points = smoothed(points)

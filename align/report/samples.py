@@ -198,7 +198,8 @@ def line_value(line: Line) -> float:
 
 
 def _response(label: str, line: Line) -> Response:
-    text, checks = shortened(str(line["response"])), line.get("checks") or ()
+    text = shortened(str(line["response"]))
+    checks = line.get("checks") or ()
     verdict = _verdict(_parts(line))
     marks = {part: PASSED if check["passed"] else FAILED for check in checks for part in check.get("found") or ()}
     marks |= {part: FAILED for check in checks if not check["passed"] for part in check.get("found") or ()}

@@ -63,7 +63,8 @@ def svg_element(figure: Figure, axes: Axes, *, name: str, title: str, hovers: Se
 
 def _area(axes: Axes, hover: Hover) -> str:
     """Return a transparent rectangle with a tooltip, in SVG units from the upper left corner."""
-    frame, height = axes.get_window_extent(), axes.figure.bbox.height
+    frame = axes.get_window_extent()
+    height = axes.figure.bbox.height
     (left, _), (right, _) = (axes.transData.transform((x, 0)) for x in hover.x) if hover.x else (frame.p0, frame.p1)
     (_, low), (_, high) = (axes.transData.transform((0, y)) for y in hover.y) if hover.y else (frame.p0, frame.p1)
     left, right = max(min(left, right), frame.x0), min(max(left, right), frame.x1)

@@ -87,7 +87,8 @@ def steps_table(runs: Mapping[str, Run]) -> Table:
     """Return every step with its state, training rows, optimizer steps and losses."""
     rows: list[list[Cell]] = []
     for label, step in each_step(runs):
-        manifest, kept = step.manifest, step.manifest.get("kept") or {}
+        manifest = step.manifest
+        kept = manifest.get("kept") or {}
         last = step.metrics[-1] if step.metrics else {}
         rates = [line[THROUGHPUT] for line in step.metrics if THROUGHPUT in line]
         trained = (manifest.get("rows") or {}).get("trained")
@@ -140,7 +141,8 @@ def rows_table(runs: Mapping[str, Run]) -> Table | None:
         rows.append([row_name(step.name, label), *known, *by_reason, Cell("", below=[(text, "") for text in other])])
     columns = ["step", "rows read", "records", "training", "held out", *REASONS.values(), "other"]
     if not any(row[-1].below for row in rows):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
+        columns = columns[:-1]
+        rows = [row[:-1] for row in rows]
     return Table("rows", columns, rows) if rows else None
 
 

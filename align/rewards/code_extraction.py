@@ -39,13 +39,17 @@ def candidates(response: str, before: str = "") -> Candidates:
 
 def _fenced_blocks(lines: Iterable[str]) -> Iterator[str]:
     """Yield the blocks whose language is Python or not given; a block without a closing fence ends with the text."""
-    fence, language, indented, block = "", "", False, list[str]()
+    fence = ""
+    language = ""
+    indented = False
+    block = list[str]()
     for line in [*lines, None]:
         bare = (line or "").strip()
         if not fence and bare.startswith(FENCES):
             fence = bare[: len(bare) - len(bare.lstrip(bare[0]))]
             language = [*bare[len(fence) :].lower().split(), ""][0]
-            indented, block = bool(line) and line != line.lstrip(), []
+            indented = bool(line) and line != line.lstrip()
+            block = []
         elif fence and (line is None or (bare.startswith(fence) and not bare.strip(fence[0]))):
             if language in PYTHON:
                 yield textwrap.dedent("\n".join(block)) if indented else "\n".join(block)

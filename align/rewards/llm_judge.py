@@ -49,8 +49,12 @@ class LlmJudge:
     """
 
     def __init__(self, engine: Engine, settings: LlmSettings) -> None:
-        self.engine, self.model, self.mode, self.attempts = engine, settings.model, settings.mode, settings.attempts
-        self.thoughts, self.is_local = settings.thoughts, settings.engine.kind == "local"
+        self.engine = engine
+        self.model = settings.model
+        self.mode = settings.mode
+        self.attempts = settings.attempts
+        self.thoughts = settings.thoughts
+        self.is_local = settings.engine.kind == "local"
         self.questions = questions_of(settings.prompts, settings.mode)
         self.sampling = SamplingSettings(
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=settings.seed

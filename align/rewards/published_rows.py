@@ -46,7 +46,8 @@ def known_tests(prompt: Prompt) -> ProgramTests | None:
     ['assert f(1) == 2']
     """
     row = prompt.metadata
-    entry_point, setup = row.get("entry_point"), row.get("setup") or ""
+    entry_point = row.get("entry_point")
+    setup = row.get("setup") or ""
     if not row.get("tests") and isinstance(row.get("test"), str) and entry_point:
         before = prompt.messages[-1].content
         return ProgramTests([row["test"]], before, _texts([entry_point])[0], before)

@@ -70,12 +70,14 @@ def visible_text(response: str, thoughts: ThoughtSettings = THINK) -> VisibleTex
     content, is_cut, calls = known.content, known.is_cut, known.tool_calls
     if not thoughts.strip or (thoughts.start not in content and thoughts.end not in content):
         return VisibleText(content, is_cut=is_cut, tool_calls=calls)
-    kept, depth = list[str](), 0
+    kept = list[str]()
+    depth = 0
     for part in re.split(f"({re.escape(thoughts.start)}|{re.escape(thoughts.end)})", content):
         if part == thoughts.start:
             depth = 1
         elif part == thoughts.end:
-            kept, depth = (kept if depth else []), 0
+            kept = kept if depth else []
+            depth = 0
         elif not depth:
             kept.append(part)
     text = "" if depth else BLANK_LINES.sub("", "".join(kept))

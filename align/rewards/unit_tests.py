@@ -152,7 +152,8 @@ def grade_by_tests(prompt: Prompt, response: str, settings: ExecutedTestsSetting
         return grade_humaneval(row, response, limits=settings.limits)
     entry_point, setup = known.entry_point, known.setup
     tests = [_with_call(test, entry_point) for test in known.tests] if entry_point else known.tests
-    program, limits = candidates(response), settings.limits
+    program = candidates(response)
+    limits = settings.limits
     try:
         outcomes = run_tests(program, tests, setup=setup, entry_point=entry_point, limits=limits)
     except InvalidTests as error:
@@ -167,7 +168,8 @@ def grade_humaneval(row: Mapping[str, Any], completion: str, *, limits: Limits =
     with the tests too, so that a completion cannot replace them.
     """
     prompt, test, entry_point = _strings(row, ("prompt", "test", "entry_point"))
-    program, tests = candidates(completion, before=prompt), [_with_call(without_numpy(test), entry_point)]
+    program = candidates(completion, before=prompt)
+    tests = [_with_call(without_numpy(test), entry_point)]
     try:
         outcomes = run_tests(program, tests, setup=prompt, entry_point=entry_point, limits=limits)
     except InvalidTests:  # a prompt without a docstring is not a complete function
@@ -182,7 +184,8 @@ def grade_mbpp(row: Mapping[str, Any], response: str, *, plus: bool = False, lim
     As in published figures, `challenge_test_list` is not used. A row of MBPP+ has a `test` with more inputs, which the
     response must pass, too, with `plus`.
     """
-    tests, imports = row.get("test_list"), row.get("test_imports") or []  # the second: in the sanitized rows
+    tests = row.get("test_list")
+    imports = row.get("test_imports") or []  # in the sanitized rows
     if not tests or not isinstance(tests, list) or not isinstance(imports, list):
         raise InputError(f"an MBPP row has a test_list of strings; row {row.get('task_id')} has {tests!r:.60}")
     setup = "\n".join([*imports, row.get("test_setup_code") or ""])

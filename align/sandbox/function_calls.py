@@ -73,6 +73,7 @@ def _run(programs: Sequence[Program], *, limits: Limits) -> Mapping[Program, lis
 
 def _answers(message: bytes, *, num: int) -> list[str]:
     """Return `num` answers of a program; errors take the place of missing ones."""
-    completed, lines = bool(message[0]), message[1:].decode(errors="replace").split("\n")[:-1]
+    completed = bool(message[0])
+    lines = message[1:].decode(errors="replace").split("\n")[:-1]
     missing = ERROR + ("no answer" if completed else "killed")
     return (lines + [missing] * num)[:num]

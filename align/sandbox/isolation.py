@@ -63,7 +63,10 @@ def can_map_nobody() -> bool:
 
 def enter_namespaces() -> None:
     """Move this process to new namespaces; a child that stays outside writes its user and group maps."""
-    uid, gid, process, as_root = os.geteuid(), os.getegid(), os.getpid(), can_map_nobody()
+    uid = os.geteuid()
+    gid = os.getegid()
+    process = os.getpid()
+    as_root = can_map_nobody()
     ready_reader, ready_writer = os.pipe()
     mapper = os.fork()
     if mapper == 0:

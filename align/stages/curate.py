@@ -190,7 +190,9 @@ class Curate(CurationSettings, Stage):
         from align.stages.costs.measured import observing_done  # noqa: PLC0415 - imports torch
         from align.stages.inputs.test_items import test_items  # noqa: PLC0415
 
-        inputs, rule, dropped = context.inputs, self.decontamination, Counter[str]()
+        inputs = context.inputs
+        rule = self.decontamination
+        dropped = Counter[str]()
         index = None
         if rule is not None and self.test_sources:
             index = ContaminationIndex.of(test_items(self.test_sources, inputs), rule.ngram)

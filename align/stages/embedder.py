@@ -184,7 +184,8 @@ class Embedder(Stage):
         """Train and whiten the encoder, and write the folder."""
         from align.stages.training.embedder_training import make_embedder  # noqa: PLC0415 - imports torch
 
-        inputs, source = context.inputs, context.inputs.sources[self.data]
+        inputs = context.inputs
+        source = inputs.sources[self.data]
         rows = self.training_rows(source)
         inputs.check_unchanged(source)
         model = None if self.encoder.model is None else inputs.path_of(self.encoder.model)

@@ -291,7 +291,8 @@ def _check_task(settings: TaskSettings, source: SourceSettings | None, *, has_po
 def _check_metrics(settings: TaskSettings, task: Task) -> None:
     if settings.metrics is not None and not settings.metrics:
         raise InputError("name at least one, or leave it out for all", ("metrics",))
-    known, measures = task.metrics_of(settings.num_responses), task.measures
+    known = task.metrics_of(settings.num_responses)
+    measures = task.measures
     for metric in settings.metrics or ():
         if known and metric not in (*known, *measures):
             raise InputError(

@@ -132,7 +132,8 @@ class Generate(GenerationSettings, Stage):
         """
         found: list[Prompt] = []
         for name in self.sources:
-            source, number = inputs.sources[name], (self.prompts or {}).get(name)
+            source = inputs.sources[name]
+            number = (self.prompts or {}).get(name)
             if number is None:
                 with rows_of(name):
                     found += prompts(source, seed=inputs.seed, counts=counts, check=check)

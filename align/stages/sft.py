@@ -114,7 +114,8 @@ class SFT(TrainingStage):
         from align.train.objectives.chosen_tokens import ChosenTokensObjective  # noqa: PLC0415
         from align.train.objectives.supervised import SupervisedObjective  # noqa: PLC0415
 
-        selection, objective = self.selection, SupervisedObjective()
+        selection = self.selection
+        objective = SupervisedObjective()
         if selection is not None and selection.tokens is not None and selection.chooses_tokens:
             objective = ChosenTokensObjective(selection.tokens)
         training = prepare(self, objective, context)

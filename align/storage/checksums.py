@@ -15,7 +15,8 @@ DAMAGED = "damaged: its content has changed since it was written"
 
 def sha256_of(file: Path, length: int | None = None) -> str:
     """Return the SHA-256 of a file's content, or of its first `length` bytes, read in one pass."""
-    digest, left = hashlib.sha256(), length
+    digest = hashlib.sha256()
+    left = length
     with file.open("rb") as stream:
         while chunk := stream.read(CHUNK if left is None else min(CHUNK, left)):
             digest.update(chunk)
@@ -58,7 +59,8 @@ def content_problems(folder: Path, records: FileRecords) -> list[str]:
     """Return a line for each recorded file that is missing, cannot be read or has another content."""
 
     def problem(name: str) -> str | None:
-        file, record = folder / name, records[name]
+        file = folder / name
+        record = records[name]
         try:
             return _size_problem(file, record) or _digest_problem(file, record)
         except OSError as error:

@@ -137,7 +137,8 @@ def are_compatible(one: str, other: str) -> bool:
 def _draw(prompt: Prompt, kinds: Sequence[str], max_constraints: int, *, seed: int) -> Iterator[Constraint]:
     address = repr((seed, "constraints", prompt_key(prompt)))
     rng = Random(hashlib.sha256(address.encode()).digest())
-    number, chosen = rng.randint(1, max_constraints), list[str]()
+    number = rng.randint(1, max_constraints)
+    chosen = list[str]()
     for kind in rng.sample(kinds, len(kinds)):
         if len(chosen) < number and all(are_compatible(kind, other) for other in chosen):
             chosen.append(kind)

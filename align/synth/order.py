@@ -75,7 +75,8 @@ def written(families: Mapping[str, Family]) -> list[str]:
 
 def planned_calls(families: Mapping[str, Family], rows: Mapping[str, int], max_new_tokens: int) -> dict[str, Calls]:
     """Return what each entry takes at most; `rows` are the numbers of rows of the sources that are read."""
-    items, found = dict(rows), dict[str, Calls]()
+    items = dict(rows)
+    found = dict[str, Calls]()
     for name in ordered(families):
         family = families[name]
         parents = sum(items[parent] for parent in family.parents)

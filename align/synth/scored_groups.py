@@ -42,7 +42,8 @@ def prompt_of(record: Record) -> Prompt:
     if isinstance(record, Comparison):
         return Prompt(record.prompt, record.metadata, record.tools)
     last = max(index for index, message in enumerate(record.messages) if message.role == "assistant")
-    metadata, solution = dict(record.metadata), record.messages[last].content
+    metadata = dict(record.metadata)
+    solution = record.messages[last].content
     if "answer" not in metadata and any(mark in solution for mark in ANSWER_MARKS):
         metadata["answer"] = final_answer(solution)
     return Prompt(record.messages[:last], metadata, record.tools)

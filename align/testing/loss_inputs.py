@@ -71,8 +71,11 @@ def extreme_inputs(num_responses: int, *, has_ties: bool) -> LossInputs:
     """
     base = random_inputs(6, num_responses)
     ratios_BK = torch.zeros_like(base.policy_BK)
-    ratios_BK[0, 0], ratios_BK[1, -1], ratios_BK[2] = 1e4, 1e4, -1e4
-    ratios_BK[3, 0], ratios_BK[3, 1:] = 1e4, -1e4
+    ratios_BK[0, 0] = 1e4
+    ratios_BK[1, -1] = 1e4
+    ratios_BK[2] = -1e4
+    ratios_BK[3, 0] = 1e4
+    ratios_BK[3, 1:] = -1e4
     rewards_BK = base.rewards_BK.clone()
     rewards_BK[:2] *= 1e4
     lengths_BK = base.lengths_BK.clone()

@@ -80,7 +80,8 @@ def check_gradient(loss: Loss, inputs: LossInputs) -> str | None:
     shifted = inputs._replace(policy_BK=inputs.policy_BK + shifts_BK)
     if _passes_gradcheck(loss, inputs) or _passes_gradcheck(loss, shifted):
         return None
-    autograd_BK, differences_BK = loss_and_gradient(loss, shifted).policy_BK, _finite_differences(loss, shifted)
+    autograd_BK = loss_and_gradient(loss, shifted).policy_BK
+    differences_BK = _finite_differences(loss, shifted)
     return f"autograd gives the gradient {_shown(autograd_BK)}, finite differences {_shown(differences_BK)}"
 
 

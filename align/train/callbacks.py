@@ -40,7 +40,10 @@ class Callbacks:
         with within("train", "callbacks"):
             for name in run.settings.callbacks:
                 self._functions[name] = import_dotted(name, "callback")
-        self._folder, self._num_steps, self._model, self._accelerator = run.folder, num_steps, model, accelerator
+        self._folder = run.folder
+        self._num_steps = num_steps
+        self._model = model
+        self._accelerator = accelerator
         self.is_stopped = False  # whether a callback of any process returned True
 
     def __call__(self, kind: Kind, metrics: Mapping[str, float]) -> None:

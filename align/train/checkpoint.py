@@ -93,7 +93,8 @@ def load_checkpoint(folder: Path, *, sharding: Replicated, settings_hash: str, i
     if state["settings"] != settings_hash:
         raise RunError(f"{latest}: the checkpoint has other settings or data; remove it to restart this step")
     _check_files(latest, state, sharding)
-    stored, moments = _stored(latest), bool(state.get("moments", True))
+    stored = _stored(latest)
+    moments = bool(state.get("moments", True))
     if moments:
         sharding.init_moments(int(state["step"]), {name for kind, name in stored if kind not in (WEIGHT, AVERAGE)})
         sharding.is_averaging = any(kind == AVERAGE for kind, _ in stored)
@@ -255,7 +256,8 @@ def read_metrics(path: Path, step: int, *, truncate: bool) -> list[dict[str, flo
 
 def check_metrics(folder: Path) -> None:
     """Raise `RunError` if the metrics up to the latest checkpoint are not those that it was written with."""
-    path, checkpoints = folder / METRICS, _checkpoints(folder)
+    path = folder / METRICS
+    checkpoints = _checkpoints(folder)
     record = read_json(checkpoints[-1] / STATE).get(METRICS) if checkpoints else None
     if record is not None and sha256_of(path, record["bytes"]) != record["sha256"]:
         raise RunError(

@@ -41,7 +41,9 @@ class Checkpointer:
         initial_weights: str,
     ) -> None:
         self._run, self._settings_hash, self._initial_weights = run, settings_hash, initial_weights
-        self._sharding, self._processes, self._accelerator = sharding, processes, sharding.accelerator
+        self._sharding = sharding
+        self._processes = processes
+        self._accelerator = sharding.accelerator
         self._keeps_best = run.settings.keep == "best"
         self._saved_at = time.monotonic()
 
@@ -84,7 +86,8 @@ class Checkpointer:
         The main process decides by its clock, as those of the others may differ. No checkpoint is saved after the
         final step, unless the run was stopped.
         """
-        settings, step = self._run.settings, int(lines[-1]["step"])
+        settings = self._run.settings
+        step = int(lines[-1]["step"])
         minutes = (time.monotonic() - self._saved_at) / 60
         is_late = settings.checkpoint_minutes is not None and minutes >= settings.checkpoint_minutes
         stopped, late = self._sum([stop.requested, is_late and self._processes.is_main])

@@ -92,7 +92,8 @@ class Trainer:
         if not isinstance(cast(object, settings), TrainSettings):
             raise InputError(f"settings is of type {type(settings).__name__}; TrainSettings are needed")
         self.objective = make_objective(loss)
-        self.counts, self._is_stopped = Counter[str](), False
+        self.counts = Counter[str]()
+        self._is_stopped = False
         with pinned_time(began_at(Path(folder))):
             train, evaluated = self._encode(rows, "rows"), self._encode(held_out, "held_out")
         self.training_run = TrainingRun(
@@ -139,7 +140,8 @@ class Trainer:
 
     def _write(self, target: Path, expected: ModelOutputs) -> None:
         with atomic_folder(target) as partial:
-            settings, groups = PolicySettings(path=str(partial)), self.training_run.train
+            settings = PolicySettings(path=str(partial))
+            groups = self.training_run.train
             if isinstance(self.policy, RewardModel):
                 set_pad_token(self.policy, self.tokenizer, _last_tokens(groups))
                 written = save_reward_model(self.policy, self.tokenizer, partial)
@@ -159,7 +161,8 @@ class Trainer:
             raise InputError(f"{name}: token groups and records are mixed; encode all rows or none")
         if not groups and located:
             kind = Demonstration if isinstance(self.objective, SupervisedObjective) else Comparison
-            limit, has_reward = max_positions(self.policy.base.config), isinstance(self.policy, RewardModel)
+            limit = max_positions(self.policy.base.config)
+            has_reward = isinstance(self.policy, RewardModel)
             encoder = ChatEncoder(self.tokenizer, max_length=limit, closes_cut=has_reward)
             records = cast("list[Located[Demonstration | Comparison]]", located)
             groups = list(encoder.encode_located(of_kind(records, kind, Rejections(counts=self.counts))))
@@ -167,7 +170,8 @@ class Trainer:
         return [each.record for each in self._filter(cast("list[Located[TokenGroup]]", groups), name)]
 
     def _filter(self, groups: list[Located[TokenGroup]], name: str) -> Iterable[Located[TokenGroup]]:
-        objective, rejections = self.objective, Rejections(counts=self.counts)
+        objective = self.objective
+        rejections = Rejections(counts=self.counts)
         if isinstance(objective, PreferenceObjective):
             different = distinct(groups, self.counts)
             if isinstance(objective.loss, UnpairedLoss):

@@ -104,12 +104,14 @@ class TrainingRun:
     @property
     def where_tracked(self) -> Tracking:
         """Return where the run is tracked, by default in its folder."""
-        config, folder = self.settings.model_dump(mode="json"), self.folder / "tracking"
+        config = self.settings.model_dump(mode="json")
+        folder = self.folder / "tracking"
         return self.tracking or Tracking(run=self.folder.name, step="train", folder=folder, config=config)
 
     def is_evaluated(self, step: int) -> bool:
         """Return whether the held-out rows are evaluated after a step: the last one, and those that settings name."""
-        every, found = self.settings.evaluate_every, {self.last_step}
+        every = self.settings.evaluate_every
+        found = {self.last_step}
         if self.selection is not None:  # a uniform run, where the run that it is compared with ends
             found |= self.selection.compared_steps(self.settings, self.num_rows)
         return step in found or (every is not None and step % every == 0)
@@ -235,7 +237,8 @@ def best_metrics(lines: Sequence[Mapping[str, float]]) -> Mapping[str, float] | 
 def evaluations_without_gain(lines: Sequence[Mapping[str, float]], min_delta: float) -> int:
     """Return the number of evaluations since the held-out loss was last lower than before by more than `min_delta`."""
     loss = f"{HELD_OUT}loss"
-    best, waited = math.inf, 0
+    best = math.inf
+    waited = 0
     for value in (line[loss] for line in lines if loss in line):
         is_better = value < best - min_delta
         best, waited = (value, 0) if is_better else (best, waited + 1)

@@ -68,7 +68,8 @@ class ModelPlans:
 def estimate(recipe: Recipe) -> Iterator[Estimate]:
     """Yield the estimate of each step in the order in which they run; raise for the first thing that is wrong."""
     silence_transformers()
-    plans, made = ModelPlans(recipe), dict[str, Estimate]()
+    plans = ModelPlans(recipe)
+    made = dict[str, Estimate]()
     for name in (each.name for each in order(recipe.graph())):
         with recipe.locating(name):
             recipe.steps[name].check_machine()
@@ -94,11 +95,14 @@ def _sources(recipe: Recipe, name: str, made: Mapping[str, Estimate]) -> dict[st
 def disk_need(recipe: Recipe) -> tuple[int, int]:
     """Return the bytes of the run's models, and of the largest step's checkpoints while it runs."""
     silence_transformers()
-    plans, models, checkpoints = ModelPlans(recipe), 0, 0
+    plans = ModelPlans(recipe)
+    models = 0
+    checkpoints = 0
     for name, step in recipe.steps.items():
         if step.disk(1) == (0, 0) or name in recipe.copies:  # a copy has links to files
             continue
         size = plans.num_weights(name) * FP32
         stays, spare = step.disk(size)
-        models, checkpoints = models + stays, max(checkpoints, spare)
+        models += stays
+        checkpoints = max(checkpoints, spare)
     return models, checkpoints

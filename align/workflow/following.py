@@ -24,7 +24,8 @@ class WrittenProgress:
     """Progress of a launched step that is forwarded, and written to a file for the process that launched it."""
 
     def __init__(self, progress: Progress, working: Path) -> None:
-        self._progress, self._path = progress, working / PHASES
+        self._progress = progress
+        self._path = working / PHASES
         self._phases: list[dict[str, Any]] = []
         self._done, self._written_s = 0, 0.0
         self._metrics: dict[str, float] = {}  # the last ones of the phase
@@ -41,7 +42,8 @@ class WrittenProgress:
         """Forward to the progress, and write."""
         self._progress.phase(name, total, done)
         self._phases.append({"name": name, "total": total, "done": done})
-        self._done, self._metrics = done, {}
+        self._done = done
+        self._metrics = {}
         self._write()
 
     def advance(self, units: int, metrics: dict[str, float] | None = None) -> None:
@@ -62,8 +64,13 @@ class Follower:
     """Passes on the progress that a launched step writes; a file of an earlier attempt has to be removed before."""
 
     def __init__(self, working: Path, progress: Progress) -> None:
-        self._phases, self._metrics, self._progress = working / PHASES, working / METRICS, progress
-        self._attempt, self._num_phases, self._name, self._done = "", 0, "", 0
+        self._phases = working / PHASES
+        self._metrics = working / METRICS
+        self._progress = progress
+        self._attempt = ""
+        self._num_phases = 0
+        self._name = ""
+        self._done = 0
         self._resources: dict[str, float] = {}  # the last ones that the step has written
 
     def look(self) -> None:
@@ -72,7 +79,10 @@ class Follower:
             return
         written = read_json(self._phases)
         if written["attempt"] != self._attempt:  # a requeued job starts with the first phase again
-            self._attempt, self._num_phases, self._name, self._done = written["attempt"], 0, "", 0
+            self._attempt = written["attempt"]
+            self._num_phases = 0
+            self._name = ""
+            self._done = 0
         self._resources = {name: value for name, value in written["metrics"].items() if name in RESOURCES}
         self._pass_on_metrics()
         for phase in written["phases"][self._num_phases :]:
@@ -117,7 +127,8 @@ def _first_exception(lines: list[str]) -> str | None:
     is_next = True  # whether the next traceback belongs to the chain
     for line in own:
         if line == TRACEBACK and is_next:
-            found, is_next = None, False
+            found = None
+            is_next = False
         elif found is None and not line.startswith(" "):
             found = line
         elif line.startswith(CHAINED):

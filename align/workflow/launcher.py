@@ -160,7 +160,9 @@ def _follow(
     its own: a first Ctrl-C stops it as SIGTERM does, once its step is saved.
     """
     (working / PHASES).unlink(missing_ok=True)
-    follower, forwarded, status = Follower(working, progress), False, None
+    follower = Follower(working, progress)
+    forwarded = False
+    status = None
     with defer_stop(progress.note) as stop, log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(call, env=environment, stdout=file, stderr=subprocess.STDOUT, process_group=0)
         try:
@@ -196,7 +198,9 @@ def first_began(working: Path, is_prepared: Callable[[], bool], note: Callable[[
     folder may hold that of an attempt with other settings, which the first process removes. Raises `RunError` where it
     has not begun in the time that a collective may take.
     """
-    began, limit_s, is_noted = time.monotonic(), COLLECTIVE_TIMEOUT.total_seconds(), False
+    began = time.monotonic()
+    limit_s = COLLECTIVE_TIMEOUT.total_seconds()
+    is_noted = False
     while True:
         with suppress(InputError):  # it is being removed
             if (working / BEGAN).exists() and is_prepared():

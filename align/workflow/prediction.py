@@ -72,10 +72,12 @@ def earlier_ledgers(runs: Path) -> dict[str, list[Ledger]]:
     record the hardware count if they have this host's name and device.
     """
     here = {"host": platform.node(), "device": device_name()}
-    own, found = hardware(), dict[str, list[Ledger]]()
+    own = hardware()
+    found = dict[str, list[Ledger]]()
     for path in sorted(runs.glob("*/*/manifest.json")):
         manifest = read_manifest(path.parent) or {}
-        environment, ledger = manifest.get("environment") or {}, manifest.get("ledger")
+        environment = manifest.get("environment") or {}
+        ledger = manifest.get("ledger")
         known = environment.get("hardware")
         is_own = known == own if known is not None else here.items() <= environment.items()
         if ledger is not None and is_own:
@@ -91,7 +93,8 @@ def predict(recipe: Recipe, estimate: Estimate, earlier: Sequence[Ledger]) -> Pr
     """
     launch, price = recipe.steps[estimate.name].launch, recipe.accounting.price_per_device_hour
     devices = sharding_of(launch).processes
-    work, alike = estimate.flops or 1.0, [each for each in earlier if bool(each.flops) == bool(estimate.flops)]
+    work = estimate.flops or 1.0
+    alike = [each for each in earlier if bool(each.flops) == bool(estimate.flops)]
     if estimate.flops is None:
         alike = []
 

@@ -18,7 +18,8 @@ from align.workflow.recipe.schema import Recipe
 def preview_rows(recipe: Recipe, name: str, *, number: int) -> Iterator[Text]:
     """Yield the first rows of a training step as colored tokens: trained, shared by responses, and cut."""
     silence_transformers()
-    step, planning = recipe.steps[name], ModelPlans(recipe).planning(name)
+    step = recipe.steps[name]
+    planning = ModelPlans(recipe).planning(name)
     with recipe.locating(name):
         rows = step.preview(planning, number)
     if rows is None:

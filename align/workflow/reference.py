@@ -186,7 +186,8 @@ def _inner(annotation: Any) -> list[tuple[type[BaseModel], str]]:  # noqa: ANN40
 
 
 def _type_name(annotation: Any) -> str:  # noqa: ANN401 - any annotation
-    origin, parts = get_origin(annotation), get_args(annotation)
+    origin = get_origin(annotation)
+    parts = get_args(annotation)
     if annotation is None or annotation is type(None):
         return "null"
     if origin is Annotated:

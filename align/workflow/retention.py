@@ -40,7 +40,8 @@ def unneeded_weights(recipe: Recipe, finished: Manifests, unread: Sequence[str])
         return {}
     copies = {name for name in unread if recipe.steps[name].is_copy(recipe.resolved(name))}
     named = {Path(path).resolve() for step in recipe.steps.values() for path, _ in step.named_models()}
-    bases, found = _bases(recipe.root), dict[str, Removal]()
+    bases = _bases(recipe.root)
+    found = dict[str, Removal]()
     for name in reversed([name for name in unread if name in policies and name != kept and name not in copies]):
         folder = (recipe.root / name).resolve()
         if folder in named or folder in bases.values():
@@ -66,7 +67,8 @@ def best_policy(recipe: Recipe, finished: Manifests, keep: KeepBest) -> str | No
 
     Trials of a search are left out. None before the first evaluation.
     """
-    column, trials = recipe.metric_columns()[keep.best], trial_names(recipe, decided=False)
+    column = recipe.metric_columns()[keep.best]
+    trials = trial_names(recipe, decided=False)
     rows = results_table(finished)
     values = {
         name: float(rows[name][column]["value"])

@@ -40,7 +40,8 @@ def run(
     """
     command = Command(Path(recipe), tuple(overrides))
     check_inputs(command.loaded, command.recipe, overrides, until=until)
-    disk, found = disk_need(assumed(command)[0].loaded), dict[str, dict[str, Any]]()
+    disk = disk_need(assumed(command)[0].loaded)
+    found = dict[str, dict[str, Any]]()
     progress = progress or SilentRunProgress()
     with command.located():
         for call in calls(command, until=until, rerun_from=rerun_from):

@@ -58,7 +58,9 @@ def allowance(recipe: Recipe) -> Allowance:
     Stops the run if a cap is reached already. Raises `InputError` for a cap on what is unknown of an earlier step, and
     for a step whose cost is in another currency.
     """
-    spent, budget, accounting = Spent(), recipe.budget, recipe.accounting
+    spent = Spent()
+    budget = recipe.budget
+    accounting = recipe.accounting
     for name, used in _used(recipe):
         spent = spent + used
         for cap in type(budget).model_fields:
@@ -72,7 +74,8 @@ def allowance(recipe: Recipe) -> Allowance:
 
 def record_replaced(recipe: Recipe, name: str) -> None:
     """Record what a finished step has used that runs again, as its ledger is then replaced."""
-    records, ledger = _replaced(recipe.root), _ledger(recipe, name)
+    records = _replaced(recipe.root)
+    ledger = _ledger(recipe, name)
     if ledger is not None and (record := _record(name, ledger)) not in records:
         write_json(recipe.root / REPLACED, [*records, record])
 

@@ -57,7 +57,9 @@ def _verified(name: str, folder: Path, records: FileRecords | None) -> Verified:
 
 def _verified_cache(folder: Path) -> Verified:
     """Return the files of a reference cache, which are named by their SHA-256."""
-    num_bytes, num_unverified, problems = 0, 0, list[str]()
+    num_bytes = 0
+    num_unverified = 0
+    problems = list[str]()
     files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
     for file in files:
         with reading(file):

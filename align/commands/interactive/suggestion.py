@@ -67,7 +67,8 @@ def look_at(path: str, taken: Sequence[str], reading: Mapping[str, Any]) -> Rows
     found = stream(path, limit=LOOKED_AT + 1, **reading)
     try:
         rows = list(found.records)
-        shown, is_all = _of_one_kind(rows[:LOOKED_AT], found.statistics.dropped, reading), len(rows) <= LOOKED_AT
+        shown = _of_one_kind(rows[:LOOKED_AT], found.statistics.dropped, reading)
+        is_all = len(rows) <= LOOKED_AT
     except InputError as error:
         if "on_error" not in reading:
             raise InputError(f"{error}; correct the row, or give --on-error skip") from error

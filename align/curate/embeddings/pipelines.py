@@ -105,7 +105,8 @@ def word_vectors(path: Path) -> Pipeline:
     punctuation. Raises `InputError` for a line of another length than the first.
     """
     package = sentence_transformers()
-    words, rows = [UNKNOWN], list[np.ndarray]()
+    words = [UNKNOWN]
+    rows = list[np.ndarray]()
     for number, line in enumerate(_lines(path), start=1):
         word, *values = line.rstrip().split(" ")
         if number == 1 and len(values) == 1:  # the head of a word2vec file: numbers of words and dimensions

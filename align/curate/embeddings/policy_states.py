@@ -103,13 +103,16 @@ def micro_batches(sequences: Sequence[TokenSequence], *, token_budget: int, is_t
     A pass computes at most `token_budget` tokens, or one sequence.
     """
     keys = [each.ids.astype(">u4").tobytes() if is_tree else len(each.ids) for each in sequences]
-    previous, batch, used = np.empty(0, np.int32), list[int](), 0
+    previous = np.empty(0, np.int32)
+    batch = list[int]()
+    used = 0
     for index in sorted(range(len(sequences)), key=keys.__getitem__):  # pyright: ignore[reportArgumentType]
         ids = sequences[index].ids
         size = used + len(ids) - common_prefix(previous, ids) if is_tree else len(ids) * (len(batch) + 1)
         if batch and size > token_budget:
             yield batch
-            batch, size = [], len(ids)
+            batch = []
+            size = len(ids)
         batch.append(index)
         previous, used = ids, size
     if batch:

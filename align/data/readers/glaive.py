@@ -46,7 +46,8 @@ def _system(text: str) -> tuple[str, Tools]:
     start = text.find("{")
     if start < 0:
         return text, ()
-    found, place = list[Any](), start
+    found = list[Any]()
+    place = start
     while text.startswith("{", place):
         try:
             value, place = parse_json_at(text, place)

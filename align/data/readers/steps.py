@@ -54,7 +54,8 @@ def _chosen_path(label: Row) -> list[str]:
     texts: list[str] = []
     for value in as_list(label.get("steps"), "steps"):
         step = as_object(value, "a step")
-        index, completions = step.get("chosen_completion"), as_list(step.get("completions") or [], "completions")
+        index = step.get("chosen_completion")
+        completions = as_list(step.get("completions") or [], "completions")
         if isinstance(index, int) and 0 <= index < len(completions):
             chosen = as_object(completions[index], "a completion")
             if (as_number(chosen.get("rating"), "rating") or 0) < 0:
@@ -72,7 +73,8 @@ def labelled_steps(row: Row) -> Iterator[Record]:
 
     Rows that end before the final answer raise `InputError`: their last step may be right, but they solve nothing.
     """
-    texts, labels = _texts(row["completions"], "completions"), as_list(row["labels"], "labels")
+    texts = _texts(row["completions"], "completions")
+    labels = as_list(row["labels"], "labels")
     if len(texts) != len(labels):
         raise InputError(f"labels has {len(labels)} items, and completions has {len(texts)}")
     prompt = row_prompt(row, ("prompt",))

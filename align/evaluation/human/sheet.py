@@ -59,7 +59,8 @@ def make_sheet(prompts: Sequence[Prompt], answers: Mapping[str, Mapping[str, str
         question = prompt.messages[-1].content
         if not all(question in of_model for of_model in answers.values()):
             continue
-        item, models = str(len(items) + 1), sorted(answers)
+        item = str(len(items) + 1)
+        models = sorted(answers)
         random.Random(stable_hash([seed, question])).shuffle(models)
         # With a letter: a spreadsheet takes 1.2 for a date, and 1.10 for 1.1
         responses = tuple((f"r{item}.{place}", answers[model][question]) for place, model in enumerate(models, start=1))

@@ -142,7 +142,8 @@ def _version_2(rows: Mapping[str, Sequence[RatedRow]]) -> dict[str, Any]:
 
 def _mean_score(scores: Sequence[Score]) -> Score:
     """Return the mean of independent scores; its half-width is the root of their half-widths' summed squares."""
-    value, half = fmean(each.value for each in scores), hypot(*((each.high - each.low) / 2 for each in scores))
+    value = fmean(each.value for each in scores)
+    half = hypot(*((each.high - each.low) / 2 for each in scores))
     margin = half / len(scores)
     return Score(value, value - margin, value + margin, sum(each.n for each in scores))
 

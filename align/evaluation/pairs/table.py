@@ -73,7 +73,8 @@ class JudgedGame:
         values: dict[str, Any] = {"order": "", "judge": "", **{name: row[name] for name in known if name in row}}
         if values["order"] not in (A_FIRST, B_FIRST, ""):
             raise InputError(f"order is {A_FIRST!r}, {B_FIRST!r} or empty, not {values['order']!r}")
-        verdict, raw = values["verdict"], values.get("raw")
+        verdict = values["verdict"]
+        raw = values.get("raw")
         if verdict is None and not values.get("void") and isinstance(raw, Mapping):
             values["verdict"] = verdict = _verdict_of_logprobs(raw, values["order"])
         if not is_verdict(verdict):

@@ -65,7 +65,8 @@ class EmbeddingTask(Task):
         inputs.progress.advance(len(rows))
         first_ND, second_ND = vectors[: len(rows)], vectors[len(rows) :]
         found = self.measure(first_ND, second_ND, scores_N)
-        metric, parts = self.metrics[0], found.parts
+        metric = self.metrics[0]
+        parts = found.parts
         lines = [
             {
                 "row": index,

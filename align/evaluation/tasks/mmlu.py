@@ -107,7 +107,8 @@ class MmluTask(SampledTask):
         """Sample and grade answers, and measure the letters, as far as their metrics are asked for."""
         rows = inputs.rows(self)
         asked = [name for name in self.metrics if inputs.metrics is None or name in inputs.metrics]
-        result, parts = TaskResult(scores={}), [dict[str, tuple[float, float]]() for _ in rows]
+        result = TaskResult(scores={})
+        parts = [dict[str, tuple[float, float]]() for _ in rows]
         if self.samples(inputs.metrics):
             result = SampledTask.run(self, inputs)
         measured = [name for name in (LIKELIHOOD, LIKELIHOOD_CHAT) if name in asked]

@@ -34,7 +34,8 @@ def measure(
     from align.models.reward_scoring import score_groups  # noqa: PLC0415 - imports torch
 
     model.use_forward(choose_forward(model, [each.sequences for each in groups], "auto", precision=precision).name)
-    weights, own = dict(zip(model.rating.names, model.rating.weights, strict=True)), dict[int, Parts]()
+    weights = dict(zip(model.rating.names, model.rating.weights, strict=True))
+    own = dict[int, Parts]()
     for index in range(processes.rank, len(groups), processes.world_size):
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
             (scores_KA,) = score_groups(model, [groups[index]])

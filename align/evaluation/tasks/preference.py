@@ -63,7 +63,8 @@ class PreferenceTask(LikelihoodTask):
 
     def scores(self, parts: Sequence[Parts]) -> dict[str, Score]:
         """Return each metric and measure; a row of several pairs counts by its means in the calibration errors."""
-        found, known = LikelihoodTask.scores(self, parts), [each for each in parts if each]
+        found = LikelihoodTask.scores(self, parts)
+        known = [each for each in parts if each]
         for form in FORMS:
             confidences, right = (
                 [each[f"{name}_{form}"][0] / each[f"{name}_{form}"][1] for each in known]

@@ -161,7 +161,8 @@ Handled = Callable[[Turn, str], bool | None]  # by a judge; None without a verdi
 def grade(items: Sequence[Graded], handled: Handled | None = None) -> Iterator[Grade]:
     """Yield the confusion counts of each dialogue, by phrases and by the judge."""
     for row, last, earlier in items:
-        asked, responses = turns(row), (*earlier, last)
+        asked = turns(row)
+        responses = (*earlier, last)
         if len(asked) != len(responses):
             name = one_line(asked[0].messages[-1].content)[:40]
             raise InputError(f"dialogue {name!r} has {len(responses)} responses, and {len(asked)} turns to answer")

@@ -36,7 +36,9 @@ class ManagedServer:
     """A server that is running between `start` and `stop`. It ends with this process, even after SIGKILL."""
 
     def __init__(self, settings: ManagedSettings, model: ServedModel, log: Path) -> None:
-        self._settings, self._kind, self._log = settings, KINDS[settings.kind], log
+        self._settings = settings
+        self._kind = KINDS[settings.kind]
+        self._log = log
         # Another server at the same address cannot be taken for this one
         name = f"{model.name}-{secrets.token_hex(4)}" if self._kind.has_names else model.path
         self._model = model._replace(name=name)
@@ -84,7 +86,8 @@ class ManagedServer:
 
     def stop(self) -> None:
         """Stop the server with all of its processes: SIGTERM, then SIGKILL. Returns when they have ended."""
-        process, self._process = self._process, None
+        process = self._process
+        self._process = None
         if process is None:
             return
         assert process.stdin is not None

@@ -74,7 +74,8 @@ def _share(server: ServerSettings, processes: Processes) -> ServerSettings:
 def _started(
     path: str, settings: ManagedSettings, *, name: str, place: Place, rates: Precision | None
 ) -> Generator[ServerSettings]:
-    processes, kind = place.processes, KINDS[settings.kind]
+    processes = place.processes
+    kind = KINDS[settings.kind]
     activity = f"starting {kind.title} for {name}"
     release_memory()
     _check_one_machine(processes, kind.title)

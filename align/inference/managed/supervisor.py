@@ -71,7 +71,8 @@ def _start(command: Sequence[str]) -> int:
 
 def _end(child: int, grace_s: float) -> dict[int, int]:
     """End the command with its descendants; return the wait statuses of those that were children."""
-    began, reaped = time.monotonic(), _reaped()
+    began = time.monotonic()
+    reaped = _reaped()
     _send(child, signal.SIGTERM)
     while alive := _alive(child, reaped):
         waited_s = time.monotonic() - began
@@ -113,7 +114,8 @@ def _descendants() -> list[int]:
             continue
         children.setdefault(int(parent), []).append(int(folder.name))
         zombies |= {int(folder.name)} if state == "Z" else set()
-    found, waiting = list[int](), [os.getpid()]
+    found = list[int]()
+    waiting = [os.getpid()]
     while waiting:
         below = children.get(waiting.pop(), [])
         found += below

@@ -62,7 +62,8 @@ class ClassifierClient:
         if answer is None:
             return None
         scores = [each.probs for each in answer.data]
-        shape, expected = [len(each) for each in scores], [self._num_labels] * len(sequences)
+        shape = [len(each) for each in scores]
+        expected = [self._num_labels] * len(sequences)
         if shape != expected:
             raise RunError(
                 f"{self._url} returns {shape} scores for {len(sequences)} responses, not {self._num_labels} for each: "

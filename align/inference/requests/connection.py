@@ -57,7 +57,8 @@ class Connection:
             verify=_certificates(),
             mounts=dict.fromkeys(LOCAL),
         )
-        self._loop, self._timeout_s = _event_loop(os.getpid()), timeout_s
+        self._loop = _event_loop(os.getpid())
+        self._timeout_s = timeout_s
 
     def request(self, method: str, url: str, content: Any = None) -> Answer:  # noqa: ANN401 - any JSON
         """Return the answer to a request with JSON content.

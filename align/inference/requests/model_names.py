@@ -38,7 +38,9 @@ def name_at_server(model: str, name: str, settings: ServerSettings, listed: list
     `name` is the policy's, `model` its folder or Hub ID. A server without a list is trusted only for a name that the
     user wrote, and not for a policy of a step, in whose place it could offer another.
     """
-    given, folder, url = settings.models.get(name), Path(model), settings.base_url.rstrip("/")
+    given = settings.models.get(name)
+    folder = Path(model)
+    url = settings.base_url.rstrip("/")
     names = [given] if given is not None else list(dict.fromkeys([name, model, str(folder.absolute())]))
     if listed is None:
         if given is None and folder.is_dir():

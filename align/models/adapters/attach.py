@@ -193,7 +193,8 @@ def _with_saved(model: PreTrainedModel, path: str, name: str, dropout: float | N
     Their dropout is the given one, by default that of their configuration; frozen ones have none.
     """
     config = load_adapter_config(path)
-    config.base_model_name_or_path, config.inference_mode = None, False
+    config.base_model_name_or_path = None
+    config.inference_mode = False
     if name == FROZEN or dropout is not None:
         config.lora_dropout = dropout or 0.0
     with loading("adapters", path, "policy"):

@@ -93,7 +93,8 @@ def install_dropout(model: nn.Module) -> DropoutState | None:
     """Replace peft's dropout in the adapters of a model; return the shared state, or None without dropout."""
     if not isinstance(model, PeftModel):
         return None
-    state, found = DropoutState(), False
+    state = DropoutState()
+    found = False
     for name, module in model.get_base_model().named_modules():
         layers: Any = module.lora_dropout if isinstance(module, LoraLayer) else {}
         for adapter, layer in list(layers.items()):

@@ -118,7 +118,9 @@ def _write(
     if len(names) == 2:
         parts = [_concatenate(hf, parts, ranks)]
         config.r = config.lora_alpha = sum(ranks)  # scaling of 1; the matrices contain that of each part
-        config.use_rslora, config.rank_pattern, config.alpha_pattern = False, {}, {}
+        config.use_rslora = False
+        config.rank_pattern = {}
+        config.alpha_pattern = {}
         config.target_modules = adapted_modules(hf, *names)
     config.inference_mode = True
     for name, value in dict(vars(config)).items():

@@ -82,7 +82,8 @@ def _adapted_weights(modules: list[tuple[str, nn.Module]]) -> Iterator[tuple[str
 
 def _has_untied_head(model: PreTrainedModel) -> bool:
     """Return whether a model that is configured as tied has two weights, as after training a copy of one of them."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    embeddings = model.get_input_embeddings()
     is_tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     return is_tied and head is not None and head.weight is not embeddings.weight
 
@@ -125,7 +126,8 @@ class _Merge(nn.Module):
 
 def _replace_weights(layer: BaseTunerLayer) -> Iterator[tuple[nn.Parameter, _AdaptedWeight]]:
     """Replace the weights that merging would change by tensors without data; yield these with what they stand for."""
-    module, parameters = layer.get_base_layer(), dict(cast(nn.Module, layer).named_parameters())
+    module = layer.get_base_layer()
+    parameters = dict(cast(nn.Module, layer).named_parameters())
     names = [getattr(layer, "parameter_name", "weight")]
     names += ["bias"] if any(getattr(layer, "lora_bias", {}).values()) else []
     own = {name: value for name, value in parameters.items() if not name.startswith(BASE)}
@@ -144,7 +146,9 @@ class _MergingGather(Gather):
     """Merges adapters into weights as they are completed: on the CPU of the process that writes, one at a time."""
 
     def __init__(self, gather: Gather, adapted: Mapping[int, _AdaptedWeight]) -> None:
-        self._gather, self._adapted, self.is_main = gather, adapted, gather.is_main
+        self._gather = gather
+        self._adapted = adapted
+        self.is_main = gather.is_main
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Run work on the process that writes, and return its result on every process."""

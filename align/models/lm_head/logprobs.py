@@ -53,7 +53,8 @@ def token_logps(
     At most one tile of logits is in memory besides those that are kept for the backward pass (`KEPT_CPU`), which
     recomputes the others. Under autocast the products of both passes run in its dtype, as those of a linear layer do.
     """
-    room, hidden_ND = _room(hidden_ND, transform), product_input(hidden_ND)
+    room = _room(hidden_ND, transform)
+    hidden_ND = product_input(hidden_ND)
     return _TokenLogps.apply(hidden_ND, weight_VD, bias_V, targets_N, transform, False, room)[0]
 
 
@@ -64,7 +65,8 @@ def token_logps_and_collisions(
 
     The second is the log-probability that two samples of the token are equal.
     """
-    room, hidden_ND = _room(hidden_ND, transform), product_input(hidden_ND)
+    room = _room(hidden_ND, transform)
+    hidden_ND = product_input(hidden_ND)
     return _TokenLogps.apply(hidden_ND, weight_VD, bias_V, targets_N, transform, True, room)
 
 
@@ -145,7 +147,9 @@ class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's context
         hidden_ND, weight_VD, bias_V, targets_N, lse_JN, lse_N, *kept = ctx.saved_tensors
-        transform, dtype, grad_N = ctx.transform, lse_N.dtype, grads[0]
+        transform = ctx.transform
+        dtype = lse_N.dtype
+        grad_N = grads[0]
         gradients = HeadGradients(hidden_ND, weight_VD, bias_V, ctx.needs_input_grad[1:3], dtype)
         # Softmax within a tile times the tile's share of the whole sum; the target's 1 is subtracted before rounding
         share_JN = -grad_N * (lse_JN - lse_N).exp()
@@ -154,7 +158,8 @@ class _TokenLogps(torch.autograd.Function):
             for tile, columns in enumerate(tiles):
                 number = block * len(tiles) + tile
                 if number < len(kept):
-                    slope, d_logits = transform.scale, kept[number] * share_JN[tile, rows, None]
+                    slope = transform.scale
+                    d_logits = kept[number] * share_JN[tile, rows, None]
                 else:
                     logits = logits_of(hidden_ND[rows], weight_VD, bias_V, columns, transform, dtype)
                     slope = transform.slope(logits)

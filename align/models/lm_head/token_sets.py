@@ -70,9 +70,11 @@ class _SetLogps(torch.autograd.Function):
         ids_NK: Tensor,  # the target, then the tokens
         transform: LogitTransform,
     ) -> Tensor:
-        dtype, tiles = sum_dtype(hidden_ND), tiles_of(hidden_ND, weight_VD)
+        dtype = sum_dtype(hidden_ND)
+        tiles = tiles_of(hidden_ND, weight_VD)
         lse_JN = hidden_ND.new_empty(len(tiles), len(hidden_ND), dtype=dtype)
-        rest_JN, logits_NK = torch.empty_like(lse_JN), hidden_ND.new_zeros(ids_NK.shape, dtype=dtype)
+        rest_JN = torch.empty_like(lse_JN)
+        logits_NK = hidden_ND.new_zeros(ids_NK.shape, dtype=dtype)
         for rows in row_blocks(hidden_ND):
             for tile, columns in enumerate(tiles):
                 logits = logits_of(hidden_ND[rows], weight_VD, bias_V, columns, transform, dtype)
@@ -88,7 +90,9 @@ class _SetLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's context
         hidden_ND, weight_VD, bias_V, ids_NK, lse_N, rest_N = ctx.saved_tensors
-        transform, dtype, grad_NK = ctx.transform, lse_N.dtype, grads[0]
+        transform = ctx.transform
+        dtype = lse_N.dtype
+        grad_NK = grads[0]
         gradients = HeadGradients(hidden_ND, weight_VD, bias_V, ctx.needs_input_grad[1:3], dtype)
         total_N = grad_NK.sum(dim=1)
         # No token is left where the rest has no probability

@@ -48,7 +48,8 @@ def reading_shards() -> Generator[None]:
 
     There is no public way to change a model between its creation on the meta device and the reading of its weights.
     """
-    mesh, original = _MESH.get(), vars(PreTrainedModel)["_load_pretrained_model"]
+    mesh = _MESH.get()
+    original = vars(PreTrainedModel)["_load_pretrained_model"]
     if mesh is None:
         yield
         return

@@ -86,7 +86,8 @@ def compare_saved(saved: Backbone, expected: ModelOutputs, *, written: WrittenWe
     limit = TOLERANCE
     if written.dtype != torch.float32 or expected.is_rounded:
         # The root mean square, as single tokens may differ by more
-        error, limit = difference.square().mean().sqrt().item(), ROUNDED_TOLERANCE
+        error = difference.square().mean().sqrt().item()
+        limit = ROUNDED_TOLERANCE
     if not error <= limit:
         raise RunError(
             f"{folder}: the saved model differs from the trained one by up to {largest:.3g} {saved.output_unit}, which "

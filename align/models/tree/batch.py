@@ -133,7 +133,9 @@ def tree_batch(sequences: Sequence[TokenSequence]) -> TokenBatch:
     depths: list[np.ndarray] = []
     parents: list[np.ndarray] = []
     paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
-    previous_ids, path, num_rows = np.empty(0, np.int32), np.empty(0, np.int64), 0
+    previous_ids = np.empty(0, np.int32)
+    path = np.empty(0, np.int64)
+    num_rows = 0
     for index in order:
         ids = sequences[index].ids
         shared = common_prefix(previous_ids, ids)
@@ -143,7 +145,8 @@ def tree_batch(sequences: Sequence[TokenSequence]) -> TokenBatch:
         depths.append(np.arange(shared, len(ids)))
         parents.append(np.concatenate([[-1], path])[shared : len(ids)])
         paths[index] = path
-        previous_ids, num_rows = ids, num_rows + len(new)
+        previous_ids = ids
+        num_rows += len(new)
     return TokenBatch(
         input_ids=_row(np.concatenate(tokens)),
         position_ids=_row(np.concatenate(depths)),

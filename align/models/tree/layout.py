@@ -107,7 +107,8 @@ def path_index(spans: Sequence[Span], num_shared: int = 0) -> PathIndex:
         for index, span in enumerate(spans[first:], start=first)
     ]
     lengths = [span.stop - span.start for span in spans]
-    queries, keys = lengths[first:], [len(each) for each in rows]
+    queries = lengths[first:]
+    keys = [len(each) for each in rows]
     starts = np.arange(sum(lengths))
     for span in spans[:first]:
         starts[span.start : span.stop] = span.subtree_start

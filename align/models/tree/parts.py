@@ -61,11 +61,13 @@ def rows_held(batch: TokenBatch, max_rows: int) -> int:
 
 def run_parts(parts: Sequence[Part], run: Callable[[TokenBatch], Tensor]) -> list[Tensor]:
     """Return `run` of each part, which applies a decoder whose attention is `tree_attention`."""
-    shared, outputs = _SharedHeads(), list[Tensor]()
+    shared = _SharedHeads()
+    outputs = list[Tensor]()
     heads: dict[nn.Module, Heads] = {}
     has_shared = cast(TreeLayout, parts[-1].batch.layout).num_shared > 0
     for number, part in enumerate(parts, start=1):
-        batch, layout = part.batch, cast(TreeLayout, part.batch.layout)
+        batch = part.batch
+        layout = cast(TreeLayout, batch.layout)
         # A cast weight would be kept for all parts, and its gradient added up in half precision
         torch.clear_autocast_cache()
         if has_shared and number == 1:
@@ -97,13 +99,15 @@ class _SharedHeads:
 
     def take(self) -> dict[nn.Module, Heads]:
         """Return what was collected and forget it: the graph of the shared rows must not hold its own outputs."""
-        heads, self._heads = self._heads or {}, None
+        heads = self._heads or {}
+        self._heads = None
         return heads
 
 
 def _deal(layout: TreeLayout, leaves: Sequence[int], room: int) -> list[list[int]]:
     """Return the leaves of each part, in depth-first order."""
-    parts, filled = list[list[int]](), room
+    parts = list[list[int]]()
+    filled = room
     for leaf in leaves:
         size = _length(layout.spans[leaf])
         if filled + size > room:
@@ -116,7 +120,8 @@ def _deal(layout: TreeLayout, leaves: Sequence[int], room: int) -> list[list[int
 
 def _shared_layout(layout: TreeLayout, inner: Sequence[int]) -> TreeLayout:
     """Return the layout of the inner spans, a tree without the leaves."""
-    before, new = _rows_before(layout, inner), {index: number for number, index in enumerate(inner)}
+    before = _rows_before(layout, inner)
+    new = {index: number for number, index in enumerate(inner)}
     spans: list[Span] = []
     for span in map(layout.spans.__getitem__, inner):
         stop = before[span.stop]
@@ -126,7 +131,8 @@ def _shared_layout(layout: TreeLayout, inner: Sequence[int]) -> TreeLayout:
 
 def _part_layout(layout: TreeLayout, inner: Sequence[int], leaves: Sequence[int]) -> TreeLayout:
     """Return the layout of some leaves after all inner spans."""
-    shared, new = _rows_before(layout, inner), {index: number for number, index in enumerate(inner)}
+    shared = _rows_before(layout, inner)
+    new = {index: number for number, index in enumerate(inner)}
     num_shared = shared[layout.num_rows]
     own = [num_shared + number for number in _rows_before(layout, leaves)]
     spans: list[Span] = []
@@ -147,7 +153,8 @@ def _layout(spans: Sequence[Span], whole: TreeLayout, num_shared: int = 0) -> Tr
 
 def _select(batch: TokenBatch, spans: Sequence[int], layout: TreeLayout) -> Part:
     """Return the rows of these spans of the batch's tree as a part with the layout."""
-    whole, device = cast(TreeLayout, batch.layout), batch.input_ids.device
+    whole = cast(TreeLayout, batch.layout)
+    device = batch.input_ids.device
     rows = torch.cat([torch.arange(whole.spans[index].start, whole.spans[index].stop) for index in spans]).to(device)
     place_T = torch.full((whole.num_rows,), -1, device=device)
     place_T[rows] = torch.arange(len(rows), device=device)

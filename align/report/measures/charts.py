@@ -28,13 +28,15 @@ def reward_ridges(title: str, rewards: Facts, families: Mapping[str, Facts], *, 
 
     `rewards` has the `edges` of the bins and the `counts` of each family; bars are shares of the family's rows.
     """
-    edges, shown = np.array(rewards["edges"]), list(rewards["counts"])
+    edges = np.array(rewards["edges"])
+    shown = list(rewards["counts"])
     shares = {family: np.array(counts) / sum(counts) for family, counts in rewards["counts"].items()}
     scale = HIGHEST / max(share.max() for share in shares.values())
     with rc_context(STYLE):
         figure, axes = new_figure(0.7 + RIDGE * len(shown))
         for row, family in enumerate(shown):
-            base, colour = len(shown) - 1 - row, _colour(list(families).index(family))
+            base = len(shown) - 1 - row
+            colour = _colour(list(families).index(family))
             heights = np.append(shares[family], 0) * scale
             axes.fill_between(edges, base, base + heights, step="post", color=colour, alpha=0.55, linewidth=0)
             axes.plot(edges, base + heights, drawstyle="steps-post", color=colour, linewidth=1)

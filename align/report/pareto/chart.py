@@ -112,7 +112,8 @@ def _draw(axes: Axes, series: Series, *, colour: str, scale: int) -> None:
     """Draw points with intervals, faint where they are dominated and hollow where that is undecided."""
     costs, scores = series.drawn, series.scores
     for name, cost in costs.items():
-        score, status = scores[name], series.verdicts[name].status
+        score = scores[name]
+        status = series.verdicts[name].status
         alpha = FAINT_ALPHA if status == DOMINATED else 1
         if score.get("low") is not None and score.get("high") is not None:
             ends = (scale * score["low"], scale * score["high"])
@@ -149,7 +150,8 @@ def _label(axes: Axes, series: Series, *, scale: int) -> None:
     for group in groups:
         names = [name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…" for name, _, _ in group]
         text = ", ".join(names) if len(", ".join(names)) <= 2 * MAX_LABEL else f"{names[0]} … {names[-1]}"
-        x, y = group[0][1], max(y for _, _, y in group)
+        x = group[0][1]
+        y = max(y for _, _, y in group)
         is_left = x < LEFT
         axes.annotate(
             text,
@@ -163,14 +165,13 @@ def _label(axes: Axes, series: Series, *, scale: int) -> None:
 
 def _hovers(axes: Axes, series: Series, resource: Resource, unit: str) -> Iterator[Hover]:
     """Yield a tooltip for each point."""
-    scale, rate = axes.xaxis.get_transform(), unit == RATE
+    scale = axes.xaxis.get_transform()
+    rate = unit == RATE
     low, high = (float(end) for end in scale.transform(list(axes.get_xlim())))
     for name, cost in series.drawn.items():
-        score, verdict, label = (
-            series.scores[name],
-            series.verdicts[name],
-            f" of {series.label}" if series.label else "",
-        )
+        score = series.scores[name]
+        verdict = series.verdicts[name]
+        label = f" of {series.label}" if series.label else ""
         interval = interval_text(score, rate=rate)
         value = score_text(score["value"], rate=rate) + (f" ({interval})" if interval else "")
         at = float(scale.transform([cost])[0])

@@ -64,7 +64,8 @@ def _cost(run: Run, policy: str, resource: Resource) -> float | None:
 
 def dependencies(run: Run, policy: str) -> Sequence[str]:
     """Return the policy's step and every step that it depends on, by the inputs in the manifests, each once."""
-    found, waiting = dict.fromkeys([policy]), [policy]
+    found = dict.fromkeys([policy])
+    waiting = [policy]
     while waiting:
         step = run.step(waiting.pop())
         inputs: Mapping[str, str] = (step.manifest.get("inputs") or {}) if step is not None else {}

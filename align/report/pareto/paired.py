@@ -50,7 +50,8 @@ def read_answers(run: Run) -> ByTask:
 def _answers_of(step: Step) -> ByTask:
     """Return the values that one evaluation has written; each of its files is read once for all metrics in it."""
     columns: Mapping[str, Sequence[str]] = step.manifest.get("columns") or {}
-    policy, tasks = next(iter(step.manifest.get("scores") or {}), ""), step.settings.get("tasks") or {}
+    policy = next(iter(step.manifest.get("scores") or {}), "")
+    tasks = step.settings.get("tasks") or {}
     found: dict[str, dict[str, Answers]] = {}
     for file in dict.fromkeys(file for file, _ in columns.values()):
         parts = {column: part for column, (of_file, part) in columns.items() if of_file == file}

@@ -36,7 +36,8 @@ def trial_rows(found: Facts, rates: Set[str]) -> tuple[list[str], list[list[str]
 
     Scores of the tasks in `rates` are shown in percent.
     """
-    keys, is_rate = list(found["space"]), found["column"] in rates
+    keys = list(found["space"])
+    is_rate = found["column"] in rates
     columns = ["trial", *keys, "optimizer steps", found["column"], "95 % interval", "FLOPs", "time", "outcome"]
     rows: list[tuple[tuple[int, bool, float, int], list[str]]] = []
     for number, trial in found["trials"].items():

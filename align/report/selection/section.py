@@ -54,7 +54,8 @@ class Comparison(NamedTuple):
     @property
     def once(self) -> str:
         """Return what fixed models have cost, and whether that includes their training; empty where there are none."""
-        passes, training = self.selected["reference_flops"], self.selected.get("reference_training_flops")
+        passes = self.selected["reference_flops"]
+        training = self.selected.get("reference_training_flops")
         if not passes:
             return ""
         trained = f", training of the references: {scaled(training)}" if training else ", their training not included"
@@ -68,7 +69,8 @@ def comparisons(selections: Mapping[str, Facts]) -> Iterator[Comparison]:
             continue
         beside = None if found["compare"] is None else found["compare"].removeprefix(STEP)
         other, same = selections.get(beside or ""), selections.get(f"{beside}{EQUAL_STEPS}")
-        curve, steps = found["curve"], (same or other or {}).get("curve", [])
+        curve = found["curve"]
+        steps = (same or other or {}).get("curve", [])
         used = sum(
             found.get(f"{name}_flops", 0.0) for name in ("training", "scoring", "reference", "reference_training")
         )
@@ -106,7 +108,8 @@ def comparison_cells(compared: Comparison) -> dict[str, str]:
     found = compared.selected
     shares = {name.removeprefix("share/"): found[name] for name in found if name.startswith("share/")}
     parts = [f"{name} {percent(share)} of {percent(found[f'pool_share/{name}'])}" for name, share in shares.items()]
-    size, length = found.get("effective_sample_size"), ""
+    size = found.get("effective_sample_size")
+    length = ""
     if "mean_tokens" in found:
         length = f", chosen rows {found['mean_tokens_chosen'] / found['mean_tokens']:.2f} × as long"
     return {

@@ -96,7 +96,8 @@ def final_answer(response: str) -> str | None:
     (None, '9')
     """
     visible = visible_text(response)
-    text, finders = CALCULATOR.sub("", visible), CUT_FINDERS if visible.is_cut else FINDERS
+    text = CALCULATOR.sub("", visible)
+    finders = CUT_FINDERS if visible.is_cut else FINDERS
     answer = next((found for find in finders if (found := find(text))), None)
     if answer is None:
         return None
@@ -126,7 +127,8 @@ def _before_a_line_end(text: str) -> str | None:
 
 def _last_boxed(text: str) -> str | None:
     """Return the content of the last box whose braces are balanced, with those that it is listed with."""
-    end, found = len(text), list[str]()
+    end = len(text)
+    found = list[str]()
     for start in reversed(list(BOXED.finditer(text))):
         close = _closing_brace(text, start.end())
         if close is None:

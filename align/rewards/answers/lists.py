@@ -68,7 +68,10 @@ def _split(text: str, *, split_numbers: bool) -> list[str]:
     """Return the parts between separators that are in no brackets; a number's own commas do not separate."""
     if not split_numbers and GROUPED_NUMBER.fullmatch(text):
         return [text]
-    depth, start, found, index = 0, 0, list[str](), 0
+    depth = 0
+    start = 0
+    found = list[str]()
+    index = 0
     spaced = re.search(r"\d,\d{3}(?!\d)", text) is not None and ", " in text
     while index < len(text):
         letter = text[index]

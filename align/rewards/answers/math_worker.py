@@ -21,7 +21,8 @@ def serve(limit_s: int) -> None:
     from math_verify import parse, verify  # noqa: PLC0415 - after logging is off
 
     _limit_memory()
-    answers, sys.stdout = sys.stdout.fileno(), sys.stderr  # nothing else may write to the pipe
+    answers = sys.stdout.fileno()
+    sys.stdout = sys.stderr  # nothing else may write to the pipe
     framing.write(answers, framing.pack_json(READY))
     while True:
         try:

@@ -65,7 +65,9 @@ def _digits(match: re.Match[str]) -> str:
 
 def _cardinal(text: str) -> int | None:
     """Return the value of number words; None where they are not one number, as in `two three`."""
-    total, current, smallest = 0, 0, 10**15
+    total = 0
+    current = 0
+    smallest = 10**15
     last = ""
     for word in re.findall(r"[a-z]+", text.lower()):
         if word in ("a", "an", "and"):
@@ -78,7 +80,8 @@ def _cardinal(text: str) -> int | None:
             if SCALES[word] >= smallest:
                 return None
             smallest = SCALES[word]
-            total, current = total + (current or 1) * smallest, 0
+            total += (current or 1) * smallest
+            current = 0
         else:
             if last in UNITS or (last in TENS and word not in UNITS[1:10]):
                 return None

@@ -69,10 +69,12 @@ def _single(text: str) -> Quantity | None:
     if percent:
         rest = rest[percent.end() :]
     elif money and (scale := SHORT_SCALE.match(rest)):
-        value, rest = value * SHORT[scale[1].lower()], rest[scale.end() :]
+        value *= SHORT[scale[1].lower()]
+        rest = rest[scale.end() :]
     while scale := SCALE.match(rest):
         name = scale[1].lower()
-        value, rest = value * (SCALES.get(name) or SHORT[name]), rest[scale.end() :]
+        value *= SCALES.get(name) or SHORT[name]
+        rest = rest[scale.end() :]
     if money and known_unit(rest.strip().rstrip(".")):
         rest = rest if rest.strip().lower() in ("usd", "dollars", "dollar") and money == "$" else f"{money}{rest}"
         unit = parse_unit(rest)

@@ -119,7 +119,8 @@ def _symbols_and_names() -> tuple[dict[str, Known], dict[str, Known]]:
     symbols: dict[str, Known] = {}
     names: dict[str, Known] = {}
     for short, long, base, factor in WITH_PREFIXES:
-        dimensions, size = _base(base), Fraction(factor)
+        dimensions = _base(base)
+        size = Fraction(factor)
         symbols |= dict.fromkeys(short.split(), Known(dimensions, size))
         names |= dict.fromkeys(long.split(), Known(dimensions, size))
         for letter, (prefix, times) in PREFIXES.items():

@@ -97,7 +97,8 @@ def parse_unit(text: str, *, attached: bool = False) -> Unit | None:
         return None
     product = _Product()
     for number, token in enumerate(tokens):
-        begins, ends = number == 0 and attached, number == len(tokens) - 1
+        begins = number == 0 and attached
+        ends = number == len(tokens) - 1
         if product.read_operator(token.lower(), ends=ends) or product.read_power(token.lower()):
             continue
         known = known_unit(token)
@@ -139,7 +140,8 @@ class _Product:
 
     def multiply(self, known: Known) -> None:
         self._multiply(known, self.sign * self.power)
-        self.last, self.power = known, 1
+        self.last = known
+        self.power = 1
 
     def _multiply(self, known: Known, power: int) -> None:
         for name, each in known.dimensions.items():

@@ -87,7 +87,8 @@ def with_custom(paths: Mapping[str, str]) -> dict[str, Verifier]:
 def _entries(metadata: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Return (id, kwargs) of each instruction."""
     if "instruction_id_list" in metadata:
-        names, kwargs = metadata["instruction_id_list"], metadata.get("kwargs")
+        names = metadata["instruction_id_list"]
+        kwargs = metadata.get("kwargs")
         if not isinstance(names, Sequence) or not isinstance(kwargs, Sequence) or len(names) != len(kwargs):
             raise InputError("instruction_id_list and kwargs must be two lists of equal length")
         entries = [{"id": name, "kwargs": each} for name, each in zip(names, kwargs, strict=True)]

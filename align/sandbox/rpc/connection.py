@@ -61,7 +61,8 @@ class Connection:
         """Send a call and return the reply, with its value or error decoded."""
         if self.closed:
             raise Disconnected(self.closed)
-        busy_before, self.busy = self.busy, True
+        busy_before = self.busy
+        self.busy = True
         try:
             encode = self._serializer.encode
             message: dict[str, Any] = {"call": operation, "args": [encode(arg) for arg in args]}
@@ -89,7 +90,8 @@ class Connection:
 
     def serve(self, message: Mapping[str, Any]) -> None:
         """Run the operation that the other process calls; reply with its value or error."""
-        busy_before, self.busy = self.busy, False
+        busy_before = self.busy
+        self.busy = False
         try:
             reply = self._run(message)
         finally:

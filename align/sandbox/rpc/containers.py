@@ -86,7 +86,8 @@ class SharedContainers:
             entry.seen = entry.row.read(entry.value)
             changed.append([number, [encode(item) for item in entry.seen]])
             entry = None
-        new, self._new = self._new, []
+        new = self._new
+        self._new = []
         parts = {"new": new, "changed": changed, "released": self._release_unused()}
         return {name: part for name, part in parts.items() if part}
 

@@ -93,7 +93,8 @@ class RemoteType(type):
             handle = _handle(mirrors[0]).connection.derive(
                 cls, [base for base in bases if base in mirrors], sent, named
             )
-            handle.made_level, handle.derived = MADE_BY_TEST, True
+            handle.made_level = MADE_BY_TEST
+            handle.derived = True
             type.__setattr__(cls, HANDLE, handle)
         return cls
 

@@ -124,7 +124,8 @@ class Serializer:
         if id(kind) in self._sent_numbers:
             return {"class": [self._sent_numbers[id(kind)]]}
         number = self.number_of(kind)
-        bases, special = visible_bases(kind), special_methods(kind)
+        bases = visible_bases(kind)
+        special = special_methods(kind)
         encoded = [{"type": names_of(base)} if is_known(base) else self._describe_class(base) for base in bases]
         return {"class": [number, kind.__name__, encoded, special]}
 
@@ -136,7 +137,8 @@ class Serializer:
         if id(value) in self._sent_numbers:
             return {"of sender": self._sent_numbers[id(value)]}
         number = self.number_of(value)
-        base, payload = payload_base(kind), None
+        base = payload_base(kind)
+        payload = None
         if base in SHARED:
             args = self._encode_args(SHARED[base], value)
             payload = [self.containers.number(value, SHARED[base], make_args=None), args]
@@ -209,7 +211,8 @@ class Serializer:
             raise ValueError(f"objects of {mirror!r} are not accepted")
         if number in self._received:
             return self._seen_again(number)
-        base, handle = payload_base(mirror), Handle(self._connection, number)
+        base = payload_base(mirror)
+        handle = Handle(self._connection, number)
         if base in SHARED:
             container, args = payload
             value = make_shared(mirror, [self.decode(arg) for arg in args], base)
@@ -240,7 +243,8 @@ class Serializer:
         return error
 
     def _decode_method(self, content: list[Any]) -> Any:  # noqa: ANN401 - a bound method
-        owner, name = self.decode(content[0]), str(content[1])
+        owner = self.decode(content[0])
+        name = str(content[1])
         if handle_of(owner) is not None:
             return RemoteMethod(owner, name)
         if self._trusted:

@@ -46,7 +46,9 @@ def _construct_by_call(_base: type, kind: type, /, *args: Any) -> Any:  # noqa: 
 
 def _make_field(_base: type, _kind: type, /, kind: str, name: str, options: Any) -> Any:  # noqa: ANN401 - a Field
     field: Any = dataclasses.field(**dict(options))
-    field.name, field.type, field._field_type = name, object, getattr(dataclasses, kind)
+    field.name = name
+    field.type = object
+    field._field_type = getattr(dataclasses, kind)
     return field
 
 

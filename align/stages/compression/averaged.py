@@ -30,7 +30,8 @@ def average_models(step: AverageSettings, context: RunContext) -> dict[str, Any]
         names = list(dict.fromkeys(each for each in (*step.of, step.base, step.toward) if each is not None))
         stored = {each: StoredWeights(plain_folder(str(context.inputs.folders[each]), work / each)) for each in names}
         report: dict[str, Any] = {"of": step.of, "how": step.how}
-        chosen, ran = step.of, list[Done]()
+        chosen = step.of
+        ran = list[Done]()
         if step.how == "greedy":
             chosen, report["values"] = _greedy(step, stored, context, work, ran)
             report["of"] = chosen
@@ -92,5 +93,6 @@ def _greedy(
             f"{name} {'kept' if is_kept else 'left out'}: {metric} {found:.4f} with it, {best:.4f} without"
         )
         if is_kept:
-            chosen, best = [*chosen, name], found
+            chosen = [*chosen, name]
+            best = found
     return chosen, {**values, "average": best}

@@ -61,7 +61,8 @@ class DropLayers(PolicyCopy):
             tokens = made.tokens * number // max(1, made.rows)
         else:
             groups = measured_groups(self, planning.inputs, planning.tokenizer, planning.config)
-            number, tokens = len(groups), sum(len(group.sequences[0].ids) for group in groups)
+            number = len(groups)
+            tokens = sum(len(group.sequences[0].ids) for group in groups)
         found = estimate_answers(self.stage, planning, number, tokens, 0, precision="fp32")
         return replace(found, disk=planning.model_bytes)
 

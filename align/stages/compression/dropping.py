@@ -133,7 +133,8 @@ def measured_groups(
 def planned_settings(settings: PolicySettings, drop: int) -> PolicySettings:
     """Return settings of a model of the same size as one without `drop` layers, for estimates."""
     if settings.from_config is not None:
-        config, values = build_config(settings.from_config), dict(settings.from_config)
+        config = build_config(settings.from_config)
+        values = dict(settings.from_config)
     else:
         config = load_config(str(settings.path))
         known = {field.name for field in dataclasses.fields(type(config))} | {"model_type"}

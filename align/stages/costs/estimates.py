@@ -124,7 +124,8 @@ def estimate_answers(
     from align.models.loading.pretrained import default_device  # noqa: PLC0415 - imports torch
     from align.stages.costs.measured import matrix_rate  # noqa: PLC0415
 
-    total, model = tokens + drawn, unknown or planning.decoder
+    total = tokens + drawn
+    model = unknown or planning.decoder
     flops = None if isinstance(model, str) else float(forward_flops(model, equal_rows(total, rows)))
     rate = matrix_rate(default_device(), precision) * (SAMPLING_EFFICIENCY if drawn else 1)
     return Estimate(

@@ -92,7 +92,8 @@ class Meter:
         self._flops += (metrics or {}).get("flops", 0.0)
         now = time.monotonic()
         if now - self._read > READ_EVERY_S:
-            self._read, self._last = now, self._energy.reading
+            self._read = now
+            self._last = self._energy.reading
         self._progress.advance(units, metrics and {**metrics, **self._resources(metrics)})
         if now - self._saved > SAVE_EVERY_S:
             self._save_spent()
@@ -105,7 +106,8 @@ class Meter:
 
     def _resources(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return what is known of the resources that the optimizer step, this process and the run have used."""
-        run, mfu = self._allowance.before + self._spent, None
+        run = self._allowance.before + self._spent
+        mfu = None
         if self._peak_flops is not None and "timed_flops" in metrics:
             mfu = metrics["timed_flops"] / (metrics["seconds"] * self._peak_flops)
         found = {
@@ -131,7 +133,8 @@ class Meter:
         }
 
     def _save_spent(self) -> None:
-        self._saved, self._last = time.monotonic(), self._energy.reading
+        self._saved = time.monotonic()
+        self._last = self._energy.reading
         peaks = {kind: peak_memory(torch.device(kind)) for kind in sorted({"cpu", default_device()})}
         write_json(self._path, {**self._state(), PEAKS: peaks})
 
@@ -144,9 +147,11 @@ class Meter:
         apart = sum_usage(map(servers_and_judges, attempts))  # from the work of the step's own model
         flops, source = done.flops
         if flops is not None and apart.judge_unknown:
-            flops, source = None, apart.judge_unknown
+            flops = None
+            source = apart.judge_unknown
         elif flops is not None and apart.judge_flops:
-            flops, source = flops + apart.judge_flops, FORMULA
+            flops += apart.judge_flops
+            source = FORMULA
         if flops is not None and apart.served_answers:
             flops, source = (flops, f"{source}; {WITHOUT_SERVED}") if source == FORMULA else (None, ONLY_SERVED)
         device = torch.device(done.device)

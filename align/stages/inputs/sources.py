@@ -216,7 +216,8 @@ def check_end(source: SourceSettings) -> int:
 
 def _generated(source: SourceSettings, kind: type[Record], seed: int) -> Stream:
     """Return procedural rows of a kind of record."""
-    task, split = source.path.removeprefix(PROCEDURAL), source.split or "train"
+    task = source.path.removeprefix(PROCEDURAL)
+    split = source.split or "train"
     last = check_end(source)
     seed += source.seed
     made: Sequence[Record]
@@ -244,7 +245,8 @@ def prompts(
     `check` raises `InputError` for a prompt that cannot be asked, which is an error of its row. `counts` receives the
     number of rows dropped, by reason, and of prompts that belong to another split.
     """
-    counts, found = Counter() if counts is None else counts, list[Prompt]()
+    counts = Counter() if counts is None else counts
+    found = list[Prompt]()
     reading = streamed(source, kind=Prompt, seed=seed)
     rejections = Rejections(source.on_error)
     for located in reading.records:

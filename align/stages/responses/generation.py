@@ -115,7 +115,8 @@ def score_rows(source: str, settings: JudgingSettings, context: RunContext) -> d
     decisive = sorted({name for judge in settings.judges for name in judge.root.metadata_keys})
     graded_by: dict[str, dict[str, Any]] = {}  # prompt -> what its judges read
     for number, (prompt, given) in enumerate(read.rows):
-        key, policy = prompt_key(prompt), f"{GIVEN} {number}"
+        key = prompt_key(prompt)
+        policy = f"{GIVEN} {number}"
         known = {name: prompt.metadata.get(name) for name in decisive}
         if graded_by.setdefault(key, known) != known:
             prompt.origin.refuse(OTHER_ANSWER)
@@ -154,7 +155,8 @@ def score_every_row(source: str, settings: JudgingSettings, context: RunContext)
     rows, dropped = _GivenRows.of(source, context)
     with within("steps", context.name):
         check_known(settings.judges, [prompt for prompt, _ in rows], combine=settings.combine)
-    out, began = context.folder / GROUPS_FILE, time.monotonic()
+    out = context.folder / GROUPS_FILE
+    began = time.monotonic()
     with judging(settings, context) as judges:
         verdicts, num_now = _rate(rows, judges, out, context)
     rated = [row for row, found in enumerate(verdicts) if all(each.reward is not None for each in found)]
@@ -223,7 +225,8 @@ class _GivenRows(NamedTuple):
     def of(cls, name: str, context: RunContext) -> _GivenRows:
         """Return the rows of a source."""
         source = context.inputs.sources[name]
-        rows, rejections = list[tuple[Prompt, Comparison]](), Rejections(source.on_error)
+        rows = list[tuple[Prompt, Comparison]]()
+        rejections = Rejections(source.on_error)
         with rows_of(name):
             reading = streamed(source, kind=Comparison, seed=context.inputs.seed)
             for located in reading.records:

@@ -68,7 +68,8 @@ def serving_judges(judges: Sequence[JudgeSettings], context: RunContext) -> Gene
                 continue
             key = repr(model)
             if key not in served:
-                place, path = engine_place(context), model.path
+                place = engine_place(context)
+                path = model.path
                 reachable = serving(path, model.engine, name=path, place=place, rates=model.rates)
                 served[key] = stack.enter_context(reachable)
             found.append(judge.with_values({**judge.values, "engine": served[key].model_dump(mode="json")}))

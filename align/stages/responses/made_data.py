@@ -67,7 +67,8 @@ def _topic(item: Item, by_id: Mapping[str, Item]) -> str | None:
 
 def _nearest(ids: Iterable[str], by_id: Mapping[str, Item]) -> str | None:
     """Return the nearest topic or keyword among items and their ancestors."""
-    waiting, seen = [*ids], set[str]()
+    waiting = [*ids]
+    seen = set[str]()
     for name in waiting:
         if name in seen or name not in by_id:
             continue

@@ -126,7 +126,8 @@ def _encoded(sampled: Sampled, tokenizer: PreTrainedTokenizerBase) -> list[list[
     """Return the turns of each answer that have text, each as a group of one response after its prompt."""
     turns: list[Located[Comparison]] = []
     for number, answer in enumerate(sampled.answers):
-        row, responses = sampled.rows[answer.row], (*answer.earlier, answer.response)
+        row = sampled.rows[answer.row]
+        responses = (*answer.earlier, answer.response)
         for turn, text in enumerate(responses):
             if text.strip():
                 prompt = tuple(sampled.next_turn(row, responses[:turn]) or ())
@@ -152,7 +153,8 @@ def _start_kl(encoded: Sequence[Sequence[TokenGroup]], of_turns: Sequence[Parts]
 
 def paired_responses(settings: TaskSettings, context: RunContext, counts: dict[str, Any]) -> PairedResponses:
     """Return the responses of a task's two files to the prompts of its source; `counts` receives those left out."""
-    source, left_out = context.inputs.sources[settings.data], Counter[str]()
+    source = context.inputs.sources[settings.data]
+    left_out = Counter[str]()
     with rows_of(settings.data):
         asked = list(prompts(source, seed=0, counts=left_out))
     known: dict[str, Prompt] = {}

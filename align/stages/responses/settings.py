@@ -116,7 +116,8 @@ def judge_engines(judges: list[JudgeSettings]) -> list[UsedEngine]:
     found: list[UsedEngine] = []
     for number, judge in enumerate(judges):
         if (model := judge_model(judge)) is not None:
-            is_step, name = model.path.startswith(STEP), model.path.removeprefix(STEP)
+            is_step = model.path.startswith(STEP)
+            name = model.path.removeprefix(STEP)
             policies, models = ((name,), ()) if is_step else ((), (name,))
             found.append(UsedEngine(model.engine, ("judges", number, "settings", "engine"), policies, models))
     return found

@@ -125,7 +125,9 @@ class Made(NamedTuple):
 
 def _make(step: SynthesisSettings, context: RunContext, teachers: Teachers, judge: Ratings | None) -> Made:
     """Return the items and the workbench of each entry, in the order of the recipe."""
-    made, benches, rows = dict[str, list[Item]](), dict[str, Workbench](), dict[str, Item]()
+    made = dict[str, list[Item]]()
+    benches = dict[str, Workbench]()
+    rows = dict[str, Item]()
     read = {
         (entry, name): _source_items(context, name, step.families[entry])
         for entry in ordered(step.families)
@@ -167,9 +169,12 @@ def _make(step: SynthesisSettings, context: RunContext, teachers: Teachers, judg
 
 def _source_items(context: RunContext, name: str, family: Family) -> tuple[list[Item], Counter[str]]:
     """Return the rows of a source as items of the family's first kind, and the numbers of skipped rows by reason."""
-    source, found, counts = context.inputs.sources[name], list[Item](), Counter[str]()
+    source = context.inputs.sources[name]
+    found = list[Item]()
+    counts = Counter[str]()
     with rows_of(name):
-        reading, rejections = streamed(source, kind=Prompt, seed=context.inputs.seed), Rejections(source.on_error)
+        reading = streamed(source, kind=Prompt, seed=context.inputs.seed)
+        rejections = Rejections(source.on_error)
         for located in reading.records:
             with rejections.at(located.place):
                 # A family that reads prompts only gets the prompt of a dialogue

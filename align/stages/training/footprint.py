@@ -44,7 +44,8 @@ class Footprint:
 
     def describe(self) -> str:
         """Return one line: for the step's launch, and unless it is one process on a CPU, for larger launches."""
-        ways, gib = self.sharding, 2**30
+        ways = self.sharding
+        gib = 2**30
         name = f"under ZeRO-{ways.stage}" if ways.stage else "under DDP"
         where = f"in each of {ways.processes} processes {name}" if ways.processes > 1 else "in one process"
         base = ", including the Python process" if ways.cpu else ""
@@ -75,10 +76,8 @@ def sharding_of(launch: str | None, reduce: Literal["once", "each"] = "once") ->
         raise InputError(f"{launch}: no such launch file", ("launch",))
     asked = read_recipe(Path(launch))
     processes = int(asked.get("num_processes") or 1)
-    way, kind = (
-        Sharding(processes=processes, reduce=reduce, cpu=bool(asked.get("use_cpu"))),
-        asked.get("distributed_type"),
-    )
+    way = Sharding(processes=processes, reduce=reduce, cpu=bool(asked.get("use_cpu")))
+    kind = asked.get("distributed_type")
     if kind == "FSDP":
         return replace(way, stage=3, bucket=0, prefetch=0, reuse=0, fp32_copy=False)
     if kind != "DEEPSPEED":
@@ -105,8 +104,11 @@ def footprint(
 
     `held` is the largest number of tokens that a group has in memory at once if it may run in parts.
     """
-    settings, ways, split = step.train, sharding_of(step.launch, step.train.reduce), step.train.sequence_parallel
-    largest, budget = sum(sorted(sizes)[-settings.prompts_per_step :]), settings.token_budget
+    settings = step.train
+    ways = sharding_of(step.launch, settings.reduce)
+    split = settings.sequence_parallel
+    largest = sum(sorted(sizes)[-settings.prompts_per_step :])
+    budget = settings.token_budget
     if not step.has_lm_head:  # but one vector for each attribute
         model = replace(model, tied=True)
     micro = MicroBatch(
@@ -121,7 +123,8 @@ def footprint(
     in_parts = micro
     if micro.tree and held < max(sizes):
         in_parts = replace(micro, tokens=-(-max(min(budget, largest), held) // split), in_parts=True)
-    lora, quantized = policy.lora, policy.quantize is not None
+    lora = policy.lora
+    quantized = policy.quantize is not None
     trained = None if lora is None else adapter_weights(model, lora.rank)
 
     def peak(ways: Sharding) -> int:

@@ -167,7 +167,8 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
     """Return what the training computed, for the step's ledger."""
     weights, trained = num_parameters(loop.policy.parameters()), num_parameters(loop.sharding.trainable)
     processes, device = loop.accelerator.num_processes, loop.accelerator.device
-    settings, model = loop.training_run.settings, dimensions(loop.policy.base.config)
+    settings = loop.training_run.settings
+    model = dimensions(loop.policy.base.config)
     ways = Sharding(
         stage=loop.sharding.stage,
         processes=processes,

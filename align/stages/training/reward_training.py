@@ -53,7 +53,8 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     silence_transformers()
     settings = context.inputs.policy_from(step.start)
     accelerator = make_accelerator(step.train)
-    num_resumed, is_resumed = begin(step, context, Processes(accelerator)), has_checkpoint(context.folder)
+    num_resumed = begin(step, context, Processes(accelerator))
+    is_resumed = has_checkpoint(context.folder)
     has_head = load_rating(settings.path) is not None
     with sharded_loading(accelerator, settings.lora) if has_head else nullcontext():
         model, tokenizer = load_reward_model(settings, step.head, default=step.default_attributes)
@@ -113,7 +114,8 @@ def _init_head(loop: Loop, model: RewardModel, data: StepRows, objective: Reward
         leads = [states_KD[end[0]] - states_KD[end[1]] for states_KD, end in zip(states, ends, strict=True) if end]
         # A margin of 1 in the reward, in equal parts by attribute
         share = [1 / (weight * len(objective.weights)) if weight else math.nan for weight in objective.weights]
-        states_ND, label_NA = torch.stack(leads), torch.tensor(share).expand(len(leads), -1)
+        states_ND = torch.stack(leads)
+        label_NA = torch.tensor(share).expand(len(leads), -1)
     else:
         states_ND = torch.cat(states)
         label_NA = label_table([known for group in some for known in group.attributes], model.rating.names)

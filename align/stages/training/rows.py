@@ -78,7 +78,9 @@ def step_rows(
     The main process writes them into `folder`, and all read them there. Those of an earlier attempt are read again if
     its sources were the same and they are undamaged.
     """
-    step, shares, store = request.step, request.step.shares(), folder / ROWS
+    step = request.step
+    shares = step.shares()
+    store = folder / ROWS
     sources = {name: request.inputs.sources[name] for name in shares}
     if not limited:
         no_limits = {"max_length": None, "max_prompt_length": None}

@@ -177,7 +177,8 @@ class TrainingStage(Stage):
             ("selection", "compare"): self.selection is not None and self.selection.compare,
         }
         errors = ErrorList()
-        lora, path = inputs.policy.lora, inputs.policy.path or ""
+        lora = inputs.policy.lora
+        path = inputs.policy.path or ""
         if self.policy is None and lora is not None and not lora.merge and path.startswith(GGUF):
             errors.found.append(kept_adapters_error(lora))
         if self.train.average is not None and lora is not None:

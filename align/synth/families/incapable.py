@@ -58,7 +58,8 @@ class Incapable(ListFamily):
 
     def calls(self, parents: int, max_new_tokens: int) -> Calls:
         """Return a list for each thing, and for each request its answer, its twin and the twin's answer."""
-        tasks, per_task = len(self.lacks) * self.number, 3 if self.twins else 1
+        tasks = len(self.lacks) * self.number
+        per_task = 3 if self.twins else 1
         requests = len(self.lacks) + tasks * per_task
         tokens = text_tokens(builtin_template(REFUSAL).text, (PROMPT,))
         return Calls(tasks * (2 if self.twins else 1), requests, requests * tokens, requests * max_new_tokens)

@@ -79,7 +79,8 @@ class ListFamily(Family):
 
     def asks(self, parents: Sequence[Item], bench: Workbench) -> list[Ask]:
         """Return what is asked: once about each parent, with its text as the placeholder of its kind."""
-        template, name = self.worded(), self.placeholders[-1]
+        template = self.worded()
+        name = self.placeholders[-1]
         return [Ask((each,), {"number": self.number, name: each.prompt}, template, self.number) for each in parents]
 
     def grow(self, ask: Ask, text: str, answer: Answer, bench: Workbench) -> Item:
@@ -114,7 +115,8 @@ class ListFamily(Family):
         bench.seen |= {same(parent.prompt) for parent in parents}  # a copy may be of another split
         for number in range(self.tries):
             waiting = [ask for ask in asks if ask.missing > 0]
-            texts, repeated = [self._text(ask) for ask in waiting], Counter[str]()
+            texts = [self._text(ask) for ask in waiting]
+            repeated = Counter[str]()
             requests: list[Request] = []
             for text in texts:  # equal requests are different samples
                 requests.append(bench.request(text, number + self.tries * repeated[text]))

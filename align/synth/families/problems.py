@@ -80,7 +80,8 @@ class Keywords(ChildFamily):
         template = self._template()
         subject, examples = SUBJECTS[self.subject]
         bench.want_each(parents)
-        waiting, accepted = list(parents), dict[str, Item]()
+        waiting = list(parents)
+        accepted = dict[str, Item]()
         for number in range(self.tries):
             texts = [template.fill(keyword=each.prompt, subject=subject, examples=examples) for each in waiting]
             answers = bench.ask([bench.request(text, number) for text in texts])
@@ -108,7 +109,8 @@ class Keywords(ChildFamily):
         labels = [True] * len(labelled.yes) + [False] * len(labelled.no)
         threshold = best_threshold(scores[: len(known)], labels)
         right = sum((score > threshold) == label for score, label in zip(scores, labels, strict=False))
-        bench.counts["labelled concepts"], bench.counts["labelled concepts: right"] = len(known), right
+        bench.counts["labelled concepts"] = len(known)
+        bench.counts["labelled concepts: right"] = right
         bench.want_each(parents)
         for parent, score in zip(parents, scores[len(known) :], strict=True):
             if score <= threshold:

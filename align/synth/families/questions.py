@@ -41,7 +41,8 @@ class Prompts(ChildFamily):
         for parent in parents:
             messages, metadata = parent.messages, parent.metadata
             if self.first_turn and parent.first_user + 1 < len(messages):
-                messages, metadata = messages[: parent.first_user + 1], for_another_turn(metadata)
+                messages = messages[: parent.first_user + 1]
+                metadata = for_another_turn(metadata)
             item = bench.item(PROMPT, [parent], messages=messages, metadata=metadata)
             if bench.keep(item):
                 yield item
@@ -86,7 +87,8 @@ class Writing(ListFamily, ChildFamily):
 
     def asks(self, parents: Sequence[Item], bench: Workbench) -> list[Ask]:
         """Return what is asked about each topic and type of document."""
-        template, found = self.worded(), list[Ask]()
+        template = self.worded()
+        found = list[Ask]()
         for parent in parents:
             drawn = bench.random("documents", parent.id).sample(self.documents, self._types)
             for document in [each for each in self.documents if each in drawn]:

@@ -60,7 +60,8 @@ class SelfInstruct(ListFamily, ChildFamily):
 
     def asks(self, parents: Sequence[Item], bench: Workbench) -> list[Ask]:
         """Return the requests, which take turns between the splits of the parents."""
-        template, found = self.worded(), list[Ask]()
+        template = self.worded()
+        found = list[Ask]()
         groups = [
             [each for each in parents if each.split == split]
             for split in sorted({parent.split for parent in parents}, key=str)

@@ -62,7 +62,8 @@ def evolve(
     seeds: Sequence[Item], settings: GeneticSettings, bench: Workbench, templates: Mapping[Part, Template]
 ) -> Iterator[Item]:
     """Yield the pairs of all generations, in the order of their colonies."""
-    population, known = list(seeds), KnownTexts(settings.near_duplicate)
+    population = list(seeds)
+    known = KnownTexts(settings.near_duplicate)
     for seed in seeds:
         known.add(seed.prompt)
     evolution = Evolution(settings, bench, templates, Selection(settings, bench, templates))
@@ -119,7 +120,8 @@ class Evolution:
     def _batch(self, colony: Colony, population: Sequence[Item], generation: int) -> list[Birth]:
         """Return the next requests of a colony."""
         rng = self.bench.random("batch", generation, colony.number, colony.batches)
-        pool, left = [*population, *colony.made], colony.left(self.settings.max_asked)
+        pool = [*population, *colony.made]
+        left = colony.left(self.settings.max_asked)
         mutates = rng.random() < self.settings.mutation_probability
         details = {
             "operation": MUTATION if mutates else CROSSOVER,
@@ -137,7 +139,8 @@ class Evolution:
     def _mutations(
         self, colony: Colony, pool: Sequence[Item], left: int, details: Mapping[str, str | int], rng: Random
     ) -> list[Birth]:
-        template, births = self.templates[MUTATION], list[Birth]()
+        template = self.templates[MUTATION]
+        births = list[Birth]()
         for _ in range(min(left, self.settings.mutation_batch)):
             parent, heuristic = rng.choice(pool), rng.choice(list(self.settings.mutations))
             text = template.fill(prompt=parent.prompt, heuristic=self.settings.mutations[heuristic])
@@ -147,7 +150,8 @@ class Evolution:
     def _crossovers(
         self, colony: Colony, pool: Sequence[Item], left: int, details: Mapping[str, str | int], rng: Random
     ) -> list[Birth]:
-        template, births = self.templates[CROSSOVER], list[Birth]()
+        template = self.templates[CROSSOVER]
+        births = list[Birth]()
         for _ in range(self.settings.crossover_batch):
             number = min(left, self.settings.crossover_children)
             if not number:

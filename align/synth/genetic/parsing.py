@@ -47,7 +47,8 @@ def tasks(text: str, wanted: int, *, finish: str | None = None) -> Parsed:
         is_open = is_cut and not matches[-1][2]
         found = [match[1].strip() for match in (matches[:-1] if is_open else matches)]
         reason = CUT if is_open else TOO_FEW
-    kept, lost = list[str](), Counter[str]()
+    kept = list[str]()
+    lost = Counter[str]()
     for task in found[:wanted]:
         why = EMPTY if not same(task) else TOO_LONG_ITEM if len(task.split()) > MAX_TASK_WORDS else ""
         if why:

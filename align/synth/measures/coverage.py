@@ -23,7 +23,8 @@ def topic_coverage(topics: Iterable[str], kept: Iterable[str], *, at_least: int 
     >>> topic_coverage(["art", "law", "food", "war"], ["art", "art", "law", "law"], at_least=2)
     Coverage(covered=0.5, evenness=0.5)
     """
-    known, counts = set(topics), Counter(kept)
+    known = set(topics)
+    counts = Counter(kept)
     if not known or counts.keys() - known:
         raise ValueError(f"rows have topics that are not in the list: {sorted(counts.keys() - known)}")
     covered = sum(counts[topic] >= at_least for topic in known) / len(known)

@@ -66,7 +66,8 @@ def main_axes(vectors_ND: Vectors) -> MainAxes:
     centered = vectors_ND - vectors_ND.mean(axis=0)
     _, sizes, axes = np.linalg.svd(centered, full_matrices=False)
     total = float((sizes**2).sum())
-    points, explained = np.zeros((len(vectors_ND), 2)), [0.0, 0.0]
+    points = np.zeros((len(vectors_ND), 2))
+    explained = [0.0, 0.0]
     for number, (size, axis) in enumerate(zip(sizes[:2], axes[:2], strict=True)):
         sign = np.sign(axis[np.abs(axis).argmax()])
         points[:, number] = centered @ axis * sign

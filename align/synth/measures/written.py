@@ -197,7 +197,8 @@ def _examples(families: Mapping[str, Sequence[Row]], by_id: Mapping[str, Row]) -
     found: list[dict[str, Any]] = []
     for own in families.values():
         for row in own[:NUM_EXAMPLES]:
-            lineage, seen = list[dict[str, Any]](), {row["id"]}
+            lineage = list[dict[str, Any]]()
+            seen = {row["id"]}
             parent = _parent(row, by_id)
             while parent is not None and parent["id"] not in seen and len(lineage) < MAX_ANCESTORS:
                 seen.add(parent["id"])

@@ -162,7 +162,9 @@ def _json_strings(text: str) -> tuple[list[str], bool] | None:
     """Return the strings of the first JSON array, and whether it is closed; None where there is none."""
     start = next((mark.end() - 1 for mark in ARRAY.finditer(text)), -1)
     is_unclear = False  # whether an entry was left out
-    decoder, found, place = json.JSONDecoder(), list[str](), start + 1
+    decoder = json.JSONDecoder()
+    found = list[str]()
+    place = start + 1
     while 0 < place < len(text):
         place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,"))
         if text[place : place + 1] == "]":

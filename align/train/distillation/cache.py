@@ -60,7 +60,8 @@ class TeacherCache(ReferenceCache):
                 if sha256_of(path) != path.stem:
                     raise RunError(f"{path}: {DAMAGED}; delete it")
                 with cast(Any, safe_open)(path, framework="np") as tensors:
-                    keys, starts = tensors.get_tensor(KEYS), tensors.get_tensor(STARTS).tolist()
+                    keys = tensors.get_tensor(KEYS)
+                    starts = tensors.get_tensor(STARTS).tolist()
             places = zip(starts[:-1], starts[1:], strict=True)
             yield {key.tobytes(): [number, *place] for key, place in zip(keys, places, strict=True)}
 

@@ -34,7 +34,8 @@ def teacher_targets(passes: RunPasses, groups: GroupView, student: Backbone) -> 
     sizes = [each.base.config.get_text_config().vocab_size for each in (student, model)]
     if sizes[0] != sizes[1]:
         raise InputError(f"has {sizes[1]} tokens, and the student {sizes[0]}; name a policy with the same", TEACHER)
-    precision, top_k = run.settings.precision, min(teacher.top_k, sizes[0])
+    precision = run.settings.precision
+    top_k = min(teacher.top_k, sizes[0])
     forward = choose_forward(model, groups.probe_sequences(), run.forward, precision=precision)
 
     def outputs(tokens: TokenBatch) -> list[TopLogps]:

@@ -69,7 +69,8 @@ def group_batch(
         if references is not None:
             reference_BK[row, :size] = torch.tensor(references[row], dtype=torch.float64)
     sequences = [sequence for group in groups for sequence in group.sequences]
-    tokens, sizes = collate(sequences), tuple(len(group.sequences) for group in groups)
+    tokens = collate(sequences)
+    sizes = tuple(len(group.sequences) for group in groups)
     return GroupBatch(
         tokens=tokens,
         sizes=sizes,

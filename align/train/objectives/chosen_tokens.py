@@ -52,7 +52,8 @@ class ChosenTokensObjective:
         group_N = torch.arange(len(sizes_B), device=nll_N.device).repeat_interleave(sizes_B)[batch.tokens.sequence_N]
         is_chosen_N = top_share(excess_N, group_N, self.share)
         loss = torch.where(is_chosen_N, nll_N, 0.0).sum()
-        every, chosen = loss.new_tensor(float(len(nll_N))), is_chosen_N.sum().double()
+        every = loss.new_tensor(float(len(nll_N)))
+        chosen = is_chosen_N.sum().double()
         tallies = {
             "nll": Tally(nll_N.detach().sum(), every),
             f"{SELECTION}token_share": Tally(chosen, every),

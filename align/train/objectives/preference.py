@@ -38,7 +38,8 @@ class PreferenceObjective:
     def __init__(self, settings: PreferenceSettings, loss: Loss | LossFunction | None = None) -> None:
         self.settings = settings
         if loss is None:
-            self.loss, self._key = preference_loss(settings.name, **settings.settings), settings.model_dump()
+            self.loss = preference_loss(settings.name, **settings.settings)
+            self._key = settings.model_dump()
         else:
             self.loss = loss if isinstance(loss, Loss) else CustomLoss(loss)
             self._key = {**settings.model_dump(), **_key_of(self.loss)}

@@ -74,7 +74,8 @@ class BradleyTerryObjective:
     output_shape = ()
 
     def __init__(self, name: str, weights: Sequence[float]) -> None:
-        self.name, self.weights = name, tuple(weights)
+        self.name = name
+        self.weights = tuple(weights)
         self.ranks_chosen_first = name == "bt"
 
     def cache_key(self) -> object:

@@ -24,7 +24,8 @@ def unpaired_output(loss: UnpairedLoss, logps_BK: Tensor, batch: GroupBatch) -> 
     is_desirable_BK = batch.rewards_BK > DESIRABLE
     gain_BK = implicit_BK - loss.beta * batch.kl
     is_accurate_BK = (gain_BK > 0) == is_desirable_BK
-    groups, responses = loss_B.new_tensor(len(loss_B)), batch.mask_BK.sum()
+    groups = loss_B.new_tensor(len(loss_B))
+    responses = batch.mask_BK.sum()
     tallies = {
         "loss/preference": Tally(loss_B.detach().sum(), groups),
         "rewards/accuracies": Tally((is_accurate_BK & batch.mask_BK).sum(), responses),

@@ -30,7 +30,8 @@ class Evaluator:
         self._model, self._objective, self._batcher = model, objective, batcher
         self._router_pass, self._kl_pass = router_pass, kl_pass
         held_out = range(groups.num_train, len(groups))
-        self._plan, self._groups = batcher.plan(held_out), groups.select(held_out)
+        self._plan = batcher.plan(held_out)
+        self._groups = groups.select(held_out)
         self._denominator = objective.denominator(self._groups)
 
     @torch.no_grad()

@@ -50,7 +50,8 @@ def mismatched_pairs(
     """
     if run.settings.prompts_per_step < MIN_KL_PROMPTS:
         raise InputError(TOO_FEW_PROMPTS, ("train", "prompts_per_step"))
-    max_length, num_held_out = int(groups.column("longest").max()), len(run.held_out)
+    max_length = int(groups.column("longest").max())
+    num_held_out = len(run.held_out)
     train = MismatchedGroups(
         run.train,
         epoch_of,
@@ -86,7 +87,9 @@ class KLPass:
 
     @torch.no_grad()
     def _estimate(self, indices: range, groups: GroupView) -> KLEstimate:
-        ranks, work, num_passes = self._batcher.ranks, Work(0, 0, 0), 0
+        ranks = self._batcher.ranks
+        work = Work(0, 0, 0)
+        num_passes = 0
         ratio_and_count = torch.zeros(2, dtype=torch.float64, device=ranks.accelerator.device)
         if len(indices) < MIN_KL_PROMPTS:  # the last step of an epoch: no other response, so no evidence of divergence
             return KLEstimate(ratio_and_count[0], {})
@@ -94,7 +97,8 @@ class KLPass:
             batch = micro.batch
             ratio_BK = torch.where(batch.mask_BK, response_logps(self._model, batch) - batch.reference_BK, 0)
             ratio_and_count += micro.weight * torch.stack([ratio_BK.sum(), batch.mask_BK.sum().double()])
-            work, num_passes = sum_work([work, batch.tokens.work()]), num_passes + 1
+            work = sum_work([work, batch.tokens.work()])
+            num_passes += 1
         own = torch.cat([ratio_and_count, ratio_and_count.new_tensor([float(part) for part in work])])
         ratio, count, *computed = ranks.sum(own).unbind()
         names = [KL + name for name in (*WORK_METRICS, "micro_batches", "tokens_cut")]

@@ -12,7 +12,8 @@ def limit_rows(sharding: Replicated, groups: GroupView, forward: Forward) -> str
 
     Where that is not supported they run at once and need more memory, and the note says why.
     """
-    sizes, token_budget = groups.column(forward.name), sharding.settings.token_budget
+    sizes = groups.column(forward.name)
+    token_budget = sharding.settings.token_budget
     is_above = (sizes > token_budget) & (sizes > groups.column("longest"))  # one sequence cannot be cut
     if not is_above.any():
         return None

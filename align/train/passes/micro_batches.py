@@ -44,17 +44,22 @@ class MicroBatcher:
         teacher: TeacherTargets | None = None,
         exit: EarlyExit | None = None,
     ) -> None:
-        self.ranks, self.accelerator = ranks, ranks.accelerator
-        self._groups, self._references, self._collate = groups, references, COLLATE[forward]
+        self.ranks = ranks
+        self.accelerator = ranks.accelerator
+        self._groups = groups
+        self._references = references
+        self._collate = COLLATE[forward]
         self._teacher, self.exit = teacher, exit
-        self._sizes, self._token_budget = groups.column(forward), token_budget
+        self._sizes = groups.column(forward)
+        self._token_budget = token_budget
 
     def plan(self, indices: Sequence[int], exits: Sequence[int] = ()) -> StepPlan:
         """Split the groups over ranks and micro-batches; those of `exits` take the early exit, before the others."""
         options = {"token_budget": self._token_budget, "num_ranks": self.ranks.number}
         if not exits:
             return plan_step(indices, self._sizes, **options)
-        first, taken = plan_step(exits, self._sizes, **options), set(exits)
+        first = plan_step(exits, self._sizes, **options)
+        taken = set(exits)
         rest = [index for index in indices if index not in taken]
         then = plan_step(rest, self._sizes, **options).ranks if rest else ((),) * len(first.ranks)
         ranks = tuple(mine + others for mine, others in zip(first.ranks, then, strict=True))

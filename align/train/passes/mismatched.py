@@ -44,7 +44,8 @@ class MismatchedGroups(LazyGroups):
     def group(self, index: int) -> TokenGroup:
         """Return the prompt of a group with the responses of another one."""
         epoch, offset = divmod(range(len(self))[index], self._num_rows)  # raises IndexError
-        order, start = self._epoch_of(epoch), offset - offset % self._per_step
+        order = self._epoch_of(epoch)
+        start = offset - offset % self._per_step
         size = min(self._per_step, self._num_rows - start)
         other = start + (offset - start - 1) % size
         return mismatched(self._groups[order[offset]], self._groups[order[other]], max_length=self._max_length)

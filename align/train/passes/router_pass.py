@@ -37,7 +37,8 @@ class RouterPass:
         self._policy, self._loss, self._accelerator = policy, loss, accelerator
         self._sum: Routing | None = None
         self._whole: Routing | None = None  # of all ranks, once it is known
-        self._work, self._num_forward_passes = Work(0, 0, 0), 0  # of the counting pass on this rank
+        self._work = Work(0, 0, 0)  # of the counting pass on this rank, like the next
+        self._num_forward_passes = 0
 
     @torch.no_grad()
     def count(self, model: nn.Module, micro_batches: Iterable[MicroBatch]) -> None:

@@ -21,7 +21,9 @@ class StepFlops:
     """Counts the FLOPs of the optimizer steps of a run, of all ranks together."""
 
     def __init__(self, policy: Backbone, trainable: Sequence[Tensor], run: TrainingRun) -> None:
-        self._policy, self._model, self._run = policy, dimensions(policy.base.config), run
+        self._policy = policy
+        self._model = dimensions(policy.base.config)
+        self._run = run
         self._is_frozen = num_parameters(trainable) < num_parameters(policy.parameters())
 
     def of(self, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -31,7 +33,8 @@ class StepFlops:
         """
         if isinstance(self._model, str):
             return {}
-        trained, observed = work_of(metrics), sum_work(work_of(metrics, each) for each in TIMED)
+        trained = work_of(metrics)
+        observed = sum_work(work_of(metrics, each) for each in TIMED)
         trained, observed = work_in(self._policy, trained), work_in(self._policy, observed)
         timed = total_flops(self._model, trained=trained, observed=observed, frozen=self._is_frozen)
         works: list[tuple[Decoder | str, Work]] = [

@@ -27,7 +27,8 @@ class StepStatistics:
         self._ranks = ranks
         self._loss = torch.zeros((), dtype=torch.float64, device=ranks.accelerator.device)
         self._tallies: dict[str, Tally] = {}
-        self._work, self._num_micro_batches = Work(0, 0, 0), 0
+        self._work = Work(0, 0, 0)
+        self._num_micro_batches = 0
 
     def add(self, micro: MicroBatch, output: ObjectiveOutput) -> None:
         """Add a micro-batch; one of weight 0 counts only as computed."""

@@ -57,7 +57,8 @@ class References:
     """Reference values of the groups of a run: a memory-mapped column, by default with one sum per response."""
 
     def __init__(self, groups: GroupView, column: Path, shape: tuple[int, ...] = ()) -> None:
-        self._groups, self._sums = groups, memory_map(column, SUM).reshape(-1, *shape)
+        self._groups = groups
+        self._sums = memory_map(column, SUM).reshape(-1, *shape)
 
     def of(self, index: int) -> list[float]:
         """Return the reference log-probability of each response of a group, in nats; MISSING if not known."""
@@ -172,7 +173,8 @@ def first_occurrences(groups: GroupView, order: Indices) -> NDArray[np.bool_]:
     Only these are stored: a response of two groups has different last bits in each, and which of the two is kept must
     not depend on where a pass was interrupted.
     """
-    keys, starts = groups.sequence_keys(), groups.sequence_starts()
+    keys = groups.sequence_keys()
+    starts = groups.sequence_starts()
     lengths = np.diff(starts, append=len(keys))[order]
     positions = np.repeat(starts[order] - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
     _, first = np.unique(keys[positions], return_index=True)
@@ -206,7 +208,8 @@ def _is_missing(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
 def _group_keys(groups: GroupView, indices: Indices) -> NDArray[np.bytes_]:
     """Return a key of all responses of each group."""
     all_keys = groups.sequence_keys()
-    keys, starts = all_keys.tobytes(), [*groups.sequence_starts().tolist(), len(all_keys)]
+    keys = all_keys.tobytes()
+    starts = [*groups.sequence_starts().tolist(), len(all_keys)]
     found = bytearray()
     for index in indices.tolist():
         responses = keys[starts[index] * KEY_BYTES : starts[index + 1] * KEY_BYTES]

@@ -58,12 +58,15 @@ def fill_cache(
     micro-batch. The computed work is stored in `work_file`.
     """
     # The main process decides what is missing: another run may be adding to the folder at the same time
-    accelerator, nothing = ranks.accelerator, Pass(np.empty(0, np.int64), 0)
+    accelerator = ranks.accelerator
+    nothing = Pass(np.empty(0, np.int64), 0)
     (plan,) = broadcast_object_list([cache.begin_pass(groups, column) if accelerator.is_main_process else nothing])
     yield plan.num_missing
     to_store = first_occurrences(groups, plan.groups)
     to_compute = to_store & References(groups, column, cache.shape).missing()
-    writer, work, num_forward_passes = _Writer(cache), Work(0, 0, 0), 0
+    writer = _Writer(cache)
+    work = Work(0, 0, 0)
+    num_forward_passes = 0
     sizes = groups.column(forward)
     for micros, filler in _micro_batches(plan, sizes, token_budget=token_budget, num_ranks=ranks.number):
         spans = [groups.sequence_span(index) for micro in micros for index in micro]
@@ -74,7 +77,8 @@ def fill_cache(
         sequences = [sequence for index in own or (filler,) for sequence in groups[index].sequences]
         batch = replace(COLLATE[forward](sequences), exit=cache.exit)
         # Counted in every attempt, although an earlier one may have stored the values
-        work, num_forward_passes = sum_work([work, batch.work()]), num_forward_passes + 1
+        work = sum_work([work, batch.work()])
+        num_forward_passes += 1
         if not any(to_compute[span].any() for span in spans):
             continue
         batch = batch.to(accelerator.device)
@@ -141,7 +145,9 @@ class _Writer:
         """Store the values."""
         if self.values:
             self.cache.store(self.values)
-        self.values, self.flushed_at, self.num_pending = {}, time.monotonic(), 0
+        self.values = {}
+        self.flushed_at = time.monotonic()
+        self.num_pending = 0
 
 
 def _store_work(path: Path, work: Work, num_forward_passes: int, ranks: DataRanks) -> None:

@@ -41,7 +41,10 @@ class HeadFeatures:
     def __init__(
         self, model: Backbone, objective: ScoredObjective, kind: Literal["embedding", "gradient"], *, seed: int
     ) -> None:
-        self._model, self._objective, self._is_gradient, self._seed = model, objective, kind == "gradient", seed
+        self._model = model
+        self._objective = objective
+        self._is_gradient = kind == "gradient"
+        self._seed = seed
         self._predicts_tokens = isinstance(model, Policy)
         self._hidden_ND = self._residual_NP = cast("Tensor | None", None)
 

@@ -50,7 +50,8 @@ class FoldedReferences:
         number = sum(map(len, indices))
         self._part_B, self._place_B = np.empty(number, np.int8), np.empty(number, np.int64)
         for part, each in enumerate(indices):
-            self._part_B[each], self._place_B[each] = part, np.arange(len(each))
+            self._part_B[each] = part
+            self._place_B[each] = np.arange(len(each))
         self._parts = parts
 
     def of(self, index: int) -> list[float]:

@@ -54,7 +54,8 @@ def select(
     scores_B = np.array(scores_B, np.float64)  # a copy: it becomes the conditional scores
     is_free_B = np.ones(len(scores_B), np.bool_)
     pairs_BB = None if coupling_BB is None else coupling_BB + coupling_BB.T
-    rows, values = list[Indices](), list[Floats]()
+    rows = list[Indices]()
+    values = list[Floats]()
     for chunk in range(chunks):
         number = size // chunks + (chunk < size % chunks)
         keys_B = scores_B if gain is None else gain * scores_B + _noise(noise_NB, chunk)

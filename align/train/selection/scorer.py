@@ -66,20 +66,25 @@ class Scorer:
     @torch.no_grad()
     def losses(self, groups: Sequence[int], *, needs_policy: bool) -> Losses:
         """Return the losses of the groups under the current weights, gathered from all ranks."""
-        began_s, accelerator = time.monotonic(), self._batcher.accelerator
+        began_s = time.monotonic()
+        accelerator = self._batcher.accelerator
         distinct, inverse = np.unique(np.asarray(groups, np.int64), return_inverse=True)
         place = {int(group): position for position, group in enumerate(distinct)}
         loss_2B = torch.zeros(2, len(distinct), dtype=torch.float64, device=accelerator.device)
         exits = distinct.tolist() if self._batcher.exit is not None else []
-        plan, work, num_passes = self._batcher.plan(distinct.tolist(), exits), Work(0, 0, 0), 0
-        own, found = plan.ranks[accelerator.process_index], list[tuple[list[int], Tensor]]()
+        plan = self._batcher.plan(distinct.tolist(), exits)
+        work = Work(0, 0, 0)
+        num_passes = 0
+        own = plan.ranks[accelerator.process_index]
+        found = list[tuple[list[int], Tensor]]()
         with self._features.recording() if self._features is not None else nullcontext():
             for members, micro in zip(own, self._batcher.micro_batches(plan), strict=True):
                 places = [place[group] for group in members]
                 if needs_policy:
                     outputs = self._objective.outputs(self._model, micro.batch.tokens)
                     loss_2B[0, places] = self._objective.group_losses(outputs, micro.batch)[: len(members)]
-                    work, num_passes = sum_work([work, self._work(micro.batch)]), num_passes + 1
+                    work = sum_work([work, self._work(micro.batch)])
+                    num_passes += 1
                     if self._features is not None:
                         found.append((places, self._features.of(outputs, micro.batch)[: len(places)]))
                 for row in self._fixed if members else ():
@@ -144,7 +149,8 @@ def _outputs_of(
 
 def _pass(passes: RunPasses, name: str, load: Callable[[], Backbone], groups: GroupView, work_file: str) -> References:
     """Return the outputs of one model for the groups that it scores."""
-    run, objective = passes.run, cast(ScoredObjective, passes.run.objective)
+    run = passes.run
+    objective = cast(ScoredObjective, run.objective)
     with passes.processes.activity(f"loading the {name} of the selection"):
         model = load().to(passes.accelerator.device)
     precision = run.settings.precision

@@ -86,7 +86,8 @@ class Selection:
 
         `works` are those of all rows, and `epoch` the rows of an epoch in their order.
         """
-        costs, number = np.array([work_flops(self.size, work) for work in works]), self.rows_per_step(train)
+        costs = np.array([work_flops(self.size, work) for work in works])
+        number = self.rows_per_step(train)
         batches = [np.sort(costs[list(epoch[start : start + number])]) for start in range(0, len(epoch), number)]
         sizes = [chosen_rows(len(each), train.prompts_per_step, number) for each in batches]
         pairs = list(zip(batches, sizes, strict=True))

@@ -51,10 +51,14 @@ class Selector:
         settings_hash: str,
     ) -> None:
         assert run.selection is not None
-        self._run, self._selection, self._settings = run, run.selection, run.selection.settings
+        self._run = run
+        self._selection = run.selection
+        self._settings = run.selection.settings
         self._scorer, self._super_batch, self._processes = scorer, super_batch, processes
-        self._path, self._made_with = run.folder / JOURNAL, {"settings": settings_hash}
-        self._stack, self._journal = ExitStack(), cast("Journal | None", None)
+        self._path = run.folder / JOURNAL
+        self._made_with = {"settings": settings_hash}
+        self._stack = ExitStack()
+        self._journal = cast("Journal | None", None)
         self._done: dict[str, list[Choice]] = {}  # first step of a scoring -> the choice of each of its steps
         self._num_selected = run.selection.num_selected(run.num_steps)
         with_score = {HARD: _hard, EASY: _easy, LEARNABILITY: _learnability}
@@ -133,7 +137,8 @@ class Selector:
 
     def _choice(self, step: int, rows: Sequence[int], scores_B: Floats, cosine_BB: Floats | None) -> Choice:
         """Return the chosen groups of a step, and its metrics."""
-        settings, size = self._settings, self._size(rows)
+        settings = self._settings
+        size = self._size(rows)
         chunks = min(settings.chunks, size)
         noise_NB = None if settings.gain is None else gumbel_noise(self._run.seed, step, rows, chunks)
         coupling_BB = None if cosine_BB is None else -settings.coupling_weight / size * cosine_BB
@@ -183,7 +188,8 @@ def make_selector(
     run = passes.run
     if run.selection is None or run.selection.settings.score == UNIFORM or run.selection.settings.chooses_tokens:
         return None
-    settings, objective = run.selection.settings, scored_objective(run.objective)
+    settings = run.selection.settings
+    objective = scored_objective(run.objective)
     train = run.train
     if settings.score_tokens is not None:
         train = CutGroups(run.train, settings.score_tokens)

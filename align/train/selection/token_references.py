@@ -51,7 +51,8 @@ def token_references(passes: RunPasses) -> TokenReferences | None:
         return None
     with passes.processes.activity("loading the reference of the selection"):
         model = cast(Policy, run.selection.fixed[REFERENCE].loads[0]()).to(device)
-    groups, precision = GroupView(run.train), run.settings.precision
+    groups = GroupView(run.train)
+    precision = run.settings.precision
     forward = choose_forward(model, groups.probe_sequences(), run.forward, precision=precision)
 
     def outputs(tokens: TokenBatch) -> list[TopLogps]:

@@ -46,7 +46,8 @@ class WeightAverage:
         """
         if step not in self.steps:
             return {}
-        sharding, count = self._sharding, self.steps.index(step) + 1
+        sharding = self._sharding
+        count = self.steps.index(step) + 1
         sharding.is_averaging = True
         for shard in sharding.shards(moments=False):
             weight, mean = shard.values[WEIGHT], sharding.averages[shard.name]

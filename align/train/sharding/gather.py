@@ -19,7 +19,9 @@ class ShardedGather(Gather):
     """Gathers sharded weights for the main process, which writes them."""
 
     def __init__(self, sharding: Replicated, processes: Processes) -> None:
-        self._sharding, self._processes, self.is_main = sharding, processes, processes.is_main
+        self._sharding = sharding
+        self._processes = processes
+        self.is_main = processes.is_main
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Run work on the main process and return its result on every process."""

@@ -118,7 +118,8 @@ class OptimizerState:
 
     def begin(self) -> None:
         """Forget the tensors of an earlier pass over all parameters."""
-        self._numbers, self._seen = [], set()
+        self._numbers = []
+        self._seen = set()
 
     def tensors(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return the flattened state of a parameter by name; raise `RunError` for what is no tensor or number."""

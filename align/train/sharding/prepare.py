@@ -47,7 +47,8 @@ def describe(sharding: Replicated, settings: TrainSettings) -> str:
     accelerator, way = sharding.accelerator, type(sharding).__name__
     if way != "Fsdp2":
         way = f"ZeRO-{sharding.stage}" if sharding.stage else "DDP"
-    number, threads = accelerator.num_processes, torch.get_num_threads()
+    number = accelerator.num_processes
+    threads = torch.get_num_threads()
     processes = f"{number} processes ({way})" if number > 1 else "1 process"
     numbers = settings.precision if settings.weights == "fp32" else f"weights {settings.weights}"
     budget = f"micro-batches of up to {settings.token_budget} tokens"

@@ -18,7 +18,8 @@ _SIDE = 64  # of the matrices of the check
 def bf16_products() -> Generator[None]:
     """Let oneDNN round the inputs of fp32 products to bf16 within the block; all other operations stay in fp32."""
     products: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 - not in its type stubs
-    before, products.fp32_precision = products.fp32_precision, "bf16"
+    before = products.fp32_precision
+    products.fp32_precision = "bf16"
     try:
         yield
     finally:

@@ -52,7 +52,8 @@ def expand(given: Mapping[Any, Any], errors: ErrorList, broken: set[str]) -> lis
     for name, step in written.items():
         before = {other: expanded.step for other, expanded in found.items()}
         follows_broken = not broken.isdisjoint(map(str, given))
-        placed, missed = list[Placed](), ErrorList()
+        placed = list[Placed]()
+        missed = ErrorList()
         with missed.collect(), within("steps", name):
             placed = step.expand(name, before, policies)
         errors.found += [] if follows_broken else missed.found

@@ -32,7 +32,8 @@ def validated_recipe(values: Mapping[str, Any]) -> Recipe:
 
     Trials of searches are made of a recipe that is valid without them.
     """
-    errors, broken = ErrorList(), set[str]()
+    errors = ErrorList()
+    broken = set[str]()
     recipe = _expanded(values, errors, broken)
     with errors.collect():
         validate(recipe, broken)

@@ -36,7 +36,8 @@ def overlap_warnings(recipe: Recipe) -> Iterator[str]:
     }
     if not tested or not trained:
         return
-    rule, items = DecontaminationSettings(), list[TestItem]()
+    rule = DecontaminationSettings()
+    items = list[TestItem]()
     for name, step in tested.items():
         try:
             items += _items(name, recipe.resolved(step), MAX_TEST_ROWS // len(tested))
@@ -44,7 +45,8 @@ def overlap_warnings(recipe: Recipe) -> Iterator[str]:
             yield f"{name}: was not compared with the training rows: {error}"
     index = ContaminationIndex.of(items, rule.ngram)
     for name, step in trained.items():
-        hits, rows = Counter[tuple[str, str]](), 0
+        hits = Counter[tuple[str, str]]()
+        rows = 0
         inputs = recipe.resolved(step)
         with rows_of(name):
             reading = streamed(inputs.sources[name], kind=Demonstration, seed=inputs.seed)

@@ -158,7 +158,8 @@ class Recipe(WrittenRecipe):
 
     def _named(self, name: str) -> tuple[str, ...]:
         """Return the steps that the settings of a step name."""
-        names, data = list[str](), self.sections(name).data
+        names = list[str]()
+        data = self.sections(name).data
         for each in self.steps[name].inputs():
             made_by = data[each.name].made_by if each.name in data else None
             names.append(each.name if made_by is None else made_by[0])
@@ -168,7 +169,8 @@ class Recipe(WrittenRecipe):
 
     def ancestors(self, name: str) -> set[str]:
         """Return the steps that a step depends on, directly or indirectly."""
-        found, waiting = set[str](), [name]
+        found = set[str]()
+        waiting = [name]
         while waiting:
             new = set(self.inputs(waiting.pop())) - found
             found |= new

@@ -21,7 +21,9 @@ def validate(recipe: Recipe, broken: Collection[str] = ()) -> None:
     `broken` are the names of sources, steps and sections that have errors already and are left out of the recipe: what
     follows from them is not reported.
     """
-    errors, broken, wrong = ErrorList(), set(broken), set[str]()
+    errors = ErrorList()
+    broken = set(broken)
+    wrong = set[str]()
     if "policy" not in broken:
         with errors.collect():
             _check_policy(recipe)
@@ -79,7 +81,9 @@ def _check_policy(recipe: Recipe) -> None:
 
 def _step_errors(recipe: Recipe, name: str, broken: Collection[str]) -> list[InputError]:
     """Return what is wrong with a step: its settings and inputs, and where these are right, how they fit."""
-    step, errors, inputs = recipe.steps[name], ErrorList(), ErrorList()
+    step = recipe.steps[name]
+    errors = ErrorList()
+    inputs = ErrorList()
     with errors.collect():
         step.validate_settings()
     whole = [each for each in step.inputs() if not _is_of(each.name, broken)]

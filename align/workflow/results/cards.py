@@ -55,7 +55,8 @@ def _data(recipe: Recipe, name: str) -> list[str]:
 
 
 def _summary(recipe: Recipe, name: str, manifest: Mapping[str, Any]) -> StageSummary:
-    settings, loss = manifest["settings"], manifest["settings"].get("loss")
+    settings = manifest["settings"]
+    loss = settings.get("loss")
     return StageSummary(
         name=name,
         kind=manifest["stage"],

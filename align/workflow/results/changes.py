@@ -42,7 +42,8 @@ def changes(recipe: Recipe, manifests: Manifests) -> dict[str, dict[str, Any]]:
     columns: dict[str, dict[str, _Column]] = {}
     for name, manifest in manifests.items():
         for column, (task, part) in manifest.get("columns", {}).items():
-            policy, file = next(iter(manifest["scores"])), recipe.root / name / f"{task}.jsonl"
+            policy = next(iter(manifest["scores"]))
+            file = recipe.root / name / f"{task}.jsonl"
             asked = [each.asked for each in recipe.steps[name].columns(recipe.resolved(name)) if each.name == column]
             columns.setdefault(policy, {})[column] = _Column(file, part, asked)
     found: dict[str, dict[str, Any]] = {}

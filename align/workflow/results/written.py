@@ -44,7 +44,8 @@ def write_results(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) ->
     """Write the results table, paired changes, ledger and page of the finished steps; return the ledger."""
     from align.report import write_report  # noqa: PLC0415 - imports matplotlib, which no launched child needs
 
-    root, ledgers = recipe.root, {name: Ledger.from_json(each["ledger"]) for name, each in manifests.items()}
+    root = recipe.root
+    ledgers = {name: Ledger.from_json(each["ledger"]) for name, each in manifests.items()}
     artifacts.write_json(root / "table.json", results_table(manifests))
     artifacts.write_json(root / "changes.json", changes(recipe, manifests))
     if recipe.search:

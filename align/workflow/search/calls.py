@@ -40,7 +40,8 @@ def calls(command: Command, *, until: str | None = None, rerun_from: str | None 
     if rerun_from is not None and command.loaded.search:
         assumed(command)[0].loaded.expanded(rerun_from)
     for name in _in_order(command.loaded):
-        search, names = command.loaded.search[name], list(command.loaded.steps)
+        search = command.loaded.search[name]
+        names = list(command.loaded.steps)
         if until is not None:
             end = command.loaded.expanded(until)[-1]
             if names.index(end) < min(map(names.index, command.loaded.searched[name].waiting)):
@@ -70,7 +71,8 @@ def assumed(command: Command) -> tuple[Command, list[str]]:
     """
     notes: list[str] = []
     for name in _in_order(command.loaded):
-        search, is_known = _begun(name, command.loaded.search[name]), True
+        search = _begun(name, command.loaded.search[name])
+        is_known = True
         while search.chosen is None:
             command = _with_state(command, name, search)
             recipe = command.loaded

@@ -38,7 +38,8 @@ def values_of(search: SearchSettings, name: str, seed: int, trial: int) -> dict[
 
 def check_keys(recipe: Recipe, name: str, base: str) -> None:
     """Raise for searched keys that no trial can have values of its own for; `base` is the searched step."""
-    errors, seen = ErrorList(), set[str]()
+    errors = ErrorList()
+    seen = set[str]()
     for key in recipe.search[name].space:
         with errors.collect(), within("search", name, "space", key):
             _check_key(recipe, name, base, key)
@@ -73,7 +74,9 @@ def dependent(recipe: Recipe, name: str, base: str, build: Build) -> dict[str, s
     Raises for a key on which nothing depends that the searched step is made from.
     """
     search = recipe.search[name]
-    first, found, errors = values_of(search, name, recipe.seed, 1), dict[str, set[str]](), ErrorList()
+    first = values_of(search, name, recipe.seed, 1)
+    found = dict[str, set[str]]()
+    errors = ErrorList()
     for written, each in search.space.items():
         key = recipe_key(name, written)
         probes = [build({**first, key: value}) for value in _probes(each)]

@@ -66,7 +66,8 @@ def check_chosen(recipe: Recipe, name: str) -> None:
 
 def outcomes(recipe: Recipe, name: str, manifests: Manifests) -> list[list[Outcome]]:
     """Return the outcomes of the finished trials of a search, by rung."""
-    search, base = recipe.search[name], recipe.searched[name].base
+    search = recipe.search[name]
+    base = recipe.searched[name].base
     found: list[list[Outcome]] = []
     for rung, trials in enumerate(search.levels, start=1):
         names = {trial: trial_name(base, trial, rung) for trial in trials}
@@ -132,7 +133,8 @@ def advanced(search: SearchSettings, found: Sequence[Sequence[Outcome]]) -> Sear
 
     Raises `RunError` where no trial has a value.
     """
-    levels, last = search.levels, ranked(found[-1], search)
+    levels = search.levels
+    last = ranked(found[-1], search)
     if len(levels) == 1 and _has_room(search, found[0]):
         return search.model_copy(update={"started": [[*levels[0], len(levels[0]) + 1]]})
     best = [each.trial for each in last if each.has_value][: num_promoted(len(levels[-1]), search)]
@@ -157,7 +159,8 @@ def _lacking(found: Outcome, search: SearchSettings) -> str:
 
 def _has_room(search: SearchSettings, first: Sequence[Outcome]) -> bool:
     """Return whether the budget allows one more trial, at the mean cost of those of the first rung so far."""
-    budget, number = search.budget, len(first) + 1
+    budget = search.budget
+    number = len(first) + 1
     if budget.trials is not None and number > budget.trials:
         return False
     limits = {"flops": budget.flops, "cost": budget.money}
@@ -170,11 +173,14 @@ def _predicted(search: SearchSettings, first: Sequence[Outcome], number: int, na
     evaluation = sum(_known(each.evaluation, name) for each in first)
     earlier = sum(_known(each.earlier, name) for each in first)
     num_steps = sum(each.last_step for each in first)  # 0 if every trial has diverged in its first step
-    per_step, end = training / max(1, num_steps), max(each.num_steps for each in first)
-    total, trials = (training + evaluation + earlier) / len(first) * number, number
+    per_step = training / max(1, num_steps)
+    end = max(each.num_steps for each in first)
+    total = (training + evaluation + earlier) / len(first) * number
+    trials = number
     before = min(search.rungs[0], end)
     for rung in search.rungs[1:]:
-        trials, after = num_promoted(trials, search), min(rung, end)
+        trials = num_promoted(trials, search)
+        after = min(rung, end)
         total += trials * per_step * (after - before) + (trials > 1) * trials * evaluation / len(first)
         before = after
     return total + per_step * (end - before) * (search.finish == "end")

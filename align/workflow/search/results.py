@@ -59,7 +59,8 @@ def search_lines(recipe: Recipe, name: str) -> list[tuple[str, str]]:
     """Return what a search draws and compares, and which steps its trials share, as lines with a heading."""
     search, searched = recipe.search[name], recipe.searched[name]
     first = trial_name(searched.base, search.levels[0][0], 1)
-    needed, rungs = recipe.ancestors(first), ", ".join(map(str, search.rungs))
+    needed = recipe.ancestors(first)
+    rungs = ", ".join(map(str, search.rungs))
     own = dict.fromkeys(recipe.stands_for[step] for steps in searched.earlier.values() for step in steps)
     shared = [step for step in recipe.steps if step in needed and step not in recipe.stands_for]
     return [

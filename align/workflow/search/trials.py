@@ -36,14 +36,16 @@ def with_trials(values: Mapping[str, Any], recipe: Recipe, build: Callable[[Mapp
     `values` are the plain values of the recipe, and `build` makes a recipe of such values. The searched step and all
     others that depend on a searched key have the values of the chosen trial once the search has ended.
     """
-    values, searches = {**values, "search": {}}, recipe.search
+    values = {**values, "search": {}}
+    searches = recipe.search
     for name, search in searches.items():
         chosen = {} if search.chosen is None else values_of(search, name, recipe.seed, search.chosen)
         if search.chosen_rung is not None:  # of every round, where the step has rounds
             chosen[f"steps.{name}.train.until_step"] = search.rungs[search.chosen_rung - 1]
         values = with_point(values, chosen)
     plain = build(values).model_copy(update={"search": searches})
-    found, errors = plain, ErrorList()
+    found = plain
+    errors = ErrorList()
     for name in searches:
         with errors.collect():
             found = _Trials(plain, name, values, build).added_to(found)
@@ -149,9 +151,11 @@ class _Trials:
 
     def _check_end(self) -> None:
         """Raise where the searched step stops before the last rung, whose checkpoint it would resume."""
-        step, rungs = self.recipe.steps[self.base], self.search.rungs
+        step = self.recipe.steps[self.base]
+        rungs = self.search.rungs
         assert isinstance(step, TrainingStage)
-        until, loc = step.train.until_step, ("search", self.name, "rungs")
+        until = step.train.until_step
+        loc = ("search", self.name, "rungs")
         if until is not None and until < rungs[-1] and self.search.chosen_rung is None:  # else it is that of the rung
             raise InputError(f"the last rung is {rungs[-1]}, and the step stops after {until}: train.until_step", loc)
         if len(self.search.levels) > len(rungs):
@@ -181,7 +185,9 @@ class _Trials:
 
         A trial shares them with the first one that has the same values of the keys that they depend on.
         """
-        keys, before, own = keys_by_step(variant, self.dependent), variant.ancestors(self.base), self._point(trial)
+        keys = keys_by_step(variant, self.dependent)
+        before = variant.ancestors(self.base)
+        own = self._point(trial)
         found: dict[str, str] = {}
         for step in [each for each in variant.steps if each in before and keys[each]]:
             same = (other for other in range(1, trial + 1) if all(self._point(other)[k] == own[k] for k in keys[step]))
@@ -198,7 +204,8 @@ class _Trials:
 
     def _add_trial(self, trial: int, rung: int) -> dict[str, str]:
         """Add a trial up to a rung, with its evaluation; return the new steps before it, and what they stand for."""
-        train, base = f"steps.{self.name}.train", self.base
+        train = f"steps.{self.name}.train"
+        base = self.base
         stops = {f"{train}.until_step": self.search.rungs[rung - 1], f"{train}.on_divergence": "stop"}
         variant = self.variant({**self._point(trial), **stops})
         names = self._names(trial, variant)
@@ -217,13 +224,15 @@ class _Trials:
         The searched step is a copy itself where the search ends at a rung.
         """
         last = max(rung for rung, trials in enumerate(self.search.levels, start=1) if trial in trials)
-        trained, names = trial_name(self.base, trial, self.search.chosen_rung or last), self._names(trial, self.recipe)
+        trained = trial_name(self.base, trial, self.search.chosen_rung or last)
+        names = self._names(trial, self.recipe)
         self._add(self.base, self.base, self.recipe, names, resume=trained)
         return names if self.search.chosen_rung is None else {**names, self.base: trained}
 
     def _ordered(self, recipe: Recipe) -> list[str]:
         """Return the steps in their order: the trials follow what they read and come before the steps that wait."""
-        names, waiting = list(recipe.steps), dependents(recipe.graph(), list(self.waiting)) - self.steps.keys()
+        names = list(recipe.steps)
+        waiting = dependents(recipe.graph(), list(self.waiting)) - self.steps.keys()
         needed = set[str]().union(*(recipe.ancestors(step) for step in self.steps))
         before = {*names[: names.index(self.base)], *needed} - waiting - self.steps.keys()
         first = [name for name in names if name in before]

@@ -77,7 +77,8 @@ def _void(game: JudgedGame) -> dict[str, str]:
 
 def write(pair: JudgedPair) -> Row:
     """Return the row of a pair, in the form of v2."""
-    first, games = pair.games[0], list[Row | None]()
+    first = pair.games[0]
+    games = list[Row | None]()
     for game in _both(pair):
         failed = game.void == REQUEST_FAILED
         known = {"score": _score(game), "judgment": {"answer": game.raw}, **_void(game)}

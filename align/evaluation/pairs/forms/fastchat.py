@@ -35,7 +35,8 @@ def read(row: Row) -> list[JudgedGame]:
     }
     found: list[JudgedGame] = []
     for game, order in GAMES:
-        winner, text = row[f"{game}_winner"], str(row.get(f"{game}_judgment") or "")
+        winner = row[f"{game}_winner"]
+        text = str(row.get(f"{game}_judgment") or "")
         if winner not in (*WINNERS, ERROR):
             raise InputError(f"has {game}_winner {winner!r}; it is one of {', '.join((*WINNERS, ERROR))}")
         void = "" if winner in WINNERS else str(row.get(f"{game}_{VOID}") or _why_void(text))

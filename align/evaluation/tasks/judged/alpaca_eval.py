@@ -26,7 +26,8 @@ class AlpacaEvalTask(TableTask):
         """Score the rows."""
         games, _ = self.read(inputs)
         pairs = pairs_of(games)
-        weighted, discrete = win_rate(pairs, GAMES), discrete_win_rate(pairs)
+        weighted = win_rate(pairs, GAMES)
+        discrete = discrete_win_rate(pairs)
         if weighted is None or discrete is None:
             raise InputError(f"{self.name}: none of {len(pairs)} rows has a preference")
         length = equal_length(pairs)

@@ -67,7 +67,8 @@ def _scored(
     if len(baselines := {pair.games[0].baseline for pair in pairs}) > 1:
         raise InputError(f"arena_hard: a category has one baseline, not {', '.join(sorted(baselines))}")
     scores = {f"score.{rule}": found for rule in RULES if (found := arena_hard_score(pairs, rule)) is not None}
-    styles, unit = dict[str, StyleControl](), None
+    styles = dict[str, StyleControl]()
+    unit = None
     if f"score.{STYLE_RULE}" in scores and responses_known([game for pair in pairs for game in pair.games]):
         lengths = _token_lengths(pairs, answers)
         unit = "characters" if lengths is None else "tokens"

@@ -36,7 +36,8 @@ class WinRateTask(Task):
 
     def run(self, inputs: TaskInputs) -> TaskResult:
         """Judge each pair of responses."""
-        judge, paired = inputs.judge(), inputs.paired_responses()
+        judge = inputs.judge()
+        paired = inputs.paired_responses()
 
         def shared(groups: Sequence[Group]) -> list[tuple[Verdict, ...]]:
             return inputs.split(groups, judge, activity="judging")

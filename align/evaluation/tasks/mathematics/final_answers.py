@@ -19,7 +19,8 @@ def grade_final_answers(expected_of: Callable[[Row], str]) -> Grader:
 
     def grade(items: Sequence[Graded]) -> Iterator[Grade]:
         for row, response, _ in items:
-            expected, given = expected_of(row), final_answer(response)
+            expected = expected_of(row)
+            given = final_answer(response)
             passed = given is not None and same_answer(given, expected)
             check = Check(f"final answer {given}, expected {expected}", passed, () if given is None else (given,))
             yield correct(passed, {"answer": given}, [check])

@@ -27,7 +27,8 @@ def round_stochastically(values: Tensor, place: tuple[int | str, ...], *, out: T
 
     The expected result is the value itself, and values that bf16 represents are unchanged.
     """
-    flat, rounded = values.reshape(-1), out.view(-1)
+    flat = values.reshape(-1)
+    rounded = out.view(-1)
     digest = hashlib.sha256(repr(place).encode()).digest()
     keys = [int.from_bytes(digest[at : at + 4], "little", signed=True) for at in (0, 4)]
     for start in range(0, len(flat), BLOCK):

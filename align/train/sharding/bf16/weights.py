@@ -138,7 +138,8 @@ class StochasticRounding(MasterWeights):
 
     @torch.no_grad()
     def _update(self, place: Place) -> None:
-        groups, named = self.prepared.param_groups, {id(copy): name for name, copy in self.copies.items()}
+        groups = self.prepared.param_groups
+        named = {id(copy): name for name, copy in self.copies.items()}
         for group in groups:
             for value in group["params"]:
                 name = named.get(id(value))
@@ -146,7 +147,8 @@ class StochasticRounding(MasterWeights):
                     self._update_alone(group, value)
                 elif (gradient := self.bf16[name].grad) is not None:
                     self._fill(name)
-                    value.grad, self.bf16[name].grad = gradient, None
+                    value.grad = gradient
+                    self.bf16[name].grad = None
                     self._update_alone(group, value)
                     round_stochastically(value.data, (*place, name), out=self.bf16[name].data)
                     self._empty(value)
@@ -162,7 +164,8 @@ class StochasticRounding(MasterWeights):
         self.copies[name].data = self.bf16[name].data.float()
 
     def _empty(self, copy: Tensor) -> None:
-        copy.grad, copy.data = None, copy.data.new_empty(0)
+        copy.grad = None
+        copy.data = copy.data.new_empty(0)
 
     def init_moments(self, steps: int, names: Collection[str]) -> None:
         """Create zero moments after `steps` steps for the named parameters, to be overwritten from a checkpoint."""
