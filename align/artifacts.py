@@ -46,7 +46,7 @@ RESTORE = "restore it, or make the step again; to use an edited folder, copy it 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON holds any type
     """Return the content of a JSON file; raise `InputError` where it is missing or malformed.
 
-    Raises `RunError` where it exists and cannot be read.
+    Raises `RunError` if it exists and cannot be read.
     """
     try:
         return json.loads(path.read_text("utf-8"))
@@ -149,7 +149,7 @@ def complete(
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a folder, or None where it has none."""
+    """Return the manifest of a folder, or None if it has none."""
     return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
 
 
@@ -185,7 +185,7 @@ def check_not_removed(folder: Path | str) -> None:
 
 
 def remove_files(folder: Path, removal: Removal) -> None:
-    """Delete files of a finished step. The mark in its manifest is on disk first, so that a kill leaves a true one."""
+    """Delete files of a finished step, after its manifest lists them as removed: a kill never leaves it wrong."""
     with disk_errors(folder):
         write_json(folder / MANIFEST, {**(read_manifest(folder) or {}), REMOVED: removal._asdict()})
         _sync(folder)
@@ -202,7 +202,7 @@ def check_content(folder: Path) -> None:
 def fingerprint(path: Path) -> str:
     """Return the SHA-256 of a file's content, or of a folder's relative file names and contents.
 
-    Manifests and metrics are left out, because they hold times. Raises `RunError` where a file cannot be read, or is
+    Manifests and metrics are left out, because they hold times. Raises `RunError` if a file cannot be read, or is
     not as the finished step wrote it; `InputError` for the folder of a step of which files were removed on purpose.
     """
     with reading(path):

@@ -69,7 +69,7 @@ def _located(error: ErrorDetails, settings: type[BaseModel], values: Any) -> _Fo
 
 
 def _inner(value: Any, part: str | int) -> tuple[Any] | None:  # noqa: ANN401 - plain values
-    """Return what a value holds under a key or index, in a tuple of its own; None where it has no such part."""
+    """Return what a value holds under a key or index, in a tuple of its own; None if it has no such part."""
     if isinstance(value, Mapping):
         return (value[part],) if part in value else None
     if isinstance(value, Sequence) and not isinstance(value, str) and isinstance(part, int) and part < len(value):

@@ -70,7 +70,7 @@ def located(path: Path, overrides: Sequence[str]) -> Generator[None]:
 
 
 def _line_of(loc: Location, lines: Mapping[str, int]) -> int | None:
-    """Return the line of a key, or of the nearest key above it; None where the file has neither."""
+    """Return the line of a key, or of the nearest key above it; None if the file has neither."""
     return next((lines[prefix] for prefix in _prefixes(loc) if prefix in lines), None)
 
 

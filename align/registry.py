@@ -48,7 +48,7 @@ def suggest(name: str, names: Iterable[str]) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the known name that a wrong one may stand for, whatever its case; None where none is close."""
+    """Return the known name that a wrong one may stand for, whatever its case; None if none is close."""
     known = {each.lower(): each for each in names}
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     return known[close[0]] if close else None
@@ -90,7 +90,7 @@ def class_tag(value: object, key: str, table: Mapping[str, type[T]], base: type[
 
 
 def module_file(path: str) -> Path | None:
-    """Return the source file of `package.module:name`, or None where it is not such a path or has no file."""
+    """Return the source file of `package.module:name`, or None if it is not such a path or has no file."""
     if not DOTTED_PATH.fullmatch(path):
         return None
     with suppress(*IMPORT_ERRORS):
@@ -165,7 +165,7 @@ def _import_failure(error: Exception) -> str:
 def _frame_of_user(error: Exception) -> traceback.FrameSummary | None:
     """Return the last frame of an exception outside of Python, this package and installed ones.
 
-    Of an exception in installed packages alone, their last frame; None where there is neither.
+    Of an exception in installed packages alone, their last frame; None if there is neither.
     """
     ours = ("<", os.path.dirname(os.__file__), os.path.dirname(__file__))
     frames = traceback.extract_tb(error.__traceback__)

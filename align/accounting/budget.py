@@ -95,12 +95,12 @@ class Allowance:
     before: Spent = Spent()
 
     def reached(self, now: Spent) -> str | None:
-        """Return which cap is reached by what this attempt has used; None where none is."""
+        """Return which cap is reached by what this attempt has used; None if none is."""
         return reached(self.budget, self.before + now, self.accounting.currency)
 
 
 def reached(budget: BudgetSettings, spent: Spent, currency: str) -> str | None:
-    """Return which cap is reached, with what was spent of it; None where none is.
+    """Return which cap is reached, with what was spent of it; None if none is.
 
     >>> reached(BudgetSettings(hours=2, money=5), Spent(hours=1.5, money=5.25), "EUR")
     'budget.money (5.25 of 5 EUR spent)'

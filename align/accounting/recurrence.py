@@ -2,7 +2,7 @@
 
 Recurrences are counted in their chunked form, as training kernels compute them: the products within a chunk in full,
 although half of their results are masked, and those with the state that enters a chunk. Each token is counted once;
-without a kernel that takes initial states, the tree forward reads the path of each response anew.
+without a kernel that takes initial states, the tree forward recomputes the path of each response.
 """
 
 from __future__ import annotations

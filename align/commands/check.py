@@ -1,4 +1,4 @@
-"""`align check` and `align preview`: what is known of a recipe without training."""
+"""`align check` and `align preview`: estimates and first rows of a recipe, without training."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def total_lines(
 
 
 def _formula_share(estimates: Sequence[Estimate], predictions: Sequence[Prediction]) -> str:
-    """Return how much of the predicted time no earlier step tells."""
+    """Return the share of the predicted time that is computed by formula, without an earlier step."""
     by_formula = sum(
         predicted.seconds.typical
         for predicted in predictions

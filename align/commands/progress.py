@@ -50,7 +50,7 @@ class TerminalProgress:
     """Implement `align.distributed.progress.Progress` in a terminal, and show the states of a pipeline's steps."""
 
     def __init__(self, console: Console, currency: str = "") -> None:
-        self.console, self.currency = console, currency  # empty where it is unknown
+        self.console, self.currency = console, currency  # empty if it is unknown
         self.bar = Progress(
             TextColumn("{task.description:>9}"),
             BarColumn(bar_width=30),

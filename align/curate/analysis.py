@@ -36,7 +36,7 @@ class SourceLine(NamedTuple):
 
 
 class RowAnalysis(NamedTuple):
-    """What is known of a row."""
+    """The keys, MinHash and test items of a row."""
 
     source: str
     rank: tuple[float, int, bytes]

@@ -92,7 +92,7 @@ class ContaminationIndex:
             self._counted[posting][word : word + self.ngram] = True
 
     def find(self, prompt: str, responses: Sequence[str]) -> Hit | None:
-        """Return the item that a row contains most of; None where it shares no n-gram with any.
+        """Return the item that a row contains most of; None if it shares no n-gram with any.
 
         A test prompt shorter than an n-gram is found where it is the whole prompt of the row.
         """

@@ -72,7 +72,7 @@ def chosen_responses(record: Record, rule: GroupChoiceSettings) -> Record:
 
 
 def _entries(comparison: Comparison, name: str) -> Sequence[Any]:
-    """Return the entry of each response under a key of the metadata; None where it is not known."""
+    """Return the entry of each response under a key of the metadata; None if it is not known."""
     entries: Any = comparison.metadata.get(name)
     if isinstance(entries, list | tuple) and len(cast(Sequence[Any], entries)) == len(comparison.responses):
         return cast(Sequence[Any], entries)

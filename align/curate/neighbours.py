@@ -59,7 +59,7 @@ def nearest_pairs(items_MD: Vectors, rows_ND: Vectors, *, number: int, threshold
 
 
 def same_features(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-    """Return for each pair of prompts whether they ask for one task, as far as their words tell."""
+    """Return for each pair of prompts whether their words ask for the same task."""
     return [task_features(item) == task_features(row) for item, row in pairs]
 
 

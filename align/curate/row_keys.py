@@ -33,7 +33,7 @@ class RowKeys:
 
     id: bytes  # of the whole row and its source
     exact: bytes  # equal for duplicates
-    prompt: bytes | None  # equal for comparisons that can be one group; None where nothing compares the responses
+    prompt: bytes | None  # equal for comparisons that can be one group; None if nothing compares the responses
     fields: tuple[str, ...]  # normalized: the prompt, and the responses
     num_compared: int  # fields that are compared with other rows: the prompt, or the whole dialogue of a demonstration
     guard: int  # 64 bits, equal where rows may be near-duplicates: kind, system messages, tools and known answers

@@ -41,7 +41,7 @@ class TemplateProcess:
     def render(self, source: str, chats: Sequence[dict[str, Any]], variables: dict[str, Any]) -> list[Text]:
         """Return the text of each chat, given as what differs in the template's variables.
 
-        Raise `InputError` where the template fails or exceeds a limit.
+        Raise `InputError` if the template fails or exceeds a limit.
         """
         answer = self._answer(source, chats, variables, lenient=False)
         if "error" in answer:

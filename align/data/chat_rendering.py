@@ -94,7 +94,7 @@ class ChatTemplate:
             check_marks(self.render(with_marks)[0], marks)
 
     def render(self, *chats: Chat) -> list[str]:
-        """Return each chat as text. Raise `InputError` where the template fails or exceeds a limit."""
+        """Return each chat as text. Raise `InputError` if the template fails or exceeds a limit."""
         return [each.text for each in self._rendered(chats)]
 
     def render_prompts(self, prompts: Sequence[Chat], *chats: Chat) -> tuple[list[str], list[str]]:

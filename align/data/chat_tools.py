@@ -92,7 +92,7 @@ def _calling(content: str | None, calls: list[ChatMessage]) -> ChatMessage:
 
 
 def best_form(rendered: Sequence[str | None]) -> CallForm:
-    """Return the first form in which a template writes the call of `probes`; `rendered` has None where it failed."""
+    """Return the first form in which a template writes the call of `probes`; `rendered` has None if it failed."""
     fitting = [form for form, text in zip(FORMS, rendered, strict=True) if text is not None and _writes_probe(text)]
     return fitting[0] if fitting else FORMS[0]
 

@@ -38,7 +38,7 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Renamed:
 
 
 def missing_column(row: Row, columns: Mapping[str, str], names: Iterable[str]) -> InputError | None:
-    """Return the error for the first of the names whose column the row lacks; None where it has them all."""
+    """Return the error for the first of the names whose column the row lacks; None if it has them all."""
     for name in names:
         if isinstance(lack := _found(row, columns[name]), str):
             return InputError(f"columns.{name} names {columns[name]!r}, and {lack}")
@@ -66,7 +66,7 @@ def _found(row: Row, column: str) -> _Found | str:
 
 
 def _key(value: Any, part: str) -> str | int | None:  # noqa: ANN401 - any JSON type
-    """Return the key of an object, or the index of a list, that a part of a path names; None where there is none."""
+    """Return the key of an object, or the index of a list, that a part of a path names; None if there is none."""
     if isinstance(value, Mapping):
         return part if part in value else None
     if not isinstance(value, list) or not INDEX.fullmatch(part):

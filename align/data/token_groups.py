@@ -37,7 +37,7 @@ class TokenGroup:
     sequences: tuple[TokenSequence, ...]
     rewards: tuple[float, ...] | None  # one per response, or None if the row has neither rewards nor a label
     chosen: int | None  # index of the response that the row labels as preferred
-    attributes: tuple[Mapping[str, float], ...]  # one per response; empty where a response has none
+    attributes: tuple[Mapping[str, float], ...]  # one per response; empty if a response has none
     row: int  # index among the records of the source
     prompt_hash: int | None = None  # 32 bits, of the prompt before any cut; not kept in a store
 

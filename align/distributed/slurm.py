@@ -73,7 +73,7 @@ class JobState(NamedTuple):
 
 
 def check_installed() -> None:
-    """Raise `InputError` where jobs cannot be submitted."""
+    """Raise `InputError` if jobs cannot be submitted."""
     if shutil.which("sbatch") is None:
         raise InputError("sbatch: no such command; run this where jobs are submitted to Slurm, or leave slurm out")
 
@@ -112,7 +112,7 @@ def submission_environment() -> dict[str, str]:
 
 
 def recorded_job(working: Path) -> str | None:
-    """Return the ID of the job that was last submitted for a step; None where there is none."""
+    """Return the ID of the job that was last submitted for a step; None if there is none."""
     if not (working / JOB_FILE).is_file():
         return None
     record = read_json(working / JOB_FILE)
@@ -124,7 +124,7 @@ def recorded_job(working: Path) -> str | None:
 def job_state(job: str) -> JobState:
     """Return the state of a job. One that has left the queue has ended, as sacct says, or UNKNOWN without accounting.
 
-    Raises `RunError` where Slurm does not answer.
+    Raises `RunError` if Slurm does not answer.
     """
     name, _, reason = _squeue(f"--jobs={job}", "--format=%T %r").strip().partition(" ")
     if name:

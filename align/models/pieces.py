@@ -63,7 +63,7 @@ class CompiledPieces:
         return f"compiled: {', '.join(found)}" + (f"; eager: {', '.join(eager)}" if eager else "")
 
     def _forward(self, kind: str, module: nn.Module) -> Callable[..., Any] | None:
-        """Return the function that replaces the forward of a module; None where its code is not known."""
+        """Return the function that replaces the forward of a module; None if its code is not known."""
         code = _own_code(type(module))
         if code is None or "forward" in vars(module):
             return None
@@ -134,7 +134,7 @@ def _copy(function: FunctionType, changes: dict[str, Any]) -> FunctionType:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Raise `InputError` where `torch.compile` does not work, as without a C++ compiler."""
+    """Raise `InputError` if `torch.compile` does not work, as without a C++ compiler."""
     try:
         torch.compile(torch.exp)(torch.zeros(2, device=device))
     except RuntimeError as error:  # the base of what dynamo and inductor raise

@@ -1,4 +1,4 @@
-"""Removal of what later steps no longer read, in a way that a kill at any moment leaves a consistent run."""
+"""Removal of files that later steps no longer read; a kill at any moment leaves a consistent run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cleanup(NamedTuple):
 
 
 def finish_removals(steps: Sequence[Step], root: Path) -> None:
-    """Delete the files that the manifests call removed and that a kill has left."""
+    """Delete files that manifests list as removed but that a killed run has left."""
     for step in steps:
         if (removal := artifacts.removal_of(root / step.name)) is not None:
             with disk_errors(root / step.name):

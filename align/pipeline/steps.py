@@ -32,7 +32,7 @@ class Step:
 
 
 def check_name(name: str) -> None:
-    """Raise `InputError` where a step name is not usable as a folder name."""
+    """Raise `InputError` if a step name is not usable as a folder name."""
     if not FOLDER_NAME.fullmatch(name):
         raise InputError(
             "a step name is also a folder name: letters, digits, '-', '_' and '.', starting with a letter or digit "

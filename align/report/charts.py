@@ -119,7 +119,7 @@ def unit_of(task: str, runs: Iterable[Run]) -> str:
 
 
 def _chart(curve: Curve, steps: Mapping[str, Step], name: str) -> Chart | None:
-    """Return the chart of a step in each run, or None where no run has any of the metrics."""
+    """Return the chart of a step in each run, or None if no run has any of the metrics."""
     lines: list[Line] = []
     by_colour = len(steps) > MAX_DASHED  # more runs than kinds of lines have a colour each
     for number, (run, step) in enumerate(steps.items()):

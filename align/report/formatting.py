@@ -77,7 +77,7 @@ def score_text(value: float, *, rate: bool) -> str:
 
 
 def interval_text(score: Mapping[str, Any], *, rate: bool, signed: bool = False) -> str:
-    """Return an interval as `69.0 to 77.5`, in percent for a rate; empty where it is unknown."""
+    """Return an interval as `69.0 to 77.5`, in percent for a rate; empty if it is unknown."""
     if score.get("low") is None or score.get("high") is None:
         return ""
     return " to ".join(_number(score[end], rate=rate, signed=signed) for end in ("low", "high"))

@@ -214,7 +214,7 @@ def _generation_statistics(report: Facts) -> list[tuple[str, str]]:
 
 
 def _recipe(run: Run) -> str:
-    """Return the resolved recipe as YAML, or '' where the run folder has none."""
+    """Return the resolved recipe as YAML, or '' if the run folder has none."""
     if not run.recipe:
         return ""
     return yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)

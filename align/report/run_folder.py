@@ -44,12 +44,12 @@ class Step:
 
     @property
     def environment(self) -> Facts:
-        """Return when, where and from what the step was computed; empty where that is unknown."""
+        """Return when, where and from what the step was computed; empty if that is unknown."""
         return self.manifest.get("environment") or {}
 
     @property
     def stage(self) -> str:
-        """Return the kind of step, or '' where it is unknown."""
+        """Return the kind of step, or '' if it is unknown."""
         return str(self.manifest.get("stage") or self.settings.get("stage") or "")
 
 

@@ -242,7 +242,7 @@ def stage_of(step: Step | None) -> list[str]:
 
 
 def _best(task: str, runs: Iterable[Run], *, is_loss: bool) -> float | None:
-    """Return the best score of a task, or None where all are equal."""
+    """Return the best score of a task, or None if all are equal."""
     found = [scores[task]["value"] for run in runs for scores in run.table.values() if task in scores]
     if min(found) == max(found):
         return None

@@ -69,7 +69,7 @@ class WithoutThoughts:
 
 
 def check_known(judges: Sequence[JudgeSettings], prompts: Sequence[Prompt], *, combine: Combination) -> None:
-    """Raise `InputError` where no prompt has what the judges need to know."""
+    """Raise `InputError` if no prompt has what the judges need to know."""
     enough = all if combine == "weights" else any
     if not judges or any(enough(judge.root.may_know(prompt.metadata) for judge in judges) for prompt in prompts):
         return

@@ -23,7 +23,7 @@ class ProgramTests(NamedTuple):
 
 
 def known_answer(metadata: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a value of a row that is not yet checked
-    """Return the known answer of a prompt, None where it has none.
+    """Return the known answer of a prompt, None if it has none.
 
     >>> known_answer({"ground_truth": "42", "dataset": "gsm8k"})
     '42'
@@ -39,7 +39,7 @@ def known_answer(metadata: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a value 
 
 
 def known_tests(prompt: Prompt) -> ProgramTests | None:
-    """Return the tests of a prompt, None where it has none. Raise `InputError` where they are not texts.
+    """Return the tests of a prompt, None if it has none. Raise `InputError` if they are not texts.
 
     >>> from align.records import Message
     >>> known_tests(Prompt((Message("user", "Double x."),), {"test_list": ["assert f(1) == 2"]})).tests

@@ -36,7 +36,7 @@ class Scorer(Protocol):
     """Scores groups of token sequences."""
 
     def __call__(self, groups: Sequence[TokenGroup]) -> Iterator[torch.Tensor | None]:
-        """Yield the attributes [K, A] of each group, in order; None where a response is too long."""
+        """Yield the attributes [K, A] of each group, in order; None if a response is too long."""
         ...
 
 

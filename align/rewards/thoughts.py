@@ -54,7 +54,7 @@ def response_text(text: str, finish: str | None, tool_calls: tuple[ToolCall, ...
 
 
 def visible_text(response: str, thoughts: ThoughtSettings = THINK) -> VisibleText:
-    r"""Return a response without its thoughts; empty where a thought has no end. A `VisibleText` is returned unchanged.
+    r"""Return a response without its thoughts; empty if a thought has no end. A `VisibleText` is returned unchanged.
 
     A thought begins with the response where the first mark is an end: prompts may end in the mark of the start. Text
     between two thoughts is kept.

@@ -1,4 +1,4 @@
-"""How long a process has been at work, as opposed to asleep: what tells a slow machine from a program that sleeps."""
+"""How long a process has worked rather than slept, to distinguish a slow machine from a program that sleeps."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class Sandbox:
         return ExitReport(why, report["cpu_s"], report["memory_mb"])
 
     def active_s(self) -> float | None:
-        """Return for how long the worker has run or waited for a core; None where that is not known (yet)."""
+        """Return for how long the worker has run or waited for a core; None if that is not known (yet)."""
         with contextlib.suppress(TimeoutError):
             self._receive(time.monotonic())
         return None if self._process is None else self._activity.update(self._process)
@@ -162,7 +162,7 @@ class Sandbox:
         self._has_ended(time.monotonic() + GRACE_S)
 
     def _has_ended(self, deadline: float) -> bool:
-        """Wait for the supervisor's report until the deadline; it is empty where the supervisor ended without one."""
+        """Wait for the supervisor's report until the deadline; it is empty if the supervisor ended without one."""
         try:
             while self._report is None:
                 self._receive(deadline)

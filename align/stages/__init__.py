@@ -1,1 +1,1 @@
-"""What a recipe's steps are made of; the only room that knows every room."""
+"""Stages: the kinds of steps that a recipe can have, one module for each."""

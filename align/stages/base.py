@@ -1,4 +1,4 @@
-"""The contract of a stage: what the workflow asks of every kind of step, and the context a step runs in."""
+"""The base class of stages: what the workflow needs to know of every kind of step."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Column(NamedTuple):
 
 
 class UsedEngine(NamedTuple):
-    """An engine of a step, and whom it samples."""
+    """An engine of a step, with the policies and models that it samples."""
 
     engine: EngineSettings
     loc: Location  # of its settings, below the step
@@ -116,11 +116,11 @@ class Stage(LaunchSettings, ABC):
         return [Placed(name, self.resolve(before))]
 
     def made(self, name: str) -> list[str]:
-        """Return the names of the steps that `expand` makes of the kind `makes`; others mean the last by `name`."""
+        """Return the names of the steps of kind `makes` that `expand` returns; in other steps `name` means the last."""
         return [name]
 
     def resolve(self, before: Mapping[str, Stage]) -> Self:
-        """Return the step with what it leaves out taken from the steps before it."""
+        """Return the step with the settings that it leaves out filled in from the steps before it."""
         return self
 
     @property
@@ -155,11 +155,11 @@ class Stage(LaunchSettings, ABC):
         return []
 
     def with_tests(self, tested: Sequence[str]) -> Self:
-        """Return the step with the sources that the recipe tests policies on, where it asks for them."""
+        """Return the step with the sources that the recipe tests policies on, if its settings ask for them."""
         return self
 
     def rows(self, folder: Path) -> SourceSettings | None:
-        """Return the rows that later steps read from this step's folder; None where it makes none."""
+        """Return the rows that later steps read from this step's folder; None if it makes none."""
         return None
 
     def files(self) -> list[str]:
@@ -172,7 +172,7 @@ class Stage(LaunchSettings, ABC):
         return False
 
     def validate_settings(self) -> None:
-        """Raise located `InputError`s for settings that are wrong whatever the step reads."""
+        """Raise located `InputError`s for settings that are wrong independently of the inputs."""
 
     def validate_inputs(self, inputs: StepInputs) -> None:
         """Raise a located `InputError` for the first setting that cannot work with the step's inputs."""

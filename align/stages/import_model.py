@@ -35,7 +35,7 @@ class ImportModel(Stage):
         return self.path is None and self.from_config is None
 
     def validate_inputs(self, inputs: StepInputs) -> None:
-        """Raise where the step cannot run, or where a new tokenizer would replace one that the model needs."""
+        """Raise if the step cannot run, or if a new tokenizer would replace one that the model needs."""
         if self.path is not None and self.from_config is not None:
             raise InputError("give either path or from_config (a configuration), not both", ("from_config",))
         if self.vocab_size is None:

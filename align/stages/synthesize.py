@@ -98,7 +98,7 @@ class Synthesize(SynthesisSettings, Stage):
         return bool(self.policies) and self.engine.kind == "local"
 
     def validate_inputs(self, inputs: StepInputs) -> None:
-        """Raise where nobody is asked, and for entries that read what they cannot use."""
+        """Raise if there is no model to ask, or if an entry reads items of a kind that it cannot use."""
         if not self.asked:
             raise InputError(
                 "no step before this one makes a policy: name one here, or a model under models", ("policies",)

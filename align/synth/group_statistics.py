@@ -58,7 +58,7 @@ class GroupStatistics:
         }
 
     def _pass_rates(self) -> dict[str, float]:
-        """Return how many prompts pass; empty where a reward is none of a verdict, which is from 0 to 1."""
+        """Return how many prompts pass; empty if a reward is outside of [0, 1], and so not a pass rate."""
         rewards = [reward for each in self.verdicts for reward in each]
         if not rewards or min(rewards) < 0 or max(rewards) > 1:
             return {}

@@ -101,8 +101,8 @@ class Teachers:
     def ask(self, requests: Sequence[Request], *, by: str | None = None, activity: str = "ask") -> list[Answer]:
         """Return the answer to each request, in order. Every process must ask the same.
 
-        Requests with equal messages, sampling and number have one answer. Raises `RunError` where the engine fails;
-        the answers that arrived until then are stored. Raises `InputError` where a server refuses all requests from the
+        Requests with equal messages, sampling and number have one answer. Raises `RunError` if the engine fails;
+        the answers that arrived until then are stored. Raises `InputError` if a server refuses all requests from the
         first one on, as it does if the settings are wrong; none of these is stored.
         """
         name = by or self.default

@@ -36,7 +36,7 @@ class Workbench:
     sampling: SamplingSettings  # of the step, with what the family changes
     shares: SplitShares
     teachers: Teachers
-    ratings: Ratings | None  # None where the step has no judges
+    ratings: Ratings | None  # None if the step has no judges
     language: str | None = None  # of prompts and turns, as an ISO 639-1 code; any where None
     unsafe: Set[str] = frozenset()  # words of prompts that a source of the step flags
     by: str | None = None  # model that is asked; the first one where None

@@ -21,7 +21,7 @@ Kind = Literal["step", "evaluation"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingEvent:
-    """What a callback is told."""
+    """The argument of a callback."""
 
     kind: Kind
     step: int  # finished optimizer steps

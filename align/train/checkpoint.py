@@ -273,7 +273,7 @@ def _step_in(line: bytes) -> int | None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, `state.json` first, without which an interrupted removal is not taken for a checkpoint."""
+    """Remove a checkpoint, `state.json` first: without it the rest does not count as a checkpoint."""
     (checkpoint / STATE).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 

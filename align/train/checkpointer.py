@@ -81,7 +81,7 @@ class Checkpointer:
             save_best(self._run.folder, step, sharding=self._sharding, processes=self._processes)
 
     def save_if_due(self, lines: Sequence[Mapping[str, float]], num_steps: int, stop: StopRequest) -> None:
-        """Save a checkpoint if one is due after the last of the steps; then raise `Stopped` if any process asks for it.
+        """Save a checkpoint if one is due after the last of the steps; raise `Stopped` if a process was asked to stop.
 
         The main process decides by its clock, as those of the others may differ. No checkpoint is saved after the
         final step, unless the run was stopped.
@@ -102,7 +102,7 @@ class Checkpointer:
     def save_trained(self, lines: Sequence[Mapping[str, float]]) -> None:
         """Save the weights after the last step, unless a checkpoint has them; with `until_step` also the moments.
 
-        If the model cannot be saved after that, the next call begins at its saving. A training that diverged in its
+        If saving the model then fails, a rerun only repeats the saving. A training that diverged in its
         first step has nothing to save.
         """
         if lines and not has_checkpoint(self._run.folder, int(lines[-1]["step"])):

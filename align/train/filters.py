@@ -1,4 +1,4 @@
-"""Filters: which records an objective can train on, and which groups contribute to its loss; the others are counted."""
+"""Filters of the records that an objective can train on and of the groups that contribute to its loss."""
 
 from __future__ import annotations
 

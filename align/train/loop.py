@@ -284,7 +284,7 @@ class Loop:
     def _check_references(self, number: int) -> None:
         """Raise `RunError` unless the references of a step's groups are those of the initial weights.
 
-        It is called before a checkpoint is loaded; a run that starts anew checks its first step.
+        It is called before a checkpoint is loaded; a new run checks the references in its first step instead.
         """
         indices = self.super_batch(number)[: self.training_run.settings.prompts_per_step]
         with self.processes.activity("checking references"):

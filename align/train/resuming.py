@@ -1,4 +1,4 @@
-"""Checkpoints that one step leaves for another: the second trains on where the first stopped, to the same bits."""
+"""Checkpoints of a finished step from which another step continues the training, bit-identically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEPT = "resume"  # in the folder of a finished step that stopped at `until_step`
 
 
 def keep_checkpoint(folder: Path) -> None:
-    """Keep the latest checkpoint and the best weights in `resume`, which outlasts the end of the step."""
+    """Copy the latest checkpoint and the best weights to `resume`, which a finished step keeps."""
     kept = [folder / f"{CHECKPOINT}{latest_checkpoint(folder)}", *folder.glob(f"{BEST}*")]
     with atomic_folder(folder / KEPT) as partial:
         for path in kept:
@@ -23,7 +23,7 @@ def keep_checkpoint(folder: Path) -> None:
 
 
 def adopt_checkpoint(earlier: Path, folder: Path) -> int:
-    """Begin the training in `folder` with the checkpoint of an earlier step; return its number of optimizer steps.
+    """Copy the checkpoint of an earlier step into `folder`, to be resumed; return its number of optimizer steps.
 
     Does nothing where the folder has a checkpoint. Metrics and best weights come first, so that after a kill there is
     no checkpoint without them.

@@ -84,7 +84,7 @@ def installed_trackers() -> list[str]:
 def trackers(accelerator: Accelerator, names: Sequence[str], tracking: Tracking, settings_hash: str) -> Generator[None]:
     """Start trackers, which `accelerator.log` then writes to, and end them with the training, also if it fails.
 
-    A resumed step goes on in the same tracked run.
+    A resumed step continues the same tracked run.
     """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # noqa: PLC0415 - imports torch, and names are checked before
 

@@ -76,7 +76,7 @@ class TrainingRun:
 
     @property
     def held_out_objective(self) -> Objective:
-        """The objective on held-out rows: of chosen tokens that of all tokens, as in a run that chooses none."""
+        """The objective on held-out rows: of all tokens, also if training chooses some of them."""
         return self.objective.on_held_out if isinstance(self.objective, ChosenTokensObjective) else self.objective
 
     @property

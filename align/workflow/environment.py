@@ -65,7 +65,7 @@ def command_line(arguments: list[str]) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return the output of a git command in the working directory, or None where it has no repository."""
+    """Return the output of a git command in the working directory, or None if it has no repository."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -195,7 +195,7 @@ def first_began(working: Path, is_prepared: Callable[[], bool], note: Callable[[
     """Return when the first process of a launch began the step, once its folder is prepared for this attempt.
 
     Other processes call it: they render prompts of their own with chat templates that may write this time, and the
-    folder may hold that of an attempt with other settings, which the first process removes. Raises `RunError` where it
+    folder may hold that of an attempt with other settings, which the first process removes. Raises `RunError` if it
     has not begun in the time that a collective may take.
     """
     began = time.monotonic()

@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self | None:
-        """Return the range and the median of the values; None where there are none."""
+        """Return the range and the median of the values; None if there are none."""
         return cls(min(values), median(values), max(values)) if values else None
 
     def plus(self, other: Interval) -> Interval:
@@ -46,7 +46,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a step will use; None for what no earlier step tells. An upper bound where the estimate is one."""
+    """The predicted use of a step; None where no earlier step has a value. An upper bound if the estimate is one."""
 
     name: str
     stage: str

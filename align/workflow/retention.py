@@ -53,7 +53,7 @@ def unneeded_weights(recipe: Recipe, finished: Manifests, unread: Sequence[str])
 
 
 def _checkpoints(finished: Manifests, trials: Sequence[str]) -> dict[str, Removal]:
-    """Return the checkpoints of trials that do not go on, or that have gone on."""
+    """Return the checkpoints of trials that are not promoted, or that the next rung has already resumed."""
     found: dict[str, Removal] = {}
     for name in trials:
         files = tuple(file for file in finished[name].get(FILES, ()) if file.startswith(f"{KEPT}/"))

@@ -59,7 +59,7 @@ class RunProgress(Progress, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Executor:
-    """Makes a step's folder: in this process, or in the processes that its launch file describes."""
+    """Runs a step in its folder: in this process, or in the processes that its launch file describes."""
 
     recipe: Recipe
     progress: RunProgress
@@ -107,7 +107,7 @@ class _Executor:
 def _peak_flops(precision: str | None) -> float | None:
     """Return the FLOP/s of a device for the display of a training step.
 
-    None where no optimizer step computes, and where processes share the processor while it would be measured.
+    None without optimizer steps, or if other processes would share the processor during the measurement.
     """
     device = default_device()
     is_shared = device == "cpu" and num_launched() > 1
@@ -198,7 +198,7 @@ def planned(
 
 
 def run_step(command: Command, name: str, progress: RunProgress) -> None:
-    """Run one step whose inputs are finished. Every process of a launch calls it, and the first writes."""
+    """Run one step whose inputs are finished. Every process of a launch calls it; the first one writes the folder."""
     recipe = command.loaded
     (name,) = recipe.expanded(name)[-1:]
     check_chosen(recipe, name)
@@ -259,7 +259,7 @@ def _is_prepared(steps: Sequence[pipeline.Step], recipe: Recipe, name: str) -> b
 
 
 def _ends(recipe: Recipe, until: str | None, rerun_from: str | None) -> tuple[str | None, list[str]]:
-    """Return the last step to run and the steps to run again, by the names under which they run."""
+    """Return the last step to run and the steps to run again, by their names in the expanded recipe."""
     last = recipe.expanded(until)[-1] if until is not None else None
     if rerun_from is None:
         return last, []

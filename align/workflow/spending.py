@@ -112,7 +112,7 @@ def _other_steps(recipe: Recipe) -> list[str]:
 
 
 def _ledger(recipe: Recipe, name: str) -> Ledger | None:
-    """Return the ledger of a step's folder; None where it has not finished."""
+    """Return the ledger of a step's folder; None if it has not finished."""
     manifest = read_manifest(recipe.root / name) or {}
     return Ledger.from_json(manifest["ledger"]) if "ledger" in manifest else None
 

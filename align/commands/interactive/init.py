@@ -107,7 +107,7 @@ def _policy_lines(policy: str, *, lora: bool, rates: bool) -> list[str]:
 
 
 def _has_template(policy: str) -> bool | None:
-    """Return whether a model's folder has a chat template; None where that is not known without loading it."""
+    """Return whether a model's folder has a chat template; None if that is not known without loading it."""
     folder = Path(policy)
     if policy.startswith(GGUF) or not folder.is_dir():
         return None

@@ -32,7 +32,7 @@ KINDS = (SFT, RATE, DPO, KTO, RPO, SAMPLES)
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What is known of a source of rows."""
+    """What the first rows of a source are."""
 
     path: str
     name: str  # under `data`

@@ -90,7 +90,7 @@ def as_number(value: Any, name: str) -> float | None:  # noqa: ANN401 - a cell o
 
 
 def as_finish(item: Mapping[str, Any]) -> str | None:
-    """Return the finish reason of a response, or None where it has none."""
+    """Return the finish reason of a response, or None if it has none."""
     value = next((item[key] for key in FINISH_KEYS if item.get(key) is not None), None)
     return None if value is None else as_text(value, "finish")
 

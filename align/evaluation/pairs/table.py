@@ -30,7 +30,7 @@ class JudgedGame:
 
     id: str  # of the prompt
     prompt: str
-    a: str | None  # the evaluated model's response; None where a file of verdicts does not hold it
+    a: str | None  # the evaluated model's response; None if a file of verdicts does not hold it
     b: str | None  # the baseline's
     order: Order
     judge: str

@@ -50,7 +50,7 @@ def serving(
     Other settings are yielded as they are. All processes enter and leave together, and must have finished
     asking when they leave.
 
-    Raises `RunError` where the server does not start, or ends while the block runs.
+    Raises `RunError` if the server does not start, or ends while the block runs.
     """
     if engine.managed is not None:
         with _started(path, engine.managed, name=name, place=place, rates=rates) as server:
@@ -117,7 +117,7 @@ def _started(
 
 
 def _check_one_machine(processes: Processes, title: str) -> None:
-    """Raise where processes of other machines could not reach the server."""
+    """Raise if processes of other machines could not reach the server."""
     hosts = set(processes.all_gather_object(socket.gethostname()))
     if len(hosts) > 1:
         raise InputError(

@@ -1,1 +1,1 @@
-"""Requests to servers: bounded in time and size, retried, and no more at a time than a server has room for."""
+"""Requests to servers: bounded in time and size, retried, with a concurrency that adapts to the server."""

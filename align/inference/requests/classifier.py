@@ -42,7 +42,7 @@ class ClassifierClient:
         self._num_labels = num_labels
 
     def scores(self, groups: Sequence[Sequence[Sequence[int]]]) -> Iterator[Scores | None]:
-        """Yield the scores of each group of token sequences, in order; None where one is too long for the server.
+        """Yield the scores of each group of token sequences, in order; None if one is too long for the server.
 
         Raises `RunError` for an answer of another shape, and where the server fails.
         """

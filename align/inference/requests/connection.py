@@ -63,7 +63,7 @@ class Connection:
     def request(self, method: str, url: str, content: Any = None) -> Answer:  # noqa: ANN401 - any JSON
         """Return the answer to a request with JSON content.
 
-        Raises `TransientError` where none arrives in time, or one that is too large or cannot be decoded.
+        Raises `TransientError` if none arrives in time, or one that is too large or cannot be decoded.
         """
         try:
             return self._run(self._request(method, url, content))

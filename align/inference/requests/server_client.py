@@ -1,4 +1,4 @@
-"""Requests about one model to a server, many at the same time: errors are told apart, and some are retried."""
+"""Concurrent requests about one model to a server; transient errors are retried."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Sender:
     stopped: threading.Event  # no further request is sent once it is set
 
     def post(self, url: str, content: Mapping[str, Any], answer: TypeAdapter[A]) -> A | None:
-        """Return the answer to a request, retried after transient errors; None where its text is too long.
+        """Return the answer to a request, retried after transient errors; None if its text is too long.
 
         Raises `RefusedRequest` for a request that the server rejects, `InputError` if it would reject any, and
         `RunError` after the last failure.

@@ -206,7 +206,7 @@ def columns_of(ids_NK: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
 
 
 class HeadGradients:
-    """Gradients of hidden states, weight and bias (None where not needed), added up tile by tile in `dtype`."""
+    """Gradients of hidden states, weight and bias (None if not needed), added up tile by tile in `dtype`."""
 
     def __init__(
         self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, needs: Sequence[bool], dtype: torch.dtype

@@ -3,7 +3,7 @@
 `tree-recurrence` (extra `recurrent`) replaces the convolutions and recurrences in transformers' modules of such models
 by functions that read the trie from two keywords, and that call the original ones if these are not passed. Projections,
 convolutions, experts and attention compute each row once. A recurrence without a kernel that takes initial states
-(every one on a CPU, and Mamba-2's) reads each root path anew.
+(every one on a CPU, and Mamba-2's) recomputes each root path.
 """
 
 from __future__ import annotations

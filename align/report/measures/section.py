@@ -81,7 +81,7 @@ def _families(found: Facts) -> dict[str, Facts]:
 
 
 def _yields(found: Facts) -> Table | None:
-    """Return what became of the rows that were asked for, by family; None where that is not known."""
+    """Return what became of the rows that were asked for, by family; None if that is not known."""
     families = {name: measured for name, measured in _families(found).items() if measured.get("asked")}
     reasons = Counter[str]()
     for name, measured in families.items():

@@ -31,7 +31,7 @@ UNKNOWN_COST = "Not drawn, as the cost is unknown: "
 class Series:
     """The policies of one run on one task."""
 
-    label: str  # of the run; empty where there is one
+    label: str  # of the run; empty if there is one
     points: Sequence[Point]
     scores: Mapping[str, Facts]  # policy -> {value, low, high}
     verdicts: Mapping[str, Verdict]

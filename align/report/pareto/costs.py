@@ -39,7 +39,7 @@ RESOURCES = (
 
 
 def policy_costs(run: Run) -> dict[str, dict[str, float | None]]:
-    """Return {policy: {resource: cost}} of the evaluated policies; None where any part of a cost is unknown.
+    """Return {policy: {resource: cost}} of the evaluated policies; None if any part of a cost is unknown.
 
     A cost is the sum over all steps that a policy depends on, and the maximum for peak memory. Imported policies are
     free, and evaluations do not count. The size is that of the policy's own files without logs.

@@ -13,7 +13,7 @@ class Point:
     """A policy with its cost and quality."""
 
     name: str
-    cost: float | None  # lower is better; None where it is unknown
+    cost: float | None  # lower is better; None if it is unknown
     quality: float  # higher is better
 
 

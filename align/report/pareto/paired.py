@@ -95,7 +95,7 @@ def _interval(run: Run, answers: ByTask, task: str, one: str, other: str) -> tup
 def paired_interval(then: Answers, now: Answers) -> tuple[float, float] | None:
     """Return the 95 % interval of the change of Σ passed ÷ Σ of, paired by prompt, by the delta method.
 
-    None where the two were asked other prompts, or in another way, and for fewer than two prompts.
+    None if the two were asked other prompts or in another way, or if there are fewer than two prompts.
     """
     if then.asked != now.asked or then.prompts != now.prompts or len(now.prompts) < 2 or not sum(now.of) * sum(then.of):
         return None

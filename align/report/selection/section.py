@@ -53,7 +53,7 @@ class Comparison(NamedTuple):
 
     @property
     def once(self) -> str:
-        """Return what fixed models have cost, and whether that includes their training; empty where there are none."""
+        """Return what fixed models have cost, and whether that includes their training; empty if there are none."""
         passes = self.selected["reference_flops"]
         training = self.selected.get("reference_training_flops")
         if not passes:
@@ -89,7 +89,7 @@ def comparisons(selections: Mapping[str, Facts]) -> Iterator[Comparison]:
 def _loss_at(curve: Sequence[Sequence[float]], used: float) -> float | None:
     """Return the loss of the last point of about as many FLOPs, or else on the line between the points around them.
 
-    None where all points have more, or all have fewer.
+    None if all points have more, or all have fewer.
     """
     before = [point for point in curve if point[1] <= used * FLOPS_TOLERANCE]
     if not before:

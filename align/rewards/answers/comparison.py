@@ -125,7 +125,7 @@ def _same_case(text: str, other: str) -> bool | None:
     return True if squeezed(text).casefold() == squeezed(other).casefold() else None
 
 
-# Each returns None where it cannot decide
+# Each returns None if it cannot decide
 FORMS: tuple[Callable[[str, str], bool | None], ...] = (
     _same_choice,
     _same_decision,

@@ -85,7 +85,7 @@ WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
 def final_answer(response: str) -> str | None:
-    r"""Return the answer that a response gives, as it is written there; None where it gives none.
+    r"""Return the answer that a response gives, as it is written there; None if it gives none.
 
     Thoughts are no part of it. Of a response that was cut off, only an answer that is marked and complete counts: a
     number at the end may lack digits, and the last number so far may be a step on the way.

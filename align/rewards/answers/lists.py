@@ -88,7 +88,7 @@ def _split(text: str, *, split_numbers: bool) -> list[str]:
 
 
 def same_parts(given: Parts, expected: Parts, same: Callable[[str, str], bool]) -> bool | None:
-    """Compare part by part, in order where it counts; None where a bare list meets an interval."""
+    """Compare part by part, in order where it counts; None if a bare list meets an interval."""
     if {given.brackets, expected.brackets} in ({"", "[]"}, {"", "[)"}, {"", "(]"}):
         return None
     if given.brackets and expected.brackets and given.brackets != expected.brackets:

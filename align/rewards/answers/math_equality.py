@@ -31,7 +31,7 @@ PROGRAM = (
 
 @lru_cache(maxsize=65536)  # the responses to one prompt often give the same answer
 def equal_maths(given: str, expected: str) -> bool | None:
-    """Return whether math-verify finds two LaTeX texts equal; None where it exceeds its time or memory."""
+    """Return whether math-verify finds two LaTeX texts equal; None if it exceeds its time or memory."""
     return _service(given, expected)
 
 
@@ -62,7 +62,7 @@ class _Worker:
             return None
 
     def compare(self, given: str, expected: str) -> object:
-        """Return True or False, None where the worker has ended or exceeds its time."""
+        """Return True or False, None if the worker has ended or exceeds its time."""
         assert self._process.stdin
         try:
             framing.write(self._process.stdin.fileno(), framing.pack_json([given, expected]))

@@ -1,6 +1,6 @@
 """Dates, times of day, ratios and numerals in other bases: forms of an answer in which no number stands alone.
 
-Each function returns whether two texts are the same; None where they are not both of this form.
+Each function returns whether two texts are the same; None if they are not both of this form.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def _digits(match: re.Match[str]) -> str:
 
 
 def _cardinal(text: str) -> int | None:
-    """Return the value of number words; None where they are not one number, as in `two three`."""
+    """Return the value of number words; None if they are not one number, as in `two three`."""
     total = 0
     current = 0
     smallest = 10**15

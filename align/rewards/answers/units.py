@@ -82,7 +82,7 @@ def known_unit(word: str) -> Known | None:
 
 
 def parse_unit(text: str, *, attached: bool = False) -> Unit | None:
-    """Return a text after a number as a unit, None where it is none; `attached`: without a space between them.
+    """Return a text after a number as a unit, None if it is none; `attached`: without a space between them.
 
     >>> parse_unit("km/h") == parse_unit("kilometers per hour"), parse_unit("square feet") == parse_unit("ft^2")
     (True, True)

@@ -26,7 +26,7 @@ DATA_PACKAGE, DATA_FOLDER = "llama-index-core", "llama_index/core/_static/nltk_c
 
 
 def detected_language(text: str) -> str | None:
-    """Return the ISO code of the language (`zh-cn` or `zh-tw` for Chinese); None where langdetect finds none.
+    """Return the ISO code of the language (`zh-cn` or `zh-tw` for Chinese); None if langdetect finds none.
 
     The result is the same in every run. Source: langdetect, as in the published code.
     """

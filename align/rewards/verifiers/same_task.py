@@ -173,7 +173,7 @@ def task_features(text: str) -> TaskFeatures:
 
 
 def difference(one: TaskFeatures, other: TaskFeatures) -> str:
-    """Return the name of the first feature that two prompts differ in; empty where they are one task.
+    """Return the name of the first feature that two prompts differ in; empty if they are one task.
 
     >>> difference(task_features("Sum two numbers."), task_features("Multiply two numbers."))
     'operators'

@@ -1,4 +1,4 @@
-"""What a process tells of a class of its objects, so that the other one can make its mirror."""
+"""What one process sends about a class of its objects, so that the other one can make its mirror."""
 
 from __future__ import annotations
 

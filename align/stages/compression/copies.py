@@ -37,7 +37,7 @@ class PolicyCopy(Stage, ABC):
         return [Input(self.policy, (POLICY,), ("policy",))] if self.policy is not None else []
 
     def validate_inputs(self, inputs: StepInputs) -> None:
-        """Raise where no step makes a policy."""
+        """Raise if no step makes a policy."""
         if self.policy is None:
             raise InputError("no step before it makes a policy; import one in a step of the stage import", ("policy",))
 

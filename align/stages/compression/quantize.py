@@ -25,7 +25,7 @@ class Quantize(CompressedCopy):
     )
 
     def validate_settings(self) -> None:
-        """Raise where torchao is not installed."""
+        """Raise if torchao is not installed."""
         check_torchao(("stage",))
 
     def estimate(self, planning: Planning) -> Estimate:

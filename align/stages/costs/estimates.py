@@ -29,14 +29,14 @@ TEXT_BYTES = 8  # bytes of a token in a file of responses, and in its journal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingEstimate:
-    """What is known of a training step whose rows exist."""
+    """Further estimates of a training step whose rows exist."""
 
     counts: dict[str, int]
     format: str
     optimizer_steps: int
     longest: int  # tokens of the longest sequence
     unshared: int  # tokens of an epoch if responses did not share their prompt
-    memory: Footprint | None  # None where the model's dimensions are unknown or layers are recurrent
+    memory: Footprint | None  # None if the model's dimensions are unknown or layers are recurrent
     balance: Balance | None  # of the first optimizer steps over the ranks of the launch; None for one rank
 
 
@@ -48,9 +48,9 @@ class Estimate:
     stage: str
     rows: int  # that it trains on, answers or judges
     tokens: int = 0  # computed (in one epoch, where it trains), each distinct (prefix, token) of a group once
-    flops: float | None = 0.0  # of the whole step, reference pass included; None where they are unknown
+    flops: float | None = 0.0  # of the whole step, reference pass included; None if they are unknown
     seconds: float | None = 0.0
-    weights: int | None = None  # of the model that it trains or asks; None where there is none or it is unknown
+    weights: int | None = None  # of the model that it trains or asks; None if there is none or it is unknown
     unknown: str = ""  # why FLOPs, time and memory are unknown
     disk: int = 0  # bytes that it leaves behind
     spare: int = 0  # bytes of its checkpoints, while it runs

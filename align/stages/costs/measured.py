@@ -27,7 +27,7 @@ PRODUCTS = 4  # timed; the first one is slower
 class Done:
     """The work that a step computed."""
 
-    dimensions: Decoder | str | None = None  # of its model, or why they are unknown; None where no model ran
+    dimensions: Decoder | str | None = None  # of its model, or why they are unknown; None if no model ran
     weights: int | None = None
     frozen: bool = False  # whether only adapters were trained, without gradients of the other weights
     tokens_trained: int = 0

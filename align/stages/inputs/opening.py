@@ -55,7 +55,7 @@ def lack_of_kind(
 
 
 def lack_of_preference(record: Record, *, needs_rewards: bool) -> str | None:
-    """Return why no response of a comparison is known to be better than another; None where one is."""
+    """Return why no response of a comparison is known to be better than another; None if one is."""
     assert isinstance(record, Comparison)
     rewards = {response.reward for response in record.responses}
     if len(record.responses) < 2 and LIKED in record.metadata:  # noqa: PLR2004 - a comparison takes two

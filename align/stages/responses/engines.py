@@ -40,7 +40,7 @@ def engine_identity(engine: EngineSettings, processes: Processes) -> dict[str, A
 def engine_report(engine: EngineSettings, identity: dict[str, Any], processes: Processes) -> dict[str, Any]:
     """Return what a manifest says of an engine that these processes have asked.
 
-    `repeatable` is whether a step that is resumed, or run again, draws the same samples; None where that is up to a
+    `repeatable` is whether a step that is resumed, or run again, draws the same samples; None if that is up to a
     server or to a user's own engine.
     """
     managed = engine.managed

@@ -1,4 +1,4 @@
-"""Sampling and judging over the processes of a launch, with journals that a kill cannot undo."""
+"""Sampling and judging over the processes of a launch, with journals that survive a kill."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def remove_journals(folder: Path) -> None:
 
 
 def prompt_check(policies: Sequence[str], engine: EngineSettings) -> Callable[[Prompt], None] | None:
-    """Return a check that the chat template of every policy can render a prompt; None where no model is loaded here."""
+    """Return a check that the chat template of every policy can render a prompt; None if no model is loaded here."""
     if not engine.loads_model:
         return None
     local = engine.local or LocalSettings()

@@ -21,7 +21,7 @@ SAMPLING = SamplingSettings(temperature=0.7, top_p=0.95, max_new_tokens=1024)
 
 
 class SynthesisSettings(Settings):
-    """What is made, by whom, and how it is split."""
+    """What a `synthesize` step makes, by which models, and how it is split."""
 
     policies: list[str] = Field(
         default_factory=list[str],

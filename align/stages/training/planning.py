@@ -130,7 +130,7 @@ def estimate_bound(step: TrainingSettings, planning: Planning, made: Estimate) -
 
 
 def _fixed_models(step: TrainingSettings, planning: Planning) -> dict[str, FixedModel]:
-    """Return what is known of the reference and of the scorer of a step's selection, where it has them."""
+    """Return the size and training rows of the reference and of the scorer of a step's selection, if it has them."""
     found: dict[str, FixedModel] = {}
     for key, names in step.selection.fixed_steps.items() if step.selection is not None else ():
         is_cross_fitted = len(names) > 1
@@ -140,7 +140,7 @@ def _fixed_models(step: TrainingSettings, planning: Planning) -> dict[str, Fixed
 
 
 def _trained_rows(train: TrainSettings, made: Estimate) -> int:
-    """Return on how many rows a cross-fitted reference is trained, with the settings of the step that it is for."""
+    """Return the number of rows that a cross-fitted reference of the step is trained on."""
     if made.training is not None:
         return groups_in_steps(made.training.optimizer_steps, made.rows, train.prompts_per_step)
     half = -(-made.rows // FOLDS)  # a bound counts all rows
@@ -184,7 +184,7 @@ def planned_device(step: TrainingSettings) -> torch.device:
 
 
 def _taken(step: TrainingSettings, planning: Planning) -> int:
-    """Return the optimizer steps of the step that this one resumes, which also has its references."""
+    """Return the number of optimizer steps that a resumed step has already taken."""
     return 0 if step.resume is None else planning.made[step.resume].until_step or 0
 
 

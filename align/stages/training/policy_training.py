@@ -106,7 +106,7 @@ def prepare(
 
 
 def begin(step: TrainingSettings, context: RunContext, processes: Processes) -> int:
-    """Begin with the checkpoint of the step that this one resumes, if any; return its number of optimizer steps."""
+    """Adopt the checkpoint of the step that this one resumes, if any; return its number of optimizer steps."""
     if step.resume is None:
         return 0
     earlier = context.inputs.folders[step.resume]

@@ -203,7 +203,7 @@ def _write_source(
 
 
 def preferred(group: TokenGroup) -> TokenGroup:
-    """The group with the response alone that its row names, else the best rewarded; as it is where neither is known."""
+    """Return the group with only its chosen or best rewarded response; unchanged if neither is known."""
     if group.chosen is None and group.rewards is None:
         return group
     best = group.chosen if group.chosen is not None else max(enumerate(group.rewards or ()), key=itemgetter(1))[0]
@@ -217,9 +217,9 @@ def preferred(group: TokenGroup) -> TokenGroup:
 
 
 def is_held_out(group: TokenGroup, share: float) -> bool:
-    """Whether the prompt falls into the held-out share.
+    """Return whether the prompt belongs to the held-out share.
 
-    All rows of a prompt fall on one side, always the same, wherever they are cut.
+    All rows of a prompt are on the same side, in every run and whatever `max_length` cuts.
     """
     assert group.prompt_hash is not None
     return group.prompt_hash < share * HASH_SPACE

@@ -120,7 +120,7 @@ def _load_fixed(
 def selection_report(loop: Loop, outcome: TrainingResult, model: Decoder | str) -> dict[str, Any]:
     """Return what the manifest says of a step's selection: costs, shares, and the held-out loss over FLOPs.
 
-    FLOPs are None where the dimensions of a model are unknown. Those of reference and scorer are their passes over all
+    FLOPs are None if the dimensions of a model are unknown. Those of reference and scorer are their passes over all
     rows, estimated from some of them, even if another step has run them already, and the training of cross-fitted
     references; the held-out curve starts after them. The uniform FLOPs are those of training on as many rows of mean
     cost.

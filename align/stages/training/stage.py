@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def different_settings(step: TrainingStage, earlier: Stage) -> list[str]:
-    """Return the settings of two steps, by their first key, of which one could not resume the training of the other."""
+    """Return the first keys of the settings that keep one step from resuming the training of the other."""
 
     def keys(stage: Stage) -> dict[str, Any]:
         train = stage.decisive().get("train", {}).items()
@@ -74,11 +74,11 @@ class TrainingStage(Stage):
     can_split_rows: ClassVar[bool] = False
 
     def made(self, name: str) -> list[str]:
-        """Return the step, after its cross-fitted references and the uniform one that it is compared with."""
+        """Return the names of the step's cross-fitted references, of its uniform baseline, and of the step itself."""
         return [*reference_names(self, name), *uniform_names(self, name), name]
 
     def expand(self, name: str, before: Mapping[str, Stage], policies: Sequence[str]) -> list[Placed]:
-        """Return the step, after its cross-fitted references and the uniform one that it is compared with."""
+        """Return the step's cross-fitted references, its uniform baseline, and the step itself."""
         step = self.resolve(before)
         step.check_resumed(before)
         return with_uniform(name, step, before)
@@ -169,7 +169,7 @@ class TrainingStage(Stage):
         check_trackers(self.train.trackers)
 
     def validate_inputs(self, inputs: StepInputs) -> None:
-        """Raise where a setting needs held-out rows and there are none, or where rows cannot be trained on."""
+        """Raise if a setting needs held-out rows and there are none, or if rows cannot be trained on."""
         held_out = {
             ("train", "keep"): self.train.keep == "best",
             ("train", "evaluate_every"): self.train.evaluate_every,
@@ -219,7 +219,7 @@ class TrainingStage(Stage):
             check_products(planned_device(self))
 
     def open_rows(self, name: str, source: SourceSettings) -> None:
-        """Raise for first rows of another kind than the step trains on, or if none of many is of use."""
+        """Raise if the first rows are of the wrong kind, or if none of many can be trained on."""
         lacks: list[str | None] = []
         for located in first_records(source, SEARCHED_ROWS):
             if len(lacks) >= FIRST_ROWS and None in lacks:
@@ -231,7 +231,7 @@ class TrainingStage(Stage):
             raise InputError(f"{source.path}: {message}")
 
     def lack(self, record: Record) -> str | None:
-        """Return why the step cannot train on a record of its kind; None where it can."""
+        """Return why the step cannot train on a record of its kind; None if it can."""
         return None
 
     def needs_held_out(self) -> dict[tuple[str, ...], Any]:

@@ -88,7 +88,7 @@ class _TalkFamily(ChildFamily):
         return read_template(self.user_template_file, ("persona", "history"))
 
     def _reason(self, talk: Talk, turn: Turn, bench: Workbench) -> str:
-        """Return why a user's turn is not kept; empty where it is."""
+        """Return why a user's turn is not kept; empty if it is."""
         return turn.reason or ("" if speaks(turn.text, bench.language) else LANGUAGE)
 
     def _talks(self, parents: Sequence[Item], bench: Workbench) -> list[Talk]:

@@ -131,14 +131,14 @@ class ChildFamily(Family):
 
 
 def unanswered(answer: Answer) -> str:
-    """Return why a request was not answered; empty where it was."""
+    """Return why a request was not answered; empty if it was."""
     if answer.finish.startswith(REFUSED_BY_SERVER):
         return "refused by the server"
     return TOO_LONG if answer.finish == TOO_LONG else ""
 
 
 def lost(answer: Answer, *, refusals: bool = True) -> str:
-    """Return why an answer cannot be a message; empty where it can. `refusals` are among the reasons."""
+    """Return why an answer cannot be a message; empty if it can. `refusals` are among the reasons."""
     if reason := unanswered(answer):
         return reason
     if answer.is_cut:

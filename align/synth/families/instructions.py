@@ -103,7 +103,7 @@ class Instructions(_Constrained):
     makes: ClassVar[str] = PROMPT
 
     def check(self) -> None:
-        """Raise where no kind can be drawn for the form."""
+        """Raise if no kind can be drawn for the form."""
         if self.form != SINGLE and self.kinds is not None and OF_ONE_PROMPT.issuperset(self.kinds):
             kinds = ", ".join(sorted(set(self.kinds)))
             raise InputError(

@@ -100,7 +100,7 @@ class ListFamily(Family):
         return item.prompt
 
     def reject(self, text: str, ask: Ask) -> str:
-        """Return why a text is not kept; empty where it is."""
+        """Return why a text is not kept; empty if it is."""
         return ECHO if same(text) in {same(parent.prompt) for parent in ask.parents} else ""
 
     def calls(self, parents: int, max_new_tokens: int) -> Calls:

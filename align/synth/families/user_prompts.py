@@ -74,7 +74,7 @@ class SelfInstruct(ListFamily, ChildFamily):
         return found
 
     def reject(self, text: str, ask: Ask) -> str:
-        """Return why a text is not kept; empty where it is."""
+        """Return why a text is not kept; empty if it is."""
         if self.task is not None and general.parse(text) is None:
             return NOT_OF_THE_TASK
         if self.task is not None and split_of(text) == "test":
@@ -137,7 +137,7 @@ class Magpie(Family):
 
 
 def _turn(answer: Answer, language: str | None) -> tuple[str, str]:
-    """Return the user's message that a model wrote, and why it is dropped; empty where it is kept."""
+    """Return the user's message that a model wrote, and why it is dropped; empty if it is kept."""
     if reason := lost(answer):
         return "", reason
     turn = user_turn(answer.text)

@@ -183,7 +183,7 @@ class Evolution:
                 yield Candidate(birth.colony.number, text, birth.parents, birth.template, dict(birth.details), [answer])
 
     def _reason(self, text: str) -> str:
-        """Return why a new task is not kept; empty where it may be."""
+        """Return why a new task is not kept; empty if it may be."""
         if self.settings.task is None:
             return "" if speaks(text, self.bench.language) else LANGUAGE
         if code.parse(text) is None:

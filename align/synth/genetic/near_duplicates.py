@@ -39,7 +39,7 @@ class KnownTexts:
         self._features.append(task_features(text))
 
     def reason(self, text: str) -> str:
-        """Return why a text counts as a copy; empty where it is none."""
+        """Return why a text counts as a copy; empty if it does not."""
         if earlier := self._before.reason(text) if self._before else "":
             return earlier
         if same(text) in self._texts:

@@ -24,7 +24,7 @@ def hashed_words(texts: Sequence[str], *, width: int = WIDTH) -> Vectors:
     """Return a vector of unit length for each text from its words and pairs of words, fp64 [N, `width`].
 
     Each is hashed to a place and a sign (Weinberger et al. 2009) and weighted with (1 + log count) · (1 + log((1 + N) /
-    (1 + texts that have it))): texts with no word in common are nearly orthogonal. It knows nothing of meaning.
+    (1 + texts that have it))): texts with no word in common are nearly orthogonal. It captures no meaning.
     """
     grams = [Counter([*found, *zip(found, found[1:], strict=False)] or [""]) for found in map(words, texts)]
     num_texts = Counter(gram for counts in grams for gram in counts)

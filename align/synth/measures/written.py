@@ -143,7 +143,7 @@ def _numbers(own: Sequence[Row], name: str) -> list[float]:
 
 
 def _of_numbers(own: Sequence[Row]) -> dict[str, Any]:
-    """Return means of the numbers that rows have; None where no row has one."""
+    """Return means of the numbers that rows have; None if no row has one."""
     rewards, difficulties, rates = (_numbers(own, name) for name in ("reward", "ifd", "pass_rate"))
     return {
         "rewarded": len(rewards),

@@ -13,7 +13,7 @@ REJECTED = NO | {"fail", "failed", "incorrect", "reject"}
 
 
 def yes_no(text: str) -> bool | None:
-    """Return whether an answer begins with yes or with no; None where it begins with neither.
+    """Return whether an answer begins with yes or with no; None if it begins with neither.
 
     >>> yes_no("**Yes**, it is."), yes_no("Answer: no"), yes_no("Nobody knows.")
     (True, False, None)

@@ -159,7 +159,7 @@ def _entries(text: str, wanted: int, *, names: bool) -> tuple[list[str], bool]:
 
 
 def _json_strings(text: str) -> tuple[list[str], bool] | None:
-    """Return the strings of the first JSON array, and whether it is closed; None where there is none."""
+    """Return the strings of the first JSON array, and whether it is closed; None if there is none."""
     start = next((mark.end() - 1 for mark in ARRAY.finditer(text)), -1)
     is_unclear = False  # whether an entry was left out
     decoder = json.JSONDecoder()
@@ -185,7 +185,7 @@ def _json_strings(text: str) -> tuple[list[str], bool] | None:
 
 
 def _text_of(entry: dict[str, object]) -> str | None:
-    """Return the text of an item with several keys: of a known key, or the only text; None where it is not clear."""
+    """Return the text of an item with several keys: of a known key, or the only text; None if it is not clear."""
     texts = {name.lower(): value for name, value in entry.items() if isinstance(value, str)}
     known = next((texts[name] for name in TEXT_KEYS if name in texts), None)
     return next(iter(texts.values())) if known is None and len(texts) == 1 else known

@@ -59,7 +59,7 @@ class Turn(NamedTuple):
     """A user's turn, or why there is none."""
 
     text: str
-    reason: str = ""  # empty where the turn is kept
+    reason: str = ""  # empty if the turn is kept
     was_polite: bool = False  # whether politeness was removed
 
 

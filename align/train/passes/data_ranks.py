@@ -50,7 +50,7 @@ class DataRanks:
 def split_sequences(run: TrainingRun, sharding: Replicated, groups: GroupView, forward: Forward) -> str | None:
     """Let groups of processes split the rows of the policy's trees as the settings say; return a note, None if not.
 
-    Raises `InputError` where that is not supported.
+    Raises `InputError` if that is not supported.
     """
     size, policy, accelerator = run.settings.sequence_parallel, sharding.policy, sharding.accelerator
     if size == 1:

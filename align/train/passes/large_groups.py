@@ -10,7 +10,7 @@ from align.train.sharding.replicated import Replicated
 def limit_rows(sharding: Replicated, groups: GroupView, forward: Forward) -> str | None:
     """Let the policy run groups above the token budget in parts; return a note about them, None without any.
 
-    Where that is not supported they run at once and need more memory, and the note says why.
+    If that is not supported, each runs in one pass and needs more memory, and the note says why.
     """
     sizes = groups.column(forward.name)
     token_budget = sharding.settings.token_budget

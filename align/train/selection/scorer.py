@@ -42,7 +42,7 @@ from align.train.training_run import WORK_METRICS
 class Losses(NamedTuple):
     """The losses of some groups, in their order."""
 
-    policy_B: Floats | None  # None where the score does not need it
+    policy_B: Floats | None  # None if the score does not need it
     reference_B: Floats | None
     features_BF: Floats | None  # where the choice is coupled
     metrics: dict[str, float]  # work of all ranks, and seconds

@@ -226,7 +226,7 @@ def exits(chosen: Sequence[int]) -> Sequence[int]:
 def exit_work(settings: SelectionSettings, model: Decoder | str, work: Work) -> Work:
     """Return what a pass costs through the layers that score rows, as the work of all layers.
 
-    Raises `InputError` where the layers' share of the cost is unknown, or where they are all layers.
+    Raises `InputError` if the layers' share of the cost is unknown, or if they are all layers.
     """
     if settings.score_layers is None:
         return work

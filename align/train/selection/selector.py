@@ -65,7 +65,7 @@ class Selector:
         self._score = with_score.get(self._settings.score) or _own(self._settings.score)
 
     def __enter__(self) -> Self:
-        """Open the journal; without a checkpoint the choice begins anew."""
+        """Open the journal; without a checkpoint it starts empty."""
 
         def opened() -> dict[str, Any]:
             if not latest_checkpoint(self._run.folder):

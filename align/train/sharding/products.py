@@ -34,7 +34,7 @@ def products_in(precision: str, device: torch.device) -> AbstractContextManager[
 
 
 def check_products(device: torch.device) -> None:
-    """Raise `InputError` where `bf16_products` has no effect, by comparing a product within and outside of it."""
+    """Raise `InputError` if `bf16_products` has no effect, by comparing a product within and outside of it."""
     matrix = torch.linspace(1, 2, _SIDE * _SIDE).view(_SIDE, _SIDE)
     exact = matrix @ matrix.T
     with bf16_products():

@@ -100,7 +100,7 @@ def _sections(values: dict[str, Any], errors: ErrorList, broken: set[str]) -> Wr
 
 
 def _check_order(recipe: Recipe) -> None:
-    """Raise where the steps cannot run in any order."""
+    """Raise if the steps cannot run in any order."""
     try:
         order(recipe.graph())
     except InputError as error:

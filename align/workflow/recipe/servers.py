@@ -24,7 +24,7 @@ class _Use(NamedTuple):
 
 
 def check_servers(recipe: Recipe) -> None:
-    """Raise where one server is asked for several policies and nothing says how it follows them.
+    """Raise if one server is asked for several policies and nothing says how it follows them.
 
     It would be asked for a name that it does not know, after all training before it, or answer with one and the same
     model in the name of all.

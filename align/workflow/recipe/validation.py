@@ -139,7 +139,7 @@ def _check_input(recipe: Recipe, wanted: Input) -> None:
 
 
 def check_columns(recipe: Recipe) -> None:
-    """Raise where two evaluations would write different things into one column of the table."""
+    """Raise if two evaluations would write different things into one column of the table."""
     seen: dict[str, tuple[str, object]] = {}
     for name, step in recipe.steps.items():
         for column, loc, asked, _ in step.columns(recipe.resolved(name)):

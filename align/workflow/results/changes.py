@@ -77,7 +77,7 @@ def _answers_in(column: _Column) -> Answers:
 
 
 def _change(then: Answers, now: Answers) -> dict[str, Any] | None:
-    """Return the paired difference with its interval; None where the prompts differ, or without any."""
+    """Return the paired difference with its interval; None if the prompts differ, or without any."""
     if then.prompts != now.prompts or not then.prompts:  # a calibration error has no parts
         return None
     pairs = list(zip(*(zip(each.passed, each.of, strict=True) for each in (then, now)), strict=True))

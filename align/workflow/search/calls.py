@@ -67,7 +67,7 @@ def calls(command: Command, *, until: str | None = None, rerun_from: str | None 
 def assumed(command: Command) -> tuple[Command, list[str]]:
     """Return the command with the trials of every rung, for estimates, and notes on what is assumed of them.
 
-    Decisions of which the trials are finished are taken; in place of the others, the first trials go on.
+    Decisions whose trials have finished are taken; for all others, the first trials are assumed to be promoted.
     """
     notes: list[str] = []
     for name in _in_order(command.loaded):
@@ -105,7 +105,7 @@ def _in_order(recipe: Recipe) -> list[str]:
 def _begun(name: str, search: SearchSettings) -> SearchSettings:
     """Return the search with its first trials: all, those before TPE draws, or one where FLOPs or money limit it.
 
-    Raises `InputError` where optuna is needed and missing.
+    Raises `InputError` if optuna is needed and missing.
     """
     if search.points == "tpe":
         check_optuna(("search", name, "points"))

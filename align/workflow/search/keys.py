@@ -1,4 +1,4 @@
-"""Searched keys: which of the recipe they are, which values of a trial they take, and which steps depend on them."""
+"""Searched keys: their keys in the recipe, their values in a trial, and the steps that depend on them."""
 
 from __future__ import annotations
 

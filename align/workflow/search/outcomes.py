@@ -1,4 +1,4 @@
-"""Outcomes of trials, from the manifests of their steps: their rank, who goes on, and what the search costs."""
+"""Outcomes of trials, from the manifests of their steps: ranking, promotion, and the cost of the search."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COSTS = ("flops", "seconds", "cost")  # names in a ledger
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a trial reached at a rung, and what that rung took; costs are None where they are unknown."""
+    """What a trial reached at a rung, and what that rung took; costs are None if they are unknown."""
 
     trial: int
     score: Mapping[str, Any]  # value, low, high and n
@@ -103,7 +103,7 @@ def _outcome(
 
 
 def _costs(manifests: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Return what steps took together; None where it is unknown of one of them."""
+    """Return the total costs of the steps; None if a cost of one of them is unknown."""
     return {name: sum_if_known(manifest["ledger"][name] for manifest in manifests) for name in COSTS}
 
 
@@ -120,7 +120,7 @@ def ranked(found: Sequence[Outcome], search: SearchSettings) -> list[Outcome]:
 
 
 def num_promoted(number: int, search: SearchSettings) -> int:
-    """Return how many of `number` trials of a rung go on.
+    """Return how many of `number` trials of a rung are promoted to the next one.
 
     >>> [num_promoted(number, SearchSettings.model_construct(halving=3.0)) for number in (1, 2, 9, 10)]
     [1, 1, 3, 3]
@@ -131,7 +131,7 @@ def num_promoted(number: int, search: SearchSettings) -> int:
 def advanced(search: SearchSettings, found: Sequence[Sequence[Outcome]]) -> SearchSettings:
     """Return the search with its next trial, its next rung, or the chosen trial; every started trial has an outcome.
 
-    Raises `RunError` where no trial has a value.
+    Raises `RunError` if no trial has a value.
     """
     levels = search.levels
     last = ranked(found[-1], search)

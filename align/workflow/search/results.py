@@ -22,7 +22,7 @@ BEST_RUNG = "the best trial and rung, without further training"
 def search_results(recipe: Recipe, manifests: Manifests) -> dict[str, Any]:
     """Return every search of the recipe by the name of its step: its trials by rung, their costs, and what was chosen.
 
-    Costs are None where they are unknown. `estimate` holds the scores of the chosen policy on rows that no trial was
+    Costs are None if they are unknown. `estimate` holds the scores of the chosen policy on rows that no trial was
     compared on; it is None before the policy is evaluated on such rows.
     """
     return {name: _search(recipe, name, manifests) for name in recipe.search}

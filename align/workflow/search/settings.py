@@ -148,9 +148,9 @@ class SearchSettings(Settings):
         """Whether the highest value of the metric is the best."""
         return KeepBest(best=self.metric, greater_is_better=self.greater_is_better).is_greater_better
 
-    def is_at_end(self, going_on: int) -> bool:
-        """Return whether the search ends after the trials so far, of which `going_on` would go on."""
-        return len(self.levels) == len(self.rungs) or (going_on == 1 and self.finish == "end")
+    def is_at_end(self, num_promoted: int) -> bool:
+        """Return whether the search ends after the trials so far, of which `num_promoted` would be promoted."""
+        return len(self.levels) == len(self.rungs) or (num_promoted == 1 and self.finish == "end")
 
     @property
     def levels(self) -> list[list[int]]:

@@ -150,7 +150,7 @@ class _Trials:
         return self.points[trial]
 
     def _check_end(self) -> None:
-        """Raise where the searched step stops before the last rung, whose checkpoint it would resume."""
+        """Raise if the searched step stops before the last rung, whose checkpoint it would resume."""
         step = self.recipe.steps[self.base]
         rungs = self.search.rungs
         assert isinstance(step, TrainingStage)
@@ -167,7 +167,7 @@ class _Trials:
             raise InputError(message, ("search", self.name, "chosen"))
 
     def _check_others(self) -> None:
-        """Raise where what compares the trials, or another search before the trials, depends on a searched key."""
+        """Raise if what compares the trials, or another search before the trials, depends on a searched key."""
         recipe, name = self.recipe, self.evaluation
         asked = recipe.steps[name].model_copy(update={"policies": [], "kl_from_start": False})
         asking = recipe.model_copy(update={"steps": {**recipe.steps, name: asked}})

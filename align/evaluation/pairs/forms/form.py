@@ -10,7 +10,7 @@ from align.errors import InputError
 from align.evaluation.pairs.table import JudgedGame, JudgedPair
 
 Row = Mapping[str, Any]
-VOID = "void"  # key for why a game is void, which other tools ignore; written where the form itself does not tell
+VOID = "void"  # key for why a game is void, which other tools ignore; written where the form itself has no place for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""What is in bf16: weights, their stochastic rounding, and what processes send each other."""
+"""Training in bf16: weights, stochastic rounding, and communication."""

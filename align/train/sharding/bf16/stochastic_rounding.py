@@ -1,4 +1,4 @@
-"""Stochastic rounding to bf16 with random numbers that have an address.
+"""Stochastic rounding to bf16, reproducible on every device.
 
 A value between two neighbours in bf16 becomes the upper one with a probability that equals its position between them,
 so that the result is right on average. Rounding to nearest would lose every update of less than half the distance,
