@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from align.config import stable_hash
+from align.data.group_choice import best_and_low, most_variance
 from align.data.rejections import count_reason
 from align.distributed.journal import Journal
 from align.distributed.work_split import WorkShard
@@ -144,11 +145,12 @@ def comparisons(
             count_reason(statistics.counts, refused[0], prefix=DROPPED_ROWS)
             continue
         known = _ranked(group, settings, statistics)
-        reason = _reason_to_drop([verdict.reward or 0.0 for _, verdict in known], settings)
+        ranked = [verdict.reward or 0.0 for _, verdict in known]
+        reason = _reason_to_drop(ranked, settings)
         if reason:
             statistics.counts[f"groups:left out, {reason}"] += 1
             continue
-        kept = [known[index] for index in evenly_spaced(len(known), _number_kept(len(known), settings))]
+        kept = [known[index] for index in _kept(ranked, settings)]
         statistics.counts["responses:left out, over the maximum number"] += len(known) - len(kept)
         statistics.counts["groups"] += 1
         statistics.add_group([(len(sample.whole_text), verdict.reward or 0.0) for sample, verdict in kept])
@@ -177,9 +179,14 @@ def evenly_spaced(size: int, number: int) -> list[int]:
     return [round(index * (size - 1) / (number - 1)) for index in range(number)]
 
 
-def _number_kept(size: int, settings: GroupSettings) -> int:
-    """Return how many responses of a group with `size` rewards are kept."""
-    return {"all": settings.max_responses or size, "best_worst": PAIR, "best": 1}[settings.keep]
+def _kept(rewards: Sequence[float], settings: GroupSettings) -> list[int]:
+    """Return the indices of the responses of a group that are kept; the rewards are sorted, the best first."""
+    if settings.keep == "most_variance":
+        return most_variance(rewards, settings.max_responses or len(rewards))
+    if settings.keep == "best_and_low":
+        return best_and_low(rewards)
+    number = {"all": settings.max_responses or len(rewards), "best_worst": PAIR, "best": 1}[settings.keep]
+    return evenly_spaced(len(rewards), number)
 
 
 def _ranked(group: ScoredGroup, settings: GroupSettings, statistics: GroupStatistics) -> list[tuple[Sample, Verdict]]:

@@ -42,16 +42,18 @@ class ConstraintSettings(Settings):
 class GroupSettings(Settings):
     """Which responses to a prompt become a comparison, and which prompts are dropped."""
 
-    keep: Literal["all", "best_worst", "best"] = Field(
+    keep: Literal["all", "best_worst", "most_variance", "best_and_low", "best"] = Field(
         default="all",
-        description="Keep all responses of a group, the best and the worst, or only the best as a demonstration for "
-        "SFT (rejection sampling; set min_best).",
+        description="Keep all responses of a group; the best and the worst; the max_responses whose rewards have the "
+        "largest variance (PODS, arXiv 2504.13818); the best, and the one whose reward is closest to two standard "
+        "deviations below the mean (arXiv 2502.16825); or only the best as a demonstration for SFT (rejection "
+        "sampling; set min_best).",
     )
     max_responses: int | None = Field(
         default=None,
         ge=2,
-        description="Maximum number of responses kept per prompt: the best, the worst, and evenly spaced ranks between "
-        "them; no limit if left out.",
+        description="Maximum number of responses kept per prompt. With keep: all, the best, the worst, and evenly "
+        "spaced ranks between them; no limit if left out.",
     )
     min_gap: float = Field(
         default=0.0,
@@ -65,8 +67,11 @@ class GroupSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _check_best(self) -> Self:
-        for name in sorted({"max_responses", "min_gap"} & self.model_fields_set):
-            if self.keep == "best":
-                raise InputError("has no effect with keep: best, which keeps one response; remove it", (name,))
+    def _check_keep(self) -> Self:
+        if self.keep == "most_variance" and self.max_responses is None:
+            raise InputError("is needed: the number of responses that keep: most_variance keeps", ("max_responses",))
+        number = {"best_worst": "two responses", "best_and_low": "two responses", "best": "one response"}.get(self.keep)
+        unused = {"max_responses", *(["min_gap"] if self.keep == "best" else [])} & self.model_fields_set
+        for name in sorted(unused) if number else ():
+            raise InputError(f"has no effect with keep: {self.keep}, which keeps {number}; remove it", (name,))
         return self

@@ -1,5 +1,7 @@
 import json
 from collections import Counter
+from itertools import combinations
+from statistics import fmean, pstdev
 
 import pytest
 
@@ -161,11 +163,42 @@ def test_the_best_response_alone_is_kept_with_ties_and_single_responses(tmp_path
     assert statistics.report()["gap_mean"] == (0.0 if expected else None)
 
 
-@pytest.mark.parametrize("setting", [{"min_gap": 1.0}, {"max_responses": 3}])
-def test_settings_of_several_responses_are_refused_where_one_is_kept(setting):
-    (name,) = setting
-    with pytest.raises(InputError, match=rf"^{name}: has no effect with keep: best"):
-        build(GroupSettings, {"keep": "best", **setting})
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_the_responses_whose_rewards_vary_most_are_kept(tmp_path, number):
+    given = ["a", "bbbb", "cc", "d" * 9, "e" * 8, "f" * 7]  # rewards are lengths
+    settings = GroupSettings(keep="most_variance", max_responses=number)
+    (group,), statistics = made(tmp_path, [Q], samples(Q, *given), settings)
+    kept = [len(text) for text in texts(group)]
+    assert kept == sorted(kept, reverse=True) and len(kept) == number
+    most = max(pstdev(each) for each in combinations(map(len, given), number))
+    assert pstdev(kept) == pytest.approx(most)
+    assert statistics.counts["responses:left out, over the maximum number"] == len(given) - number
+
+
+def test_the_best_response_and_one_two_deviations_below_the_mean_are_kept(tmp_path):
+    lengths = [1, 20, *range(50, 78)]  # rewards; the mean is 60 and the deviation 15.6
+    (group,), _ = made(tmp_path, [Q], samples(Q, *("x" * each for each in lengths)), GroupSettings(keep="best_and_low"))
+    assert [len(text) for text in texts(group)] == [77, 20]
+    assert fmean(lengths) - 2 * pstdev(lengths) == pytest.approx(29, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("keep", "setting"),
+    [
+        ("best", "min_gap"),
+        ("best", "max_responses"),
+        ("best_worst", "max_responses"),
+        ("best_and_low", "max_responses"),
+    ],
+)
+def test_a_setting_without_effect_on_what_is_kept_is_refused(keep, setting):
+    with pytest.raises(InputError, match=rf"^{setting}: has no effect with keep: {keep}, which keeps"):
+        build(GroupSettings, {"keep": keep, setting: 3})
+
+
+def test_most_variance_needs_the_number_of_responses():
+    with pytest.raises(InputError, match="^max_responses: is needed"):
+        build(GroupSettings, {"keep": "most_variance"})
 
 
 @pytest.mark.parametrize(
