@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SLURM, SKYPILOT = ROOT / "launch" / "slurm.sbatch", ROOT / "launch" / "skypilot.yaml"
 JOB = 1234567
 OVERRIDES = ["steps.rpo.train.reduce=each", "seed=1"]
-WAIT_S = 20
+WAIT_S = 300
 
 # Each stand-in leaves its arguments in a file, a line each.
 ACCELERATE = """#!/usr/bin/env bash

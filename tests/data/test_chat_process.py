@@ -149,7 +149,7 @@ def test_the_process_ends_with_its_owner_and_is_replaced_when_it_is_killed():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     worker = Path(f"/proc/{int(ended.stdout)}")
-    for _ in range(100):
+    for _ in range(1000):
         if not worker.exists():
             break
         time.sleep(0.1)

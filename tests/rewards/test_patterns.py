@@ -146,6 +146,6 @@ def test_a_pattern_that_cannot_be_searched_is_refused(pattern, said):
 
 def test_many_spaces_before_no_postscript_are_searched_in_time():
     row = {"instructions": [{"id": ROWS[3]["id"], "kwargs": {"postscript_marker": "PS"}}]}
-    start = time.monotonic()
+    start = time.process_time()
     assert follows(row, " " * 200_000 + "x") == [False]
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5

@@ -22,7 +22,7 @@ def descendants(top):
     return found - {top}
 
 
-def gone(numbers, within_s=5.0):
+def gone(numbers, within_s=100.0):
     """Return whether processes have ended; the kernel may take a moment."""
     until = time.monotonic() + within_s
     while alive := {number for number in numbers if Path(f"/proc/{number}").exists()}:

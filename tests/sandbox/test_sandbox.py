@@ -19,7 +19,7 @@ from align.rewards.unit_tests import run_tests
 from align.sandbox.process import PROGRAM_WORKER, Limits, Sandbox
 from align.sandbox.seccomp import ALLOWED
 
-LIMITS = Limits(cpu_s=1, wall_s=20, memory_mb=256, folder_mb=4)
+LIMITS = Limits(cpu_s=1, wall_s=100, memory_mb=256, folder_mb=4)
 TESTS = ("assert f(2) == 4", "assert f(3) == 9")
 pytestmark = needs_sandbox
 
@@ -32,7 +32,7 @@ def test_no_attack_passes_or_does_harm(name, host):
     tests = tests[0] if tests else TESTS
     started = time.monotonic()
     outcomes = run_tests(program, tests, limits=LIMITS)
-    assert time.monotonic() - started < 100  # 20 is the limit on elapsed time
+    assert time.monotonic() - started < LIMITS.wall_s
     assert len(outcomes) == len(tests)
     assert not any(outcome.passed for outcome in outcomes)
     assert re.search(pattern, outcomes[0].why), outcomes[0].why
@@ -70,7 +70,7 @@ def run_alone(code, *, limits=LIMITS):
         message = json.dumps({"call": "load", "args": [[]], "kwargs": {}}).encode()
         os.write(ask, struct.pack(">I", len(message)) + message)
         os.close(ask)
-        ended = box.wait(time.monotonic() + 20)
+        ended = box.wait(time.monotonic() + LIMITS.wall_s)
     os.close(answered)
     return ended
 
