@@ -56,7 +56,7 @@ class NearDuplicateSettings(Settings):
         return best
 
     @model_validator(mode="after")
-    def _enough(self) -> Self:
+    def _check_num_permutations(self) -> Self:
         needed = 1 if self.threshold == 1 else math.ceil(math.log(1 - MIN_RECALL) / math.log1p(-self.threshold))
         if needed > self.permutations:
             raise ValueError(f"{self.permutations} permutations miss pairs at the threshold; {needed} are needed")
@@ -165,7 +165,7 @@ class RankSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_used(self) -> Self:
         if (self.by == "rds") != (self.targets is not None):
             raise InputError("is the source that `by: rds` compares rows with", ("targets",))
         for name in ("encoder", "policy"):

@@ -43,7 +43,7 @@ class SamplingSettings(Settings):
     seed: int = Field(default=0, description="Seed of all samples.")
 
     @model_validator(mode="after")
-    def _differ(self) -> Self:
+    def _check_temperature(self) -> Self:
         if self.temperature == 0 and self.num_responses > 1:
             raise ValueError(
                 f"{self.num_responses} responses at temperature 0 are one response {self.num_responses} times: "
@@ -129,7 +129,7 @@ class ServerSettings(Settings):
 
     @field_validator("base_url")
     @classmethod
-    def _without_secrets(cls, base_url: str) -> str:
+    def _check_base_url(cls, base_url: str) -> str:
         """Refuse what would be written into manifests, without showing it."""
         _, _, rest = base_url.partition("://")
         if "@" in rest.partition("/")[0] or "?" in base_url or "#" in base_url:
@@ -141,13 +141,13 @@ class ServerSettings(Settings):
 
     @field_validator("refresh")
     @classmethod
-    def _names_the_folder(cls, refresh: str | None) -> str | None:
+    def _check_refresh(cls, refresh: str | None) -> str | None:
         if refresh is not None and "{folder}" not in refresh:
             raise ValueError("{folder} is missing in the command: it stands for the policy that the server must offer")
         return refresh
 
     @model_validator(mode="after")
-    def _no_sampling_fields(self) -> Self:
+    def _check_body(self) -> Self:
         if taken := sorted(self.body.keys() & REQUEST_FIELDS):
             raise ValueError(f"body sets {taken[0]}, which the sampling settings set")
         return self
@@ -170,7 +170,7 @@ class CustomEngineSettings(Settings):
 
     @field_validator("name")
     @classmethod
-    def _importable(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         import_dotted(name, "engine")
         return name
 
@@ -196,7 +196,7 @@ class EngineSettings(Settings):
     custom: CustomEngineSettings | None = Field(default=None, description="Use an engine of your own.")
 
     @model_validator(mode="after")
-    def _at_most_one(self) -> Self:
+    def _check_one_engine(self) -> Self:
         if len(given := self._given()) > 1:
             raise InputError(f"give one engine, not {' and '.join(given)}")
         return self

@@ -69,7 +69,7 @@ class LoraSettings(Settings):
 
     @field_validator("targets")
     @classmethod
-    def _is_regex(cls, targets: str | list[str]) -> str | list[str]:
+    def _check_targets(cls, targets: str | list[str]) -> str | list[str]:
         try:
             re.compile(targets if isinstance(targets, str) else "")
         except re.error as error:
@@ -77,7 +77,7 @@ class LoraSettings(Settings):
         return targets
 
     @model_validator(mode="after")
-    def _can_be_stacked(self) -> LoraSettings:
+    def _check_stacked(self) -> LoraSettings:
         if self.adapters == "stacked" and (self.dora or self.modules_to_save):
             name = "dora" if self.dora else "modules_to_save"
             raise InputError("cannot be combined with adapters: stacked; use 'merged' or 'continued'", (name,))
@@ -138,7 +138,7 @@ class PolicySettings(Settings):
     seed: int = Field(default=0, description="Seed of randomly initialized weights and adapters.")
 
     @model_validator(mode="after")
-    def _quantized_under_adapters(self) -> PolicySettings:
+    def _check_quantize(self) -> PolicySettings:
         if self.quantize and self.lora is None:
             raise InputError("weights in 4 bits cannot be trained; set lora, or leave quantize out", ("quantize",))
         # SmolLM2-135M, 16 supervised steps: the held-out loss fell from 3.29 to 1.32, and rose back to 3.25 after

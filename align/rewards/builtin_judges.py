@@ -66,7 +66,7 @@ class VerifierSettings(BuiltinSettings):
 
     @field_validator("verifiers")
     @classmethod
-    def _importable(cls, verifiers: dict[str, str]) -> dict[str, str]:
+    def _check_verifiers(cls, verifiers: dict[str, str]) -> dict[str, str]:
         from align.rewards.verifiers.instructions import with_custom  # noqa: PLC0415 - imports langdetect
 
         with_custom(verifiers)
@@ -104,7 +104,7 @@ class RewardModelSettings(BuiltinSettings):
 
     @field_validator("engine")
     @classmethod
-    def _can_rate(cls, engine: EngineSettings) -> EngineSettings:
+    def _check_engine(cls, engine: EngineSettings) -> EngineSettings:
         instead = "use vllm, or leave engine out to run the reward model in this process"
         if engine.managed is not None and (reason := KINDS[engine.kind].cannot_rate):
             raise InputError(f"{reason}; {instead}", (engine.kind,))
@@ -165,7 +165,7 @@ class JudgeSpec(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _settings_given(cls, values: Any) -> Any:  # noqa: ANN401 - input that is not yet validated
+    def _add_empty_settings(cls, values: Any) -> Any:  # noqa: ANN401 - input that is not yet validated
         """Add empty settings where there are none, so that an error names the setting that is required."""
         return {"settings": {}, **values} if isinstance(values, Mapping) else values
 
@@ -177,7 +177,7 @@ class JudgeSpec(Settings):
 
     @field_validator("weight")
     @classmethod
-    def _not_zero(cls, weight: float) -> float:
+    def _check_weight(cls, weight: float) -> float:
         if weight == 0:
             raise ValueError("a judge of weight 0 has no effect; remove the judge")
         return weight

@@ -51,14 +51,14 @@ class CustomSpec(JudgeSpec):
 
     @field_validator("name")
     @classmethod
-    def _importable(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if ":" not in name:
             pick(JUDGES, name, "judge")
         import_dotted(name, "judge")
         return name
 
     @model_validator(mode="after")
-    def _fits_the_signature(self) -> Self:
+    def _check_signature(self) -> Self:
         make = import_dotted(self.name, "judge")
         with within("settings"):
             if not callable(make):

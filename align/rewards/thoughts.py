@@ -21,7 +21,7 @@ class ThoughtSettings(Settings):
     end: str = Field(default="</think>", min_length=1, description="Closing tag of reasoning.")
 
     @model_validator(mode="after")
-    def _differ(self) -> Self:
+    def _check_marks(self) -> Self:
         if self.start == self.end:
             raise ValueError(f"start and end are both {self.start!r}; a thought needs two different marks")
         return self

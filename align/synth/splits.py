@@ -35,7 +35,7 @@ class SplitShares(Settings):
     test: float = Field(default=0.1, ge=0, le=1, description="Share for evaluation.")
 
     @model_validator(mode="after")
-    def _sum_to_one(self) -> Self:
+    def _check_sum(self) -> Self:
         total = self.sft + self.preference + self.test
         if abs(total - 1) > ROUNDING:
             raise ValueError(f"the shares of sft, preference and test sum to {total:g}, not to 1")

@@ -56,7 +56,7 @@ class GenerationSettings(Settings):
 
     @field_validator("prompts")
     @classmethod
-    def _at_least_one(cls, prompts: dict[str, int] | None) -> dict[str, int] | None:
+    def _check_prompts(cls, prompts: dict[str, int] | None) -> dict[str, int] | None:
         if prompts is not None and any(number < 1 for number in prompts.values()):
             raise ValueError("each source needs a count of at least 1")
         return prompts
