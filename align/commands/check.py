@@ -125,7 +125,7 @@ def total_lines(
         value, unknown = total(predictions, resource)
         unit = recipe.accounting.currency if resource == "money" else unit
         if value is not None and value.high > 0:
-            formula = _formula_share(estimates, predictions) if resource == "seconds" else ""
+            formula = _formula_share(predictions) if resource == "seconds" else ""
             lines.append((name, f"{at_most}{_range(value, unit, as_text)}{_without(unknown)}{formula}"))
         elif value is None and (resource == "seconds" or (resource == "money" and is_priced)):
             unmeasured = f"no step of these stages has been measured on this machine, below {recipe.runs}"
@@ -140,7 +140,7 @@ def total_lines(
     return lines
 
 
-def _formula_share(estimates: Sequence[Estimate], predictions: Sequence[Prediction]) -> str:
+def _formula_share(predictions: Sequence[Prediction]) -> str:
     """Return the share of the predicted time that is computed by formula, without an earlier step."""
     by_formula = sum(
         predicted.seconds.typical

@@ -44,13 +44,13 @@ class Footprint:
 
     def describe(self) -> str:
         """Return one line: for the step's launch, and unless it is one process on a CPU, for larger launches."""
-        ways = self.sharding
+        sharding = self.sharding
         gib = 2**30
-        name = f"under ZeRO-{ways.stage}" if ways.stage else "under DDP"
-        where = f"in each of {ways.processes} processes {name}" if ways.processes > 1 else "in one process"
-        base = ", including the Python process" if ways.cpu else ""
+        name = f"under ZeRO-{sharding.stage}" if sharding.stage else "under DDP"
+        where = f"in each of {sharding.processes} processes {name}" if sharding.processes > 1 else "in one process"
+        base = ", including the Python process" if sharding.cpu else ""
         line = f"about {self.peak / gib:.1f} GiB at the peak {where}{base}"
-        if ways.cpu and ways.processes == 1:
+        if sharding.cpu and sharding.processes == 1:
             return line
         names = ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3")
         shared = ", ".join(f"{name} {peak / gib:.1f}" for name, peak in zip(names, self.by_stage, strict=False))
@@ -76,15 +76,15 @@ def sharding_of(launch: str | None, reduce: Literal["once", "each"] = "once") ->
         raise InputError(f"{launch}: no such launch file", ("launch",))
     asked = read_recipe(Path(launch))
     processes = int(asked.get("num_processes") or 1)
-    way = Sharding(processes=processes, reduce=reduce, cpu=bool(asked.get("use_cpu")))
+    replicated = Sharding(processes=processes, reduce=reduce, cpu=bool(asked.get("use_cpu")))
     kind = asked.get("distributed_type")
     if kind == "FSDP":
-        return replace(way, stage=3, bucket=0, prefetch=0, reuse=0, fp32_copy=False)
+        return replace(replicated, stage=3, bucket=0, prefetch=0, reuse=0, fp32_copy=False)
     if kind != "DEEPSPEED":
-        return way
+        return replicated
     zero = _zero(asked.get("deepspeed_config") or {})
     found = {name: int(zero[key]) for name, key in DEEPSPEED_KEYS.items() if isinstance(zero.get(key), int | float)}
-    return replace(way, **found)
+    return replace(replicated, **found)
 
 
 def _zero(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -105,7 +105,7 @@ def footprint(
     `held` is the largest number of tokens that a group has in memory at once if it may run in parts.
     """
     settings = step.train
-    ways = sharding_of(step.launch, settings.reduce)
+    sharding = sharding_of(step.launch, settings.reduce)
     split = settings.sequence_parallel
     largest = sum(sorted(sizes)[-settings.prompts_per_step :])
     budget = settings.token_budget
@@ -127,25 +127,25 @@ def footprint(
     quantized = policy.quantize is not None
     trained = None if lora is None else adapter_weights(model, lora.rank)
 
-    def peak(ways: Sharding) -> int:
+    def peak(sharding: Sharding) -> int:
         parts = training_memory(
             model,
-            micro if ways.stage == 3 else in_parts,
-            tile=TILE_CPU if ways.cpu else TILE_GPU,
-            kept=KEPT_CPU if ways.cpu else 0,
+            micro if sharding.stage == 3 else in_parts,
+            tile=TILE_CPU if sharding.cpu else TILE_GPU,
+            kept=KEPT_CPU if sharding.cpu else 0,
             trained=trained,
             quantized=quantized,
             master=settings.weights == "bf16_master",
-            sharding=ways,
+            sharding=sharding,
         )
-        itself = PROCESS + (DEEPSPEED if ways.stage and ways.fp32_copy else 0)
-        averages = 0 if settings.average is None else average_memory(model, ways)
-        return sum(parts) + averages + (itself if ways.cpu else 0)
+        itself = PROCESS + (DEEPSPEED if sharding.stage and sharding.fp32_copy else 0)
+        averages = 0 if settings.average is None else average_memory(model, sharding)
+        return sum(parts) + averages + (itself if sharding.cpu else 0)
 
-    many = replace(ways, processes=max(MANY, ways.processes))
+    many = replace(sharding, processes=max(MANY, sharding.processes))
     return Footprint(
-        sharding=ways,
-        peak=peak(ways),
+        sharding=sharding,
+        peak=peak(sharding),
         many=many.processes,
         by_stage=[peak(replace(many, stage=stage)) for stage in range(4 if settings.weights == "fp32" else 1)],
     )

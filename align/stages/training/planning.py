@@ -48,7 +48,7 @@ def planned_rows(step: TrainingSettings, planning: Planning, folder: Path, *, li
 def estimate_training(step: TrainingSettings, planning: Planning) -> Estimate:
     """Return the estimate of a step whose rows exist."""
     with tempfile.TemporaryDirectory() as folder:
-        return _of_rows(step, planning, planned_rows(step, planning, Path(folder)))
+        return _estimate_rows(step, planning, planned_rows(step, planning, Path(folder)))
 
 
 def preview_groups(step: TrainingSettings, planning: Planning, number: int) -> list[tuple[TokenGroup, TokenGroup]]:
@@ -62,14 +62,15 @@ def preview_groups(step: TrainingSettings, planning: Planning, number: int) -> l
         return [(group, uncut[group.row]) for group in shown]
 
 
-def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Estimate:
+def _estimate_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Estimate:
     step, micro_batches = _with_token_budget(step, planning)
     settings, model = step.train, planning.decoder
     num_rows = data.mixture.num_rows if data.mixture is not None else len(data.train)
     selection = selection_of(step, data, model, _fixed_models(step, planning), frozen=_is_frozen(planning))
     num_steps = settings.num_steps(num_rows) if selection is None else selection.num_steps(settings, num_rows)
     average = _average_line(step, num_steps)
-    start, num_steps = _taken(step, planning), min(num_steps, settings.until_step or num_steps)
+    start = _resumed_steps(step, planning)
+    num_steps = min(num_steps, settings.until_step or num_steps)
     epochs = max(0, num_steps - start) / steps_per_epoch(num_rows, settings.prompts_per_step)
     seed = planning.inputs.seed
     epoch = data.mixture.epoch(0) if data.mixture is not None else order(num_rows, seed=seed, epoch=0)
@@ -82,9 +83,7 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
         stage=step.stage,
         rows=num_rows,
         tokens=work.tokens,
-        **_costs(
-            step, planning, work, epochs=epochs, reference=step.needs_reference and not start, selection=selection
-        ),
+        **_costs(step, planning, work, epochs=epochs, start=start, selection=selection),
         weights=planning.num_weights,
         until_step=settings.until_step,
         disk=planning.model_bytes,
@@ -106,9 +105,11 @@ def _of_rows(step: TrainingSettings, planning: Planning, data: StepRows) -> Esti
 
 def estimate_bound(step: TrainingSettings, planning: Planning, made: Estimate) -> Estimate:
     """Return an upper bound where an earlier step makes the rows: every prompt, with the longest responses."""
-    work, per_epoch = equal_rows(made.tokens, made.rows), steps_per_epoch(made.rows, step.train.prompts_per_step)
+    work = equal_rows(made.tokens, made.rows)
+    per_epoch = steps_per_epoch(made.rows, step.train.prompts_per_step)
     selection = _bound_selection(step, planning, work, made.rows)
-    settings, start = step.train, _taken(step, planning)
+    settings = step.train
+    start = _resumed_steps(step, planning)
     num_steps = settings.num_steps(made.rows) if selection is None else selection.num_steps(settings, made.rows)
     step.train.averaged_steps(num_steps)  # raises for an average of more steps than there can be
     epochs = max(0, min(num_steps, step.train.until_step or num_steps) - start) / per_epoch
@@ -117,9 +118,7 @@ def estimate_bound(step: TrainingSettings, planning: Planning, made: Estimate) -
         stage=step.stage,
         rows=made.rows,
         tokens=made.tokens,
-        **_costs(
-            step, planning, work, epochs=epochs, reference=step.needs_reference and not start, selection=selection
-        ),
+        **_costs(step, planning, work, epochs=epochs, start=start, selection=selection),
         weights=planning.num_weights,
         until_step=step.train.until_step,
         disk=planning.model_bytes,
@@ -157,7 +156,8 @@ def _bound_selection(step: TrainingSettings, planning: Planning, work: Work, num
         return Selection(settings=step.selection, fixed=fixed)
     num_heads = 2 if step.selection.coupling == "gradient" and step.has_lm_head else 1
     scored = exit_work(step.selection, model, work)
-    forward, training = forward_flops(model, work), BACKWARD + (not _is_frozen(planning))
+    forward = forward_flops(model, work)
+    training = BACKWARD + (not _is_frozen(planning))
     cost = SelectionCost(
         scoring=forward_flops(model, scored._replace(targets=num_heads * work.targets)) / forward,
         once=float(sum(forward_flops(size, exit_work(step.selection, size, work)) for size in sizes)),
@@ -183,7 +183,7 @@ def planned_device(step: TrainingSettings) -> torch.device:
     return torch.device("cpu" if sharding_of(step.launch).cpu else default_device())
 
 
-def _taken(step: TrainingSettings, planning: Planning) -> int:
+def _resumed_steps(step: TrainingSettings, planning: Planning) -> int:
     """Return the number of optimizer steps that a resumed step has already taken."""
     return 0 if step.resume is None else planning.made[step.resume].until_step or 0
 
@@ -194,16 +194,16 @@ def _costs(
     work: Work,
     *,
     epochs: float,
-    reference: bool,
+    start: int,
     selection: Selection | None = None,
 ) -> dict[str, Any]:
-    """Return the FLOPs and seconds of an estimate, or why they are unknown."""
+    """Return FLOPs and seconds, or why they are unknown; a step that resumes at `start` has its references already."""
     model = planning.decoder
     if isinstance(model, str):
         return {"flops": None, "seconds": None, "unknown": model}
     training = epochs * total_flops(model, trained=work, observed=NOTHING, frozen=_is_frozen(planning))
     # The KL estimate takes a forward pass of policy and reference over the mismatched pairs of every step
-    num_forward_passes = reference + step.needs_kl * 2 * epochs
+    num_forward_passes = (step.needs_reference and not start) + step.needs_kl * 2 * epochs
     flops = training + num_forward_passes * forward_flops(model, work)
     if selection is not None and (selection.settings.score != UNIFORM or selection.settings.trains_exit):
         flops += (selection.cost_factor - 1) * training

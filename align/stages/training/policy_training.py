@@ -19,6 +19,7 @@ from align.distributed.processes import Processes
 from align.models.loading.config import dimensions, max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.policy import Policy, load_policy, save_policy
+from align.models.reward_model import RewardModel
 from align.models.saving.weights import Gather
 from align.models.settings import PolicySettings
 from align.models.weights import WrittenWeights
@@ -34,7 +35,6 @@ from align.train.loop import Loop
 from align.train.objectives.base import Objective
 from align.train.passes.step_flops import work_in, work_of_others
 from align.train.resuming import adopt_checkpoint
-from align.train.selection.selection import Selection
 from align.train.sharding.accelerator import make_accelerator, sharded_loading
 from align.train.sharding.replicated import num_parameters
 from align.train.tracking import Tracking
@@ -94,11 +94,8 @@ def prepare(
     request = RowRequest(step, tokenizer, context.inputs, max_positions(policy.base.config))
     rows = step_rows(request, context.folder, run_on_main=Processes(accelerator).run_on_main)
     context.progress.note(describe(rows.counts, rows.format))
-    fixed = fixed_models(step, context.inputs, tokenizer)
-    frozen = not all(value.requires_grad for value in policy.parameters())
-    selection = selection_of(step, rows, dimensions(policy.base.config), fixed, frozen=frozen)
     resumed = begin(step, context, Processes(accelerator))
-    run = training_run(step, objective, rows, context, num_resumed=resumed, selection=selection)
+    run = training_run(step, objective, policy, tokenizer, rows, context, num_resumed=resumed)
     if make_teacher is not None:
         run = replace(run, teacher=make_teacher(tokenizer))
     loop = Loop(policy, run, context.progress, accelerator)
@@ -116,14 +113,18 @@ def begin(step: TrainingSettings, context: RunContext, processes: Processes) -> 
 def training_run(
     step: TrainingSettings,
     objective: Objective,
+    model: Policy | RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: StepRows,
     context: RunContext,
     *,
+    num_resumed: int,
     head_lr_multiplier: float = 1.0,
-    num_resumed: int = 0,
-    selection: Selection | None = None,
 ) -> TrainingRun:
-    """Return what the training loop is given."""
+    """Return the inputs of the training loop, with the reference and the scorer of a selection."""
+    attributes = model.rating.names if isinstance(model, RewardModel) else None
+    fixed = fixed_models(step, context.inputs, tokenizer, attributes)
+    frozen = not all(value.requires_grad for value in model.parameters())
     run = TrainingRun(
         objective=objective,
         train=rows.train,
@@ -135,7 +136,7 @@ def training_run(
         head_lr_multiplier=head_lr_multiplier,
         folder=context.folder,
         references=context.inputs.run / REFERENCES,
-        selection=selection,
+        selection=selection_of(step, rows, dimensions(model.base.config), fixed, frozen=frozen),
         tracking=_tracking(step, context),
         num_resumed=num_resumed,
     )
@@ -169,7 +170,7 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
     processes, device = loop.accelerator.num_processes, loop.accelerator.device
     settings = loop.training_run.settings
     model = dimensions(loop.policy.base.config)
-    ways = Sharding(
+    sharding = Sharding(
         stage=loop.sharding.stage,
         processes=processes,
         reduce=settings.reduce,
@@ -187,7 +188,7 @@ def work_done(loop: Loop, outcome: TrainingResult) -> Done:
         reduced_bytes=BF16 if settings.reduce_dtype == "bf16" else FP32,
         gathered_in_bf16=loop.sharding.num_rounded,
     )
-    wire_bytes: int | None = communication_bytes(ways, traffic)
+    wire_bytes: int | None = communication_bytes(sharding, traffic)
     if settings.sequence_parallel > 1:
         wire_bytes = None if isinstance(model, str) else wire_bytes + _exchanged(loop, outcome, model)
     return Done(
@@ -219,7 +220,7 @@ def _exchanged(loop: Loop, outcome: TrainingResult, model: Decoder) -> int:
 
 
 def training_report(loop: Loop, rows: StepRows, outcome: TrainingResult) -> dict[str, Any]:
-    """Return what the manifest says of the training."""
+    """Return the entries of the manifest about the training."""
     uneven = outcome.imbalance  # none if the training diverged in its first step
     return {
         "rows": rows.counts,

@@ -20,7 +20,7 @@ from align.errors import InputError
 from align.evaluation import score
 from align.evaluation.pair_accuracy import pair_accuracy, preference_pairs
 from align.models.head_init import init_head
-from align.models.loading.config import dimensions, max_positions
+from align.models.loading.config import max_positions
 from align.models.loading.pretrained import silence_transformers
 from align.models.reward_model import (
     RewardModel,
@@ -38,7 +38,6 @@ from align.stages.training.contract import RewardSettings
 from align.stages.training.policy_training import begin, training_report, training_run, work_done
 from align.stages.training.rows import RowRequest, StepRows, describe, step_rows
 from align.stages.training.saving import check_before_training, save_trained
-from align.stages.training.selecting import fixed_models, selection_of
 from align.train.checkpoint import has_checkpoint
 from align.train.loop import Loop
 from align.train.objectives.reward import BradleyTerryObjective, RewardObjective, label_table, reward_objective
@@ -70,12 +69,15 @@ def train_reward_model(step: RewardSettings, context: RunContext) -> dict[str, A
     aggregate = dict(zip(rating.names, rating.weights, strict=True))
     context.progress.note(f"reward: {' + '.join(f'{weight:.3g} {name}' for name, weight in aggregate.items())}")
     objective = reward_objective(step.loss, rating.names, rating.weights)
-    fixed = fixed_models(step, context.inputs, tokenizer, rating.names)
-    frozen = not all(value.requires_grad for value in model.parameters())
-    selection = selection_of(step, rows, dimensions(model.base.config), fixed, frozen=frozen)
-    head_lr = step.head.lr_multiplier
     run = training_run(
-        step, objective, rows, context, head_lr_multiplier=head_lr, num_resumed=num_resumed, selection=selection
+        step,
+        objective,
+        model,
+        tokenizer,
+        rows,
+        context,
+        num_resumed=num_resumed,
+        head_lr_multiplier=step.head.lr_multiplier,
     )
     loop = Loop(model, run, context.progress, accelerator)
     if not has_head and not is_resumed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from align.content_hash import STEP
 from align.errors import InputError, within
@@ -47,47 +47,46 @@ def with_uniform(name: str, step: SelectingStage, before: Mapping[str, Stage]) -
 
     Raise for an unknown step to compare with.
     """
-    folds: list[Placed] = []
-    for fold, reference in enumerate(reference_names(step, name), start=1):
-        layers = step.selection.score_layers if step.selection is not None else None
-        values = {"score": UNIFORM, "filter": 0, "compare": None, "fold": fold, "score_layers": layers}
-        half = SelectionSettings.model_validate(values)
-        folds.append(Placed(reference, step.model_copy(update={"selection": half})))
     selection = step.selection
-    if folds and selection is not None:
+    if selection is None:
+        return [Placed(name, cast(Stage, step))]
+    selections: dict[str, SelectionSettings] = {}  # of the steps to return, by name
+    references = reference_names(step, name)
+    for fold, reference in enumerate(references, start=1):
+        values = {"score": UNIFORM, "filter": 0, "compare": None, "fold": fold, "score_layers": selection.score_layers}
+        selections[reference] = SelectionSettings.model_validate(values)
+    if references:
         selection = selection.model_copy(update={"reference": f"{CROSS_FIT}:{name}"})
-        step = step.model_copy(update={"selection": selection})
-    if selection is not None:
-        _check_reference_layers(selection, before)
-    if selection is not None and selection.compare not in (None, UNIFORM):
-        with within("selection", "compare"):
-            baseline: Any = pick(before, selection.compare.removeprefix(STEP), "earlier step")
-            train: TrainSettings | None = getattr(baseline, "train", None)
-            if train is not None and train.average is not None:
-                raise InputError(
-                    f"{selection.compare} saves averaged weights, whose last held-out loss is no baseline for single "
-                    "ones; compare with a step without train.average"
-                )
+    _check_reference_layers(selection, before)
+    _check_baseline(selection, before)
     names = uniform_names(step, name)
-    found = folds
     for beside in names:
-        assert selection is not None
-        is_longer = not beside.endswith(EQUAL_STEPS)
-        changes = {
-            "score": UNIFORM,
-            "coupling": selection.coupling if is_longer else "none",
-            "reference": selection.reference if is_longer else None,
-            "scorer": selection.scorer if is_longer else None,
-            "score_layers": selection.score_layers if is_longer else None,
-            "compare": None,
-            "equal": "flops" if is_longer else "steps",
-        }
-        found.append(Placed(beside, step.model_copy(update={"selection": selection.model_copy(update=changes)})))
-    last: Any = step
-    if names and selection is not None:
-        changes = {"compare": STEP + names[0]}
-        last = step.model_copy(update={"selection": selection.model_copy(update=changes)})
-    return [*found, Placed(name, last)]
+        selections[beside] = _uniform(selection, has_equal_steps=beside.endswith(EQUAL_STEPS))
+    selections[name] = selection.model_copy(update={"compare": STEP + names[0]}) if names else selection
+    return [Placed(each, step.model_copy(update={"selection": own})) for each, own in selections.items()]
+
+
+def _uniform(selection: SelectionSettings, *, has_equal_steps: bool) -> SelectionSettings:
+    """Return the settings of a uniform run beside one that selects: for as many steps, or for as many FLOPs."""
+    changes: dict[str, Any] = {"score": UNIFORM, "compare": None, "equal": "flops"}
+    if has_equal_steps:
+        without = {"coupling": "none", "reference": None, "scorer": None, "score_layers": None}
+        changes |= {"equal": "steps", **without}
+    return selection.model_copy(update=changes)
+
+
+def _check_baseline(selection: SelectionSettings, before: Mapping[str, Stage]) -> None:
+    """Raise for an unknown step to compare with, and for one that averages its weights."""
+    if selection.compare in (None, UNIFORM):
+        return
+    with within("selection", "compare"):
+        baseline = pick(before, selection.compare.removeprefix(STEP), "earlier step")
+        train: TrainSettings | None = getattr(baseline, "train", None)
+        if train is not None and train.average is not None:
+            raise InputError(
+                f"{selection.compare} saves averaged weights, whose last held-out loss is no baseline for single "
+                "ones; compare with a step without train.average"
+            )
 
 
 def _check_reference_layers(selection: SelectionSettings, before: Mapping[str, Stage]) -> None:
