@@ -64,13 +64,15 @@ class PreferenceObjective:
         """
         if isinstance(self.loss, UnpairedLoss):
             return unpaired_output(self.loss, response_logps(policy, batch), batch)
-        weights: dict[str, Tensor] = {}
+        rewards_BK = self._rewards(batch)
+        given = (batch.reference_BK, rewards_BK, batch.lengths_BK, batch.mask_BK)
+        log_weights_BK: Tensor | None = None
         if isinstance(self.loss, PreferenceLoss) and self.loss.uses_weights:
-            logps_BK, weights["log_weights_BK"] = weighted_logps(policy, batch)
+            logps_BK, log_weights_BK = weighted_logps(policy, batch)
+            preference_B = self.loss(logps_BK, *given, log_weights_BK=log_weights_BK)
         else:
             logps_BK = response_logps(policy, batch)
-        rewards_BK = self._rewards(batch)
-        preference_B = self.loss(logps_BK, batch.reference_BK, rewards_BK, batch.lengths_BK, batch.mask_BK, **weights)
+            preference_B = self.loss(logps_BK, *given)
         self._check_shape(preference_B, batch)
         best_B = first_argmax(rewards_BK.masked_fill(~batch.mask_BK, -torch.inf))
         worst_B = last_argmin(rewards_BK.masked_fill(~batch.mask_BK, torch.inf))
@@ -79,25 +81,16 @@ class PreferenceObjective:
         loss = preference_B.sum()
         if self.settings.sft_weight:
             loss = loss + self.settings.sft_weight * sft_B.sum()
-        implicit_BK = self.loss.implicit_rewards(logps_BK.detach(), batch.reference_BK, batch.lengths_BK, batch.mask_BK)
-        margins_B = select(implicit_BK, best_B) - select(implicit_BK, worst_B)
-        pair_B = {
-            "rewards/chosen": select(implicit_BK, best_B),
-            "rewards/rejected": select(implicit_BK, worst_B),
-            "logps/chosen": select(logps_BK, best_B),
-            "logps/rejected": select(logps_BK, worst_B),
-            "rewards/margins": margins_B,
-            "rewards/accuracies": (margins_B > 0).double(),
-        }
-        for log_weights_BK in weights.values():
-            extremes_B2 = torch.stack([select(log_weights_BK, best_B), select(log_weights_BK, worst_B)], dim=1)
-            pair_B["weights"] = pair_weights(extremes_B2, torch.ones_like(extremes_B2, dtype=torch.bool))
         num_groups = loss.new_tensor(len(batch.sizes))
-        group_B = {"loss/preference": preference_B, "loss/sft": sft_B}
-        tallies = {name: Tally(value_B.detach().sum(), num_groups) for name, value_B in group_B.items()}
+        tallies = {
+            "loss/preference": Tally(preference_B.detach().sum(), num_groups),
+            "loss/sft": Tally(sft_B.detach().sum(), num_groups),
+        }
+        implicit_BK = self.loss.implicit_rewards(logps_BK.detach(), batch.reference_BK, batch.lengths_BK, batch.mask_BK)
+        metrics_B = _pair_metrics(implicit_BK, logps_BK.detach(), log_weights_BK, best_B, worst_B)
         is_pair_B = select(rewards_BK, best_B) > select(rewards_BK, worst_B)
-        for name, value_B in pair_B.items():
-            tallies[name] = Tally(torch.where(is_pair_B, value_B.detach(), 0).sum(), is_pair_B.sum())
+        for name, value_B in metrics_B.items():
+            tallies[name] = Tally(torch.where(is_pair_B, value_B, 0).sum(), is_pair_B.sum())
         return ObjectiveOutput(loss, tallies, logps_BK.detach())
 
     def outputs(self, policy: nn.Module, tokens: TokenBatch) -> Tensor:
@@ -134,6 +127,25 @@ class PreferenceObjective:
         """Return the rewards, or for a loss that uses only their order one with the chosen response first, [B, K]."""
         uses_rewards = isinstance(self.loss, UnpairedLoss) or self.loss.uses_rewards
         return batch.rewards_BK if uses_rewards else batch.labels_BK
+
+
+def _pair_metrics(
+    implicit_BK: Tensor, logps_BK: Tensor, log_weights_BK: Tensor | None, best_B: Tensor, worst_B: Tensor
+) -> dict[str, Tensor]:
+    """Return the metrics of the best and the worst response of each group, shape [B], without gradient."""
+    margins_B = select(implicit_BK, best_B) - select(implicit_BK, worst_B)
+    metrics_B = {
+        "rewards/chosen": select(implicit_BK, best_B),
+        "rewards/rejected": select(implicit_BK, worst_B),
+        "logps/chosen": select(logps_BK, best_B),
+        "logps/rejected": select(logps_BK, worst_B),
+        "rewards/margins": margins_B,
+        "rewards/accuracies": (margins_B > 0).double(),
+    }
+    if log_weights_BK is not None:
+        extremes_B2 = torch.stack([select(log_weights_BK, best_B), select(log_weights_BK, worst_B)], dim=1)
+        metrics_B["weights"] = pair_weights(extremes_B2, torch.ones_like(extremes_B2, dtype=torch.bool))
+    return metrics_B
 
 
 def _key_of(loss: Loss) -> dict[str, object]:
