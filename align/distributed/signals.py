@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from types import FrameType
 from align.errors import CTRL_C, SIGTERM, Stopped, how_to_resume
 
 NAMES = {signal.SIGTERM: SIGTERM, signal.SIGINT: CTRL_C}
+AGAIN_S = 0.05  # until a signal is sent again whose exception was discarded
 _deferring: list[StopRequest] = []  # of the blocks of `defer_stop` that this process is in
 
 
@@ -65,8 +67,11 @@ def stop_run(by: str) -> None:
 
 @contextmanager
 def raise_on_sigterm() -> Generator[None]:
-    """Raise `Terminated` in the main thread on SIGTERM, as Ctrl-C raises `KeyboardInterrupt`."""
-    with _handled({signal.SIGTERM: _terminate}):
+    """Raise `Terminated` in the main thread on SIGTERM, as Ctrl-C raises `KeyboardInterrupt`.
+
+    Either signal is sent again where Python discards the exception, as in the callback that each import ends with.
+    """
+    with _handled({signal.SIGTERM: _terminate}), _sent_again():
         yield
 
 
@@ -79,6 +84,30 @@ def ignore_sigterm() -> None:
 def _terminate(number: int, frame: FrameType | None) -> None:
     ignore_sigterm()  # a second one must not interrupt the ending
     raise Terminated
+
+
+@contextmanager
+def _sent_again() -> Generator[None]:
+    """Send SIGTERM or SIGINT again in this block if its exception was discarded."""
+    before = sys.unraisablehook
+
+    def send_again(discarded: sys.UnraisableHookArgs) -> None:
+        if not issubclass(discarded.exc_type, KeyboardInterrupt):
+            before(discarded)
+            return
+        number = signal.SIGINT
+        if issubclass(discarded.exc_type, Terminated):
+            number = signal.SIGTERM
+            signal.signal(number, _terminate)
+        again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))  # after the callback
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = send_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

@@ -87,6 +87,17 @@ def test_sigterm_that_nothing_defers_interrupts_as_ctrl_c_does():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_whose_exception_python_discards_is_not_lost(number, raised):
+    class Ends:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(raised), raise_on_sigterm():
+        Ends()
+        time.sleep(100)
+
+
 @pytest.mark.parametrize("fails", [True, False])
 def test_sigterm_does_not_hide_the_failure_that_is_ending_a_process(monkeypatch, capsys, fails):
     """A launcher ends the process that is about to say that another one has died."""
