@@ -18,15 +18,16 @@ from align.inference.managed import supervisor
 from align.inference.managed.kinds import HOST, KINDS, ServedModel
 from align.inference.managed.settings import ManagedSettings
 from align.inference.managed.version import command_words, server_environment
-from align.inference.requests.connection import Connection
+from align.inference.requests.connection import Answer, Connection
 from align.inference.requests.model_names import listed_models
 from align.inference.requests.retries import TransientError
 from align.redaction import printable, redact
 
-POLL_S = 0.25  # between two looks at a server that starts
+POLL_S = 0.25  # between two looks at a server that starts or ends
 ANSWER_S = 5.0  # within which a server that is ready answers
 GRACE_S = 10.0  # between SIGTERM and SIGKILL
 STOP_S = GRACE_S + supervisor.KILL_S + 10.0  # within which the supervisor must have ended the server
+END_S = 30.0  # within which a server that no longer answers has ended, with its supervisor
 PORTS = 3  # ports to try where another program takes the first between the choice of it and the server's start
 OK = 200
 TAIL_BYTES, MAX_LINE = 8192, 300  # of the server's log, and of its last line in an error
@@ -44,6 +45,7 @@ class ManagedServer:
         self._model = model._replace(name=name)
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
+        self._root = ""  # URL
 
     @property
     def name(self) -> str:
@@ -58,9 +60,10 @@ class ManagedServer:
         """
         for attempt in range(1, PORTS + 1):
             port = free_port()
+            self._root = f"http://{HOST}:{port}"
             try:
                 self._start(port)
-                self._wait_until_ready(f"http://{HOST}:{port}")
+                self._wait_until_ready()
             except RunError:
                 self.stop()
                 if attempt < PORTS and is_taken(port):
@@ -69,13 +72,22 @@ class ManagedServer:
             except BaseException:  # an interrupt
                 self.stop()
                 raise
-            return f"http://{HOST}:{port}/v1"
+            return f"{self._root}/v1"
         raise AssertionError("the last attempt returns or raises")
 
     @property
     def has_ended(self) -> bool:
         """Whether the server has ended by itself."""
         return self._process is not None and self._process.poll() is not None
+
+    def has_failed(self) -> bool:
+        """Return whether the server has ended by itself; wait for the end of one that does not answer."""
+        deadline = time.monotonic() + END_S
+        while self._process is not None and not self.has_ended:
+            if self._health() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+        return self.has_ended
 
     def last_line(self) -> str:
         """Return the last line of the server's output, for an error."""
@@ -118,10 +130,10 @@ class ManagedServer:
                 start_new_session=True,
             )
 
-    def _wait_until_ready(self, root: str) -> None:
+    def _wait_until_ready(self) -> None:
         title, ready_s = self._kind.title, self._settings.ready_s
         deadline = time.monotonic() + ready_s
-        while not self._answers(f"{root}/health"):
+        while (answer := self._models()) is None:
             if self.has_ended:
                 raise RunError(f"{title} ended before it was ready: {self.last_line()}; see {self._log}")
             if time.monotonic() > deadline:
@@ -130,21 +142,24 @@ class ManagedServer:
                     f"{self._log}"
                 )
             time.sleep(POLL_S)
-        with Connection({}, ANSWER_S) as connection:
-            try:
-                listed = listed_models(connection.request("GET", f"{root}/v1/models"))
-            except TransientError as error:
-                raise RunError(f"{title} does not list its models: {one_line(error)}; see {self._log}") from error
+        listed = listed_models(answer)
         if listed is None or self.name not in listed:
             shown = "no models" if not listed else ", ".join(map(repr, listed))
             raise RunError(f"{title} lists {shown} where {self.name!r} was to be served; see {self._log}")
 
-    def _answers(self, url: str) -> bool:
-        try:
-            with Connection({}, ANSWER_S) as connection:
-                return connection.request("GET", url).status == OK
-        except TransientError:
-            return False
+    def _models(self) -> Answer | None:
+        """Return the answer to a request for the models; None where the server is not ready, or too busy to answer."""
+        health = self._health()
+        return self._asked("/v1/models") if health is not None and health.status == OK else None
+
+    def _health(self) -> Answer | None:
+        return self._asked("/health")
+
+    def _asked(self, path: str) -> Answer | None:
+        """Return the answer of the server; None where none arrives in time."""
+        with suppress(TransientError), Connection({}, ANSWER_S) as connection:
+            return connection.request("GET", f"{self._root}{path}")
+        return None
 
 
 def free_port() -> int:

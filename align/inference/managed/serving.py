@@ -101,7 +101,7 @@ def _started(
             body=dict(kind.body),
         )
     except RunError as error:
-        if started and started[0].has_ended:
+        if started and started[0].has_failed():
             raise RunError(
                 f"{kind.title} ended while it was asked: {started[0].last_line()}; see {place.folder / LOG}; finished "
                 "samples are kept, rerun the same command to resume"
