@@ -128,12 +128,11 @@ def total_lines(
             formula = _formula_share(predictions) if resource == "seconds" else ""
             lines.append((name, f"{at_most}{_range(value, unit, as_text)}{_without(unknown)}{formula}"))
         elif value is None and (resource == "seconds" or (resource == "money" and is_priced)):
-            unmeasured = f"no step of these stages has been measured on this machine, below {recipe.runs}"
+            unmeasured = f"no comparable step of these stages has been measured on this machine, below {recipe.runs}"
             lines.append((name, f"unknown: {unmeasured}"))
-    if num_earlier := sum(each.num_earlier for each in {each.stage: each for each in predictions}.values()):
-        lines.append(
-            ("learned from", f"{num_earlier} finished step(s) of these stages on this machine, below {recipe.runs}")
-        )
+    if num_earlier := len({id(ledger) for each in predictions for ledger in each.earlier}):
+        learned = f"{num_earlier} finished step(s) of these stages on this machine, below {recipe.runs}"
+        lines.append(("learned from", learned))
     memories = [each.training.memory for each in estimates if each.training is not None]
     if any(memory is not None and memory.sharding.cpu for memory in memories) and (note := allocator_note()):
         lines.append(("allocator", note))
@@ -188,13 +187,8 @@ def _lines(step: Estimate, predicted: Prediction) -> dict[str, str]:
         lines["FLOPs"] = f"unknown, as are time and memory: {step.unknown}"
     if step.flops and step.seconds:
         lines["FLOPs"] = f"{at_most}{step.flops:.2e}"
-        by_formula = f"{duration_text(step.seconds)} on this machine, estimated from a matrix product"
-        lines["time"] = f"{at_most}{by_formula}"
-    if predicted.seconds is not None and predicted.num_earlier:
-        learned = (
-            f"{_range(predicted.seconds, '', duration_text)}, from {predicted.num_earlier} earlier {step.stage} step(s)"
-        )
-        lines["time"] = f"{at_most}{learned} on this machine"
+    if time := _time(step, predicted):
+        lines["time"] = f"{at_most}{time}"
     if step.disk + step.spare >= SHOWN_DISK:
         lines["disk"] = f"{(step.disk + step.spare) / 2**30:.2f} GiB while it runs, {step.disk / 2**30:.2f} GiB after"
     if training is not None and (split := training.balance) is not None:
@@ -203,3 +197,16 @@ def _lines(step: Estimate, predicted: Prediction) -> dict[str, str]:
             f"lower bound {split.lower_bound:.3f}"
         )
     return lines
+
+
+def _time(step: Estimate, predicted: Prediction) -> str:
+    """Return the predicted time of a step and what it is learned from; nothing where it is unknown."""
+    if predicted.seconds is not None and predicted.num_earlier:
+        of_size = " of similar model size" if step.flops else ""
+        source = f"{predicted.num_earlier} earlier {step.stage} step(s){of_size} on this machine"
+        return f"{_range(predicted.seconds, '', duration_text)}, from {source}"
+    if not step.flops or not step.seconds:
+        return ""
+    other = f"{predicted.num_other} earlier {step.stage} step(s) differ in model size, precision, threads or load"
+    by_formula = f"{duration_text(step.seconds)} on this machine, estimated from a matrix product"
+    return f"{by_formula}; {other}" if predicted.num_other else by_formula

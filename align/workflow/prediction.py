@@ -21,6 +21,10 @@ from align.workflow.environment import device_name, hardware
 from align.workflow.recipe.schema import Recipe
 
 SAME_SIZE = 0.01  # relative difference of the numbers of weights of one model
+# Largest ratios of steps that use about as much for each FLOP. On a Xeon with AMX, half a million weights were
+# evaluated at 2 GFLOP/s in fp32, and 135 million at 113 in bf16, of which a matrix product had 6 times the rate.
+SIMILAR_SIZE = 2.0  # of the numbers of weights
+SIMILAR_RATE = 3.0  # of the rates of a matrix product, which depends on precision and threads; load halves it
 
 
 class Interval(NamedTuple):
@@ -50,12 +54,18 @@ class Prediction:
 
     name: str
     stage: str
-    num_earlier: int  # comparable steps on this machine
-    seconds: Interval | None  # by formula for one process and no earlier step
+    earlier: Sequence[Ledger]  # of comparable steps on this machine, which the prediction is learned from
+    num_other: int  # steps of the stage whose models are not comparable
+    seconds: Interval | None  # by formula for one process and no comparable step
     money: Interval | None
     energy_wh: Interval | None
     wire_bytes: Interval | None  # sent by each device
     peak_memory_bytes: Interval | None  # of a process; by formula for a training step
+
+    @property
+    def num_earlier(self) -> int:
+        """Number of comparable steps."""
+        return len(self.earlier)
 
 
 class Total(NamedTuple):
@@ -87,16 +97,14 @@ def earlier_ledgers(runs: Path) -> dict[str, list[Ledger]]:
 
 
 def predict(recipe: Recipe, estimate: Estimate, earlier: Sequence[Ledger]) -> Prediction:
-    """Predict what a step uses from its FLOPs and what earlier steps of its stage used for each of theirs.
+    """Predict what a step uses from its FLOPs and what comparable steps of its stage used for each of theirs.
 
     Steps in which no model runs count as equally long.
     """
     launch, price = recipe.steps[estimate.name].launch, recipe.accounting.price_per_device_hour
     devices = sharding_of(launch).processes
     work = estimate.flops or 1.0
-    alike = [each for each in earlier if bool(each.flops) == bool(estimate.flops)]
-    if estimate.flops is None:
-        alike = []
+    alike = [each for each in earlier if _is_comparable(each, estimate)]
 
     def learned(value: Callable[[Ledger], float | None], ledgers: Iterable[Ledger], scale: float) -> Interval | None:
         known = [(each.flops or 1.0, value(each)) for each in ledgers]
@@ -111,7 +119,8 @@ def predict(recipe: Recipe, estimate: Estimate, earlier: Sequence[Ledger]) -> Pr
     return Prediction(
         name=estimate.name,
         stage=estimate.stage,
-        num_earlier=len(alike),
+        earlier=alike,
+        num_other=sum(bool(each.flops) for each in earlier) - sum(bool(each.flops) for each in alike),
         seconds=by_formula if device_hours is None else _scaled(device_hours, SECONDS_PER_HOUR / devices),
         money=None if price is None or device_hours is None else _scaled(device_hours, price),
         energy_wh=learned(lambda each: each.energy_kwh, alike, work * WH_PER_KWH),
@@ -127,6 +136,22 @@ def total(predictions: Sequence[Prediction], resource: str) -> Total:
     together = Interval.highest if resource == "peak_memory_bytes" else Interval.plus
     unknown = [name for name, value in values.items() if value is None]
     return Total(reduce(together, known) if known else None, unknown)
+
+
+def _is_comparable(earlier: Ledger, estimate: Estimate) -> bool:
+    """Return whether a step uses about as much for each FLOP as an earlier one of its stage, as far as that is known.
+
+    Small models and slow precisions reach a small share of the FLOP/s of others.
+    """
+    if not estimate.flops or not earlier.flops:
+        return estimate.flops is not None and bool(estimate.flops) == bool(earlier.flops)
+    return _within(SIMILAR_SIZE, earlier.weights, estimate.weights) and _within(
+        SIMILAR_RATE, earlier.peak_flops, estimate.peak_flops
+    )
+
+
+def _within(ratio: float, one: float | None, other: float | None) -> bool:
+    return one is None or other is None or max(one, other) <= ratio * min(one, other)
 
 
 def _is_same_size(one: int | None, other: int | None) -> bool:

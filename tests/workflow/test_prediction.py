@@ -12,7 +12,9 @@ from align.accounting.energy import EnergyReading
 from align.accounting.ledger import step_ledger
 from align.accounting.settings import AccountingSettings
 from align.commands.check import check
+from align.models.loading.pretrained import default_device
 from align.stages.costs.estimates import Estimate
+from align.stages.costs.measured import matrix_rate
 from align.stages.training.footprint import allocator_note
 from align.workflow import prediction as module
 from align.workflow.environment import environment
@@ -99,6 +101,17 @@ def test_a_prediction_scales_what_earlier_steps_used_for_each_of_their_flops(rec
     assert (found.wire_bytes, found.peak_memory_bytes) == ((0, 0, 0), (1000, 1000, 1000))
 
 
+def test_a_prediction_is_not_learned_from_models_of_another_size_or_precision(recipe):
+    alike = [ledger(weights=5_000), ledger(weights=20_000, seconds=300), ledger(peak_flops=2.9e10, seconds=500)]
+    other = [ledger(weights=4_900, seconds=9e9), ledger(weights=20_100, seconds=1), ledger(peak_flops=3.1e10)]
+    estimate = Estimate(name="sft", stage="sft", rows=1, flops=2e12, seconds=7.0, weights=10_000, peak_flops=1e10)
+    found = predict(recipe, estimate, [*alike, *other, ledger(flops=None)])
+    assert (found.num_earlier, found.num_other) == (3, 3)
+    assert found.seconds == pytest.approx((200, 600, 1000))
+    found = predict(recipe, estimate, other)
+    assert (found.num_earlier, found.num_other, found.seconds, found.money) == (0, 3, (7, 7, 7), None)
+
+
 def test_a_launched_step_divides_the_time_and_learns_the_network_from_as_many_processes(recipe, tmp_path):
     launch = tmp_path / "four.yaml"
     launch.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 4\n")
@@ -142,10 +155,15 @@ def test_check_shows_the_whole_recipe_and_says_where_there_is_nothing_to_learn_f
     (flops,) = re.findall(r"FLOPs (\S+)\n", steps.partition("sft sft")[2].partition("dpo")[0])
     assert [line.split()[0] for line in lines] == ["compute", "time", "peak", *["allocator"] * bool(allocator_note())]
     assert lines[1].endswith(" s, estimated from a matrix product")
+    own = {"flops": float(flops), "peak_flops": matrix_rate(default_device(), "fp32")}
     for number, seconds in enumerate((60, 120)):
-        plant(tmp_path / "runs", f"earlier-{number}", "a", "sft", ledger(kwh=0.5, flops=float(flops), seconds=seconds))
+        plant(tmp_path / "runs", f"earlier-{number}", "a", "sft", ledger(kwh=0.5, seconds=seconds, **own))
+    plant(tmp_path / "runs", "larger", "a", "preference", ledger(**own, weights=10**6))
     steps, lines = shown(capsys, path, "accounting.price_per_device_hour=2", "accounting.currency=EUR")
-    assert "time 1 min 30 s (1 min 0 s to 2 min 0 s), from 2 earlier sft step(s) on this machine" in steps
+    source = "from 2 earlier sft step(s) of similar model size on this machine"
+    assert f"time 1 min 30 s (1 min 0 s to 2 min 0 s), {source}" in steps
+    other = "1 earlier preference step(s) differ in model size, precision, threads or load"
+    assert f"estimated from a matrix product; {other}" in steps
     assert re.fullmatch(
         r"time 1 min 3\d s \(1 min \d s to 2 min \d s\), . s of it estimated from a matrix product", lines[1]
     )

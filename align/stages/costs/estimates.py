@@ -50,6 +50,7 @@ class Estimate:
     tokens: int = 0  # computed (in one epoch, where it trains), each distinct (prefix, token) of a group once
     flops: float | None = 0.0  # of the whole step, reference pass included; None if they are unknown
     seconds: float | None = 0.0
+    peak_flops: float | None = None  # per second, of a matrix product in the step's precision; None without a model
     weights: int | None = None  # of the model that it trains or asks; None if there is none or it is unknown
     unknown: str = ""  # why FLOPs, time and memory are unknown
     disk: int = 0  # bytes that it leaves behind
@@ -127,14 +128,15 @@ def estimate_answers(
     total = tokens + drawn
     model = unknown or planning.decoder
     flops = None if isinstance(model, str) else float(forward_flops(model, equal_rows(total, rows)))
-    rate = matrix_rate(default_device(), precision) * (SAMPLING_EFFICIENCY if drawn else 1)
+    peak = matrix_rate(default_device(), precision)
     return Estimate(
         name=planning.name,
         stage=stage,
         rows=rows,
         tokens=total,
         flops=flops,
-        seconds=None if flops is None else flops / rate,
+        seconds=None if flops is None else flops / (peak * (SAMPLING_EFFICIENCY if drawn else 1)),
+        peak_flops=peak,
         weights=None if isinstance(model, str) else model.num_weights,
         unknown=model if isinstance(model, str) else "",
         disk=total * TEXT_BYTES,

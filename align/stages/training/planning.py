@@ -211,7 +211,8 @@ def _costs(
         if unknown:
             return {"flops": None, "seconds": None, "unknown": unknown[0]}
         flops += selection.cost.once
-    return {"flops": flops, "seconds": flops / _training_rate(step.train.precision)}
+    peak = matrix_rate(default_device(), step.train.precision)
+    return {"flops": flops, "seconds": flops / (peak * EFFICIENCY[default_device()]), "peak_flops": peak}
 
 
 def _with_token_budget(step: TrainingSettings, planning: Planning) -> tuple[TrainingSettings, dict[str, str]]:
