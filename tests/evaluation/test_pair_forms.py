@@ -117,7 +117,25 @@ REASONS = ["no mark", "refusal", "cut off", "request failed", "prompt too long"]
 def test_the_reason_of_a_void_game_survives_a_file(form, first, second):
     (pair,) = pairs_of([known("a first", None, void=first), known("b first", None, void=second)])
     (found,) = pairs_of(read_games([FORMS[form].write(pair)], "file"))
-    assert [game.void for game in found.games] == ([first] if form == "alpaca_eval" else [first, second])
+    assert [game.void for game in found.games] == [first, second]
+
+
+@pytest.mark.parametrize("form", ["align", "arena_hard", "arena_hard_2024", "fastchat", "alpaca_eval"])
+@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("void", ["a first", "b first"])
+def test_one_void_game_of_two_survives_a_file(form, reason, void):
+    verdicts = {"a first": "A>B", "b first": "A>B", void: None}
+    reasons = {"a first": "", "b first": "", void: reason}
+    (pair,) = pairs_of([known(order, verdict, void=reasons[order]) for order, verdict in verdicts.items()])
+    (found,) = pairs_of(read_games([json.loads(json.dumps(FORMS[form].write(pair)))], "file"))
+    expected = [(order, None if order == void else 1.0, reasons[order]) for order in ("a first", "b first")]
+    assert [(game.order, game.win, game.void) for game in found.games] == expected
+
+
+def test_a_preference_between_void_games_is_rejected():
+    row = {**ROWS["alpaca_eval"], "preference": 1.5, "void_a_first": "refusal", "void_b_first": "cut off"}
+    with pytest.raises(InputError, match=r"file: row 1: has preference 1.5, and both of its games are void"):
+        read_games([row], "file")
 
 
 def test_a_probability_is_written_where_the_form_has_numbers_only():
@@ -227,7 +245,7 @@ def test_a_file_is_converted_into_another_form(tmp_path, form, name):
     summary = convert_pairs(str(tmp_path / "judged.jsonl"), form, tmp_path / name)
     assert (summary["pairs"], summary["games"], summary["void"]) == (2, 4, {"no mark": 1})
     found = pairs_of(read_games(list(read_rows(str(tmp_path / name))), name))
-    assert [pair.wins for pair in found] == ([[1, 0.5], [0, None]] if form == "fastchat" else [[0.75], [0]])
+    assert [pair.wins for pair in found] == ([[1, 0.5], [0, None]] if form == "fastchat" else [[0.75], [0, None]])
     with pytest.raises(InputError, match="exists"):
         convert_pairs(str(tmp_path / "judged.jsonl"), form, tmp_path / name)
     with pytest.raises(InputError, match="no form of judged pairs is called 'chat'"):
