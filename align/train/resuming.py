@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from align.artifacts import METRICS, atomic_file, atomic_folder
+from align.artifacts import METRICS, atomic_file, atomic_folder, read_manifest
 from align.errors import InputError
 from align.storage.disk_errors import disk_errors
 from align.train.checkpoint import BEST, CHECKPOINT, has_checkpoint, latest_checkpoint
@@ -30,6 +30,12 @@ def adopt_checkpoint(earlier: Path, folder: Path) -> int:
     """
     step = latest_checkpoint(earlier / KEPT)
     if not step:
+        if (reason := (read_manifest(earlier) or {}).get("diverged")) is not None:
+            raise InputError(
+                f"{earlier}: its training diverged in its first optimizer step, so there is nothing to resume "
+                f"({reason}); lower its train.learning_rate or raise its train.warmup_steps",
+                ("resume",),
+            )
         raise InputError(f"{earlier}: has no checkpoint to resume; set train.until_step of that step", ("resume",))
     if not has_checkpoint(folder):
         with atomic_file(folder / METRICS) as partial:

@@ -24,8 +24,10 @@ from tiny_training import (
     with_adapters,
 )
 
-from align.errors import RunError
+from align.artifacts import write_json
+from align.errors import InputError, RunError
 from align.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+from align.train.resuming import adopt_checkpoint
 
 STEPS = 6
 RUNS = {
@@ -287,3 +289,20 @@ def test_a_process_killed_at_moments_of_chance_does_what_one_does_that_is_not(tm
     assert len(numbers(tmp_path / "whole")) == 12
     killed, whole = (load_file(tmp_path / name / "trained.safetensors") for name in ("killed", "whole"))
     assert same(killed, whole)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        ({}, "has no checkpoint to resume; set train.until_step of that step"),
+        (
+            {"diverged": "optimizer step 1: the loss is nan"},
+            r"diverged in its first optimizer step, .* \(optimizer step 1: the loss is nan\); lower its train.learning",
+        ),
+    ],
+)
+def test_an_earlier_step_without_a_checkpoint_to_resume_says_why(tmp_path, manifest, said):
+    (tmp_path / "steep").mkdir()
+    write_json(tmp_path / "steep/manifest.json", manifest)
+    with pytest.raises(InputError, match=said):
+        adopt_checkpoint(tmp_path / "steep", tmp_path / "rest")
