@@ -24,7 +24,7 @@ class Usage:
     """The resources that a step used; None for what is unknown."""
 
     tokens_trained: int  # forward and backward; a shared prompt counts once for each response
-    tokens_computed: int  # each distinct (prefix, token) of a group counts once
+    tokens_computed: int | None  # each distinct (prefix, token) of a group counts once
     flops: float | None  # of all devices
     flops_source: str  # the formula, or why FLOPs are unknown
     seconds: float

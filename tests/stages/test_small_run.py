@@ -353,6 +353,13 @@ def test_a_base_takes_its_samples_from_another_model_and_a_score_judges_them_ane
         assert [one["reward"] for one in row["responses"]] == [len(one["content"]) for one in row["responses"]]
         assert len(row["responses"]) == 2
     assert made["samples"]["inputs"] == {} and made["dpo"]["inputs"].keys() == {"base", "rescored"}
+    tokenizer, ledger = AutoTokenizer.from_pretrained(weak / "dpo"), made["samples"]["ledger"]
+    prompts = {json.dumps(row["prompt"]): row["prompt"] for row in groups}.values()
+    asked = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in prompts]
+    assert len(groups) == 6  # so each prompt is known, and three responses to it of 1 to 6 tokens
+    assert 6 * 3 <= ledger["tokens_computed"] - sum(map(len, asked)) <= 6 * 3 * 6
+    weights = sum(each.numel() for name, each in base.items() if ".layers." in name and each.ndim == 2)
+    assert ledger["flops"] > 2 * weights * ledger["tokens_computed"] and ledger["weights"] > weights
 
 
 def test_evaluations_that_one_step_stands_for_are_all_run_again(tmp_path):

@@ -176,16 +176,21 @@ def test_the_peak_memory_of_a_step_is_the_largest_of_its_attempts(tmp_path, monk
     assert last.ledger(Done(), PRICE).peak_memory_bytes == 1100
 
 
-def test_the_flops_of_judges_on_servers_are_unknown_and_not_zero(tmp_path, monkeypatch):
+def test_the_work_of_judges_on_servers_is_unknown_and_not_zero(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "matrix_rate", lambda device, precision: 1e9)
     meter = Meter(tmp_path, SilentProgress(), Energy(), Allowance(BudgetSettings(), PRICE))
-    assert meter.ledger(Done(), PRICE).flops == 0
+    none = meter.ledger(Done(), PRICE)
+    assert (none.flops, none.tokens_computed) == (0, 0)
     meter.add_elsewhere([ProcessUse(ServersAndJudges(served_answers=3), 0)])
     scored = meter.ledger(Done(), PRICE)
     assert (scored.flops, scored.unknown["flops"]) == (None, 1)
+    assert (scored.tokens_computed, scored.unknown["tokens_computed"]) == (None, 1)
     meter.add_elsewhere([ProcessUse(ServersAndJudges(judge_tokens=2, judge_flops=7.0), 0)])  # of another judge
     both = meter.ledger(Done(), PRICE)
     assert both.flops == 7 and both.flops_source.endswith("; without judges on servers, whose FLOPs are unknown")
+    assert both.tokens_computed == 2
+    sampled = meter.ledger(Done.elsewhere(devices=1), PRICE)  # and judged by both
+    assert (sampled.flops, sampled.tokens_computed) == (None, None)
 
 
 @pytest.mark.parametrize(("machines", "is_known"), [(1, True), (2, False)])

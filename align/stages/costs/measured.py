@@ -7,14 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 import torch
 
-from align.accounting.flops import Decoder, Work, forward_flops, total_flops
+from align.accounting.flops import Decoder, Work, forward_flops, sum_work, total_flops
 from align.models.loading.config import dimensions, load_config
 from align.models.loading.pretrained import default_device
 
 NOTHING = Work(0, 0, 0)
+ELSEWHERE = "the model's dimensions are unknown: it runs on a server, or in an engine of the user's own"
 FORMULA = "2 per weight and token, 4 per attended pair and unit of width; a backward pass is two forward passes"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-products": torch.bfloat16}
 # Side of the square matrices whose product measures the device's rate; a smaller one leaves a large GPU half idle
@@ -38,6 +40,18 @@ class Done:
     precision: str = "fp32"
     wire_bytes: int | None = 0
     device: str = "cpu"
+    is_elsewhere: bool = False  # a model ran on a server or in a user's own engine, which counts no tokens
+
+    @classmethod
+    def elsewhere(cls, *, devices: int) -> Self:
+        """Return the work of models on a server or in a user's own engine, which is unknown."""
+        return cls(dimensions=ELSEWHERE, is_elsewhere=True, devices=devices)
+
+    @property
+    def tokens_computed(self) -> int | None:
+        """Return the tokens of all forward passes; None where they are unknown."""
+        works = [self.trained, self.observed, *(work for _, work in self.others)]
+        return None if self.is_elsewhere else sum_work(works).tokens
 
     @property
     def flops(self) -> tuple[float | None, str]:

@@ -14,7 +14,6 @@ import torch
 
 from align.accounting.budget import Allowance, Spent
 from align.accounting.energy import EnergyMeter
-from align.accounting.flops import sum_work
 from align.accounting.ledger import Ledger, Usage, step_ledger, sum_if_known
 from align.accounting.peak_memory import peak_memory
 from align.accounting.process_usage import PROCESS_USAGE, ServersAndJudges, sum_usage
@@ -160,8 +159,7 @@ class Meter:
         peak = max([peak_memory(device), *peaks])  # before the matrix product below, which needs some
         usage = Usage(
             tokens_trained=done.tokens_trained,
-            tokens_computed=apart.judge_tokens
-            + sum_work([done.trained, done.observed, *(work for _, work in done.others)]).tokens,
+            tokens_computed=_tokens(done, apart),
             flops=flops,
             flops_source=source,
             seconds=sum(attempt["seconds"] for attempt in attempts),
@@ -176,6 +174,14 @@ class Meter:
     def add_elsewhere(self, uses: Iterable[ProcessUse]) -> None:
         """Add what other processes of the launch have used."""
         self._elsewhere += uses
+
+
+def _tokens(done: Done, apart: ServersAndJudges) -> int | None:
+    """Return the tokens that the step and its local judges computed; None where they are unknown."""
+    if done.tokens_computed is None:
+        return None
+    tokens = done.tokens_computed + apart.judge_tokens
+    return None if tokens == 0 and apart.served_answers else tokens
 
 
 def read_spent(working: Path) -> list[dict[str, Any]]:

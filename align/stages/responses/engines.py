@@ -19,9 +19,6 @@ from align.stages.costs.measured import Done, sampling_done
 from align.stages.inputs.context import RunContext
 from align.stages.responses.tasks import TaskSettings
 
-# Why the FLOPs of an evaluation are unknown
-ELSEWHERE = "the model's dimensions are unknown: it runs on a server, or in an engine of the user's own"
-
 
 def engine_place(context: RunContext) -> Place:
     """Return where the servers of a step run."""
@@ -102,7 +99,7 @@ class PolicyEngines:
         if not self.path:  # given responses
             return Done(devices=processes.world_size)
         if any(each.kind != "local" for each in self._used):
-            return Done(dimensions=ELSEWHERE, devices=processes.world_size)
+            return Done.elsewhere(devices=processes.world_size)
         precision = next((each.local.precision for each in self._used if each.local is not None), "fp32")
         work = sum_work([*(speed.work for speed in speeds), *self.observed, more])
         return replace(sampling_done([(self.path, work)], precision), devices=processes.world_size)

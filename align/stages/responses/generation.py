@@ -80,13 +80,12 @@ def generate_groups(
             )
     rates = {name: speed.tokens_per_s for name, speed in speeds.items() if speed.seconds}
     costs = {name: speed.cost for name, speed in speeds.items() if speed.cost}
-    done = _sampling_work(settings, folders, speeds)
     return {
         "report": statistics.report(),
         "engine": engine_report(settings.engine, engine, context.processes),
         "tokens_per_s": rates,
         **({"cost": costs} if costs else {}),
-        "done": replace(done, devices=context.processes.world_size),
+        "done": _sampling_work(settings, policies, speeds, context.processes.world_size),
     }
 
 
@@ -272,10 +271,11 @@ def _reward_summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     }
 
 
-def _sampling_work(settings: GenerationSettings, folders: Mapping[str, str], speeds: Mapping[str, Throughput]) -> Done:
-    """Return what sampling computed, where it ran in this process."""
-    if settings.engine.kind != "local" or settings.models or not folders:
-        return Done(dimensions="the models' dimensions are unknown: they run on a server, or no step made them")
-    return sampling_done(
-        [(folders[name], speed.work) for name, speed in speeds.items()], local_precision(settings.engine)
-    )
+def _sampling_work(
+    settings: GenerationSettings, policies: Mapping[str, str], speeds: Mapping[str, Throughput], devices: int
+) -> Done:
+    """Return what sampling computed, where it ran in these processes."""
+    if settings.engine.kind != "local":
+        return Done.elsewhere(devices=devices)
+    ran = [(policies[name], speed.work) for name, speed in speeds.items()]
+    return replace(sampling_done(ran, local_precision(settings.engine)), devices=devices)

@@ -260,11 +260,11 @@ def num_rows(source: SourceSettings, seed: int) -> int:
 
 
 def _done(step: SynthesisSettings, context: RunContext, teachers: Teachers) -> Done:
-    """Return what sampling computed, where a policy of the recipe ran in this process."""
-    if step.engine.kind != "local" or step.models or not step.policies:
-        return Done(dimensions="the models' dimensions are unknown: they run on a server, or no step made them")
+    """Return what sampling computed, where it ran in these processes."""
+    devices = context.processes.world_size
+    if step.engine.kind != "local":
+        return Done.elsewhere(devices=devices)
     inputs = context.inputs
-    folders = {inputs.sampled_name(name): inputs.folders[name] for name in step.policies}
-    ran = [(folders[name], speed.work) for name, speed in teachers.throughput.items()]
-    done = sampling_done(ran, local_precision(step.engine))
-    return replace(done, devices=context.processes.world_size)
+    folders = {inputs.sampled_name(name): str(inputs.folders[name]) for name in step.policies}
+    ran = [(folders.get(name, name), speed.work) for name, speed in teachers.throughput.items()]
+    return replace(sampling_done(ran, local_precision(step.engine)), devices=devices)

@@ -194,9 +194,8 @@ def _cost_table(made: Made, whole: Mapping[str, Any]) -> Table:
         memory = "" if each["peak_memory_bytes"] is None else f"{each['peak_memory_bytes'] / 2**30:.2f}"
         energy = ["" if each[name] is None else f"{each[name]:.2g}" for name in ("energy_kwh", "co2_kg")]
         cost = "" if each["cost"] is None else f"{each['cost']:.2g} {each['currency']}"
-        table.add_row(
-            step, f"{each['tokens_computed']:,}", flops, share, f"{each['seconds']:,.1f}", memory, *energy, cost
-        )
+        tokens = "" if each["tokens_computed"] is None else f"{each['tokens_computed']:,}"
+        table.add_row(step, tokens, flops, share, f"{each['seconds']:,.1f}", memory, *energy, cost)
     wall_s, own_s = whole["last_call"]["wall_seconds"], whole["last_call"]["overhead_seconds"]
     table.caption = f"the last call took {wall_s:,.1f} s, of which {own_s:,.1f} s were pipeline overhead"
     return table
