@@ -69,7 +69,7 @@ class _Executor:
     seconds: list[float] = field(default_factory=list[float])  # of each step that ran
 
     def __call__(self, step: pipeline.Step, working: Path, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
-        spending.record_replaced(self.recipe, step.name)
+        spending.record_finished(self.recipe)
         began, settings, allowed = time.monotonic(), self.recipe.steps[step.name], spending.allowance(self.recipe)
         copied = self.recipe.copies.get(step.name)
         if copied is None and settings.launch is not None and self.command is not None:
@@ -169,6 +169,7 @@ def run_recipe(
             until=last,
             rerun=rerun,
         )
+        spending.record_finished(recipe)
         ledger = write_results(recipe, manifests)
         write_cards(recipe, manifests)
         wall_s = time.monotonic() - began
@@ -250,6 +251,7 @@ def run_step(command: Command, name: str, progress: RunProgress) -> None:
             pipeline.run(
                 chosen, recipe.root, execute=execute, log=progress.note, on_state=progress.watch, cleanup=cleanup
             )
+            spending.record_finished(recipe)
     shutdown_processes()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from align.workflow.estimate import ModelPlans
 from align.workflow.recipe.schema import Recipe
 
 SEVERAL_MACHINES = "the step ran on several machines, and only the first one has a meter"
-REPLACED = ".spent.json"  # in a run folder: what was used for folders of steps that were replaced or removed since
+RECORDS = (
+    ".spent.json"  # in a run folder: what finished steps and abandoned attempts used, which outlasts their folders
+)
 
 
 def energy_meter(recipe: Recipe) -> EnergyMeter:
@@ -53,7 +55,7 @@ def check_budget(recipe: Recipe, energy: EnergyMeter) -> None:
 
 
 def allowance(recipe: Recipe) -> Allowance:
-    """Return the caps of a run with what it has used: by finished steps, unfinished attempts, and replaced folders.
+    """Return the caps of a run with what it has used: by finished and by unfinished steps, replaced ones included.
 
     Stops the run if a cap is reached already. Raises `InputError` for a cap on what is unknown of an earlier step, and
     for a step whose cost is in another currency.
@@ -72,12 +74,12 @@ def allowance(recipe: Recipe) -> Allowance:
     return Allowance(budget, accounting, spent)
 
 
-def record_replaced(recipe: Recipe, name: str) -> None:
-    """Record what a finished step has used that runs again, as its ledger is then replaced."""
-    records = _replaced(recipe.root)
-    ledger = _ledger(recipe, name)
-    if ledger is not None and (record := _record(name, ledger)) not in records:
-        write_json(recipe.root / REPLACED, [*records, record])
+def record_finished(recipe: Recipe) -> None:
+    """Record what finished steps have used, which counts after they run again and after their folders are removed."""
+    records = _records(recipe.root)
+    new = [record for name, ledger in _ledgers(recipe) if not _is_in(record := _record(name, ledger), records)]
+    if new:
+        write_json(recipe.root / RECORDS, [*records, *new])
 
 
 def record_abandoned(recipe: Recipe, planned: Iterable[PlannedStep]) -> None:
@@ -86,35 +88,37 @@ def record_abandoned(recipe: Recipe, planned: Iterable[PlannedStep]) -> None:
         working = working_folder(recipe.root / each.step.name)
         if each.state != INTERRUPTED and (attempts := read_spent(working)):
             records = [{"step": each.step.name, **attempt} for attempt in attempts]
-            write_json(recipe.root / REPLACED, [*_replaced(recipe.root), *records])
+            write_json(recipe.root / RECORDS, [*_records(recipe.root), *records])
             remove_spent(working)
 
 
 def _used(recipe: Recipe) -> Iterator[tuple[str, Spent]]:
     """Yield what the steps have used, each by its name."""
-    replaced = _replaced(recipe.root)
-    for each in replaced:
+    records = _records(recipe.root)
+    for each in records:
         yield each["step"], spent_by(each, recipe.accounting)
-    for name in (*recipe.steps, *_other_steps(recipe)):
-        ledger = _ledger(recipe, name)
-        if ledger is not None and _record(name, ledger) not in replaced:
-            if ledger.cost is not None and ledger.currency != recipe.accounting.currency:
-                message = f"step {name!r} has a cost in {ledger.currency}; keep {ledger.currency}, or start another run"
-                raise InputError(message, ("accounting", "currency"))
+    for name, ledger in _ledgers(recipe):
+        if ledger.cost is not None and ledger.currency != recipe.accounting.currency:
+            message = f"step {name!r} has a cost in {ledger.currency}; keep {ledger.currency}, or start another run"
+            raise InputError(message, ("accounting", "currency"))
+        if not _is_in(_record(name, ledger), records):
             yield name, Spent.of_ledger(ledger, recipe.accounting)
+    for name in _steps(recipe):
         yield name, spent_unfinished(working_folder(recipe.root / name), recipe.accounting)
 
 
-def _other_steps(recipe: Recipe) -> list[str]:
-    """Return the steps in the run's folder that the recipe lacks: later trials, and steps renamed or removed since."""
+def _steps(recipe: Recipe) -> list[str]:
+    """Return the steps of the recipe, and those that the run's folder has besides: later trials, and renamed ones."""
     found = {path.name.removesuffix(".partial") for path in recipe.root.glob("*") if path.is_dir()}
-    return sorted(found - recipe.steps.keys())
+    return [*recipe.steps, *sorted(found - recipe.steps.keys())]
 
 
-def _ledger(recipe: Recipe, name: str) -> Ledger | None:
-    """Return the ledger of a step's folder; None if it has not finished."""
-    manifest = read_manifest(recipe.root / name) or {}
-    return Ledger.from_json(manifest["ledger"]) if "ledger" in manifest else None
+def _ledgers(recipe: Recipe) -> Iterator[tuple[str, Ledger]]:
+    """Yield the ledgers of the finished steps, each by its name."""
+    for name in _steps(recipe):
+        manifest = read_manifest(recipe.root / name) or {}
+        if "ledger" in manifest:
+            yield name, Ledger.from_json(manifest["ledger"])
 
 
 def _record(name: str, ledger: Ledger) -> dict[str, Any]:
@@ -123,8 +127,13 @@ def _record(name: str, ledger: Ledger) -> dict[str, Any]:
     return {"step": name, **used, **({} if ledger.cost is None else {"cost": ledger.cost})}
 
 
-def _replaced(root: Path) -> list[dict[str, Any]]:
-    return read_json(root / REPLACED) if (root / REPLACED).is_file() else []
+def _is_in(record: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether a step's use is recorded, perhaps under the name that its folder had before."""
+    return any({**other, "step": record["step"]} == record for other in records)
+
+
+def _records(root: Path) -> list[dict[str, Any]]:
+    return read_json(root / RECORDS) if (root / RECORDS).is_file() else []
 
 
 def used_elsewhere() -> list[ProcessUse]:

@@ -1,5 +1,6 @@
 """A cap on the resources of a run stops it at a checkpoint, counts earlier attempts, and changes no number."""
 
+import shutil
 import sys
 import time
 from itertools import count
@@ -210,12 +211,19 @@ def test_the_energy_of_a_launch_over_several_machines_is_unknown(tmp_path, monke
             assert (meter.reading.kwh, meter.reading.source, meter.reading.measured) == (None, why, False)
 
 
-def test_what_was_used_for_steps_that_run_again_counts(tmp_path):
+def test_what_was_used_for_steps_that_run_again_or_were_removed_counts(tmp_path):
     def used(*overrides):
         return allowance(Command(written(tmp_path), overrides).loaded).before
 
     first = {name: made["ledger"] for name, made in run(tmp_path)[0].items()}
     whole = sum(each["flops"] for each in first.values())
+    assert used().flops == whole
+    (tmp_path / "runs/small/sft").rename(tmp_path / "runs/small/kept")
+    assert used().flops == whole
+    shutil.rmtree(tmp_path / "runs/small/kept")  # by hand
+    assert used().flops == whole
+    restored = run(tmp_path, until="sft")[0]["sft"]["ledger"]
+    whole, first["restored"] = whole + restored["flops"], restored
     assert used().flops == whole
     other = "steps.sft.train.learning_rate=2e-3"
     again = run(tmp_path, other, until="sft")[0]["sft"]["ledger"]
