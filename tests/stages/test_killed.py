@@ -32,7 +32,7 @@ OF_TIME = {
     "environment",
     "metrics.jsonl",  # its size and hash in a manifest
 }
-ABOUT_THE_CALL = {"ledger.json", "report.html", ".lock"}
+ABOUT_THE_CALL = {"ledger.json", ".spent.json", "report.html", ".lock"}
 
 
 def timeless(value):
