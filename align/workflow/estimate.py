@@ -10,7 +10,9 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from align.accounting.communication import FP32
+from align.evaluation.task import TaskSize
 from align.models.loading.config import dimensions
+from align.models.loading.gguf import read_once
 from align.models.loading.pretrained import count_weights, silence_transformers
 from align.pipeline.steps import order
 from align.stages.costs.estimates import Estimate, PlannedModel, Planning
@@ -25,6 +27,7 @@ class ModelPlans:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._loaded: dict[str, tuple[PreTrainedTokenizerBase, PretrainedConfig]] = {}
+        self._task_sizes: dict[str, TaskSize] = {}
 
     def start(self, name: str) -> ModelSpec:
         """Return the model that a step starts from or asks."""
@@ -38,9 +41,9 @@ class ModelPlans:
         spec = self._recipe.steps[name].model(self.start(name))
         key = repr((spec.settings, spec.vocab_size))
         if key not in self._loaded:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, read_once():
                 tokenizer = planned_tokenizer(spec, Path(folder))
-            self._loaded[key] = tokenizer, planned_config(spec, len(tokenizer))
+                self._loaded[key] = tokenizer, planned_config(spec, len(tokenizer))
         return self._loaded[key]
 
     def planning(self, name: str) -> Planning:
@@ -56,6 +59,7 @@ class ModelPlans:
             spec=self.start(name),
             load=load,
             dimensions_of=lambda other: dimensions(self.loaded(other)[1]),
+            task_sizes=self._task_sizes,
         )
 
     def num_weights(self, name: str) -> int:

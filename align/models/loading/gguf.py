@@ -30,7 +30,7 @@ def load_gguf(file: Path, config: PretrainedConfig | None = None) -> PreTrainedM
     options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False, "dtype": torch.float32}
     if config is not None and config.model_type not in READ_AS_LLAMA:
         options["config"] = config
-    with _read_once():
+    with read_once():
         loaded, info = auto.from_pretrained(str(file.parent), output_loading_info=True, **options)
         unused = _unused(file, loaded.config)
     check_loaded(f"{GGUF}{file}", info["missing_keys"], [*info["unexpected_keys"], *unused])
@@ -46,7 +46,7 @@ def load_gguf(file: Path, config: PretrainedConfig | None = None) -> PreTrainedM
 
 
 @contextmanager
-def _read_once() -> Generator[None]:
+def read_once() -> Generator[None]:
     """Parse the file and the table of its tensors' names once; transformers does so several times, for seconds each.
 
     Show no progress bar of the tensors, which transformers' own switch leaves on.

@@ -14,6 +14,7 @@ from align.stages.inputs.context import ModelSpec, StepInputs
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from align.evaluation.task import TaskSize
     from align.records import Prompt
     from align.stages.training.footprint import Footprint
     from align.train.settings import TrainSettings
@@ -80,6 +81,7 @@ class Planning:
     load: Callable[[], PlannedModel]  # called on first use: a step that asks a server needs no model of the recipe
     dimensions_of: Callable[[str], Decoder | str]  # of the model that a step makes, or why they are unknown
     made: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])  # estimates of the steps before
+    task_sizes: dict[str, TaskSize] = field(default_factory=dict[str, "TaskSize"])  # of their tasks, by what decides it
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -34,5 +34,9 @@ class _EstimateInputs(NamedTuple):
 
 
 def planned_size(settings: TaskSettings, task: Task, planning: Planning) -> TaskSize:
-    """Return how much a task computes."""
-    return task.size(_EstimateInputs(settings, planning))
+    """Return how much a task computes; its rows are read once for all steps that evaluate it with one tokenizer."""
+    inputs = planning.inputs
+    key = repr((settings, inputs.sources.get(settings.data), inputs.seed, id(planning.tokenizer)))
+    if key not in planning.task_sizes:
+        planning.task_sizes[key] = task.size(_EstimateInputs(settings, planning))
+    return planning.task_sizes[key]

@@ -72,9 +72,10 @@ def _estimate_rows(step: TrainingSettings, planning: Planning, data: StepRows) -
     start = _resumed_steps(step, planning)
     num_steps = min(num_steps, settings.until_step or num_steps)
     epochs = max(0, num_steps - start) / steps_per_epoch(num_rows, settings.prompts_per_step)
-    seed = planning.inputs.seed
-    epoch = data.mixture.epoch(0) if data.mixture is not None else order(num_rows, seed=seed, epoch=0)
-    works = [_work(group, head=step.has_lm_head) for group in data.train]
+    epoch = data.mixture.epoch(0) if data.mixture is not None else order(num_rows, seed=planning.inputs.seed, epoch=0)
+    found = [(_work(group, head=step.has_lm_head), [len(each.ids) for each in group.sequences]) for group in data.train]
+    works = [each for each, _ in found]
+    lengths = [each for _, each in found]
     work = sum_work(works[index] for index in epoch)
     sizes = [each.tokens for each in works]
     costs = None if selection is None else selection.cost_range(works, epoch, settings)
@@ -93,8 +94,8 @@ def _estimate_rows(step: TrainingSettings, planning: Planning, data: StepRows) -
             counts=data.counts,
             format=data.format,
             optimizer_steps=num_steps,
-            longest=max(len(each.ids) for group in data.train for each in group.sequences),
-            unshared=sum(len(each.ids) for index in epoch for each in data.train[index].sequences),
+            longest=max(map(max, lengths)),
+            unshared=sum(sum(lengths[index]) for index in epoch),
             memory=None
             if isinstance(model, str) or model.recurrence is not None
             else footprint(step, planning.inputs.policy, model, sizes, held=_tokens_held(step, data.train, sizes)),
@@ -277,7 +278,7 @@ def _work(group: TokenGroup, *, head: bool) -> Work:
 def _tokens_held(step: TrainingSettings, groups: Sequence[TokenGroup], sizes: Sequence[int]) -> int:
     """Return the largest number of tokens of a group that are in memory at once if it may run in parts."""
     budget = step.train.token_budget
-    above = (group for group, size in zip(groups, sizes, strict=True) if size > budget)
+    above = (groups[index] for index, size in enumerate(sizes) if size > budget)
     held = (rows_held(tree_batch(group.sequences), budget) for group in above)
     return max(held, default=max(sizes))
 
