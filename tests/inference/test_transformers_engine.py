@@ -10,6 +10,7 @@ from datetime import datetime
 import pytest
 import torch
 from frequencies import are_drawn_from, shares_by_definition
+from held import hold_after_items
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.config import build
@@ -138,6 +139,7 @@ def test_a_killed_run_resumes_to_the_same_samples(tmp_path):
         before = path.read_bytes().count(b"\n") if path.exists() else 1
         if (child := os.fork()) == 0:
             torch.set_num_threads(1)
+            hold_after_items(before - 1 + 40)
             live(batch_size)
             os._exit(0)
         while not path.exists() or path.read_bytes().count(b"\n") < before + 20:

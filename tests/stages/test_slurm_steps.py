@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 import time
 from contextlib import suppress
 
@@ -22,13 +23,25 @@ LAUNCH = "steps.sft.launch=launch/ddp-cpu-2.yaml"
 TWO_NODES = [LAUNCH, "steps.sft.slurm={}"]
 LONG = ["steps.sft.train.epochs=20"]  # of six steps each
 NUM_STEPS = 120
+HELD = ROOT / "tests/held.py"
 # In the place of slurm.sbatch: the step in one process, without a launcher
 ONE_PROCESS = """\
 test "$1" = --config_file; shift 2
 echo "slurm.sbatch: job $SLURM_JOB_ID starts" >&2
 recipe=$1 step=$2
 shift 2
-exec python -m align train "$recipe" --step "$step" "$@"
+exec python {held} steps 60 "{file}" train "$recipe" --step "$step" "$@"
+"""
+# In the place of `accelerate`: the same launch of the step
+ACCELERATE = """\
+#!{python}
+import os, sys
+from pathlib import Path
+words = sys.argv[1:]
+at = words.index("-m")
+words[at : at + 2] = ["{held}", "steps", "60", "{file}"]
+real = str(Path(sys.executable).with_name("accelerate"))
+os.execv(real, [real, *words])
 """
 
 
@@ -42,9 +55,17 @@ def cluster(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def one_process(tmp_path):
+def until_acted(tmp_path):
+    """A file during whose life a job does not come to its end: it waits at half of its steps."""
+    path = tmp_path / "until-acted"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def one_process(tmp_path, until_acted):
     path = tmp_path / "one.sbatch"
-    path.write_text(ONE_PROCESS)
+    path.write_text(ONE_PROCESS.format(held=HELD, file=until_acted))
     return [LAUNCH, f"steps.sft.slurm.script={path}"]
 
 
@@ -78,8 +99,25 @@ def losses(folder):
     return [line["loss"] for line in metrics(folder, "sft")]
 
 
-def test_two_nodes_that_are_requeued_do_what_one_process_does_and_the_run_goes_on(tmp_path, cluster, alone):
-    told = Acting(lambda: cluster.call("scontrol", "requeue", cluster.jobs[0]))
+def test_two_nodes_that_are_requeued_do_what_one_process_does_and_the_run_goes_on(
+    tmp_path, cluster, alone, until_acted
+):
+    launcher = cluster.folder / "bin" / "accelerate"
+    launcher.write_text(ACCELERATE.format(python=sys.executable, held=HELD, file=until_acted))
+    launcher.chmod(0o755)
+
+    def requeue():
+        cluster.hold()
+        cluster.call("scontrol", "requeue", cluster.jobs[0])
+
+    class Requeuing(Acting):
+        def note(self, text):
+            super().note(text)
+            if "requeued, pending" in text:
+                until_acted.unlink()
+                cluster.hold(False)
+
+    told = Requeuing(requeue)
     made, _ = run(tmp_path, *TWO_NODES, *LONG, told=told)
     assert set(made) == {"base", "sft", "dpo"}
     assert losses(tmp_path) == pytest.approx(alone, rel=0, abs=2e-6)
@@ -101,7 +139,9 @@ def test_two_nodes_that_are_requeued_do_what_one_process_does_and_the_run_goes_o
     assert cluster.jobs == [job]  # a finished step is not submitted
 
 
-def test_after_a_kill_and_after_ctrl_c_a_rerun_waits_for_the_same_job(tmp_path, cluster, one_process, alone):
+def test_after_a_kill_and_after_ctrl_c_a_rerun_waits_for_the_same_job(
+    tmp_path, cluster, one_process, alone, until_acted
+):
     cluster.hold()
     run(tmp_path, *one_process, *LONG, until="base")
     child = os.fork()  # which computes nothing while the job is pending
@@ -131,6 +171,7 @@ def test_after_a_kill_and_after_ctrl_c_a_rerun_waits_for_the_same_job(tmp_path, 
         "a rerun of the same command resumes at step 'sft'",
     ]
     assert cluster.of(job, "state") == "RUNNING"
+    until_acted.unlink()
     again = run(tmp_path, *one_process, *LONG, until="sft")[1]
     assert again.steps[-1]["step"] == NUM_STEPS
     assert cluster.jobs == [job]
@@ -147,9 +188,12 @@ def test_a_failed_job_is_one_line_with_its_log(tmp_path, cluster):
     assert str(error.value) == f"sft: Slurm job {job} ended as FAILED: align: no number; stop; see {log}"
 
 
-def test_a_cancelled_job_says_so_and_a_rerun_submits_another_that_resumes(tmp_path, cluster, one_process, alone):
+def test_a_cancelled_job_says_so_and_a_rerun_submits_another_that_resumes(
+    tmp_path, cluster, one_process, alone, until_acted
+):
     with pytest.raises(RunError, match=r"sft: Slurm job \d+ ended as CANCELLED: align: .*SIGTERM: saved a checkpoint"):
         run(tmp_path, *one_process, *LONG, told=Acting(lambda: cluster.call("scancel", cluster.jobs[0])))
+    until_acted.unlink()
     told = run(tmp_path, *one_process, *LONG, until="sft")[1]
     assert len(cluster.jobs) == 2
     assert told.steps[0]["step"] > 1
