@@ -25,7 +25,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 INTERVAL_S = 1.0
 TIMEOUT_S = 20.0  # without a heartbeat; they are sent from a thread, whatever the process computes
-EXIT_WAIT_S = 1.0  # how long a process may take to exit after its connections were closed
+EXIT_WAIT_S = 5.0  # how long a process may take to exit after its connections were closed, on a busy machine
 ENDED = "ended"  # stored by a process that exits normally; by the main process also under this key
 LOST = "lost"  # key under which the main process names a lost process to the others
 

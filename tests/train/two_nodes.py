@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from forked import LaunchOfScript
@@ -21,10 +21,12 @@ class Loopback:
     address, device = "127.0.0.1", "lo"
 
     def __enter__(self):
-        with socket.socket() as free:
-            free.bind((self.address, 0))
-            self.port = free.getsockname()[1]
-        return self
+        for port in range(10_000 + os.getpid() % 10_000, 30_000):  # below those that the system gives to connections
+            with suppress(OSError), socket.socket() as free:
+                free.bind((self.address, port))
+                self.port = port
+                return self
+        raise OSError("no port is free")
 
     def __exit__(self, *_):
         pass
