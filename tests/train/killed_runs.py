@@ -9,18 +9,33 @@ import random
 import signal
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tiny_training import comparisons, loop, preference, weights
 
+from align.train import checkpoint
 
-def live(folder):
-    """One life of the run in a process of its own, from its latest checkpoint; the id of the process."""
+
+def live(folder, most=None):
+    """One life of the run in a process of its own, from its latest checkpoint; the id of the process.
+
+    After so many checkpoints it waits in the writing of the next one to be killed, however late its parent is.
+    """
     child = os.fork()
     if child:
         return child
+    written = count()
+
+    def save_or_wait(tensors, file):
+        save_file(tensors, file)
+        if next(written) == most:
+            signal.alarm(600)
+            signal.pause()
+
+    checkpoint.save_file = save_or_wait
     torch.set_num_threads(1)
     train = comparisons(18, sizes=(2, 3))
     objective = preference("rpo_bwd_kl", beta=0.1, sft_weight=0.02)
@@ -35,30 +50,31 @@ def num_lines(path):
 
 
 def partials(folder):
-    return len(list(folder.glob(".checkpoint-*.partial-*")))
+    return set(folder.glob(".checkpoint-*.partial-*"))
 
 
-def kill(child, folder, delay_s):
-    """What the run was doing when it was killed, or None if it came to its end before.
+def checkpoints(folder):
+    return set(folder.glob("checkpoint-*"))
 
-    Killed `delay_s` seconds after its first step; without a delay, as soon as it is seen to write a checkpoint.
+
+def kill(folder, delay_s):
+    """What a life was doing when it was killed, or None if it came to its end before.
+
+    Killed `delay_s` seconds after its first checkpoint; without a delay, as soon as it is seen to write one.
     """
-    before = num_lines(folder / "metrics.jsonl")
-    while num_lines(folder / "metrics.jsonl") <= before:  # each life takes one step at least
+    seen = partials if delay_s is None else checkpoints
+    before, left = seen(folder), partials(folder)
+    child = live(folder, 0 if delay_s is None else 2)
+    while not seen(folder) - before:
         if os.waitpid(child, os.WNOHANG) != (0, 0):
             return None
         time.sleep(0.001)
-    if delay_s is None:
-        while not partials(folder):
-            if os.waitpid(child, os.WNOHANG) != (0, 0):
-                return None
-    else:
-        time.sleep(delay_s)
+    time.sleep(delay_s or 0)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
         return None
-    return {"lines": num_lines(folder / "metrics.jsonl"), "writing": partials(folder)}
+    return {"lines": num_lines(folder / "metrics.jsonl"), "writing": len(partials(folder) - left)}
 
 
 if __name__ == "__main__":
@@ -68,7 +84,7 @@ if __name__ == "__main__":
     while True:
         # Every second life ends while it writes, the others at any moment of a step.
         delay_s = draw.uniform(0, 0.02) if len(kills) % 2 else None
-        found = kill(live(root / "killed"), root / "killed", delay_s)
+        found = kill(root / "killed", delay_s)
         if found is None:
             break
         kills.append(found)
