@@ -3,8 +3,10 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from align.evaluation.pairs.arena_hard import LIST_ITEM
 from align.evaluation.tasks.mmlu import STATED
+from align.rewards.answers import math_equality
 from align.rewards.answers.comparison import same_answer
 from align.rewards.answers.extraction import final_answer
 from align.rewards.answers.math_equality import COMPARISON_S, equal_maths
@@ -185,14 +188,14 @@ def test_an_endless_comparison_is_stopped_in_time(answer):
     took_s = time.monotonic() - start
     assert same_answer("x^2 + 1", "1 + x^2"), "the next comparison is as good as any"
     print(f"given up after {took_s:.1f} s")
-    assert took_s < 2 * COMPARISON_S + 100  # it may have had to start a process, on a busy machine
+    assert took_s < 2 * math_equality.START_S  # it may have had to start a process, on a busy machine
 
 
 @pytest.mark.parametrize("text", LONG, ids=lambda text: text[:9])
 def test_a_text_of_many_near_answers_is_searched_in_time(text):
-    start = time.monotonic()
+    start = time.process_time()
     final_answer(text)
-    assert time.monotonic() - start < COMPARISON_S
+    assert time.process_time() - start < COMPARISON_S
 
 
 @pytest.mark.slow
@@ -200,6 +203,23 @@ def test_an_undecided_comparison_is_none():
     assert equal_maths("9^{9^{9^{9}}}", "5") is None
     assert equal_maths("2^2", "4") is True
     assert equal_maths("2^2", "5") is False
+
+
+def test_a_comparison_waits_for_a_worker_that_a_busy_machine_does_not_run(monkeypatch):
+    assert equal_maths("5^2", "25")
+    worker = math_equality._service._worker._process
+    waited = []
+    get = math_equality._Worker._answer
+
+    def answer(self, limit_s):
+        waited.append(limit_s)
+        threading.Timer(0.2, worker.send_signal, [signal.SIGCONT]).start()
+        return get(self, limit_s)
+
+    monkeypatch.setattr(math_equality._Worker, "_answer", answer)
+    worker.send_signal(signal.SIGSTOP)
+    assert equal_maths("6^2", "36")
+    assert waited == [math_equality.START_S]  # its own limit is of processor time
 
 
 def test_concurrent_comparisons_do_not_mix_results():

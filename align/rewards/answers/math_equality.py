@@ -1,8 +1,9 @@
 """Compare mathematical texts by math-verify, in a separate process and in limited time.
 
 math-verify limits itself by signals: these work in the main thread only, on POSIX only, and not inside one long
-operation on integers, as in `9^{9^{9^9}}`. A process can be killed at any time. One process serves many comparisons
-(`math_worker`), because its imports take a second.
+operation on integers, as in `9^{9^{9^9}}`. A process can be killed at any time, on POSIX by a timer of processor time,
+so that a busy machine changes no verdict. One process serves many comparisons (`math_worker`), because its imports take
+a second.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from align.sandbox.process import PROJECT
 
 COMPARISON_S = 5.0  # math-verify's own limit for one comparison
 START_S = 120.0  # for its imports: many starts at a time on a busy machine are slow
-# The worker ends itself after twice the time, where this process no longer exists to kill it
+WAIT_S = COMPARISON_S if sys.platform == "win32" else START_S  # for an answer; on POSIX the worker ends itself
 PROGRAM = (
-    f"import sys; sys.path.append({PROJECT!r}); "
-    f"from align.rewards.answers.math_worker import serve; serve({round(2 * COMPARISON_S)})"
+    f"import sys; sys.path.append({PROJECT!r}); from align.rewards.answers.math_worker import serve; "
+    f"serve({COMPARISON_S})"
 )
 
 
@@ -68,7 +69,7 @@ class _Worker:
             framing.write(self._process.stdin.fileno(), framing.pack_json([given, expected]))
         except OSError:
             return None
-        return self._answer(COMPARISON_S)
+        return self._answer(WAIT_S)
 
     def kill(self) -> None:
         """Kill the process, whatever it is doing."""

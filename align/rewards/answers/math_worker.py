@@ -14,8 +14,11 @@ READY = "ready"
 MEMORY_BYTES = 4 << 30
 
 
-def serve(limit_s: int) -> None:
-    """Answer pairs from standard input on standard output until the input ends; `limit_s` seconds for each at most."""
+def serve(limit_s: float) -> None:
+    """Answer pairs from standard input on standard output until the input ends.
+
+    A pair that takes more than `limit_s` seconds of processor time ends the process; Windows has no such timer.
+    """
     logging.disable()  # math-verify warns that its own limits are off
     warnings.simplefilter("ignore")
     from math_verify import parse, verify  # noqa: PLC0415 - after logging is off
@@ -30,11 +33,11 @@ def serve(limit_s: int) -> None:
         except EOFError:
             return
         if sys.platform != "win32":
-            signal.alarm(limit_s)  # ends this process where the parent no longer exists to do so
+            signal.setitimer(signal.ITIMER_PROF, limit_s)
         given, expected = (parse(f"${text}$", parsing_timeout=0) for text in texts)
         framing.write(answers, framing.pack_json(bool(verify(expected, given, timeout_seconds=0))))
         if sys.platform != "win32":
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _limit_memory() -> None:
