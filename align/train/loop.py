@@ -137,7 +137,7 @@ class Loop:
         self.progress.phase("train", last_step, len(lines))
         with tracked, self.checkpointer.stops(self.progress.note, last_step) as stop, self.selector or nullcontext():
             for number in range(len(lines), last_step):
-                if self._stops(lines):
+                if self._ends_early(lines):
                     break
                 with self.processes.activity(f"step {number + 1}"):
                     before = self.evaluator.evaluate(START) if number == 0 and self.evaluator is not None else {}
@@ -163,7 +163,7 @@ class Loop:
             diverged=diverged,
         )
 
-    def _stops(self, lines: list[dict[str, float]]) -> bool:
+    def _ends_early(self, lines: list[dict[str, float]]) -> bool:
         """Return whether the training ends before its last step, and note why."""
         early = self.training_run.settings.early_stopping
         reason = "a callback returned True" if lines and STOPPED in lines[-1] else None

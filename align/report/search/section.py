@@ -97,4 +97,4 @@ def _outcome(rung: Facts, *, is_chosen: bool) -> str:
         return "not compared yet"
     if is_chosen:
         return "chosen"
-    return "goes on" if rung["goes_on"] else "dropped"
+    return "promoted" if rung["goes_on"] else "dropped"

@@ -70,7 +70,8 @@ def evaluate_policy(tasks: Tasks, policy: str | None, context: RunContext) -> di
         counts[name] = {**read, **result.counts}
         measures[name] = {measure: score._asdict() for measure, score in result.measures.items()}
         measures[name] |= {measure: {"value": None, "reason": why} for measure, why in result.unknown.items()}
-        asked, known = settings.metrics, {**result.scores, **result.measures, **dict.fromkeys(result.unknown)}
+        asked = settings.metrics
+        known = {**result.scores, **result.measures, **dict.fromkeys(result.unknown)}
         metrics = [metric for metric in known if metric in (result.scores if asked is None else asked)]
         if unknown := [metric for metric in asked or () if metric not in known]:
             is_declared = unknown[0] in task.selected(asked, settings.num_responses)
@@ -221,7 +222,9 @@ class _TaskInputs:
 
     def token_groups(self, *, preferred_only: bool, compares: bool = False) -> Sequence[TokenGroup]:
         model, tokenizer = self._rewards if self.settings.task in REWARD_TASKS else self._loaded
-        name, inputs, limit = self.settings.data, self.context.inputs, max_positions(model.base.config)
+        name = self.settings.data
+        inputs = self.context.inputs
+        limit = max_positions(model.base.config)
         kinds = {"best": preferred_only, "compares": compares}
         groups, counts = likelihood_rows(name, inputs, tokenizer, model_limit=limit, **kinds)
         left_out = ", ".join(f"{number} {reason}" for reason, number in counts["left_out"].items()) or "none"
