@@ -176,7 +176,8 @@ def test_a_killed_call_goes_on_where_it_was(models, tmp_path):
     write(tmp_path / "data.jsonl", comparisons(600))
     out, kept = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.work/.groups.jsonl.ratings"
     model, data = str(models / "reward0"), str(tmp_path / "data.jsonl")
-    command = [sys.executable, "-m", "align", "score", "--model", model, "--data", data, "--out", str(out)]
+    held = [sys.executable, str(ROOT / "tests/held.py"), "items", "400"]
+    command = [*held, "score", "--model", model, "--data", data, "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not kept.exists() or kept.read_bytes().count(b"\n") < 100:
