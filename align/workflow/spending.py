@@ -27,9 +27,8 @@ from align.workflow.estimate import ModelPlans
 from align.workflow.recipe.schema import Recipe
 
 SEVERAL_MACHINES = "the step ran on several machines, and only the first one has a meter"
-RECORDS = (
-    ".spent.json"  # in a run folder: what finished steps and abandoned attempts used, which outlasts their folders
-)
+# In a run folder: what finished steps and abandoned attempts used, which outlasts their folders
+RECORDS = ".spent.json"
 
 
 def energy_meter(recipe: Recipe) -> EnergyMeter:
