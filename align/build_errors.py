@@ -9,6 +9,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from align.errors import InputError, Location, MissingKey, UnknownKey, joined, one_line
+from align.foreign_keys import FOREIGN_KEYS
 from align.registry import nearest, suggest
 
 # Keys of version 0.1 and their names since 0.2; removed at 1.0
@@ -95,8 +96,15 @@ def _known(found: _Found) -> set[str]:
 
 def _nearest(found: _Found) -> str | None:
     """Return the key that an unknown one may stand for."""
-    key = str(found.place[-1])
-    return RENAMED_KEYS.get(key) or nearest(key, _known(found))
+    key, known = str(found.place[-1]), _known(found)
+    return RENAMED_KEYS.get(key) or _translated(key, known) or nearest(key, known)
+
+
+def _translated(key: str, known: set[str]) -> str | None:
+    """Return the known key that another project calls `key`; None where there is none."""
+    target, _ = FOREIGN_KEYS.get(key, (None, ""))
+    name = (target or "").rpartition(".")[2]
+    return name if name in known else None
 
 
 def _input_error(found: _Found, place: Location) -> InputError:
@@ -106,7 +114,10 @@ def _input_error(found: _Found, place: Location) -> InputError:
         known = _known(found)
         if RENAMED_KEYS.get(key) in known:
             return InputError(f"this key is called {RENAMED_KEYS[key]!r} since version 0.2", place)
-        return UnknownKey(f"unknown key; {suggest(key, known)}", place)
+        if (meant := _translated(key, known)) is None:
+            return UnknownKey(f"unknown key; {suggest(key, known)}", place)
+        note = FOREIGN_KEYS[key][1]
+        return UnknownKey(f"unknown key; did you mean {meant!r}?{f' ({note})' if note else ''}", place)
     if error["type"] == MISSING:
         return MissingKey("this key is required", place)
     cause = error.get("ctx", {}).get("error")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,6 +34,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     refused: ClassVar[Mapping[str, str]] = {}  # optional keys, also nested, that would always be wrong here -> why
+
+    if not TYPE_CHECKING:  # type checkers derive the parameters from the fields
+
+        def __init__(self, /, **values: Any) -> None:  # noqa: ANN401 - settings of any type
+            """Validate the values; raise `InputError`, one line for each error, where they are wrong."""
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise input_error(error, type(self), values, ()) from None
+
+        __init__.__pydantic_base_init__ = True  # as in BaseModel: settings inside others are validated without it
 
     @model_validator(mode="after")
     def _check_refused(self) -> Self:

@@ -6,7 +6,6 @@ from importlib.util import find_spec
 import pytest
 import torch
 from exported import saved
-from pydantic import ValidationError
 from safetensors.torch import load_file
 from small_runs import OF_COPY, TIED_POLICY, run
 from transformers import AutoModelForCausalLM
@@ -161,5 +160,5 @@ def test_without_torchao_the_stage_is_refused(monkeypatch):
     monkeypatch.setattr(int8, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"stage: torchao, which computes in int8, is not installed: pip install"):
         int8.check_torchao(("stage",))
-    with pytest.raises(ValidationError, match=r"torchao, which computes in int8, is not installed"):
+    with pytest.raises(InputError, match=r"torchao, which computes in int8, is not installed"):
         LocalSettings(quantize="int8")

@@ -5,11 +5,11 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from align.curate.near_duplicates import MinHasher, near_duplicates
 from align.curate.ngrams import WORDS_AND_MARKS, WordHashes, jaccard, ngram_hashes, normalized
 from align.curate.settings import Bands, NearDuplicateSettings
+from align.errors import InputError
 
 NGRAM = 5
 
@@ -107,5 +107,5 @@ def test_words_of_scripts_without_spaces_are_characters():
 
 
 def test_too_few_permutations_for_the_threshold_are_refused():
-    with pytest.raises(ValidationError, match="17 are needed"):
+    with pytest.raises(InputError, match="17 are needed"):
         NearDuplicateSettings(threshold=0.35, permutations=16)

@@ -12,6 +12,7 @@ from transformers import (
 
 from align.config import build
 from align.errors import InputError
+from align.models.settings import LoraSettings, PolicySettings
 from align.train.objectives.settings import PreferenceSettings
 from align.train.passes.early_stopping import EarlyStopping
 from align.train.settings import TrainSettings
@@ -76,6 +77,29 @@ NUM_STEPS = [
 @pytest.mark.parametrize(("groups", "per_step", "changes", "steps"), NUM_STEPS)
 def test_a_run_has_as_many_steps_as_its_epochs_ask_for(groups, per_step, changes, steps):
     assert TrainSettings(learning_rate=1.0, prompts_per_step=per_step, **changes).num_steps(groups) == steps
+
+
+IN_PYTHON = [
+    (TrainSettings, {"lr": 1e-4}, "lr: unknown key; did you mean 'learning_rate'?"),
+    (
+        TrainSettings,
+        {"learning_rate": 1.0, "warmup_ratio": 0.1},
+        "warmup_ratio: unknown key; did you mean 'warmup_steps'? (in optimizer steps)",
+    ),
+    (TrainSettings, {"learning_rate": 0.0}, "learning_rate: Input should be greater than 0 (got 0.0)"),
+    (TrainSettings, {}, "learning_rate: this key is required"),
+    (LoraSettings, {"r": 8}, "r: unknown key; did you mean 'rank'?"),
+    (PolicySettings, {"path": "m", "lora": {"lora_alpha": 8.0}}, "lora.lora_alpha: unknown key; did you mean 'alpha'?"),
+    (SnapshotSettings, {"last": 2, "evry": 3}, "evry: unknown key; did you mean 'every'? available: every, last"),
+]
+
+
+@pytest.mark.parametrize(("settings", "values", "line"), IN_PYTHON)
+def test_wrong_settings_in_python_are_an_error_of_one_line(settings, values, line):
+    with pytest.raises(InputError) as wrong:
+        settings(**values)
+    assert str(wrong.value) == line
+    assert wrong.value.__suppress_context__  # pydantic's error of several lines is not printed
 
 
 WRONG = [
