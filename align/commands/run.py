@@ -26,7 +26,7 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
     loaded = command.loaded
     check_inputs(loaded, recipe, overrides, until=until)
     # These import torch; errors in the recipe come first
-    from align.workflow.estimate import disk_need, estimate  # noqa: PLC0415
+    from align.workflow.estimate import ModelPlans, check_templates, disk_need, estimate  # noqa: PLC0415
     from align.workflow.results.tables import plan_table, run_tables  # noqa: PLC0415
     from align.workflow.runner import planned, run_recipe  # noqa: PLC0415
 
@@ -39,7 +39,9 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
             console.print(note, highlight=False, soft_wrap=True)
         return
     with command.located():
-        disk = disk_need(plan.loaded)
+        plans = ModelPlans(plan.loaded)
+        check_templates(plan.loaded, plans, until=until)
+        disk = disk_need(plan.loaded, plans)
     manifests: dict[str, dict[str, Any]] = {}
     with shown_progress(loaded.accounting.currency) as progress, command.located():
         for call in calls(command, until=until, rerun_from=rerun_from):

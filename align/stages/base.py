@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -19,6 +19,8 @@ from align.stages.inputs.opening import first_records
 from align.stages.inputs.sources import SourceSettings, source_key
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from align.data.token_groups import TokenGroup
     from align.stages.costs.estimates import Estimate, Planning
     from align.stages.inputs.context import ModelSpec, RunContext, StepInputs
@@ -109,6 +111,7 @@ class Stage(LaunchSettings, ABC):
     stage: Any = Field(description="Kind of the step, or your own as `module:Class`.")  # narrowed by each stage
 
     makes: ClassVar[str]
+    renders_rows: ClassVar[bool] = False  # whether the chat template of the step's model renders rows of its sources
     is_compressed: ClassVar[bool] = False  # whether its policy is a smaller copy of another one
 
     def expand(self, name: str, before: Mapping[str, Stage], policies: Sequence[str]) -> list[Placed]:
@@ -205,6 +208,13 @@ class Stage(LaunchSettings, ABC):
         """Read the first rows of a source; raise an error located below it if the step cannot use them."""
         for _ in first_records(source):
             pass
+
+    def check_template(self, name: str, source: SourceSettings, load: Callable[[], PreTrainedTokenizerBase]) -> None:
+        """Raise for one of the first rows that the chat template of the step's model cannot render."""
+        if self.renders_rows:
+            from align.stages.inputs.rendering import check_template  # noqa: PLC0415 - imports transformers
+
+            check_template(name, source, load())
 
     def columns(self, inputs: StepInputs) -> list[Column]:
         """Return the columns of the results table that the step fills."""

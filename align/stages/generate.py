@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from align.distributed.launch import check_launch
 from align.errors import InputError, Location, within
+from align.inference.settings import LocalSettings
 from align.records import Prompt
 from align.registry import pick
 from align.stages.base import GROUPS, POLICY, SOURCE, Input, Stage, UsedEngine, latest_policy
@@ -27,6 +28,9 @@ from align.stages.responses.settings import (
     local_precision,
 )
 from align.synth.group_statistics import GroupStatistics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Generate(GenerationSettings, Stage):
@@ -100,6 +104,15 @@ class Generate(GenerationSettings, Stage):
         """Read the first rows; procedural ones may end with the number of prompts that the step takes."""
         if not source.is_procedural:
             super().open_rows(name, source)
+
+    def check_template(self, name: str, source: SourceSettings, load: Callable[[], PreTrainedTokenizerBase]) -> None:
+        """Raise for one of the first prompts that the chat template of the policy cannot render."""
+        local = self.engine.local or LocalSettings()
+        is_policys = self.engine.kind == "local" and local.tokenizer is None and local.chat_template is None
+        if self.policies and is_policys:
+            from align.stages.inputs.rendering import check_template  # noqa: PLC0415 - imports transformers
+
+            check_template(name, source, load(), prompts=True)
 
     def named_models(self) -> list[tuple[str, Location]]:
         """Return the models that are loaded here, and those of judges."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from align.accounting.communication import FP32
+from align.errors import ErrorList
 from align.evaluation.task import TaskSize
 from align.models.loading.config import dimensions
 from align.models.loading.gguf import read_once
@@ -96,10 +97,34 @@ def _sources(recipe: Recipe, name: str, made: Mapping[str, Estimate]) -> dict[st
     return found
 
 
-def disk_need(recipe: Recipe) -> tuple[int, int]:
+def check_templates(recipe: Recipe, plans: ModelPlans, *, until: str | None = None) -> None:
+    """Raise for first rows that the chat template of a step cannot render; rows that a step makes are not there yet.
+
+    `until` is the last step that is checked.
+    """
+    silence_transformers()
+    names = list(recipe.steps)
+    last = recipe.expanded(until)[-1] if until is not None else names[-1]
+    errors = ErrorList()
+    checked = set[tuple[str, ...]]()
+    for name in names[: names.index(last) + 1]:
+        step = recipe.steps[name]
+        sources = recipe.sections(name).data
+        for source in step.shares() if name not in recipe.copies else ():
+            if source not in sources or sources[source].made_by is not None:
+                continue
+            key = (step.stage, repr(plans.start(name)), sources[source].model_dump_json())
+            if key not in checked:  # trials have the sources of others
+                checked.add(key)
+                with errors.collect():
+                    step.check_template(source, sources[source], lambda name=name: plans.loaded(name)[0])
+    errors.raise_found()
+
+
+def disk_need(recipe: Recipe, plans: ModelPlans | None = None) -> tuple[int, int]:
     """Return the bytes of the run's models, and of the largest step's checkpoints while it runs."""
     silence_transformers()
-    plans = ModelPlans(recipe)
+    plans = plans or ModelPlans(recipe)
     models = 0
     checkpoints = 0
     for name, step in recipe.steps.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align.distributed.progress import SilentProgress
-from align.workflow.estimate import disk_need
+from align.workflow.estimate import ModelPlans, check_templates, disk_need
 from align.workflow.launcher import Command
 from align.workflow.recipe.inputs import check_inputs
 from align.workflow.runner import RunProgress, run_recipe
@@ -40,10 +40,13 @@ def run(
     """
     command = Command(Path(recipe), tuple(overrides))
     check_inputs(command.loaded, command.recipe, overrides, until=until)
-    disk = disk_need(assumed(command)[0].loaded)
     found = dict[str, dict[str, Any]]()
     progress = progress or SilentRunProgress()
     with command.located():
+        planned = assumed(command)[0].loaded
+        plans = ModelPlans(planned)
+        check_templates(planned, plans, until=until)
+        disk = disk_need(planned, plans)
         for call in calls(command, until=until, rerun_from=rerun_from):
             found = run_recipe(call.command, progress, disk=disk, until=call.until, rerun_from=call.rerun_from)
     return found

@@ -1,10 +1,14 @@
 """What a check holds to be known before anything runs is what comes out when it runs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from small_runs import SMALL_POLICY, written
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+import align
 from align.data.token_groups import TokenGroup, TokenSequence
 from align.distributed.processes import Processes
 from align.errors import InputError
@@ -20,6 +24,8 @@ from align.procedural import tasks
 from align.stages.evaluate import Evaluate
 from align.stages.inputs.sources import SourceSettings
 from align.stages.responses.tasks import TaskSettings
+from align.workflow.estimate import ModelPlans, check_templates
+from align.workflow.recipe.load import load_recipe
 from align.workflow.recipe.schema import Recipe
 from align.workflow.recipe.validation import check_columns
 
@@ -108,3 +114,39 @@ def test_the_same_evaluation_of_others_shares_its_column():
     checked(one=evaluation(maths=GSM8K), other=evaluation(maths=GSM8K | {"data": "same"}))
     strict = {"data": "sums", "task": "ifeval", "metrics": ["prompt_strict"]}
     checked(one=evaluation(**{"text": strict, "text prompt_strict": GSM8K}))
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+LATER = {
+    "an sft step": "later: {{stage: sft, data: others, train: {{learning_rate: 1.0e-3}}}}",
+    "sampling": "later: {{stage: generate, data: others, judges: []}}",
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+def test_a_chat_template_that_fails_on_rows_of_a_later_step_is_reported_before_the_first(tmp_path, later):
+    (tmp_path / "strict.jinja").write_text(NO_SYSTEM)
+    chats = [[{"role": "user", "content": "ask"}, {"role": "assistant", "content": f"say {row}"}] for row in range(30)]
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    chats[20].insert(0, {"role": "system", "content": "be brief"})
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    text = SMALL_POLICY.replace("chatml", f"{tmp_path}/strict.jinja") + (
+        "data:\n"
+        f"  shown: {{{{path: {tmp_path}/plain.jsonl}}}}\n"
+        f"  others: {{{{path: {tmp_path}/others.jsonl}}}}\n"
+        "steps:\n"
+        "  base: {{stage: import, vocab_size: 300}}\n"
+        "  first: {{stage: sft, data: shown, train: {{learning_rate: 1.0e-3}}}}\n"
+        f"  {LATER[later]}\n"
+    )
+    path = written(tmp_path, text)
+    with pytest.raises(InputError, match=r"small\.yaml:\d+: data\.others\.path: .*others\.jsonl: row 21: .*no system"):
+        align.run(path)
+    assert not (tmp_path / "runs").exists()
+    recipe = load_recipe(path, ["data.others.on_error=skip"])
+    check_templates(recipe, ModelPlans(recipe))
+    check_templates(load_recipe(path), ModelPlans(recipe), until="first")

@@ -70,6 +70,7 @@ class TrainingStage(Stage):
         description="Earlier step whose training this one continues; it has the same settings and `train.until_step`.",
     )
 
+    renders_rows: ClassVar[bool] = True
     can_choose_tokens: ClassVar[bool] = False
     can_split_rows: ClassVar[bool] = False
 
