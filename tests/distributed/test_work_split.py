@@ -128,7 +128,7 @@ def test_a_killed_launch_goes_on_in_one_process_and_makes_nothing_twice(both, tm
     command = ["generate", "--policy", policy, "--data", "tasks:general", "--limit", "120"]
     more = ["sampling.max_new_tokens=40", "engine.local.precision=fp32", "engine.local.batch_size=4"]
     judge = ["--judge", "verifier reward=both"]
-    call = ["-m", "align", *command, "--out", tmp_path / "two.jsonl", *judge, *more]
+    call = [ROOT / "tests/held.py", "items", "60", *command, "--out", tmp_path / "two.jsonl", *judge, *more]
     child, last = start(ROOT / TWO, "--main_process_port", "0", *call), time.monotonic() + 300
     while min(len(items(path)) for path in kept) < 10:  # each of them is at work
         assert child.poll() is None and time.monotonic() < last, finish(child, 5)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import told
+from launching import ROOT, told
 from test_distributed import compare
 from two_nodes import Loopback, Wire, finish_both, run_on_both, start_on_both, why_no_wire
 
@@ -54,7 +54,8 @@ def test_a_node_that_is_cut_off_ends_both_and_the_next_run_goes_on(tmp_path, wir
     path.write_text(RECIPE.format(runs=tmp_path / "runs"))
     folder.mkdir(parents=True)
     os.symlink(tmp_path / "alone/runs/small/base", folder / "base")
-    train = ["-m", "align", "train", path, "--step", "sft", *LONG]
+    # They wait at half of their steps, so that they are cut off at work however late this process is
+    train = [ROOT / "tests/held.py", "steps", STEPS // 2, path, "train", path, "--step", "sft", *LONG]
 
     launches = start_on_both(wire, "zero2-cpu-2.yaml", *train)
     log = folder / "sft.partial/metrics.jsonl"
