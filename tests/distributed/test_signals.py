@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import psutil
 import pytest
@@ -185,7 +185,10 @@ def test_outside_of_the_main_thread_the_signals_are_left_as_they_are():
 
 
 def interrupted(folder, until, signals, *overrides):
-    """The exit status and the last line of a run that is sent signals once `until` is true of its stderr."""
+    """The exit status and the last line of a run that is sent signals once `until` is true.
+
+    Between two signals it cannot end, because the processes that train have been stopped.
+    """
     command = [sys.executable, "-m", "align", "run", str(written(folder)), *overrides]
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
     # A shell's background job, as a test may be, is born with Ctrl-C ignored
@@ -198,11 +201,25 @@ def interrupted(folder, until, signals, *overrides):
         while not until():
             assert child.poll() is None and time.monotonic() < deadline, (folder / "said").read_text()
             time.sleep(0.02)
-        for number in signals:
+        if len(signals) > 1:
+            for each in psutil.Process(child.pid).children(recursive=True):
+                if each.ppid() != child.pid:  # the launcher's
+                    each.suspend()
+        for number in signals[:-1]:
             child.send_signal(number)
-            time.sleep(0.2)
+            while "press Ctrl-C again" not in (folder / "said").read_text():
+                assert child.poll() is None and time.monotonic() < deadline, (folder / "said").read_text()
+                time.sleep(0.02)
+        child.send_signal(signals[-1])
         status = child.wait(timeout=300)
     return status, (folder / "said").read_text().splitlines()[-1]
+
+
+def cmdline(process):
+    """The words of a process; of one that has ended, none."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def steps_taken(folder):
@@ -210,13 +227,13 @@ def steps_taken(folder):
     return file.read_text().count("\n") if file.is_file() else 0
 
 
-LONG = ("steps.sft.train.epochs=400", "--until", "sft")
+LONG = ("steps.sft.train.epochs=40000", "--until", "sft")
 
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_saves_the_step_and_says_where_a_rerun_resumes(tmp_path):
     status, last = interrupted(tmp_path, lambda: steps_taken(tmp_path) > 2, [signal.SIGINT], *LONG)
-    told = re.fullmatch(r"align: .*stopped by Ctrl-C: saved a checkpoint after step (\d+) of 2400; rerun .*", last)
+    told = re.fullmatch(r"align: .*stopped by Ctrl-C: saved a checkpoint after step (\d+) of 240000; rerun .*", last)
     assert told and status == 130, (status, last)
     assert (tmp_path / f"runs/small/sft.partial/checkpoint-{told[1]}").is_dir()
 
@@ -237,10 +254,12 @@ def test_a_signal_before_the_training_loop_says_at_which_step_a_rerun_resumes(tm
 def test_ctrl_c_reaches_the_processes_of_a_launched_step_through_the_pipeline_alone(tmp_path):
     launch = "steps.sft.launch=launch/ddp-cpu-2.yaml"
     status, last = interrupted(tmp_path, lambda: steps_taken(tmp_path) > 2, [signal.SIGINT], launch, *LONG)
-    told = re.fullmatch(r"align: sft: stopped by Ctrl-C: saved a checkpoint after step (\d+) of 2400; rerun .*", last)
+    told = re.fullmatch(r"align: sft: stopped by Ctrl-C: saved a checkpoint after step (\d+) of 240000; rerun .*", last)
     assert told and status == 130, (status, last)
     kept = int(told[1])
     status, last = interrupted(tmp_path, lambda: steps_taken(tmp_path) > kept, [signal.SIGINT] * 2, launch, *LONG)
     assert status == 130 and "a rerun of the same command resumes at step 'sft'" in last, (status, last)
-    left = [each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"] or ())]
-    assert [each for each in left if each.status() != psutil.STATUS_ZOMBIE] == []
+    deadline = time.monotonic() + 100
+    while left := [line for line in map(cmdline, psutil.process_iter()) if str(tmp_path) in line]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)

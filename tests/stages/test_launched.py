@@ -104,10 +104,10 @@ class Stops(Told):
 @pytest.mark.usefixtures("forked_launches")
 @pytest.mark.parametrize("launch", ["cpu-1", "ddp-cpu-2"])
 def test_a_pipeline_that_is_told_to_stop_tells_its_children_who_keep_their_step(tmp_path, launch):
-    longer = "steps.sft.train.epochs=40"  # 240 steps, and no checkpoint is due before a quarter of an hour
+    longer = "steps.sft.train.epochs=40000"  # 240,000 steps, and no checkpoint is due before a quarter of an hour
     with pytest.raises(RunError, match="^sft: .*SIGTERM: saved a checkpoint after step") as stopped:
         run(tmp_path, f"steps.sft.launch=launch/{launch}.yaml", longer, told=Stops())
-    step = re.search(r"after step (\d+) of 240", str(stopped.value))[1]
+    step = re.search(r"after step (\d+) of 240000", str(stopped.value))[1]
     working = tmp_path / "runs/small/sft.partial"
     assert (working / f"checkpoint-{step}").is_dir()
     assert len((working / "metrics.jsonl").read_text().splitlines()) == int(step)
