@@ -1,8 +1,9 @@
 """A program that behaves like `vllm serve`, for tests: it starts as it does, answers as it does, and fails on demand.
 
 Its answers depend on the served folder's weights, the messages and the seed only, its scores of sequences on weights
-and tokens. A child in a session of its own
-stands for the workers of a real engine. The environment variable STUB_FAULT names what goes wrong.
+and tokens. A child in a session of its own stands for the workers of a real engine. The environment variable STUB_FAULT
+names what goes wrong. The server of the policy that STUB_HOLD names answers HELD_AFTER requests and no more, so that a
+test can kill who asks it.
 """
 
 import argparse
@@ -31,6 +32,7 @@ FAULTS = {
     "stubborn": "it ignores SIGTERM",
 }
 VERSION = "0.33.0"
+HELD_AFTER = 12
 
 
 def arguments(words):
@@ -106,6 +108,8 @@ class Handler(JsonHandler):
         """Count an answer, and fail after the last."""
         with self.server.lock:
             self.server.answers += 1
+            if self.server.is_held and self.server.answers > HELD_AFTER:
+                time.sleep(600)
             if self.server.answers > self.server.most_answers:
                 print("torch.AcceleratorError: CUDA error: an illegal memory access", flush=True)
                 os._exit(5)
@@ -132,6 +136,7 @@ def main(words):
     server = ThreadingHTTPServer((given.host, given.port), Handler)
     server.daemon_threads, server.lock, server.answers = True, threading.Lock(), 0
     server.most_answers = int(os.environ["STUB_ANSWERS"]) if fault == "crash later" else sys.maxsize
+    server.is_held = given.served_model_name.startswith(f"{os.environ.get('STUB_HOLD', 'nobody')}-")
     adapters = [given.lora_modules["name"]] if given.lora_modules else []
     server.names = ["other"] if fault == "wrong name" else [given.served_model_name, *adapters]
     folders = [given.model, *([given.lora_modules["path"]] if given.lora_modules else [])]

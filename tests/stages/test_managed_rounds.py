@@ -118,9 +118,11 @@ def test_rounds_that_are_killed_at_any_moment_leave_no_server_and_resume_to_the_
     path = written(tmp_path / "killed", text)
     words = [sys.executable, "-m", "align", "run", str(path)]
     mark = re.search(r"STUB_MARK: ([\w-]+)", text)[1]
-    killed = random.choice(("rpo-1-samples", "rpo-2-samples"))
+    killed, policy = random.choice((("rpo-1-samples", "sft"), ("rpo-2-samples", "rpo-1")))
     log = tmp_path / "killed/runs/small" / f"{killed}.partial" / "engine.log"  # there once the step's server starts
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"STUB_HOLD": policy}  # so that the step cannot end before the kill
+    nowhere = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, **nowhere)
     while not log.exists():
         assert process.poll() is None
         time.sleep(0.005)
