@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import replace
 from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
 from align.data.chat_encoder import ChatEncoder
-from align.records import Comparison, Prompt, Record, at_place
+from align.records import Comparison, Located, Prompt, Record, at_place
 from align.stages.inputs.opening import SEARCHED_ROWS, first_records
 from align.stages.inputs.sources import SourceSettings, rows_of
 from align.synth.scored_groups import prompt_of
@@ -47,7 +46,7 @@ def _render(encoder: ChatEncoder, source: SourceSettings, *, prompts: bool) -> N
             with at_place(located.place):
                 encoder.check_prompt(record)
         else:
-            for _ in encoder.encode_located([replace(located, record=record)]):
+            for _ in encoder.encode_located([Located(record, located.place)]):
                 pass
 
 
