@@ -40,8 +40,8 @@ def run(recipe: Path, overrides: Sequence[str], *, until: str | None, rerun_from
         return
     with command.located():
         plans = ModelPlans(plan.loaded)
-        check_templates(plan.loaded, plans, until=until)
-        disk = disk_need(plan.loaded, plans)
+        check_templates(plans, until=until)
+        disk = disk_need(plans)
     manifests: dict[str, dict[str, Any]] = {}
     with shown_progress(loaded.accounting.currency) as progress, command.located():
         for call in calls(command, until=until, rerun_from=rerun_from):

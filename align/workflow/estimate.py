@@ -26,20 +26,20 @@ class ModelPlans:
     """The model of each step before any step has run; each tokenizer and configuration is made once."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
+        self.recipe = recipe
         self._loaded: dict[str, tuple[PreTrainedTokenizerBase, PretrainedConfig]] = {}
         self._task_sizes: dict[str, TaskSize] = {}
 
     def start(self, name: str) -> ModelSpec:
         """Return the model that a step starts from or asks."""
-        start = self._recipe.steps[name].start
+        start = self.recipe.steps[name].start
         if start is None:
-            return ModelSpec(self._recipe.sections(name).policy)
-        return self._recipe.steps[start].model(self.start(start))
+            return ModelSpec(self.recipe.sections(name).policy)
+        return self.recipe.steps[start].model(self.start(start))
 
     def loaded(self, name: str) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
         """Return tokenizer and configuration of the model that a step makes, trains or asks."""
-        spec = self._recipe.steps[name].model(self.start(name))
+        spec = self.recipe.steps[name].model(self.start(name))
         key = repr((spec.settings, spec.vocab_size))
         if key not in self._loaded:
             with tempfile.TemporaryDirectory() as folder, read_once():
@@ -56,7 +56,7 @@ class ModelPlans:
 
         return Planning(
             name=name,
-            inputs=self._recipe.resolved(name),
+            inputs=self.recipe.resolved(name),
             spec=self.start(name),
             load=load,
             dimensions_of=lambda other: dimensions(self.loaded(other)[1]),
@@ -97,12 +97,13 @@ def _sources(recipe: Recipe, name: str, made: Mapping[str, Estimate]) -> dict[st
     return found
 
 
-def check_templates(recipe: Recipe, plans: ModelPlans, *, until: str | None = None) -> None:
+def check_templates(plans: ModelPlans, *, until: str | None = None) -> None:
     """Raise for first rows that the chat template of a step cannot render; rows that a step makes are not there yet.
 
     `until` is the last step that is checked.
     """
     silence_transformers()
+    recipe = plans.recipe
     names = list(recipe.steps)
     last = recipe.expanded(until)[-1] if until is not None else names[-1]
     errors = ErrorList()
@@ -121,10 +122,10 @@ def check_templates(recipe: Recipe, plans: ModelPlans, *, until: str | None = No
     errors.raise_found()
 
 
-def disk_need(recipe: Recipe, plans: ModelPlans | None = None) -> tuple[int, int]:
+def disk_need(plans: ModelPlans) -> tuple[int, int]:
     """Return the bytes of the run's models, and of the largest step's checkpoints while it runs."""
     silence_transformers()
-    plans = plans or ModelPlans(recipe)
+    recipe = plans.recipe
     models = 0
     checkpoints = 0
     for name, step in recipe.steps.items():

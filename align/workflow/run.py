@@ -43,10 +43,9 @@ def run(
     found = dict[str, dict[str, Any]]()
     progress = progress or SilentRunProgress()
     with command.located():
-        planned = assumed(command)[0].loaded
-        plans = ModelPlans(planned)
-        check_templates(planned, plans, until=until)
-        disk = disk_need(planned, plans)
+        plans = ModelPlans(assumed(command)[0].loaded)
+        check_templates(plans, until=until)
+        disk = disk_need(plans)
         for call in calls(command, until=until, rerun_from=rerun_from):
             found = run_recipe(call.command, progress, disk=disk, until=call.until, rerun_from=call.rerun_from)
     return found

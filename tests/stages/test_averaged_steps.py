@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from small_runs import RECIPE, ROOT, run, written
 
 from align.errors import InputError
-from align.workflow.estimate import disk_need
+from align.workflow.estimate import ModelPlans, disk_need
 from align.workflow.estimate import estimate as check
 from align.workflow.recipe.load import load_recipe
 
@@ -30,7 +30,7 @@ def test_a_step_saves_the_mean_of_what_it_would_save_if_it_stopped_earlier(tmp_p
 def test_check_counts_the_average_like_a_moment(tmp_path, monkeypatch):
     def found(*overrides):
         recipe = load_recipe(written(tmp_path), overrides)
-        return next(each for each in check(recipe) if each.name == "sft"), disk_need(recipe)[1]
+        return next(each for each in check(recipe) if each.name == "sft"), disk_need(ModelPlans(recipe))[1]
 
     (plain, disk), (averaged, disk_averaged) = found(), found(AVERAGE)
     size = 4 * plain.weights

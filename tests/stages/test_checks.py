@@ -147,6 +147,5 @@ def test_a_chat_template_that_fails_on_rows_of_a_later_step_is_reported_before_t
     with pytest.raises(InputError, match=r"small\.yaml:\d+: data\.others\.path: .*others\.jsonl: row 21: .*no system"):
         align.run(path)
     assert not (tmp_path / "runs").exists()
-    recipe = load_recipe(path, ["data.others.on_error=skip"])
-    check_templates(recipe, ModelPlans(recipe))
-    check_templates(load_recipe(path), ModelPlans(recipe), until="first")
+    check_templates(ModelPlans(load_recipe(path, ["data.others.on_error=skip"])))
+    check_templates(ModelPlans(load_recipe(path)), until="first")

@@ -6,7 +6,7 @@ import pytest
 from small_runs import metrics, run, written
 
 from align.commands.check import check
-from align.workflow.estimate import disk_need, estimate
+from align.workflow.estimate import ModelPlans, disk_need, estimate
 from align.workflow.recipe.load import load_recipe
 from align.workflow.results.tables import plan_table
 from align.workflow.runner import planned
@@ -51,7 +51,7 @@ def test_a_mixture_is_imported_and_trained_and_its_unknown_cost_is_null_with_the
 
 def test_an_estimate_of_a_mixture_says_what_is_unknown_and_knows_its_size(tmp_path):
     recipe = load_recipe(written(tmp_path), GPT_OSS)
-    models, checkpoints = disk_need(recipe)
+    models, checkpoints = disk_need(ModelPlans(recipe))
     found = list(estimate(recipe))
     assert [each.flops for each in found[1:]] == [None, None]
     assert all("not gpt_oss" in each.unknown and each.tokens for each in found[1:])
