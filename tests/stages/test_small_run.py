@@ -354,10 +354,11 @@ def test_a_base_takes_its_samples_from_another_model_and_a_score_judges_them_ane
         assert len(row["responses"]) == 2
     assert made["samples"]["inputs"] == {} and made["dpo"]["inputs"].keys() == {"base", "rescored"}
     tokenizer, ledger = AutoTokenizer.from_pretrained(weak / "dpo"), made["samples"]["ledger"]
-    prompts = {json.dumps(row["prompt"]): row["prompt"] for row in groups}.values()
-    asked = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in prompts]
-    assert len(groups) == 6  # so each prompt is known, and three responses to it of 1 to 6 tokens
-    assert 6 * 3 <= ledger["tokens_computed"] - sum(map(len, asked)) <= 6 * 3 * 6
+    prompts = tasks.prompts("general", num_rows=6, seed=0, split="train")  # a tie has no group, and is computed, too
+    chats = [[{"role": message.role, "content": message.content} for message in each.messages] for each in prompts]
+    assert texts.keys() <= set(map(json.dumps, chats))
+    asked = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+    assert 6 * 3 <= ledger["tokens_computed"] - sum(map(len, asked)) <= 6 * 3 * 6  # three responses of 1 to 6 tokens
     weights = sum(each.numel() for name, each in base.items() if ".layers." in name and each.ndim == 2)
     assert ledger["flops"] > 2 * weights * ledger["tokens_computed"] and ledger["weights"] > weights
 
