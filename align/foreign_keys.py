@@ -13,10 +13,16 @@ WORKERS = "rows are encoded once, at the start of a step"
 # Key elsewhere -> (key of a recipe or None, what else to know); NAME stands for the name of a source or a step
 FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
     **dict.fromkeys(
-        ("batch_size", "per_device_train_batch_size", "train_batch_size", "global_batch_size", "total_batch_size"),
+        (
+            "batch_size",
+            "per_device_train_batch_size",
+            "train_batch_size",
+            "global_batch_size",
+            "total_batch_size",
+            "gradient_accumulation_steps",
+        ),
         ("steps.NAME.train.prompts_per_step", PROMPTS_PER_STEP),
     ),
-    "gradient_accumulation_steps": ("steps.NAME.train.prompts_per_step", PROMPTS_PER_STEP),
     **dict.fromkeys(
         ("micro_batch_size", "auto_find_batch_size"),
         ("steps.NAME.train.tokens_per_micro_batch", "tokens of one forward pass, which decide memory and speed only"),
@@ -37,9 +43,9 @@ FOREIGN_KEYS: dict[str, tuple[str | None, str]] = {
         ("steps.NAME.train.precision", "fp32, bf16 or, on some CPUs, bf16-products"),
     ),
     "torch_compile": ("steps.NAME.train.compile", "none or pieces"),
-    **dict.fromkeys(("eval_steps", "evals_per_epoch"), ("steps.NAME.train.evaluate_every", "in optimizer steps")),
     **dict.fromkeys(
-        ("eval_strategy", "evaluation_strategy"), ("steps.NAME.train.evaluate_every", "in optimizer steps")
+        ("eval_steps", "evals_per_epoch", "eval_strategy", "evaluation_strategy"),
+        ("steps.NAME.train.evaluate_every", "in optimizer steps"),
     ),
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model"), ("steps.NAME.train.keep", "last or best")),
     **dict.fromkeys(("save_steps", "saves_per_epoch"), ("steps.NAME.train.checkpoint_steps", "in optimizer steps")),

@@ -40,18 +40,17 @@ class Done:
     precision: str = "fp32"
     wire_bytes: int | None = 0
     device: str = "cpu"
-    is_elsewhere: bool = False  # a model ran on a server or in a user's own engine, which counts no tokens
 
     @classmethod
     def elsewhere(cls, *, devices: int) -> Self:
         """Return the work of models on a server or in a user's own engine, which is unknown."""
-        return cls(dimensions=ELSEWHERE, is_elsewhere=True, devices=devices)
+        return cls(dimensions=ELSEWHERE, devices=devices)
 
     @property
     def tokens_computed(self) -> int | None:
-        """Return the tokens of all forward passes; None where they are unknown."""
+        """Return the tokens of all forward passes; None where a model ran elsewhere, which counts none."""
         works = [self.trained, self.observed, *(work for _, work in self.others)]
-        return None if self.is_elsewhere else sum_work(works).tokens
+        return None if self.dimensions == ELSEWHERE else sum_work(works).tokens
 
     @property
     def flops(self) -> tuple[float | None, str]:
